@@ -1,0 +1,235 @@
+"""The T5 v1.1 encoder (arXiv:1910.10683, arXiv:2002.05202), and the decoder that pretrains it.
+
+Keyword fields carry the names of Hugging Face's `T5Config`, so a `config.json` maps onto a module one to one.
+
+B batch, L text length, M memory length, D = d_model, H = num_heads, K = d_kv.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from imagen_jax.errors import UsageError
+
+# Low enough that exp underflows to exactly 0, finite so that a row without any token stays free of NaN.
+MASKED_LOGIT = -1e9
+
+
+def relative_position_bucket(
+    relative_position: np.ndarray, *, bidirectional: bool, num_buckets: int, max_distance: int
+) -> np.ndarray:
+    """Bucket of each offset key − query, in [0, num_buckets).
+
+    Half of the buckets of a direction hold one offset each, the other half grow logarithmically up to `max_distance`,
+    and everything further shares the last one. Bidirectional: keys to the right take the upper half of the buckets.
+    Causal: keys to the right share bucket 0 with the query itself (they are masked anyway). arXiv:1910.10683, 2.1.
+    """
+    offset = np.asarray(relative_position)
+    if bidirectional:
+        num_buckets //= 2
+        side = np.where(offset > 0, num_buckets, 0)
+        distance = np.abs(offset)
+    else:
+        side = np.zeros_like(offset)
+        distance = np.maximum(-offset, 0)
+    exact = num_buckets // 2
+    # float32, because published weights were trained with buckets whose edges were rounded in float32
+    ratio = np.log(np.maximum(distance, exact).astype(np.float32) / np.float32(exact))
+    ratio = ratio / np.float32(math.log(max_distance / exact))
+    coarse = exact + (ratio * np.float32(num_buckets - exact)).astype(np.int32)
+    return side + np.where(distance < exact, distance, np.minimum(coarse, num_buckets - 1))
+
+
+class RMSNorm(nn.Module):
+    """Scale by the root mean square, without mean or bias. [..., D] -> [..., D]"""
+
+    epsilon: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        x32 = x.astype(jnp.float32)  # squares in float32: T5's residual stream reaches 1e4, bf16 loses the small terms
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.epsilon)
+        return (x32 * scale.astype(jnp.float32)).astype(self.dtype)
+
+
+class RelativeBias(nn.Module):
+    """A learned bias per head and offset bucket, added to the attention logits. length -> [H, L, L] float32"""
+
+    num_heads: int
+    d_model: int
+    num_buckets: int
+    max_distance: int
+    bidirectional: bool
+
+    @nn.compact
+    def __call__(self, length: int) -> jax.Array:
+        std = self.d_model**-0.5
+        table = self.param("embedding", nn.initializers.normal(std), (self.num_buckets, self.num_heads))
+        position = np.arange(length)
+        bucket_LL = relative_position_bucket(
+            position[None, :] - position[:, None],
+            bidirectional=self.bidirectional,
+            num_buckets=self.num_buckets,
+            max_distance=self.max_distance,
+        )
+        return jnp.transpose(table.astype(jnp.float32)[bucket_LL], (2, 0, 1))
+
+
+def linear(features: int, std: float, dtype: Any, name: str) -> nn.Dense:
+    """A matrix without bias, drawn from a normal of the given standard deviation: T5 has no other kind."""
+    return nn.Dense(features, use_bias=False, kernel_init=nn.initializers.normal(std), dtype=dtype, name=name)
+
+
+class Attention(nn.Module):
+    """Multi-head attention without 1/sqrt(K): T5 moves that factor into the initialisation of q."""
+
+    num_heads: int
+    d_kv: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, memory: jax.Array, bias: jax.Array) -> jax.Array:
+        """x [B, L, D], memory [B, M, D], bias broadcastable to [B, H, L, M] -> [B, L, D]"""
+        width = x.shape[-1]
+        inner = self.num_heads * self.d_kv
+        heads = (self.num_heads, self.d_kv)
+        q = linear(inner, (width * self.d_kv) ** -0.5, self.dtype, "q")(x)
+        k = linear(inner, width**-0.5, self.dtype, "k")(memory)
+        v = linear(inner, width**-0.5, self.dtype, "v")(memory)
+        q_BLHK, k_BMHK, v_BMHK = (a.reshape(*a.shape[:2], *heads) for a in (q, k, v))
+        logits = jnp.einsum("blhk,bmhk->bhlm", q_BLHK, k_BMHK, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits + bias, axis=-1).astype(self.dtype)  # softmax in float32: bf16 loses mass
+        mixed = jnp.einsum("bhlm,bmhk->blhk", weights, v_BMHK).reshape(*x.shape[:2], inner)
+        return linear(width, inner**-0.5, self.dtype, "o")(mixed)
+
+
+class GatedFeedForward(nn.Module):
+    """gelu(x W_0) * (x W_1), projected back; the tanh form of GELU ("gelu_new"). arXiv:2002.05202"""
+
+    d_ff: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        gate = nn.gelu(linear(self.d_ff, width**-0.5, self.dtype, "wi_0")(x), approximate=True)
+        hidden = gate * linear(self.d_ff, width**-0.5, self.dtype, "wi_1")(x)
+        return linear(width, self.d_ff**-0.5, self.dtype, "wo")(hidden)
+
+
+def padding_bias(mask: jax.Array) -> jax.Array:
+    """Logit bias that hides padding keys. bool [B, M] -> float32 [B, 1, 1, M]"""
+    return jnp.where(mask, 0.0, MASKED_LOGIT)[:, None, None, :]
+
+
+class T5Encoder(nn.Module):
+    """T5 v1.1 encoder. Parameters take the dtype they are given in; `dtype` is that of the computation.
+
+    Raises UsageError for a `feed_forward_proj` other than "gated-gelu": version 1.0 of T5 is not supported.
+    """
+
+    vocab_size: int
+    d_model: int
+    d_kv: int
+    d_ff: int
+    num_layers: int
+    num_heads: int
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
+    feed_forward_proj: str = "gated-gelu"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        """tokens int32 [B, L], mask bool [B, L] (True = a token) -> [B, L, D] in `dtype`, zero where mask is False."""
+        if self.feed_forward_proj != "gated-gelu":
+            raise UsageError(
+                f'feed_forward_proj is "{self.feed_forward_proj}", expected "gated-gelu": use T5 v1.1 weights'
+            )
+
+        def norm(name: str) -> RMSNorm:
+            return RMSNorm(epsilon=self.layer_norm_epsilon, dtype=self.dtype, name=name)
+
+        x = nn.Embed(
+            self.vocab_size,
+            self.d_model,
+            embedding_init=nn.initializers.normal(1.0),
+            dtype=self.dtype,
+            name="token_embedding",
+        )(tokens)
+        # one table for all blocks: T5 learns it in the first block and reuses it
+        bias = RelativeBias(
+            num_heads=self.num_heads,
+            d_model=self.d_model,
+            num_buckets=self.relative_attention_num_buckets,
+            max_distance=self.relative_attention_max_distance,
+            bidirectional=True,
+            name="relative_bias",
+        )(tokens.shape[1])
+        bias = bias + padding_bias(mask)
+        for i in range(self.num_layers):
+            h = norm(f"block_{i}_attention_norm")(x)
+            x = x + Attention(self.num_heads, self.d_kv, self.dtype, name=f"block_{i}_attention")(h, h, bias)
+            h = norm(f"block_{i}_feed_forward_norm")(x)
+            x = x + GatedFeedForward(self.d_ff, self.dtype, name=f"block_{i}_feed_forward")(h)
+        return jnp.where(mask[..., None], norm("final_norm")(x), 0)
+
+
+class T5Decoder(nn.Module):
+    """T5 v1.1 decoder with its own embedding and output matrix. Used to pretrain an encoder, never to draw."""
+
+    vocab_size: int
+    d_model: int
+    d_kv: int
+    d_ff: int
+    num_layers: int
+    num_heads: int
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, memory: jax.Array, memory_mask: jax.Array) -> jax.Array:
+        """tokens int32 [B, L] (shifted right), memory [B, M, D], memory_mask bool [B, M] -> logits [B, L, V]"""
+
+        def norm(name: str) -> RMSNorm:
+            return RMSNorm(epsilon=self.layer_norm_epsilon, dtype=self.dtype, name=name)
+
+        def attention(name: str) -> Attention:
+            return Attention(self.num_heads, self.d_kv, self.dtype, name=name)
+
+        length = tokens.shape[1]
+        x = nn.Embed(
+            self.vocab_size,
+            self.d_model,
+            embedding_init=nn.initializers.normal(1.0),
+            dtype=self.dtype,
+            name="token_embedding",
+        )(tokens)
+        bias = RelativeBias(
+            num_heads=self.num_heads,
+            d_model=self.d_model,
+            num_buckets=self.relative_attention_num_buckets,
+            max_distance=self.relative_attention_max_distance,
+            bidirectional=False,
+            name="relative_bias",
+        )(length)
+        causal = np.tri(length, dtype=bool)
+        bias = bias + jnp.where(causal, 0.0, MASKED_LOGIT)
+        cross_bias = padding_bias(memory_mask)
+        for i in range(self.num_layers):
+            h = norm(f"block_{i}_attention_norm")(x)
+            x = x + attention(f"block_{i}_attention")(h, h, bias)
+            h = norm(f"block_{i}_cross_attention_norm")(x)
+            x = x + attention(f"block_{i}_cross_attention")(h, memory, cross_bias)
+            h = norm(f"block_{i}_feed_forward_norm")(x)
+            x = x + GatedFeedForward(self.d_ff, self.dtype, name=f"block_{i}_feed_forward")(h)
+        return linear(self.vocab_size, self.d_model**-0.5, self.dtype, "logits")(norm("final_norm")(x))

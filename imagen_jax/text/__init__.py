@@ -1,0 +1,1 @@
+"""Captions to embeddings: tokens, Hugging Face T5 weights, the frozen text encoder."""

@@ -1,0 +1,110 @@
+"""The frozen text encoder: captions to tokens to embeddings.
+
+B batch, L text length, D width of an embedding.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from imagen_jax.errors import UsageError
+from imagen_jax.models.t5 import T5Encoder
+from imagen_jax.text.huggingface import load_params, read_config
+from imagen_jax.text.tokens import BYTE_VOCAB_SIZE, Tokenizer, byte_tokenizer, folder_tokenizer
+
+SHAPES_ENCODER = Path(__file__).parent / "shapes_encoder"
+
+RANDOM_CONFIG: dict[str, Any] = {
+    "vocab_size": BYTE_VOCAB_SIZE,
+    "d_model": 64,
+    "d_kv": 16,
+    "d_ff": 128,
+    "num_layers": 2,
+    "num_heads": 4,
+}
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A T5 encoder that is never trained.
+
+    params: its parameters, a plain nested dict of host arrays; put them where they are needed and pass them to `encode`
+    width: D
+    length: L
+    tokenize: captions -> (tokens int32 [B, L], mask bool [B, L]), NumPy, on the host
+    encode: (params, tokens, mask) -> [B, L, D]; pure, so it may be jitted; no gradient flows; zero where mask is False
+    """
+
+    params: dict
+    width: int
+    length: int
+    tokenize: Tokenizer
+    encode: Callable[[dict, jax.Array, jax.Array], jax.Array]
+
+    def __call__(self, captions: Sequence[str]) -> tuple[jax.Array, jax.Array]:
+        """Embeddings [B, L, D] and mask bool [B, L] of captions, for a quick look; loops jit `encode` themselves."""
+        tokens, mask = self.tokenize(captions)
+        return self.encode(self.params, jnp.asarray(tokens), jnp.asarray(mask)), jnp.asarray(mask)
+
+
+def load_encoder(model: str, length: int, dtype: Any = jnp.float32) -> TextEncoder:
+    """The text encoder named `model`, for captions of `length` tokens.
+
+    model: "shapes", the small encoder that comes with the package, pretrained on the captions of the shapes data set;
+        "random", one of like size with random weights, for tests: it is untrained and knows nothing of words;
+        or a folder with the Hugging Face files of a T5 v1.1: config.json, tokenizer files, safetensors
+    dtype: of parameters and computation; norms and softmax are computed in float32 whatever it is
+    Raises UsageError for another name, and for a folder that is not a whole T5 v1.1.
+    """
+    if model == "random":
+        return random_encoder(seed=0, length=length, dtype=dtype)
+    if model == "shapes":
+        return folder_encoder(SHAPES_ENCODER, length=length, dtype=dtype)
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        raise UsageError(
+            f'text encoder "{model}" is neither "shapes", "random" nor a folder on this machine: nothing is downloaded'
+            " here, so fetch config.json, the tokenizer files and the safetensors of a T5 v1.1"
+            " (hf download NAME --local-dir FOLDER) and give that folder"
+        )
+    return folder_encoder(folder, length=length, dtype=dtype)
+
+
+def random_encoder(seed: int, length: int, dtype: Any = jnp.float32) -> TextEncoder:
+    """A small untrained encoder over bytes, the same for the same seed."""
+    shapes_only = T5Encoder(**RANDOM_CONFIG)
+    params = shapes_only.init(jax.random.key(seed), *no_text(length=2))["params"]
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), params)
+    return text_encoder(RANDOM_CONFIG, params, byte_tokenizer(length), dtype)
+
+
+def folder_encoder(folder: Path, length: int, dtype: Any = jnp.float32) -> TextEncoder:
+    """The encoder of a Hugging Face T5 folder. Raises UsageError when it is not a whole T5 v1.1."""
+    config = read_config(folder)
+    shapes = jax.eval_shape(T5Encoder(**config).init, jax.random.key(0), *no_text(length=2))["params"]
+    params = load_params(folder, shapes, config["num_layers"], dtype)
+    tokenizer = folder_tokenizer(folder, length)
+    return text_encoder(config, params, tokenizer, dtype)
+
+
+def text_encoder(config: dict[str, Any], params: dict, tokenizer: Tokenizer, dtype: Any) -> TextEncoder:
+    """Put the parts together: a `T5Encoder` of these fields, its parameters, a tokenizer."""
+    module = T5Encoder(**config, dtype=dtype)
+
+    def encode(params: dict, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        embeddings: Any = module.apply({"params": params}, tokens, mask)
+        return jax.lax.stop_gradient(embeddings)
+
+    return TextEncoder(
+        params=params, width=config["d_model"], length=tokenizer.length, tokenize=tokenizer, encode=encode
+    )
+
+
+def no_text(length: int) -> tuple[jax.Array, jax.Array]:
+    """Tokens and mask of one blank caption: enough to initialise with."""
+    return jnp.zeros((1, length), jnp.int32), jnp.zeros((1, length), bool)
