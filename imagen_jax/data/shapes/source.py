@@ -1,0 +1,82 @@
+"""The `shapes` data set as a Grain source."""
+
+import operator
+from typing import SupportsIndex, TypedDict
+
+import numpy as np
+
+from imagen_jax.data.shapes.captions import word
+from imagen_jax.data.shapes.descriptions import Description, describe
+from imagen_jax.data.shapes.render import render
+from imagen_jax.data.shapes.sampling import sample
+from imagen_jax.data.shapes.scenes import SPLITS, Scene
+from imagen_jax.errors import UsageError
+
+MIN_RESOLUTION = 8  # below it the things' edges alone would fill the picture
+MAX_RESOLUTION = 4096
+
+
+class Example(TypedDict):
+    """One picture, uint8 [R, R, 3], and its caption, lower-case ASCII of at most 96 bytes."""
+
+    image: np.ndarray
+    caption: str
+
+
+class ShapesSource:
+    """A Grain random-access source of pictures of shapes and their captions, made on the spot.
+
+    Example i is a pure function of (seed, split, i), and its picture of the resolution too: the scene and the caption
+    are the same at every resolution, so the stages of a cascade can be trained on the same examples.
+
+    'train' and 'validation' draw from one distribution, but from separate random streams, so no scene of one comes up
+    in the other. Neither ever shows a (colour, shape) of scenes.HELD_OUT_LOOKS nor a (shape, relation, shape) of
+    scenes.HELD_OUT_RELATIONS. Every scene of 'held_out' shows at least one of them, and its caption says it.
+    """
+
+    def __init__(self, seed: int, split: str, resolution: int, size: int):
+        """The first `size` examples of a split.
+
+        Raises:
+          UsageError: a ValueError; seed outside [0, 2^64), a split not in SPLITS, a resolution outside [8, 4096] or a
+            size below 1.
+        """
+        if not 0 <= seed < 2**64:
+            raise UsageError(f"seed {seed} is not in [0, 2^64)")
+        if split not in SPLITS:
+            raise UsageError(f"split {split!r} is none of {', '.join(SPLITS)}")
+        if not isinstance(resolution, SupportsIndex) or not MIN_RESOLUTION <= resolution <= MAX_RESOLUTION:
+            raise UsageError(f"resolution {resolution} is not a whole number in [{MIN_RESOLUTION}, {MAX_RESOLUTION}]")
+        if not isinstance(size, SupportsIndex) or size < 1:
+            raise UsageError(f"size {size} is not a whole number of at least 1")
+        self.seed, self.split, self.resolution, self.size = seed, split, resolution, size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: SupportsIndex) -> Example:
+        rng = self._rng(index)
+        scene = sample(self.split, rng)
+        return {"image": render(scene, self.resolution), "caption": word(describe(scene, rng), rng)}
+
+    def scene(self, index: SupportsIndex) -> Scene:
+        """What picture `index` shows."""
+        return sample(self.split, self._rng(index))
+
+    def description(self, index: SupportsIndex) -> Description:
+        """What caption `index` claims."""
+        rng = self._rng(index)
+        return describe(sample(self.split, rng), rng)
+
+    def _rng(self, index: SupportsIndex) -> np.random.Generator:
+        i = operator.index(index)
+        if not 0 <= i < self.size:
+            raise IndexError(f"index {i} is outside [0, {self.size}) of {self!r}")
+        # Philox is keyed, not seeded: no hashing, and no two (seed, i, split) share a stream. The split sits in the
+        # counter's highest word, which an example's few draws never reach.
+        key = np.array([self.seed, i], np.uint64)
+        counter = np.array([0, 0, 0, SPLITS.index(self.split)], np.uint64)
+        return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+    def __repr__(self) -> str:
+        return f"ShapesSource(seed={self.seed}, split={self.split!r}, resolution={self.resolution}, size={self.size})"
