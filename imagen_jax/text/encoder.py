@@ -77,8 +77,8 @@ def load_encoder(model: str, length: int, dtype: Any = jnp.float32) -> TextEncod
 
 def random_encoder(seed: int, length: int, dtype: Any = jnp.float32) -> TextEncoder:
     """A small untrained encoder over bytes, the same for the same seed."""
-    shapes_only = T5Encoder(**RANDOM_CONFIG)
-    params = shapes_only.init(jax.random.key(seed), *no_text(length=2))["params"]
+    init = jax.jit(T5Encoder(**RANDOM_CONFIG).init)
+    params = init(jax.random.key(seed), *no_text(length=2))["params"]
     params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), params)
     return text_encoder(RANDOM_CONFIG, params, byte_tokenizer(length), dtype)
 
@@ -86,9 +86,15 @@ def random_encoder(seed: int, length: int, dtype: Any = jnp.float32) -> TextEnco
 def folder_encoder(folder: Path, length: int, dtype: Any = jnp.float32) -> TextEncoder:
     """The encoder of a Hugging Face T5 folder. Raises UsageError when it is not a whole T5 v1.1."""
     config = read_config(folder)
-    shapes = jax.eval_shape(T5Encoder(**config).init, jax.random.key(0), *no_text(length=2))["params"]
+    init = T5Encoder(**config).init
+    shapes = jax.eval_shape(init, jax.random.key(0), *no_text(length=2))["params"]
     params = load_params(folder, shapes, config["num_layers"], dtype)
     tokenizer = folder_tokenizer(folder, length)
+    if tokenizer.vocab_size > config["vocab_size"]:
+        raise UsageError(
+            f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the embedding only {config['vocab_size']}:"
+            " give the tokenizer files that came with the weights"
+        )
     return text_encoder(config, params, tokenizer, dtype)
 
 

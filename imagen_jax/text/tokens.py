@@ -31,11 +31,13 @@ class Tokenizer:
 
     ids: caption -> its token ids, end of sequence included, of any length
     eos_id: the id that ends a sequence
+    vocab_size: every id is below it
     """
 
     length: int
     ids: Callable[[str], Sequence[int] | np.ndarray]
     eos_id: int
+    vocab_size: int
 
     def __post_init__(self) -> None:
         if self.length < 2:
@@ -70,7 +72,7 @@ class Tokenizer:
 
 def byte_tokenizer(length: int) -> Tokenizer:
     """UTF-8 bytes, as transformers' `ByT5Tokenizer` (arXiv:2105.13626) gives them, some fifty times faster."""
-    return Tokenizer(length=length, ids=byte_ids, eos_id=BYTE_EOS_ID)
+    return Tokenizer(length=length, ids=byte_ids, eos_id=BYTE_EOS_ID, vocab_size=BYTE_VOCAB_SIZE)
 
 
 def byte_ids(caption: str) -> np.ndarray:
@@ -126,4 +128,4 @@ def folder_tokenizer(folder: Path, length: int) -> Tokenizer:
         # No padding or truncation is asked of it: those are stored in the tokenizer, and threads would fight over it.
         return tokenizer(caption.encode("utf-8", errors="replace").decode("utf-8"))["input_ids"]
 
-    return Tokenizer(length=length, ids=ids, eos_id=tokenizer.eos_token_id)
+    return Tokenizer(length=length, ids=ids, eos_id=tokenizer.eos_token_id, vocab_size=len(tokenizer))

@@ -1,0 +1,126 @@
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagen_jax.models.t5 import T5Decoder, T5Encoder, relative_position_bucket
+from imagen_jax.text.huggingface import load_params, read_config
+
+GOLDENS = Path(__file__).parents[1] / "goldens" / "t5"
+TINY = {"vocab_size": 30, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 3}
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(GOLDENS / "golden.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="module")
+def params():
+    tokens = jnp.ones((1, 4), jnp.int32)
+    return T5Encoder(**TINY).init(jax.random.key(0), tokens, tokens > 0)["params"]
+
+
+def encode(params, tokens, mask, **fields):
+    return np.asarray(T5Encoder(**TINY, **fields).apply({"params": params}, tokens, mask))
+
+
+def some_text(length, used, seed=0):
+    tokens = np.random.default_rng(seed).integers(1, TINY["vocab_size"], (2, length)).astype(np.int32)
+    return tokens, np.tile(np.arange(length) < used, (2, 1))
+
+
+@pytest.mark.parametrize("name, folder", [("encoder", "encoder"), ("whole", "sharded")])
+def test_equals_transformers(golden, name, folder):
+    config = read_config(GOLDENS / folder)
+    module, mask = T5Encoder(**config), golden["mask"]
+    shapes = jax.eval_shape(module.init, jax.random.key(0), golden["tokens"], mask)["params"]
+    params = load_params(GOLDENS / folder, shapes, config["num_layers"], np.float32)
+    ours = np.asarray(jax.jit(module.apply)({"params": params}, golden["tokens"], mask))
+    assert np.abs(ours - golden[name])[mask].max() < 1e-5
+
+
+def test_buckets_equal_those_of_transformers(golden):
+    offsets = golden["offsets"]
+    for bidirectional, name in ((True, "buckets_both"), (False, "buckets_causal")):
+        ours = relative_position_bucket(offsets, bidirectional=bidirectional, num_buckets=32, max_distance=128)
+        np.testing.assert_array_equal(ours, golden[name])
+
+
+def test_buckets_mirror_and_grow_with_distance():
+    distance = np.arange(1, 500)
+    sizes = {"bidirectional": True, "num_buckets": 16, "max_distance": 64}
+    left, right = (relative_position_bucket(sign * distance, **sizes) for sign in (-1, 1))
+    np.testing.assert_array_equal(right, left + 8)
+    assert (np.diff(left) >= 0).all() and left[0] == 1 and left[-1] == 7
+    assert (left[distance >= 64] == 7).all()
+    assert relative_position_bucket(np.zeros(1, int), **sizes)[0] == 0
+
+
+def test_padding_changes_nothing(params):
+    tokens, mask = some_text(32, used=20)
+    short = encode(params, tokens, mask)
+    longer = np.pad(tokens, ((0, 0), (0, 32)), constant_values=7), np.pad(mask, ((0, 0), (0, 32)))
+    np.testing.assert_allclose(encode(params, *longer)[:, :20], short[:, :20], atol=1e-6)
+
+
+def test_masked_outputs_are_zero_even_without_any_token(params):
+    tokens, mask = some_text(12, used=5)
+    mask[1] = False
+    out = encode(params, tokens, mask)
+    assert np.isfinite(out).all()
+    assert (out[~mask] == 0).all() and (out[mask] != 0).any()
+
+
+def test_order_matters(params):
+    tokens, mask = some_text(12, used=12)
+    moved = encode(params, tokens[:, ::-1], mask)[:, ::-1]
+    assert np.abs(moved - encode(params, tokens, mask)).max() > 1e-2
+
+
+def test_bfloat16_is_near_float32(params):
+    tokens, mask = some_text(12, used=9)
+    exact = encode(params, tokens, mask)
+    rough = encode(params, tokens, mask, dtype=jnp.bfloat16)
+    assert rough.dtype == jnp.bfloat16
+    assert np.abs(rough.astype(np.float32) - exact).max() < 0.1
+
+
+def test_initial_standard_deviations_are_those_of_t5():
+    fields = {"vocab_size": 500, "d_model": 64, "d_kv": 16, "d_ff": 256, "num_layers": 1, "num_heads": 8}
+    tokens = jnp.ones((1, 4), jnp.int32)
+    params = jax.jit(T5Encoder(**fields).init)(jax.random.key(0), tokens, tokens > 0)["params"]
+    attention, feed_forward = params["block_0_attention"], params["block_0_feed_forward"]
+    for leaf, std in [
+        (params["token_embedding"]["embedding"], 1.0),
+        (attention["q"]["kernel"], (64 * 16) ** -0.5),
+        (attention["k"]["kernel"], 64**-0.5),
+        (attention["v"]["kernel"], 64**-0.5),
+        (attention["o"]["kernel"], (8 * 16) ** -0.5),
+        (feed_forward["wi_0"]["kernel"], 64**-0.5),
+        (feed_forward["wi_1"]["kernel"], 64**-0.5),
+        (feed_forward["wo"]["kernel"], 256**-0.5),
+    ]:
+        assert float(jnp.std(leaf)) == pytest.approx(std, rel=0.05)
+
+
+def test_first_version_of_t5_is_refused(params):
+    with pytest.raises(ValueError, match='feed_forward_proj is "relu"'):
+        encode(params, *some_text(4, used=4), feed_forward_proj="relu")
+
+
+def test_decoder_sees_the_past_and_the_memory_only():
+    decoder = T5Decoder(**TINY)
+    tokens, mask = some_text(8, used=6)
+    memory = np.random.default_rng(1).normal(size=(2, 8, TINY["d_model"])).astype(np.float32)
+    params = decoder.init(jax.random.key(0), tokens, memory, mask)
+    logits = decoder.apply(params, tokens, memory, mask)
+    assert logits.shape == (2, 8, TINY["vocab_size"])
+    later = tokens.copy()
+    later[:, 5:] = 1
+    np.testing.assert_allclose(decoder.apply(params, later, memory, mask)[:, :5], logits[:, :5], atol=1e-5)
+    hidden = memory + 9.0 * ~mask[..., None]
+    np.testing.assert_allclose(decoder.apply(params, tokens, hidden, mask), logits, atol=1e-5)
