@@ -1,0 +1,243 @@
+"""From prompts to images: stages chained, each one compiled program.
+
+The picture of sample i is a function of (seed, i), its prompt and the weights: not of the batch it is drawn in, nor of
+the mesh.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from imagen_jax import samplers
+from imagen_jax.checkpoints import Checkpoints, read_config
+from imagen_jax.diffusion import to_x_and_eps
+from imagen_jax.errors import UsageError
+from imagen_jax.guidance import classifier_free, threshold
+from imagen_jax.schedules import signal
+from imagen_jax.sharding import abstract_sharded, batch_sharding, put_batch, shard_parameters
+from imagen_jax.stage import Stage, build, to_float, to_uint8
+
+SampleFn = Callable[..., jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedStage:
+    """A stage with the weights to sample from."""
+
+    stage: Stage
+    params: Any
+    encoder_params: Any
+    step: int
+
+
+def make_sample_fn(stage: Stage, settings: ml_collections.ConfigDict) -> SampleFn:
+    """The sampler of a stage as one pure function, to be compiled.
+
+    Args:
+        stage: what to sample from.
+        settings: a config's ``sampling``: sampler, eta, steps, guidance, threshold, percentile, aug_level.
+
+    Returns:
+        ``(params, encoder_params, tokens [B, L], mask [B, L], keys [B], low_res [B, h, w, C] or None) -> [B, H, W, C]``,
+        images in [-1, 1].
+
+    Raises:
+        UsageError: unknown names or values out of range in the settings.
+    """
+    sampler = samplers.by_name(settings.sampler, settings.eta)
+    samplers.time_grid(settings.steps)
+    limit = threshold(settings.threshold, settings.percentile)
+    if not 0 <= settings.aug_level <= 1:
+        raise UsageError(f"aug_level {settings.aug_level} is not in [0, 1]: 0 adds no noise to the low-resolution image")
+
+    def sample(
+        params: Any, encoder_params: Any, tokens: jax.Array, mask: jax.Array, keys: jax.Array, low_res: jax.Array | None
+    ) -> jax.Array:
+        start_key, walk_key, aug_key = jnp.unstack(jax.vmap(functools.partial(jax.random.split, num=3))(keys), axis=1)
+        text = stage.encoder.encode(encoder_params, tokens, mask)
+        condition = {}
+        if low_res is not None:
+            levels = jnp.full(low_res.shape[:1], settings.aug_level)
+            condition = stage.condition_on(low_res, levels, samplers.noise(aug_key, 0, low_res.shape[1:]))
+
+        def denoise(z: jax.Array, t: jax.Array) -> jax.Array:
+            logsnr = stage.schedule.logsnr(t)
+            prediction = guided_prediction(stage, params, z, logsnr, text, mask, condition, settings.guidance)
+            x_hat, _ = to_x_and_eps(prediction, z, signal(logsnr), signal(-logsnr), stage.prediction)
+            return limit(x_hat)
+
+        z = samplers.noise(start_key, 0, stage.image_shape)
+        return jnp.clip(sampler(denoise, z, walk_key, stage.schedule, settings.steps), -1.0, 1.0)
+
+    return sample
+
+
+def guided_prediction(
+    stage: Stage,
+    params: Any,
+    z: jax.Array,
+    logsnr: jax.Array,
+    text: jax.Array,
+    mask: jax.Array,
+    condition: dict[str, jax.Array],
+    weight: float,
+) -> jax.Array:
+    """The network's prediction at z_t under classifier-free guidance, both halves in one forward of a doubled batch."""
+    if weight == 1:
+        return stage.predict(params, z, jnp.broadcast_to(logsnr, z.shape[:1]), text, mask, condition)
+
+    def doubled(array: jax.Array, other: jax.Array) -> jax.Array:
+        return jnp.concatenate([array, other])
+
+    both = stage.predict(
+        params,
+        doubled(z, z),
+        jnp.broadcast_to(logsnr, (2 * z.shape[0],)),
+        doubled(text, jnp.zeros_like(text)),
+        doubled(mask, jnp.zeros_like(mask)),
+        {name: doubled(array, array) for name, array in condition.items()},
+    )
+    return classifier_free(*jnp.split(both, 2), weight)
+
+
+def stage_keys(seed: int, indices: jax.Array, place: int) -> jax.Array:
+    """The keys [B] of samples ``indices`` in the stage at a place of the cascade."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, place))(samplers.sample_keys(seed, indices))
+
+
+class StageSampler:
+    """The sampler of one stage, compiled for a mesh.
+
+    Args:
+        stage: what to sample from.
+        mesh: batches are spread over all its devices.
+        place: where in the cascade the stage stands; stages at other places draw other noise.
+
+    Raises:
+        UsageError: the config's sampling settings are wrong.
+    """
+
+    def __init__(self, stage: Stage, mesh: Mesh, place: int) -> None:
+        self._stage, self._mesh, self._place = stage, mesh, place
+        self._program = jax.jit(make_sample_fn(stage, stage.config.sampling), out_shardings=batch_sharding(mesh))
+
+    def draw(
+        self,
+        params: Any,
+        encoder_params: Any,
+        prompts: Sequence[str],
+        seed: int,
+        first_index: int,
+        low_res: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Images uint8 [B, H, W, C] of the prompts of samples ``first_index`` and on.
+
+        A super-resolution stage enlarges ``low_res``, uint8 [B, h, w, C].
+        """
+        count = len(prompts)
+        # Every device needs the same share: a short batch is filled up, and its surplus cut off again.
+        surplus = -count % self._mesh.size
+        tokens, mask = self._stage.encoder.tokenize([*prompts, *[""] * surplus])
+        batch = {"tokens": tokens, "mask": mask}
+        if low_res is not None:
+            batch["low_res"] = np.concatenate([low_res, np.zeros((surplus, *low_res.shape[1:]), np.uint8)])
+        batch = put_batch(batch, self._mesh)
+        keys = stage_keys(seed, jnp.arange(first_index, first_index + count + surplus), self._place)
+        images = self._program(
+            params,
+            encoder_params,
+            batch["tokens"],
+            batch["mask"],
+            jax.device_put(keys, batch_sharding(self._mesh)),
+            to_float(batch["low_res"]) if low_res is not None else None,
+        )
+        return to_uint8(images)[:count]
+
+
+class Cascade:
+    """Trained stages, from the smallest image to the largest.
+
+    Args:
+        stages: base first.
+        mesh: batches are spread over all its devices.
+
+    Raises:
+        UsageError: the stages do not chain, or a config's sampling settings are wrong.
+    """
+
+    def __init__(self, stages: Sequence[TrainedStage], mesh: Mesh) -> None:
+        check_chain([trained.stage for trained in stages])
+        self._stages = stages
+        self._samplers = [StageSampler(trained.stage, mesh, place) for place, trained in enumerate(stages)]
+
+    def draw(self, prompts: Sequence[str], seed: int, first_index: int = 0) -> list[np.ndarray]:
+        """The images of every stage, uint8 [B, H, W, C] each, of the prompts of samples ``first_index`` and on."""
+        drawn: list[np.ndarray] = []
+        for trained, sampler in zip(self._stages, self._samplers, strict=True):
+            low_res = drawn[-1] if drawn else None
+            drawn.append(sampler.draw(trained.params, trained.encoder_params, prompts, seed, first_index, low_res))
+        return drawn
+
+    def draw_in_batches(self, prompts: Sequence[str], seed: int, batch_size: int) -> Iterator[list[np.ndarray]]:
+        """``draw`` for any number of prompts; the last batch is filled up, so that nothing is compiled twice."""
+        for start in range(0, len(prompts), batch_size):
+            chosen = list(prompts[start : start + batch_size])
+            filler = [""] * (batch_size - len(chosen)) if start else []
+            yield [images[: len(chosen)] for images in self.draw([*chosen, *filler], seed, start)]
+
+
+def check_chain(stages: Sequence[Stage]) -> None:
+    """Raises UsageError unless the first stage is a base and each other starts from the size of the one before."""
+    if not stages:
+        raise UsageError("no stages given: name their folders, the base first")
+    first = stages[0].config
+    if first.low_res_size:
+        raise UsageError(
+            f"the first stage is a super-resolution stage ({first.low_res_size} to {first.image_size}): "
+            f"put a base stage of {first.low_res_size}×{first.low_res_size} before it"
+        )
+    for before, after in zip(stages, stages[1:]):
+        if after.config.low_res_size != before.config.image_size or after.config.channels != before.config.channels:
+            wanted = f"{after.config.low_res_size}×{after.config.low_res_size}×{after.config.channels}"
+            given = f"{before.config.image_size}×{before.config.image_size}×{before.config.channels}"
+            kind = f"starts from {wanted}" if after.config.low_res_size else "is a base stage"
+            raise UsageError(f"the stages do not chain: a stage that draws {given} is followed by one that {kind}")
+
+
+def load_stage(workdir: Path, mesh: Mesh, changes: dict[str, Any]) -> TrainedStage:
+    """A stage from its folder, with its EMA weights.
+
+    Args:
+        workdir: the folder of a training run.
+        mesh: where the weights go.
+        changes: sampling settings to change, by name.
+
+    Raises:
+        UsageError: no stage there, no checkpoint in it, or one of another model.
+    """
+    config = read_config(workdir)
+    config.sampling.update(changes)
+    built = build(config)
+    abstract = abstract_sharded(jax.eval_shape(built.init, jax.random.key(0)), mesh)
+    checkpoints = Checkpoints(workdir)
+    step = checkpoints.latest_step
+    if step is None:
+        raise UsageError(f"stage folder {str(workdir)!r} has no complete checkpoint: train it first")
+    params = checkpoints.restore_ema(abstract)
+    checkpoints.close()
+    return TrainedStage(built, params, place_encoder(built, mesh), step)
+
+
+def place_encoder(stage: Stage, mesh: Mesh) -> Any:
+    """The text encoder's parameters, on the mesh."""
+    return jax.device_put(stage.encoder.params, shard_parameters(stage.encoder.params, mesh))

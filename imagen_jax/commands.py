@@ -1,0 +1,94 @@
+"""How every command starts and ends: flags and configs read, a user's mistake told in one sentence.
+
+Exit codes: 0 done, 1 failed, 2 wrong use.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_collections
+from absl import app, flags
+
+from imagen_jax.checkpoints import flatten
+from imagen_jax.errors import UsageError
+
+OVERRIDE = "--config."
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags and calls ``main``; ends the process."""
+    try:
+        parse_flags(sys.argv)
+        quiet_libraries()
+        main()
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(0)
+
+
+def parse_flags(argv: list[str]) -> None:
+    """Parses the command line into ``flags.FLAGS``. Raises UsageError for whatever is wrong with it."""
+    app.define_help_flags()
+    overrides = [argument for argument in argv if argument.startswith(OVERRIDE)]
+    try:
+        # The config as its file has it comes first, so that a misspelt override can be held against its keys.
+        if overrides:
+            flags.FLAGS([argument for argument in argv if argument not in overrides])
+            check_overrides(overrides, flags.FLAGS["config"].value)
+        surplus = flags.FLAGS(argv)[1:]
+    except flags.Error as error:
+        raise UsageError(" ".join(str(error).split())) from error
+    except OSError as error:
+        raise UsageError(f"the config file cannot be read: {' '.join(str(error).split())}") from error
+    if surplus:
+        raise UsageError(f"{surplus[0]!r} is not a flag: give flags as --name=value")
+
+
+def check_overrides(overrides: list[str], config: ml_collections.ConfigDict | None) -> None:
+    """Raises UsageError for an override of a key that the config does not have, with the nearest that it has."""
+    if config is None:
+        raise UsageError(f"{overrides[0]!r} changes a config, but no --config=FILE is given")
+    known = flatten(config.to_dict())
+    for override in overrides:
+        key = override.removeprefix(OVERRIDE).split("=")[0]
+        if key in known:
+            continue
+        if any(name.startswith(f"{key}.") for name in known):
+            raise UsageError(f"config key {key!r} is a group: set its members one by one, such as --config.{key}.NAME=value")
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+        raise UsageError(f"the config has no key {key!r}: the nearest is {near!r}")
+
+
+def quiet_libraries() -> None:
+    """Keeps what libraries say of their insides off the screen, where our progress is; warnings of ours stay."""
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="orbax|jax|flax|grain")
+
+
+def required(value: str | None, flag: str, example: str) -> str:
+    """The value of a flag that must be given. Raises UsageError if it was not."""
+    if not value:
+        raise UsageError(f"--{flag} is missing: give for example --{flag}={example}")
+    return value
+
+
+def required_config(config: ml_collections.ConfigDict | None) -> ml_collections.ConfigDict:
+    """The config that must be given. Raises UsageError if it was not."""
+    if config is None:
+        raise UsageError("--config is missing: give for example --config=configs/shapes_base.py")
+    return config
+
+
+def stage_folders(value: str | None) -> list[Path]:
+    """The folders of a ``--stages`` flag. Raises UsageError if there is none."""
+    return [Path(name.strip()) for name in required(value, "stages", "runs/base,runs/sr").split(",") if name.strip()]

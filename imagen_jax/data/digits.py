@@ -1,0 +1,56 @@
+"""scikit-learn's bundled handwritten digits: 1,797 real pictures of 8×8 pixels, with captions from their labels."""
+
+from __future__ import annotations
+
+import functools
+from typing import SupportsIndex
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+SIZE = 8
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+WORDINGS = ("a handwritten {}", "the digit {}", "a {} written by hand")
+# Every fifth picture is for testing: the file runs writer by writer, and so both parts have pictures of each.
+TEST_EVERY = 5
+
+
+@functools.cache
+def load_split(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """(images uint8 [N, 8, 8, 1], labels int [N]) of ``train`` or ``test``. Raises ValueError for another split."""
+    if split not in ("train", "test"):
+        raise ValueError(f"split {split!r} of digits is not known: choose train or test")
+    digits = load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    is_test = np.arange(len(images)) % TEST_EVERY == 0
+    chosen = is_test if split == "test" else ~is_test
+    return images[chosen], digits.target[chosen]
+
+
+def label_of(caption: str) -> int:
+    """The digit that a caption names. Raises ValueError if it names none or several."""
+    named = [label for label, name in enumerate(NAMES) if name in caption.lower().split()]
+    if len(named) != 1:
+        raise ValueError(f"caption {caption!r} must name one digit, zero to nine")
+    return named[0]
+
+
+class DigitsSource:
+    """The digits as a Grain random-access source; the wording of a caption goes by the index."""
+
+    def __init__(self, split: str, image_size: int) -> None:
+        if image_size != SIZE:
+            raise ValueError(f"image_size {image_size} does not fit digits: its pictures are {SIZE}×{SIZE}")
+        self._split = split
+        self._images, self._labels = load_split(split)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, object]:
+        i = index.__index__()
+        caption = WORDINGS[i % len(WORDINGS)].format(NAMES[self._labels[i]])
+        return {"image": self._images[i], "caption": caption}
+
+    def __repr__(self) -> str:
+        return f"DigitsSource(split={self._split!r})"

@@ -1,0 +1,65 @@
+"""From a source to batches, by Grain: shuffled, repeated, tokenized, split over processes, prefetched.
+
+The global batch of step k is the same for any number of processes, and the position is one integer: the state of
+the iterator goes into the checkpoint, and setting it goes on with the very next example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import grain
+import numpy as np
+
+from imagen_jax.data.sources import Example, Source
+from imagen_jax.errors import UsageError
+
+Tokenize = Callable[[str], tuple[np.ndarray, np.ndarray]]
+
+
+def training_batches(
+    source: Source,
+    tokenize: Tokenize,
+    channels: int,
+    batch_size: int,
+    seed: int,
+    threads: int,
+    prefetch: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator:
+    """An endless iterator of this process's part of each batch, with ``get_state`` and ``set_state``.
+
+    Args:
+        source: random access to examples.
+        tokenize: caption → (tokens int32 [L], mask bool [L]).
+        channels: of the images; others are refused.
+        batch_size: global.
+        seed: of the shuffling.
+        threads: that read and decode; about one a core.
+        prefetch: examples to keep ready.
+        process_index: which part is this process's.
+        process_count: number of parts; divides ``batch_size``.
+
+    Returns:
+        dicts of ``image`` uint8 [B/P, H, W, C], ``tokens`` int32 [B/P, L], ``mask`` bool [B/P, L].
+
+    Raises:
+        UsageError: the source is empty, or its images have another number of channels.
+    """
+    if not len(source):
+        raise UsageError(f"{source!r} is empty: there is nothing to train on")
+    found = source[0]["image"].shape[-1]
+    if found != channels:
+        raise UsageError(f"images of {source!r} have {found} channels, config.channels is {channels}: set it to {found}")
+
+    def prepare(example: Example) -> dict[str, Any]:
+        tokens, mask = tokenize(example["caption"])
+        return {"image": example["image"], "tokens": tokens, "mask": mask}
+
+    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat().map(prepare)
+    # Process p takes every P-th example: together the parts are the global batch.
+    dataset = dataset[process_index::process_count].batch(batch_size // process_count, drop_remainder=True)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    return iter(dataset.to_iter_dataset(options))

@@ -1,0 +1,58 @@
+"""Data sources by name: each gives example i as ``{"image": uint8 [H, W, C], "caption": str}``, by random access.
+
+A source is one small module; to add one, write it beside ``shapes`` and name it here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, SupportsIndex, TypedDict
+
+import ml_collections
+import numpy as np
+
+from imagen_jax.data.shapes.source import ShapesSource
+from imagen_jax.errors import UsageError
+
+
+class Example(TypedDict):
+    """A picture, uint8 [H, W, C], and its caption."""
+
+    image: np.ndarray
+    caption: str
+
+
+class Source(Protocol):
+    """What Grain calls a random-access data source."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: SupportsIndex) -> Any: ...
+
+
+def _shapes(config: Mapping[str, Any], split: str, image_size: int) -> Source:
+    return ShapesSource(seed=config["seed"], split=split, resolution=image_size, size=config["examples"])
+
+
+def _digits(config: Mapping[str, Any], split: str, image_size: int) -> Source:
+    # scikit-learn takes seconds to import: only those who draw digits wait for it
+    from imagen_jax.data.digits import DigitsSource
+
+    return DigitsSource(split=split, image_size=image_size)
+
+
+SOURCES: dict[str, Callable[[Mapping[str, Any], str, int], Source]] = {"shapes": _shapes, "digits": _digits}
+
+
+def make_source(config: ml_collections.ConfigDict, split: str, image_size: int) -> Source:
+    """The source that a config's ``data`` names, a split of it, at an image size.
+
+    Raises:
+        UsageError: an unknown name, split or size.
+    """
+    if config.source not in SOURCES:
+        raise UsageError(f"config.data.source {config.source!r} is not known: choose one of {', '.join(SOURCES)}")
+    try:
+        return SOURCES[config.source](config, split, image_size)
+    except ValueError as error:
+        raise UsageError(f"config.data: {error}") from error

@@ -1,0 +1,218 @@
+"""The blocks that both U-Nets are made of.
+
+Shapes: B batch, H W rows and columns, C channels, L text length, D width of the text embeddings, E width of the
+conditioning vector, N heads, K channels a head. All compute is in ``dtype``; parameters, norms and softmax are float32.
+"""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def sinusoidal_embedding(values: jax.Array, width: int) -> jax.Array:
+    """Sines and cosines [B, width] of values [B] in [0, 1] (arXiv:1706.03762; scaled to the 1000 steps of DDPM)."""
+    frequencies = jnp.exp(-math.log(10_000.0) * jnp.arange(width // 2) / (width // 2))
+    angles = 1000.0 * values[:, None] * frequencies
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def conv(channels: int, name: str, dtype: jnp.dtype, size: int = 3, stride: int = 1, zero: bool = False) -> nn.Conv:
+    """A convolution; ``zero`` initialises it to return 0, so that a residual branch starts as the identity."""
+    init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
+    return nn.Conv(channels, (size, size), (stride, stride), "SAME", kernel_init=init, dtype=dtype, name=name)
+
+
+class Norm(nn.Module):
+    """GroupNorm in float32; ``groups`` at most, fewer where that many do not divide the channels."""
+
+    groups: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        groups = math.gcd(self.groups, x.shape[-1])
+        # statistics in float32: bf16 sums over an image lose their last digits
+        return nn.GroupNorm(groups, epsilon=1e-5, dtype=jnp.float32, name="norm")(x).astype(x.dtype)
+
+
+class NoiseEmbedding(nn.Module):
+    """A noise level [B] in [0, 1] → [B, width]: sinusoids through two dense layers."""
+
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, level: jax.Array) -> jax.Array:
+        x = sinusoidal_embedding(level, max(self.width // 4, 2)).astype(self.dtype)
+        x = nn.swish(nn.Dense(self.width, dtype=self.dtype, name="dense_0")(x))
+        return nn.Dense(self.width, dtype=self.dtype, name="dense_1")(x)
+
+
+class TextPooling(nn.Module):
+    """Attention pooling of text [B, L, D] to a vector [B, width], by learned queries (Section 2.4 of arXiv:2205.11487).
+
+    Where nothing is visible (a dropped caption) the keys are all alike, and so the result is one learned vector.
+    """
+
+    width: int
+    heads: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, text: jax.Array, mask: jax.Array) -> jax.Array:
+        batch, length, _ = text.shape
+        head = self.width // self.heads
+        text = nn.LayerNorm(dtype=jnp.float32, name="norm")(text).astype(self.dtype)
+        query_NK = self.param("query", nn.initializers.normal(1.0), (self.heads, head))
+        key_BLNK = nn.Dense(self.width, dtype=self.dtype, name="key")(text).reshape(batch, length, self.heads, head)
+        value_BLNK = nn.Dense(self.width, dtype=self.dtype, name="value")(text).reshape(batch, length, self.heads, head)
+        logits_BNL = jnp.einsum("nk,blnk->bnl", query_NK.astype(self.dtype), key_BLNK) / math.sqrt(head)
+        weights_BNL = masked_softmax(logits_BNL, mask[:, None, :])
+        pooled = jnp.einsum("bnl,blnk->bnk", weights_BNL.astype(self.dtype), value_BLNK).reshape(batch, self.width)
+        return nn.Dense(self.width, dtype=self.dtype, name="out")(pooled)
+
+
+def masked_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
+    """Softmax over the last axis, in float32, of what the mask shows; even where it shows nothing."""
+    # softmax in float32: bf16 loses mass; a large negative number, not -inf, so that an empty row is no NaN
+    return jax.nn.softmax(jnp.where(mask, logits.astype(jnp.float32), -1e30), axis=-1)
+
+
+class Conditioning(nn.Module):
+    """The vector [B, E] that every residual block gets: noise level, pooled text, and augmentation level if there is one."""
+
+    width: int
+    text_heads: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, noise_level: jax.Array, text: jax.Array, mask: jax.Array, aug_level: jax.Array | None) -> jax.Array:
+        embedding = NoiseEmbedding(self.width, self.dtype, name="noise_level")(noise_level)
+        embedding += TextPooling(self.width, self.text_heads, self.dtype, name="text_pooling")(text, mask)
+        if aug_level is not None:
+            embedding += NoiseEmbedding(self.width, self.dtype, name="aug_level")(aug_level)
+        return nn.swish(embedding)
+
+
+class ResBlock(nn.Module):
+    """GroupNorm–swish–conv twice with a 1×1 skip, the second norm scaled and shifted by the conditioning (BigGAN, ADM).
+
+    ``resample`` halves ("down": mean of 2×2) or doubles ("up": nearest) the image within the block, as in ADM
+    (arXiv:2105.05233, Section 3.1). The last convolution starts at zero.
+    """
+
+    channels: int
+    groups: int
+    dropout: float
+    dtype: jnp.dtype
+    resample: str = ""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, embedding: jax.Array, train: bool) -> jax.Array:
+        h = nn.swish(Norm(self.groups, name="norm_0")(x))
+        if self.resample:
+            change = downsample if self.resample == "down" else upsample
+            h, x = change(h), change(x)
+        h = conv(self.channels, "conv_0", self.dtype)(h)
+        scale_shift = nn.Dense(2 * self.channels, dtype=self.dtype, name="scale_shift")(embedding)[:, None, None, :]
+        scale, shift = jnp.split(scale_shift, 2, axis=-1)
+        h = nn.swish(Norm(self.groups, name="norm_1")(h) * (1 + scale) + shift)
+        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = conv(self.channels, "conv_1", self.dtype, zero=True)(h)
+        if x.shape[-1] != self.channels:
+            x = conv(self.channels, "skip", self.dtype, size=1)(x)
+        return x + h
+
+
+def downsample(x: jax.Array) -> jax.Array:
+    """[B, H, W, C] → [B, H/2, W/2, C], the mean of each 2×2."""
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+
+
+def upsample(x: jax.Array) -> jax.Array:
+    """[B, H, W, C] → [B, 2H, 2W, C], nearest."""
+    batch, height, width, channels = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
+    return x.reshape(batch, 2 * height, 2 * width, channels)
+
+
+class Attention(nn.Module):
+    """Attention of an image's pixels to ``self``, to the text, or to both with the keys and values concatenated.
+
+    ``kind`` is one of
+        "self":      pixels attend to pixels;
+        "self+text": to pixels and text in one softmax (the paper's base and first super-resolution stage);
+        "text":      to text alone, a cross-attention layer of its own (its second super-resolution stage).
+    The output projection starts at zero. With ``mlp`` > 0 a feed-forward layer of that many times the channels follows.
+    """
+
+    kind: str
+    head_channels: int
+    groups: int
+    mlp: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, text: jax.Array, mask: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        heads = channels // self.head_channels
+
+        def split(tokens: jax.Array) -> jax.Array:
+            return tokens.reshape(batch, -1, heads, self.head_channels)
+
+        pixels = Norm(self.groups, name="norm")(x).reshape(batch, height * width, channels)
+        query_BQNK = split(nn.Dense(channels, dtype=self.dtype, name="query")(pixels))
+        keys, values, masks = [], [], []
+        if "self" in self.kind:
+            keys.append(split(nn.Dense(channels, dtype=self.dtype, name="key")(pixels)))
+            values.append(split(nn.Dense(channels, dtype=self.dtype, name="value")(pixels)))
+            masks.append(jnp.ones((batch, height * width), bool))
+        if "text" in self.kind:
+            text = nn.LayerNorm(dtype=jnp.float32, name="text_norm")(text).astype(self.dtype)
+            keys.append(split(nn.Dense(channels, dtype=self.dtype, name="text_key")(text)))
+            values.append(split(nn.Dense(channels, dtype=self.dtype, name="text_value")(text)))
+            masks.append(mask)
+        key_BSNK, value_BSNK = jnp.concatenate(keys, axis=1), jnp.concatenate(values, axis=1)
+        logits_BNQS = jnp.einsum("bqnk,bsnk->bnqs", query_BQNK, key_BSNK) / math.sqrt(self.head_channels)
+        weights_BNQS = masked_softmax(logits_BNQS, jnp.concatenate(masks, axis=1)[:, None, None, :])
+        attended = jnp.einsum("bnqs,bsnk->bqnk", weights_BNQS.astype(self.dtype), value_BSNK)
+        attended = attended.reshape(batch, height * width, channels)
+        out = nn.Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(attended)
+        x = x + out.reshape(x.shape)
+        return FeedForward(self.mlp, self.groups, self.dtype, name="mlp")(x) if self.mlp else x
+
+
+class FeedForward(nn.Module):
+    """Norm, a hidden layer of ``times`` the channels, and back, added to the input; starts as the identity."""
+
+    times: int
+    groups: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        h = Norm(self.groups, name="norm")(x)
+        h = nn.gelu(nn.Dense(self.times * channels, dtype=self.dtype, name="hidden")(h))
+        return x + nn.Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(h)
+
+
+class AttentionStack(nn.Module):
+    """The attention layers of one place in a U-Net, in order; ``kinds`` such as ``("self", "text")``, often empty."""
+
+    kinds: tuple[str, ...]
+    head_channels: int
+    groups: int
+    mlp: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, text: jax.Array, mask: jax.Array) -> jax.Array:
+        for kind in self.kinds:
+            name = "attention_" + kind.replace("+", "_")
+            x = Attention(kind, self.head_channels, self.groups, self.mlp, self.dtype, name=name)(x, text, mask)
+        return x

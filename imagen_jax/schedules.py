@@ -1,0 +1,99 @@
+"""Noise schedules: alpha, sigma and logsnr as functions of the time t in [0, 1], clean at 0 and noise at 1.
+
+Every schedule is variance preserving, alpha² + sigma² = 1, so that its log signal-to-noise ratio
+``logsnr = log(alpha² / sigma²)`` says all about it (Kingma et al., arXiv:2107.00630, Eq. 2–4).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from imagen_jax.errors import UsageError
+
+# Beyond these, float32 holds alpha or sigma but no longer their difference from 0 and 1.
+LOGSNR_MIN = -20.0
+LOGSNR_MAX = 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A noise schedule.
+
+    Attributes:
+        name: as it stands in a config.
+        logsnr: time t in [0, 1] → logsnr, strictly falling, within [LOGSNR_MIN, LOGSNR_MAX].
+        time: the inverse of ``logsnr``.
+    """
+
+    name: str
+    logsnr: Callable[[jax.Array], jax.Array]
+    time: Callable[[jax.Array], jax.Array]
+
+    def alpha(self, t: jax.Array) -> jax.Array:
+        """The share of the signal in z_t."""
+        return signal(self.logsnr(t))
+
+    def sigma(self, t: jax.Array) -> jax.Array:
+        """The share of the noise in z_t."""
+        return signal(-self.logsnr(t))
+
+
+def signal(logsnr: jax.Array) -> jax.Array:
+    """alpha at a logsnr, and sigma at its negative: sqrt(sigmoid(logsnr))."""
+    return jnp.sqrt(jax.nn.sigmoid(logsnr))
+
+
+def noise_angle(logsnr: jax.Array) -> jax.Array:
+    """The noise level as an angle, arctan(sigma / alpha) · 2/π in (0, 1).
+
+    Networks are conditioned on this: it is the time t of the cosine schedule, and it means the same
+    noise under every other, so that a network can be sampled with a schedule it was not trained with.
+    """
+    return jnp.arctan(jnp.exp(-logsnr / 2)) * (2 / jnp.pi)
+
+
+def cosine() -> Schedule:
+    """alpha = cos(πt/2), its ends drawn in to the range of logsnr (arXiv:2102.09672, continuous as in arXiv:2202.00512)."""
+    low, high = jnp.arctan(jnp.exp(-LOGSNR_MAX / 2)), jnp.arctan(jnp.exp(-LOGSNR_MIN / 2))
+
+    def logsnr(t: jax.Array) -> jax.Array:
+        return -2 * jnp.log(jnp.tan(low + t * (high - low)))
+
+    def time(logsnr: jax.Array) -> jax.Array:
+        return (jnp.arctan(jnp.exp(-logsnr / 2)) - low) / (high - low)
+
+    return Schedule("cosine", logsnr, time)
+
+
+def linear(beta_start: float = 1e-4, beta_end: float = 0.02, steps: int = 1000) -> Schedule:
+    """Betas that grow linearly over 1000 steps, in continuous form.
+
+    The limit of many steps of Ho et al. (arXiv:2006.11239, Section 4) as given by Song et al.
+    (arXiv:2011.13456, Eq. 33): alpha² = exp(-∫β), with β from ``steps·beta_start`` to ``steps·beta_end``.
+    """
+    slope, start = steps * (beta_end - beta_start), steps * beta_start
+
+    def logsnr(t: jax.Array) -> jax.Array:
+        integral = start * t + slope * t**2 / 2
+        return jnp.clip(-jnp.log(jnp.expm1(jnp.maximum(integral, 1e-12))), LOGSNR_MIN, LOGSNR_MAX)
+
+    def time(logsnr: jax.Array) -> jax.Array:
+        integral = jax.nn.softplus(-logsnr)
+        # The root of slope/2 · t² + start · t = integral in the form that does not cancel near 0.
+        return 2 * integral / (start + jnp.sqrt(start**2 + 2 * slope * integral))
+
+    return Schedule("linear", logsnr, time)
+
+
+SCHEDULES: dict[str, Callable[[], Schedule]] = {"cosine": cosine, "linear": linear}
+
+
+def by_name(name: str) -> Schedule:
+    """The schedule of that name. Raises UsageError if there is none."""
+    if name not in SCHEDULES:
+        raise UsageError(f"schedule {name!r} is not known: choose one of {', '.join(SCHEDULES)}")
+    return SCHEDULES[name]()

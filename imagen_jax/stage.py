@@ -1,0 +1,183 @@
+"""A stage of the cascade: what its config means, and what training and sampling share.
+
+A stage is a network that sees through noise at one image size, with its text encoder and noise schedule; a
+super-resolution stage also sees the stage before it. Images are [-1, 1] inside, uint8 outside.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from imagen_jax import schedules
+from imagen_jax.diffusion import PREDICTIONS, Prediction, add_noise
+from imagen_jax.errors import UsageError
+from imagen_jax.models.efficient_unet import EfficientUNet
+from imagen_jax.models.unet import UNet
+from imagen_jax.resizing import resize
+from imagen_jax.schedules import Schedule, noise_angle
+from imagen_jax.text.encoder import TextEncoder, load_encoder
+
+NETWORKS = {"unet": UNet, "efficient_unet": EfficientUNet}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What a config describes, built.
+
+    Attributes:
+        config: as in ``configs/``.
+        network: the U-Net; its parameters live outside.
+        encoder: the frozen text encoder.
+        schedule: the noise schedule of training and, unless told otherwise, of sampling.
+        aug_schedule: that of the noise in the low-resolution condition.
+    """
+
+    config: ml_collections.ConfigDict
+    network: UNet | EfficientUNet
+    encoder: TextEncoder
+    schedule: Schedule
+    aug_schedule: Schedule
+
+    @property
+    def is_super_resolution(self) -> bool:
+        """Whether the stage needs a low-resolution image."""
+        return self.config.low_res_size > 0
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of its images."""
+        return self.config.image_size, self.config.image_size, self.config.channels
+
+    @property
+    def low_res_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the images it starts from."""
+        return self.config.low_res_size, self.config.low_res_size, self.config.channels
+
+    @property
+    def prediction(self) -> Prediction:
+        """What its network predicts."""
+        return self.config.diffusion.prediction
+
+    def init(self, key: jax.Array) -> Any:
+        """Fresh parameters, a plain nested dict; call it under ``jax.jit`` with ``out_shardings``."""
+        length, width = self.encoder.length, self.encoder.width
+        condition = self.condition_inputs(1) if self.is_super_resolution else {}
+        return self.network.init(
+            key,
+            jnp.zeros((1, *self.image_shape)),
+            jnp.zeros((1,)),
+            jnp.zeros((1, length, width)),
+            jnp.zeros((1, length), bool),
+            **condition,
+        )["params"]
+
+    def condition_inputs(self, batch: int) -> dict[str, jax.Array]:
+        """Empty inputs of the shapes that a super-resolution network expects."""
+        return {"low_res": jnp.zeros((batch, *self.image_shape)), "aug_level": jnp.zeros((batch,))}
+
+    def predict(
+        self,
+        params: Any,
+        z: jax.Array,
+        logsnr: jax.Array,
+        text: jax.Array,
+        text_mask: jax.Array,
+        condition: dict[str, jax.Array],
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """The network's prediction [B, H, W, C] at z_t; ``condition`` is from ``condition_on`` or empty."""
+        rngs = {} if dropout_key is None else {"dropout": dropout_key}
+        train = dropout_key is not None
+        return self.network.apply(
+            {"params": params}, z, noise_angle(logsnr), text, text_mask, **condition, train=train, rngs=rngs
+        )
+
+    def condition_on(self, low_res: jax.Array, aug_level: jax.Array, eps: jax.Array) -> dict[str, jax.Array]:
+        """Noise conditioning augmentation (arXiv:2205.11487, Section 2.3): low_res [B, h, w, C] as the network gets it.
+
+        ``low_res`` gets the noise of ``aug_level`` [B] in [0, 1], made of ``eps`` of its shape, and the stage's size.
+        """
+        alpha, sigma = self.aug_schedule.alpha(aug_level), self.aug_schedule.sigma(aug_level)
+        noisy = add_noise(low_res, eps, alpha, sigma)
+        return {"low_res": resize(noisy, *self.image_shape[:2]), "aug_level": noise_angle(self.aug_schedule.logsnr(aug_level))}
+
+
+def build(config: ml_collections.ConfigDict) -> Stage:
+    """The stage that a config describes. Raises UsageError where the config cannot work."""
+    check(config)
+    model = config.model.to_dict()
+    network = NETWORKS[model.pop("network")]
+    fields = {name: freeze(value) for name, value in model.items()}
+    fields["dtype"] = DTYPES[fields["dtype"]]
+    expected = {field.name for field in dataclasses.fields(network)} - {"parent", "name", "image_channels"}
+    if set(fields) != expected:
+        missing, surplus = ", ".join(sorted(expected - set(fields))), ", ".join(sorted(set(fields) - expected))
+        raise UsageError(
+            f"config.model does not fit {config.model.network}: missing [{missing}], not known to it [{surplus}]"
+        )
+    try:
+        encoder = load_encoder(config.text.model, config.text.length, DTYPES[config.text.dtype])
+    except ValueError as error:
+        raise UsageError(f"config.text: {error}") from error
+    return Stage(
+        config=config,
+        network=network(image_channels=config.channels, **fields),
+        encoder=encoder,
+        schedule=schedules.by_name(config.diffusion.schedule),
+        aug_schedule=schedules.by_name(config.diffusion.aug_schedule),
+    )
+
+
+def freeze(value: Any) -> Any:
+    """Lists, as JSON gives them, as the tuples that a module's fields must be."""
+    return tuple(freeze(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises UsageError for what can be seen to be wrong before anything is built."""
+    model = config.model
+    choices = {
+        "model.network": (model.network, NETWORKS),
+        "model.dtype": (model.dtype, DTYPES),
+        "text.dtype": (config.text.dtype, DTYPES),
+        "diffusion.prediction": (config.diffusion.prediction, PREDICTIONS),
+        "diffusion.schedule": (config.diffusion.schedule, schedules.SCHEDULES),
+        "diffusion.aug_schedule": (config.diffusion.aug_schedule, schedules.SCHEDULES),
+    }
+    for name, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise UsageError(f"config.{name} {value!r} is not known: choose one of {', '.join(allowed)}")
+    levels = len(model.multipliers)
+    for name in ("blocks", "attention"):
+        if len(model[name]) != levels:
+            raise UsageError(
+                f"config.model.{name} has {len(model[name])} entries for {levels} levels (model.multipliers): give one a level"
+            )
+    halvings = levels - (model.network == "unet")
+    if config.image_size % 2**halvings:
+        raise UsageError(
+            f"config.image_size {config.image_size} cannot be halved {halvings} times: give a multiple of {2**halvings}"
+        )
+    for multiplier, kinds in zip(model.multipliers, model.attention, strict=True):
+        channels = multiplier * model.channels
+        if kinds and channels % model.head_channels:
+            raise UsageError(f"config.model.head_channels {model.head_channels} does not divide the {channels} channels of a level")
+    if config.low_res_size and not 0 < config.low_res_size < config.image_size:
+        raise UsageError(f"config.low_res_size {config.low_res_size} must be below config.image_size {config.image_size}")
+
+
+def to_float(images: jax.Array) -> jax.Array:
+    """uint8 images as float32 in [-1, 1]."""
+    return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_uint8(images: np.ndarray | jax.Array) -> np.ndarray:
+    """Images in [-1, 1] as uint8, clipped and rounded."""
+    return np.asarray(jnp.clip(jnp.round((jnp.asarray(images) + 1.0) * 127.5), 0, 255).astype(jnp.uint8))

@@ -1,0 +1,1 @@
+"""Training of one stage: state, optimizer, step, and what is written down of it."""

@@ -1,0 +1,33 @@
+"""Optimizers of the paper, from their config: Adafactor for the base, Adam for super-resolution (App. F)."""
+
+from __future__ import annotations
+
+import ml_collections
+import optax
+
+from imagen_jax.errors import UsageError
+
+
+def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
+    """Linear warm-up to ``learning_rate`` over ``warmup_steps``, then a cosine down to 0 at ``decay_steps``."""
+    if not 0 <= config.warmup_steps < config.decay_steps:
+        raise UsageError(
+            f"optimizer.warmup_steps {config.warmup_steps} must lie in [0, optimizer.decay_steps = {config.decay_steps})"
+        )
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0, peak_value=config.learning_rate, warmup_steps=config.warmup_steps, decay_steps=config.decay_steps
+    )
+
+
+def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """Clipping by global norm, then the named optimizer. Raises UsageError for an unknown one."""
+    rate = learning_rate(config)
+    match config.name:
+        case "adam":
+            update = optax.adamw(rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay)
+        case "adafactor":
+            # multiply_by_parameter_scale off: zero-initialised outputs would hardly move from zero
+            update = optax.adafactor(rate, multiply_by_parameter_scale=False, weight_decay_rate=config.weight_decay or None)
+        case _:
+            raise UsageError(f"optimizer.name {config.name!r} is not known: choose adam or adafactor")
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)

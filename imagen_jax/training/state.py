@@ -1,0 +1,48 @@
+"""What changes in training, in one place, and how it comes into being on a mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+
+from imagen_jax.sharding import abstract_sharded
+
+
+@struct.dataclass
+class TrainState:
+    """Everything a step changes; the EMA never overwrites the raw parameters."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    ema_params: Any
+
+
+def abstract_state(
+    init: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation, seed: int, mesh: Mesh
+) -> tuple[TrainState, Callable[[], TrainState]]:
+    """(the state's shapes with their shardings, a function that makes it); nothing is ever held unsharded."""
+
+    def make() -> TrainState:
+        params = init(jax.random.key(seed))
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=optimizer.init(params),
+            ema_params=jax.tree.map(jnp.copy, params),
+        )
+
+    abstract = abstract_sharded(jax.eval_shape(make), mesh)
+    return abstract, jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))
+
+
+def update_ema(ema: Any, params: Any, step: jax.Array, decay: float) -> Any:
+    """ema ← d · ema + (1 - d) · params with d = min(decay, (1 + step) / (10 + step)): a short memory while young."""
+    d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda e, p: e + (1.0 - d) * (p - e), ema, params)
