@@ -1,0 +1,59 @@
+"""Package metadata. `requirements.lock` pins what is tested; the ranges here say what may work."""
+
+from setuptools import find_packages, setup
+
+RUNTIME = [
+    # arrays, compilation, devices
+    "jax>=0.10",
+    "numpy>=2.0",
+    # networks, optimizers, checkpoints
+    "flax>=0.12.8",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",  # its v1 interface
+    # input: the pipeline, data sets without TensorFlow, image decoding
+    "grain>=0.2.18",
+    "tensorflow-datasets>=4.9.10",
+    "importlib_resources>=6.4",  # tensorflow-datasets imports it and does not declare it
+    "pillow>=12.0",
+    # text: tokenizers and config.json; weights. Torch is not needed for either
+    "transformers>=5.0,<6",
+    "safetensors>=0.6",
+    # commands: configs, flags, progress, metrics for TensorBoard, pictures of results
+    "ml_collections>=1.1",
+    "absl-py>=2.3",
+    "tqdm>=4.67",
+    "clu>=0.0.12",
+    "tensorboardX>=2.6.4",  # writes event files; clu's own writer needs TensorFlow
+    "matplotlib>=3.10",
+    # scores: Fréchet distances; the digits data set and its classifier
+    "scipy>=1.14",
+    "scikit-learn>=1.7",
+]
+
+EXTRAS = {
+    "tpu": ["jax[tpu]"],
+    "gpu": ["jax[cuda13]"],  # with an older driver: pip install 'jax[cuda12]' instead
+    "dev": [
+        "ruff",  # format and lint
+        "mypy",  # types
+        "import-linter",  # the layers contract
+        "pytest",
+        "setuptools>=80",  # in the lock, so that `make` builds nothing with an unpinned tool
+    ],
+}
+
+setup(
+    name="imagen_jax",
+    version="0.1.0",
+    description="Imagen: photorealistic text-to-image diffusion in JAX and Flax",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["imagen_jax", "imagen_jax.*"]),
+    package_data={
+        "imagen_jax": ["py.typed"],
+        "imagen_jax.text": ["shapes_encoder/config.json", "shapes_encoder/model.safetensors"],
+    },
+    install_requires=RUNTIME,
+    extras_require=EXTRAS,
+)
