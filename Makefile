@@ -1,0 +1,80 @@
+# `make demo` and `make test` need Python 3.11, 3.12 or 3.13 and nothing else: they build .venv from requirements.lock.
+
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP := $(VENV)/.complete
+RUN := runs/demo
+PHASES := setup format-check lint types imports pytest
+
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+# The first that runs and is new enough. To choose another: make PYTHON=/path/to/python3.12 …
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	$$python -c '$(SUPPORTED)' 2>/dev/null && echo $$python && break; done)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+PIP_LOCKED := $(BIN)/python -m pip install --no-deps --no-build-isolation --use-pep517 --require-hashes
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lock format clean $(PHASES)
+
+help: ## say what there is to make
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(SETUP) ## train a small cascade on this machine, draw with it, and score its pictures
+	$(BIN)/python -m imagen_jax.train --config=configs/shapes_base.py --workdir=$(RUN)/base
+	$(BIN)/python -m imagen_jax.train --config=configs/shapes_sr.py --workdir=$(RUN)/sr
+	$(BIN)/python -m imagen_jax.sample --stages=$(RUN)/base,$(RUN)/sr --out=$(RUN) \
+		--prompts='a red circle; two blue squares'
+	$(BIN)/python -m imagen_jax.evaluate --stages=$(RUN)/base,$(RUN)/sr --config=configs/shapes_eval.py --out=$(RUN)
+
+test: ## every check: format, lint, types, layers contract, tests
+	@for phase in $(PHASES); do \
+		echo "== $$phase"; start=$$(date +%s); \
+		$(MAKE) --no-print-directory $$phase || { echo "FAILED: $$phase"; exit 1; }; \
+		times="$$times  $$phase $$(($$(date +%s) - start)) s"; \
+	done; echo "Passed:$$times"
+
+setup: $(SETUP) ## build .venv from the lock, if that is not done
+
+format: $(SETUP) ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff format
+
+format-check: $(SETUP)
+	$(BIN)/ruff format --check --diff --quiet
+
+lint: $(SETUP) ## look for mistakes
+	$(BIN)/ruff check
+
+types: $(SETUP) ## check the types
+	$(BIN)/mypy
+
+imports: $(SETUP) ## check that imports go down the layers only
+	$(BIN)/lint-imports
+
+pytest: $(SETUP) ## run the tests; make pytest ARGS='-k name' runs some
+	$(BIN)/python -m pytest $(ARGS)
+
+lock: ## resolve requirements.lock again (needs uv); make lock ARGS=--upgrade moves to the newest versions
+	uv pip compile setup.py --extra=dev --universal --python-version=3.11 --fork-strategy=fewest --generate-hashes \
+		--custom-compile-command='make lock' --quiet --output-file=requirements.lock $(ARGS)
+
+clean: ## delete .venv and all caches; runs/ is kept
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist *.egg-info
+	find imagen_jax configs tests -name __pycache__ -prune -exec rm -rf {} +
+
+# promise (needed by tensorflow-datasets) comes as source only, so the lock's setuptools is installed first to build it.
+$(SETUP): requirements.lock setup.py
+	@test -n '$(PYTHON)' || { exec >&2; \
+		echo 'No Python 3.11, 3.12 or 3.13 is on the PATH. Install one, or name it: make PYTHON=/path/to/python3.12 …'; \
+		exit 1; }
+	@$(PYTHON) -c '$(SUPPORTED)' || { \
+		echo '$(PYTHON) is not Python 3.11, 3.12 or 3.13. Name another: make PYTHON=/path/to/python3.12 …' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+		echo '$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	awk '/^setuptools==/ { found = 1 } found { print } found && !/\\$$/ { exit }' $< > $(VENV)/setuptools.lock
+	$(PIP_LOCKED) -r $(VENV)/setuptools.lock
+	$(PIP_LOCKED) -r $<
+	$(BIN)/python -m pip install --no-deps --no-build-isolation --use-pep517 --editable .
+	@touch $@
