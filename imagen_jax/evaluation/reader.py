@@ -56,7 +56,8 @@ def compare(picture: Picture, description: Description) -> Judgement:
     claims = [claim for claim in description.claims for _ in range(claim.count)]
     kind = category(description)
     trials = [_try(claims, found, description.relation) for found in _candidates(claims, picture.things)]
-    best = max(trials, key=lambda trial: sum(trial.values()))
+    # Objects are told apart by their looks; only where these leave it open, by the relation.
+    best = max(trials, key=lambda trial: (sum(trial.values()) - trial.get("relation", 0), trial.get("relation", 0)))
     objects = len(picture.things) == len(claims)
     background = picture.background == description.background if description.background else None
     formed = all(found.shape for found in picture.things)  # also where the caption says only 'an object'

@@ -1,0 +1,94 @@
+import pickle
+
+import grain
+import numpy as np
+import pytest
+
+from imagen_jax.data.shapes.captions import parse
+from imagen_jax.data.shapes.source import ShapesSource
+
+
+def test_an_example_is_a_pure_function_of_seed_and_index():
+    one, other = ShapesSource(5, "train", 32, 100), ShapesSource(5, "train", 32, 1000)
+    forwards = [one[i] for i in range(50)]
+    backwards = [other[i] for i in reversed(range(50))][::-1]
+    for a, b in zip(forwards, backwards, strict=True):
+        np.testing.assert_array_equal(a["image"], b["image"])
+        assert a["caption"] == b["caption"]
+
+
+def test_examples_are_the_same_on_every_machine():
+    """Pinned: a change would silently change the data set under everyone's figures."""
+    source = ShapesSource(0, "train", 16, 10)
+    assert [source[i]["caption"] for i in range(3)] == [
+        "on a white background, a large red ring",
+        "three large blue squares on a tan background",
+        "on a black background, three large yellow triangles",
+    ]
+    # The last bit of a rounded pixel may depend on the processor.
+    assert source[0]["image"].sum() == pytest.approx(184622, abs=100)
+
+
+def test_examples_differ_between_indices_seeds_and_splits():
+    sources = [ShapesSource(seed, split, 16, 200) for seed in (0, 1) for split in ("train", "validation", "held_out")]
+    scenes = [source.scene(i) for source in sources for i in range(200)]
+    assert len(set(scenes)) == len(scenes)
+
+
+def test_seed_and_index_are_not_interchangeable():
+    assert ShapesSource(1, "train", 16, 10).scene(2) != ShapesSource(2, "train", 16, 10).scene(1)
+
+
+def test_scene_and_caption_do_not_depend_on_the_resolution():
+    small, large = ShapesSource(0, "train", 16, 50), ShapesSource(0, "train", 128, 50)
+    for i in range(50):
+        assert small.scene(i) == large.scene(i)
+        assert small[i]["caption"] == large[i]["caption"]
+
+
+def test_description_is_what_the_caption_claims():
+    source = ShapesSource(0, "train", 16, 300)
+    for i in range(300):
+        assert parse(source[i]["caption"]) == source.description(i)
+
+
+def test_it_is_a_source_for_grain():
+    source = ShapesSource(0, "train", 16, 40)
+    assert isinstance(source, grain.sources.RandomAccessDataSource)
+    batches = list(grain.MapDataset.source(source).map(lambda example: example["image"]).batch(8))
+    assert len(batches) == 5
+    np.testing.assert_array_equal(batches[1][3], source[11]["image"])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(source))[7]["image"], source[7]["image"])
+
+
+def test_its_repr_tells_all_of_it():
+    source = ShapesSource(3, "held_out", 64, 7)
+    assert repr(source) == "ShapesSource(seed=3, split='held_out', resolution=64, size=7)"
+    assert len(source) == 7
+
+
+def test_indices_may_be_numpy_integers():
+    source = ShapesSource(0, "train", 16, 10)
+    assert source.scene(np.int64(3)) == source.scene(3)
+
+
+@pytest.mark.parametrize("index", [-1, 10])
+def test_indices_outside_are_errors(index):
+    with pytest.raises(IndexError, match=rf"index {index} is outside \[0, 10\)"):
+        ShapesSource(0, "train", 16, 10)[index]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"split": "test"}, "split 'test' is none of train, validation, held_out"),
+        ({"resolution": 4}, "resolution 4 "),
+        ({"resolution": 64.0}, "resolution 64.0 is not a whole number"),
+        ({"size": 0}, "size 0 "),
+        ({"size": 1e3}, "size 1000.0 is not a whole number"),
+        ({"seed": -1}, "seed -1 "),
+    ],
+)
+def test_wrong_arguments_are_named(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        ShapesSource(**({"seed": 0, "split": "train", "resolution": 64, "size": 10} | wrong))
