@@ -1,8 +1,8 @@
-"""The T5 v1.1 encoder (arXiv:1910.10683, arXiv:2002.05202), and the decoder that pretrains it.
+"""The T5 v1.1 encoder (arXiv:1910.10683, arXiv:2002.05202).
 
 Keyword fields carry the names of Hugging Face's `T5Config`, so a `config.json` maps onto a module one to one.
 
-B batch, L text length, M memory length, D = d_model, H = num_heads, K = d_kv.
+B batch, L text length, D = d_model, H = num_heads, K = d_kv.
 """
 
 import math
@@ -19,29 +19,23 @@ from imagen_jax.errors import UsageError
 MASKED_LOGIT = -1e9
 
 
-def relative_position_bucket(
-    relative_position: np.ndarray, *, bidirectional: bool, num_buckets: int, max_distance: int
-) -> np.ndarray:
+def relative_position_bucket(relative_position: np.ndarray, *, num_buckets: int, max_distance: int) -> np.ndarray:
     """Bucket of each offset key − query, in [0, num_buckets).
 
-    Half of the buckets of a direction hold one offset each, the other half grow logarithmically up to `max_distance`,
-    and everything further shares the last one. Bidirectional: keys to the right take the upper half of the buckets.
-    Causal: keys to the right share bucket 0 with the query itself (they are masked anyway). arXiv:1910.10683, 2.1.
+    The lower half of the buckets is for keys to the left, the upper one for keys to the right. Half of a side's buckets
+    hold one distance each, the other half grow logarithmically up to `max_distance`, and whatever is further shares
+    the last one. arXiv:1910.10683, section 2.1.
     """
     offset = np.asarray(relative_position)
-    if bidirectional:
-        num_buckets //= 2
-        side = np.where(offset > 0, num_buckets, 0)
-        distance = np.abs(offset)
-    else:
-        side = np.zeros_like(offset)
-        distance = np.maximum(-offset, 0)
-    exact = num_buckets // 2
+    distance = np.abs(offset)
+    per_side = num_buckets // 2
+    exact = per_side // 2
     # float32, because published weights were trained with buckets whose edges were rounded in float32
     ratio = np.log(np.maximum(distance, exact).astype(np.float32) / np.float32(exact))
     ratio = ratio / np.float32(math.log(max_distance / exact))
-    coarse = exact + (ratio * np.float32(num_buckets - exact)).astype(np.int32)
-    return side + np.where(distance < exact, distance, np.minimum(coarse, num_buckets - 1))
+    coarse = exact + (ratio * np.float32(per_side - exact)).astype(np.int32)
+    within = np.where(distance < exact, distance, np.minimum(coarse, per_side - 1))
+    return np.where(offset > 0, per_side, 0) + within
 
 
 class RMSNorm(nn.Module):
@@ -65,7 +59,6 @@ class RelativeBias(nn.Module):
     d_model: int
     num_buckets: int
     max_distance: int
-    bidirectional: bool
 
     @nn.compact
     def __call__(self, length: int) -> jax.Array:
@@ -74,7 +67,6 @@ class RelativeBias(nn.Module):
         position = np.arange(length)
         bucket_LL = relative_position_bucket(
             position[None, :] - position[:, None],
-            bidirectional=self.bidirectional,
             num_buckets=self.num_buckets,
             max_distance=self.max_distance,
         )
@@ -87,28 +79,28 @@ def linear(features: int, std: float, dtype: Any, name: str) -> nn.Dense:
 
 
 class Attention(nn.Module):
-    """Multi-head attention without 1/sqrt(K): T5 moves that factor into the initialisation of q."""
+    """Multi-head self-attention without 1/sqrt(K): T5 moves that factor into the initialisation of q."""
 
     num_heads: int
     d_kv: int
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, memory: jax.Array, bias: jax.Array) -> jax.Array:
-        """x [B, L, D], memory [B, M, D], bias broadcastable to [B, H, L, M] -> [B, L, D]"""
+    def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
+        """x [B, L, D], bias float32, broadcastable to [B, H, L, L] -> [B, L, D]"""
         width = x.shape[-1]
         inner = self.num_heads * self.d_kv
         heads = (self.num_heads, self.d_kv)
         q = linear(inner, (width * self.d_kv) ** -0.5, self.dtype, "q")(x)
-        k = linear(inner, width**-0.5, self.dtype, "k")(memory)
-        v = linear(inner, width**-0.5, self.dtype, "v")(memory)
-        q_BLHK, k_BMHK, v_BMHK = (a.reshape(*a.shape[:2], *heads) for a in (q, k, v))
-        logits = jnp.einsum("blhk,bmhk->bhlm", q_BLHK, k_BMHK, preferred_element_type=jnp.float32)
+        k = linear(inner, width**-0.5, self.dtype, "k")(x)
+        v = linear(inner, width**-0.5, self.dtype, "v")(x)
+        q_BLHK, k_BLHK, v_BLHK = (a.reshape(*a.shape[:2], *heads) for a in (q, k, v))
+        logits = jnp.einsum("blhk,bmhk->bhlm", q_BLHK, k_BLHK, preferred_element_type=jnp.float32)
         logits = logits + bias  # softmax in float32: bf16 loses mass
         weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
-        # divided by their sum after mixing, K numbers a row and not M: on a CPU a forward pass takes half the time
+        # divided by their sum after mixing, K numbers a row and not L: on a CPU a forward pass takes half the time
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        mixed_BHLK = jnp.einsum("bhlm,bmhk->bhlk", weights.astype(self.dtype), v_BMHK) / total
+        mixed_BHLK = jnp.einsum("bhlm,bmhk->bhlk", weights.astype(self.dtype), v_BLHK) / total
         mixed = jnp.swapaxes(mixed_BHLK.astype(self.dtype), 1, 2).reshape(*x.shape[:2], inner)
         return linear(width, inner**-0.5, self.dtype, "o")(mixed)
 
@@ -128,7 +120,7 @@ class GatedFeedForward(nn.Module):
 
 
 def padding_bias(mask: jax.Array) -> jax.Array:
-    """Logit bias that hides padding keys. bool [B, M] -> float32 [B, 1, 1, M]"""
+    """Logit bias that hides padding keys. bool [B, L] -> float32 [B, 1, 1, L]"""
     return jnp.where(mask, 0.0, MASKED_LOGIT)[:, None, None, :]
 
 
@@ -174,66 +166,12 @@ class T5Encoder(nn.Module):
             d_model=self.d_model,
             num_buckets=self.relative_attention_num_buckets,
             max_distance=self.relative_attention_max_distance,
-            bidirectional=True,
             name="relative_bias",
         )(tokens.shape[1])
         bias = bias + padding_bias(mask)
         for i in range(self.num_layers):
             h = norm(f"block_{i}_attention_norm")(x)
-            x = x + Attention(self.num_heads, self.d_kv, self.dtype, name=f"block_{i}_attention")(h, h, bias)
+            x = x + Attention(self.num_heads, self.d_kv, self.dtype, name=f"block_{i}_attention")(h, bias)
             h = norm(f"block_{i}_feed_forward_norm")(x)
             x = x + GatedFeedForward(self.d_ff, self.dtype, name=f"block_{i}_feed_forward")(h)
         return jnp.where(mask[..., None], norm("final_norm")(x), 0)
-
-
-class T5Decoder(nn.Module):
-    """T5 v1.1 decoder with its own embedding and output matrix. Used to pretrain an encoder, never to draw."""
-
-    vocab_size: int
-    d_model: int
-    d_kv: int
-    d_ff: int
-    num_layers: int
-    num_heads: int
-    relative_attention_num_buckets: int = 32
-    relative_attention_max_distance: int = 128
-    layer_norm_epsilon: float = 1e-6
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, tokens: jax.Array, memory: jax.Array, memory_mask: jax.Array) -> jax.Array:
-        """tokens int32 [B, L] (shifted right), memory [B, M, D], memory_mask bool [B, M] -> logits [B, L, V]"""
-
-        def norm(name: str) -> RMSNorm:
-            return RMSNorm(epsilon=self.layer_norm_epsilon, dtype=self.dtype, name=name)
-
-        def attention(name: str) -> Attention:
-            return Attention(self.num_heads, self.d_kv, self.dtype, name=name)
-
-        length = tokens.shape[1]
-        x = nn.Embed(
-            self.vocab_size,
-            self.d_model,
-            embedding_init=nn.initializers.normal(1.0),
-            dtype=self.dtype,
-            name="token_embedding",
-        )(tokens)
-        bias = RelativeBias(
-            num_heads=self.num_heads,
-            d_model=self.d_model,
-            num_buckets=self.relative_attention_num_buckets,
-            max_distance=self.relative_attention_max_distance,
-            bidirectional=False,
-            name="relative_bias",
-        )(length)
-        causal = np.tri(length, dtype=bool)
-        bias = bias + jnp.where(causal, 0.0, MASKED_LOGIT)
-        cross_bias = padding_bias(memory_mask)
-        for i in range(self.num_layers):
-            h = norm(f"block_{i}_attention_norm")(x)
-            x = x + attention(f"block_{i}_attention")(h, h, bias)
-            h = norm(f"block_{i}_cross_attention_norm")(x)
-            x = x + attention(f"block_{i}_cross_attention")(h, memory, cross_bias)
-            h = norm(f"block_{i}_feed_forward_norm")(x)
-            x = x + GatedFeedForward(self.d_ff, self.dtype, name=f"block_{i}_feed_forward")(h)
-        return linear(self.vocab_size, self.d_model**-0.5, self.dtype, "logits")(norm("final_norm")(x))

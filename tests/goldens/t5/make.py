@@ -49,9 +49,7 @@ def main() -> None:
         arrays["whole"] = whole.encoder(input_ids=tokens, attention_mask=mask.long()).last_hidden_state.numpy()
     offsets = torch.arange(-300, 301)
     arrays["offsets"] = offsets.numpy()
-    for bidirectional in (True, False):
-        buckets = T5Attention._relative_position_bucket(offsets, bidirectional=bidirectional)
-        arrays[f"buckets_{'both' if bidirectional else 'causal'}"] = buckets.numpy().astype(np.int32)
+    arrays["buckets"] = T5Attention._relative_position_bucket(offsets).numpy().astype(np.int32)
     np.savez_compressed(HERE / "golden.npz", **arrays)
     for folder in ("encoder", "sharded"):
         (HERE / folder / "generation_config.json").unlink(missing_ok=True)
