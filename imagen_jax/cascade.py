@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from imagen_jax import samplers
 from imagen_jax.checkpoints import Checkpoints, read_config
@@ -48,8 +50,8 @@ def make_sample_fn(stage: Stage, settings: ml_collections.ConfigDict) -> SampleF
         settings: a config's ``sampling``: sampler, eta, steps, guidance, threshold, percentile, aug_level.
 
     Returns:
-        ``(params, encoder_params, tokens [B, L], mask [B, L], keys [B], low_res [B, h, w, C] or None) -> [B, H, W, C]``,
-        images in [-1, 1].
+        ``(params, encoder_params, tokens [B, L], mask [B, L], keys [B], low_res) -> [B, H, W, C]``; ``low_res`` is
+        [B, h, w, C] or None; images are in [-1, 1].
 
     Raises:
         UsageError: unknown names or values out of range in the settings.
@@ -58,7 +60,9 @@ def make_sample_fn(stage: Stage, settings: ml_collections.ConfigDict) -> SampleF
     samplers.time_grid(settings.steps)
     limit = threshold(settings.threshold, settings.percentile)
     if not 0 <= settings.aug_level <= 1:
-        raise UsageError(f"aug_level {settings.aug_level} is not in [0, 1]: 0 adds no noise to the low-resolution image")
+        raise UsageError(
+            f"aug_level {settings.aug_level} is not in [0, 1]: 0 adds no noise to the low-resolution image"
+        )
 
     def sample(
         params: Any, encoder_params: Any, tokens: jax.Array, mask: jax.Array, keys: jax.Array, low_res: jax.Array | None
@@ -107,7 +111,8 @@ def guided_prediction(
         doubled(mask, jnp.zeros_like(mask)),
         {name: doubled(array, array) for name, array in condition.items()},
     )
-    return classifier_free(*jnp.split(both, 2), weight)
+    conditional, unconditional = jnp.split(both, 2)
+    return classifier_free(conditional, unconditional, weight)
 
 
 def stage_keys(seed: int, indices: jax.Array, place: int) -> jax.Array:
@@ -151,15 +156,15 @@ class StageSampler:
         batch = {"tokens": tokens, "mask": mask}
         if low_res is not None:
             batch["low_res"] = np.concatenate([low_res, np.zeros((surplus, *low_res.shape[1:]), np.uint8)])
-        batch = put_batch(batch, self._mesh)
+        placed = put_batch(batch, self._mesh)
         keys = stage_keys(seed, jnp.arange(first_index, first_index + count + surplus), self._place)
         images = self._program(
             params,
             encoder_params,
-            batch["tokens"],
-            batch["mask"],
+            placed["tokens"],
+            placed["mask"],
             jax.device_put(keys, batch_sharding(self._mesh)),
-            to_float(batch["low_res"]) if low_res is not None else None,
+            to_float(placed["low_res"]) if low_res is not None else None,
         )
         return to_uint8(images)[:count]
 
@@ -176,9 +181,14 @@ class Cascade:
     """
 
     def __init__(self, stages: Sequence[TrainedStage], mesh: Mesh) -> None:
-        check_chain([trained.stage for trained in stages])
+        check_chain([trained.stage.config for trained in stages])
         self._stages = stages
         self._samplers = [StageSampler(trained.stage, mesh, place) for place, trained in enumerate(stages)]
+
+    @property
+    def image_size(self) -> int:
+        """Rows and columns of the pictures of the last stage."""
+        return self._stages[-1].stage.config.image_size
 
     def draw(self, prompts: Sequence[str], seed: int, first_index: int = 0) -> list[np.ndarray]:
         """The images of every stage, uint8 [B, H, W, C] each, of the prompts of samples ``first_index`` and on."""
@@ -188,45 +198,64 @@ class Cascade:
             drawn.append(sampler.draw(trained.params, trained.encoder_params, prompts, seed, first_index, low_res))
         return drawn
 
-    def draw_in_batches(self, prompts: Sequence[str], seed: int, batch_size: int) -> Iterator[list[np.ndarray]]:
-        """``draw`` for any number of prompts; the last batch is filled up, so that nothing is compiled twice."""
-        for start in range(0, len(prompts), batch_size):
-            chosen = list(prompts[start : start + batch_size])
-            filler = [""] * (batch_size - len(chosen)) if start else []
-            yield [images[: len(chosen)] for images in self.draw([*chosen, *filler], seed, start)]
+    def draw_all(self, prompts: Sequence[str], seed: int, batch_size: int) -> list[np.ndarray]:
+        """The images of every stage of any number of prompts, uint8 [N, H, W, C] each, drawn in batches with a bar."""
+        batch_size = min(batch_size, len(prompts))
+        batches = []
+        with tqdm(total=len(prompts), desc="drawing", unit=" images") as bar:
+            for start in range(0, len(prompts), batch_size):
+                chosen = list(prompts[start : start + batch_size])
+                # The last batch is filled up, so that nothing is compiled twice.
+                drawn = self.draw([*chosen, *[""] * (batch_size - len(chosen))], seed, start)
+                batches.append([images[: len(chosen)] for images in drawn])
+                bar.update(len(chosen))
+        return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
 
-def check_chain(stages: Sequence[Stage]) -> None:
+def check_chain(configs: Sequence[ml_collections.ConfigDict]) -> None:
     """Raises UsageError unless the first stage is a base and each other starts from the size of the one before."""
-    if not stages:
+    if not configs:
         raise UsageError("no stages given: name their folders, the base first")
-    first = stages[0].config
+    first = configs[0]
     if first.low_res_size:
         raise UsageError(
             f"the first stage is a super-resolution stage ({first.low_res_size} to {first.image_size}): "
             f"put a base stage of {first.low_res_size}×{first.low_res_size} before it"
         )
-    for before, after in zip(stages, stages[1:]):
-        if after.config.low_res_size != before.config.image_size or after.config.channels != before.config.channels:
-            wanted = f"{after.config.low_res_size}×{after.config.low_res_size}×{after.config.channels}"
-            given = f"{before.config.image_size}×{before.config.image_size}×{before.config.channels}"
-            kind = f"starts from {wanted}" if after.config.low_res_size else "is a base stage"
-            raise UsageError(f"the stages do not chain: a stage that draws {given} is followed by one that {kind}")
+    for before, after in itertools.pairwise(configs):
+        if (after.low_res_size, after.channels) != (before.image_size, before.channels):
+            given = f"{before.image_size}×{before.image_size}×{before.channels}"
+            wanted = f"{after.low_res_size}×{after.low_res_size}×{after.channels}"
+            next_one = f"one that starts from {wanted}" if after.low_res_size else "a base stage"
+            raise UsageError(f"the stages do not chain: one that draws {given} is followed by {next_one}")
 
 
-def load_stage(workdir: Path, mesh: Mesh, changes: dict[str, Any]) -> TrainedStage:
-    """A stage from its folder, with its EMA weights.
+def load_cascade(workdirs: Sequence[Path], mesh: Mesh, changes: Sequence[dict[str, Any]] | None = None) -> Cascade:
+    """The cascade of some stage folders, base first, with ``changes`` to the sampling settings of each.
+
+    Raises:
+        UsageError: as ``check_chain``, ``load_stage`` and ``Cascade``.
+    """
+    changes = changes or [{}] * len(workdirs)
+    # The configs first: whether the stages chain is known before any weight is read.
+    configs = [read_config(workdir) for workdir in workdirs]
+    check_chain(configs)
+    for config, change in zip(configs, changes, strict=True):
+        config.sampling.update(change)
+    return Cascade([load_stage(workdir, config, mesh) for workdir, config in zip(workdirs, configs, strict=True)], mesh)
+
+
+def load_stage(workdir: Path, config: ml_collections.ConfigDict, mesh: Mesh) -> TrainedStage:
+    """The stage of a config, with the EMA weights of its folder.
 
     Args:
         workdir: the folder of a training run.
+        config: what ``read_config`` found there, its sampling settings perhaps changed.
         mesh: where the weights go.
-        changes: sampling settings to change, by name.
 
     Raises:
-        UsageError: no stage there, no checkpoint in it, or one of another model.
+        UsageError: no checkpoint in the folder, or one of another model.
     """
-    config = read_config(workdir)
-    config.sampling.update(changes)
     built = build(config)
     abstract = abstract_sharded(jax.eval_shape(built.init, jax.random.key(0)), mesh)
     checkpoints = Checkpoints(workdir)

@@ -102,7 +102,10 @@ def check_fits(stored: Any, expected: Any, where: str) -> None:
 
     def described(tree: Any) -> dict[str, str]:
         leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-        return {jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+            for path, leaf in leaves
+        }
 
     found, wanted = described(stored), described(expected)
     missing = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
@@ -139,9 +142,13 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
     try:
         return ml_collections.ConfigDict(json.loads((workdir / CONFIG_FILE).read_text()))
     except FileNotFoundError as error:
-        raise UsageError(f"{str(workdir)!r} is no stage folder, it has no {CONFIG_FILE}: give the --workdir of a training run") from error
+        raise UsageError(
+            f"{str(workdir)!r} is no stage folder, it has no {CONFIG_FILE}: give the --workdir of a training run"
+        ) from error
     except (ValueError, UnicodeDecodeError) as error:
-        raise UsageError(f"{str(workdir / CONFIG_FILE)!r} is not readable as JSON: restore it from a checkpoint's metadata") from error
+        raise UsageError(
+            f"{str(workdir / CONFIG_FILE)!r} is not readable as JSON: restore it from a checkpoint's metadata"
+        ) from error
 
 
 def open_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
@@ -157,7 +164,9 @@ def open_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         write_config(workdir, config)
     except OSError as error:
-        raise UsageError(f"--workdir {str(workdir)!r} cannot be written ({error.strerror}): give another folder") from error
+        raise UsageError(
+            f"--workdir {str(workdir)!r} cannot be written ({error.strerror}): give another folder"
+        ) from error
 
 
 def check_same_run(workdir: Path, config: ml_collections.ConfigDict) -> None:

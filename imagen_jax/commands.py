@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import ml_collections
 from absl import app, flags
+from ml_collections import config_flags
 
 from imagen_jax.checkpoints import flatten
 from imagen_jax.errors import UsageError
@@ -40,18 +42,41 @@ def parse_flags(argv: list[str]) -> None:
     """Parses the command line into ``flags.FLAGS``. Raises UsageError for whatever is wrong with it."""
     app.define_help_flags()
     overrides = [argument for argument in argv if argument.startswith(OVERRIDE)]
+    check_config_file(argv)
     try:
-        # The config as its file has it comes first, so that a misspelt override can be held against its keys.
         if overrides:
-            flags.FLAGS([argument for argument in argv if argument not in overrides])
-            check_overrides(overrides, flags.FLAGS["config"].value)
+            check_overrides(overrides, config_as_written(argv))
         surplus = flags.FLAGS(argv)[1:]
     except flags.Error as error:
-        raise UsageError(" ".join(str(error).split())) from error
-    except OSError as error:
-        raise UsageError(f"the config file cannot be read: {' '.join(str(error).split())}") from error
+        raise UsageError(sentence(error)) from error
     if surplus:
         raise UsageError(f"{surplus[0]!r} is not a flag: give flags as --name=value")
+
+
+def check_config_file(argv: list[str]) -> None:
+    """Raises UsageError if a config is named that is not there: absl would say so only when it is first used."""
+    for argument in argv[1:]:
+        if argument.startswith("--config="):
+            path = argument.removeprefix("--config=").split(":")[0]
+            if not Path(path).is_file():
+                raise UsageError(f"config file {path!r} does not exist: give for example configs/shapes_base.py")
+
+
+def sentence(error: flags.Error) -> str:
+    """What absl says of wrong flags, on one line; of a config file that raised an error, its last line."""
+    text = str(error)
+    if "Traceback" in text:
+        text = text.strip().splitlines()[-1].split(": ", 1)[-1]
+    return " ".join(text.split())
+
+
+def config_as_written(argv: list[str]) -> ml_collections.ConfigDict | None:
+    """The config as its file has it, without overrides: what a misspelt override is held against. None if not given."""
+    alone = flags.FlagValues()
+    given = [argument for argument in argv[1:] if argument.startswith("--config=")]
+    config = config_flags.DEFINE_config_file("config", None, flag_values=alone, sys_argv=given)
+    alone([argv[0], *given])
+    return config.value
 
 
 def check_overrides(overrides: list[str], config: ml_collections.ConfigDict | None) -> None:
@@ -64,7 +89,9 @@ def check_overrides(overrides: list[str], config: ml_collections.ConfigDict | No
         if key in known:
             continue
         if any(name.startswith(f"{key}.") for name in known):
-            raise UsageError(f"config key {key!r} is a group: set its members one by one, such as --config.{key}.NAME=value")
+            raise UsageError(
+                f"config key {key!r} is a group: set its members one by one, such as --config.{key}.NAME=value"
+            )
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
         raise UsageError(f"the config has no key {key!r}: the nearest is {near!r}")
 
@@ -92,3 +119,15 @@ def required_config(config: ml_collections.ConfigDict | None) -> ml_collections.
 def stage_folders(value: str | None) -> list[Path]:
     """The folders of a ``--stages`` flag. Raises UsageError if there is none."""
     return [Path(name.strip()) for name in required(value, "stages", "runs/base,runs/sr").split(",") if name.strip()]
+
+
+def writable_folder(value: str | None, flag: str, example: str) -> Path:
+    """The folder of a flag, made if it is not there. Raises UsageError if it is not given or cannot be written."""
+    folder = Path(required(value, flag, example))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--{flag} {value!r} cannot be written ({error.strerror}): give another folder") from error
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"--{flag} {value!r} cannot be written: give another folder")
+    return folder

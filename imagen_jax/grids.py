@@ -15,7 +15,7 @@ TEXT_SIZE = 13
 
 
 def draw_grid(images: np.ndarray, captions: Sequence[str], columns: int, cell: int = 160) -> Image.Image:
-    """One picture of images uint8 [N, H, W, C] (C = 1 or 3) in rows, each enlarged to about ``cell`` pixels, its caption below."""
+    """One picture of images uint8 [N, H, W, C], C = 1 or 3, enlarged to about ``cell`` pixels, their captions below."""
     images = np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
     height, width = images.shape[1:3]
     # whole multiples, nearest: a person should see the pixels that the model drew, not an interpolation of them

@@ -1,4 +1,4 @@
-"""Classifier-free guidance, and the thresholding that makes high weights usable (arXiv:2205.11487, Sections 2.2 and 2.3)."""
+"""Classifier-free guidance, and the thresholding that high weights need (arXiv:2205.11487, Sections 2.2 and 2.3)."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def noise_angle(logsnr: jax.Array) -> jax.Array:
 
 
 def cosine() -> Schedule:
-    """alpha = cos(πt/2), its ends drawn in to the range of logsnr (arXiv:2102.09672, continuous as in arXiv:2202.00512)."""
+    """alpha = cos(πt/2), its ends drawn in to the range of logsnr (arXiv:2202.00512, Section 4)."""
     low, high = jnp.arctan(jnp.exp(-LOGSNR_MAX / 2)), jnp.arctan(jnp.exp(-LOGSNR_MIN / 2))
 
     def logsnr(t: jax.Array) -> jax.Array:

@@ -38,7 +38,9 @@ def make_mesh(axes: Mapping[str, int], devices: list[jax.Device] | None = None) 
     if len(free) > 1:
         raise UsageError(f"mesh {described} has more than one -1: only one axis can be what is left")
     if known < 1 or len(devices) % known or (not free and known != len(devices)):
-        raise UsageError(f"mesh {described} does not fit {len(devices)} devices: the sizes must multiply to {len(devices)}")
+        raise UsageError(
+            f"mesh {described} does not fit {len(devices)} devices: the sizes must multiply to {len(devices)}"
+        )
     for name in free:
         sizes[name] = len(devices) // known
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)

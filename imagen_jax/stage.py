@@ -68,19 +68,17 @@ class Stage:
     def init(self, key: jax.Array) -> Any:
         """Fresh parameters, a plain nested dict; call it under ``jax.jit`` with ``out_shardings``."""
         length, width = self.encoder.length, self.encoder.width
-        condition = self.condition_inputs(1) if self.is_super_resolution else {}
-        return self.network.init(
-            key,
+        # low-resolution image and augmentation level, in the order of the network's arguments
+        condition = (jnp.zeros((1, *self.image_shape)), jnp.zeros((1,))) if self.is_super_resolution else ()
+        variables = self.network.init(
+            {"params": key},
             jnp.zeros((1, *self.image_shape)),
             jnp.zeros((1,)),
             jnp.zeros((1, length, width)),
             jnp.zeros((1, length), bool),
-            **condition,
-        )["params"]
-
-    def condition_inputs(self, batch: int) -> dict[str, jax.Array]:
-        """Empty inputs of the shapes that a super-resolution network expects."""
-        return {"low_res": jnp.zeros((batch, *self.image_shape)), "aug_level": jnp.zeros((batch,))}
+            *condition,
+        )
+        return variables["params"]
 
     def predict(
         self,
@@ -93,11 +91,19 @@ class Stage:
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         """The network's prediction [B, H, W, C] at z_t; ``condition`` is from ``condition_on`` or empty."""
-        rngs = {} if dropout_key is None else {"dropout": dropout_key}
-        train = dropout_key is not None
-        return self.network.apply(
-            {"params": params}, z, noise_angle(logsnr), text, text_mask, **condition, train=train, rngs=rngs
+        prediction = self.network.apply(
+            {"params": params},
+            z,
+            noise_angle(logsnr),
+            text,
+            text_mask,
+            condition.get("low_res"),
+            condition.get("aug_level"),
+            train=dropout_key is not None,
+            rngs={} if dropout_key is None else {"dropout": dropout_key},
         )
+        assert isinstance(prediction, jax.Array)  # no mutable collections: nothing else comes back
+        return prediction
 
     def condition_on(self, low_res: jax.Array, aug_level: jax.Array, eps: jax.Array) -> dict[str, jax.Array]:
         """Noise conditioning augmentation (arXiv:2205.11487, Section 2.3): low_res [B, h, w, C] as the network gets it.
@@ -106,7 +112,10 @@ class Stage:
         """
         alpha, sigma = self.aug_schedule.alpha(aug_level), self.aug_schedule.sigma(aug_level)
         noisy = add_noise(low_res, eps, alpha, sigma)
-        return {"low_res": resize(noisy, *self.image_shape[:2]), "aug_level": noise_angle(self.aug_schedule.logsnr(aug_level))}
+        return {
+            "low_res": resize(noisy, *self.image_shape[:2]),
+            "aug_level": noise_angle(self.aug_schedule.logsnr(aug_level)),
+        }
 
 
 def build(config: ml_collections.ConfigDict) -> Stage:
@@ -158,7 +167,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name in ("blocks", "attention"):
         if len(model[name]) != levels:
             raise UsageError(
-                f"config.model.{name} has {len(model[name])} entries for {levels} levels (model.multipliers): give one a level"
+                f"config.model.{name} has {len(model[name])} entries for the {levels} levels of model.multipliers: "
+                "give one a level"
             )
     halvings = levels - (model.network == "unet")
     if config.image_size % 2**halvings:
@@ -168,9 +178,13 @@ def check(config: ml_collections.ConfigDict) -> None:
     for multiplier, kinds in zip(model.multipliers, model.attention, strict=True):
         channels = multiplier * model.channels
         if kinds and channels % model.head_channels:
-            raise UsageError(f"config.model.head_channels {model.head_channels} does not divide the {channels} channels of a level")
+            raise UsageError(
+                f"config.model.head_channels {model.head_channels} does not divide the {channels} channels of a level"
+            )
     if config.low_res_size and not 0 < config.low_res_size < config.image_size:
-        raise UsageError(f"config.low_res_size {config.low_res_size} must be below config.image_size {config.image_size}")
+        raise UsageError(
+            f"config.low_res_size {config.low_res_size} must be below config.image_size {config.image_size}"
+        )
 
 
 def to_float(images: jax.Array) -> jax.Array:

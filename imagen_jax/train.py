@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Trains a stage from its last checkpoint, or from nothing, to its last step. Raises UsageError before it begins."""
+    """Trains a stage, from its last checkpoint or from nothing, to its last step. Raises UsageError at the start."""
     training = config.training
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(training.batch_size, mesh)

@@ -52,7 +52,9 @@ def training_batches(
         raise UsageError(f"{source!r} is empty: there is nothing to train on")
     found = source[0]["image"].shape[-1]
     if found != channels:
-        raise UsageError(f"images of {source!r} have {found} channels, config.channels is {channels}: set it to {found}")
+        raise UsageError(
+            f"images of {source!r} have {found} channels, config.channels is {channels}: set it to {found}"
+        )
 
     def prepare(example: Example) -> dict[str, Any]:
         tokens, mask = tokenize(example["caption"])

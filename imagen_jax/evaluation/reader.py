@@ -15,7 +15,7 @@ from imagen_jax.data.shapes import scenes
 from imagen_jax.data.shapes.descriptions import Claim, Description, category
 from imagen_jax.data.shapes.reading import Found, Picture, read
 
-__all__ = ["Found", "Judgement", "Picture", "compare", "judge", "read", "score", "wilson"]
+__all__ = ["Found", "Judgement", "Picture", "compare", "judge", "read", "rate", "score", "tabulate", "wilson"]
 
 CANDIDATES = 8  # of the objects found, how many of the largest are tried in the places of the claimed ones
 
@@ -163,19 +163,24 @@ def score(images: Iterable[np.ndarray], descriptions: Iterable[Description]) -> 
     Raises:
       ValueError: there are more of one than of the other.
     """
-    judged = [(category(d), judge(image, d)) for image, d in zip(images, descriptions, strict=True)]
+    descriptions = list(descriptions)
+    return tabulate([judge(image, d) for image, d in zip(images, descriptions, strict=True)], descriptions)
+
+
+def tabulate(judgements: Sequence[Judgement], descriptions: Sequence[Description]) -> dict[str, Row]:
+    """The table of ``score``, from judgements that were made already."""
+    judged = [(category(d), judgement) for judgement, d in zip(judgements, descriptions, strict=True)]
     outcomes = {
         row: [getattr(judgement, attribute) for of, judgement in judged if kind in ("", of)]
         for row, (kind, attribute) in _ROWS.items()
     }
     outcomes[RELATION_AND_BINDING] = [judgement.binding for _, judgement in judged if judgement.relation is not None]
-    return {
-        row: _rate([bool(o) for o in seen if o is not None]) for row, seen in outcomes.items() if set(seen) - {None}
-    }
+    return {row: rate([bool(o) for o in seen if o is not None]) for row, seen in outcomes.items() if set(seen) - {None}}
 
 
-def _rate(outcomes: list[bool]) -> Row:
-    right, total = sum(outcomes), len(outcomes)
+def rate(outcomes: Sequence[bool]) -> Row:
+    """One row of a table: how many outcomes are right, with Wilson's 95% interval."""
+    right, total = int(sum(outcomes)), len(outcomes)
     low, high = wilson(right, total)
     return {"right": right, "total": total, "rate": right / total, "low": low, "high": high}
 

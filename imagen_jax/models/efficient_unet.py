@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from imagen_jax.models.layers import AttentionStack, Conditioning, Norm, ResBlock, conv, upsample
+from imagen_jax.models.layers import AttentionStack, Conditioning, ModulatedNorm, ResBlock, conv, upsample
 
 
 class EfficientUNet(nn.Module):
@@ -74,9 +74,10 @@ class EfficientUNet(nn.Module):
             for block in range(blocks):
                 x = res(multiplier * self.channels, name=f"up_{level}_res_{block}")(x, embedding, train)
             x = attend(self.attention[level], name=f"up_{level}_attend")(x, text, text_mask)
-            finer = self.multipliers[max(level - 1, 0)] * self.channels
-            x = conv(finer, f"up_{level}_double", self.dtype)(upsample(x))
+            finer = self.multipliers[level - 1] if level > 0 else 1
+            x = conv(finer * self.channels, f"up_{level}_double", self.dtype)(upsample(x))
             x = jnp.concatenate([x, skips.pop() * self.skip_scale], axis=-1)
 
-        x = nn.swish(Norm(self.norm_groups, name="out_norm")(x))
+        x = ModulatedNorm(self.norm_groups, self.dtype, name="out_norm")(x, embedding)
+        x = nn.swish(x)
         return conv(self.image_channels, "out", self.dtype, zero=True)(x).astype(jnp.float32)

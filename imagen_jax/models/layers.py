@@ -38,6 +38,23 @@ class Norm(nn.Module):
         return nn.GroupNorm(groups, epsilon=1e-5, dtype=jnp.float32, name="norm")(x).astype(x.dtype)
 
 
+class ModulatedNorm(nn.Module):
+    """GroupNorm whose scale and shift are set by the conditioning vector [B, E] (adaptive group norm of ADM).
+
+    It stands in every residual block, and before the output: there the share of z_t in a prediction of eps or v
+    changes with the noise level.
+    """
+
+    groups: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
+        scale_shift = nn.Dense(2 * x.shape[-1], dtype=self.dtype, name="scale_shift")(embedding)[:, None, None, :]
+        scale, shift = jnp.split(scale_shift, 2, axis=-1)
+        return Norm(self.groups, name="norm")(x) * (1 + scale) + shift
+
+
 class NoiseEmbedding(nn.Module):
     """A noise level [B] in [0, 1] → [B, width]: sinusoids through two dense layers."""
 
@@ -82,14 +99,16 @@ def masked_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 class Conditioning(nn.Module):
-    """The vector [B, E] that every residual block gets: noise level, pooled text, and augmentation level if there is one."""
+    """The vector [B, E] that every residual block gets: noise level, pooled text, and the augmentation level if any."""
 
     width: int
     text_heads: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, noise_level: jax.Array, text: jax.Array, mask: jax.Array, aug_level: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, noise_level: jax.Array, text: jax.Array, mask: jax.Array, aug_level: jax.Array | None
+    ) -> jax.Array:
         embedding = NoiseEmbedding(self.width, self.dtype, name="noise_level")(noise_level)
         embedding += TextPooling(self.width, self.text_heads, self.dtype, name="text_pooling")(text, mask)
         if aug_level is not None:
@@ -117,9 +136,7 @@ class ResBlock(nn.Module):
             change = downsample if self.resample == "down" else upsample
             h, x = change(h), change(x)
         h = conv(self.channels, "conv_0", self.dtype)(h)
-        scale_shift = nn.Dense(2 * self.channels, dtype=self.dtype, name="scale_shift")(embedding)[:, None, None, :]
-        scale, shift = jnp.split(scale_shift, 2, axis=-1)
-        h = nn.swish(Norm(self.groups, name="norm_1")(h) * (1 + scale) + shift)
+        h = nn.swish(ModulatedNorm(self.groups, self.dtype, name="norm_1")(h, embedding))
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         h = conv(self.channels, "conv_1", self.dtype, zero=True)(h)
         if x.shape[-1] != self.channels:

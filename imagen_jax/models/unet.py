@@ -1,4 +1,4 @@
-"""The U-Net of the base stage: BigGAN-style residual blocks as in ADM (arXiv:2105.05233; arXiv:2205.11487, App. F.1)."""
+"""The U-Net of the base stage, of BigGAN-style residual blocks as in ADM (arXiv:2105.05233; arXiv:2205.11487, F.1)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from imagen_jax.models.layers import AttentionStack, Conditioning, Norm, ResBlock, conv
+from imagen_jax.models.layers import AttentionStack, Conditioning, ModulatedNorm, ResBlock, conv
 
 
 class UNet(nn.Module):
@@ -17,12 +17,12 @@ class UNet(nn.Module):
     Attributes:
         image_channels: channels of the image that is denoised, and of the output.
         channels: channels of the first level.
-        multipliers: channels of each level, as multiples of ``channels``; each level is half the size of the one before.
+        multipliers: channels of each level, as multiples of ``channels``; a level is half the size of the one before.
         blocks: residual blocks of each level on the way down (one more on the way up).
         attention: for each level the attention layers after each of its blocks, a tuple of "self", "self+text", "text".
         middle_attention: the same for the middle, at the last level's size.
         head_channels: channels of an attention head.
-        attention_mlp: hidden width of a feed-forward layer after each attention, as a multiple of its channels; 0: none.
+        attention_mlp: hidden width of a feed-forward layer after each attention, in multiples of its channels; 0: none.
         embedding_multiplier: width of the conditioning vector, as a multiple of ``channels``.
         text_heads: heads of the attention pooling of the text.
         norm_groups: groups of each GroupNorm.
@@ -109,5 +109,6 @@ class UNet(nn.Module):
             if level > 0:
                 x = res(x.shape[-1], resample="up", name=f"up_{level}_double")(x, embedding, train)
 
-        x = nn.swish(Norm(self.norm_groups, name="out_norm")(x))
+        x = ModulatedNorm(self.norm_groups, self.dtype, name="out_norm")(x, embedding)
+        x = nn.swish(x)
         return conv(self.image_channels, "out", self.dtype, zero=True)(x).astype(jnp.float32)

@@ -12,10 +12,14 @@ def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
     """Linear warm-up to ``learning_rate`` over ``warmup_steps``, then a cosine down to 0 at ``decay_steps``."""
     if not 0 <= config.warmup_steps < config.decay_steps:
         raise UsageError(
-            f"optimizer.warmup_steps {config.warmup_steps} must lie in [0, optimizer.decay_steps = {config.decay_steps})"
+            f"optimizer.warmup_steps {config.warmup_steps} is not in [0, {config.decay_steps}): "
+            "it must end before optimizer.decay_steps"
         )
     return optax.warmup_cosine_decay_schedule(
-        init_value=0.0, peak_value=config.learning_rate, warmup_steps=config.warmup_steps, decay_steps=config.decay_steps
+        init_value=0.0,
+        peak_value=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        decay_steps=config.decay_steps,
     )
 
 
@@ -27,7 +31,9 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
             update = optax.adamw(rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay)
         case "adafactor":
             # multiply_by_parameter_scale off: zero-initialised outputs would hardly move from zero
-            update = optax.adafactor(rate, multiply_by_parameter_scale=False, weight_decay_rate=config.weight_decay or None)
+            update = optax.adafactor(
+                rate, multiply_by_parameter_scale=False, weight_decay_rate=config.weight_decay or None
+            )
         case _:
             raise UsageError(f"optimizer.name {config.name!r} is not known: choose adam or adafactor")
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)

@@ -1,4 +1,4 @@
-"""A training run's progress, for the person who watches it: a bar with images/s and time left, and metrics as they come."""
+"""A training run's progress for the person who watches: a bar with images/s and time left, and metrics."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def example_losses(stage: Stage, params: Any, encoder_params: Any, batch: Batch,
 
 
 def drop_captions(key: jax.Array, text: jax.Array, mask: jax.Array, rate: float) -> tuple[jax.Array, jax.Array]:
-    """Text [B, L, D] and mask [B, L] with a share of the captions zeroed, for classifier-free guidance (Section 2.2)."""
+    """Text [B, L, D] and mask [B, L], a share of the captions zeroed for classifier-free guidance (Section 2.2)."""
     keep = ~jax.random.bernoulli(key, rate, (text.shape[0],))
     return text * keep[:, None, None], mask & keep[:, None]
 
@@ -83,7 +83,11 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = update_ema(state.ema_params, params, state.step, stage.config.optimizer.ema_decay)
-        metrics = {"loss": loss, "gradient_norm": optax.global_norm(gradients), "parameter_norm": optax.global_norm(params)}
+        metrics = {
+            "loss": loss,
+            "gradient_norm": optax.global_norm(gradients),
+            "parameter_norm": optax.global_norm(params),
+        }
         return TrainState(state.step + 1, params, opt_state, ema_params), metrics
 
     return jax.jit(

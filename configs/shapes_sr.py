@@ -1,0 +1,90 @@
+"""The super-resolution stage on `shapes`: pictures of 16×16 to 64×64, on a CPU.
+
+    python -m imagen_jax.train --config=configs/shapes_sr.py --workdir=runs/sr
+
+`:tiny` is a network of the same form that compiles and runs in seconds, for tests.
+"""
+
+import ml_collections
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """The config; ``variant`` is "" or "tiny"."""
+    if variant not in ("", "tiny"):
+        raise ValueError(f"configs/shapes_sr.py has no variant {variant!r}: give none, or :tiny")
+    tiny = variant == "tiny"
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.image_size = 64
+    config.channels = 3
+    config.low_res_size = 16
+
+    config.data = ml_collections.ConfigDict()
+    config.data.source = "shapes"
+    config.data.seed = 0
+    config.data.examples = 10_000_000
+    config.data.split = "train"
+    config.data.validation_split = "validation"
+    config.data.threads = 2
+    config.data.prefetch = 512
+
+    config.text = ml_collections.ConfigDict()
+    config.text.model = "random"
+    config.text.length = 96
+    config.text.dtype = "float32"
+
+    config.model = ml_collections.ConfigDict()
+    config.model.network = "efficient_unet"
+    config.model.channels = 16
+    config.model.multipliers = (1, 2) if tiny else (2, 3, 4)
+    config.model.blocks = (1, 1) if tiny else (1, 1, 2)
+    config.model.attention = ((), ("self+text",)) if tiny else ((), (), ("self+text",))
+    config.model.head_channels = 16 if tiny else 32
+    config.model.attention_mlp = 0
+    config.model.embedding_multiplier = 4
+    config.model.text_heads = 4
+    config.model.norm_groups = 8
+    config.model.skip_scale = 1.0
+    config.model.dropout = 0.0
+    config.model.dtype = "float32"
+
+    config.diffusion = ml_collections.ConfigDict()
+    config.diffusion.schedule = "cosine"
+    config.diffusion.aug_schedule = "cosine"
+    config.diffusion.prediction = "v"
+    config.diffusion.caption_dropout = 0.1
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.name = "adam"
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.warmup_steps = 10 if tiny else 60
+    config.optimizer.decay_steps = 20 if tiny else 1300
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.99
+    config.optimizer.eps = 1e-8
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.clip_norm = 1.0
+    config.optimizer.ema_decay = 0.995
+
+    config.training = ml_collections.ConfigDict()
+    config.training.batch_size = 8 if tiny else 32  # global
+    config.training.steps = 20 if tiny else 1300
+    config.training.log_every = 5 if tiny else 20
+    config.training.save_every = 10 if tiny else 650
+    config.training.preview_every = 10 if tiny else 650
+    config.training.preview_count = 8
+    config.training.keep_checkpoints = 2
+
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+
+    config.sampling = ml_collections.ConfigDict()
+    config.sampling.sampler = "ddim"
+    config.sampling.eta = 0.0
+    config.sampling.steps = 4 if tiny else 16
+    config.sampling.guidance = 1.0
+    config.sampling.threshold = "static"
+    config.sampling.percentile = 99.5
+    config.sampling.aug_level = 0.1
+    return config

@@ -1,0 +1,70 @@
+"""Whether pictures show what their captions say, by the judge of their data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from imagen_jax.data.shapes.captions import parse
+from imagen_jax.errors import UsageError
+from imagen_jax.evaluation import reader
+
+Scores = dict[str, dict[str, float]]
+Judge = Callable[[np.ndarray, Sequence[str]], tuple[Scores, np.ndarray]]
+
+
+def judge_shapes(images: np.ndarray, captions: Sequence[str]) -> tuple[Scores, np.ndarray]:
+    """(scores by row, whether each picture is right in all, bool [N]) of uint8 [N, H, W, 3]."""
+    descriptions = [parse(caption) for caption in captions]
+    judgements = [reader.judge(image, description) for image, description in zip(images, descriptions, strict=True)]
+    return reader.tabulate(judgements, descriptions), np.array([judgement.all for judgement in judgements])
+
+
+def judge_digits(images: np.ndarray, captions: Sequence[str]) -> tuple[Scores, np.ndarray]:
+    """(scores by digit and in all, whether each picture is right, bool [N]) of uint8 [N, 8, 8, 1].
+
+    A picture is right if a classifier that was fitted to the real training images names the caption's digit; the row
+    ``real test images`` is what it gets right of those, the most that can be hoped for.
+    """
+    # scikit-learn takes seconds to import: only those who draw digits wait for it
+    from sklearn.svm import SVC
+
+    from imagen_jax.data.digits import NAMES, label_of, load_split
+
+    def features(pictures: np.ndarray) -> np.ndarray:
+        return pictures.reshape(len(pictures), -1) / 255.0
+
+    train_images, train_labels = load_split("train")
+    test_images, test_labels = load_split("test")
+    classifier = SVC(gamma="scale", C=10.0).fit(features(train_images), train_labels)
+    labels = np.array([label_of(caption) for caption in captions])
+    right = classifier.predict(features(images)) == labels
+    scores = {
+        name: reader.rate(right[labels == label].tolist())
+        for label, name in enumerate(NAMES)
+        if (labels == label).any()
+    }
+    scores["all"] = reader.rate(right.tolist())
+    scores["real test images"] = reader.rate((classifier.predict(features(test_images)) == test_labels).tolist())
+    return scores, right
+
+
+JUDGES: dict[str, Judge] = {"shapes": judge_shapes, "digits": judge_digits}
+
+
+def make_judge(name: str) -> Judge:
+    """The judge of that name. Raises UsageError if there is none."""
+    if name not in JUDGES:
+        raise UsageError(f"config.judge {name!r} is not known: choose one of {', '.join(JUDGES)}")
+    return JUDGES[name]
+
+
+def scores_table(scores: Scores) -> str:
+    """The scores as lines for people."""
+    width = max(len(name) for name in scores)
+    lines = [f"{'':{width}}  right / total     rate  95% interval"]
+    for name, row in scores.items():
+        counts = f"{row['right']:5.0f} / {row['total']:<5.0f}"
+        lines.append(f"{name:{width}}  {counts}  {row['rate']:7.1%}  {row['low']:.1%} – {row['high']:.1%}")
+    return "\n".join(lines)

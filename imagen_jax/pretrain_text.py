@@ -1,0 +1,222 @@
+"""Pretrain the small text encoder: ``python -m imagen_jax.pretrain_text --config=configs/pretrain_text.py --out=DIR``.
+
+A U-Net looks at the embeddings of a caption's bytes one by one, so each should say all that matters about it. That is
+the task: from the embedding of every byte one matrix has to read off what the caption claims of the thing which that
+byte belongs to, and of the scene as a whole. (Span corruption, the task of the large T5 models, has nothing to teach
+here: the words of these captions are drawn independently, so the ones left do not tell the ones cut out.)
+
+DIR becomes a Hugging Face T5 folder. The figures printed at the end are what a linear probe reads off the embeddings.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from absl import flags
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from imagen_jax import commands
+from imagen_jax.data.shapes.captions import MAX_BYTES, parse, word
+from imagen_jax.data.shapes.scenes import BACKGROUNDS, COLOURS, MIRRORED, POSITIONS, SHAPES, SIZES
+from imagen_jax.data.shapes.source import ShapesSource
+from imagen_jax.models.t5 import T5Encoder
+from imagen_jax.text.encoder import TextEncoder, folder_encoder, text_encoder
+from imagen_jax.text.huggingface import save_folder
+from imagen_jax.text.probe import linear_probe
+from imagen_jax.text.tokens import byte_tokenizer
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "What to train: configs/pretrain_text.py.")
+OUT = flags.DEFINE_string("out", None, "The folder to write: config.json, model.safetensors, probe.json.")
+
+Batch = dict[str, Any]  # name -> array
+ENDLESS = 2**62  # as many captions as the source can be asked for
+WIDTHS = 24  # batches are padded to a multiple of it: few programs to compile, little padding
+
+# Question -> its answers, "" where the caption does not say. The first group is asked of the bytes that name a thing,
+# about that thing; the second of all bytes, about the scene. A relation is told from the side of the thing that is left
+# or above: that is the first one, whichever is named first.
+OF_A_THING = {
+    "size": ("", *SIZES),
+    "colour": ("", *COLOURS),
+    "shape": ("", *SHAPES),
+    "role": ("", *MIRRORED),
+}
+OF_THE_SCENE = {
+    "first size": ("", *SIZES),
+    "first colour": ("", *COLOURS),
+    "first shape": ("", *SHAPES),
+    "second size": ("", *SIZES),
+    "second colour": ("", *COLOURS),
+    "second shape": ("", *SHAPES),
+    "relation": ("", *MIRRORED),
+    "position": ("", *POSITIONS),
+    "background": ("", *BACKGROUNDS),
+    "count": (1, 2, 3, 4),
+}
+QUESTIONS: dict[str, tuple] = OF_A_THING | OF_THE_SCENE
+NOT_ASKED = -1
+
+THING = re.compile(
+    rf"(?:an?|one|two|three|four) (?:({'|'.join(SIZES)}) )?(?:({'|'.join(COLOURS)}) )?"
+    rf"(?:({'|'.join(SHAPES)})|object|shape)(?:es|s)?\b"
+)
+
+
+def main() -> None:
+    """Trains the encoder of the flags, writes it, probes it."""
+    config = commands.required_config(CONFIG.value)
+    out = Path(commands.required(OUT.value, "out", "runs/text"))
+    train_step, params, opt_state = make_train_step(config)
+    untrained = jax.tree.map(np.asarray, params["encoder"])
+
+    batches = labelled_batches(config)
+    progress = tqdm(range(config.steps), desc="pretraining", unit="step")
+    for step in progress:
+        params, opt_state, loss = train_step(params, opt_state, next(batches))
+        if step % 20 == 0:
+            progress.set_postfix(loss=f"{float(loss):.3f}")
+
+    fields = config.encoder.to_dict()
+    save_folder(out, fields, jax.tree.map(np.asarray, params["encoder"]))
+    length = MAX_BYTES + 1  # the end of sequence comes after the bytes
+    figures = {
+        "untrained": probe(text_encoder(fields, untrained, byte_tokenizer(length), "float32"), config),
+        "pretrained": probe(folder_encoder(out, length), config),
+    }
+    (out / "probe.json").write_text(json.dumps(figures, indent=2) + "\n")
+    print(f"{out}: accuracy of linear probes\n{json.dumps(figures, indent=2)}")
+
+
+def make_train_step(config: ml_collections.ConfigDict) -> tuple[Callable, dict, Any]:
+    """(jitted step: (params, opt_state, batch) -> (params, opt_state, loss), initial params, initial opt_state)."""
+    encoder = T5Encoder(**config.encoder)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, config.warmup_steps, config.steps)
+    optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.adam(schedule, b2=config.b2))
+    borders = np.cumsum([len(answers) for answers in QUESTIONS.values()])
+
+    def loss_fn(params: dict, batch: Batch) -> jax.Array:
+        embeddings: Any = encoder.apply({"params": params["encoder"]}, batch["tokens"], batch["mask"])
+        logits = jnp.split(embeddings @ params["questions"], borders[:-1], axis=-1)
+        return sum((mean_loss(part, batch["labels"][..., i]) for i, part in enumerate(logits)), start=jnp.zeros(()))
+
+    @jax.jit
+    def train_step(params: dict, opt_state: Any, batch: Batch) -> tuple[dict, Any, jax.Array]:
+        loss, gradient = jax.value_and_grad(loss_fn)(params, batch)
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss
+
+    tokens = jnp.ones((1, WIDTHS), jnp.int32)
+    params = {
+        "encoder": jax.jit(encoder.init)(jax.random.key(config.seed), tokens, tokens > 0)["params"],
+        "questions": jnp.zeros((config.encoder.d_model, borders[-1])),
+    }
+    return train_step, params, optimizer.init(params)
+
+
+def mean_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean cross-entropy, in nats, of the labels that are asked for. logits [B, L, N], labels [B, L] -> []"""
+    asked = labels != NOT_ASKED
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(asked, labels, 0))
+    return jnp.sum(losses, where=asked) / jnp.maximum(jnp.sum(asked), 1)
+
+
+def labelled_batches(config: ml_collections.ConfigDict) -> Iterator[Batch]:
+    """Batches, without end, of tokens int32 [B, L], mask bool [B, L], labels int32 [B, L, questions]; L varies."""
+    source = ShapesSource(seed=config.data.seed, split="train", resolution=16, size=ENDLESS)
+    per_pool = config.data.pool * config.batch_size
+    first = 0
+    while True:
+        rng = np.random.default_rng((config.seed, first))
+        captions = [word(source.description(first + i), rng) for i in range(per_pool)]
+        first += per_pool
+        captions.sort(key=len)
+        for row in rng.permutation(config.data.pool) * config.batch_size:
+            part = captions[row : row + config.batch_size]
+            length = min(-(-(len(part[-1]) + 1) // WIDTHS) * WIDTHS, config.data.max_length)
+            tokens, mask = byte_tokenizer(length)(part)
+            yield {"tokens": tokens, "mask": mask, "labels": np.stack([labels(caption, length) for caption in part])}
+
+
+def labels(caption: str, length: int) -> np.ndarray:
+    """What the caption answers to each question at each of its bytes and at its end: int32 [L, questions]."""
+    found = list(THING.finditer(caption))
+    said = next((relation for relation in MIRRORED if f" {relation} " in caption), "")
+    roles = (said, MIRRORED.get(said, ""))
+    things = [(thing[1] or "", thing[2] or "", thing[3] or "") for thing in found]
+    ordered = things[::-1] if said in ("right of", "below") else things
+    description = parse(caption)
+    scene = (description.relation, description.claims[0].position, description.background, description.claims[0].count)
+
+    out = np.full((length, len(QUESTIONS)), NOT_ASKED, np.int32)
+    used = slice(0, len(caption) + 1)
+    write(out[used], "first size", ordered[0])
+    if len(ordered) > 1:
+        write(out[used], "second size", ordered[1])
+    write(out[used], "relation", scene)
+    for thing, role, values in zip(found, roles, things, strict=False):
+        write(out[thing.start() : thing.end()], "size", (*values, role))
+    return out
+
+
+COLUMNS = {question: column for column, question in enumerate(QUESTIONS)}
+INDEX = [{answer: i for i, answer in enumerate(answers)} for answers in QUESTIONS.values()]
+
+
+def write(rows: np.ndarray, question: str, answers: tuple) -> None:
+    """Set the labels of a question and of those that follow it."""
+    for column, answer in enumerate(answers, COLUMNS[question]):
+        rows[:, column] = INDEX[column][answer]
+
+
+def probe(encoder: TextEncoder, config: ml_collections.ConfigDict) -> dict[str, float]:
+    """Accuracies of linear probes, for captions of two things in a relation, from the validation split.
+
+    "colour", "size", "role": of a thing, read at the last byte of its shape's word; the role is the side on which it
+        stands: left of, right of, above or below the other one
+    "first shape", "first colour": of the thing that is left or above, read off the mean of all embeddings
+    """
+    source = ShapesSource(seed=config.data.seed, split="validation", resolution=16, size=ENDLESS)
+    train, test = config.probe.train_captions, config.probe.test_captions
+    captions: list[str] = []
+    first = 0
+    while len(captions) < train + test:
+        description = source.description(first)
+        if description.relation and all(claim.shape for claim in description.claims):
+            captions.append(word(description, np.random.default_rng(first)))
+        first += 1
+    seen, unseen = probe_examples(encoder, captions[:train]), probe_examples(encoder, captions[train:])
+    return {name: round(linear_probe(*seen[name], *unseen[name]), 4) for name in seen}
+
+
+def probe_examples(encoder: TextEncoder, captions: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Name of a probe -> (features [N, D], labels [N])."""
+    tokens, mask = encoder.tokenize(captions)
+    embeddings = np.asarray(jax.jit(encoder.encode)(encoder.params, tokens, mask))
+    at_words = ("colour", "size", "role")
+    pooled = ("first shape", "first colour")
+    features: dict[str, list] = {name: [] for name in (*at_words, *pooled)}
+    answers: dict[str, list] = {name: [] for name in features}
+    for embedding, used, caption in zip(embeddings, mask, captions, strict=True):
+        truth = labels(caption, encoder.length)
+        last_bytes = [thing.end() - 1 for thing in THING.finditer(caption)]
+        for name in at_words:
+            features[name] += [embedding[at] for at in last_bytes]
+            answers[name] += [truth[at, COLUMNS[name]] for at in last_bytes]
+        for name in pooled:
+            features[name].append(embedding[used].mean(0))
+            answers[name].append(truth[0, COLUMNS[name]])
+    return {name: (np.array(features[name]), np.array(answers[name])) for name in features}
+
+
+if __name__ == "__main__":
+    commands.run(main)
