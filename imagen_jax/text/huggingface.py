@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from imagen_jax.errors import UsageError
 
@@ -189,7 +189,8 @@ def save_folder(folder: Path, config: dict[str, Any], params: dict) -> None:
     for path, (name, flip) in tensor_names(config["num_layers"]).items():
         array = np.asarray(flat[path])
         tensors[name] = np.ascontiguousarray(array.T if flip else array)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    # written by ourselves: save_file lets nobody but the user read the file
+    (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
     about = {
         "architectures": ["T5EncoderModel"],
         "model_type": "t5",
