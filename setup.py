@@ -22,10 +22,9 @@ RUNTIME = [
     "ml_collections>=1.1",
     "absl-py>=2.3",
     "tqdm>=4.67",
-    "clu>=0.0.12",
-    "tensorboardX>=2.6.4",  # writes event files; clu's own writer needs TensorFlow
+    "tensorboardX>=2.6.4",  # writes event files; clu's writers need TensorFlow or torch
     "matplotlib>=3.10",
-    # scores: Fréchet distances; the digits data set and its classifier
+    # scores: connected regions of a picture; the digits data set and its classifier
     "scipy>=1.14",
     "scikit-learn>=1.7",
 ]
@@ -52,7 +51,7 @@ setup(
     packages=find_packages(include=["imagen_jax", "imagen_jax.*"]),
     package_data={
         "imagen_jax": ["py.typed"],
-        "imagen_jax.text": ["shapes_encoder/config.json", "shapes_encoder/model.safetensors"],
+        "imagen_jax.text": ["shapes_encoder/*"],
     },
     install_requires=RUNTIME,
     extras_require=EXTRAS,

@@ -29,17 +29,18 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.prefetch = 512
 
     config.text = ml_collections.ConfigDict()
-    config.text.model = "random"
+    config.text.model = "shapes"
     config.text.length = 96
     config.text.dtype = "float32"
 
     config.model = ml_collections.ConfigDict()
     config.model.network = "efficient_unet"
-    config.model.channels = 16 if tiny else 32
+    config.model.patch = 1
+    config.model.channels = 16 if tiny else 24
     config.model.multipliers = (1, 2) if tiny else (2, 4)
     config.model.blocks = (1, 1) if tiny else (2, 2)
     config.model.attention = ((), ("self+text",)) if tiny else (("self+text",), ("self+text",))
-    config.model.head_channels = 16 if tiny else 32
+    config.model.head_channels = 16 if tiny else 24
     config.model.attention_mlp = 0
     config.model.embedding_multiplier = 4
     config.model.text_heads = 4
@@ -51,14 +52,14 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.diffusion = ml_collections.ConfigDict()
     config.diffusion.schedule = "cosine"
     config.diffusion.aug_schedule = "cosine"
-    config.diffusion.prediction = "v"
+    config.diffusion.prediction = "x"
     config.diffusion.caption_dropout = 0.1
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.name = "adam"
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 10 if tiny else 60
-    config.optimizer.decay_steps = 20 if tiny else 1300
+    config.optimizer.decay_steps = 20 if tiny else 1400
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.99
     config.optimizer.eps = 1e-8
@@ -68,7 +69,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     config.training = ml_collections.ConfigDict()
     config.training.batch_size = 8 if tiny else 32  # global
-    config.training.steps = 20 if tiny else 1300
+    config.training.steps = 20 if tiny else 1400
     config.training.log_every = 5 if tiny else 20
     config.training.save_every = 10 if tiny else 650
     config.training.preview_every = 10 if tiny else 650

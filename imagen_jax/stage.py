@@ -170,10 +170,11 @@ def check(config: ml_collections.ConfigDict) -> None:
                 f"config.model.{name} has {len(model[name])} entries for the {levels} levels of model.multipliers: "
                 "give one a level"
             )
-    halvings = levels - (model.network == "unet")
-    if config.image_size % 2**halvings:
+    multiple = model.patch * 2 ** (levels - (model.network == "unet"))
+    if config.image_size % multiple:
         raise UsageError(
-            f"config.image_size {config.image_size} cannot be halved {halvings} times: give a multiple of {2**halvings}"
+            f"config.image_size {config.image_size} is not a multiple of {multiple}, which patches of {model.patch} "
+            f"(model.patch) and {levels} levels (model.multipliers) need"
         )
     for multiplier, kinds in zip(model.multipliers, model.attention, strict=True):
         channels = multiplier * model.channels

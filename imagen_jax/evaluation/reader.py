@@ -93,6 +93,7 @@ def _try(claims: Sequence[Claim], found: tuple[Found | None, ...], relation: str
         agreement["relation"] = (
             first is not None
             and second is not None
+            and bool(first.shape and second.shape)
             and scenes.relation((first.x, first.y), (second.x, second.y)) == relation
         )
     return agreement
@@ -100,10 +101,12 @@ def _try(claims: Sequence[Claim], found: tuple[Found | None, ...], relation: str
 
 def _agree(claims: Sequence[Claim], found: tuple[Found | None, ...]) -> dict[str, bool]:
     agreement = {}
-    for attribute in ("colour", "shape", "size", "position"):
+    # Where a blot of no known shape lies, or how large it is, says nothing: noise has blots everywhere.
+    formed = [thing if thing and thing.shape else None for thing in found]
+    for attribute, things in (("colour", found), ("shape", found), ("size", formed), ("position", formed)):
         said = [
             (getattr(claim, attribute), getattr(thing, attribute, None))
-            for claim, thing in zip(claims, found, strict=True)
+            for claim, thing in zip(claims, things, strict=True)
         ]
         if any(claimed for claimed, _ in said):
             agreement[attribute] = all(claimed in ("", seen) for claimed, seen in said)

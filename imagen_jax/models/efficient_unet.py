@@ -8,7 +8,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from imagen_jax.models.layers import AttentionStack, Conditioning, ModulatedNorm, ResBlock, conv, upsample
+from imagen_jax.models.layers import (
+    AttentionStack,
+    Conditioning,
+    ModulatedNorm,
+    ResBlock,
+    conv,
+    from_patches,
+    to_patches,
+    upsample,
+)
 
 
 class EfficientUNet(nn.Module):
@@ -22,6 +31,7 @@ class EfficientUNet(nn.Module):
     """
 
     image_channels: int
+    patch: int
     channels: int
     multipliers: tuple[int, ...]
     blocks: tuple[int, ...]
@@ -60,7 +70,7 @@ class EfficientUNet(nn.Module):
             noise_level, text, text_mask, aug_level
         )
         x = z if low_res is None else jnp.concatenate([z, low_res], axis=-1)
-        x = conv(self.channels, "stem", self.dtype)(x.astype(self.dtype))
+        x = conv(self.channels, "stem", self.dtype)(to_patches(x.astype(self.dtype), self.patch))
         skips = []
 
         for level, (multiplier, blocks) in enumerate(zip(self.multipliers, self.blocks, strict=True)):
@@ -80,4 +90,5 @@ class EfficientUNet(nn.Module):
 
         x = ModulatedNorm(self.norm_groups, self.dtype, name="out_norm")(x, embedding)
         x = nn.swish(x)
-        return conv(self.image_channels, "out", self.dtype, zero=True)(x).astype(jnp.float32)
+        x = conv(self.patch**2 * self.image_channels, "out", self.dtype, zero=True)(x)
+        return from_patches(x, self.patch).astype(jnp.float32)

@@ -150,6 +150,20 @@ def downsample(x: jax.Array) -> jax.Array:
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
 
 
+def to_patches(x: jax.Array, side: int) -> jax.Array:
+    """[B, H, W, C] → [B, H/side, W/side, side²·C]: each square of pixels as one pixel."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // side, side, width // side, side, channels).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, height // side, width // side, side * side * channels)
+
+
+def from_patches(x: jax.Array, side: int) -> jax.Array:
+    """The inverse of ``to_patches``."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height, width, side, side, channels // side**2).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, height * side, width * side, channels // side**2)
+
+
 def upsample(x: jax.Array) -> jax.Array:
     """[B, H, W, C] → [B, 2H, 2W, C], nearest."""
     batch, height, width, channels = x.shape

@@ -8,7 +8,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from imagen_jax.models.layers import AttentionStack, Conditioning, ModulatedNorm, ResBlock, conv
+from imagen_jax.models.layers import (
+    AttentionStack,
+    Conditioning,
+    ModulatedNorm,
+    ResBlock,
+    conv,
+    from_patches,
+    to_patches,
+)
 
 
 class UNet(nn.Module):
@@ -16,6 +24,8 @@ class UNet(nn.Module):
 
     Attributes:
         image_channels: channels of the image that is denoised, and of the output.
+        patch: side of the squares of pixels that the network sees as one pixel; 1 in the paper. Larger ones are cheap
+            (arXiv:2301.11093, Section 3.3).
         channels: channels of the first level.
         multipliers: channels of each level, as multiples of ``channels``; a level is half the size of the one before.
         blocks: residual blocks of each level on the way down (one more on the way up).
@@ -32,6 +42,7 @@ class UNet(nn.Module):
     """
 
     image_channels: int
+    patch: int
     channels: int
     multipliers: tuple[int, ...]
     blocks: tuple[int, ...]
@@ -60,7 +71,7 @@ class UNet(nn.Module):
         """The network's prediction.
 
         Args:
-            z: [B, H, W, C] noisy images; H and W divisible by 2 at every change of level.
+            z: [B, H, W, C] noisy images; H and W divisible by the patch, and then by 2 at every change of level.
             noise_level: [B] in [0, 1].
             text: [B, L, D] embeddings, zero where the caption is dropped.
             text_mask: [B, L] True where there is a token.
@@ -84,7 +95,7 @@ class UNet(nn.Module):
             noise_level, text, text_mask, aug_level
         )
         x = z if low_res is None else jnp.concatenate([z, low_res], axis=-1)
-        x = conv(self.channels, "stem", self.dtype)(x.astype(self.dtype))
+        x = conv(self.channels, "stem", self.dtype)(to_patches(x.astype(self.dtype), self.patch))
         skips = [x]
         last = len(self.multipliers) - 1
 
@@ -111,4 +122,5 @@ class UNet(nn.Module):
 
         x = ModulatedNorm(self.norm_groups, self.dtype, name="out_norm")(x, embedding)
         x = nn.swish(x)
-        return conv(self.image_channels, "out", self.dtype, zero=True)(x).astype(jnp.float32)
+        x = conv(self.patch**2 * self.image_channels, "out", self.dtype, zero=True)(x)
+        return from_patches(x, self.patch).astype(jnp.float32)

@@ -1,0 +1,86 @@
+"""scikit-learn's handwritten digits at their own 8×8, one channel, one stage: real pictures on a CPU.
+
+python -m imagen_jax.train --config=configs/digits.py --workdir=runs/digits
+python -m imagen_jax.evaluate --stages=runs/digits --config=configs/digits_eval.py --out=runs/digits
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The config."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.image_size = 8
+    config.channels = 1
+    config.low_res_size = 0  # no low-resolution input: a base stage
+
+    config.data = ml_collections.ConfigDict()
+    config.data.source = "digits"
+    config.data.split = "train"
+    config.data.validation_split = "test"
+    config.data.threads = 2
+    config.data.prefetch = 256
+
+    config.text = ml_collections.ConfigDict()
+    config.text.model = "random"  # ten names need no trained encoder
+    config.text.length = 32
+    config.text.dtype = "float32"
+
+    config.model = ml_collections.ConfigDict()
+    config.model.network = "unet"
+    config.model.patch = 1
+    config.model.channels = 32
+    config.model.multipliers = (1, 2)
+    config.model.blocks = (1, 1)
+    config.model.attention = ((), ("self+text",))
+    config.model.middle_attention = ("self+text",)
+    config.model.head_channels = 32
+    config.model.attention_mlp = 0
+    config.model.embedding_multiplier = 4
+    config.model.text_heads = 4
+    config.model.norm_groups = 8
+    config.model.skip_scale = 1.0
+    config.model.dropout = 0.0
+    config.model.dtype = "float32"
+
+    config.diffusion = ml_collections.ConfigDict()
+    config.diffusion.schedule = "cosine"
+    config.diffusion.aug_schedule = "cosine"
+    config.diffusion.prediction = "v"
+    config.diffusion.caption_dropout = 0.1
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.name = "adam"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 100
+    config.optimizer.decay_steps = 2000
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.99
+    config.optimizer.eps = 1e-8
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.clip_norm = 1.0
+    config.optimizer.ema_decay = 0.995
+
+    config.training = ml_collections.ConfigDict()
+    config.training.batch_size = 64  # global
+    config.training.steps = 2000
+    config.training.log_every = 20
+    config.training.save_every = 500
+    config.training.preview_every = 500
+    config.training.preview_count = 20
+    config.training.keep_checkpoints = 2
+
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+
+    config.sampling = ml_collections.ConfigDict()
+    config.sampling.sampler = "ddpm"
+    config.sampling.eta = 0.0
+    config.sampling.steps = 50
+    config.sampling.guidance = 2.0
+    config.sampling.threshold = "static"
+    config.sampling.percentile = 99.5
+    config.sampling.aug_level = 0.0
+    return config

@@ -1,0 +1,20 @@
+"""What a `digits` stage is scored on: 500 captions of the test split, judged by a classifier of the real training images.
+
+python -m imagen_jax.evaluate --stages=runs/digits --config=configs/digits_eval.py --out=runs/digits
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The config."""
+    config = ml_collections.ConfigDict()
+    config.judge = "digits"
+    config.count = 500
+    config.batch_size = 100
+    config.seed = 0
+
+    config.data = ml_collections.ConfigDict()
+    config.data.source = "digits"
+    config.data.split = "test"
+    return config
