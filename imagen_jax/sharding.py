@@ -37,7 +37,9 @@ def make_mesh(axes: Mapping[str, int], devices: list[jax.Device] | None = None) 
     described = ", ".join(f"{name}={size}" for name, size in sizes.items())
     if len(free) > 1:
         raise UsageError(f"mesh {described} has more than one -1: only one axis can be what is left")
-    if known < 1 or len(devices) % known or (not free and known != len(devices)):
+    # each size by itself: -2 and -4 multiply to 8 as well
+    positive = all(size == -1 or size > 0 for size in sizes.values())
+    if not positive or len(devices) % known or (not free and known != len(devices)):
         raise UsageError(
             f"mesh {described} does not fit {len(devices)} devices: the sizes must multiply to {len(devices)}"
         )
