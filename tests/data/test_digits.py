@@ -1,0 +1,64 @@
+import ml_collections
+import numpy as np
+import pytest
+
+from imagen_jax.data.digits import NAMES, WORDINGS, DigitsSource, label_of, load_split
+from imagen_jax.data.sources import make_source
+from imagen_jax.errors import UsageError
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_split_has_pictures_of_every_digit(split):
+    images, labels = load_split(split)
+    assert images.shape == (len(labels), 8, 8, 1)
+    assert images.dtype == np.uint8
+    assert images.min() == 0 and images.max() == 255
+    assert np.bincount(labels, minlength=10).min() >= 25
+
+
+def test_every_picture_is_in_just_one_split():
+    train, test = load_split("train")[0], load_split("test")[0]
+    assert len(train) + len(test) == 1797
+    assert len(test) == 360
+    train_images, test_images = ({image.tobytes() for image in images} for images in (train, test))
+    assert not train_images & test_images
+
+
+def test_a_caption_names_the_digit_of_its_picture():
+    source = DigitsSource("test", 8)
+    images, labels = load_split("test")
+    assert len(source) == len(labels)
+    captions = set()
+    for i in range(len(source)):
+        example = source[np.int64(i)]  # as Grain asks
+        np.testing.assert_array_equal(example["image"], images[i])
+        assert label_of(example["caption"]) == labels[i]
+        captions.add(example["caption"])
+    assert len(captions) == len(NAMES) * len(WORDINGS)
+
+
+def test_captions_are_read_whatever_their_case():
+    assert label_of("A handwritten SEVEN") == 7
+
+
+@pytest.mark.parametrize("caption", ["", "a fox", "one two", "someone"])
+def test_a_caption_without_one_digit_is_refused(caption):
+    with pytest.raises(ValueError, match=f"caption {caption!r} must name one digit"):
+        label_of(caption)
+
+
+def test_wrong_uses_are_refused_with_the_value():
+    with pytest.raises(ValueError, match="image_size 16 .* 8×8"):
+        DigitsSource("train", 16)
+    with pytest.raises(ValueError, match="split 'validate'"):
+        DigitsSource("validate", 8)
+
+
+def test_sources_by_name():
+    config = ml_collections.ConfigDict({"source": "digits"})
+    assert len(make_source(config, "test", 8)) == 360
+    with pytest.raises(UsageError, match="config.data: image_size 16"):
+        make_source(config, "test", 16)
+    config.source = "cats"
+    with pytest.raises(UsageError, match="'cats' is not known: choose one of shapes, digits"):
+        make_source(config, "test", 8)

@@ -1,0 +1,108 @@
+import json
+
+import numpy as np
+import pytest
+
+from imagen_jax.data.pipeline import training_batches
+from imagen_jax.errors import UsageError
+
+LENGTH = 24
+
+
+class Numbered:
+    """Example i is a picture full of i, with the caption "i"."""
+
+    def __init__(self, length=LENGTH):
+        self._length = length
+
+    def __len__(self):
+        return self._length
+
+    def __getitem__(self, index):
+        return {"image": np.full((2, 2, 1), index, np.uint8), "caption": str(index)}
+
+    def __repr__(self):
+        return f"Numbered({self._length})"
+
+
+def tokenize(caption):
+    return np.asarray([int(caption), 7], np.int32), np.asarray([True, False])
+
+
+def batches(length=LENGTH, batch_size=8, seed=0, **place):
+    return training_batches(Numbered(length), tokenize, 1, batch_size, seed, threads=2, prefetch=4, **place)
+
+
+def indices(iterator, count):
+    """Which examples the next ``count`` batches hold, [count, B]."""
+    return np.asarray([next(iterator)["tokens"][:, 0] for _ in range(count)])
+
+
+def test_a_batch_holds_pictures_with_their_own_tokens():
+    batch = next(batches())
+    assert {name: (array.shape, array.dtype.name) for name, array in batch.items()} == {
+        "image": ((8, 2, 2, 1), "uint8"),
+        "tokens": ((8, 2), "int32"),
+        "mask": ((8, 2), "bool"),
+    }
+    np.testing.assert_array_equal(batch["image"][:, 1, 0, 0], batch["tokens"][:, 0])
+    np.testing.assert_array_equal(batch["mask"], [[True, False]] * 8)
+
+
+def test_the_seed_gives_the_order():
+    np.testing.assert_array_equal(indices(batches(seed=3), 6), indices(batches(seed=3), 6))
+    assert not np.array_equal(indices(batches(seed=3), 6), indices(batches(seed=4), 6))
+
+
+@pytest.mark.parametrize("length, batch_size", [(24, 8), (20, 8), (3, 8)])
+def test_every_example_comes_once_an_epoch_and_each_epoch_in_another_order(length, batch_size):
+    """Also where an epoch ends within a batch, and where a batch holds several epochs."""
+    epochs = 4
+    stream = indices(batches(length, batch_size), -(-epochs * length // batch_size)).ravel()[: epochs * length]
+    orders = stream.reshape(epochs, length)
+    for order in orders:
+        assert sorted(order) == list(range(length))
+    assert len({tuple(order) for order in orders}) > 1
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_together_hold_the_batches_of_one(processes):
+    """Process p holds every P-th example: interleaved they are the batch, in its order."""
+    whole = indices(batches(), 7)
+    parts = [indices(batches(process_index=p, process_count=processes), 7) for p in range(processes)]
+    assert {part.shape for part in parts} == {(7, 8 // processes)}
+    np.testing.assert_array_equal(np.stack(parts, axis=-1).reshape(7, 8), whole)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 4])
+def test_a_restored_position_goes_on_with_the_next_batch(taken):
+    unbroken = batches()
+    indices(unbroken, taken)
+    state = json.loads(json.dumps(unbroken.get_state()))  # plain enough for any checkpoint
+    rest = indices(unbroken, 5)
+    resumed = batches()
+    indices(resumed, 2)  # wherever it stood before
+    resumed.set_state(state)
+    np.testing.assert_array_equal(indices(resumed, 5), rest)
+
+
+def test_a_position_holds_for_another_number_of_processes():
+    unbroken = batches()
+    indices(unbroken, 4)
+    state, rest = unbroken.get_state(), indices(unbroken, 3)
+    parts = []
+    for p in range(2):
+        one_of_two = batches(process_index=p, process_count=2)
+        one_of_two.set_state(state)
+        parts.append(indices(one_of_two, 3))
+    np.testing.assert_array_equal(np.stack(parts, axis=-1).reshape(3, 8), rest)
+
+
+def test_images_of_other_channels_are_refused():
+    with pytest.raises(UsageError, match=r"Numbered\(24\) have 1 channels, config.channels is 3: set it to 1"):
+        training_batches(Numbered(), tokenize, 3, 8, 0, threads=1, prefetch=1)
+
+
+def test_an_empty_source_is_refused():
+    with pytest.raises(UsageError, match=r"Numbered\(0\) is empty"):
+        batches(length=0)

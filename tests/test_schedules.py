@@ -1,0 +1,90 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagen_jax import schedules
+from imagen_jax.errors import UsageError
+from imagen_jax.schedules import LOGSNR_MAX, LOGSNR_MIN, noise_angle, signal
+
+TIMES = np.linspace(0, 1, 1001, dtype=np.float32)
+
+each_schedule = pytest.mark.parametrize(
+    "schedule", [schedules.by_name(name) for name in schedules.SCHEDULES], ids=list(schedules.SCHEDULES)
+)
+
+
+@each_schedule
+def test_logsnr_strictly_falls_within_its_range(schedule):
+    logsnr = np.asarray(schedule.logsnr(TIMES))
+    assert (np.diff(logsnr) < 0).all()
+    # float32 holds the tangent of an angle next to a right angle to about 0.3 %
+    assert logsnr[-1] > LOGSNR_MIN - 0.01 and logsnr[0] < LOGSNR_MAX + 0.01
+
+
+@each_schedule
+def test_time_inverts_logsnr(schedule):
+    np.testing.assert_allclose(schedule.time(schedule.logsnr(TIMES)), TIMES, atol=1e-6)
+
+
+@each_schedule
+def test_logsnr_inverts_time(schedule):
+    logsnr = np.linspace(-9, 15, 97, dtype=np.float32)
+    np.testing.assert_allclose(schedule.logsnr(schedule.time(logsnr)), logsnr, atol=2e-2)
+
+
+@each_schedule
+def test_variance_is_preserved_and_logsnr_is_its_ratio(schedule):
+    alpha, sigma = np.asarray(schedule.alpha(TIMES)), np.asarray(schedule.sigma(TIMES))
+    np.testing.assert_allclose(alpha**2 + sigma**2, 1, atol=1e-6)
+    np.testing.assert_allclose(2 * np.log(alpha / sigma), schedule.logsnr(TIMES), atol=1e-4)
+
+
+@each_schedule
+def test_it_starts_clean_and_ends_in_noise(schedule):
+    assert schedule.sigma(0.0) < 1e-4
+    assert schedule.alpha(1.0) < 0.01
+
+
+def test_cosine_is_a_cosine():
+    np.testing.assert_allclose(schedules.cosine().alpha(TIMES), np.cos(np.pi / 2 * TIMES), atol=1e-4)
+
+
+def test_noise_angle_is_the_time_of_cosine():
+    # to 3e-5: the ends of cosine are drawn in by as much
+    np.testing.assert_allclose(noise_angle(schedules.cosine().logsnr(TIMES)), TIMES, atol=4e-5)
+
+
+def test_noise_angle_is_that_of_alpha_and_sigma():
+    schedule = schedules.linear()
+    angle = np.arctan2(schedule.sigma(TIMES), schedule.alpha(TIMES))
+    np.testing.assert_allclose(noise_angle(schedule.logsnr(TIMES)), angle * 2 / np.pi, atol=1e-5)
+
+
+def test_linear_is_the_cumulative_product_of_1000_betas():
+    """Up to what tells the limit of many steps from 1000: log(1 - β) from -β, at most Σβ²/2 = 0.067 in log alpha²."""
+    products = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    squares = np.asarray(schedules.linear().alpha(np.arange(1, 1001) / 1000), np.float64) ** 2
+    np.testing.assert_allclose(squares, products, atol=4e-3)
+    np.testing.assert_allclose(np.log(squares), np.log(products), atol=0.07)
+
+
+def test_linear_takes_its_betas():
+    """With a constant β the integral is β·steps·t."""
+    flat = schedules.linear(beta_start=0.01, beta_end=0.01, steps=100)
+    np.testing.assert_allclose(flat.alpha(TIMES[1:]), np.exp(-TIMES[1:] / 2), rtol=1e-5)
+
+
+def test_signal_of_opposite_logsnrs():
+    logsnr = jnp.asarray([-3.0, 0.0, 3.0])
+    np.testing.assert_allclose(signal(logsnr)[1], np.sqrt(0.5), rtol=1e-6)
+    np.testing.assert_allclose(signal(logsnr) ** 2 + signal(-logsnr) ** 2, 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
+def test_a_schedule_has_the_name_it_is_known_by(name):
+    assert schedules.by_name(name).name == name
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(UsageError, match="'cosin'.*cosine, linear"):
+        schedules.by_name("cosin")
