@@ -11,6 +11,9 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13)
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c '$(SUPPORTED)' 2>/dev/null && echo $$python && break; done)
 
+# Programs that were compiled once are read back by every later command.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP_LOCKED := $(BIN)/python -m pip install --no-deps --no-build-isolation --use-pep517 --require-hashes
 
@@ -21,11 +24,22 @@ help: ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(SETUP) ## train a small cascade on this machine, draw with it, and score its pictures
-	$(BIN)/python -m imagen_jax.train --config=configs/shapes_base.py --workdir=$(RUN)/base
-	$(BIN)/python -m imagen_jax.train --config=configs/shapes_sr.py --workdir=$(RUN)/sr
-	$(BIN)/python -m imagen_jax.sample --stages=$(RUN)/base,$(RUN)/sr --out=$(RUN) \
-		--prompts='a red circle; two blue squares'
-	$(BIN)/python -m imagen_jax.evaluate --stages=$(RUN)/base,$(RUN)/sr --config=configs/shapes_eval.py --out=$(RUN)
+	@echo '== 1 of 4: the base stage learns to draw 16×16'
+	@$(BIN)/python -m imagen_jax.train --config=configs/shapes_base.py --workdir=$(RUN)/base
+	@echo '== 2 of 4: the super-resolution stage learns to make them 64×64'
+	@$(BIN)/python -m imagen_jax.train --config=configs/shapes_sr.py --workdir=$(RUN)/sr
+	@echo '== 3 of 4: drawing configs/shapes_prompts.txt'
+	@$(BIN)/python -m imagen_jax.sample --stages=$(RUN)/base,$(RUN)/sr --prompts_file=configs/shapes_prompts.txt \
+		--out=$(RUN)
+	@echo '== 4 of 4: scoring pictures of held-out captions'
+	@$(BIN)/python -m imagen_jax.evaluate --stages=$(RUN)/base,$(RUN)/sr --config=configs/shapes_eval.py --out=$(RUN)
+	@echo
+	@echo 'Done. Look at:'
+	@echo '  $(RUN)/samples.png             pictures with their prompts'
+	@echo '  $(RUN)/scores.json             how well pictures obey prompts; right.png and wrong.png show some'
+	@echo '  $(RUN)/base, $(RUN)/sr  the trained stages: loss.png, log.txt, previews/, checkpoints/, tensorboard/'
+	@echo 'Draw your own: $(BIN)/python -m imagen_jax.sample --stages=$(RUN)/base,$(RUN)/sr \'
+	@echo "  --prompts='a large green ring; a red circle above a blue cross' --out=runs/mine"
 
 test: ## every check: format, lint, types, layers contract, tests
 	@for phase in $(PHASES); do \

@@ -1,4 +1,4 @@
-"""What a `digits` stage is scored on: 500 captions of the test split, judged by a classifier of the real training images.
+"""What a `digits` stage is scored on: 500 captions, judged by a classifier that was fitted to real training images.
 
 python -m imagen_jax.evaluate --stages=runs/digits --config=configs/digits_eval.py --out=runs/digits
 """

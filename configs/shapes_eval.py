@@ -12,8 +12,8 @@ def get_config() -> ml_collections.ConfigDict:
     """The config."""
     config = ml_collections.ConfigDict()
     config.judge = "shapes"
-    config.count = 640
-    config.batch_size = 64
+    config.count = 512
+    config.batch_size = 16  # that of the previews: compiled once for both
     config.seed = 0
 
     config.data = ml_collections.ConfigDict()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import ml_collections
 import optax
+import optax.contrib
 
 from imagen_jax.errors import UsageError
 
@@ -23,6 +27,17 @@ def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
     )
 
 
+def matrices(params: Any) -> Any:
+    """Which parameters Muon sees as matrices, all axes but the last against the last: kernels; the others are Adam's."""
+
+    def described(leaf: Any) -> Any:
+        if leaf.ndim not in (2, 4):
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+
+    return jax.tree.map(described, params)
+
+
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
     """Clipping by global norm, then the named optimizer. Raises UsageError for an unknown one."""
     rate = learning_rate(config)
@@ -34,6 +49,17 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
             update = optax.adafactor(
                 rate, multiply_by_parameter_scale=False, weight_decay_rate=config.weight_decay or None
             )
+        case "muon":
+            update = optax.contrib.muon(
+                rate,
+                beta=config.b1,
+                adam_b1=config.b1,
+                adam_b2=config.b2,
+                weight_decay=config.weight_decay,
+                # updates of Adam's size, so that learning rates mean the same (arXiv:2502.16982, Eq. 4)
+                consistent_rms=0.2,
+                muon_weight_dimension_numbers=matrices,
+            )
         case _:
-            raise UsageError(f"optimizer.name {config.name!r} is not known: choose adam or adafactor")
+            raise UsageError(f"optimizer.name {config.name!r} is not known: choose adam, adafactor or muon")
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)

@@ -22,16 +22,11 @@ class Progress:
 
     def __init__(self, name: str, first: int, steps: int, batch_size: int, log_every: int, records: Records) -> None:
         self._batch_size, self._log_every, self._records = batch_size, log_every, records
-        self._bar = tqdm(
-            total=steps * batch_size,
-            initial=first * batch_size,
-            desc=name,
-            unit=" images",
-            unit_scale=True,
-            smoothing=0.05,
-            mininterval=1.0,
-        )
+        self._name, self._first, self._steps = name, first, steps
+        self._bar: tqdm | None = None
         self._waiting: tuple[int, dict[str, jax.Array]] | None = None
+        if first < steps:
+            print(f"{name}: compiling the training step", flush=True)
 
     def step(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """A step has been dispatched; its metrics are read at the next."""
@@ -45,14 +40,30 @@ class Progress:
         self._waiting = None
         # reads every step, though few are recorded: the queue of a device stays one step long
         values = {name: float(value) for name, value in metrics.items()}
-        self._bar.update(self._batch_size)
+        if self._bar is None:
+            # The clock starts after the first step: compilation would spoil images/s and the time left.
+            self._bar = self._start_bar()
+        else:
+            self._bar.update(self._batch_size)
         if step % self._log_every == 0 or step == 1:
             rate = self._bar.format_dict["rate"] or 0.0
             self._bar.set_postfix(step=step, loss=f"{values['loss']:.4f}", refresh=False)
             self._records.scalars(step, {**values, "images_per_second": rate})
             self._records.log(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
 
+    def _start_bar(self) -> tqdm:
+        return tqdm(
+            total=self._steps * self._batch_size,
+            initial=(self._first + 1) * self._batch_size,
+            desc=self._name,
+            unit=" images",
+            unit_scale=True,
+            smoothing=0.05,
+            mininterval=1.0,
+        )
+
     def close(self) -> None:
         """Reads the last step."""
         self._read()
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()

@@ -85,8 +85,8 @@ def make_train_step(
         ema_params = update_ema(state.ema_params, params, state.step, stage.config.optimizer.ema_decay)
         metrics = {
             "loss": loss,
-            "gradient_norm": optax.global_norm(gradients),
-            "parameter_norm": optax.global_norm(params),
+            "gradient_norm": optax.tree.norm(gradients),
+            "parameter_norm": optax.tree.norm(params),
         }
         return TrainState(state.step + 1, params, opt_state, ema_params), metrics
 
