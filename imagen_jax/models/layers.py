@@ -7,6 +7,7 @@ conditioning vector, N heads, K channels a head. All compute is in ``dtype``; pa
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -84,7 +85,10 @@ class TextPooling(nn.Module):
         head = self.width // self.heads
         text = nn.LayerNorm(dtype=jnp.float32, name="norm")(text).astype(self.dtype)
         query_NK = self.param("query", nn.initializers.normal(1.0), (self.heads, head))
-        key_BLNK = nn.Dense(self.width, dtype=self.dtype, name="key")(text).reshape(batch, length, self.heads, head)
+        # no bias: softmax ignores what is the same for all keys
+        key_BLNK = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="key")(text).reshape(
+            batch, length, self.heads, head
+        )
         value_BLNK = nn.Dense(self.width, dtype=self.dtype, name="value")(text).reshape(batch, length, self.heads, head)
         logits_BNL = jnp.einsum("nk,blnk->bnl", query_NK.astype(self.dtype), key_BLNK) / math.sqrt(head)
         weights_BNL = masked_softmax(logits_BNL, mask[:, None, :])
@@ -198,13 +202,15 @@ class Attention(nn.Module):
         pixels = Norm(self.groups, name="norm")(x).reshape(batch, height * width, channels)
         query_BQNK = split(nn.Dense(channels, dtype=self.dtype, name="query")(pixels))
         keys, values, masks = [], [], []
+        # a bias tells pixels from text; of keys of one kind it would be the same for all, which softmax ignores
+        key = partial(nn.Dense, channels, use_bias="+" in self.kind, dtype=self.dtype)
         if "self" in self.kind:
-            keys.append(split(nn.Dense(channels, dtype=self.dtype, name="key")(pixels)))
+            keys.append(split(key(name="key")(pixels)))
             values.append(split(nn.Dense(channels, dtype=self.dtype, name="value")(pixels)))
             masks.append(jnp.ones((batch, height * width), bool))
         if "text" in self.kind:
             text = nn.LayerNorm(dtype=jnp.float32, name="text_norm")(text).astype(self.dtype)
-            keys.append(split(nn.Dense(channels, dtype=self.dtype, name="text_key")(text)))
+            keys.append(split(key(name="text_key")(text)))
             values.append(split(nn.Dense(channels, dtype=self.dtype, name="text_value")(text)))
             masks.append(mask)
         key_BSNK, value_BSNK = jnp.concatenate(keys, axis=1), jnp.concatenate(values, axis=1)

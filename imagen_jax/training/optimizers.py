@@ -28,7 +28,7 @@ def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
 
 
 def matrices(params: Any) -> Any:
-    """Which parameters Muon sees as matrices, all axes but the last against the last: kernels; the others are Adam's."""
+    """Which parameters Muon sees as matrices: kernels, their last axis against the rest. Adam has the others."""
 
     def described(leaf: Any) -> Any:
         if leaf.ndim not in (2, 4):
