@@ -52,7 +52,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.diffusion = ml_collections.ConfigDict()
     config.diffusion.schedule = "cosine"
     config.diffusion.aug_schedule = "cosine"
-    config.diffusion.prediction = "x"
+    config.diffusion.prediction = "v"
     config.diffusion.caption_dropout = 0.1
 
     config.optimizer = ml_collections.ConfigDict()
