@@ -37,15 +37,18 @@ class Checkpoints:
     def __init__(self, workdir: Path, keep: int | None = None) -> None:
         policy = None if keep is None else ocp.training.preservation_policies.LatestN(keep)
         self._folder = (workdir / CHECKPOINTS).absolute()
-        self._checkpointer = ocp.training.Checkpointer(
-            self._folder, preservation_policy=policy, cleanup_tmp_directories=keep is not None
-        )
+        self._checkpointer: Any = None
+        # Orbax makes the folder: who only reads must not.
+        if keep is not None or self._folder.is_dir():
+            self._checkpointer = ocp.training.Checkpointer(
+                self._folder, preservation_policy=policy, cleanup_tmp_directories=keep is not None
+            )
         self._pending: Any = None
 
     @property
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint; None if there is none."""
-        latest = self._checkpointer.latest
+        latest = self._checkpointer.latest if self._checkpointer else None
         return None if latest is None else latest.step
 
     def save(self, state: Any, data: dict[str, Any], config: ml_collections.ConfigDict) -> None:
@@ -94,7 +97,8 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for what is being saved and lets go of the folder."""
         self.wait()
-        self._checkpointer.close()
+        if self._checkpointer:
+            self._checkpointer.close()
 
 
 def check_fits(stored: Any, expected: Any, where: str) -> None:
@@ -140,7 +144,10 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
     if not workdir.is_dir():
         raise UsageError(f"stage folder {str(workdir)!r} does not exist: give the --workdir of a training run")
     try:
-        return ml_collections.ConfigDict(json.loads((workdir / CONFIG_FILE).read_text()))
+        found = json.loads((workdir / CONFIG_FILE).read_text())
+        if not isinstance(found, dict):
+            raise ValueError("a config is a JSON object")
+        return ml_collections.ConfigDict(found)
     except FileNotFoundError as error:
         raise UsageError(
             f"{str(workdir)!r} is no stage folder, it has no {CONFIG_FILE}: give the --workdir of a training run"

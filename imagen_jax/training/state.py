@@ -39,7 +39,10 @@ def abstract_state(
         )
 
     abstract = abstract_sharded(jax.eval_shape(make), mesh)
-    return abstract, jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    # On a CPU, optimising this program of random numbers takes many times longer than its only call.
+    options = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
+    return abstract, jax.jit(make, out_shardings=shardings, compiler_options=options)
 
 
 def update_ema(ema: Any, params: Any, step: jax.Array, decay: float) -> Any:

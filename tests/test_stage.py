@@ -1,0 +1,126 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from imagen_jax import stage as stages
+from imagen_jax.errors import UsageError
+from imagen_jax.resizing import resize
+from imagen_jax.schedules import noise_angle
+from imagen_jax.stage import to_float, to_uint8
+from tests.tiny import base_config, perturbed_params
+
+pytest_plugins = ("tests.trained",)
+
+
+def test_every_uint8_image_survives_the_way_in_and_out():
+    values = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(to_uint8(to_float(jnp.asarray(values))), values)
+    assert (float(to_float(jnp.uint8(0))), float(to_float(jnp.uint8(255)))) == (-1, 1)
+
+
+def test_values_outside_the_range_are_clipped():
+    np.testing.assert_array_equal(to_uint8(np.array([-7.0, -1.0001, 1.0001, 9.0])), [0, 0, 255, 255])
+
+
+def test_what_a_stage_is(base_stage, sr_stage):
+    assert not base_stage.is_super_resolution
+    assert base_stage.image_shape == (8, 8, 3)
+    assert sr_stage.is_super_resolution
+    assert (sr_stage.low_res_shape, sr_stage.image_shape) == ((8, 8, 3), (16, 16, 3))
+
+
+def test_a_stage_survives_json(base_stage):
+    """As sampling reads it: tuples have become lists."""
+    again = stages.build(ml_collections.ConfigDict(json.loads(base_stage.config.to_json())))
+    assert again.network == base_stage.network
+
+
+class TestConditioning:
+    @pytest.fixture()
+    def low_res(self):
+        return jax.random.uniform(jax.random.key(0), (3, 8, 8, 3), minval=-1)
+
+    @pytest.fixture()
+    def eps(self):
+        return jax.random.normal(jax.random.key(1), (3, 8, 8, 3))
+
+    def test_level_0_is_the_image_itself(self, sr_stage, low_res, eps):
+        condition = sr_stage.condition_on(low_res, jnp.zeros(3), eps)
+        np.testing.assert_allclose(condition["low_res"], resize(low_res, 16, 16), atol=0.02)
+
+    def test_level_1_is_noise_alone(self, sr_stage, low_res, eps):
+        condition = sr_stage.condition_on(low_res, jnp.ones(3), eps)
+        np.testing.assert_allclose(condition["low_res"], resize(eps, 16, 16), atol=0.02)
+
+    def test_each_example_has_its_own_level(self, sr_stage, low_res, eps):
+        levels = jnp.array([0.0, 0.5, 1.0])
+        together = sr_stage.condition_on(low_res, levels, eps)
+        for i in range(3):
+            alone = sr_stage.condition_on(low_res[i : i + 1], levels[i : i + 1], eps[i : i + 1])
+            np.testing.assert_allclose(alone["low_res"][0], together["low_res"][i], atol=1e-6)
+        told = np.asarray(together["aug_level"])
+        assert (np.diff(told) > 0.1).all()
+        assert (told >= 0).all()
+        assert (told <= 1).all()
+
+    def test_image_level_and_text_reach_the_network(self, sr_stage, low_res, eps):
+        params = perturbed_params(sr_stage)
+        text = jax.random.normal(jax.random.key(2), (3, sr_stage.encoder.length, sr_stage.encoder.width))
+        mask = jnp.ones(text.shape[:2], bool)
+        z = jax.random.normal(jax.random.key(3), (3, 16, 16, 3))
+        predict = jax.jit(sr_stage.predict)
+        condition = sr_stage.condition_on(low_res, jnp.full(3, 0.3), eps)
+        usual = predict(params, z, jnp.zeros(3), text, mask, condition)
+        others = {
+            "low_res": predict(params, z, jnp.zeros(3), text, mask, {**condition, "low_res": -condition["low_res"]}),
+            "aug_level": predict(params, z, jnp.zeros(3), text, mask, {**condition, "aug_level": jnp.full(3, 0.9)}),
+            "logsnr": predict(params, z, jnp.full(3, 5.0), text, mask, condition),
+            "text": predict(params, z, jnp.zeros(3), -text, mask, condition),
+            "mask": predict(params, z, jnp.zeros(3), text, mask.at[:, 4:].set(False), condition),
+            "z": predict(params, -z, jnp.zeros(3), text, mask, condition),
+        }
+        assert usual.shape == z.shape
+        for name, other in others.items():
+            assert np.abs(usual - other).max() > 1e-3, name
+
+
+def test_the_network_is_told_more_noise_as_more():
+    told = noise_angle(jnp.array([10.0, 0.0, -10.0]))
+    assert (np.diff(told) > 0).all()
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"model.network": "vit"}, "config.model.network 'vit' is not known: choose one of unet, efficient_unet"),
+        ({"model.dtype": "float16"}, "config.model.dtype 'float16' is not known"),
+        ({"text.dtype": "int8"}, "config.text.dtype 'int8' is not known"),
+        ({"diffusion.prediction": "score"}, "config.diffusion.prediction 'score' is not known"),
+        ({"diffusion.schedule": "sine"}, "config.diffusion.schedule 'sine' is not known: choose one of .*cosine"),
+        ({"diffusion.aug_schedule": "none"}, "config.diffusion.aug_schedule 'none' is not known"),
+        ({"model.blocks": (1, 1)}, "config.model.blocks has 2 entries for the 1 levels"),
+        ({"model.attention": ()}, "config.model.attention has 0 entries for the 1 levels"),
+        ({"image_size": 9}, "config.image_size 9 is not a multiple of 2"),
+        ({"model.head_channels": 3}, "config.model.head_channels 3 does not divide the 8 channels"),
+        ({"low_res_size": 8}, "config.low_res_size 8 must be below config.image_size 8"),
+        ({"text.model": "t6"}, '"t6" is neither'),
+        ({"text.length": 1}, "text length is 1"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_config_that_cannot_work_is_refused(changes, said):
+    with pytest.raises(UsageError, match=said):
+        stages.build(base_config(**changes))
+
+
+def test_a_field_that_the_network_does_not_have_is_refused():
+    config = base_config()
+    del config.model.skip_scale
+    with config.unlocked():
+        config.model.skipscale = 1.0
+    with pytest.raises(UsageError, match=r"missing \[skip_scale\], not known to it \[skipscale\]"):
+        stages.build(config)

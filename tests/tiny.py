@@ -1,0 +1,104 @@
+"""Configs of stages so small that they train in seconds, 8×8 and 8 to 16, and what their tests share."""
+
+import contextlib
+import functools
+import json
+import runpy
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from imagen_jax import sharding
+
+ROOT = Path(__file__).parent.parent
+STEPS = 6
+
+SMALL = {
+    "text.model": "random",
+    "text.length": 24,
+    "data.prefetch": 16,
+    "model.channels": 8,
+    "model.head_channels": 8,
+    # one level
+    "model.multipliers": (1,),
+    "model.blocks": (1,),
+    "model.attention": (("self+text",),),
+    "optimizer.name": "adam",
+    "optimizer.learning_rate": 1e-2,
+    "optimizer.warmup_steps": 0,
+    "training.batch_size": 8,
+    "training.steps": STEPS,
+    "training.log_every": 1,
+    "training.save_every": 3,
+    "training.preview_every": 3,
+    "training.preview_count": 3,
+    "sampling.steps": 2,
+}
+
+
+@functools.cache
+def as_written(file):
+    return runpy.run_path(str(ROOT / "configs" / file))["get_config"]("tiny")
+
+
+def config_of(file, **changes):
+    config = as_written(file).copy_and_resolve_references()
+    config.update_from_flattened_dict({**SMALL, **changes})
+    return config
+
+
+def base_config(**changes):
+    return config_of("shapes_base.py", **{"image_size": 8, "sampling.sampler": "ddpm", **changes})
+
+
+def sr_config(**changes):
+    return config_of("shapes_sr.py", **{"image_size": 16, "low_res_size": 8, **changes})
+
+
+def one_device():
+    return sharding.make_mesh({"data": 1, "fsdp": 1}, jax.devices()[:1])
+
+
+def eight_devices():
+    return sharding.make_mesh({"data": 8, "fsdp": 1})
+
+
+def split_devices():
+    return sharding.make_mesh({"data": 2, "fsdp": 4})
+
+
+@contextlib.contextmanager
+def quick_compilation():
+    """Programs that run once are not worth optimising; compiling is nearly all that these tests cost."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+def fresh_params(stage):
+    with quick_compilation():
+        return jax.jit(stage.init)(jax.random.key(0))
+
+
+def perturbed_params(stage, scale=0.1):
+    """Host parameters of a stage in which nothing is zero: at initialisation most of a network has no effect."""
+    rng = np.random.default_rng(0)
+    params = fresh_params(stage)
+    return jax.tree.map(lambda leaf: np.asarray(leaf) + scale * rng.standard_normal(leaf.shape, np.float32), params)
+
+
+def contents(folder):
+    """Every file below a folder with its bytes; None if there is no folder."""
+    if not folder.exists():
+        return None
+    return {str(path.relative_to(folder)): path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+def write_stage(folder, config):
+    """A stage's folder without a checkpoint."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(json.loads(config.to_json())))
+    return folder

@@ -1,0 +1,35 @@
+"""A pytest plugin: each tiny stage is built, and trained, once a session."""
+
+import pytest
+
+from imagen_jax import stage as stages
+from imagen_jax.train import train
+from tests.tiny import base_config, quick_compilation, sr_config
+
+
+@pytest.fixture(scope="session")
+def base_stage():
+    return stages.build(base_config())
+
+
+@pytest.fixture(scope="session")
+def sr_stage():
+    return stages.build(sr_config())
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory):
+    """A base stage, trained in one go."""
+    folder = tmp_path_factory.mktemp("unbroken") / "base"
+    with quick_compilation():
+        train(base_config(), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sr_folder(tmp_path_factory):
+    """A super-resolution stage, trained in one go."""
+    folder = tmp_path_factory.mktemp("unbroken") / "sr"
+    with quick_compilation():
+        train(sr_config(), folder)
+    return folder

@@ -1,0 +1,116 @@
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import pytest
+
+from imagen_jax.errors import UsageError
+from imagen_jax.training.optimizers import learning_rate, make_optimizer
+
+
+def config(**changes):
+    return ml_collections.ConfigDict(
+        {
+            "name": "adam",
+            "learning_rate": 0.5,
+            "warmup_steps": 10,
+            "decay_steps": 110,
+            "b1": 0.9,
+            "b2": 0.99,
+            "eps": 1e-8,
+            "weight_decay": 0.0,
+            "clip_norm": 1.0,
+            **changes,
+        }
+    )
+
+
+def test_the_learning_rate_warms_up_in_a_line():
+    rates = [float(learning_rate(config())(step)) for step in range(11)]
+    np.testing.assert_allclose(rates, 0.5 * np.arange(11) / 10, rtol=1e-6)
+
+
+def test_the_learning_rate_falls_to_zero_as_a_cosine():
+    steps = np.arange(10, 111, 10)
+    rates = [float(learning_rate(config())(step)) for step in steps]
+    np.testing.assert_allclose(rates, 0.25 * (1 + np.cos(np.pi * (steps - 10) / 100)), atol=1e-6)
+    assert float(learning_rate(config())(500)) == 0
+
+
+def test_without_warm_up_it_starts_at_its_height():
+    assert float(learning_rate(config(warmup_steps=0))(0)) == 0.5
+
+
+@pytest.mark.parametrize("warmup_steps", [-1, 110, 200])
+def test_a_warm_up_that_does_not_end_is_refused(warmup_steps):
+    with pytest.raises(UsageError, match=f"optimizer.warmup_steps {warmup_steps} is not in \\[0, 110\\)"):
+        make_optimizer(config(warmup_steps=warmup_steps))
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(UsageError, match="optimizer.name 'sgd' is not known: choose adam, adafactor"):
+        make_optimizer(config(name="sgd"))
+
+
+def after_one(optimizer, params, gradients):
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    return optax.apply_updates(params, updates)
+
+
+@pytest.mark.parametrize("name", ["adam", "adafactor", "muon"])
+def test_an_explosion_of_the_gradient_is_no_larger_step(name):
+    """Beyond the clipping norm a gradient's length does not matter, only its direction."""
+    optimizer = make_optimizer(config(name=name, warmup_steps=0, eps=1.0))
+    params = {"a": jnp.ones((4, 4))}
+    gradients = {"a": jax.random.normal(jax.random.key(0), (4, 4))}
+    moved = [
+        after_one(optimizer, params, jax.tree.map(lambda g, s=scale: g * s, gradients))["a"] for scale in (1e1, 1e8)
+    ]
+    np.testing.assert_allclose(moved[0], moved[1], atol=1e-5)
+    assert not np.array_equal(moved[0], params["a"])
+
+
+def test_clipping_bounds_the_gradient_by_its_global_norm():
+    """With Adam's eps far above the gradient the step is linear in it, and so shows the norm."""
+    optimizer = make_optimizer(config(warmup_steps=0, eps=1e3, clip_norm=0.25, learning_rate=1e3))
+    params = {"a": jnp.zeros(3), "b": jnp.zeros((2, 2))}
+    moved = after_one(optimizer, params, {"a": jnp.full(3, 100.0), "b": jnp.full((2, 2), -50.0)})
+    assert float(optax.tree.norm(moved)) == pytest.approx(0.25, rel=1e-3)
+    small = after_one(optimizer, params, {"a": jnp.full(3, 0.01), "b": jnp.zeros((2, 2))})
+    np.testing.assert_allclose(small["a"], -0.01, rtol=1e-3)
+
+
+def test_weight_decay_shrinks_what_has_no_gradient():
+    for name in ("adam", "adafactor"):
+        optimizer = make_optimizer(config(name=name, warmup_steps=0, weight_decay=0.1))
+        moved = after_one(optimizer, {"a": jnp.ones(3)}, {"a": jnp.zeros(3)})["a"]
+        assert (np.asarray(moved) < 1).all()
+        assert (np.asarray(moved) > 0.5).all()
+
+
+def test_adafactor_holds_rows_and_columns_of_a_large_kernel():
+    params = {"kernel": jnp.zeros((256, 512))}
+    sizes = {
+        name: sum(leaf.size for leaf in jax.tree.leaves(make_optimizer(config(name=name)).init(params)))
+        for name in ("adam", "adafactor")
+    }
+    assert sizes["adam"] > 2 * 256 * 512
+    assert sizes["adafactor"] < 2 * (256 + 512)
+
+
+@pytest.mark.parametrize("name", ["adam", "adafactor"])
+def test_it_finds_the_bottom_of_a_bowl(name):
+    optimizer = make_optimizer(config(name=name, warmup_steps=0, learning_rate=0.1))
+    target = jnp.array([1.0, -2.0, 0.5])
+
+    @jax.jit
+    def step(x, state):
+        updates, state = optimizer.update(2 * (x - target), state, x)
+        return optax.apply_updates(x, updates), state
+
+    x = jnp.zeros(3)
+    state = optimizer.init(x)
+    for _ in range(110):
+        x, state = step(x, state)
+    np.testing.assert_allclose(x, target, atol=0.05)

@@ -1,0 +1,74 @@
+import json
+
+import numpy as np
+from PIL import Image
+from tensorboardX.proto import event_pb2
+
+from imagen_jax.training.records import Records, read_metrics
+from tests.tiny import STEPS
+
+pytest_plugins = ("tests.trained",)
+
+
+def written(folder, steps, first=0):
+    records = Records(folder, first)
+    for step in steps:
+        records.scalars(step, {"loss": 1.0 / step})
+    records.close()
+
+
+def test_what_is_written_is_read(tmp_path):
+    written(tmp_path, range(1, 6))
+    assert read_metrics(tmp_path) == [{"step": step, "loss": 1.0 / step} for step in range(1, 6)]
+
+
+def test_a_run_that_goes_on_forgets_what_came_after(tmp_path):
+    written(tmp_path, range(1, 6))
+    written(tmp_path, range(4, 8), first=3)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_torn_last_line_is_left_out(tmp_path):
+    written(tmp_path, range(1, 4))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3]
+    written(tmp_path, [4], first=3)
+    # and does not stick to the next one
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_no_metrics_are_no_error(tmp_path):
+    assert read_metrics(tmp_path) == []
+    written(tmp_path, [])
+    assert not (tmp_path / "loss.png").exists()
+
+
+def test_a_training_run_leaves_all_that_a_person_wants_to_see(base_folder):
+    with Image.open(base_folder / "loss.png") as curve:
+        assert curve.width > 300
+        assert len(np.unique(np.asarray(curve))) > 10
+    log = (base_folder / "log.txt").read_text().splitlines()
+    assert "started at step 0" in log[0]
+    for step in range(1, STEPS + 1):
+        assert any(f"step {step}: " in line and "loss" in line for line in log)
+    assert log[-1].endswith(f"done at step {STEPS}")
+    for step in (3, 6):
+        with Image.open(base_folder / "previews" / f"{step:08d}.png") as preview:
+            assert preview.mode == "RGB"
+
+
+def test_tensorboard_gets_the_metrics(base_folder):
+    (events,) = (base_folder / "tensorboard").glob("events.out.tfevents.*")
+    tags = {value.tag for event in read_events(events) for value in event.summary.value}
+    assert {"loss", "gradient_norm", "parameter_norm", "images_per_second", "preview"} <= tags
+
+
+def read_events(path):
+    """The events of a file: length (8 bytes), its check (4), the event, its check (4), and again."""
+    data, start = path.read_bytes(), 0
+    while start < len(data):
+        size = int.from_bytes(data[start : start + 8], "little")
+        yield event_pb2.Event.FromString(data[start + 12 : start + 12 + size])
+        start += 16 + size

@@ -1,0 +1,295 @@
+"""One step is one step on any mesh, and its randomness is a function of (seed, step)."""
+
+import contextlib
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagen_jax import schedules, sharding
+from imagen_jax import stage as stages
+from imagen_jax.cascade import place_encoder
+from imagen_jax.data.sources import make_source
+from imagen_jax.resizing import resize
+from imagen_jax.stage import to_float
+from imagen_jax.training.optimizers import make_optimizer
+from imagen_jax.training.state import TrainState, abstract_state
+from imagen_jax.training.step import augmented_low_res, drop_captions, example_losses, make_train_step
+from tests.tiny import (
+    base_config,
+    eight_devices,
+    one_device,
+    perturbed_params,
+    quick_compilation,
+    split_devices,
+    sr_config,
+)
+
+BATCH = 8
+
+
+def once(function):
+    """Caches by identity: a stage cannot be hashed, and those of the fixtures live as long as the tests."""
+    results = {}
+
+    @functools.wraps(function)
+    def call(stage, *args):
+        key = id(stage), *args
+        if key not in results:
+            results[key] = function(stage, *args)
+        return results[key]
+
+    return call
+
+
+class Run:
+    """A stage's step on a mesh, with a state in which every parameter has an effect."""
+
+    def __init__(self, stage, mesh):
+        self.mesh = mesh
+        optimizer = make_optimizer(stage.config.optimizer)
+        self._abstract, _ = abstract_state(stage.init, optimizer, 0, mesh)
+        params = host_params(stage)
+        self._host = TrainState(np.int32(0), params, jax.jit(optimizer.init)(params), params)
+        self._encoder_params = place_encoder(stage, mesh)
+        self._step = make_train_step(stage, optimizer, self._abstract, mesh)
+
+    def state(self, step=0):
+        host = self._host.replace(step=np.int32(step))
+        # copies: the step gives its buffers away
+        return jax.tree.map(lambda a, leaf: jax.device_put(np.array(a), leaf.sharding), host, self._abstract)
+
+    def __call__(self, state, batch):
+        # unoptimised, the collectives of split parameters would take minutes
+        with quick_compilation() if self.mesh.shape["fsdp"] == 1 else contextlib.nullcontext():
+            return self._step(state, self._encoder_params, sharding.put_batch(batch, self.mesh))
+
+
+@once
+def host_params(stage):
+    return perturbed_params(stage)
+
+
+@once
+def batch_of(stage, first=0):
+    source = make_source(stage.config.data, "train", stage.config.image_size)
+    examples = [source[first + i] for i in range(BATCH)]
+    tokens, mask = stage.encoder.tokenize([example["caption"] for example in examples])
+    return {"image": np.stack([example["image"] for example in examples]), "tokens": tokens, "mask": mask}
+
+
+def as_device_batch(stage, first=0):
+    return {name: jnp.asarray(array) for name, array in batch_of(stage, first).items()}
+
+
+@pytest.fixture(scope="module")
+def base():
+    # Where a gradient is rounding noise, Adam would make a whole step of it: a large eps does not.
+    return stages.build(base_config(**{"optimizer.eps": 1e-3}))
+
+
+@pytest.fixture(scope="module")
+def super_resolution():
+    return stages.build(sr_config(**{"optimizer.name": "adafactor"}))
+
+
+@pytest.fixture(scope="module")
+def base_run(base):
+    return Run(base, one_device())
+
+
+@pytest.fixture(scope="module")
+def first_steps(base, base_run):
+    """Four steps, as (state after on the host, metrics); the batch is the same in each."""
+    state, seen = base_run.state(), []
+    for _ in range(4):
+        state, metrics = base_run(state, batch_of(base))
+        seen.append((jax.tree.map(np.array, state), jax.tree.map(float, metrics)))
+    return seen
+
+
+@pytest.mark.parametrize("make_mesh", [eight_devices, split_devices])
+def test_a_base_step_under_adam_is_the_same_on_eight_devices(base, base_run, first_steps, make_mesh, monkeypatch):
+    monkeypatch.setattr(sharding, "MIN_SPLIT_SIZE", 2**8)
+    run = Run(base, make_mesh())
+    if run.mesh.shape["fsdp"] > 1:
+        sizes = [leaf.addressable_shards[0].data.size / leaf.size for leaf in jax.tree.leaves(run.state().params)]
+        assert np.mean(np.array(sizes) < 1) > 0.2
+    state, metrics = run(run.state(), batch_of(base))
+    expected, expected_metrics = first_steps[0]
+    assert float(metrics["loss"]) == pytest.approx(expected_metrics["loss"], rel=1e-5)
+    moved = 0.0
+    start = base_run.state()
+    for before, leaf, other in zip(*map(jax.tree.leaves, (start.params, state.params, expected.params)), strict=True):
+        np.testing.assert_allclose(leaf, other, atol=1e-5)
+        moved = max(moved, np.abs(np.asarray(before) - other).max())
+    assert moved > 1e-3  # the tolerance is far below what a step does
+
+
+@pytest.fixture(scope="module")
+def super_resolution_step(super_resolution):
+    run = Run(super_resolution, one_device())
+    state, metrics = run(run.state(), batch_of(super_resolution))
+    return jax.tree.map(np.array, state), float(metrics["loss"]), run.state().params
+
+
+@pytest.mark.parametrize("make_mesh", [eight_devices, split_devices])
+def test_a_super_resolution_step_under_adafactor_is_the_same_on_eight_devices(
+    super_resolution, super_resolution_step, make_mesh, monkeypatch
+):
+    monkeypatch.setattr(sharding, "MIN_SPLIT_SIZE", 2**8)
+    run = Run(super_resolution, make_mesh())
+    state, metrics = run(run.state(), batch_of(super_resolution))
+    expected, loss, start = super_resolution_step
+    assert float(metrics["loss"]) == pytest.approx(loss, rel=1e-5)
+    compared = total = moved = 0
+    # Adafactor makes a step of any gradient, however small: where all was rounding noise, any sign is right.
+    squares = second_moments(expected.opt_state)
+    for square, before, leaf, other in zip(
+        *map(jax.tree.leaves, (squares, start, state.params, expected.params)), strict=True
+    ):
+        told = np.sqrt(square) > 1e-3
+        np.testing.assert_allclose(np.asarray(leaf)[told], other[told], atol=1e-5)
+        compared, total = compared + told.sum(), total + told.size
+        moved = max(moved, np.abs(np.asarray(before) - other).max())
+    assert compared > total / 4
+    assert moved > 1e-3
+
+
+def second_moments(opt_state):
+    """Adafactor's squares of gradients; no parameter of the tiny network is large enough to be factored."""
+    (found,) = [
+        part for part in jax.tree.leaves(opt_state, is_leaf=lambda x: hasattr(x, "v_row")) if hasattr(part, "v")
+    ]
+    return found.v
+
+
+def test_the_average_is_that_of_the_parameters_of_every_step(base, base_run, first_steps):
+    expected = jax.tree.leaves(jax.tree.map(np.array, base_run.state().ema_params))
+    for step, (state, _) in enumerate(first_steps):
+        assert state.step == step + 1
+        d = min(base.config.optimizer.ema_decay, (1 + step) / (10 + step))
+        expected = [d * e + (1 - d) * p for e, p in zip(expected, jax.tree.leaves(state.params), strict=True)]
+        for leaf, other in zip(jax.tree.leaves(state.ema_params), expected, strict=True):
+            np.testing.assert_allclose(leaf, other, atol=1e-6)
+
+
+def test_the_same_step_twice_is_the_same(base, base_run, first_steps):
+    state, metrics = base_run(base_run.state(), batch_of(base))
+    assert jax.tree.map(float, metrics) == first_steps[0][1]
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.array, state), first_steps[0][0])
+
+
+def test_another_step_draws_another_noise(base, base_run, first_steps):
+    _, metrics = base_run(base_run.state(step=7), batch_of(base))
+    assert abs(float(metrics["loss"]) - first_steps[0][1]["loss"]) > 1e-3
+
+
+def test_repeated_steps_on_a_batch_lower_its_loss(base, base_run):
+    state, losses = base_run.state(), []
+    for _ in range(40):
+        state, metrics = base_run(state, batch_of(base))
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
+
+
+@once
+def losses_at(stage, rate):
+    config = stage.config.copy_and_resolve_references()
+    config.diffusion.caption_dropout = rate
+    dropped = stages.build(config)
+    return jax.jit(functools.partial(example_losses, dropped))
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_captions_matter_unless_all_are_dropped(base, rate):
+    batch, other = as_device_batch(base), as_device_batch(base, first=100)
+    recaptioned = {**batch, "tokens": other["tokens"], "mask": other["mask"]}
+    with quick_compilation():
+        losses, others = (
+            losses_at(base, rate)(host_params(base), base.encoder.params, chosen, jax.random.key(1))
+            for chosen in (batch, recaptioned)
+        )
+    assert losses.shape == (BATCH,)
+    if rate == 1:
+        np.testing.assert_array_equal(losses, others)
+    else:
+        assert np.abs(losses - others).min() > 1e-5
+
+
+def test_a_dropped_caption_is_zero_in_text_and_mask():
+    text, mask = drop_captions(jax.random.key(0), jnp.ones((4000, 3, 2)), jnp.ones((4000, 3), bool), 0.1)
+    dropped = np.asarray(text == 0).all(axis=(1, 2))
+    np.testing.assert_array_equal(dropped, ~np.asarray(mask).any(axis=1))
+    # and nothing is dropped in part
+    np.testing.assert_array_equal(~dropped, np.asarray(text == 1).all(axis=(1, 2)) & np.asarray(mask).all(axis=1))
+    assert dropped.mean() == pytest.approx(0.1, abs=0.02)
+
+
+def test_dropping_does_not_show_what_was_hidden():
+    mask = jnp.array([[True, False]] * 8)
+    text, kept = drop_captions(jax.random.key(0), jnp.ones((8, 2, 4)), mask, 0.0)
+    np.testing.assert_array_equal(kept, mask)
+    np.testing.assert_array_equal(text, np.ones((8, 2, 4)))
+
+
+def recorded_noise(stage, batch, key):
+    """The network's z and its condition, as the loss of a super-resolution stage makes them."""
+    seen = {}
+
+    def predict(params, z, logsnr, text, mask, condition, dropout_key):
+        seen.update(z=np.asarray(z), logsnr=np.asarray(logsnr))
+        return z
+
+    def condition_on(low_res, level, eps):
+        seen.update(low_res=np.asarray(low_res), level=np.asarray(level), low_res_eps=np.asarray(eps))
+        return {}
+
+    fake = types.SimpleNamespace(
+        encoder=types.SimpleNamespace(encode=lambda params, tokens, mask: jnp.zeros((BATCH, 2, 3))),
+        config=stage.config,
+        is_super_resolution=True,
+        low_res_shape=stage.low_res_shape,
+        schedule=schedules.cosine(),
+        prediction=stage.prediction,
+        predict=predict,
+        condition_on=condition_on,
+    )
+    example_losses(fake, {}, {}, {**batch, "mask": jnp.ones((BATCH, 2), bool)}, key)
+    return seen
+
+
+def test_the_noise_of_the_condition_is_not_that_of_the_image(super_resolution):
+    batch = as_device_batch(super_resolution)
+    seen = recorded_noise(super_resolution, batch, jax.random.key(0))
+    signal = schedules.signal(seen["logsnr"])[:, None, None, None]
+    sigma = schedules.signal(-seen["logsnr"])[:, None, None, None]
+    eps = np.asarray((seen["z"] - signal * to_float(batch["image"])) / sigma)
+    low = seen["low_res_eps"]
+    assert np.std(low) == pytest.approx(1, abs=0.1)
+    assert np.std(eps) == pytest.approx(1, abs=0.1)
+    # neither where they lie over each other, nor number by number as the generator made them
+    small = np.asarray(resize(jnp.asarray(eps), *low.shape[1:3]))
+    for first, second in ((small.ravel(), low.ravel()), (eps.ravel()[: low.size], low.ravel())):
+        assert abs(np.corrcoef(first, second)[0, 1]) < 0.15
+    assert len(set(seen["level"].tolist())) == BATCH
+    # nor does a level tell the noise of the image
+    assert abs(np.corrcoef(seen["level"], seen["logsnr"])[0, 1]) < 0.95
+
+
+def test_the_condition_is_made_of_the_target(super_resolution):
+    batch = as_device_batch(super_resolution)
+    seen = recorded_noise(super_resolution, batch, jax.random.key(0))
+    np.testing.assert_allclose(seen["low_res"], resize(to_float(batch["image"]), 8, 8), atol=1e-6)
+
+
+def test_augmentation_levels_are_spread_over_all_of_them(super_resolution):
+    levels = []
+    fake = types.SimpleNamespace(low_res_shape=(1, 1, 3), condition_on=lambda low_res, level, eps: levels.append(level))
+    augmented_low_res(fake, jax.random.key(0), jnp.zeros((2000, 2, 2, 3)))
+    counts, _ = np.histogram(levels[0], bins=4, range=(0, 1))
+    assert counts.sum() == 2000
+    assert counts.min() > 400
