@@ -49,6 +49,8 @@ def parse_flags(argv: list[str]) -> None:
         surplus = flags.FLAGS(argv)[1:]
     except flags.Error as error:
         raise UsageError(sentence(error)) from error
+    except SystemExit:
+        sys.exit(0)  # after --help, which absl takes for a failure
     if surplus:
         raise UsageError(f"{surplus[0]!r} is not a flag: give flags as --name=value")
 

@@ -136,12 +136,8 @@ def super_resolution_step(super_resolution):
     return jax.tree.map(np.array, state), float(metrics["loss"]), run.state().params
 
 
-@pytest.mark.parametrize("make_mesh", [eight_devices, split_devices])
-def test_a_super_resolution_step_under_adafactor_is_the_same_on_eight_devices(
-    super_resolution, super_resolution_step, make_mesh, monkeypatch
-):
-    monkeypatch.setattr(sharding, "MIN_SPLIT_SIZE", 2**8)
-    run = Run(super_resolution, make_mesh())
+def test_a_super_resolution_step_under_adafactor_is_the_same_on_eight_devices(super_resolution, super_resolution_step):
+    run = Run(super_resolution, eight_devices())
     state, metrics = run(run.state(), batch_of(super_resolution))
     expected, loss, start = super_resolution_step
     assert float(metrics["loss"]) == pytest.approx(loss, rel=1e-5)

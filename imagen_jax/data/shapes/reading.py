@@ -138,7 +138,8 @@ def _measure(
         radius = scale * math.sqrt(area / _AREA[shape])
         middle = y - _SINK[shape] * radius
         outline = _firm(_smoothed(coverage(shape, columns - x, rows - middle, radius)))
-        fit = float(np.minimum(cover, outline).sum() / np.maximum(cover, outline).sum())
+        # noise can leave nothing to cover, and an outline of it nothing either
+        fit = float(np.minimum(cover, outline).sum() / max(float(np.maximum(cover, outline).sum()), 1.0))
         if fit > best[1]:
             best = (shape, fit, x, middle, radius)
     shape, fit, x, y, radius = best
