@@ -52,14 +52,14 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.diffusion = ml_collections.ConfigDict()
     config.diffusion.schedule = "cosine"
     config.diffusion.aug_schedule = "cosine"
-    config.diffusion.prediction = "v"
+    config.diffusion.prediction = "x"
     config.diffusion.caption_dropout = 0.1
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 4e-3
     config.optimizer.warmup_steps = 10 if tiny else 60
-    config.optimizer.decay_steps = 20 if tiny else 1500
+    config.optimizer.decay_steps = 20 if tiny else 1200
     config.optimizer.b1 = 0.95
     config.optimizer.b2 = 0.99
     config.optimizer.eps = 1e-8
@@ -69,10 +69,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     config.training = ml_collections.ConfigDict()
     config.training.batch_size = 8 if tiny else 32  # global
-    config.training.steps = 20 if tiny else 1500
+    config.training.steps = 20 if tiny else 1200
     config.training.log_every = 5 if tiny else 10
-    config.training.save_every = 10 if tiny else 500
-    config.training.preview_every = 10 if tiny else 500
+    config.training.save_every = 10 if tiny else 400
+    config.training.preview_every = 10 if tiny else 400
     config.training.preview_count = 8 if tiny else 16
     config.training.keep_checkpoints = 2
 
@@ -81,9 +81,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.mesh.fsdp = 1
 
     config.sampling = ml_collections.ConfigDict()
-    config.sampling.sampler = "ddim"
+    config.sampling.sampler = "ddpm"
     config.sampling.eta = 0.0
-    config.sampling.steps = 4 if tiny else 20
+    config.sampling.steps = 4 if tiny else 32
     config.sampling.guidance = 2.0
     config.sampling.threshold = "static"
     config.sampling.percentile = 99.5
