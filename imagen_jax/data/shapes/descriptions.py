@@ -48,12 +48,15 @@ def category(description: Description) -> str:
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> Description:
-    """A true description of the scene that leaves some of its attributes unsaid.
+    """A true description of the scene that leaves some of its attributes unsaid; of backgrounds, only the usual one.
 
     Of a scene that holds a combination out of training, colours, shapes and the relation are always said, so that the
     combination can be judged.
     """
-    background = scene.background if rng.random() < 0.4 else ""
+    # What goes unsaid must be guessed by whoever learns to draw: were it any background, as large as it is, little else
+    # would be learned from a picture.
+    said = rng.random() < 0.4 or scene.background != scenes.USUAL_BACKGROUND
+    background = scene.background if said else ""
     everything = scenes.holds_out(scene)
     if scenes.kind(scene) == "pair":
         return _describe_pair(scene.things[0], scene.things[1], background, everything, rng)

@@ -20,6 +20,7 @@ COLOURS = {
     "pink": (255, 100, 190),
 }
 BACKGROUNDS = {"white": (255, 255, 255), "black": (12, 12, 12), "gray": (128, 128, 128), "tan": (215, 190, 150)}
+USUAL_BACKGROUND = "white"  # what a picture has where its caption does not say
 
 SIZES = {"small": (0.115, 0.135), "large": (0.19, 0.22)}  # from the least to the greatest radius
 POSITIONS = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")

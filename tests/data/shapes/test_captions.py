@@ -7,7 +7,16 @@ import pytest
 
 from imagen_jax.data.shapes.captions import MAX_BYTES, Claim, Description, category, describe, parse, word
 from imagen_jax.data.shapes.sampling import sample
-from imagen_jax.data.shapes.scenes import BACKGROUNDS, COLOURS, POSITIONS, RELATIONS, SHAPES, SIZES, SPLITS
+from imagen_jax.data.shapes.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    POSITIONS,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    SPLITS,
+    USUAL_BACKGROUND,
+)
 from imagen_jax.errors import UsageError
 
 
@@ -102,7 +111,12 @@ def test_every_category_and_attribute_is_claimed_and_left_unsaid(worded):
         for attribute in ("size", "colour", "shape"):
             said = np.mean([bool(getattr(claim, attribute)) for _, claim in claims])
             assert 0.1 < said < 1, (kind, attribute)
-        assert 0.2 < np.mean([bool(d.background) for d, _ in claims]) < 0.6
+        assert 0.75 < np.mean([bool(d.background) for d, _ in claims]) < 0.95
+
+
+def test_only_the_usual_background_goes_unsaid(worded):
+    assert {scene.background for scene, d, _ in worded if not d.background} == {USUAL_BACKGROUND}
+    assert {d.background for _, d, _ in worded} == {"", *BACKGROUNDS}
 
 
 def test_one_scene_has_several_wordings():
