@@ -30,6 +30,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = ml_collections.ConfigDict()
     config.model.network = "unet"
     config.model.patch = 1
+    config.model.layout = 0
+    config.model.input_skip = True
     config.model.channels = 32
     config.model.multipliers = (1, 2)
     config.model.blocks = (1, 1)
@@ -48,6 +50,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.diffusion.schedule = "cosine"
     config.diffusion.aug_schedule = "cosine"
     config.diffusion.prediction = "v"
+    config.diffusion.weight = "sigmoid"
+    config.diffusion.weight_bias = 0.0
     config.diffusion.caption_dropout = 0.1
 
     config.optimizer = ml_collections.ConfigDict()

@@ -30,17 +30,19 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     config.text = ml_collections.ConfigDict()
     config.text.model = "shapes"
-    config.text.length = 96
+    config.text.length = 88
     config.text.dtype = "float32"
 
     config.model = ml_collections.ConfigDict()
     config.model.network = "efficient_unet"
     config.model.patch = 2
-    config.model.channels = 8 if tiny else 24
-    config.model.multipliers = (1, 2) if tiny else (1, 2, 4)
-    config.model.blocks = (1, 1) if tiny else (1, 1, 1)
-    config.model.attention = ((), ("self+text",)) if tiny else ((), ("self+text",), ())
-    config.model.head_channels = 16 if tiny else 24
+    config.model.layout = 0
+    config.model.input_skip = True
+    config.model.channels = 8 if tiny else 16
+    config.model.multipliers = (1, 2) if tiny else (2, 4)
+    config.model.blocks = (1, 1)
+    config.model.attention = ((), ("self+text",))
+    config.model.head_channels = 16 if tiny else 32
     config.model.attention_mlp = 0
     config.model.embedding_multiplier = 8
     config.model.text_heads = 4
@@ -53,13 +55,15 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.diffusion.schedule = "cosine"
     config.diffusion.aug_schedule = "cosine"
     config.diffusion.prediction = "x"
+    config.diffusion.weight = "sigmoid"
+    config.diffusion.weight_bias = 0.0
     config.diffusion.caption_dropout = 0.1
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 4e-3
     config.optimizer.warmup_steps = 10 if tiny else 60
-    config.optimizer.decay_steps = 20 if tiny else 350
+    config.optimizer.decay_steps = 20 if tiny else 500
     config.optimizer.b1 = 0.95
     config.optimizer.b2 = 0.99
     config.optimizer.eps = 1e-8
@@ -69,10 +73,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     config.training = ml_collections.ConfigDict()
     config.training.batch_size = 8 if tiny else 32  # global
-    config.training.steps = 20 if tiny else 350
+    config.training.steps = 20 if tiny else 500
     config.training.log_every = 5 if tiny else 10
-    config.training.save_every = 10 if tiny else 175
-    config.training.preview_every = 10 if tiny else 175
+    config.training.save_every = 10 if tiny else 250
+    config.training.preview_every = 10 if tiny else 250
     config.training.preview_count = 8 if tiny else 16
     config.training.keep_checkpoints = 2
 

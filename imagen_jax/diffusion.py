@@ -14,6 +14,8 @@ import jax.numpy as jnp
 
 Prediction = Literal["eps", "x", "v"]
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
+Weight = Literal["simple", "sigmoid"]
+WEIGHTS: tuple[str, ...] = get_args(Weight)
 
 
 def per_example(values: jax.Array, like: jax.Array) -> jax.Array:
@@ -63,6 +65,22 @@ def squared_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
     """The loss of each example, [B]: the mean of squares over all other axes, in float32."""
     error = prediction.astype(jnp.float32) - target.astype(jnp.float32)
     return jnp.mean(error**2, axis=tuple(range(1, error.ndim)))
+
+
+def loss_weight(logsnr: jax.Array, prediction: Prediction, kind: Weight, bias: float) -> jax.Array:
+    """What the squared error of a prediction counts at noise levels [B], [B].
+
+    "simple" is 1 whatever is predicted. "sigmoid" is sigmoid(bias - logsnr) for errors of eps (arXiv:2303.00848,
+    Section 5), and what comes to the same for errors of x and v. A larger bias gives more to little noise.
+    """
+    match kind:
+        case "simple":
+            return jnp.ones_like(logsnr)
+        case "sigmoid":
+            # squared errors of one network: eps = SNR · x, v = (1 + SNR) · x
+            per_eps = {"eps": jnp.zeros_like(logsnr), "x": logsnr, "v": jax.nn.log_sigmoid(logsnr)}[prediction]
+            return jnp.exp(jax.nn.log_sigmoid(bias - logsnr) + per_eps)
+    raise ValueError(f"weight {kind!r} is not one of {WEIGHTS}")
 
 
 def stratified_times(key: jax.Array, batch: int) -> jax.Array:

@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from imagen_jax import schedules
-from imagen_jax.diffusion import PREDICTIONS, Prediction, add_noise
+from imagen_jax.diffusion import PREDICTIONS, WEIGHTS, Prediction, add_noise
 from imagen_jax.errors import UsageError
 from imagen_jax.models.efficient_unet import EfficientUNet
 from imagen_jax.models.unet import UNet
@@ -157,6 +157,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         "model.dtype": (model.dtype, DTYPES),
         "text.dtype": (config.text.dtype, DTYPES),
         "diffusion.prediction": (config.diffusion.prediction, PREDICTIONS),
+        "diffusion.weight": (config.diffusion.weight, WEIGHTS),
         "diffusion.schedule": (config.diffusion.schedule, schedules.SCHEDULES),
         "diffusion.aug_schedule": (config.diffusion.aug_schedule, schedules.SCHEDULES),
     }

@@ -7,6 +7,7 @@ from imagen_jax.diffusion import (
     PREDICTIONS,
     add_noise,
     eps_from_x,
+    loss_weight,
     per_example,
     prediction_target,
     squared_error,
@@ -93,6 +94,44 @@ def test_the_loss_is_summed_in_float32():
     loss = squared_error(ones, 0 * ones)
     assert loss.dtype == jnp.float32
     assert loss.item() == 1.0
+
+
+def test_a_simple_weight_is_one():
+    logsnr = jnp.linspace(-20, 20, 9)
+    for kind in PREDICTIONS:
+        np.testing.assert_array_equal(loss_weight(logsnr, kind, "simple", 3.0), 1)
+
+
+@pytest.mark.parametrize("bias", [-2.0, 0.0, 1.5])
+def test_a_sigmoid_weight_makes_the_loss_the_same_whatever_is_predicted(process, bias):
+    x, eps, alpha, sigma, z = process
+    logsnr = 2 * (jnp.log(alpha) - jnp.log(sigma))
+    guess = x + np.random.default_rng(1).standard_normal(x.shape).astype(np.float32)
+
+    def loss(kind):
+        prediction = prediction_target(guess, eps_from_x(guess, z, alpha, sigma), alpha, sigma, kind)
+        error = squared_error(prediction, prediction_target(x, eps, alpha, sigma, kind))
+        return loss_weight(logsnr, kind, "sigmoid", bias) * error
+
+    np.testing.assert_allclose(loss("x"), loss("eps"), rtol=1e-3)
+    np.testing.assert_allclose(loss("v"), loss("eps"), rtol=1e-3)
+
+
+def test_a_sigmoid_weight_of_eps_is_a_sigmoid_about_its_bias():
+    weights = loss_weight(jnp.asarray([-30.0, 1.0, 30.0]), "eps", "sigmoid", 1.0)
+    np.testing.assert_allclose(weights, [1.0, 0.5, 0.0], atol=1e-6)
+
+
+def test_no_weight_overflows():
+    logsnr = jnp.asarray([-100.0, 100.0])
+    for kind in PREDICTIONS:
+        weights = loss_weight(logsnr, kind, "sigmoid", 0.0)
+        assert np.isfinite(weights).all() and (weights <= 1).all()
+
+
+def test_an_unknown_weight_is_refused():
+    with pytest.raises(ValueError, match="'heavy'"):
+        loss_weight(jnp.zeros(1), "x", "heavy", 0.0)
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64])

@@ -99,6 +99,7 @@ def test_the_network_is_told_more_noise_as_more():
         ({"model.network": "vit"}, "config.model.network 'vit' is not known: choose one of unet, efficient_unet"),
         ({"model.dtype": "float16"}, "config.model.dtype 'float16' is not known"),
         ({"text.dtype": "int8"}, "config.text.dtype 'int8' is not known"),
+        ({"diffusion.weight": "heavy"}, "config.diffusion.weight 'heavy' is not known"),
         ({"diffusion.prediction": "score"}, "config.diffusion.prediction 'score' is not known"),
         ({"diffusion.schedule": "sine"}, "config.diffusion.schedule 'sine' is not known: choose one of .*cosine"),
         ({"diffusion.aug_schedule": "none"}, "config.diffusion.aug_schedule 'none' is not known"),

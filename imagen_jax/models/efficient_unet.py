@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from imagen_jax.models.layers import (
     AttentionStack,
     Conditioning,
+    InputSkip,
+    Layout,
     ModulatedNorm,
     ResBlock,
     conv,
@@ -32,6 +34,8 @@ class EfficientUNet(nn.Module):
 
     image_channels: int
     patch: int
+    layout: int
+    input_skip: bool
     channels: int
     multipliers: tuple[int, ...]
     blocks: tuple[int, ...]
@@ -69,8 +73,8 @@ class EfficientUNet(nn.Module):
         embedding = Conditioning(width, self.text_heads, self.dtype, name="conditioning")(
             noise_level, text, text_mask, aug_level
         )
-        x = z if low_res is None else jnp.concatenate([z, low_res], axis=-1)
-        x = conv(self.channels, "stem", self.dtype)(to_patches(x.astype(self.dtype), self.patch))
+        images = z if low_res is None else jnp.concatenate([z, low_res], axis=-1)
+        x = conv(self.channels, "stem", self.dtype)(to_patches(images.astype(self.dtype), self.patch))
         skips = []
 
         for level, (multiplier, blocks) in enumerate(zip(self.multipliers, self.blocks, strict=True)):
@@ -80,6 +84,8 @@ class EfficientUNet(nn.Module):
                 x = res(multiplier * self.channels, name=f"down_{level}_res_{block}")(x, embedding, train)
             x = attend(self.attention[level], name=f"down_{level}_attend")(x, text, text_mask)
 
+        if self.layout:
+            x = Layout(self.layout, self.dtype, name="layout")(x, embedding)
         for level, (multiplier, blocks) in reversed(list(enumerate(zip(self.multipliers, self.blocks, strict=True)))):
             for block in range(blocks):
                 x = res(multiplier * self.channels, name=f"up_{level}_res_{block}")(x, embedding, train)
@@ -91,4 +97,5 @@ class EfficientUNet(nn.Module):
         x = ModulatedNorm(self.norm_groups, self.dtype, name="out_norm")(x, embedding)
         x = nn.swish(x)
         x = conv(self.patch**2 * self.image_channels, "out", self.dtype, zero=True)(x)
-        return from_patches(x, self.patch).astype(jnp.float32)
+        x = from_patches(x, self.patch).astype(jnp.float32)
+        return InputSkip(name="input_skip")(x, images, embedding) if self.input_skip else x

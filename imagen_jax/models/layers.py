@@ -56,6 +56,45 @@ class ModulatedNorm(nn.Module):
         return Norm(self.groups, name="norm")(x) * (1 + scale) + shift
 
 
+class InputSkip(nn.Module):
+    """The output [B, H, W, C] plus the input images [B, H, W, n·C], each of their channels by a gain that is learned.
+
+    The gains are a function of the conditioning vector [B, E] and start at zero: the learned form of the skip that
+    preconditions a denoiser (arXiv:2206.00364, Eq. 7). Through it a small network passes what needs no change.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array, images: jax.Array, embedding: jax.Array) -> jax.Array:
+        gains = nn.Dense(images.shape[-1], kernel_init=nn.initializers.zeros, name="gain")(embedding.astype(x.dtype))
+        batch, height, width, channels = x.shape
+        return x + (images * gains[:, None, None, :]).reshape(batch, height, width, -1, channels).sum(axis=3)
+
+
+class Layout(nn.Module):
+    """Adds to features [B, H, W, C] a picture that is linear in the conditioning vector [B, E].
+
+    It is made of the first ``cosines`` × ``cosines`` waves of the two-dimensional cosine transform, whole over the
+    image whatever its size. Where things stand is else learned last: only attention and padding tell a pixel its place.
+    """
+
+    cosines: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        waves = nn.Dense(self.cosines**2 * channels, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="waves")
+        waves_BUVC = waves(embedding).reshape(batch, self.cosines, self.cosines, channels)
+        rows_HU, columns_WV = (cosine_basis(side, self.cosines).astype(self.dtype) for side in (height, width))
+        return x + jnp.einsum("hu,wv,buvc->bhwc", rows_HU, columns_WV, waves_BUVC)
+
+
+def cosine_basis(side: int, count: int) -> jax.Array:
+    """The first ``count`` waves of the cosine transform at the middles of ``side`` pixels, [side, count]."""
+    middles = (jnp.arange(side) + 0.5) / side
+    return jnp.cos(jnp.pi * middles[:, None] * jnp.arange(count))
+
+
 class NoiseEmbedding(nn.Module):
     """A noise level [B] in [0, 1] → [B, width]: sinusoids through two dense layers."""
 

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from imagen_jax.models.layers import (
     AttentionStack,
     Conditioning,
+    InputSkip,
+    Layout,
     ModulatedNorm,
     ResBlock,
     conv,
@@ -26,6 +28,9 @@ class UNet(nn.Module):
         image_channels: channels of the image that is denoised, and of the output.
         patch: side of the squares of pixels that the network sees as one pixel; 1 in the paper. Larger ones are cheap
             (arXiv:2301.11093, Section 3.3).
+        layout: cosines an axis of the layout that the conditioning vector adds to the last level; 0 in the paper: none.
+            It ties the network to whole images: not for stages that are trained on crops.
+        input_skip: whether the inputs are added to the output by learned gains; False in the paper.
         channels: channels of the first level.
         multipliers: channels of each level, as multiples of ``channels``; a level is half the size of the one before.
         blocks: residual blocks of each level on the way down (one more on the way up).
@@ -43,6 +48,8 @@ class UNet(nn.Module):
 
     image_channels: int
     patch: int
+    layout: int
+    input_skip: bool
     channels: int
     multipliers: tuple[int, ...]
     blocks: tuple[int, ...]
@@ -94,8 +101,8 @@ class UNet(nn.Module):
         embedding = Conditioning(width, self.text_heads, self.dtype, name="conditioning")(
             noise_level, text, text_mask, aug_level
         )
-        x = z if low_res is None else jnp.concatenate([z, low_res], axis=-1)
-        x = conv(self.channels, "stem", self.dtype)(to_patches(x.astype(self.dtype), self.patch))
+        images = z if low_res is None else jnp.concatenate([z, low_res], axis=-1)
+        x = conv(self.channels, "stem", self.dtype)(to_patches(images.astype(self.dtype), self.patch))
         skips = [x]
         last = len(self.multipliers) - 1
 
@@ -108,6 +115,8 @@ class UNet(nn.Module):
                 x = res(x.shape[-1], resample="down", name=f"down_{level}_halve")(x, embedding, train)
                 skips.append(x)
 
+        if self.layout:
+            x = Layout(self.layout, self.dtype, name="layout")(x, embedding)
         x = res(x.shape[-1], name="middle_res_0")(x, embedding, train)
         x = attend(self.middle_attention, name="middle_attend")(x, text, text_mask)
         x = res(x.shape[-1], name="middle_res_1")(x, embedding, train)
@@ -123,4 +132,5 @@ class UNet(nn.Module):
         x = ModulatedNorm(self.norm_groups, self.dtype, name="out_norm")(x, embedding)
         x = nn.swish(x)
         x = conv(self.patch**2 * self.image_channels, "out", self.dtype, zero=True)(x)
-        return from_patches(x, self.patch).astype(jnp.float32)
+        x = from_patches(x, self.patch).astype(jnp.float32)
+        return InputSkip(name="input_skip")(x, images, embedding) if self.input_skip else x

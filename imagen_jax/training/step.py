@@ -46,7 +46,10 @@ def example_losses(stage: Stage, params: Any, encoder_params: Any, batch: Batch,
     eps = jax.random.normal(noise_key, x.shape)
     z = diffusion.add_noise(x, eps, alpha, sigma)
     prediction = stage.predict(params, z, logsnr, text, mask, condition, dropout_key)
-    return diffusion.squared_error(prediction, diffusion.prediction_target(x, eps, alpha, sigma, stage.prediction))
+    target = diffusion.prediction_target(x, eps, alpha, sigma, stage.prediction)
+    settings = stage.config.diffusion
+    weight = diffusion.loss_weight(logsnr, stage.prediction, settings.weight, settings.weight_bias)
+    return weight * diffusion.squared_error(prediction, target)
 
 
 def drop_captions(key: jax.Array, text: jax.Array, mask: jax.Array, rate: float) -> tuple[jax.Array, jax.Array]:

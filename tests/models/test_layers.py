@@ -9,10 +9,13 @@ from imagen_jax.models.layers import (
     Attention,
     AttentionStack,
     FeedForward,
+    InputSkip,
+    Layout,
     ModulatedNorm,
     Norm,
     ResBlock,
     TextPooling,
+    cosine_basis,
     downsample,
     from_patches,
     masked_softmax,
@@ -271,3 +274,35 @@ def test_noise_levels_are_told_apart():
     distances = np.linalg.norm(embedded[:, None] - embedded[None], axis=-1) + 9 * np.eye(101)
     assert distances.min() > 0.1
     np.testing.assert_allclose((embedded**2).sum(-1), 8, rtol=1e-4)  # a sine and a cosine of each frequency
+
+
+def test_a_fresh_input_skip_passes_nothing_and_a_learned_one_every_image():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 4, 6, 3), np.float32)
+    images = rng.standard_normal((2, 4, 6, 6), np.float32)
+    embedding = jnp.zeros((2, 5))
+    params = InputSkip().init(jax.random.key(0), x, images, embedding)["params"]
+    np.testing.assert_allclose(InputSkip().apply({"params": params}, x, images, embedding), x, atol=1e-6)
+    params["gain"]["bias"] = jnp.asarray([1.0, 1.0, 1.0, 0.5, 0.5, 2.0])
+    out = InputSkip().apply({"params": params}, x, images, embedding)
+    np.testing.assert_allclose(out, x + images[..., :3] + images[..., 3:] * [0.5, 0.5, 2.0], atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [4, 7])
+def test_as_many_cosines_as_pixels_make_any_layout(side):
+    basis = np.asarray(cosine_basis(side, side))
+    assert np.linalg.matrix_rank(basis) == side
+    np.testing.assert_allclose(basis.T @ basis, np.diag(np.diag(basis.T @ basis)), atol=1e-5)
+
+
+def test_a_layout_is_the_sum_of_its_waves_and_at_first_nothing():
+    layout = Layout(cosines=3, dtype=jnp.float32)
+    x, embedding = np.zeros((2, 4, 6, 5), np.float32), np.float32([[1, 0], [0, 2]])
+    params = layout.init(jax.random.key(0), x, embedding)["params"]
+    np.testing.assert_array_equal(layout.apply({"params": params}, x, embedding), x)
+    params["waves"]["kernel"] = np.random.default_rng(0).standard_normal((2, 45)).astype(np.float32)
+    waves = (embedding @ params["waves"]["kernel"]).reshape(2, 3, 3, 5)
+    rows, columns = cosine_basis(4, 3), cosine_basis(6, 3)
+    expected = sum(rows[:, u, None, None] * columns[None, :, v, None] * waves[:, None, None, u, v]
+                   for u in range(3) for v in range(3))  # fmt: skip
+    np.testing.assert_allclose(layout.apply({"params": params}, x, embedding), expected, atol=1e-5)

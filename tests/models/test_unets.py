@@ -13,6 +13,8 @@ from imagen_jax.models.unet import UNet
 COMMON = {
     "image_channels": 3,
     "patch": 1,
+    "layout": 2,
+    "input_skip": True,
     "channels": 8,
     "multipliers": (1, 2),
     "blocks": (1, 1),
@@ -83,7 +85,7 @@ def names_of(tree):
 @each_network
 @pytest.mark.parametrize("condition, patch", [(False, 2), (True, 1)], ids=["base", "super-resolution"])
 def test_a_fresh_network_says_exactly_zero(network, condition, patch):
-    """Whatever its other parameters are: of all that init draws, only the output layer is made, quick to compile."""
+    """Whatever its other parameters are: of all that init draws, only the last layers are made, quick to compile."""
     module, arguments = build(network, patch=patch), inputs(condition=condition)
     shapes = shapes_of(module, *arguments)
     assert ("aug_level" in shapes["conditioning"]) == condition
@@ -92,7 +94,8 @@ def test_a_fresh_network_says_exactly_zero(network, condition, patch):
     out = run(params, *arguments)
     assert out.shape == arguments[0].shape
     assert np.abs(out).max() > 0.1
-    params["out"] = jax.jit(lambda key: module.init(key, *arguments)["params"]["out"])(jax.random.key(0))
+    last = jax.jit(lambda key: {name: module.init(key, *arguments)["params"][name] for name in ("out", "input_skip")})
+    params |= last(jax.random.key(0))
     np.testing.assert_array_equal(run(params, *arguments), 0)
 
 
@@ -215,9 +218,9 @@ def test_the_places_of_a_unet():
     assert set(shapes_of(build(UNet, attention=((), ("self",))), *inputs())) == {
         "conditioning", "stem",
         "down_0_res_0", "down_0_halve", "down_1_res_0", "down_1_attend_0",
-        "middle_res_0", "middle_attend", "middle_res_1",
+        "layout", "middle_res_0", "middle_attend", "middle_res_1",
         "up_1_res_0", "up_1_attend_0", "up_1_res_1", "up_1_attend_1", "up_1_double", "up_0_res_0", "up_0_res_1",
-        "out_norm", "out",
+        "out_norm", "out", "input_skip",
     }  # fmt: skip
 
 
@@ -225,12 +228,19 @@ def test_the_places_of_an_efficient_unet():
     assert set(shapes_of(build(EfficientUNet), *inputs())) == {
         "conditioning", "stem",
         "down_0_halve", "down_0_res_0", "down_1_halve", "down_1_res_0", "down_1_attend",
-        "up_1_res_0", "up_1_attend", "up_1_double", "up_0_res_0", "up_0_double",
-        "out_norm", "out",
+        "layout", "up_1_res_0", "up_1_attend", "up_1_double", "up_0_res_0", "up_0_double",
+        "out_norm", "out", "input_skip",
     }  # fmt: skip
 
 
-PAPER = {"embedding_multiplier": 4, "text_heads": 8, "norm_groups": 32, "dtype": jnp.bfloat16}
+PAPER = {
+    "layout": 0,
+    "input_skip": False,
+    "embedding_multiplier": 4,
+    "text_heads": 8,
+    "norm_groups": 32,
+    "dtype": jnp.bfloat16,
+}
 BASE = UNet(
     **{
         **FIELDS[UNet],
