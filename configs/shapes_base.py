@@ -63,7 +63,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 4e-3
     config.optimizer.warmup_steps = 10 if tiny else 60
-    config.optimizer.decay_steps = 20 if tiny else 1800
+    config.optimizer.decay_steps = 20 if tiny else 1600
     config.optimizer.b1 = 0.95
     config.optimizer.b2 = 0.99
     config.optimizer.eps = 1e-8
@@ -73,10 +73,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     config.training = ml_collections.ConfigDict()
     config.training.batch_size = 8 if tiny else 32  # global
-    config.training.steps = 20 if tiny else 1800
+    config.training.steps = 20 if tiny else 1600
     config.training.log_every = 5 if tiny else 10
-    config.training.save_every = 10 if tiny else 600
-    config.training.preview_every = 10 if tiny else 600
+    config.training.save_every = 10 if tiny else 400
+    config.training.preview_every = 10 if tiny else 400
     config.training.preview_count = 8 if tiny else 16
     config.training.keep_checkpoints = 2
 
