@@ -30,7 +30,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     config.text = ml_collections.ConfigDict()
     config.text.model = "shapes"
-    config.text.length = 88
+    config.text.length = 96  # room for the longest caption of the grammar
     config.text.dtype = "float32"
 
     config.model = ml_collections.ConfigDict()
