@@ -34,9 +34,9 @@ def quickly():
 
 
 @pytest.fixture(scope="module")
-def trained():
+def trained(base_stage, sr_stage):
     """Both stages, their weights such that everything has an effect."""
-    return [(stage, perturbed_params(stage)) for stage in (stages.build(base_config()), stages.build(sr_config()))]
+    return [(stage, perturbed_params(stage)) for stage in (base_stage, sr_stage)]
 
 
 def on(mesh, trained):

@@ -20,16 +20,17 @@ def sr_stage():
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory):
     """A base stage, trained in one go."""
-    folder = tmp_path_factory.mktemp("unbroken") / "base"
-    with quick_compilation():
-        train(base_config(), folder)
-    return folder
+    return trained_without_a_break(tmp_path_factory, "base", base_config())
 
 
 @pytest.fixture(scope="session")
 def sr_folder(tmp_path_factory):
     """A super-resolution stage, trained in one go."""
-    folder = tmp_path_factory.mktemp("unbroken") / "sr"
+    return trained_without_a_break(tmp_path_factory, "sr", sr_config())
+
+
+def trained_without_a_break(tmp_path_factory, name, config):
+    folder = tmp_path_factory.mktemp("unbroken") / name
     with quick_compilation():
-        train(sr_config(), folder)
+        train(config, folder)
     return folder
