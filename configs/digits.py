@@ -30,7 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = ml_collections.ConfigDict()
     config.model.network = "unet"
     config.model.patch = 1
-    config.model.layout = 0
+    config.model.positions = 0
     config.model.input_skip = True
     config.model.channels = 32
     config.model.multipliers = (1, 2)

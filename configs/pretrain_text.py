@@ -16,7 +16,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     config.encoder = ml_collections.ConfigDict()
     config.encoder.vocab_size = 384  # 256 bytes, 3 special tokens, 125 sentinels
-    config.encoder.d_model = 16 if tiny else 64
+    config.encoder.d_model = 48 if tiny else 64  # room for the 42 answers of the grammar
     config.encoder.d_kv = 8 if tiny else 16
     config.encoder.d_ff = 32 if tiny else 160
     # letters to words, words to things, things to scenes

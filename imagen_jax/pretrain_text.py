@@ -1,9 +1,9 @@
 """Pretrain the small text encoder: ``python -m imagen_jax.pretrain_text --config=configs/pretrain_text.py --out=DIR``.
 
-A U-Net looks at the embeddings of a caption's bytes one by one, so each should say all that matters about it. That is
-the task: from the embedding of every byte one matrix has to read off what the caption claims of the thing which that
-byte belongs to, and of the scene as a whole. (Span corruption, the task of the large T5 models, has nothing to teach
-here: the words of these captions are drawn independently, so the ones left do not tell the ones cut out.)
+A U-Net looks at the embeddings of a caption's bytes one by one, so each should say all that matters about it, plainly.
+That is the task: the embedding of every byte has to be what the caption claims of the thing which that byte belongs to,
+and of the scene as a whole, one number an answer. (Span corruption, the task of the large T5 models, has nothing to
+teach here: the words of these captions are drawn independently, so the ones left do not tell the ones cut out.)
 
 DIR becomes a Hugging Face T5 folder. The figures printed at the end are what a linear probe reads off the embeddings.
 """
@@ -29,6 +29,7 @@ from imagen_jax import commands
 from imagen_jax.data.shapes.captions import MAX_BYTES, parse, word
 from imagen_jax.data.shapes.scenes import BACKGROUNDS, COLOURS, MIRRORED, POSITIONS, SHAPES, SIZES
 from imagen_jax.data.shapes.source import ShapesSource
+from imagen_jax.errors import UsageError
 from imagen_jax.models.t5 import T5Encoder
 from imagen_jax.text.encoder import TextEncoder, folder_encoder, text_encoder
 from imagen_jax.text.huggingface import save_folder
@@ -43,8 +44,8 @@ ENDLESS = 2**62  # as many captions as the source can be asked for
 WIDTHS = 24  # batches are padded to a multiple of it: few programs to compile, little padding
 
 # Question -> its answers, "" where the caption does not say. The first group is asked of the bytes that name a thing,
-# about that thing; the second of all bytes, about the scene. A relation is told from the side of the thing that is left
-# or above: that is the first one, whichever is named first.
+# about that thing; the second of all bytes, about the scene. A thing's role is the relation in which it stands to the
+# other one.
 OF_A_THING = {
     "size": ("", *SIZES),
     "colour": ("", *COLOURS),
@@ -52,13 +53,6 @@ OF_A_THING = {
     "role": ("", *MIRRORED),
 }
 OF_THE_SCENE = {
-    "first size": ("", *SIZES),
-    "first colour": ("", *COLOURS),
-    "first shape": ("", *SHAPES),
-    "second size": ("", *SIZES),
-    "second colour": ("", *COLOURS),
-    "second shape": ("", *SHAPES),
-    "relation": ("", *MIRRORED),
     "position": ("", *POSITIONS),
     "background": ("", *BACKGROUNDS),
     "count": (1, 2, 3, 4),
@@ -77,7 +71,7 @@ def main() -> None:
     config = commands.required_config(CONFIG.value)
     out = Path(commands.required(OUT.value, "out", "runs/text"))
     train_step, params, opt_state = make_train_step(config)
-    untrained = jax.tree.map(np.asarray, params["encoder"])
+    untrained = jax.tree.map(np.asarray, params)
 
     batches = labelled_batches(config)
     progress = tqdm(range(config.steps), desc="pretraining", unit="step")
@@ -87,7 +81,7 @@ def main() -> None:
             progress.set_postfix(loss=f"{float(loss):.3f}")
 
     fields = config.encoder.to_dict()
-    save_folder(out, fields, jax.tree.map(np.asarray, params["encoder"]))
+    save_folder(out, fields, jax.tree.map(np.asarray, params))
     length = MAX_BYTES + 1  # the end of sequence comes after the bytes
     figures = {
         "untrained": probe(text_encoder(fields, untrained, byte_tokenizer(length), "float32"), config),
@@ -99,15 +93,19 @@ def main() -> None:
 
 def make_train_step(config: ml_collections.ConfigDict) -> tuple[Callable, dict, Any]:
     """(jitted step: (params, opt_state, batch) -> (params, opt_state, loss), initial params, initial opt_state)."""
+    count = sum(map(len, QUESTIONS.values()))
+    if config.encoder.d_model < count:
+        raise UsageError(
+            f"config.encoder.d_model {config.encoder.d_model} is too few for the {count} answers that an embedding "
+            "has to hold: raise it"
+        )
     encoder = T5Encoder(**config.encoder)
     schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, config.warmup_steps, config.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.adam(schedule, b2=config.b2))
-    borders = np.cumsum([len(answers) for answers in QUESTIONS.values()])
 
     def loss_fn(params: dict, batch: Batch) -> jax.Array:
-        embeddings: Any = encoder.apply({"params": params["encoder"]}, batch["tokens"], batch["mask"])
-        logits = jnp.split(embeddings @ params["questions"], borders[:-1], axis=-1)
-        return sum((mean_loss(part, batch["labels"][..., i]) for i, part in enumerate(logits)), start=jnp.zeros(()))
+        embeddings: Any = encoder.apply({"params": params}, batch["tokens"], batch["mask"])
+        return squared_error(embeddings, answers(batch["labels"]), batch["mask"])
 
     @jax.jit
     def train_step(params: dict, opt_state: Any, batch: Batch) -> tuple[dict, Any, jax.Array]:
@@ -116,18 +114,25 @@ def make_train_step(config: ml_collections.ConfigDict) -> tuple[Callable, dict, 
         return optax.apply_updates(params, updates), opt_state, loss
 
     tokens = jnp.ones((1, WIDTHS), jnp.int32)
-    params = {
-        "encoder": jax.jit(encoder.init)(jax.random.key(config.seed), tokens, tokens > 0)["params"],
-        "questions": jnp.zeros((config.encoder.d_model, borders[-1])),
-    }
+    params = jax.jit(encoder.init)(jax.random.key(config.seed), tokens, tokens > 0)["params"]
     return train_step, params, optimizer.init(params)
 
 
-def mean_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean cross-entropy, in nats, of the labels that are asked for. logits [B, L, N], labels [B, L] -> []"""
-    asked = labels != NOT_ASKED
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(asked, labels, 0))
-    return jnp.sum(losses, where=asked) / jnp.maximum(jnp.sum(asked), 1)
+def answers(labels: jax.Array) -> jax.Array:
+    """The labels [B, L, questions] as what embeddings should be: 1 for each answer, else 0; [B, L, answers]."""
+    # what is not asked is -1, of which one_hot makes zeros
+    parts = [jax.nn.one_hot(labels[..., i], len(given)) for i, given in enumerate(QUESTIONS.values())]
+    return jnp.concatenate(parts, axis=-1)
+
+
+def squared_error(embeddings: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean over the bytes that the mask [B, L] shows of |embedding - target|²; [B, L, D], [B, L, answers ≤ D] -> []
+
+    Whatever the embeddings have beyond the answers should be 0.
+    """
+    surplus = embeddings.shape[-1] - targets.shape[-1]
+    errors = jnp.sum((embeddings - jnp.pad(targets, ((0, 0), (0, 0), (0, surplus)))) ** 2, axis=-1)
+    return jnp.sum(errors, where=mask) / jnp.maximum(jnp.sum(mask), 1)
 
 
 def labelled_batches(config: ml_collections.ConfigDict) -> Iterator[Batch]:
@@ -153,16 +158,12 @@ def labels(caption: str, length: int) -> np.ndarray:
     said = next((relation for relation in MIRRORED if f" {relation} " in caption), "")
     roles = (said, MIRRORED.get(said, ""))
     things = [(thing[1] or "", thing[2] or "", thing[3] or "") for thing in found]
-    ordered = things[::-1] if said in ("right of", "below") else things
     description = parse(caption)
-    scene = (description.relation, description.claims[0].position, description.background, description.claims[0].count)
+    scene = (description.claims[0].position, description.background, description.claims[0].count)
 
     out = np.full((length, len(QUESTIONS)), NOT_ASKED, np.int32)
     used = slice(0, len(caption) + 1)
-    write(out[used], "first size", ordered[0])
-    if len(ordered) > 1:
-        write(out[used], "second size", ordered[1])
-    write(out[used], "relation", scene)
+    write(out[used], "position", scene)
     for thing, role, values in zip(found, roles, things, strict=False):
         write(out[thing.start() : thing.end()], "size", (*values, role))
     return out
@@ -181,9 +182,7 @@ def write(rows: np.ndarray, question: str, answers: tuple) -> None:
 def probe(encoder: TextEncoder, config: ml_collections.ConfigDict) -> dict[str, float]:
     """Accuracies of linear probes, for captions of two things in a relation, from the validation split.
 
-    "colour", "size", "role": of a thing, read at the last byte of its shape's word; the role is the side on which it
-        stands: left of, right of, above or below the other one
-    "first shape", "first colour": of the thing that is left or above, read off the mean of all embeddings
+    "size", "colour", "shape", "role": of a thing, read at the last byte of its shape's word.
     """
     source = ShapesSource(seed=config.data.seed, split="validation", resolution=16, size=ENDLESS)
     train, test = config.probe.train_captions, config.probe.test_captions
@@ -202,20 +201,15 @@ def probe_examples(encoder: TextEncoder, captions: list[str]) -> dict[str, tuple
     """Name of a probe -> (features [N, D], labels [N])."""
     tokens, mask = encoder.tokenize(captions)
     embeddings = np.asarray(jax.jit(encoder.encode)(encoder.params, tokens, mask))
-    at_words = ("colour", "size", "role")
-    pooled = ("first shape", "first colour")
-    features: dict[str, list] = {name: [] for name in (*at_words, *pooled)}
-    answers: dict[str, list] = {name: [] for name in features}
-    for embedding, used, caption in zip(embeddings, mask, captions, strict=True):
+    features: list[np.ndarray] = []
+    answered: dict[str, list] = {name: [] for name in OF_A_THING}
+    for embedding, caption in zip(embeddings, captions, strict=True):
         truth = labels(caption, encoder.length)
-        last_bytes = [thing.end() - 1 for thing in THING.finditer(caption)]
-        for name in at_words:
-            features[name] += [embedding[at] for at in last_bytes]
-            answers[name] += [truth[at, COLUMNS[name]] for at in last_bytes]
-        for name in pooled:
-            features[name].append(embedding[used].mean(0))
-            answers[name].append(truth[0, COLUMNS[name]])
-    return {name: (np.array(features[name]), np.array(answers[name])) for name in features}
+        for at in (thing.end() - 1 for thing in THING.finditer(caption)):
+            features.append(embedding[at])
+            for name, given in answered.items():
+                given.append(truth[at, COLUMNS[name]])
+    return {name: (np.array(features), np.array(given)) for name, given in answered.items()}
 
 
 if __name__ == "__main__":

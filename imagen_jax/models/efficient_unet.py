@@ -12,8 +12,8 @@ from imagen_jax.models.layers import (
     AttentionStack,
     Conditioning,
     InputSkip,
-    Layout,
     ModulatedNorm,
+    Positions,
     ResBlock,
     conv,
     from_patches,
@@ -34,7 +34,7 @@ class EfficientUNet(nn.Module):
 
     image_channels: int
     patch: int
-    layout: int
+    positions: int
     input_skip: bool
     channels: int
     multipliers: tuple[int, ...]
@@ -75,6 +75,8 @@ class EfficientUNet(nn.Module):
         )
         images = z if low_res is None else jnp.concatenate([z, low_res], axis=-1)
         x = conv(self.channels, "stem", self.dtype)(to_patches(images.astype(self.dtype), self.patch))
+        if self.positions:
+            x = Positions(self.positions, self.dtype, name="positions")(x)
         skips = []
 
         for level, (multiplier, blocks) in enumerate(zip(self.multipliers, self.blocks, strict=True)):
@@ -84,8 +86,6 @@ class EfficientUNet(nn.Module):
                 x = res(multiplier * self.channels, name=f"down_{level}_res_{block}")(x, embedding, train)
             x = attend(self.attention[level], name=f"down_{level}_attend")(x, text, text_mask)
 
-        if self.layout:
-            x = Layout(self.layout, self.dtype, name="layout")(x, embedding)
         for level, (multiplier, blocks) in reversed(list(enumerate(zip(self.multipliers, self.blocks, strict=True)))):
             for block in range(blocks):
                 x = res(multiplier * self.channels, name=f"up_{level}_res_{block}")(x, embedding, train)

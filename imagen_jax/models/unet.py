@@ -12,8 +12,8 @@ from imagen_jax.models.layers import (
     AttentionStack,
     Conditioning,
     InputSkip,
-    Layout,
     ModulatedNorm,
+    Positions,
     ResBlock,
     conv,
     from_patches,
@@ -28,7 +28,7 @@ class UNet(nn.Module):
         image_channels: channels of the image that is denoised, and of the output.
         patch: side of the squares of pixels that the network sees as one pixel; 1 in the paper. Larger ones are cheap
             (arXiv:2301.11093, Section 3.3).
-        layout: cosines an axis of the layout that the conditioning vector adds to the last level; 0 in the paper: none.
+        positions: cosines an axis of the learned picture of places that is added to the stem; 0 in the paper: none.
             It ties the network to whole images: not for stages that are trained on crops.
         input_skip: whether the inputs are added to the output by learned gains; False in the paper.
         channels: channels of the first level.
@@ -48,7 +48,7 @@ class UNet(nn.Module):
 
     image_channels: int
     patch: int
-    layout: int
+    positions: int
     input_skip: bool
     channels: int
     multipliers: tuple[int, ...]
@@ -103,6 +103,8 @@ class UNet(nn.Module):
         )
         images = z if low_res is None else jnp.concatenate([z, low_res], axis=-1)
         x = conv(self.channels, "stem", self.dtype)(to_patches(images.astype(self.dtype), self.patch))
+        if self.positions:
+            x = Positions(self.positions, self.dtype, name="positions")(x)
         skips = [x]
         last = len(self.multipliers) - 1
 
@@ -115,8 +117,6 @@ class UNet(nn.Module):
                 x = res(x.shape[-1], resample="down", name=f"down_{level}_halve")(x, embedding, train)
                 skips.append(x)
 
-        if self.layout:
-            x = Layout(self.layout, self.dtype, name="layout")(x, embedding)
         x = res(x.shape[-1], name="middle_res_0")(x, embedding, train)
         x = attend(self.middle_attention, name="middle_attend")(x, text, text_mask)
         x = res(x.shape[-1], name="middle_res_1")(x, embedding, train)

@@ -10,9 +10,9 @@ from imagen_jax.models.layers import (
     AttentionStack,
     FeedForward,
     InputSkip,
-    Layout,
     ModulatedNorm,
     Norm,
+    Positions,
     ResBlock,
     TextPooling,
     cosine_basis,
@@ -177,12 +177,18 @@ def test_a_stack_applies_its_layers_in_order():
 
     inputs = (X, *captions(5))
     params = random_params(stack("self", "text"), *inputs)
-    assert set(params) == {"attention_self", "attention_text"}
-    step = compiled(attention("self"))(params["attention_self"], *inputs)
-    step = compiled(attention("text"))(params["attention_text"], step, *inputs[1:])
+    assert set(params) == {"0_self", "1_text"}
+    step = compiled(attention("self"))(params["0_self"], *inputs)
+    step = compiled(attention("text"))(params["1_text"], step, *inputs[1:])
     np.testing.assert_allclose(compiled(stack("self", "text"))(params, *inputs), step, atol=1e-5)
-    assert np.abs(compiled(stack("text", "self"))(params, *inputs) - step).max() > 1e-2
+    swapped = {"0_text": params["1_text"], "1_self": params["0_self"]}
+    assert np.abs(compiled(stack("text", "self"))(swapped, *inputs) - step).max() > 1e-2
     np.testing.assert_array_equal(compiled(stack())({}, *inputs), X)
+
+
+def test_a_stack_may_have_two_layers_of_a_kind():
+    twice = AttentionStack(("text", "text"), head_channels=4, groups=4, mlp=0, dtype=jnp.float32)
+    assert set(random_params(twice, X, *captions(5))) == {"0_text", "1_text"}
 
 
 def test_masked_softmax_shows_what_the_mask_shows():
@@ -289,20 +295,22 @@ def test_a_fresh_input_skip_passes_nothing_and_a_learned_one_every_image():
 
 
 @pytest.mark.parametrize("side", [4, 7])
-def test_as_many_cosines_as_pixels_make_any_layout(side):
+def test_as_many_cosines_as_pixels_make_any_picture(side):
     basis = np.asarray(cosine_basis(side, side))
-    assert np.linalg.matrix_rank(basis) == side
-    np.testing.assert_allclose(basis.T @ basis, np.diag(np.diag(basis.T @ basis)), atol=1e-5)
+    np.testing.assert_allclose(basis.T @ basis, side * np.eye(side), atol=1e-5)
 
 
-def test_a_layout_is_the_sum_of_its_waves_and_at_first_nothing():
-    layout = Layout(cosines=3, dtype=jnp.float32)
-    x, embedding = np.zeros((2, 4, 6, 5), np.float32), np.float32([[1, 0], [0, 2]])
-    params = layout.init(jax.random.key(0), x, embedding)["params"]
-    np.testing.assert_array_equal(layout.apply({"params": params}, x, embedding), x)
-    params["waves"]["kernel"] = np.random.default_rng(0).standard_normal((2, 45)).astype(np.float32)
-    waves = (embedding @ params["waves"]["kernel"]).reshape(2, 3, 3, 5)
+def test_positions_add_the_sum_of_their_waves_to_every_image():
+    positions = Positions(cosines=3, dtype=jnp.float32)
+    x = np.random.default_rng(1).standard_normal((2, 4, 6, 5)).astype(np.float32)
+    params = positions.init(jax.random.key(0), x)["params"]
     rows, columns = cosine_basis(4, 3), cosine_basis(6, 3)
-    expected = sum(rows[:, u, None, None] * columns[None, :, v, None] * waves[:, None, None, u, v]
-                   for u in range(3) for v in range(3))  # fmt: skip
-    np.testing.assert_allclose(layout.apply({"params": params}, x, embedding), expected, atol=1e-5)
+    picture = sum(rows[:, u, None, None] * columns[None, :, v, None] * params["waves"][u, v]
+                  for u in range(3) for v in range(3))  # fmt: skip
+    np.testing.assert_allclose(positions.apply({"params": params}, x), x + picture, atol=1e-5)
+
+
+def test_positions_of_an_image_are_those_of_the_same_places_at_another_size():
+    params = Positions(3, jnp.float32).init(jax.random.key(0), np.zeros((1, 3, 3, 4)))
+    small, large = (np.asarray(Positions(3, jnp.float32).apply(params, np.zeros((1, n, n, 4)))) for n in (3, 9))
+    np.testing.assert_allclose(small, large[:, 1::3, 1::3], atol=1e-5)

@@ -13,7 +13,7 @@ from imagen_jax.models.unet import UNet
 COMMON = {
     "image_channels": 3,
     "patch": 1,
-    "layout": 2,
+    "positions": 2,
     "input_skip": True,
     "channels": 8,
     "multipliers": (1, 2),
@@ -216,9 +216,9 @@ def test_names_and_shapes_do_not_depend_on_how_the_network_is_run(network):
 
 def test_the_places_of_a_unet():
     assert set(shapes_of(build(UNet, attention=((), ("self",))), *inputs())) == {
-        "conditioning", "stem",
+        "conditioning", "stem", "positions",
         "down_0_res_0", "down_0_halve", "down_1_res_0", "down_1_attend_0",
-        "layout", "middle_res_0", "middle_attend", "middle_res_1",
+        "middle_res_0", "middle_attend", "middle_res_1",
         "up_1_res_0", "up_1_attend_0", "up_1_res_1", "up_1_attend_1", "up_1_double", "up_0_res_0", "up_0_res_1",
         "out_norm", "out", "input_skip",
     }  # fmt: skip
@@ -226,15 +226,15 @@ def test_the_places_of_a_unet():
 
 def test_the_places_of_an_efficient_unet():
     assert set(shapes_of(build(EfficientUNet), *inputs())) == {
-        "conditioning", "stem",
+        "conditioning", "stem", "positions",
         "down_0_halve", "down_0_res_0", "down_1_halve", "down_1_res_0", "down_1_attend",
-        "layout", "up_1_res_0", "up_1_attend", "up_1_double", "up_0_res_0", "up_0_double",
+        "up_1_res_0", "up_1_attend", "up_1_double", "up_0_res_0", "up_0_double",
         "out_norm", "out", "input_skip",
     }  # fmt: skip
 
 
 PAPER = {
-    "layout": 0,
+    "positions": 0,
     "input_skip": False,
     "embedding_multiplier": 4,
     "text_heads": 8,

@@ -116,8 +116,9 @@ def test_a_base_step_under_adam_is_the_same_on_eight_devices(base, base_run, fir
     monkeypatch.setattr(sharding, "MIN_SPLIT_SIZE", 2**8)
     run = Run(base, make_mesh())
     if run.mesh.shape["fsdp"] > 1:
-        sizes = [leaf.addressable_shards[0].data.size / leaf.size for leaf in jax.tree.leaves(run.state().params)]
-        assert np.mean(np.array(sizes) < 1) > 0.2
+        leaves = jax.tree.leaves(run.state().params)
+        split = sum(leaf.size for leaf in leaves if leaf.addressable_shards[0].data.size < leaf.size)
+        assert split > 0.6 * sum(leaf.size for leaf in leaves)
     state, metrics = run(run.state(), batch_of(base))
     expected, expected_metrics = first_steps[0]
     assert float(metrics["loss"]) == pytest.approx(expected_metrics["loss"], rel=1e-5)
@@ -147,11 +148,11 @@ def test_a_super_resolution_step_under_adafactor_is_the_same_on_eight_devices(su
     for square, before, leaf, other in zip(
         *map(jax.tree.leaves, (squares, start, state.params, expected.params)), strict=True
     ):
-        told = np.sqrt(square) > 1e-3
+        told = np.sqrt(square) > 3e-4
         np.testing.assert_allclose(np.asarray(leaf)[told], other[told], atol=1e-5)
         compared, total = compared + told.sum(), total + told.size
         moved = max(moved, np.abs(np.asarray(before) - other).max())
-    assert compared > total / 4
+    assert compared > total / 10
     assert moved > 1e-3
 
 
@@ -181,7 +182,7 @@ def test_the_same_step_twice_is_the_same(base, base_run, first_steps):
 
 def test_another_step_draws_another_noise(base, base_run, first_steps):
     _, metrics = base_run(base_run.state(step=7), batch_of(base))
-    assert abs(float(metrics["loss"]) - first_steps[0][1]["loss"]) > 1e-3
+    assert float(metrics["loss"]) != pytest.approx(first_steps[0][1]["loss"], rel=1e-2)
 
 
 def test_repeated_steps_on_a_batch_lower_its_loss(base, base_run):

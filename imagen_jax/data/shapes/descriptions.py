@@ -61,10 +61,10 @@ def describe(scene: Scene, rng: np.random.Generator) -> Description:
     if scenes.kind(scene) == "pair":
         return _describe_pair(scene.things[0], scene.things[1], background, everything, rng)
     thing = scene.things[0]
-    unsaid = "" if everything else _unsaid(0.16, rng)
-    placed = len(scene.things) == 1 and rng.random() < 0.6
+    unsaid = "" if everything else _unsaid(0.12, rng)
+    placed = len(scene.things) == 1 and rng.random() < 0.8
     position = scenes.position(thing.x, thing.y) if placed else ""
-    return Description((_claim(thing, len(scene.things), 0.5, unsaid, position, rng),), background=background)
+    return Description((_claim(thing, len(scene.things), 0.75, unsaid, position, rng),), background=background)
 
 
 def _describe_pair(
@@ -74,8 +74,8 @@ def _describe_pair(
     unsaid = ["" if everything else _unsaid(0.08, rng), ""]
     if rng.random() < 0.5:
         unsaid.reverse()
-    claims = (_claim(first, 1, 0.2, unsaid[0], "", rng), _claim(second, 1, 0.2, unsaid[1], "", rng))
-    related = everything or rng.random() < 0.85
+    claims = (_claim(first, 1, 0.4, unsaid[0], "", rng), _claim(second, 1, 0.4, unsaid[1], "", rng))
+    related = everything or rng.random() < 0.9
     relation = scenes.relation((first.x, first.y), (second.x, second.y)) if related else ""
     return Description(claims, relation, background)
 

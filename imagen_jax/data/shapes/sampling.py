@@ -109,16 +109,15 @@ def _pair(first: Look, relation: str, second: Look, rng: np.random.Generator) ->
 
 
 def _alike(look: Look, rng: np.random.Generator) -> tuple[Thing, ...]:
-    """Two to four things of one look, size and radius, each in a cell of its own of a grid, off its middle."""
+    """Two to four things of one look, size and radius, each in a quarter of its own, off its middle."""
     count = _pick(COUNTS, rng)
     size, radius = _size(rng)
-    side = 2 if size == "large" or rng.random() < 0.5 else 3
-    cell = (1 - 2 * MARGIN + GAP) / side
+    cell = (1 - 2 * MARGIN + GAP) / 2
     slack = (cell - GAP) / 2 - radius
-    free = list(range(side * side))
+    free = list(range(4))
     things = []
     for _ in range(count):
-        row, column = divmod(free.pop(int(rng.random() * len(free))), side)
+        row, column = divmod(free.pop(int(rng.random() * len(free))), 2)
         x = MARGIN - GAP / 2 + (column + 0.5) * cell + slack * _between(-1, 1, rng)
         y = MARGIN - GAP / 2 + (row + 0.5) * cell + slack * _between(-1, 1, rng)
         things.append(_thing(look, size, x, y, radius))

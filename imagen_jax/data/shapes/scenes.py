@@ -22,7 +22,8 @@ COLOURS = {
 BACKGROUNDS = {"white": (255, 255, 255), "black": (12, 12, 12), "gray": (128, 128, 128), "tan": (215, 190, 150)}
 USUAL_BACKGROUND = "white"  # what a picture has where its caption does not say
 
-SIZES = {"small": (0.115, 0.135), "large": (0.19, 0.22)}  # from the least to the greatest radius
+# From the least to the greatest radius: large enough for the shapes to differ at 16×16, where the demo's base draws.
+SIZES = {"small": (0.14, 0.155), "large": (0.21, 0.225)}
 POSITIONS = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
 RELATIONS = ("left of", "right of", "above", "below")
 MIRRORED = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
