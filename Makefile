@@ -23,15 +23,20 @@ PIP_LOCKED := $(BIN)/python -m pip install --no-deps --no-build-isolation --use-
 help: ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+# One stage uses little more than one core, however many there are: the two learn at the same time, this one on a core.
+TRAIN_SR := XLA_FLAGS="$$XLA_FLAGS --xla_cpu_multi_thread_eigen=false" \
+	$(BIN)/python -m imagen_jax.train --config=configs/shapes_sr.py --workdir=$(RUN)/sr
+
 demo: $(SETUP) ## train a small cascade on this machine, draw with it, and score its pictures
-	@echo '== 1 of 4: the base stage learns to draw 16×16'
-	@$(BIN)/python -m imagen_jax.train --config=configs/shapes_base.py --workdir=$(RUN)/base
-	@echo '== 2 of 4: the super-resolution stage learns to make them 64×64'
-	@$(BIN)/python -m imagen_jax.train --config=configs/shapes_sr.py --workdir=$(RUN)/sr
-	@echo '== 3 of 4: drawing configs/shapes_prompts.txt'
+	@echo '== 1 of 3: the base stage learns to draw 16×16; beside it, super-resolution learns to make pictures 64×64'
+	@mkdir -p $(RUN); $(TRAIN_SR) >$(RUN)/sr.out 2>&1 & other=$$!; trap 'kill $$other 2>/dev/null' EXIT INT TERM; \
+		$(BIN)/python -m imagen_jax.train --config=configs/shapes_base.py --workdir=$(RUN)/base || exit 1; \
+		echo 'The super-resolution stage: $(RUN)/sr.out shows how far it is'; \
+		wait $$other || { cat $(RUN)/sr.out; exit 1; }; tail -n 1 $(RUN)/sr.out
+	@echo '== 2 of 3: drawing configs/shapes_prompts.txt'
 	@$(BIN)/python -m imagen_jax.sample --stages=$(RUN)/base,$(RUN)/sr --prompts_file=configs/shapes_prompts.txt \
 		--out=$(RUN)
-	@echo '== 4 of 4: scoring pictures of held-out captions'
+	@echo '== 3 of 3: scoring pictures of held-out captions'
 	@$(BIN)/python -m imagen_jax.evaluate --stages=$(RUN)/base,$(RUN)/sr --config=configs/shapes_eval.py --out=$(RUN)
 	@echo
 	@echo 'Done. Look at:'

@@ -48,7 +48,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.diffusion = ml_collections.ConfigDict()
     config.diffusion.schedule = "cosine"
+    config.diffusion.schedule_shift = 0.0
     config.diffusion.aug_schedule = "cosine"
+    config.diffusion.aug_schedule_shift = 0.0
     config.diffusion.prediction = "v"
     config.diffusion.weight = "sigmoid"
     config.diffusion.weight_bias = 0.0

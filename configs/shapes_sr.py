@@ -4,7 +4,9 @@
 
 `:tiny` is narrower, attends to the text too, and compiles and runs in seconds, for tests.
 
-Patches of 8×8 pixels, and no positions: where things are is in the picture that it is given.
+A patch of 4×4 pixels is a pixel of the picture that it is given, and that one says where things are: no positions, no
+attention. The noise of the augmentation is shifted to where a picture of 16×16 still shows its shapes: half of the
+levels have less than 0.13. Sampling adds next to none (0.01).
 """
 
 import ml_collections
@@ -37,10 +39,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     config.model = ml_collections.ConfigDict()
     config.model.network = "unet"
-    config.model.patch = 8
+    config.model.patch = 4
     config.model.positions = 0
     config.model.input_skip = True
-    config.model.channels = 16 if tiny else 64
+    config.model.channels = 16 if tiny else 48
     config.model.multipliers = (1,)
     config.model.blocks = (0,)
     config.model.attention = ((),)
@@ -56,17 +58,19 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     config.diffusion = ml_collections.ConfigDict()
     config.diffusion.schedule = "cosine"
+    config.diffusion.schedule_shift = 0.0
     config.diffusion.aug_schedule = "cosine"
+    config.diffusion.aug_schedule_shift = 4.0
     config.diffusion.prediction = "x"
     config.diffusion.weight = "sigmoid"
-    config.diffusion.weight_bias = 0.0
+    config.diffusion.weight_bias = -3.0
     config.diffusion.caption_dropout = 0.1
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.name = "muon"
-    config.optimizer.learning_rate = 6e-3
+    config.optimizer.learning_rate = 1e-2
     config.optimizer.warmup_steps = 10 if tiny else 60
-    config.optimizer.decay_steps = 20 if tiny else 1100
+    config.optimizer.decay_steps = 20 if tiny else 2300
     config.optimizer.b1 = 0.95
     config.optimizer.b2 = 0.99
     config.optimizer.eps = 1e-8
@@ -76,10 +80,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     config.training = ml_collections.ConfigDict()
     config.training.batch_size = 8 if tiny else 16  # global
-    config.training.steps = 20 if tiny else 1100
+    config.training.steps = 20 if tiny else 2300
     config.training.log_every = 5 if tiny else 25
-    config.training.save_every = 10 if tiny else 500
-    config.training.preview_every = 10 if tiny else 500
+    config.training.save_every = 10 if tiny else 1000
+    config.training.preview_every = 10 if tiny else 1000
     config.training.preview_count = 8 if tiny else 16
     config.training.keep_checkpoints = 2
 
@@ -90,7 +94,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.sampling = ml_collections.ConfigDict()
     config.sampling.sampler = "ddpm"
     config.sampling.eta = 0.0
-    config.sampling.steps = 4 if tiny else 8
+    config.sampling.steps = 2 if tiny else 4
     config.sampling.guidance = 1.0
     config.sampling.threshold = "static"
     config.sampling.percentile = 99.5

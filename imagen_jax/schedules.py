@@ -89,11 +89,31 @@ def linear(beta_start: float = 1e-4, beta_end: float = 0.02, steps: int = 1000) 
     return Schedule("linear", logsnr, time)
 
 
+def shifted(schedule: Schedule, shift: float) -> Schedule:
+    """A schedule with ``shift`` added to its logsnr, its ends drawn in to the range of logsnr.
+
+    Larger images show through more noise: 2·log(64/size) makes a schedule of 64×64 images fit those of another size
+    (arXiv:2301.11093, Section 3.1).
+    """
+    # what still has a logsnr in range after the shift
+    ends = jnp.array([LOGSNR_MAX - max(shift, 0.0), LOGSNR_MIN - min(shift, 0.0)])
+    first, last = jnp.clip(schedule.time(ends), 0.0, 1.0)
+
+    def logsnr(t: jax.Array) -> jax.Array:
+        return jnp.clip(schedule.logsnr(first + t * (last - first)) + shift, LOGSNR_MIN, LOGSNR_MAX)
+
+    def time(logsnr: jax.Array) -> jax.Array:
+        return (schedule.time(logsnr - shift) - first) / (last - first)
+
+    return Schedule(f"{schedule.name} {shift:+g}", logsnr, time)
+
+
 SCHEDULES: dict[str, Callable[[], Schedule]] = {"cosine": cosine, "linear": linear}
 
 
-def by_name(name: str) -> Schedule:
-    """The schedule of that name. Raises UsageError if there is none."""
+def by_name(name: str, shift: float = 0.0) -> Schedule:
+    """The schedule of that name, its logsnr shifted. Raises UsageError if there is none."""
     if name not in SCHEDULES:
         raise UsageError(f"schedule {name!r} is not known: choose one of {', '.join(SCHEDULES)}")
-    return SCHEDULES[name]()
+    schedule = SCHEDULES[name]()
+    return shifted(schedule, shift) if shift else schedule

@@ -139,8 +139,8 @@ def build(config: ml_collections.ConfigDict) -> Stage:
         config=config,
         network=network(image_channels=config.channels, **fields),
         encoder=encoder,
-        schedule=schedules.by_name(config.diffusion.schedule),
-        aug_schedule=schedules.by_name(config.diffusion.aug_schedule),
+        schedule=schedules.by_name(config.diffusion.schedule, config.diffusion.schedule_shift),
+        aug_schedule=schedules.by_name(config.diffusion.aug_schedule, config.diffusion.aug_schedule_shift),
     )
 
 

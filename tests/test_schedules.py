@@ -8,8 +8,12 @@ from imagen_jax.schedules import LOGSNR_MAX, LOGSNR_MIN, noise_angle, signal
 
 TIMES = np.linspace(0, 1, 1001, dtype=np.float32)
 
+SHIFTS = (-4.0, 0.0, 4.0)
+
 each_schedule = pytest.mark.parametrize(
-    "schedule", [schedules.by_name(name) for name in schedules.SCHEDULES], ids=list(schedules.SCHEDULES)
+    "schedule",
+    [schedules.by_name(name, shift) for name in schedules.SCHEDULES for shift in SHIFTS],
+    ids=lambda schedule: schedule.name,
 )
 
 
@@ -39,10 +43,13 @@ def test_variance_is_preserved_and_logsnr_is_its_ratio(schedule):
     np.testing.assert_allclose(2 * np.log(alpha / sigma), schedule.logsnr(TIMES), atol=1e-4)
 
 
-@each_schedule
-def test_it_starts_clean_and_ends_in_noise(schedule):
-    assert schedule.sigma(0.0) < 1e-4
-    assert schedule.alpha(1.0) < 0.01
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_it_starts_clean_and_ends_in_noise(name, shift):
+    # what an end lacks is multiplied by a shift away from it
+    schedule = schedules.by_name(name, shift)
+    assert schedule.sigma(0.0) < 1e-4 * np.exp(max(-shift, 0) / 2)
+    assert schedule.alpha(1.0) < 0.01 * np.exp(max(shift, 0) / 2)
 
 
 def test_cosine_is_a_cosine():
@@ -78,6 +85,14 @@ def test_signal_of_opposite_logsnrs():
     logsnr = jnp.asarray([-3.0, 0.0, 3.0])
     np.testing.assert_allclose(signal(logsnr)[1], np.sqrt(0.5), rtol=1e-6)
     np.testing.assert_allclose(signal(logsnr) ** 2 + signal(-logsnr) ** 2, 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
+@pytest.mark.parametrize("shift", [-2.0, 3.0])
+def test_a_shift_is_added_to_logsnr(name, shift):
+    # away from the ends, which are drawn in to the range; the time is drawn in with them
+    plain, shifted = schedules.by_name(name), schedules.by_name(name, shift)
+    np.testing.assert_allclose(shifted.logsnr(TIMES[50:950]), plain.logsnr(TIMES[50:950]) + shift, atol=0.1)
 
 
 @pytest.mark.parametrize("name", schedules.SCHEDULES)
