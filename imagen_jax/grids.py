@@ -53,5 +53,8 @@ def save_png(image: Image.Image | np.ndarray, path: Path) -> None:
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     unfinished = path.with_name(f".{path.name}.unfinished")
-    image.save(unfinished, format="PNG")
-    os.replace(unfinished, path)
+    try:
+        image.save(unfinished, format="PNG")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -17,13 +17,14 @@ import numpy as np
 from imagen_jax import schedules
 from imagen_jax.diffusion import PREDICTIONS, WEIGHTS, Prediction, add_noise
 from imagen_jax.errors import UsageError
+from imagen_jax.models.denoiser import Denoiser
 from imagen_jax.models.efficient_unet import EfficientUNet
 from imagen_jax.models.unet import UNet
 from imagen_jax.resizing import resize
 from imagen_jax.schedules import Schedule, noise_angle
 from imagen_jax.text.encoder import TextEncoder, load_encoder
 
-NETWORKS = {"unet": UNet, "efficient_unet": EfficientUNet}
+NETWORKS: dict[str, type[Denoiser]] = {"unet": UNet, "efficient_unet": EfficientUNet}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -40,7 +41,7 @@ class Stage:
     """
 
     config: ml_collections.ConfigDict
-    network: UNet | EfficientUNet
+    network: Denoiser
     encoder: TextEncoder
     schedule: Schedule
     aug_schedule: Schedule

@@ -295,6 +295,6 @@ class AttentionStack(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, text: jax.Array, mask: jax.Array) -> jax.Array:
         for index, kind in enumerate(self.kinds):
-            name = f"{index}_" + kind.replace("+", "_")
+            name = kind.replace("+", "_") + f"_{index}"
             x = Attention(kind, self.head_channels, self.groups, self.mlp, self.dtype, name=name)(x, text, mask)
         return x

@@ -177,18 +177,18 @@ def test_a_stack_applies_its_layers_in_order():
 
     inputs = (X, *captions(5))
     params = random_params(stack("self", "text"), *inputs)
-    assert set(params) == {"0_self", "1_text"}
-    step = compiled(attention("self"))(params["0_self"], *inputs)
-    step = compiled(attention("text"))(params["1_text"], step, *inputs[1:])
+    assert set(params) == {"self_0", "text_1"}
+    step = compiled(attention("self"))(params["self_0"], *inputs)
+    step = compiled(attention("text"))(params["text_1"], step, *inputs[1:])
     np.testing.assert_allclose(compiled(stack("self", "text"))(params, *inputs), step, atol=1e-5)
-    swapped = {"0_text": params["1_text"], "1_self": params["0_self"]}
+    swapped = {"text_0": params["text_1"], "self_1": params["self_0"]}
     assert np.abs(compiled(stack("text", "self"))(swapped, *inputs) - step).max() > 1e-2
     np.testing.assert_array_equal(compiled(stack())({}, *inputs), X)
 
 
 def test_a_stack_may_have_two_layers_of_a_kind():
     twice = AttentionStack(("text", "text"), head_channels=4, groups=4, mlp=0, dtype=jnp.float32)
-    assert set(random_params(twice, X, *captions(5))) == {"0_text", "1_text"}
+    assert set(random_params(twice, X, *captions(5))) == {"text_0", "text_1"}
 
 
 def test_masked_softmax_shows_what_the_mask_shows():

@@ -193,7 +193,7 @@ def test_each_kind_of_attention_fits_each_network(network, kinds):
     out, variables = jax.eval_shape(module.init_with_output, jax.random.key(0), *inputs())
     assert out.shape == (2, 8, 8, 3)
     places = {name.split("/")[1] for name in names_of(variables["params"]) if name.startswith("up_1_attend")}
-    assert places == {"attention_" + kind.replace("+", "_") for kind in kinds}
+    assert places == {f"{kind.replace('+', '_')}_{index}" for index, kind in enumerate(kinds)}
 
 
 @each_network

@@ -26,7 +26,7 @@ from imagen_jax.data.shapes.scenes import (
 )
 
 PLACES = (0.25, 0.5, 0.75)  # near which things stand, each way: the middles of the positions
-JITTER = 0.02  # how far from its place a thing may be, each way
+JITTER = 0.015  # how far from its place a thing may be, each way
 FIGURES = {  # the places, (column, row), of two, three and four things alike
     2: ((0, 0), (2, 2)),
     3: ((0, 0), (2, 0), (1, 2)),

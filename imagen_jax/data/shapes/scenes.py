@@ -23,7 +23,7 @@ BACKGROUNDS = {"white": (255, 255, 255), "black": (12, 12, 12), "gray": (128, 12
 USUAL_BACKGROUND = "white"  # what a picture has where its caption does not say
 
 # From the least to the greatest radius: large enough for the shapes to differ at 16×16, where the demo's base draws.
-SIZES = {"small": (0.135, 0.145), "large": (0.195, 0.205)}
+SIZES = {"small": (0.147, 0.157), "large": (0.205, 0.215)}
 POSITIONS = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
 RELATIONS = ("left of", "right of", "above", "below")
 MIRRORED = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}

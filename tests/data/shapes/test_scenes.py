@@ -97,10 +97,10 @@ def test_things_touch_neither_each_other_nor_the_edge(drawn, split):
         for thing in scene.things:
             assert SIZES[thing.size][0] <= thing.radius <= SIZES[thing.size][1]
             for centre in (thing.x, thing.y):
-                assert centre - thing.radius > 0.02
-                assert centre + thing.radius < 0.98
+                assert centre - thing.radius > 0.015
+                assert centre + thing.radius < 0.985
         for a, b in itertools.combinations(scene.things, 2):
-            assert max(abs(a.x - b.x), abs(a.y - b.y)) - a.radius - b.radius > 0.045
+            assert max(abs(a.x - b.x), abs(a.y - b.y)) - a.radius - b.radius > 0.035
 
 
 def test_single_things_lie_clearly_within_their_position(drawn):

@@ -1,0 +1,127 @@
+"""What both U-Nets share: the conditioning, the stem, and the way to an image again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from imagen_jax.models.layers import (
+    AttentionStack,
+    Conditioning,
+    InputSkip,
+    ModulatedNorm,
+    Positions,
+    ResBlock,
+    conv,
+    from_patches,
+    to_patches,
+)
+
+Block = Callable[..., jax.Array]
+
+
+class Denoiser(nn.Module):
+    """A network that sees through the noise of images; its kinds differ in their ``trunk``.
+
+    Attributes:
+        image_channels: channels of the image that is denoised, and of the output.
+        patch: side of the squares of pixels that the network sees as one pixel; 1 in the paper. Larger ones are cheap
+            (arXiv:2301.11093, Section 3.3).
+        positions: cosines an axis of the learned picture of places that is added to the stem; 0 in the paper: none.
+            It ties the network to whole images: not for stages that are trained on crops.
+        input_skip: whether the inputs are added to the output by learned gains; False in the paper.
+        channels: channels of the first level.
+        multipliers: channels of each level, as multiples of ``channels``; a level is half the size of the one before.
+        blocks: residual blocks of each level; see the kinds.
+        attention: for each level its attention layers, a tuple of "self", "self+text", "text"; see the kinds.
+        head_channels: channels of an attention head.
+        attention_mlp: hidden width of a feed-forward layer after each attention, in multiples of its channels; 0: none.
+        embedding_multiplier: width of the conditioning vector, as a multiple of ``channels``.
+        text_heads: heads of the attention pooling of the text.
+        norm_groups: groups of each GroupNorm.
+        skip_scale: factor on each skip before it is concatenated.
+        dropout: share of activations dropped in training.
+        dtype: of the compute; parameters, norms and softmax stay float32.
+    """
+
+    image_channels: int
+    patch: int
+    positions: int
+    input_skip: bool
+    channels: int
+    multipliers: tuple[int, ...]
+    blocks: tuple[int, ...]
+    attention: tuple[tuple[str, ...], ...]
+    head_channels: int
+    attention_mlp: int
+    embedding_multiplier: int
+    text_heads: int
+    norm_groups: int
+    skip_scale: float
+    dropout: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        z: jax.Array,
+        noise_level: jax.Array,
+        text: jax.Array,
+        text_mask: jax.Array,
+        low_res: jax.Array | None = None,
+        aug_level: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """The network's prediction.
+
+        Args:
+            z: [B, H, W, C] noisy images; H and W divisible by the patch, and then by 2 at every change of level.
+            noise_level: [B] in [0, 1].
+            text: [B, L, D] embeddings, zero where the caption is dropped.
+            text_mask: [B, L] True where there is a token.
+            low_res: [B, H, W, C] the condition of a super-resolution stage, already of z's size.
+            aug_level: [B] in [0, 1], the noise in ``low_res``.
+            train: whether dropout is on (needs the ``dropout`` key).
+
+        Returns:
+            [B, H, W, C] float32; zero at initialisation.
+        """
+        width = self.channels * self.embedding_multiplier
+        embedding = Conditioning(width, self.text_heads, self.dtype, name="conditioning")(
+            noise_level, text, text_mask, aug_level
+        )
+        images = z if low_res is None else jnp.concatenate([z, low_res], axis=-1)
+        x = conv(self.channels, "stem", self.dtype)(to_patches(images.astype(self.dtype), self.patch))
+        if self.positions:
+            x = Positions(self.positions, self.dtype, name="positions")(x)
+
+        def res(x: jax.Array, channels: int, name: str, resample: str = "") -> jax.Array:
+            block = ResBlock(channels, self.norm_groups, self.dropout, self.dtype, resample, name=name)
+            return block(x, embedding, train)
+
+        def attend(x: jax.Array, kinds: tuple[str, ...], name: str) -> jax.Array:
+            stack = AttentionStack(
+                kinds, self.head_channels, self.norm_groups, self.attention_mlp, self.dtype, name=name
+            )
+            return stack(x, text, text_mask)
+
+        x = self.trunk(x, res, attend)
+
+        x = ModulatedNorm(self.norm_groups, self.dtype, name="out_norm")(x, embedding)
+        x = nn.swish(x)
+        x = conv(self.patch**2 * self.image_channels, "out", self.dtype, zero=True)(x)
+        x = from_patches(x, self.patch).astype(jnp.float32)
+        return InputSkip(name="input_skip")(x, images, embedding) if self.input_skip else x
+
+    def trunk(self, x: jax.Array, res: Block, attend: Block) -> jax.Array:
+        """Features of the stem [B, H/patch, W/patch, channels] → as many of as many or more channels.
+
+        Args:
+            x: the features.
+            res: ``(x, channels, name, resample="")``, a residual block that sees the conditioning.
+            attend: ``(x, kinds, name)``, attention layers that see the text.
+        """
+        raise NotImplementedError
