@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 
 SIZE = 8
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-WORDINGS = ("a handwritten {}", "the digit {}", "a {} written by hand")
+WORDINGS = ("a handwritten {}", "the digit {}", "{} written by hand")
 # Every fifth picture is for testing: the file runs writer by writer, and so both parts have pictures of each.
 TEST_EVERY = 5
 
