@@ -48,13 +48,15 @@ def category(description: Description) -> str:
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> Description:
-    """A true description of the scene that leaves some of its attributes unsaid; of backgrounds, only the usual one.
+    """A true description of the scene that leaves some of its attributes unsaid.
+
+    Of backgrounds and positions only the usual one goes unsaid.
 
     Of a scene that holds a combination out of training, colours, shapes and the relation are always said, so that the
     combination can be judged.
     """
-    # What goes unsaid must be guessed by whoever learns to draw: were it any background, as large as it is, little else
-    # would be learned from a picture.
+    # What goes unsaid must be guessed by whoever learns to draw. Were it any background, as large as it is, little else
+    # would be learned from a picture; were it any position, things would be drawn half here and half there.
     said = rng.random() < 0.4 or scene.background != scenes.USUAL_BACKGROUND
     background = scene.background if said else ""
     everything = scenes.holds_out(scene)
@@ -62,8 +64,9 @@ def describe(scene: Scene, rng: np.random.Generator) -> Description:
         return _describe_pair(scene.things[0], scene.things[1], background, everything, rng)
     thing = scene.things[0]
     unsaid = "" if everything else _unsaid(0.12, rng)
-    placed = len(scene.things) == 1 and rng.random() < 0.8
-    position = scenes.position(thing.x, thing.y) if placed else ""
+    position = scenes.position(thing.x, thing.y) if len(scene.things) == 1 else ""
+    if position == scenes.USUAL_POSITION and rng.random() < 0.6:
+        position = ""
     return Description((_claim(thing, len(scene.things), 0.75, unsaid, position, rng),), background=background)
 
 

@@ -21,12 +21,14 @@ from imagen_jax.data.shapes.scenes import (
     RELATIONS,
     SHAPES,
     SIZES,
+    USUAL_POSITION,
     Scene,
     Thing,
 )
 
 PLACES = (0.25, 0.5, 0.75)  # near which things stand, each way: the middles of the positions
 JITTER = 0.015  # how far from its place a thing may be, each way
+USUAL = 0.2  # share of single things that are put at the usual position; the others are at any
 FIGURES = {  # the places, (column, row), of two, three and four things alike
     2: ((0, 0), (2, 2)),
     3: ((0, 0), (2, 0), (1, 2)),
@@ -82,9 +84,10 @@ def _held_out_pair(rng: np.random.Generator) -> tuple[Look, str, Look]:
 
 
 def _single(look: Look, rng: np.random.Generator) -> Thing:
-    """One thing at one of the nine positions."""
+    """One thing at one of the nine positions, most often at the usual one."""
     size, radius = _size(rng)
-    row, column = divmod(int(rng.random() * len(POSITIONS)), 3)
+    position = USUAL_POSITION if rng.random() < USUAL else _pick(POSITIONS, rng)
+    row, column = divmod(POSITIONS.index(position), 3)
     return _thing(look, size, column, row, radius, rng)
 
 

@@ -25,6 +25,7 @@ USUAL_BACKGROUND = "white"  # what a picture has where its caption does not say
 # From the least to the greatest radius: large enough for the shapes to differ at 16×16, where the demo's base draws.
 SIZES = {"small": (0.147, 0.157), "large": (0.205, 0.215)}
 POSITIONS = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
+USUAL_POSITION = "centre"  # where a single thing is if its caption does not say
 RELATIONS = ("left of", "right of", "above", "below")
 MIRRORED = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 COUNTS = (2, 3, 4)

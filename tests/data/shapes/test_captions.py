@@ -16,6 +16,8 @@ from imagen_jax.data.shapes.scenes import (
     SIZES,
     SPLITS,
     USUAL_BACKGROUND,
+    USUAL_POSITION,
+    position,
 )
 from imagen_jax.errors import UsageError
 
@@ -117,6 +119,14 @@ def test_every_category_and_attribute_is_claimed_and_left_unsaid(worded):
 def test_only_the_usual_background_goes_unsaid(worded):
     assert {scene.background for scene, d, _ in worded if not d.background} == {USUAL_BACKGROUND}
     assert {d.background for _, d, _ in worded} == {"", *BACKGROUNDS}
+
+
+def test_only_the_usual_position_goes_unsaid(worded):
+    singles = [(scene.things[0], d.claims[0].position) for scene, d, _ in worded if len(scene.things) == 1]
+    unsaid = [position(thing.x, thing.y) for thing, said in singles if not said]
+    assert set(unsaid) == {USUAL_POSITION}
+    assert 0.1 < len(unsaid) / len(singles) < 0.3
+    assert {said for _, said in singles} == {"", *POSITIONS}
 
 
 def test_one_scene_has_several_wordings():
