@@ -80,7 +80,7 @@ lock: ## resolve requirements.lock again (needs uv); make lock ARGS=--upgrade mo
 
 clean: ## delete .venv and all caches; runs/ is kept
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist *.egg-info
-	find imagen_jax configs tests -name __pycache__ -prune -exec rm -rf {} +
+	find imagen_jax benchmarks configs tests -name __pycache__ -prune -exec rm -rf {} +
 
 # promise (needed by tensorflow-datasets) comes as source only, so the lock's setuptools is installed first to build it.
 $(SETUP): requirements.lock setup.py

@@ -19,6 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.source = "digits"
     config.data.split = "train"
     config.data.validation_split = "test"
+    config.data.crop_size = 0  # whole images
     config.data.threads = 2
     config.data.prefetch = 256
 

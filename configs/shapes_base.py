@@ -29,6 +29,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.examples = 10_000_000
     config.data.split = "train"
     config.data.validation_split = "validation"
+    config.data.crop_size = 0  # whole images
     config.data.threads = 2
     config.data.prefetch = 512
 

@@ -7,6 +7,7 @@ super-resolution stage also sees the stage before it. Images are [-1, 1] inside,
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -68,18 +69,9 @@ class Stage:
 
     def init(self, key: jax.Array) -> Any:
         """Fresh parameters, a plain nested dict; call it under ``jax.jit`` with ``out_shardings``."""
-        length, width = self.encoder.length, self.encoder.width
-        # low-resolution image and augmentation level, in the order of the network's arguments
-        condition = (jnp.zeros((1, *self.image_shape)), jnp.zeros((1,))) if self.is_super_resolution else ()
-        variables = self.network.init(
-            {"params": key},
-            jnp.zeros((1, *self.image_shape)),
-            jnp.zeros((1,)),
-            jnp.zeros((1, length, width)),
-            jnp.zeros((1, length), bool),
-            *condition,
-        )
-        return variables["params"]
+        arguments = network_arguments(self.config, self.encoder.width, self.config.image_size)
+        zeros = [jnp.zeros(argument.shape, argument.dtype) for argument in arguments]
+        return self.network.init({"params": key}, *zeros)["params"]
 
     def predict(
         self,
@@ -109,18 +101,36 @@ class Stage:
     def condition_on(self, low_res: jax.Array, aug_level: jax.Array, eps: jax.Array) -> dict[str, jax.Array]:
         """Noise conditioning augmentation (arXiv:2205.11487, Section 2.3): low_res [B, h, w, C] as the network gets it.
 
-        ``low_res`` gets the noise of ``aug_level`` [B] in [0, 1], made of ``eps`` of its shape, and the stage's size.
+        ``low_res`` gets the noise of ``aug_level`` [B] in [0, 1], made of ``eps`` of its shape, and the stage's size;
+        if it is of a crop, the crop's.
         """
+        size = low_res.shape[1] * self.config.image_size // self.config.low_res_size
         alpha, sigma = self.aug_schedule.alpha(aug_level), self.aug_schedule.sigma(aug_level)
         noisy = add_noise(low_res, eps, alpha, sigma)
         return {
-            "low_res": resize(noisy, *self.image_shape[:2]),
+            "low_res": resize(noisy, size, size),
             "aug_level": noise_angle(self.aug_schedule.logsnr(aug_level)),
         }
 
 
 def build(config: ml_collections.ConfigDict) -> Stage:
     """The stage that a config describes. Raises UsageError where the config cannot work."""
+    network = make_network(config)
+    try:
+        encoder = load_encoder(config.text.model, config.text.length, DTYPES[config.text.dtype])
+    except ValueError as error:
+        raise UsageError(f"config.text: {error}") from error
+    return Stage(
+        config=config,
+        network=network,
+        encoder=encoder,
+        schedule=schedules.by_name(config.diffusion.schedule, config.diffusion.schedule_shift),
+        aug_schedule=schedules.by_name(config.diffusion.aug_schedule, config.diffusion.aug_schedule_shift),
+    )
+
+
+def make_network(config: ml_collections.ConfigDict) -> UNet | EfficientUNet:
+    """The network that a config describes; no text encoder is needed. Raises UsageError as ``build``."""
     check(config)
     model = config.model.to_dict()
     network = NETWORKS[model.pop("network")]
@@ -132,17 +142,25 @@ def build(config: ml_collections.ConfigDict) -> Stage:
         raise UsageError(
             f"config.model does not fit {config.model.network}: missing [{missing}], not known to it [{surplus}]"
         )
-    try:
-        encoder = load_encoder(config.text.model, config.text.length, DTYPES[config.text.dtype])
-    except ValueError as error:
-        raise UsageError(f"config.text: {error}") from error
-    return Stage(
-        config=config,
-        network=network(image_channels=config.channels, **fields),
-        encoder=encoder,
-        schedule=schedules.by_name(config.diffusion.schedule, config.diffusion.schedule_shift),
-        aug_schedule=schedules.by_name(config.diffusion.aug_schedule, config.diffusion.aug_schedule_shift),
-    )
+    return network(image_channels=config.channels, **fields)
+
+
+def network_arguments(config: ml_collections.ConfigDict, text_width: int, size: int) -> list[jax.ShapeDtypeStruct]:
+    """What a config's network is called with for one image of ``size`` × ``size``, as abstract arrays, in order.
+
+    ``text_width`` is D of the text embeddings, so that a network can be looked at without its text encoder.
+    """
+    image = jax.ShapeDtypeStruct((1, size, size, config.channels), jnp.float32)
+    level = jax.ShapeDtypeStruct((1,), jnp.float32)
+    text = jax.ShapeDtypeStruct((1, config.text.length, text_width), jnp.float32)
+    mask = jax.ShapeDtypeStruct((1, config.text.length), jnp.bool_)
+    condition = [image, level] if config.low_res_size else []
+    return [image, level, text, mask, *condition]
+
+
+def training_size(config: ml_collections.ConfigDict) -> int:
+    """Rows and columns of what the network sees in training: of a crop if the config asks for them, else of images."""
+    return config.data.crop_size or config.image_size
 
 
 def freeze(value: Any) -> Any:
@@ -187,6 +205,34 @@ def check(config: ml_collections.ConfigDict) -> None:
     if config.low_res_size and not 0 < config.low_res_size < config.image_size:
         raise UsageError(
             f"config.low_res_size {config.low_res_size} must be below config.image_size {config.image_size}"
+        )
+    if config.data.crop_size:
+        check_crops(config, multiple)
+
+
+def check_crops(config: ml_collections.ConfigDict, multiple: int) -> None:
+    """Raises UsageError unless a network that needs a ``multiple`` of pixels can be trained on the config's crops."""
+    size = config.data.crop_size
+    if not 0 < size <= config.image_size:
+        raise UsageError(
+            f"config.data.crop_size {size} is not in [1, {config.image_size}]: a crop is part of an image of "
+            f"config.image_size {config.image_size}; 0 trains on whole images"
+        )
+    if config.model.positions:
+        raise UsageError(
+            f"config.model.positions {config.model.positions} ties the network to whole images, and "
+            f"config.data.crop_size {size} trains it on crops: set one of them to 0"
+        )
+    if size % multiple:
+        raise UsageError(
+            f"config.data.crop_size {size} is not a multiple of {multiple}, which patches of {config.model.patch} "
+            f"(model.patch) and {len(config.model.multipliers)} levels (model.multipliers) need"
+        )
+    if size * config.low_res_size % config.image_size:
+        step = config.image_size // math.gcd(config.image_size, config.low_res_size)
+        raise UsageError(
+            f"config.data.crop_size {size} is not a multiple of {step}: from config.image_size {config.image_size} to "
+            f"config.low_res_size {config.low_res_size} it would not become whole pixels"
         )
 
 

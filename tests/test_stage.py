@@ -11,9 +11,10 @@ from imagen_jax.errors import UsageError
 from imagen_jax.resizing import resize
 from imagen_jax.schedules import noise_angle
 from imagen_jax.stage import to_float, to_uint8
-from tests.tiny import base_config, perturbed_params
+from tests.tiny import base_config, perturbed_params, sr_config
 
 pytest_plugins = ("tests.trained",)
+NO_POSITIONS = {"model.positions": 0}
 
 
 def test_every_uint8_image_survives_the_way_in_and_out():
@@ -108,6 +109,14 @@ def test_the_network_is_told_more_noise_as_more():
         ({"image_size": 9}, "config.image_size 9 is not a multiple of 2"),
         ({"model.head_channels": 3}, "config.model.head_channels 3 does not divide the 8 channels"),
         ({"low_res_size": 8}, "config.low_res_size 8 must be below config.image_size 8"),
+        ({"data.crop_size": 4}, "config.model.positions 8 ties the network to whole images, .* set one of them to 0"),
+        ({**NO_POSITIONS, "data.crop_size": 9}, r"config.data.crop_size 9 is not in \[1, 8\]"),
+        ({**NO_POSITIONS, "data.crop_size": -4}, r"config.data.crop_size -4 is not in \[1, 8\]"),
+        ({**NO_POSITIONS, "data.crop_size": 3}, "config.data.crop_size 3 is not a multiple of 2, which patches of 2"),
+        (
+            {**NO_POSITIONS, "image_size": 12, "low_res_size": 8, "data.crop_size": 4},
+            "config.data.crop_size 4 is not a multiple of 3: from config.image_size 12 to config.low_res_size 8",
+        ),
         ({"text.model": "t6"}, '"t6" is neither'),
         ({"text.length": 1}, "text length is 1"),
     ],
@@ -116,6 +125,23 @@ def test_the_network_is_told_more_noise_as_more():
 def test_a_config_that_cannot_work_is_refused(changes, said):
     with pytest.raises(UsageError, match=said):
         stages.build(base_config(**changes))
+
+
+@pytest.mark.parametrize("crop_size", [4, 8])
+def test_crops_that_work_are_let_through(crop_size):
+    config = sr_config(**{"image_size": 16, "low_res_size": 4, "data.crop_size": crop_size})
+    stages.check(config)
+    assert stages.training_size(config) == crop_size
+
+
+def test_a_crop_is_conditioned_on_at_its_own_size(sr_stage):
+    """As the whole image is, wherever their borders are far."""
+    low_res = jax.random.uniform(jax.random.key(0), (1, 8, 8, 3), minval=-1)
+    levels, eps = jnp.full(1, 0.3), jax.random.normal(jax.random.key(1), low_res.shape)
+    whole = sr_stage.condition_on(low_res, levels, eps)["low_res"]
+    crop = sr_stage.condition_on(low_res[:, 2:6, :4], levels, eps[:, 2:6, :4])["low_res"]
+    assert crop.shape == (1, 8, 8, 3)
+    np.testing.assert_allclose(crop[:, 1:-1, :-1], whole[:, 5:11, :7], atol=1e-5)
 
 
 def test_a_field_that_the_network_does_not_have_is_refused():

@@ -28,11 +28,13 @@ def example_losses(stage: Stage, params: Any, encoder_params: Any, batch: Batch,
         stage: the stage that is trained.
         params: its parameters.
         encoder_params: those of its frozen text encoder.
-        batch: ``image`` uint8 [B, H, W, C], ``tokens`` int32 [B, L], ``mask`` bool [B, L].
+        batch: ``image`` uint8 [B, H, W, C], whole, ``tokens`` int32 [B, L], ``mask`` bool [B, L].
         key: all randomness of the step.
     """
-    time_key, noise_key, drop_key, aug_key, dropout_key = jax.random.split(key, 5)
-    x = to_float(batch["image"])
+    time_key, noise_key, drop_key, aug_key, dropout_key, crop_key = jax.random.split(key, 6)
+    crop_size = stage.config.data.crop_size
+    # cut before anything else is made: what the network is told and what it must say are of one place
+    x = to_float(random_crops(crop_key, batch["image"], crop_size) if crop_size else batch["image"])
     text, mask = drop_captions(
         drop_key,
         stage.encoder.encode(encoder_params, batch["tokens"], batch["mask"]),
@@ -58,10 +60,28 @@ def drop_captions(key: jax.Array, text: jax.Array, mask: jax.Array, rate: float)
     return text * keep[:, None, None], mask & keep[:, None]
 
 
+def random_crops(key: jax.Array, images: jax.Array, size: int) -> jax.Array:
+    """A ``size`` × ``size`` part of each of the images [B, H, W, C], every place as likely: [B, size, size, C].
+
+    So the paper trains its last stage, on 256 × 256 parts of 1024 × 1024 images (arXiv:2205.11487, Section 2.4).
+    """
+    batch, height, width, channels = images.shape
+    places = jax.random.randint(key, (batch, 2), 0, jnp.array([height - size + 1, width - size + 1]))
+
+    def crop(image: jax.Array, place: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(image, (place[0], place[1], 0), (size, size, channels))
+
+    return jax.vmap(crop)(images, places)
+
+
 def augmented_low_res(stage: Stage, key: jax.Array, x: jax.Array) -> dict[str, jax.Array]:
-    """The low-resolution condition made from the target x [B, H, W, C], at augmentation levels U(0, 1)."""
+    """The low-resolution condition made from the target x [B, H, W, C], at augmentation levels U(0, 1).
+
+    If x is a crop, so is the condition: of its place, and smaller by as much as a whole image is.
+    """
     level_key, noise_key = jax.random.split(key)
-    low_res = resize(x, *stage.low_res_shape[:2])
+    size = x.shape[1] * stage.low_res_shape[0] // stage.image_shape[0]
+    low_res = resize(x, size, size)
     level = jax.random.uniform(level_key, (x.shape[0],))
     return stage.condition_on(low_res, level, jax.random.normal(noise_key, low_res.shape))
 

@@ -11,13 +11,13 @@ import pytest
 
 from imagen_jax import schedules, sharding
 from imagen_jax import stage as stages
-from imagen_jax.cascade import place_encoder
+from imagen_jax.cascade import make_sample_fn, place_encoder
 from imagen_jax.data.sources import make_source
 from imagen_jax.resizing import resize
 from imagen_jax.stage import to_float
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import TrainState, abstract_state
-from imagen_jax.training.step import augmented_low_res, drop_captions, example_losses, make_train_step
+from imagen_jax.training.step import augmented_low_res, drop_captions, example_losses, make_train_step, random_crops
 from tests.tiny import (
     base_config,
     eight_devices,
@@ -94,6 +94,11 @@ def base():
 @pytest.fixture(scope="module")
 def super_resolution():
     return stages.build(sr_config(**{"optimizer.name": "adafactor"}))
+
+
+@pytest.fixture(scope="module")
+def cropping():
+    return stages.build(sr_config(**{"data.crop_size": 8}))
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +238,7 @@ def test_dropping_does_not_show_what_was_hidden():
     np.testing.assert_array_equal(text, np.ones((8, 2, 4)))
 
 
-def recorded_noise(stage, batch, key):
+def recorded_noise(stage, batch, key, schedule=None):
     """The network's z and its condition, as the loss of a super-resolution stage makes them."""
     seen = {}
 
@@ -250,7 +255,8 @@ def recorded_noise(stage, batch, key):
         config=stage.config,
         is_super_resolution=True,
         low_res_shape=stage.low_res_shape,
-        schedule=schedules.cosine(),
+        image_shape=stage.image_shape,
+        schedule=schedule or schedules.cosine(),
         prediction=stage.prediction,
         predict=predict,
         condition_on=condition_on,
@@ -285,8 +291,96 @@ def test_the_condition_is_made_of_the_target(super_resolution):
 
 def test_augmentation_levels_are_spread_over_all_of_them(super_resolution):
     levels = []
-    fake = types.SimpleNamespace(low_res_shape=(1, 1, 3), condition_on=lambda low_res, level, eps: levels.append(level))
+    fake = types.SimpleNamespace(
+        low_res_shape=(1, 1, 3),
+        image_shape=(2, 2, 3),
+        condition_on=lambda low_res, level, eps: levels.append(level),
+    )
     augmented_low_res(fake, jax.random.key(0), jnp.zeros((2000, 2, 2, 3)))
     counts, _ = np.histogram(levels[0], bins=4, range=(0, 1))
     assert counts.sum() == 2000
     assert counts.min() > 400
+
+
+def maps(batch, side):
+    """Images [B, side, side, 3] whose pixels say where they are: row, column, and which image."""
+    places = np.stack(np.meshgrid(np.arange(side), np.arange(side), indexing="ij"), axis=-1)
+    places = np.broadcast_to(places, (batch, side, side, 2))
+    which = np.broadcast_to(np.arange(batch)[:, None, None, None] % 256, (batch, side, side, 1))
+    return np.concatenate([places, which], axis=-1).astype(np.uint8)
+
+
+class TestCrops:
+    def test_a_crop_is_a_part_of_its_image_as_it_is(self):
+        images = maps(64, 9)
+        crops = np.asarray(random_crops(jax.random.key(0), jnp.asarray(images), 4))
+        assert crops.dtype == np.uint8
+        for image, crop in zip(images, crops, strict=True):
+            row, column = crop[0, 0, :2]
+            np.testing.assert_array_equal(crop, image[row : row + 4, column : column + 4])
+
+    def test_every_place_is_as_likely(self):
+        crops = random_crops(jax.random.key(0), jnp.asarray(maps(4000, 6)), 4)
+        counts, _, _ = np.histogram2d(*np.asarray(crops[:, 0, 0, :2]).T, bins=3, range=((0, 3), (0, 3)))
+        assert counts.sum() == 4000
+        assert counts.min() > 0.8 * 4000 / 9
+        assert counts.max() < 1.2 * 4000 / 9
+
+    def test_a_crop_of_the_whole_is_the_whole(self):
+        np.testing.assert_array_equal(random_crops(jax.random.key(0), jnp.asarray(maps(4, 6)), 6), maps(4, 6))
+
+    def test_devices_crop_their_own_images(self):
+        mesh = eight_devices()
+        images = sharding.put_batch({"image": maps(BATCH, 6)}, mesh)["image"]
+        program = jax.jit(functools.partial(random_crops, size=4)).lower(jax.random.key(0), images).compile()
+        crops = program(jax.random.key(0), images)
+        assert crops.sharding.is_equivalent_to(sharding.batch_sharding(mesh), crops.ndim)
+        assert "u8[8,6,6,3]" not in program.as_text()  # no device ever has the images of all
+        np.testing.assert_array_equal(crops, random_crops(jax.random.key(0), jnp.asarray(maps(BATCH, 6)), 4))
+
+    @staticmethod
+    def recorded(stage, key):
+        """With next to no noise, z is the target."""
+        clear = types.SimpleNamespace(logsnr=lambda t: jnp.full_like(t, schedules.LOGSNR_MAX))
+        return recorded_noise(stage, as_device_batch(stage), jax.random.key(key), clear)
+
+    def test_target_and_condition_are_of_one_place(self, cropping):
+        seen = self.recorded(cropping, 0)
+        assert seen["z"].shape == (BATCH, 8, 8, 3)
+        np.testing.assert_allclose(seen["low_res"], resize(jnp.asarray(seen["z"]), 4, 4), atol=1e-3)
+        places = set()
+        for image, crop in zip(to_float(batch_of(cropping)["image"]), seen["z"], strict=True):
+            found = [
+                (r, c) for r in range(9) for c in range(9) if np.abs(image[r : r + 8, c : c + 8] - crop).max() < 1e-3
+            ]
+            assert found
+            places.add(found[0])
+        assert len(places) > 1
+
+    def test_places_are_a_function_of_the_key(self, cropping):
+        first, again, other = (self.recorded(cropping, key)["z"] for key in (0, 0, 1))
+        np.testing.assert_array_equal(first, again)
+        assert np.abs(first - other).max() > 0.1
+
+    def test_a_whole_network_takes_crops(self, cropping):
+        losses = jax.eval_shape(
+            functools.partial(example_losses, cropping),
+            jax.eval_shape(cropping.init, jax.random.key(0)),
+            cropping.encoder.params,
+            as_device_batch(cropping),
+            jax.random.key(0),
+        )
+        assert losses.shape == (BATCH,)
+
+    def test_sampling_is_of_whole_images_whatever_training_sees(self, cropping, super_resolution):
+        """The programs that draw are the same, to the letter."""
+
+        def program(stage):
+            keys = jax.random.split(jax.random.key(0), 2)
+            low_res = jnp.zeros((2, *stage.low_res_shape))
+            params = jax.eval_shape(stage.init, jax.random.key(0))
+            text = stage.encoder.tokenize(["", ""])
+            sample = jax.jit(make_sample_fn(stage, stage.config.sampling))
+            return sample.lower(params, stage.encoder.params, *text, keys, low_res).as_text()
+
+        assert program(cropping) == program(super_resolution)

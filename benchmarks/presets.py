@@ -1,0 +1,43 @@
+"""The table of docs/presets.md, from the configs: ``python -m benchmarks.presets``. Nothing is allocated."""
+
+from __future__ import annotations
+
+import ml_collections
+
+from configs import imagen_base_64, imagen_sr_256, imagen_sr_1024
+from imagen_jax.costs import cost
+
+T5_XXL_WIDTH = 4096  # d_model of google/t5-v1_1-xxl, the encoder that the presets name
+PRESETS = (imagen_base_64, imagen_sr_256, imagen_sr_1024)
+HEADER = (
+    "| config | pictures | trained on | parameters | TFLOP an image |",
+    "|---|---|---|---|---|",
+)
+
+
+def configs() -> dict[str, ml_collections.ConfigDict]:
+    """Every preset and its variants, named as ``--config`` names them."""
+    return {
+        f"{preset.__name__.replace('.', '/')}.py{':' + variant if variant else ''}": preset.get_config(variant)
+        for preset in PRESETS
+        for variant in preset.CHANNELS
+    }
+
+
+def row(name: str, config: ml_collections.ConfigDict) -> str:
+    """A preset's line of the table."""
+    low, full, crop = config.low_res_size, config.image_size, config.data.crop_size
+    pictures = f"{low} → {full}" if low else f"{full}"
+    trained_on = f"crops {low * crop // full} → {crop}" if crop else "whole"
+    spent = cost(config, T5_XXL_WIDTH)
+    numbers = f"{spent.parameters / 1e6:,.1f} M | {spent.training_flops / 1e12:.3f}"
+    return f"| `{name}` | {pictures} | {trained_on} | {numbers} |"
+
+
+def table() -> str:
+    """What the presets cost, as Markdown."""
+    return "\n".join([*HEADER, *(row(name, config) for name, config in configs().items())])
+
+
+if __name__ == "__main__":
+    print(table())

@@ -1,0 +1,120 @@
+"""Imagen's base stage: captions to pictures of 64×64 (arXiv:2205.11487, Appendix F), 2.4 billion parameters.
+
+    python -m imagen_jax.train --config=configs/imagen_base_64.py --workdir=runs/base_64
+
+`:400m` and `:200m` are narrower members of the family for one GPU of 80 GB, with smaller batches and fewer steps; all
+else is the paper's. docs/presets.md has the costs of each. None has been trained yet; that a batch of 64 fits is an
+estimate.
+
+Of the paper are the network's channels, blocks, attention and head size, the schedule, the prediction, optimizer, rate,
+warm-up and decay, batch, steps, share of dropped captions, the encoder, the guidance and the thresholding. The rest is
+ours:
+
+- Captions of 128 tokens: the paper gives no length.
+- A conditioning vector of 4 × 512 and residual blocks as of ADM, which the paper names as its source; 8 pooling heads.
+- The EMA's decay 0.9999 is the usual one, and so is the clipping of gradients at norm 1.
+- Adafactor's own scaling of updates by the size of a parameter is off: outputs that start at zero would stay there.
+- 256 steps of DDPM: the paper's text has no number. Its guidance, 1.35, is that of the best FID; more obeys prompts
+  better.
+- Parameters are split over 8 devices, so that weights, gradients, EMA and text encoder take 1.2 GB each on a device;
+  batches are split over all devices.
+
+There is no source of captioned photographs yet: `shapes`, drawn at 64×64, stands in for one.
+"""
+
+import ml_collections
+
+CHANNELS = {"": 512, "400m": 192, "200m": 128}
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """The config; ``variant`` is "", "400m" or "200m"."""
+    if variant not in CHANNELS:
+        raise ValueError(f"configs/imagen_base_64.py has no variant {variant!r}: give none, :400m or :200m")
+    paper = variant == ""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.image_size = 64
+    config.channels = 3
+    config.low_res_size = 0  # no low-resolution input: a base stage
+
+    config.data = ml_collections.ConfigDict()
+    config.data.source = "shapes"
+    config.data.seed = 0
+    config.data.examples = 10_000_000
+    config.data.split = "train"
+    config.data.validation_split = "validation"
+    config.data.crop_size = 0  # whole images
+    config.data.threads = 16
+    config.data.prefetch = 16
+
+    config.text = ml_collections.ConfigDict()
+    config.text.model = (
+        "models/t5-v1_1-xxl"  # a folder with the files of google/t5-v1_1-xxl, its weights as safetensors
+    )
+    config.text.length = 128
+    config.text.dtype = "bfloat16"
+
+    config.model = ml_collections.ConfigDict()
+    config.model.network = "unet"
+    config.model.patch = 1
+    config.model.positions = 0
+    config.model.input_skip = False
+    config.model.channels = CHANNELS[variant]
+    config.model.multipliers = (1, 2, 3, 4)  # at 64, 32, 16, 8
+    config.model.blocks = (3, 3, 3, 3)
+    config.model.attention = ((), ("self+text",), ("self+text",), ("self+text",))
+    config.model.middle_attention = ("self+text",)
+    config.model.head_channels = 64
+    config.model.attention_mlp = 0
+    config.model.embedding_multiplier = 4
+    config.model.text_heads = 8
+    config.model.norm_groups = 32
+    config.model.skip_scale = 1.0
+    config.model.dropout = 0.0
+    config.model.dtype = "bfloat16"
+
+    config.diffusion = ml_collections.ConfigDict()
+    config.diffusion.schedule = "cosine"
+    config.diffusion.schedule_shift = 0.0
+    config.diffusion.aug_schedule = "cosine"  # of no use in a base stage
+    config.diffusion.aug_schedule_shift = 0.0
+    config.diffusion.prediction = "eps"
+    config.diffusion.weight = "simple"
+    config.diffusion.weight_bias = 0.0
+    config.diffusion.caption_dropout = 0.1
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.name = "adafactor"
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.warmup_steps = 10_000
+    config.optimizer.decay_steps = 2_500_000 if paper else 500_000
+    config.optimizer.b1 = 0.9  # this and the next two are Adam's
+    config.optimizer.b2 = 0.999
+    config.optimizer.eps = 1e-8
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.clip_norm = 1.0
+    config.optimizer.ema_decay = 0.9999
+
+    config.training = ml_collections.ConfigDict()
+    config.training.batch_size = 2048 if paper else 64  # global
+    config.training.steps = 2_500_000 if paper else 500_000
+    config.training.log_every = 100
+    config.training.save_every = 5000
+    config.training.preview_every = 10_000
+    config.training.preview_count = 16
+    config.training.keep_checkpoints = 3
+
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.data = -1
+    config.mesh.fsdp = 8 if paper else 1
+
+    config.sampling = ml_collections.ConfigDict()
+    config.sampling.sampler = "ddpm"
+    config.sampling.eta = 0.0
+    config.sampling.steps = 256
+    config.sampling.guidance = 1.35
+    config.sampling.threshold = "dynamic"
+    config.sampling.percentile = 99.5
+    config.sampling.aug_level = 0.0
+    return config

@@ -1,0 +1,122 @@
+"""Imagen's second super-resolution stage: 256×256 to 1024×1024 (arXiv:2205.11487, Appendix F), 470 million parameters.
+
+    python -m imagen_jax.train --config=configs/imagen_sr_1024.py --workdir=runs/sr_1024
+
+`:small` has half the channels, for one GPU of 80 GB, with smaller batches and fewer steps; all else is the paper's.
+docs/presets.md has the costs. Neither has been trained yet; that a batch of 64 fits is an estimate.
+
+Training sees crops of 256×256 from images of 1024×1024, and their places at a quarter of the size (64×64), as in the
+paper; sampling enlarges a whole picture of 256×256. So nothing in the network may depend on the size of what it sees:
+there is no self-attention, and model.positions has to stay 0.
+
+The paper contradicts itself: it says 400 million parameters, and gives this network the same table as the one for
+256×256, less self-attention, which makes more. The network here is the table's.
+
+Of the paper are also the schedule, linear betas from 1e-4 to 0.02, the prediction, Adam and its three numbers, rate,
+warm-up and decay, batch, steps, share of dropped captions, encoder and thresholding. The rest is ours:
+
+- Cross-attention has the 8 heads and the hidden layer of 2 × the channels that the paper gives for 256×256.
+- Guidance is that of the stage before, 8, and 32 steps of DDPM do: the paper has neither figure.
+- The noise in the low-resolution picture, the text's length, the conditioning vector, the pooling heads, the EMA's
+  decay, the clipping and the mesh are those of imagen_sr_256.py.
+
+There is no source of captioned photographs yet: `shapes`, drawn at 1024×1024, stands in for one.
+"""
+
+import math
+
+import ml_collections
+
+CHANNELS = {"": 128, "small": 64}
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """The config; ``variant`` is "" or "small"."""
+    if variant not in CHANNELS:
+        raise ValueError(f"configs/imagen_sr_1024.py has no variant {variant!r}: give none, or :small")
+    paper = variant == ""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.image_size = 1024
+    config.channels = 3
+    config.low_res_size = 256
+
+    config.data = ml_collections.ConfigDict()
+    config.data.source = "shapes"
+    config.data.seed = 0
+    config.data.examples = 10_000_000
+    config.data.split = "train"
+    config.data.validation_split = "validation"
+    config.data.crop_size = 256  # and 64 of the low-resolution image
+    config.data.threads = 16
+    config.data.prefetch = 16
+
+    config.text = ml_collections.ConfigDict()
+    config.text.model = (
+        "models/t5-v1_1-xxl"  # a folder with the files of google/t5-v1_1-xxl, its weights as safetensors
+    )
+    config.text.length = 128
+    config.text.dtype = "bfloat16"
+
+    config.model = ml_collections.ConfigDict()
+    config.model.network = "efficient_unet"
+    config.model.patch = 1
+    config.model.positions = 0
+    config.model.input_skip = False
+    config.model.channels = CHANNELS[variant]
+    config.model.multipliers = (1, 2, 4, 8)  # at 128, 64, 32, 16 of a crop, 4 times that of an image
+    config.model.blocks = (2, 4, 8, 8)
+    config.model.attention = ((), (), (), ("text",))
+    config.model.head_channels = CHANNELS[variant]  # 8 heads
+    config.model.attention_mlp = 2
+    config.model.embedding_multiplier = 4
+    config.model.text_heads = 8
+    config.model.norm_groups = 32
+    config.model.skip_scale = 1 / math.sqrt(2)
+    config.model.dropout = 0.0
+    config.model.dtype = "bfloat16"
+
+    config.diffusion = ml_collections.ConfigDict()
+    config.diffusion.schedule = "linear"
+    config.diffusion.schedule_shift = 0.0
+    config.diffusion.aug_schedule = "cosine"
+    config.diffusion.aug_schedule_shift = 0.0
+    config.diffusion.prediction = "eps"
+    config.diffusion.weight = "simple"
+    config.diffusion.weight_bias = 0.0
+    config.diffusion.caption_dropout = 0.1
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.name = "adam"
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.warmup_steps = 10_000
+    config.optimizer.decay_steps = 2_500_000 if paper else 500_000
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.eps = 1e-8
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.clip_norm = 1.0
+    config.optimizer.ema_decay = 0.9999
+
+    config.training = ml_collections.ConfigDict()
+    config.training.batch_size = 2048 if paper else 64  # global
+    config.training.steps = 2_500_000 if paper else 500_000
+    config.training.log_every = 100
+    config.training.save_every = 5000
+    config.training.preview_every = 10_000
+    config.training.preview_count = 4
+    config.training.keep_checkpoints = 3
+
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.data = -1
+    config.mesh.fsdp = 8 if paper else 1
+
+    config.sampling = ml_collections.ConfigDict()
+    config.sampling.sampler = "ddpm"
+    config.sampling.eta = 0.0
+    config.sampling.steps = 32
+    config.sampling.guidance = 8.0
+    config.sampling.threshold = "dynamic"
+    config.sampling.percentile = 99.5
+    config.sampling.aug_level = 0.0
+    return config
