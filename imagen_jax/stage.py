@@ -129,7 +129,7 @@ def build(config: ml_collections.ConfigDict) -> Stage:
     )
 
 
-def make_network(config: ml_collections.ConfigDict) -> UNet | EfficientUNet:
+def make_network(config: ml_collections.ConfigDict) -> Denoiser:
     """The network that a config describes; no text encoder is needed. Raises UsageError as ``build``."""
     check(config)
     model = config.model.to_dict()
