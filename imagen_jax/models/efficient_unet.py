@@ -48,6 +48,7 @@ class EfficientUNet(nn.Module):
     skip_scale: float
     dropout: float
     dtype: jnp.dtype
+    out_channels: int = 0
 
     @nn.compact
     def __call__(
@@ -96,6 +97,9 @@ class EfficientUNet(nn.Module):
 
         x = ModulatedNorm(self.norm_groups, self.dtype, name="out_norm")(x, embedding)
         x = nn.swish(x)
-        x = conv(self.patch**2 * self.image_channels, "out", self.dtype, zero=True)(x)
+        x = conv(self.patch**2 * (self.out_channels or self.image_channels), "out", self.dtype, zero=True)(x)
         x = from_patches(x, self.patch).astype(jnp.float32)
-        return InputSkip(name="input_skip")(x, images, embedding) if self.input_skip else x
+        if not self.input_skip:
+            return x
+        image, rest = jnp.split(x, [self.image_channels], axis=-1)
+        return jnp.concatenate([InputSkip(name="input_skip")(image, images, embedding), rest], axis=-1)
