@@ -55,6 +55,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.diffusion.prediction = "v"
     config.diffusion.weight = "sigmoid"
     config.diffusion.weight_bias = 0.0
+    config.diffusion.min_snr_gamma = 5.0
+    config.diffusion.sigma_data = 0.5
+    config.diffusion.variance = "fixed"
+    config.diffusion.vlb_weight = 1e-3
     config.diffusion.caption_dropout = 0.1
 
     config.optimizer = ml_collections.ConfigDict()
@@ -87,6 +91,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.sampling.eta = 0.0
     config.sampling.steps = 50
     config.sampling.guidance = 2.0
+    config.sampling.guidance_from = 0.0  # the interval of noise levels, of [0, 1], in which there is guidance
+    config.sampling.guidance_to = 1.0
+    config.sampling.guidance_rescale = 0.0
+    config.sampling.guidance_constant_steps = 0  # after these, in an oscillation, every second step has the low weight
+    config.sampling.guidance_low = 1.0
+    config.sampling.guidance_oscillates = False
+    config.sampling.unconditional = "zero"
     config.sampling.threshold = "static"
     config.sampling.percentile = 99.5
     config.sampling.aug_level = 0.0

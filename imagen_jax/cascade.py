@@ -24,8 +24,8 @@ from imagen_jax import samplers
 from imagen_jax.checkpoints import Checkpoints, read_config
 from imagen_jax.diffusion import to_x_and_eps
 from imagen_jax.errors import UsageError
-from imagen_jax.guidance import classifier_free, threshold
-from imagen_jax.schedules import signal
+from imagen_jax.guidance import Guidance, threshold
+from imagen_jax.schedules import noise_angle, signal
 from imagen_jax.sharding import abstract_sharded, batch_sharding, put_batch, shard_parameters
 from imagen_jax.stage import Stage, build, to_float, to_uint8
 
@@ -47,11 +47,12 @@ def make_sample_fn(stage: Stage, settings: ml_collections.ConfigDict) -> SampleF
 
     Args:
         stage: what to sample from.
-        settings: a config's ``sampling``: sampler, eta, steps, guidance, threshold, percentile, aug_level.
+        settings: a config's ``sampling``.
 
     Returns:
-        ``(params, encoder_params, tokens [B, L], mask [B, L], keys [B], low_res) -> [B, H, W, C]``; ``low_res`` is
-        [B, h, w, C] or None; images are in [-1, 1].
+        ``(params, encoder_params, tokens [B, L], mask [B, L], keys [B], low_res, weights=None) -> [B, H, W, C]``;
+        ``low_res`` is [B, h, w, C] or None; ``weights`` [B] of guidance take the place of the settings' one; images are
+        in [-1, 1].
 
     Raises:
         UsageError: unknown names or values out of range in the settings.
@@ -59,16 +60,25 @@ def make_sample_fn(stage: Stage, settings: ml_collections.ConfigDict) -> SampleF
     sampler = samplers.by_name(settings.sampler, settings.eta)
     samplers.time_grid(settings.steps)
     limit = threshold(settings.threshold, settings.percentile)
+    usual_guidance = guidance_of(settings)
     if not 0 <= settings.aug_level <= 1:
         raise UsageError(
             f"aug_level {settings.aug_level} is not in [0, 1]: 0 adds no noise to the low-resolution image"
         )
 
     def sample(
-        params: Any, encoder_params: Any, tokens: jax.Array, mask: jax.Array, keys: jax.Array, low_res: jax.Array | None
+        params: Any,
+        encoder_params: Any,
+        tokens: jax.Array,
+        mask: jax.Array,
+        keys: jax.Array,
+        low_res: jax.Array | None,
+        weights: jax.Array | None = None,
     ) -> jax.Array:
+        guidance = usual_guidance if weights is None else dataclasses.replace(usual_guidance, weight=weights)
         start_key, walk_key, aug_key = jnp.unstack(jax.vmap(functools.partial(jax.random.split, num=3))(keys), axis=1)
         text = stage.encoder.encode(encoder_params, tokens, mask)
+        no_text = stage.unconditional(encoder_params)
         condition = {}
         if low_res is not None:
             levels = jnp.full(low_res.shape[:1], settings.aug_level)
@@ -76,7 +86,11 @@ def make_sample_fn(stage: Stage, settings: ml_collections.ConfigDict) -> SampleF
 
         def denoise(z: jax.Array, t: jax.Array) -> jax.Array:
             logsnr = stage.schedule.logsnr(t)
-            prediction = guided_prediction(stage, params, z, logsnr, text, mask, condition, settings.guidance)
+            # counted on the uniform grid of times that samplers walk down
+            step = jnp.round((1.0 - t) * settings.steps)
+            prediction, _ = guided_prediction(
+                stage, params, z, logsnr, (text, mask), no_text, condition, guidance, step
+            )
             x_hat, _ = to_x_and_eps(prediction, z, signal(logsnr), signal(-logsnr), stage.prediction)
             return limit(x_hat)
 
@@ -86,33 +100,63 @@ def make_sample_fn(stage: Stage, settings: ml_collections.ConfigDict) -> SampleF
     return sample
 
 
+def guidance_of(settings: ml_collections.ConfigDict) -> Guidance:
+    """The guidance of a config's ``sampling``. Raises UsageError for values that mean none."""
+    return Guidance(
+        weight=settings.guidance,
+        start=settings.guidance_from,
+        end=settings.guidance_to,
+        rescale=settings.guidance_rescale,
+        oscillates=settings.guidance_oscillates,
+        low=settings.guidance_low,
+        constant_steps=settings.guidance_constant_steps,
+    )
+
+
 def guided_prediction(
     stage: Stage,
     params: Any,
     z: jax.Array,
     logsnr: jax.Array,
-    text: jax.Array,
-    mask: jax.Array,
+    text: tuple[jax.Array, jax.Array],
+    no_text: tuple[jax.Array, jax.Array],
     condition: dict[str, jax.Array],
-    weight: float,
-) -> jax.Array:
-    """The network's prediction at z_t under classifier-free guidance, both halves in one forward of a doubled batch."""
-    if weight == 1:
-        return stage.predict(params, z, jnp.broadcast_to(logsnr, z.shape[:1]), text, mask, condition)
+    guidance: Guidance,
+    step: jax.Array,
+) -> tuple[jax.Array, jax.Array | None]:
+    """(prediction, v) [B, H, W, C] at z_t under guidance, both halves in one forward of a doubled batch.
+
+    Args:
+        stage: whose network predicts.
+        params: its parameters.
+        z: [B, H, W, C] at a noise level.
+        logsnr: of that level, a scalar.
+        text: embeddings [B, L, D] and mask [B, L].
+        no_text: what stands for a dropped caption, [L, D] and [L].
+        condition: from ``Stage.condition_on``, or empty.
+        guidance: of both halves.
+        step: of the sampler, counted from 0, a scalar.
+
+    Returns:
+        The guided prediction, and the v of the conditional one: variances are not guided; None if not learned.
+    """
+    if guidance.is_none:
+        return stage.predict_with_variance(params, z, jnp.broadcast_to(logsnr, z.shape[:1]), *text, condition)
 
     def doubled(array: jax.Array, other: jax.Array) -> jax.Array:
-        return jnp.concatenate([array, other])
+        return jnp.concatenate([array, jnp.broadcast_to(other, array.shape).astype(array.dtype)])
 
-    both = stage.predict(
+    both, both_v = stage.predict_with_variance(
         params,
         doubled(z, z),
         jnp.broadcast_to(logsnr, (2 * z.shape[0],)),
-        doubled(text, jnp.zeros_like(text)),
-        doubled(mask, jnp.zeros_like(mask)),
+        doubled(text[0], no_text[0]),
+        doubled(text[1], no_text[1]),
         {name: doubled(array, array) for name, array in condition.items()},
     )
     conditional, unconditional = jnp.split(both, 2)
-    return classifier_free(conditional, unconditional, weight)
+    guided = guidance(conditional, unconditional, noise_angle(logsnr), step)
+    return guided, None if both_v is None else jnp.split(both_v, 2)[0]
 
 
 def stage_keys(seed: int, indices: jax.Array, place: int) -> jax.Array:
@@ -144,10 +188,12 @@ class StageSampler:
         seed: int,
         first_index: int,
         low_res: np.ndarray | None = None,
+        guidance: np.ndarray | None = None,
     ) -> np.ndarray:
         """Images uint8 [B, H, W, C] of the prompts of samples ``first_index`` and on.
 
-        A super-resolution stage enlarges ``low_res``, uint8 [B, h, w, C].
+        A super-resolution stage enlarges ``low_res``, uint8 [B, h, w, C]. Weights ``guidance`` [B], one a sample, take
+        the place of the config's one.
         """
         count = len(prompts)
         # Every device needs the same share: a short batch is filled up, and its surplus cut off again.
@@ -156,6 +202,8 @@ class StageSampler:
         batch = {"tokens": tokens, "mask": mask}
         if low_res is not None:
             batch["low_res"] = np.concatenate([low_res, np.zeros((surplus, *low_res.shape[1:]), np.uint8)])
+        if guidance is not None:
+            batch["guidance"] = np.concatenate([np.asarray(guidance, np.float32), np.ones(surplus, np.float32)])
         placed = put_batch(batch, self._mesh)
         keys = stage_keys(seed, jnp.arange(first_index, first_index + count + surplus), self._place)
         images = self._program(
@@ -165,6 +213,7 @@ class StageSampler:
             placed["mask"],
             jax.device_put(keys, batch_sharding(self._mesh)),
             to_float(placed["low_res"]) if low_res is not None else None,
+            placed.get("guidance"),
         )
         return to_uint8(images)[:count]
 

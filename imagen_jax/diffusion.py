@@ -7,6 +7,7 @@ Alpha and sigma are given per example, [B] or scalar, and are broadcast over the
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 
 Prediction = Literal["eps", "x", "v"]
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
-Weight = Literal["simple", "sigmoid"]
+Weight = Literal["simple", "sigmoid", "min_snr", "edm"]
 WEIGHTS: tuple[str, ...] = get_args(Weight)
 
 
@@ -67,20 +68,41 @@ def squared_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
     return jnp.mean(error**2, axis=tuple(range(1, error.ndim)))
 
 
-def loss_weight(logsnr: jax.Array, prediction: Prediction, kind: Weight, bias: float) -> jax.Array:
+def loss_weight(
+    logsnr: jax.Array, prediction: Prediction, kind: Weight, *, bias: float, min_snr_gamma: float, sigma_data: float
+) -> jax.Array:
     """What the squared error of a prediction counts at noise levels [B], [B].
 
-    "simple" is 1 whatever is predicted. "sigmoid" is sigmoid(bias - logsnr) for errors of eps (arXiv:2303.00848,
-    Section 5), and what comes to the same for errors of x and v. A larger bias gives more to little noise.
+    "simple" is 1 whatever is predicted. The others are given here for errors of eps, and come to the same for those of
+    x and v:
+
+        "sigmoid"  sigmoid(bias - logsnr)      (arXiv:2303.00848, Section 5); a larger bias gives more to little noise;
+        "min_snr"  min(1, min_snr_gamma / SNR)                  (arXiv:2303.09556, Section 3.4): min(SNR, γ) of x;
+        "edm"      1 + 1 / (SNR · sigma_data²)                  (arXiv:2206.00364, Table 1; with SNR = 1 / σ²).
+
+    Args:
+        logsnr: [B], within the range of schedules: "edm" grows as 1 / SNR.
+        prediction: what the network predicts.
+        kind: see above.
+        bias: of "sigmoid".
+        min_snr_gamma: γ of "min_snr", above 0.
+        sigma_data: standard deviation of the images, of "edm", above 0.
     """
+    # in logarithms: ratios of SNR do not overflow
     match kind:
         case "simple":
             return jnp.ones_like(logsnr)
         case "sigmoid":
-            # squared errors of one network: eps = SNR · x, v = (1 + SNR) · x
-            per_eps = {"eps": jnp.zeros_like(logsnr), "x": logsnr, "v": jax.nn.log_sigmoid(logsnr)}[prediction]
-            return jnp.exp(jax.nn.log_sigmoid(bias - logsnr) + per_eps)
-    raise ValueError(f"weight {kind!r} is not one of {WEIGHTS}")
+            of_eps = jax.nn.log_sigmoid(bias - logsnr)
+        case "min_snr":
+            of_eps = jnp.minimum(math.log(min_snr_gamma) - logsnr, 0.0)
+        case "edm":
+            of_eps = jax.nn.softplus(-logsnr - 2 * math.log(sigma_data))
+        case _:
+            raise ValueError(f"weight {kind!r} is not one of {WEIGHTS}")
+    # squared errors of one network: eps = SNR · x, v = (1 + SNR) · x
+    per_eps = {"eps": jnp.zeros_like(logsnr), "x": logsnr, "v": jax.nn.log_sigmoid(logsnr)}[prediction]
+    return jnp.exp(of_eps + per_eps)
 
 
 def stratified_times(key: jax.Array, batch: int) -> jax.Array:

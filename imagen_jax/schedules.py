@@ -7,10 +7,12 @@ Every schedule is variance preserving, alpha² + sigma² = 1, so that its log si
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import ndtr, ndtri
 
 from imagen_jax.errors import UsageError
 
@@ -89,6 +91,48 @@ def linear(beta_start: float = 1e-4, beta_end: float = 0.02, steps: int = 1000) 
     return Schedule("linear", logsnr, time)
 
 
+def sigmoid(start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> Schedule:
+    """alpha² falls as a logistic curve from ``start`` to ``end``, scaled to reach 1 and 0 (arXiv:2212.11972, App. B).
+
+    With w = (end - start) / tau its ratio to 1 - alpha² is sinh(w(1-t)/2) / sinh(wt/2) times a constant, which unlike
+    the differences of the curve is exact at both ends. The result is clipped to the range of logsnr.
+
+    Args:
+        start: where the curve begins, in units of its own argument.
+        end: where it ends, above ``start``.
+        tau: its temperature, above 0: a smaller one is steeper in the middle.
+    """
+    width = (end - start) / tau
+    offset = math.log(math.cosh(start / tau / 2) / math.cosh(end / tau / 2))
+
+    def logsnr(t: jax.Array) -> jax.Array:
+        ratio = jnp.sinh(width / 2 * (1 - t)) / jnp.sinh(width / 2 * t)
+        return jnp.clip(jnp.log(ratio) + offset, LOGSNR_MIN, LOGSNR_MAX)
+
+    def time(logsnr: jax.Array) -> jax.Array:
+        ratio = jnp.exp(logsnr - offset)
+        return jnp.log1p(2 * math.sinh(width / 2) / (ratio + math.exp(-width / 2))) / width
+
+    return Schedule("sigmoid", logsnr, time)
+
+
+def lognormal(p_mean: float = -1.2, p_std: float = 1.2) -> Schedule:
+    """EDM's distribution of noise levels: ln σ ~ N(p_mean, p_std²) at uniform times (arXiv:2206.00364, Table 1).
+
+    σ is the noise of an image that is not scaled down, so that logsnr = -2 ln σ, whatever the process; at time t it is
+    the normal distribution's quantile, clipped to the range of logsnr. Meant for training: uniform steps of time are
+    few at either end, where samplers want steps too.
+    """
+
+    def logsnr(t: jax.Array) -> jax.Array:
+        return jnp.clip(-2 * (p_mean + p_std * ndtri(jnp.asarray(t, jnp.float32))), LOGSNR_MIN, LOGSNR_MAX)
+
+    def time(logsnr: jax.Array) -> jax.Array:
+        return ndtr((jnp.asarray(logsnr, jnp.float32) / -2 - p_mean) / p_std)
+
+    return Schedule("lognormal", logsnr, time)
+
+
 def shifted(schedule: Schedule, shift: float) -> Schedule:
     """A schedule with ``shift`` added to its logsnr, its ends drawn in to the range of logsnr.
 
@@ -108,7 +152,12 @@ def shifted(schedule: Schedule, shift: float) -> Schedule:
     return Schedule(f"{schedule.name} {shift:+g}", logsnr, time)
 
 
-SCHEDULES: dict[str, Callable[[], Schedule]] = {"cosine": cosine, "linear": linear}
+SCHEDULES: dict[str, Callable[[], Schedule]] = {
+    "cosine": cosine,
+    "linear": linear,
+    "sigmoid": sigmoid,
+    "lognormal": lognormal,
+}
 
 
 def by_name(name: str, shift: float = 0.0) -> Schedule:

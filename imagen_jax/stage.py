@@ -26,6 +26,10 @@ from imagen_jax.schedules import Schedule, noise_angle
 from imagen_jax.text.encoder import TextEncoder, load_encoder
 
 NETWORKS: dict[str, type[Denoiser]] = {"unet": UNet, "efficient_unet": EfficientUNet}
+# fields of a network that do not stand in config.model: flax's own, and what follows from the rest of the config
+GIVEN_FIELDS = ("parent", "name", "image_channels", "out_channels")
+VARIANCES = ("fixed", "learned")
+UNCONDITIONALS = ("zero", "empty")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -67,6 +71,11 @@ class Stage:
         """What its network predicts."""
         return self.config.diffusion.prediction
 
+    @property
+    def learns_variance(self) -> bool:
+        """Whether its network says the variance of reverse steps too."""
+        return self.config.diffusion.variance == "learned"
+
     def init(self, key: jax.Array) -> Any:
         """Fresh parameters, a plain nested dict; call it under ``jax.jit`` with ``out_shardings``."""
         arguments = network_arguments(self.config, self.encoder.width, self.config.image_size)
@@ -84,7 +93,20 @@ class Stage:
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         """The network's prediction [B, H, W, C] at z_t; ``condition`` is from ``condition_on`` or empty."""
-        prediction = self.network.apply(
+        return self.predict_with_variance(params, z, logsnr, text, text_mask, condition, dropout_key)[0]
+
+    def predict_with_variance(
+        self,
+        params: Any,
+        z: jax.Array,
+        logsnr: jax.Array,
+        text: jax.Array,
+        text_mask: jax.Array,
+        condition: dict[str, jax.Array],
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """(prediction, v), both [B, H, W, C]; v as in ``variational``, None where variances are not learned."""
+        output = self.network.apply(
             {"params": params},
             z,
             noise_angle(logsnr),
@@ -95,8 +117,21 @@ class Stage:
             train=dropout_key is not None,
             rngs={} if dropout_key is None else {"dropout": dropout_key},
         )
-        assert isinstance(prediction, jax.Array)  # no mutable collections: nothing else comes back
-        return prediction
+        assert isinstance(output, jax.Array)  # no mutable collections: nothing else comes back
+        channels = self.config.channels
+        return output[..., :channels], output[..., channels:] if self.learns_variance else None
+
+    def unconditional(self, encoder_params: Any) -> tuple[jax.Array, jax.Array]:
+        """What stands in the place of a dropped caption, in training and in guidance: text [L, D], mask [L].
+
+        With ``sampling.unconditional`` "zero" no text at all (arXiv:2205.11487, Section 2.2); with "empty" what the
+        encoder makes of a caption of no words, whose only token is the end of the sequence, as for T5's "".
+        """
+        if self.config.sampling.unconditional == "zero":
+            return jnp.zeros((self.encoder.length, self.encoder.width)), jnp.zeros(self.encoder.length, bool)
+        mask = jnp.arange(self.encoder.length) < 1
+        tokens = jnp.where(mask, self.encoder.tokenize.eos_id, 0)
+        return self.encoder.encode(encoder_params, tokens[None], mask[None])[0], mask
 
     def condition_on(self, low_res: jax.Array, aug_level: jax.Array, eps: jax.Array) -> dict[str, jax.Array]:
         """Noise conditioning augmentation (arXiv:2205.11487, Section 2.3): low_res [B, h, w, C] as the network gets it.
@@ -136,13 +171,14 @@ def make_network(config: ml_collections.ConfigDict) -> Denoiser:
     network = NETWORKS[model.pop("network")]
     fields = {name: freeze(value) for name, value in model.items()}
     fields["dtype"] = DTYPES[fields["dtype"]]
-    expected = {field.name for field in dataclasses.fields(network)} - {"parent", "name", "image_channels"}
+    expected = {field.name for field in dataclasses.fields(network)} - set(GIVEN_FIELDS)
     if set(fields) != expected:
         missing, surplus = ", ".join(sorted(expected - set(fields))), ", ".join(sorted(set(fields) - expected))
         raise UsageError(
             f"config.model does not fit {config.model.network}: missing [{missing}], not known to it [{surplus}]"
         )
-    return network(image_channels=config.channels, **fields)
+    outputs = 2 if config.diffusion.variance == "learned" else 1
+    return network(image_channels=config.channels, out_channels=outputs * config.channels, **fields)
 
 
 def network_arguments(config: ml_collections.ConfigDict, text_width: int, size: int) -> list[jax.ShapeDtypeStruct]:
@@ -177,12 +213,19 @@ def check(config: ml_collections.ConfigDict) -> None:
         "text.dtype": (config.text.dtype, DTYPES),
         "diffusion.prediction": (config.diffusion.prediction, PREDICTIONS),
         "diffusion.weight": (config.diffusion.weight, WEIGHTS),
+        "diffusion.variance": (config.diffusion.variance, VARIANCES),
+        "sampling.unconditional": (config.sampling.unconditional, UNCONDITIONALS),
         "diffusion.schedule": (config.diffusion.schedule, schedules.SCHEDULES),
         "diffusion.aug_schedule": (config.diffusion.aug_schedule, schedules.SCHEDULES),
     }
     for name, (value, allowed) in choices.items():
         if value not in allowed:
             raise UsageError(f"config.{name} {value!r} is not known: choose one of {', '.join(allowed)}")
+    for name in ("min_snr_gamma", "sigma_data", "vlb_weight"):
+        if not 0 < config.diffusion[name] < math.inf:
+            raise UsageError(f"config.diffusion.{name} {config.diffusion[name]} must be above 0 and finite")
+    if not 0 <= config.diffusion.caption_dropout <= 1:
+        raise UsageError(f"config.diffusion.caption_dropout {config.diffusion.caption_dropout} is not in [0, 1]")
     levels = len(model.multipliers)
     for name in ("blocks", "attention"):
         if len(model[name]) != levels:

@@ -1,13 +1,28 @@
 """A picture is a function of (seed, its number), its prompt and the weights: of nothing else."""
 
+import types
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from imagen_jax import stage as stages
-from imagen_jax.cascade import Cascade, StageSampler, TrainedStage, check_chain, load_cascade, load_stage, place_encoder
+from imagen_jax.cascade import (
+    Cascade,
+    StageSampler,
+    TrainedStage,
+    check_chain,
+    guided_prediction,
+    load_cascade,
+    load_stage,
+    make_sample_fn,
+    place_encoder,
+    stage_keys,
+)
 from imagen_jax.checkpoints import read_config
 from imagen_jax.errors import UsageError
+from imagen_jax.guidance import Guidance
 from imagen_jax.sharding import shard_parameters
 from tests.tiny import (
     STEPS,
@@ -144,6 +159,124 @@ def test_guidance_leads_away_from_no_guidance(trained, drawn):
     assert not near(with_settings(trained, guidance=4.0)(drawn[0]), with_settings(trained, guidance=1.0)(drawn[0]))
 
 
+def of_base(trained, weights=None, **settings):
+    """Pictures of the base stage, on one device, with other settings."""
+    stage, params = trained[0]
+    config = base_config(**{f"sampling.{name}": value for name, value in settings.items()})
+    mesh = one_device()
+    sampler = StageSampler(stages.build(config), mesh, place=0)
+    return sampler.draw(params, place_encoder(stage, mesh), PROMPTS, SEED, 0, guidance=weights)
+
+
+@pytest.fixture(scope="module")
+def unguided(trained):
+    return of_base(trained, guidance=1.0)
+
+
+@pytest.fixture(scope="module")
+def guided(trained):
+    return of_base(trained, guidance=3.0)
+
+
+def test_weights_of_samples_draw_what_each_would_draw_for_all(trained, unguided, guided):
+    mixed = of_base(trained, np.float32([1, 3, 1, 3, 1]), guidance=7.0)
+    assert near(mixed[::2], unguided[::2])
+    assert near(mixed[1::2], guided[1::2])
+    assert not near(guided, unguided)
+
+
+def test_guidance_in_an_interval_that_no_step_meets_is_none(trained, unguided):
+    # of the two steps one is at pure noise, the other in the middle
+    assert near(of_base(trained, guidance=3.0, guidance_from=0.6, guidance_to=0.9), unguided)
+
+
+def test_an_oscillation_between_equal_weights_is_none_and_between_others_is_one(trained, unguided, guided):
+    assert near(of_base(trained, guidance=3.0, guidance_oscillates=True, guidance_low=3.0), guided)
+    oscillating = of_base(trained, guidance=3.0, guidance_oscillates=True, guidance_low=1.0)
+    assert not near(oscillating, guided)
+    assert not near(oscillating, unguided)
+
+
+def test_settings_of_guidance_reach_the_pictures(trained, guided):
+    assert not near(of_base(trained, guidance=3.0, guidance_rescale=0.7), guided)
+    assert not near(of_base(trained, guidance=3.0, unconditional="empty"), guided)
+
+
+def test_a_stage_that_learned_variances_draws():
+    stage = stages.build(base_config(**{"diffusion.variance": "learned"}))
+    mesh = one_device()
+    images = StageSampler(stage, mesh, place=0).draw(
+        perturbed_params(stage), place_encoder(stage, mesh), PROMPTS, SEED, 0
+    )
+    assert images.shape == (5, 8, 8, 3)
+
+
+class Recorded:
+    """A stage without a network, which remembers what it was asked."""
+
+    def __init__(self, stage):
+        self.config, self.image_shape, self.schedule, self.prediction = stage.config, (16, 16, 3), stage.schedule, "v"
+        self.encoder = types.SimpleNamespace(encode=lambda params, tokens, mask: jnp.ones((*tokens.shape, 4)))
+        self.asked, self.conditions = [], []
+
+    def unconditional(self, encoder_params):
+        return jnp.full((2, 4), 7.0), jnp.array([True, False])
+
+    def condition_on(self, low_res, level, eps):
+        self.conditions.append((np.asarray(low_res), np.asarray(level), np.asarray(eps)))
+        return {"low_res": low_res, "aug_level": level}
+
+    def predict_with_variance(self, params, z, logsnr, text, mask, condition):
+        self.asked.append((z.shape, logsnr.shape, text, mask, condition))
+        marks = jnp.mean(text, axis=(1, 2))
+        return 0 * z + marks[:, None, None, None], 0 * z - marks[:, None, None, None]
+
+
+def test_one_forward_of_a_doubled_batch_is_all_of_guidance(sr_stage):
+    stage = Recorded(sr_stage)
+    z = jnp.ones((3, 16, 16, 3))
+    text, no_text = (jnp.ones((3, 2, 4)), jnp.ones((3, 2), bool)), stage.unconditional({})
+    condition = {"low_res": jnp.arange(3.0), "aug_level": jnp.arange(3.0)}
+    prediction, v = guided_prediction(
+        stage, {}, z, jnp.float32(0), text, no_text, condition, Guidance(5.0), jnp.float32(0)
+    )
+    ((z_shape, logsnr_shape, both_text, both_mask, both_condition),) = stage.asked
+    assert z_shape == (6, 16, 16, 3)
+    assert logsnr_shape == (6,)
+    np.testing.assert_array_equal(both_text, np.concatenate([text[0], np.full((3, 2, 4), 7)]))
+    np.testing.assert_array_equal(both_mask, [[True, True]] * 3 + [[True, False]] * 3)
+    for array in both_condition.values():
+        np.testing.assert_array_equal(array, [0, 1, 2, 0, 1, 2])
+    # 1 with the caption and 7 without it; a variance is that of the conditional half
+    np.testing.assert_allclose(prediction, 7 + 5 * (1 - 7))
+    np.testing.assert_array_equal(v, -1)
+
+
+def test_at_sampling_the_condition_has_the_noise_of_its_level_which_is_not_the_image_s(sr_stage, monkeypatch):
+    starts = []
+    monkeypatch.setattr(
+        "imagen_jax.cascade.samplers.by_name",
+        lambda *settings: lambda denoise, z, keys, schedule, steps: starts.append(np.asarray(z)) or z,
+    )
+    stage = Recorded(sr_stage)
+    settings = sr_stage.config.sampling.copy_and_resolve_references()
+    settings.aug_level = 0.35
+    low_res = jax.random.uniform(jax.random.key(0), (64, 8, 8, 3), minval=-1)
+    tokens = jnp.zeros((64, 2), jnp.int32)
+    keys = stage_keys(SEED, jnp.arange(64), 1)
+    make_sample_fn(stage, settings)({}, {}, tokens, tokens > 0, keys, low_res)
+    ((given, level, eps),) = stage.conditions
+    np.testing.assert_array_equal(given, low_res)
+    np.testing.assert_allclose(level, 0.35)
+    assert np.std(eps) == pytest.approx(1, abs=0.05)
+    assert np.mean(eps**4) == pytest.approx(3, abs=0.3)
+    (start,) = starts
+    assert np.mean(start**4) == pytest.approx(3, abs=0.3)
+    small = start.reshape(64, 8, 2, 8, 2, 3).mean(axis=(2, 4))
+    for other in (small, start[:, :8, :8]):
+        assert abs(np.corrcoef(other.ravel(), eps.ravel())[0, 1]) < 0.05
+
+
 @pytest.fixture(scope="module")
 def loaded_draw(base_folder, sr_folder):
     return load_cascade([base_folder, sr_folder], eight_devices()).draw(PROMPTS, SEED)
@@ -234,6 +367,10 @@ def test_folders_in_the_wrong_order_are_refused(base_folder, sr_folder):
         ({"threshold": "soft"}, "threshold 'soft' is not known: choose none, static or dynamic"),
         ({"threshold": "dynamic", "percentile": 101.0}, "percentile 101.0 is not in"),
         ({"threshold": "dynamic", "percentile": 0.0}, "percentile 0.0 is not in"),
+        ({"guidance_from": 0.8, "guidance_to": 0.2}, "guidance from noise level 0.8 to 0.2 is no interval"),
+        ({"guidance_rescale": 2.0}, "guidance rescale 2.0 is not in"),
+        ({"guidance_constant_steps": -1}, "guidance constant steps -1 are too few"),
+        ({"unconditional": "noise"}, "config.sampling.unconditional 'noise' is not known: choose one of zero, empty"),
         ({"aug_level": 1.5}, "aug_level 1.5 is not in"),
         ({"aug_level": -0.1}, "aug_level -0.1 is not in"),
     ],

@@ -183,7 +183,14 @@ class TestWorkdir:
         assert json.loads(read_config(workdir).to_json()) == json.loads(changed.to_json())
 
     @pytest.mark.parametrize(
-        "name, value", [("model.channels", 16), ("seed", 1), ("data.split", "validation"), ("text.length", 25)]
+        "name, value",
+        [
+            ("model.channels", 16),
+            ("seed", 1),
+            ("data.split", "validation"),
+            ("text.length", 25),
+            ("sampling.unconditional", "empty"),
+        ],
     )
     def test_any_other_change_is_refused_and_nothing_written(self, workdir, name, value):
         before = contents(workdir)

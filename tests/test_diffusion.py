@@ -5,6 +5,7 @@ import pytest
 
 from imagen_jax.diffusion import (
     PREDICTIONS,
+    WEIGHTS,
     add_noise,
     eps_from_x,
     loss_weight,
@@ -96,14 +97,23 @@ def test_the_loss_is_summed_in_float32():
     assert loss.item() == 1.0
 
 
+def weights(logsnr, prediction, kind, bias=0.0, gamma=5.0, data=0.5):
+    return np.asarray(
+        loss_weight(jnp.asarray(logsnr), prediction, kind, bias=bias, min_snr_gamma=gamma, sigma_data=data)
+    )
+
+
+RANGE = np.linspace(-20, 20, 81, dtype=np.float32)
+
+
 def test_a_simple_weight_is_one():
-    logsnr = jnp.linspace(-20, 20, 9)
     for kind in PREDICTIONS:
-        np.testing.assert_array_equal(loss_weight(logsnr, kind, "simple", 3.0), 1)
+        np.testing.assert_array_equal(weights(RANGE, kind, "simple"), 1)
 
 
-@pytest.mark.parametrize("bias", [-2.0, 0.0, 1.5])
-def test_a_sigmoid_weight_makes_the_loss_the_same_whatever_is_predicted(process, bias):
+@pytest.mark.parametrize("settings", [{"bias": -2.0}, {"bias": 1.5}, {"gamma": 1.0}, {"data": 1.0}, {}], ids=str)
+@pytest.mark.parametrize("weight", [weight for weight in WEIGHTS if weight != "simple"])
+def test_a_weight_makes_the_loss_the_same_whatever_is_predicted(process, weight, settings):
     x, eps, alpha, sigma, z = process
     logsnr = 2 * (jnp.log(alpha) - jnp.log(sigma))
     guess = x + np.random.default_rng(1).standard_normal(x.shape).astype(np.float32)
@@ -111,27 +121,49 @@ def test_a_sigmoid_weight_makes_the_loss_the_same_whatever_is_predicted(process,
     def loss(kind):
         prediction = prediction_target(guess, eps_from_x(guess, z, alpha, sigma), alpha, sigma, kind)
         error = squared_error(prediction, prediction_target(x, eps, alpha, sigma, kind))
-        return loss_weight(logsnr, kind, "sigmoid", bias) * error
+        return weights(logsnr, kind, weight, **settings) * error
 
     np.testing.assert_allclose(loss("x"), loss("eps"), rtol=1e-3)
     np.testing.assert_allclose(loss("v"), loss("eps"), rtol=1e-3)
 
 
 def test_a_sigmoid_weight_of_eps_is_a_sigmoid_about_its_bias():
-    weights = loss_weight(jnp.asarray([-30.0, 1.0, 30.0]), "eps", "sigmoid", 1.0)
-    np.testing.assert_allclose(weights, [1.0, 0.5, 0.0], atol=1e-6)
+    np.testing.assert_allclose(weights([-30.0, 1.0, 30.0], "eps", "sigmoid", bias=1.0), [1.0, 0.5, 0.0], atol=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 5.0])
+def test_a_min_snr_weight_is_the_ratio_up_to_gamma(gamma):
+    ratio = np.exp(RANGE)
+    least = np.minimum(ratio, gamma)
+    np.testing.assert_allclose(weights(RANGE, "x", "min_snr", gamma=gamma), least, rtol=1e-5)
+    np.testing.assert_allclose(weights(RANGE, "eps", "min_snr", gamma=gamma), least / ratio, rtol=1e-5)
+    np.testing.assert_allclose(weights(RANGE, "v", "min_snr", gamma=gamma), least / (ratio + 1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("data", [0.5, 1.0, 2.0])
+def test_an_edm_weight_is_that_of_its_noise(data):
+    sigma = np.exp(-RANGE / 2)
+    expected = (sigma**2 + data**2) / (sigma * data) ** 2
+    np.testing.assert_allclose(weights(RANGE, "x", "edm", data=data), expected, rtol=1e-4)
+
+
+def test_an_edm_weight_of_images_of_deviation_1_is_a_simple_one_of_v():
+    """EDM's network then predicts v but for its sign."""
+    np.testing.assert_allclose(weights(RANGE, "v", "edm", data=1.0), 1, rtol=1e-5)
 
 
 def test_no_weight_overflows():
-    logsnr = jnp.asarray([-100.0, 100.0])
+    for weight in WEIGHTS:
+        for kind in PREDICTIONS:
+            assert np.isfinite(weights(RANGE, kind, weight)).all()
     for kind in PREDICTIONS:
-        weights = loss_weight(logsnr, kind, "sigmoid", 0.0)
-        assert np.isfinite(weights).all() and (weights <= 1).all()
+        assert (weights([-100.0, 100.0], kind, "sigmoid") <= 1).all()
+        assert (weights([-100.0, 100.0], kind, "min_snr") <= 5.0001).all()
 
 
 def test_an_unknown_weight_is_refused():
     with pytest.raises(ValueError, match="'heavy'"):
-        loss_weight(jnp.zeros(1), "x", "heavy", 0.0)
+        weights(np.zeros(1), "x", "heavy")
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64])

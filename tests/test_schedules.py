@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -32,8 +33,16 @@ def test_time_inverts_logsnr(schedule):
 
 @each_schedule
 def test_logsnr_inverts_time(schedule):
+    """As nearly as times next to 1 are told apart in float32."""
     logsnr = np.linspace(-9, 15, 97, dtype=np.float32)
-    np.testing.assert_allclose(schedule.logsnr(schedule.time(logsnr)), logsnr, atol=2e-2)
+    time = np.asarray(schedule.time(logsnr))
+    # the linear schedule goes on after 1, where it reaches so much noise
+    later, earlier = (np.where(time > 1, time, np.clip(time + ulps * np.float32(2**-23), 0, 1)) for ulps in (1, -1))
+    assert (schedule.logsnr(later) < logsnr + 2e-2).all()
+    assert (schedule.logsnr(earlier) > logsnr - 2e-2).all()
+    early = time < 0.999
+    assert early.sum() > 30
+    np.testing.assert_allclose(schedule.logsnr(time)[early], logsnr[early], atol=2e-2)
 
 
 @each_schedule
@@ -79,6 +88,50 @@ def test_linear_takes_its_betas():
     """With a constant β the integral is β·steps·t."""
     flat = schedules.linear(beta_start=0.01, beta_end=0.01, steps=100)
     np.testing.assert_allclose(flat.alpha(TIMES[1:]), np.exp(-TIMES[1:] / 2), rtol=1e-5)
+
+
+def test_sigmoid_is_the_logistic_curve_scaled_to_reach_both_ends():
+    curve = 1 / (1 + np.exp(6 * TIMES.astype(np.float64) - 3))
+    scaled = (curve - curve[-1]) / (curve[0] - curve[-1])
+    np.testing.assert_allclose(np.square(schedules.sigmoid().alpha(TIMES)), scaled, atol=1e-6)
+
+
+@pytest.mark.parametrize("start, end, tau", [(0.0, 3.0, 0.5), (-3.0, 1.0, 1.0)])
+def test_sigmoid_takes_its_part_of_the_curve(start, end, tau):
+    curve = 1 / (1 + np.exp((start + (end - start) * TIMES.astype(np.float64)) / tau))
+    scaled = (curve - curve[-1]) / (curve[0] - curve[-1])
+    schedule = schedules.sigmoid(start, end, tau)
+    np.testing.assert_allclose(np.square(schedule.alpha(TIMES)), scaled, atol=1e-6)
+    np.testing.assert_allclose(schedule.time(schedule.logsnr(TIMES)), TIMES, atol=1e-6)
+
+
+def test_uniform_times_of_lognormal_have_noise_whose_logarithm_is_normal():
+    schedule = schedules.lognormal(p_mean=-0.4, p_std=1.5)
+    times = (np.arange(20_000, dtype=np.float32) + 0.5) / 20_000
+    noise = np.sort(np.log(np.asarray(schedule.sigma(times) / schedule.alpha(times), np.float64)))
+    assert noise.mean() == pytest.approx(-0.4, abs=1e-3)
+    assert noise.std() == pytest.approx(1.5, abs=2e-3)
+    for deviations, share in ((-2, 0.02275), (-1, 0.15866), (1, 0.84134)):
+        assert (noise < -0.4 + 1.5 * deviations).mean() == pytest.approx(share, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
+def test_solvers_get_finite_numbers_at_both_ends(name):
+    schedule = schedules.by_name(name)
+    for t in (0.0, 1e-12, 1.0):
+        for logsnr in (schedule.logsnr, jax.jit(schedule.logsnr)):
+            found = logsnr(jnp.float32(t))
+            assert np.isfinite([found, signal(found), signal(-found)]).all()
+            assert LOGSNR_MIN - 0.01 <= found <= LOGSNR_MAX + 0.01
+
+
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
+def test_the_shift_by_resolution_shows_the_mean_of_a_block_as_a_pixel_was_seen(name):
+    """The mean of n × n pixels has the noise of one, divided by n: its SNR is n² times as large."""
+    n = 4
+    plain, large = schedules.by_name(name), schedules.by_name(name, 2 * np.log(64 / (n * 64)))
+    middle = TIMES[50:950]
+    np.testing.assert_allclose(large.logsnr(middle) + np.log(n**2), plain.logsnr(middle), atol=0.1)
 
 
 def test_signal_of_opposite_logsnrs():

@@ -11,7 +11,7 @@ from imagen_jax.errors import UsageError
 from imagen_jax.resizing import resize
 from imagen_jax.schedules import noise_angle
 from imagen_jax.stage import to_float, to_uint8
-from tests.tiny import base_config, perturbed_params, sr_config
+from tests.tiny import base_config, fresh_params, perturbed_params, quick_compilation, sr_config
 
 pytest_plugins = ("tests.trained",)
 NO_POSITIONS = {"model.positions": 0}
@@ -89,6 +89,57 @@ class TestConditioning:
             assert np.abs(usual - other).max() > 1e-3, name
 
 
+def test_no_text_is_zero_or_what_the_encoder_makes_of_no_words(base_stage):
+    text, mask = base_stage.unconditional(base_stage.encoder.params)
+    assert not np.any(text)
+    assert not np.any(mask)
+    empty = stages.build(base_config(**{"sampling.unconditional": "empty"}))
+    text, mask = empty.unconditional(empty.encoder.params)
+    # its only token is the end of the sequence
+    np.testing.assert_array_equal(np.flatnonzero(mask), [0])
+    tokens, _ = empty.encoder.tokenize(["a"])
+    end = np.zeros_like(tokens)
+    end[0, 0] = tokens[0, 1]
+    expected = empty.encoder.encode(empty.encoder.params, end, end > 0)
+    np.testing.assert_allclose(text[0], expected[0, 0], atol=1e-5)
+    assert np.abs(text[0]).max() > 0
+    np.testing.assert_array_equal(text[1:], 0)
+
+
+@pytest.fixture(scope="module")
+def learned_stage():
+    return stages.build(base_config(**{"diffusion.variance": "learned"}))
+
+
+def outputs(stage, *trees):
+    """(prediction, v) of two noisy images, under each of some parameters."""
+    text = stage.encoder.length, stage.encoder.width
+    z = jax.random.normal(jax.random.key(0), (2, *stage.image_shape))
+    arguments = z, jnp.zeros(2), jnp.ones((2, *text)), jnp.ones((2, text[0]), bool), {}
+    with quick_compilation():
+        predict = jax.jit(stage.predict_with_variance)
+        return [predict(params, *arguments) for params in trees]
+
+
+def test_a_learned_variance_has_the_shape_of_images_and_no_inputs_skip_to_it(learned_stage):
+    assert learned_stage.config.model.input_skip
+    fresh = fresh_params(learned_stage)
+    skipping = {**fresh, "input_skip": jax.tree.map(jnp.ones_like, fresh["input_skip"])}
+    found = outputs(learned_stage, perturbed_params(learned_stage), fresh, skipping)
+    for prediction, v in found:
+        assert prediction.shape == v.shape == (2, *learned_stage.image_shape)
+    assert np.abs(found[0][0] - found[0][1]).max() > 1e-3
+    # a fresh network is midway between the bounds
+    for array in (*found[1], found[2][1]):
+        np.testing.assert_array_equal(array, 0)
+    assert np.abs(found[2][0]).min() > 0
+
+
+def test_a_variance_that_is_fixed_is_none(base_stage):
+    ((_, v),) = outputs(base_stage, fresh_params(base_stage))
+    assert v is None
+
+
 def test_the_network_is_told_more_noise_as_more():
     told = noise_angle(jnp.array([10.0, 0.0, -10.0]))
     assert (np.diff(told) > 0).all()
@@ -104,6 +155,15 @@ def test_the_network_is_told_more_noise_as_more():
         ({"diffusion.prediction": "score"}, "config.diffusion.prediction 'score' is not known"),
         ({"diffusion.schedule": "sine"}, "config.diffusion.schedule 'sine' is not known: choose one of .*cosine"),
         ({"diffusion.aug_schedule": "none"}, "config.diffusion.aug_schedule 'none' is not known"),
+        ({"diffusion.variance": "any"}, "config.diffusion.variance 'any' is not known: choose one of fixed, learned"),
+        ({"diffusion.min_snr_gamma": 0.0}, "config.diffusion.min_snr_gamma 0.0 must be above 0"),
+        ({"diffusion.sigma_data": -0.5}, "config.diffusion.sigma_data -0.5 must be above 0"),
+        ({"diffusion.vlb_weight": float("nan")}, "config.diffusion.vlb_weight nan must be above 0"),
+        ({"diffusion.caption_dropout": 10.0}, "config.diffusion.caption_dropout 10.0 is not in"),
+        (
+            {"sampling.unconditional": "none"},
+            "config.sampling.unconditional 'none' is not known: choose one of zero, empty",
+        ),
         ({"model.blocks": (1, 1)}, "config.model.blocks has 2 entries for the 1 levels"),
         ({"model.attention": ()}, "config.model.attention has 0 entries for the 1 levels"),
         ({"image_size": 9}, "config.image_size 9 is not a multiple of 2"),

@@ -27,7 +27,7 @@ class Denoiser(nn.Module):
     """A network that sees through the noise of images; its kinds differ in their ``trunk``.
 
     Attributes:
-        image_channels: channels of the image that is denoised, and of the output.
+        image_channels: channels of the image that is denoised.
         patch: side of the squares of pixels that the network sees as one pixel; 1 in the paper. Larger ones are cheap
             (arXiv:2301.11093, Section 3.3).
         positions: cosines an axis of the learned picture of places that is added to the stem; 0 in the paper: none.
@@ -45,6 +45,7 @@ class Denoiser(nn.Module):
         skip_scale: factor on each skip before it is concatenated.
         dropout: share of activations dropped in training.
         dtype: of the compute; parameters, norms and softmax stay float32.
+        out_channels: channels of the output; inputs skip to the first ``image_channels`` of them.
     """
 
     image_channels: int
@@ -63,6 +64,7 @@ class Denoiser(nn.Module):
     skip_scale: float
     dropout: float
     dtype: jnp.dtype
+    out_channels: int
 
     @nn.compact
     def __call__(
@@ -87,7 +89,7 @@ class Denoiser(nn.Module):
             train: whether dropout is on (needs the ``dropout`` key).
 
         Returns:
-            [B, H, W, C] float32; zero at initialisation.
+            [B, H, W, out_channels] float32; zero at initialisation.
         """
         width = self.channels * self.embedding_multiplier
         embedding = Conditioning(width, self.text_heads, self.dtype, name="conditioning")(
@@ -112,9 +114,12 @@ class Denoiser(nn.Module):
 
         x = ModulatedNorm(self.norm_groups, self.dtype, name="out_norm")(x, embedding)
         x = nn.swish(x)
-        x = conv(self.patch**2 * self.image_channels, "out", self.dtype, zero=True)(x)
+        x = conv(self.patch**2 * self.out_channels, "out", self.dtype, zero=True)(x)
         x = from_patches(x, self.patch).astype(jnp.float32)
-        return InputSkip(name="input_skip")(x, images, embedding) if self.input_skip else x
+        if not self.input_skip:
+            return x
+        image, rest = jnp.split(x, [self.image_channels], axis=-1)
+        return jnp.concatenate([InputSkip(name="input_skip")(image, images, embedding), rest], axis=-1)
 
     def trunk(self, x: jax.Array, res: Block, attend: Block) -> jax.Array:
         """Features of the stem [B, H/patch, W/patch, channels] → as many of as many or more channels.

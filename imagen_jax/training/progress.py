@@ -3,9 +3,35 @@
 from __future__ import annotations
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from imagen_jax.training.records import Records
+
+
+class NoiseBands:
+    """Mean losses in bands of noise level, of all steps since the last record: few examples of a step are in each."""
+
+    def __init__(self) -> None:
+        self._losses, self._counts = np.zeros(1), np.zeros(1)
+
+    def add(self, losses: np.ndarray, counts: np.ndarray) -> None:
+        """The sums of the losses of a step, and how many there were, of each band."""
+        self._losses, self._counts = self._losses + losses, self._counts + counts
+
+    def means(self) -> dict[str, float]:
+        """``loss_at_noise/0.2-0.4`` and so on → mean loss; a band in which there was no example is left out."""
+        edges = np.linspace(0, 1, len(self._counts) + 1)
+        return {
+            f"loss_at_noise/{low:.2g}-{high:.2g}": float(loss / count)
+            for low, high, loss, count in zip(edges[:-1], edges[1:], self._losses, self._counts, strict=True)
+            if count
+        }
+
+    def words(self) -> list[str]:
+        """The mean loss of each band as text, "-" where there was no example."""
+        pairs = zip(self._losses, self._counts, strict=True)
+        return [f"{loss / count:.3g}" if count else "-" for loss, count in pairs]
 
 
 class Progress:
@@ -24,6 +50,7 @@ class Progress:
         self._batch_size, self._log_every, self._records = batch_size, log_every, records
         self._name, self._first, self._steps = name, first, steps
         self._bar: tqdm | None = None
+        self._bands = NoiseBands()
         self._waiting: tuple[int, dict[str, jax.Array]] | None = None
         if first < steps:
             print(f"{name}: compiling the training step", flush=True)
@@ -39,7 +66,8 @@ class Progress:
         step, metrics = self._waiting
         self._waiting = None
         # reads every step, though few are recorded: the queue of a device stays one step long
-        values = {name: float(value) for name, value in metrics.items()}
+        values = {name: float(value) for name, value in metrics.items() if not value.ndim}
+        self._bands.add(*(np.asarray(metrics[name]) for name in ("band_losses", "band_counts")))
         if self._bar is None:
             # The clock starts after the first step: compilation would spoil images/s and the time left.
             self._bar = self._start_bar()
@@ -48,8 +76,12 @@ class Progress:
         if step % self._log_every == 0 or step == 1:
             rate = self._bar.format_dict["rate"] or 0.0
             self._bar.set_postfix(step=step, loss=f"{values['loss']:.4f}", refresh=False)
-            self._records.scalars(step, {**values, "images_per_second": rate})
-            self._records.log(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+            means = self._bands.means()
+            self._records.scalars(step, {**values, **means, "images_per_second": rate})
+            said = [f"{name} {value:.4g}" for name, value in values.items()]
+            said.append("loss from little to much noise " + " ".join(self._bands.words()))
+            self._records.log(f"step {step}: " + ", ".join(said))
+            self._bands = NoiseBands()
 
     def _start_bar(self) -> tqdm:
         return tqdm(

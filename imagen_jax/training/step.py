@@ -3,26 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from imagen_jax import diffusion
+from imagen_jax import diffusion, variational
 from imagen_jax.resizing import resize
-from imagen_jax.schedules import signal
+from imagen_jax.schedules import noise_angle, signal
 from imagen_jax.sharding import batch_sharding, replicated
 from imagen_jax.stage import Stage, to_float
 from imagen_jax.training.state import TrainState, update_ema
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+# The parts of [0, 1] that losses are told apart by; the last is almost noise alone.
+NOISE_BANDS = 5
 
 
-def example_losses(stage: Stage, params: Any, encoder_params: Any, batch: Batch, key: jax.Array) -> jax.Array:
-    """The loss of each example, [B] (Eq. 1 of arXiv:2205.11487, in terms of the stage's kind of prediction).
+class Losses(NamedTuple):
+    """What training looks at, [B] each.
+
+    Attributes:
+        loss: whose mean is minimised.
+        noise_level: the angle in [0, 1] that the network was told.
+        bound: of the variance, in bits per dimension, as of ``variational.bound``; None where it is not learned.
+    """
+
+    loss: jax.Array
+    noise_level: jax.Array
+    bound: jax.Array | None
+
+
+def example_losses(stage: Stage, params: Any, encoder_params: Any, batch: Batch, key: jax.Array) -> Losses:
+    """The losses of each example (Eq. 1 of arXiv:2205.11487, in terms of the stage's kind of prediction).
+
+    Where variances are learned, ``diffusion.vlb_weight`` times the variational bound in bits is added, which teaches
+    nothing but them (arXiv:2102.09672, Eq. 16).
 
     Args:
         stage: the stage that is trained.
@@ -35,29 +54,55 @@ def example_losses(stage: Stage, params: Any, encoder_params: Any, batch: Batch,
     crop_size = stage.config.data.crop_size
     # cut before anything else is made: what the network is told and what it must say are of one place
     x = to_float(random_crops(crop_key, batch["image"], crop_size) if crop_size else batch["image"])
-    text, mask = drop_captions(
-        drop_key,
-        stage.encoder.encode(encoder_params, batch["tokens"], batch["mask"]),
-        batch["mask"],
-        stage.config.diffusion.caption_dropout,
-    )
+    settings = stage.config.diffusion
+    text = stage.encoder.encode(encoder_params, batch["tokens"], batch["mask"]), batch["mask"]
+    text = drop_captions(drop_key, text, stage.unconditional(encoder_params), settings.caption_dropout)
     condition = augmented_low_res(stage, aug_key, x) if stage.is_super_resolution else {}
 
-    logsnr = stage.schedule.logsnr(diffusion.stratified_times(time_key, x.shape[0]))
+    t = diffusion.stratified_times(time_key, x.shape[0])
+    logsnr = stage.schedule.logsnr(t)
     alpha, sigma = signal(logsnr), signal(-logsnr)
     eps = jax.random.normal(noise_key, x.shape)
     z = diffusion.add_noise(x, eps, alpha, sigma)
-    prediction = stage.predict(params, z, logsnr, text, mask, condition, dropout_key)
+    prediction, v = stage.predict_with_variance(params, z, logsnr, *text, condition, dropout_key)
     target = diffusion.prediction_target(x, eps, alpha, sigma, stage.prediction)
-    settings = stage.config.diffusion
-    weight = diffusion.loss_weight(logsnr, stage.prediction, settings.weight, settings.weight_bias)
-    return weight * diffusion.squared_error(prediction, target)
+    weight = diffusion.loss_weight(
+        logsnr,
+        stage.prediction,
+        settings.weight,
+        bias=settings.weight_bias,
+        min_snr_gamma=settings.min_snr_gamma,
+        sigma_data=settings.sigma_data,
+    )
+    loss = weight * diffusion.squared_error(prediction, target)
+    if v is None:
+        return Losses(loss, noise_angle(logsnr), None)
+    x_hat, _ = diffusion.to_x_and_eps(prediction, z, alpha, sigma, stage.prediction)
+    bound = variational.bound(x, x_hat, v, z, stage.schedule, t)
+    return Losses(loss + settings.vlb_weight * bound, noise_angle(logsnr), bound)
 
 
-def drop_captions(key: jax.Array, text: jax.Array, mask: jax.Array, rate: float) -> tuple[jax.Array, jax.Array]:
-    """Text [B, L, D] and mask [B, L], a share of the captions zeroed for classifier-free guidance (Section 2.2)."""
-    keep = ~jax.random.bernoulli(key, rate, (text.shape[0],))
-    return text * keep[:, None, None], mask & keep[:, None]
+def drop_captions(
+    key: jax.Array, text: tuple[jax.Array, jax.Array], no_text: tuple[jax.Array, jax.Array], rate: float
+) -> tuple[jax.Array, jax.Array]:
+    """Text [B, L, D] and mask [B, L], those of a share of the captions replaced by ``no_text`` [L, D] and [L].
+
+    For classifier-free guidance (arXiv:2205.11487, Section 2.2).
+    """
+    embeddings, mask = text
+    no_embeddings, no_mask = no_text
+    drop = jax.random.bernoulli(key, rate, (mask.shape[0],))
+    embeddings = jnp.where(drop[:, None, None], no_embeddings.astype(embeddings.dtype), embeddings)
+    return embeddings, jnp.where(drop[:, None], no_mask, mask)
+
+
+def by_noise_level(losses: Losses) -> Metrics:
+    """Sums and counts [NOISE_BANDS] of the losses in equal bands of noise level: a band may have no example."""
+    band = jnp.clip((losses.noise_level * NOISE_BANDS).astype(jnp.int32), 0, NOISE_BANDS - 1)
+    members = band[:, None] == jnp.arange(NOISE_BANDS)
+    # chosen, not multiplied by 0: a loss that is no number stays in its own band
+    sums = jnp.sum(jnp.where(members, losses.loss[:, None], 0.0), axis=0)
+    return {"band_losses": sums, "band_counts": jnp.sum(members, axis=0)}
 
 
 def random_crops(key: jax.Array, images: jax.Array, size: int) -> jax.Array:
@@ -91,6 +136,7 @@ def make_train_step(
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]:
     """The jitted ``(state, encoder_params, batch) -> (state, metrics)``; the state is donated.
 
+    Metrics are scalars, and of ``by_noise_level`` two arrays.
     The randomness of a step is a function of (seed, step), so a resumed run draws what the unbroken one would have.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -99,10 +145,11 @@ def make_train_step(
     def step(state: TrainState, encoder_params: Any, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(root), state.step)
 
-        def mean_loss(params: Any) -> jax.Array:
-            return jnp.mean(example_losses(stage, params, encoder_params, batch, key))
+        def mean_loss(params: Any) -> tuple[jax.Array, Losses]:
+            losses = example_losses(stage, params, encoder_params, batch, key)
+            return jnp.mean(losses.loss), losses
 
-        loss, gradients = jax.value_and_grad(mean_loss)(state.params)
+        (loss, losses), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = update_ema(state.ema_params, params, state.step, stage.config.optimizer.ema_decay)
@@ -110,7 +157,10 @@ def make_train_step(
             "loss": loss,
             "gradient_norm": optax.tree.norm(gradients),
             "parameter_norm": optax.tree.norm(params),
+            **by_noise_level(losses),
         }
+        if losses.bound is not None:
+            metrics["bound_bits"] = jnp.mean(losses.bound)
         return TrainState(state.step + 1, params, opt_state, ema_params), metrics
 
     return jax.jit(

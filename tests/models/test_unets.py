@@ -27,6 +27,7 @@ COMMON = {
     "skip_scale": 1.0,
     "dropout": 0.0,
     "dtype": jnp.float32,
+    "out_channels": 3,
 }
 FIELDS = {UNet: {**COMMON, "middle_attention": ("text",)}, EfficientUNet: COMMON}
 

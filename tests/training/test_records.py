@@ -4,7 +4,9 @@ import numpy as np
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
+from imagen_jax.training.progress import NoiseBands
 from imagen_jax.training.records import Records, read_metrics
+from imagen_jax.training.step import NOISE_BANDS
 from tests.tiny import STEPS
 
 pytest_plugins = ("tests.trained",)
@@ -59,10 +61,38 @@ def test_a_training_run_leaves_all_that_a_person_wants_to_see(base_folder):
             assert preview.mode == "RGB"
 
 
+def test_losses_of_bands_are_means_over_all_steps_since_the_last_record():
+    bands = NoiseBands()
+    bands.add(np.array([3.0, 0.0, 2.0]), np.array([2, 0, 1]))
+    bands.add(np.array([6.0, 0.0, 0.0]), np.array([1, 0, 0]))
+    # the band without an example is in no record, and does not spoil one
+    assert bands.means() == {"loss_at_noise/0-0.33": 3.0, "loss_at_noise/0.67-1": 2.0}
+    assert bands.words() == ["3", "-", "2"]
+
+
+def test_losses_by_noise_are_in_the_metrics_and_in_the_log(base_folder):
+    for line in read_metrics(base_folder):
+        bands = [value for name, value in line.items() if name.startswith("loss_at_noise/")]
+        assert len(bands) == NOISE_BANDS
+        assert min(bands) < line["loss"] < max(bands)
+    assert "NaN" not in (base_folder / "metrics.jsonl").read_text()
+    said = [line for line in (base_folder / "log.txt").read_text().splitlines() if "loss from little to much" in line]
+    assert len(said) == STEPS
+    assert max(map(len, said)) < 200
+
+
 def test_tensorboard_gets_the_metrics(base_folder):
     (events,) = (base_folder / "tensorboard").glob("events.out.tfevents.*")
     tags = {value.tag for event in read_events(events) for value in event.summary.value}
-    assert {"loss", "gradient_norm", "parameter_norm", "images_per_second", "preview"} <= tags
+    assert {
+        "loss",
+        "loss_at_noise/0-0.2",
+        "loss_at_noise/0.8-1",
+        "gradient_norm",
+        "parameter_norm",
+        "images_per_second",
+        "preview",
+    } <= tags
 
 
 def read_events(path):

@@ -17,7 +17,16 @@ from imagen_jax.resizing import resize
 from imagen_jax.stage import to_float
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import TrainState, abstract_state
-from imagen_jax.training.step import augmented_low_res, drop_captions, example_losses, make_train_step, random_crops
+from imagen_jax.training.step import (
+    NOISE_BANDS,
+    Losses,
+    augmented_low_res,
+    by_noise_level,
+    drop_captions,
+    example_losses,
+    make_train_step,
+    random_crops,
+)
 from tests.tiny import (
     base_config,
     eight_devices,
@@ -112,7 +121,7 @@ def first_steps(base, base_run):
     state, seen = base_run.state(), []
     for _ in range(4):
         state, metrics = base_run(state, batch_of(base))
-        seen.append((jax.tree.map(np.array, state), jax.tree.map(float, metrics)))
+        seen.append((jax.tree.map(np.array, state), jax.tree.map(np.array, metrics)))
     return seen
 
 
@@ -181,7 +190,7 @@ def test_the_average_is_that_of_the_parameters_of_every_step(base, base_run, fir
 
 def test_the_same_step_twice_is_the_same(base, base_run, first_steps):
     state, metrics = base_run(base_run.state(), batch_of(base))
-    assert jax.tree.map(float, metrics) == first_steps[0][1]
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.array, metrics), first_steps[0][1])
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.array, state), first_steps[0][0])
 
 
@@ -212,7 +221,7 @@ def test_captions_matter_unless_all_are_dropped(base, rate):
     recaptioned = {**batch, "tokens": other["tokens"], "mask": other["mask"]}
     with quick_compilation():
         losses, others = (
-            losses_at(base, rate)(host_params(base), base.encoder.params, chosen, jax.random.key(1))
+            losses_at(base, rate)(host_params(base), base.encoder.params, chosen, jax.random.key(1)).loss
             for chosen in (batch, recaptioned)
         )
     assert losses.shape == (BATCH,)
@@ -222,18 +231,20 @@ def test_captions_matter_unless_all_are_dropped(base, rate):
         assert np.abs(losses - others).min() > 1e-5
 
 
-def test_a_dropped_caption_is_zero_in_text_and_mask():
-    text, mask = drop_captions(jax.random.key(0), jnp.ones((4000, 3, 2)), jnp.ones((4000, 3), bool), 0.1)
-    dropped = np.asarray(text == 0).all(axis=(1, 2))
-    np.testing.assert_array_equal(dropped, ~np.asarray(mask).any(axis=1))
+def test_a_dropped_caption_is_replaced_in_text_and_mask():
+    no_text = jnp.full((3, 2), 7.0), jnp.array([True, False, False])
+    text, mask = drop_captions(jax.random.key(0), (jnp.ones((4000, 3, 2)), jnp.ones((4000, 3), bool)), no_text, 0.1)
+    dropped = np.asarray(text == 7).all(axis=(1, 2))
+    np.testing.assert_array_equal(mask, np.where(dropped[:, None], no_text[1], True))
     # and nothing is dropped in part
-    np.testing.assert_array_equal(~dropped, np.asarray(text == 1).all(axis=(1, 2)) & np.asarray(mask).all(axis=1))
+    np.testing.assert_array_equal(~dropped, np.asarray(text == 1).all(axis=(1, 2)))
     assert dropped.mean() == pytest.approx(0.1, abs=0.02)
 
 
 def test_dropping_does_not_show_what_was_hidden():
     mask = jnp.array([[True, False]] * 8)
-    text, kept = drop_captions(jax.random.key(0), jnp.ones((8, 2, 4)), mask, 0.0)
+    no_text = jnp.zeros((2, 4)), jnp.ones(2, bool)
+    text, kept = drop_captions(jax.random.key(0), (jnp.ones((8, 2, 4)), mask), no_text, 0.0)
     np.testing.assert_array_equal(kept, mask)
     np.testing.assert_array_equal(text, np.ones((8, 2, 4)))
 
@@ -244,7 +255,7 @@ def recorded_noise(stage, batch, key, schedule=None):
 
     def predict(params, z, logsnr, text, mask, condition, dropout_key):
         seen.update(z=np.asarray(z), logsnr=np.asarray(logsnr))
-        return z
+        return z, None
 
     def condition_on(low_res, level, eps):
         seen.update(low_res=np.asarray(low_res), level=np.asarray(level), low_res_eps=np.asarray(eps))
@@ -252,13 +263,14 @@ def recorded_noise(stage, batch, key, schedule=None):
 
     fake = types.SimpleNamespace(
         encoder=types.SimpleNamespace(encode=lambda params, tokens, mask: jnp.zeros((BATCH, 2, 3))),
+        unconditional=lambda params: (jnp.zeros((2, 3)), jnp.zeros(2, bool)),
         config=stage.config,
         is_super_resolution=True,
         low_res_shape=stage.low_res_shape,
         image_shape=stage.image_shape,
         schedule=schedule or schedules.cosine(),
         prediction=stage.prediction,
-        predict=predict,
+        predict_with_variance=predict,
         condition_on=condition_on,
     )
     example_losses(fake, {}, {}, {**batch, "mask": jnp.ones((BATCH, 2), bool)}, key)
@@ -278,6 +290,10 @@ def test_the_noise_of_the_condition_is_not_that_of_the_image(super_resolution):
     small = np.asarray(resize(jnp.asarray(eps), *low.shape[1:3]))
     for first, second in ((small.ravel(), low.ravel()), (eps.ravel()[: low.size], low.ravel())):
         assert abs(np.corrcoef(first, second)[0, 1]) < 0.15
+    # Gaussian, not uniform: of the same deviation, that would reach no further than 1.73
+    for drawn in (eps, low):
+        assert np.mean(drawn**4) / np.mean(drawn**2) ** 2 == pytest.approx(3, abs=0.3)
+        assert np.abs(drawn).max() > 3
     assert len(set(seen["level"].tolist())) == BATCH
     # nor does a level tell the noise of the image
     assert abs(np.corrcoef(seen["level"], seen["logsnr"])[0, 1]) < 0.95
@@ -370,7 +386,7 @@ class TestCrops:
             as_device_batch(cropping),
             jax.random.key(0),
         )
-        assert losses.shape == (BATCH,)
+        assert losses.loss.shape == (BATCH,)
 
     def test_sampling_is_of_whole_images_whatever_training_sees(self, cropping, super_resolution):
         """The programs that draw are the same, to the letter."""
@@ -384,3 +400,70 @@ class TestCrops:
             return sample.lower(params, stage.encoder.params, *text, keys, low_res).as_text()
 
         assert program(cropping) == program(super_resolution)
+
+
+def gradients(stage, batch):
+    """Of the mean loss, where every parameter has an effect, with the losses."""
+
+    def mean_loss(params):
+        losses = example_losses(stage, params, stage.encoder.params, batch, jax.random.key(3))
+        return losses.loss.mean(), losses
+
+    with quick_compilation():
+        return jax.jit(jax.grad(mean_loss, has_aux=True))(host_params(stage))
+
+
+@pytest.mark.parametrize("make_config", [base_config, sr_config])
+def test_a_whole_batch_in_bfloat16_is_finite(make_config):
+    """Plain pictures, and captions of which half are dropped."""
+    changes = {"model.dtype": "bfloat16", "text.dtype": "bfloat16", "diffusion.caption_dropout": 0.5}
+    stage = stages.build(make_config(**changes))
+    batch = as_device_batch(stage)
+    batch["image"] = batch["image"].at[:3].set(0).at[3:6].set(255)
+    found, losses = gradients(stage, batch)
+    assert losses.loss.shape == (BATCH,)
+    assert np.isfinite(losses.loss).all()
+    for leaf in jax.tree.leaves(found):
+        assert np.isfinite(leaf).all()
+
+
+def test_the_bound_teaches_the_variance_and_not_the_prediction():
+    found = {}
+    for weight in (1e-3, 1.0):
+        stage = stages.build(base_config(**{"diffusion.variance": "learned", "diffusion.vlb_weight": weight}))
+        gradient, losses = gradients(stage, as_device_batch(stage))
+        kernel = np.asarray(gradient["out"]["kernel"])
+        # by patch and channel: the prediction's channels come first
+        found[weight] = *np.split(kernel.reshape(*kernel.shape[:-1], -1, 2 * stage.config.channels), 2, axis=-1), losses
+    (mean, v, little), (other_mean, other_v, much) = found[1e-3], found[1.0]
+    np.testing.assert_allclose(other_mean, mean, rtol=1e-3, atol=1e-4 * np.abs(mean).max())
+    assert np.abs(v).max() > 0
+    np.testing.assert_allclose(other_v, 1e3 * v, rtol=1e-3, atol=1e-3 * np.abs(other_v).max())
+    # and the loss is the simple one with the weighed bound
+    assert (np.asarray(much.bound) >= 0).all()
+    np.testing.assert_allclose(much.loss - little.loss, (1 - 1e-3) * much.bound, rtol=1e-3)
+
+
+def test_the_bound_is_recorded_in_bits():
+    stage = stages.build(base_config(**{"diffusion.variance": "learned"}))
+    run = Run(stage, one_device())
+    _, metrics = run(run.state(), batch_of(stage))
+    assert np.isfinite(metrics["bound_bits"])
+    assert metrics["bound_bits"] > 0
+
+
+def test_losses_of_all_bands_are_those_of_the_batch(first_steps):
+    for _, metrics in first_steps:
+        assert metrics["band_counts"].shape == metrics["band_losses"].shape == (NOISE_BANDS,)
+        assert metrics["band_counts"].sum() == BATCH
+        assert metrics["band_losses"].sum() / BATCH == pytest.approx(float(metrics["loss"]), rel=1e-5)
+        # times are drawn one in each eighth
+        assert (metrics["band_counts"] > 0).all()
+
+
+def test_a_loss_belongs_to_its_band_of_noise():
+    levels = jnp.array([0.0, 0.1, 0.39, 0.41, 1.0, 0.95])
+    losses = jnp.array([1.0, 2.0, 3.0, jnp.nan, 5.0, 6.0])
+    found = by_noise_level(Losses(losses, levels, None))
+    np.testing.assert_array_equal(found["band_counts"], [2, 1, 1, 0, 2])
+    np.testing.assert_array_equal(found["band_losses"], [3, 3, np.nan, 0, 11])
