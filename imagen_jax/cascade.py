@@ -28,6 +28,7 @@ from imagen_jax.guidance import classifier_free, threshold
 from imagen_jax.schedules import signal
 from imagen_jax.sharding import abstract_sharded, batch_sharding, put_batch, shard_parameters
 from imagen_jax.stage import Stage, build, to_float, to_uint8
+from imagen_jax.time_grids import check_steps
 
 SampleFn = Callable[..., jax.Array]
 
@@ -47,7 +48,7 @@ def make_sample_fn(stage: Stage, settings: ml_collections.ConfigDict) -> SampleF
 
     Args:
         stage: what to sample from.
-        settings: a config's ``sampling``: sampler, eta, steps, guidance, threshold, percentile, aug_level.
+        settings: a config's ``sampling``.
 
     Returns:
         ``(params, encoder_params, tokens [B, L], mask [B, L], keys [B], low_res) -> [B, H, W, C]``; ``low_res`` is
@@ -56,8 +57,7 @@ def make_sample_fn(stage: Stage, settings: ml_collections.ConfigDict) -> SampleF
     Raises:
         UsageError: unknown names or values out of range in the settings.
     """
-    sampler = samplers.by_name(settings.sampler, settings.eta)
-    samplers.time_grid(settings.steps)
+    sampler = chosen_sampler(settings)
     limit = threshold(settings.threshold, settings.percentile)
     if not 0 <= settings.aug_level <= 1:
         raise UsageError(
@@ -84,6 +84,22 @@ def make_sample_fn(stage: Stage, settings: ml_collections.ConfigDict) -> SampleF
         return jnp.clip(sampler(denoise, z, walk_key, stage.schedule, settings.steps), -1.0, 1.0)
 
     return sample
+
+
+def chosen_sampler(settings: ml_collections.ConfigDict) -> samplers.Sampler:
+    """The sampler of a config's ``sampling``. Raises UsageError for unknown names and numbers out of range."""
+    if settings.sampler == "ddpm" and settings.variance == "learned":
+        raise UsageError("variance 'learned' needs a network that predicts it, which this stage's does not")
+    check_steps(settings.steps)
+    return samplers.by_name(
+        settings.sampler,
+        grid=settings.grid,
+        eta=settings.eta,
+        variance=settings.variance,
+        churn=settings.churn,
+        churn_range=settings.churn_range,
+        churn_noise=settings.churn_noise,
+    )
 
 
 def guided_prediction(

@@ -144,6 +144,15 @@ def test_guidance_leads_away_from_no_guidance(trained, drawn):
     assert not near(with_settings(trained, guidance=4.0)(drawn[0]), with_settings(trained, guidance=1.0)(drawn[0]))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"sampler": "heun", "grid": "karras"}, {"sampler": "dpm_solver"}, {"variance": "large"}, {"grid": "quadratic"}],
+    ids=str,
+)
+def test_the_sampler_and_its_settings_make_another_picture(trained, drawn, settings):
+    assert not near(with_settings(trained, steps=3, **settings)(drawn[0]), with_settings(trained, steps=3)(drawn[0]))
+
+
 @pytest.fixture(scope="module")
 def loaded_draw(base_folder, sr_folder):
     return load_cascade([base_folder, sr_folder], eight_devices()).draw(PROMPTS, SEED)
@@ -230,6 +239,10 @@ def test_folders_in_the_wrong_order_are_refused(base_folder, sr_folder):
     [
         ({"sampler": "euler"}, "sampler 'euler' is not known: choose ddpm"),
         ({"sampler": "ddim", "eta": 1.5}, "eta 1.5 is not in"),
+        ({"sampler": "heun", "churn": -1.0}, "churn -1.0 .* must not be below 0"),
+        ({"grid": "cubic"}, "grid 'cubic' is not known: choose one of uniform"),
+        ({"variance": "medium"}, "variance 'medium' is not known: choose one of small"),
+        ({"variance": "learned"}, "variance 'learned' needs a network that predicts it"),
         ({"steps": 0}, "steps 0 is too few"),
         ({"threshold": "soft"}, "threshold 'soft' is not known: choose none, static or dynamic"),
         ({"threshold": "dynamic", "percentile": 101.0}, "percentile 101.0 is not in"),
