@@ -3,6 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.complete
+PARITY := .venv-parity
 RUN := runs/demo
 PHASES := setup format-check lint types imports pytest
 
@@ -18,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP_LOCKED := $(BIN)/python -m pip install --no-deps --no-build-isolation --use-pep517 --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lock format clean $(PHASES)
+.PHONY: help demo test parity goldens lock format clean $(PHASES)
 
 help: ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,13 +75,26 @@ imports: $(SETUP) ## check that imports go down the layers only
 pytest: $(SETUP) ## run the tests; make pytest ARGS='-k name' runs some
 	$(BIN)/python -m pytest $(ARGS)
 
+parity: $(PARITY)/.complete ## run the samplers beside diffusers' schedulers, and print the largest differences
+	JAX_PLATFORMS=cpu $(PARITY)/bin/python -m tests.goldens.samplers.make --compare
+
+goldens: $(PARITY)/.complete ## write again what diffusers' schedulers do, for the tests to compare with; by hand
+	JAX_PLATFORMS=cpu $(PARITY)/bin/python -m tests.goldens.samplers.make --write
+
 lock: ## resolve requirements.lock again (needs uv); make lock ARGS=--upgrade moves to the newest versions
 	uv pip compile setup.py --extra=dev --universal --python-version=3.11 --fork-strategy=fewest --generate-hashes \
 		--custom-compile-command='make lock' --quiet --output-file=requirements.lock $(ARGS)
 
 clean: ## delete .venv and all caches; runs/ is kept
-	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist *.egg-info
+	rm -rf $(VENV) $(PARITY) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist *.egg-info
 	find imagen_jax benchmarks configs tests -name __pycache__ -prune -exec rm -rf {} +
+
+# Beside what is tested, torch and diffusers: nothing but these two commands needs them.
+$(PARITY)/.complete: requirements.lock setup.py
+	$(PYTHON) -m venv --clear $(PARITY)
+	awk '/^[a-z0-9].*==/ { print $$1 }' $< > $(PARITY)/constraints.txt
+	$(PARITY)/bin/python -m pip install --constraint $(PARITY)/constraints.txt --editable '.[parity]'
+	@touch $@
 
 # promise (needed by tensorflow-datasets) comes as source only, so the lock's setuptools is installed first to build it.
 $(SETUP): requirements.lock setup.py

@@ -32,6 +32,8 @@ RUNTIME = [
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "gpu": ["jax[cuda13]"],  # with an older driver: pip install 'jax[cuda12]' instead
+    # what the samplers are compared with (make parity); the version of torch that has been, and no other
+    "parity": ["diffusers==0.42.1", "torch==2.13.0"],
     "dev": [
         "ruff",  # format and lint
         "mypy",  # types

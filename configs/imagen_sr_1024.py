@@ -117,7 +117,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     config.sampling = ml_collections.ConfigDict()
     config.sampling.sampler = "ddpm"
+    config.sampling.grid = "uniform"
+    config.sampling.variance = "small"
     config.sampling.eta = 0.0
+    config.sampling.churn = 0.0
+    config.sampling.churn_range = (0.05, 50.0)
+    config.sampling.churn_noise = 1.003
     config.sampling.steps = 32
     config.sampling.guidance = 8.0
     config.sampling.guidance_from = 0.0  # the interval of noise levels, of [0, 1], in which there is guidance

@@ -28,6 +28,7 @@ from imagen_jax.guidance import Guidance, threshold
 from imagen_jax.schedules import noise_angle, signal
 from imagen_jax.sharding import abstract_sharded, batch_sharding, put_batch, shard_parameters
 from imagen_jax.stage import Stage, build, to_float, to_uint8
+from imagen_jax.time_grids import check_steps
 
 SampleFn = Callable[..., jax.Array]
 
@@ -57,8 +58,8 @@ def make_sample_fn(stage: Stage, settings: ml_collections.ConfigDict) -> SampleF
     Raises:
         UsageError: unknown names or values out of range in the settings.
     """
-    sampler = samplers.by_name(settings.sampler, settings.eta)
-    samplers.time_grid(settings.steps)
+    sampler = chosen_sampler(settings, stage.learns_variance)
+    tells_variance = settings.sampler == "ddpm" and settings.variance == "learned"
     limit = threshold(settings.threshold, settings.percentile)
     usual_guidance = guidance_of(settings)
     if not 0 <= settings.aug_level <= 1:
@@ -84,15 +85,15 @@ def make_sample_fn(stage: Stage, settings: ml_collections.ConfigDict) -> SampleF
             levels = jnp.full(low_res.shape[:1], settings.aug_level)
             condition = stage.condition_on(low_res, levels, samplers.noise(aug_key, 0, low_res.shape[1:]))
 
-        def denoise(z: jax.Array, t: jax.Array) -> jax.Array:
+        def denoise(z: jax.Array, t: jax.Array) -> Any:
             logsnr = stage.schedule.logsnr(t)
             # counted on the uniform grid of times that samplers walk down
             step = jnp.round((1.0 - t) * settings.steps)
-            prediction, _ = guided_prediction(
+            prediction, v = guided_prediction(
                 stage, params, z, logsnr, (text, mask), no_text, condition, guidance, step
             )
             x_hat, _ = to_x_and_eps(prediction, z, signal(logsnr), signal(-logsnr), stage.prediction)
-            return limit(x_hat)
+            return (limit(x_hat), v) if tells_variance else limit(x_hat)
 
         z = samplers.noise(start_key, 0, stage.image_shape)
         return jnp.clip(sampler(denoise, z, walk_key, stage.schedule, settings.steps), -1.0, 1.0)
@@ -110,6 +111,28 @@ def guidance_of(settings: ml_collections.ConfigDict) -> Guidance:
         oscillates=settings.guidance_oscillates,
         low=settings.guidance_low,
         constant_steps=settings.guidance_constant_steps,
+    )
+
+
+def chosen_sampler(settings: ml_collections.ConfigDict, learns_variance: bool) -> samplers.Sampler:
+    """The sampler of a config's ``sampling``. Raises UsageError for unknown names and numbers out of range."""
+    if settings.sampler == "ddpm" and settings.variance == "learned" and not learns_variance:
+        raise UsageError(
+            "variance 'learned' needs a stage trained with diffusion.variance 'learned': use small or large"
+        )
+    if settings.guidance_oscillates and settings.grid != "uniform":
+        raise UsageError(
+            f"guidance_oscillates counts steps of the uniform grid, not of {settings.grid!r}: turn one off"
+        )
+    check_steps(settings.steps)
+    return samplers.by_name(
+        settings.sampler,
+        grid=settings.grid,
+        eta=settings.eta,
+        variance=settings.variance,
+        churn=settings.churn,
+        churn_range=settings.churn_range,
+        churn_noise=settings.churn_noise,
     )
 
 

@@ -25,8 +25,14 @@ OUT = flags.DEFINE_string("out", None, "The folder to write to.")
 SEED = flags.DEFINE_integer("seed", 0, "Another seed gives other pictures.", lower_bound=0)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Pictures to draw at once.", lower_bound=1)
 COLUMNS = flags.DEFINE_integer("columns", 0, "Columns of the grid; 0: about as many as rows.", lower_bound=0)
-SAMPLER = flags.DEFINE_list("sampler", [], "ddpm or ddim; one for each stage, or one for all; the config's by default.")
+SAMPLER = flags.DEFINE_list(
+    "sampler", [], "ddpm, ddim, dpm_solver or heun; one for each stage, or one for all; the config's by default."
+)
 STEPS = flags.DEFINE_list("steps", [], "Steps, likewise.")
+GRID = flags.DEFINE_list("grid", [], "Times of the steps, likewise: uniform, quadratic or karras.")
+VARIANCE = flags.DEFINE_list("variance", [], "Variance of ddpm's noise, likewise: small, large or learned.")
+ETA = flags.DEFINE_list("eta", [], "Noise of ddim in [0, 1], likewise; 0 is none.")
+CHURN = flags.DEFINE_list("churn", [], "Noise that heun adds on its way, likewise; 0 is none.")
 GUIDANCE = flags.DEFINE_list("guidance", [], "Guidance weight, likewise; 1 is none.")
 AUG_LEVEL = flags.DEFINE_list("aug_level", [], "Noise in [0, 1] added to a low-resolution image, likewise.")
 
@@ -69,6 +75,10 @@ def stage_changes(stages: int) -> list[dict[str, object]]:
     for name, values, kind in (
         ("sampler", SAMPLER.value, str),
         ("steps", STEPS.value, int),
+        ("grid", GRID.value, str),
+        ("variance", VARIANCE.value, str),
+        ("eta", ETA.value, float),
+        ("churn", CHURN.value, float),
         ("guidance", GUIDANCE.value, float),
         ("aug_level", AUG_LEVEL.value, float),
     ):

@@ -3,21 +3,38 @@
 A sampler takes ``denoise_fn(z [B, ...], t scalar) -> x_hat [B, ...]``, with guidance and thresholding inside, and one
 key per sample: the noise of a sample depends on its own key alone, not on the batch, the mesh or the host.
 Each is a ``lax.scan`` over its steps: traced once, compiled as one program, whatever the number of steps.
+
+``ddim``, ``dpm_solver`` and ``heun`` without noise approximate the same flow, to first, second and second order.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
+from imagen_jax import time_grids
 from imagen_jax.diffusion import eps_from_x
 from imagen_jax.errors import UsageError
 from imagen_jax.schedules import Schedule
+from imagen_jax.time_grids import Grid, check_steps, karras, uniform
 
 DenoiseFn = Callable[[jax.Array, jax.Array], jax.Array]
+# One that also says v in [-1, 1], of the shape of x_hat or one that broadcasts to it: where between its least and its
+# most the variance of a step of ``ddpm`` lies.
+VarianceFn = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 Sampler = Callable[[DenoiseFn, jax.Array, jax.Array, Schedule, int], jax.Array]
+Variance = Literal["small", "large", "learned"]
+VARIANCES: tuple[str, ...] = get_args(Variance)
+
+# The solvers of higher order start at this log(alpha / sigma), or later. Cosine schedules go down to -10, where steps
+# in log(alpha / sigma) or sigma / alpha are so long that they spoil what follows, and z tells of the image nothing.
+# At the other end they take the bound of the schedule.
+LAMBDA_MIN = -5.1
 
 
 def sample_keys(seed: int, indices: jax.Array) -> jax.Array:
@@ -31,12 +48,21 @@ def noise(keys: jax.Array, step: jax.Array | int, shape: tuple[int, ...]) -> jax
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, step), shape))(keys)
 
 
-def time_grid(steps: int) -> tuple[jax.Array, jax.Array]:
-    """(t, s) of each step, both [steps]: from t to s < t, uniform from 1 to 0. Raises UsageError if steps < 1."""
-    if steps < 1:
-        raise UsageError(f"steps {steps} is too few to sample: give at least 1")
-    times = jnp.linspace(1.0, 0.0, steps + 1)
-    return times[:-1], times[1:]
+def time_steps(schedule: Schedule, steps: int, grid: Grid) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(number, t, s) of each step, all [steps]: numbered from 1, from t to s < t. Raises UsageError if steps < 1."""
+    check_steps(steps)
+    times = grid(schedule, steps)
+    return jnp.arange(1, steps + 1), times[:-1], times[1:]
+
+
+def bounded(grid: Grid) -> Grid:
+    """The grid, drawn in so that it does not start below LAMBDA_MIN."""
+
+    def drawn_in(schedule: Schedule, steps: int) -> jax.Array:
+        times = grid(schedule, steps)
+        return times * jnp.minimum(1.0, schedule.time(jnp.asarray(2 * LAMBDA_MIN)) / times[0])
+
+    return drawn_in
 
 
 def noise_shares(schedule: Schedule, t: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -45,46 +71,90 @@ def noise_shares(schedule: Schedule, t: jax.Array, s: jax.Array) -> tuple[jax.Ar
     return jnp.exp(fall), -jnp.expm1(fall)
 
 
-def ddpm(denoise_fn: DenoiseFn, z: jax.Array, keys: jax.Array, schedule: Schedule, steps: int) -> jax.Array:
-    """Ancestral sampling with the posterior's variance (arXiv:2006.11239, Alg. 2; Eq. 3 of arXiv:2205.11487).
+def log_variances(schedule: Schedule, t: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Logarithms of the least and the most variance of q(z_s | z_t), scalars (arXiv:2006.11239, Section 3.2).
+
+    The least, that of q(z_s | z_t, x), is right when all images are one; the most, that of q(z_t | z_s), when their
+    pixels are independent standard Gaussians.
+    """
+    _, renewed = noise_shares(schedule, t, s)
+    least = jax.nn.log_sigmoid(-schedule.logsnr(s)) + jnp.log(renewed)
+    # 1 - alpha_t² / alpha_s²
+    most = jnp.log(-jnp.expm1(jax.nn.log_sigmoid(schedule.logsnr(t)) - jax.nn.log_sigmoid(schedule.logsnr(s))))
+    return least, most
+
+
+def ddpm(
+    denoise_fn: DenoiseFn | VarianceFn,
+    z: jax.Array,
+    keys: jax.Array,
+    schedule: Schedule,
+    steps: int,
+    grid: Grid = uniform,
+    variance: Variance = "small",
+) -> jax.Array:
+    """Ancestral sampling (arXiv:2006.11239, Alg. 2; Eq. 3 of arXiv:2205.11487).
 
     Args:
-        denoise_fn: see the module.
+        denoise_fn: see the module; with a learned variance, a ``VarianceFn``.
         z: [B, ...] standard Gaussian noise.
         keys: [B] one key per sample.
         schedule: the noise schedule to walk down.
         steps: how many calls of ``denoise_fn``.
+        grid: at which times.
+        variance: of the noise of a step: "small", the posterior's; "large", the forward process's; "learned",
+            interpolated between them as ``denoise_fn`` says (arXiv:2102.09672, Eq. 15).
 
     Returns:
         [B, ...] samples.
     """
-    t, s = time_grid(steps)
 
     def step(z: jax.Array, now: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        index, t, s = now
-        alpha_t, alpha_s, sigma_s = schedule.alpha(t), schedule.alpha(s), schedule.sigma(s)
-        x_hat = denoise_fn(z, t)
+        number, t, s = now
+        alpha_t, alpha_s = schedule.alpha(t), schedule.alpha(s)
+        x_hat, share = x_and_share(denoise_fn(z, t), variance)
         kept, renewed = noise_shares(schedule, t, s)
         # mean of q(z_s | z_t, x_hat)
         mean = kept * (alpha_s / alpha_t) * z + renewed * alpha_s * x_hat
-        # its standard deviation
-        deviation = sigma_s * jnp.sqrt(renewed)
-        return mean + deviation * noise(keys, index, z.shape[1:]), None
+        # The last step adds no noise but what z_0 has.
+        share = jnp.where(number == steps, 0.0, share)
+        # Eq. 15: between the least and the most, in the logarithm
+        least, most = log_variances(schedule, t, s)
+        deviation = jnp.exp((share * most + (1 - share) * least) / 2)
+        return mean + deviation * noise(keys, number, z.shape[1:]), None
 
-    return jax.lax.scan(step, z, (jnp.arange(1, steps + 1), t, s))[0]
+    return jax.lax.scan(step, z, time_steps(schedule, steps, grid))[0]
+
+
+def x_and_share(prediction: Any, variance: Variance) -> tuple[jax.Array, jax.Array | float]:
+    """x_hat, and where in [0, 1] the log variance lies between its least and its most, of what a denoiser said."""
+    match variance:
+        case "small":
+            return prediction, 0.0
+        case "large":
+            return prediction, 1.0
+        case "learned":
+            x_hat, v = prediction
+            return x_hat, (v + 1) / 2
+    raise ValueError(f"variance {variance!r} is not one of {VARIANCES}")
 
 
 def ddim(
-    denoise_fn: DenoiseFn, z: jax.Array, keys: jax.Array, schedule: Schedule, steps: int, eta: float = 0.0
+    denoise_fn: DenoiseFn,
+    z: jax.Array,
+    keys: jax.Array,
+    schedule: Schedule,
+    steps: int,
+    eta: float = 0.0,
+    grid: Grid = uniform,
 ) -> jax.Array:
     """DDIM: deterministic at eta = 0, with DDPM's noise at eta = 1 (arXiv:2010.02502, Eq. 12 and 16).
 
-    Arguments and result as for ``ddpm``.
+    Other arguments and result as for ``ddpm``.
     """
-    t, s = time_grid(steps)
 
     def step(z: jax.Array, now: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        index, t, s = now
+        number, t, s = now
         alpha_t, sigma_t, alpha_s, sigma_s = schedule.alpha(t), schedule.sigma(t), schedule.alpha(s), schedule.sigma(s)
         x_hat = denoise_fn(z, t)
         eps_hat = eps_from_x(x_hat, z, alpha_t, sigma_t)
@@ -95,18 +165,142 @@ def ddim(
         fresh = eta * sigma_s * jnp.sqrt(renewed)
         direction = sigma_s * jnp.sqrt((1 - eta**2) + eta**2 * kept)
         # Eq. 12: the predicted image, the direction that points to z_t, and fresh noise
-        return alpha_s * x_hat + direction * eps_hat + fresh * noise(keys, index, z.shape[1:]), None
+        return alpha_s * x_hat + direction * eps_hat + fresh * noise(keys, number, z.shape[1:]), None
 
-    return jax.lax.scan(step, z, (jnp.arange(1, steps + 1), t, s))[0]
+    return jax.lax.scan(step, z, time_steps(schedule, steps, grid))[0]
 
 
-def by_name(name: str, eta: float) -> Sampler:
-    """The sampler of that name. Raises UsageError if there is none."""
+def dpm_solver(
+    denoise_fn: DenoiseFn, z: jax.Array, keys: jax.Array, schedule: Schedule, steps: int, grid: Grid = uniform
+) -> jax.Array:
+    """DPM-Solver++ (2M), deterministic and of second order (arXiv:2211.01095, Alg. 2).
+
+    It starts no noisier than LAMBDA_MIN. Its first step is of first order for want of a step before, its last because
+    lambda leaps there. Arguments and result as for ``ddpm``.
+    """
+    numbers, t, s = time_steps(schedule, steps, bounded(grid))
+    # lambda = log(alpha / sigma) rises by h
+    h = (schedule.logsnr(s) - schedule.logsnr(t)) / 2
+    # 1 / 2r with r = h_{i-1} / h_i: how far to look ahead along the line of the last two predictions
+    ahead = jnp.where((numbers == 1) | (numbers == steps), 0.0, h / (2 * jnp.roll(h, 1)))
+
+    def step(
+        carry: tuple[jax.Array, jax.Array], now: tuple[jax.Array, ...]
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
+        z, x_before = carry
+        t, s, h, ahead = now
+        x_hat = denoise_fn(z, t)
+        # D_i = (1 + 1/2r) x_i - 1/2r x_{i-1}
+        d = (1 + ahead) * x_hat - ahead * x_before
+        # sigma_i / sigma_{i-1} z - alpha_i (exp(-h) - 1) D_i
+        z = (schedule.sigma(s) / schedule.sigma(t)) * z - schedule.alpha(s) * jnp.expm1(-h) * d
+        return (z, x_hat), None
+
+    return jax.lax.scan(step, (z, jnp.zeros_like(z)), (t, s, h, ahead))[0][0]
+
+
+def heun(
+    denoise_fn: DenoiseFn,
+    z: jax.Array,
+    keys: jax.Array,
+    schedule: Schedule,
+    steps: int,
+    grid: Grid = karras,
+    churn: float = 0.0,
+    churn_range: tuple[float, float] = (0.0, math.inf),
+    churn_noise: float = 1.0,
+) -> jax.Array:
+    """Heun's method as of EDM, of second order; deterministic without churn (arXiv:2206.00364, Alg. 2).
+
+    It goes along y = z / alpha, whose noise has the level sigma / alpha, and asks ``denoise_fn`` twice a step, but
+    once in the last: ``2 * steps - 1`` times. It starts no noisier than LAMBDA_MIN.
+
+    Args:
+        denoise_fn: see the module.
+        z: [B, ...] standard Gaussian noise.
+        keys: [B] one key per sample; without churn they do not matter.
+        schedule: the noise schedule to walk down.
+        steps: of the method.
+        grid: at which times they begin.
+        churn: S_churn, how much noise to add over all steps; a step at most raises its level by sqrt(2).
+        churn_range: S_tmin and S_tmax, the noise levels sigma / alpha at which noise is added.
+        churn_noise: S_noise, the deviation of the added noise, relative to what the level calls for.
+
+    Returns:
+        [B, ...] samples.
+    """
+    numbers, t, s = time_steps(schedule, steps, bounded(grid))
+    noisiest = level(schedule, jnp.ones(()))
+    most = min(churn / steps, math.sqrt(2) - 1)
+
+    def denoised(y: jax.Array, t: jax.Array) -> jax.Array:
+        return denoise_fn(schedule.alpha(t) * y, t)
+
+    def step(y: jax.Array, now: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        number, t, s = now
+        sigma, sigma_next = level(schedule, t), level(schedule, s)
+        if churn > 0:
+            # raise the noise to sigma_hat = (1 + gamma) sigma, but not above all that the schedule has
+            gamma = jnp.where((churn_range[0] <= sigma) & (sigma <= churn_range[1]), most, 0.0)
+            sigma_hat = jnp.maximum(sigma, jnp.minimum((1 + gamma) * sigma, noisiest))
+            added = churn_noise * noise(keys, number, y.shape[1:])
+            # sigma_hat² - sigma² as a product, which does not round below 0
+            y = y + jnp.sqrt((sigma_hat - sigma) * (sigma_hat + sigma)) * added
+            t = jnp.where(sigma_hat > sigma, schedule.time(-2 * jnp.log(sigma_hat)), t)
+            sigma = sigma_hat
+        # Euler step: y + (sigma_next - sigma) d with d = (y - x_hat) / sigma. Here as below, the paper's sum is in a
+        # form that does not cancel where levels fall fast.
+        x_hat = denoised(y, t)
+        y_next = x_hat + (sigma_next / sigma) * (y - x_hat)
+
+        # second-order correction, unless the next level is the clean one: y + (sigma_next - sigma) (d + d_next) / 2
+        def corrected() -> jax.Array:
+            x_next = denoised(y_next, s)
+            return y_next + (sigma / sigma_next - 1) / 2 * (x_next - x_hat)
+
+        return jax.lax.cond(number < steps, corrected, lambda: y_next), None
+
+    y = jax.lax.scan(step, z / schedule.alpha(t[0]), (numbers, t, s))[0]
+    return schedule.alpha(s[-1]) * y
+
+
+def level(schedule: Schedule, t: jax.Array) -> jax.Array:
+    """sigma / alpha, the noise level of y = z / alpha."""
+    return jnp.exp(-schedule.logsnr(t) / 2)
+
+
+def by_name(
+    name: str,
+    *,
+    grid: str,
+    eta: float,
+    variance: Variance,
+    churn: float,
+    churn_range: tuple[float, float],
+    churn_noise: float,
+) -> Sampler:
+    """The sampler of that name with what concerns it of the other settings, which are those of its own arguments.
+
+    Raises:
+        UsageError: a name that is not known, or a number out of range.
+    """
+    times = time_grids.by_name(grid)
     match name:
         case "ddpm":
-            return ddpm
+            if variance not in VARIANCES:
+                raise UsageError(f"variance {variance!r} is not known: choose one of {', '.join(VARIANCES)}")
+            return partial(ddpm, grid=times, variance=variance)
         case "ddim":
             if not 0 <= eta <= 1:
                 raise UsageError(f"eta {eta} is not in [0, 1]: 0 is deterministic, 1 has DDPM's noise")
-            return lambda denoise_fn, z, keys, schedule, steps: ddim(denoise_fn, z, keys, schedule, steps, eta)
-    raise UsageError(f"sampler {name!r} is not known: choose ddpm or ddim")
+            return partial(ddim, grid=times, eta=eta)
+        case "dpm_solver":
+            return partial(dpm_solver, grid=times)
+        case "heun":
+            low, high = churn_range
+            if churn < 0 or churn_noise < 0:
+                raise UsageError(f"churn {churn} and churn_noise {churn_noise} must not be below 0: 0 adds no noise")
+            if not 0 <= low <= high:
+                raise UsageError(f"churn_range {low}, {high} is no range of noise levels: give the lower one first")
+            return partial(heun, grid=times, churn=churn, churn_range=(low, high), churn_noise=churn_noise)
+    raise UsageError(f"sampler {name!r} is not known: choose ddpm, ddim, dpm_solver or heun")

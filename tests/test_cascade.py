@@ -202,13 +202,28 @@ def test_settings_of_guidance_reach_the_pictures(trained, guided):
     assert not near(of_base(trained, guidance=3.0, unconditional="empty"), guided)
 
 
-def test_a_stage_that_learned_variances_draws():
-    stage = stages.build(base_config(**{"diffusion.variance": "learned"}))
-    mesh = one_device()
-    images = StageSampler(stage, mesh, place=0).draw(
-        perturbed_params(stage), place_encoder(stage, mesh), PROMPTS, SEED, 0
-    )
-    assert images.shape == (5, 8, 8, 3)
+def test_a_stage_that_learned_variances_draws_with_them():
+    mesh, drawn = one_device(), []
+    for variance in ("learned", "small"):
+        stage = stages.build(base_config(**{"diffusion.variance": "learned", "sampling.variance": variance}))
+        sampler = StageSampler(stage, mesh, place=0)
+        drawn.append(sampler.draw(perturbed_params(stage), place_encoder(stage, mesh), PROMPTS, SEED, 0))
+    assert drawn[0].shape == (5, 8, 8, 3)
+    assert not near(*drawn)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"variance": "learned"}, "variance 'learned' needs a stage trained with"),
+        ({"guidance_oscillates": True, "grid": "karras"}, "not of 'karras'"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(base_stage, settings, message):
+    chosen = base_stage.config.sampling.copy_and_resolve_references()
+    chosen.update(settings)
+    with pytest.raises(UsageError, match=message):
+        make_sample_fn(base_stage, chosen)
 
 
 class Recorded:
@@ -217,7 +232,7 @@ class Recorded:
     def __init__(self, stage):
         self.config, self.image_shape, self.schedule, self.prediction = stage.config, (16, 16, 3), stage.schedule, "v"
         self.encoder = types.SimpleNamespace(encode=lambda params, tokens, mask: jnp.ones((*tokens.shape, 4)))
-        self.asked, self.conditions = [], []
+        self.asked, self.conditions, self.learns_variance = [], [], False
 
     def unconditional(self, encoder_params):
         return jnp.full((2, 4), 7.0), jnp.array([True, False])
@@ -256,7 +271,7 @@ def test_at_sampling_the_condition_has_the_noise_of_its_level_which_is_not_the_i
     starts = []
     monkeypatch.setattr(
         "imagen_jax.cascade.samplers.by_name",
-        lambda *settings: lambda denoise, z, keys, schedule, steps: starts.append(np.asarray(z)) or z,
+        lambda *names, **settings: lambda denoise, z, keys, schedule, steps: starts.append(np.asarray(z)) or z,
     )
     stage = Recorded(sr_stage)
     settings = sr_stage.config.sampling.copy_and_resolve_references()
@@ -275,6 +290,15 @@ def test_at_sampling_the_condition_has_the_noise_of_its_level_which_is_not_the_i
     small = start.reshape(64, 8, 2, 8, 2, 3).mean(axis=(2, 4))
     for other in (small, start[:, :8, :8]):
         assert abs(np.corrcoef(other.ravel(), eps.ravel())[0, 1]) < 0.05
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"sampler": "heun", "grid": "karras"}, {"sampler": "dpm_solver"}, {"variance": "large"}, {"grid": "quadratic"}],
+    ids=str,
+)
+def test_the_sampler_and_its_settings_make_another_picture(trained, drawn, settings):
+    assert not near(with_settings(trained, steps=3, **settings)(drawn[0]), with_settings(trained, steps=3)(drawn[0]))
 
 
 @pytest.fixture(scope="module")
@@ -363,6 +387,10 @@ def test_folders_in_the_wrong_order_are_refused(base_folder, sr_folder):
     [
         ({"sampler": "euler"}, "sampler 'euler' is not known: choose ddpm"),
         ({"sampler": "ddim", "eta": 1.5}, "eta 1.5 is not in"),
+        ({"sampler": "heun", "churn": -1.0}, "churn -1.0 .* must not be below 0"),
+        ({"grid": "cubic"}, "grid 'cubic' is not known: choose one of uniform"),
+        ({"variance": "medium"}, "variance 'medium' is not known: choose one of small"),
+        ({"variance": "learned"}, "variance 'learned' needs a network that predicts it"),
         ({"steps": 0}, "steps 0 is too few"),
         ({"threshold": "soft"}, "threshold 'soft' is not known: choose none, static or dynamic"),
         ({"threshold": "dynamic", "percentile": 101.0}, "percentile 101.0 is not in"),

@@ -150,6 +150,8 @@ def chain(tmp_path):
         (["--prompts=a ring", "--steps=1,2,3"], "--steps has 3 values for 2 stages: give one for all, or one for each"),
         (["--prompts=a ring", "--sampler=ddim,ddim,ddpm"], "--sampler has 3 values for 2 stages"),
         (["--prompts=a ring", "--guidance=much"], "--guidance 'much' is not a number"),
+        (["--prompts=a ring", "--churn=much"], "--churn 'much' is not a number"),
+        (["--prompts=a ring", "--grid=karras,uniform,karras"], "--grid has 3 values for 2 stages"),
         (["--prompts=a ring", "--steps=1.5"], "--steps '1.5' is not a number"),
         (["--prompts=a ring", "--batch_size=0"], "batch_size"),
         (["--prompts=a ring", "--seed=-1"], "seed"),
@@ -184,7 +186,10 @@ def pixels(path):
 def test_sample_draws_each_prompt(run, base_folder, sr_folder, tmp_path):
     prompts = "a red circle; ; two blue squares;a ring "
     stages = f"--stages={base_folder}, {sr_folder},"
-    code, out, _ = run(sample, stages, f"--prompts={prompts}", f"--out={tmp_path}/a", "--guidance=3,1", "--columns=2")
+    walk = ["--sampler=dpm_solver,ddpm", "--steps=3", "--grid=karras,quadratic", "--variance=large"]
+    code, out, _ = run(
+        sample, stages, f"--prompts={prompts}", f"--out={tmp_path}/a", "--guidance=3,1", "--columns=2", *walk
+    )
     assert code == 0
     assert out.startswith("3 pictures: ")
     names = sorted(path.name for path in (tmp_path / "a" / "images").iterdir())
@@ -193,7 +198,7 @@ def test_sample_draws_each_prompt(run, base_folder, sr_folder, tmp_path):
     # from a file, in other batches: the same pictures
     (tmp_path / "prompts.txt").write_text(prompts.replace(";", "\n"))
     file = f"--prompts_file={tmp_path}/prompts.txt"
-    code, *_ = run(sample, stages, file, f"--out={tmp_path}/b", "--guidance=3,1", "--batch_size=2")
+    code, *_ = run(sample, stages, file, f"--out={tmp_path}/b", "--guidance=3,1", "--batch_size=2", *walk)
     assert code == 0
     for name in names:
         first, second = (pixels(tmp_path / out / "images" / name) for out in ("a", "b"))

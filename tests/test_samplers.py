@@ -9,8 +9,9 @@ import pytest
 
 from imagen_jax import samplers, schedules
 from imagen_jax.errors import UsageError
-from imagen_jax.samplers import ddim, ddpm, noise, sample_keys, time_grid
+from imagen_jax.samplers import LAMBDA_MIN, bounded, ddim, ddpm, dpm_solver, heun, log_variances, noise, sample_keys
 from imagen_jax.schedules import Schedule
+from imagen_jax.time_grids import karras, quadratic, uniform
 
 COSINE, LINEAR = schedules.cosine(), schedules.linear()
 # Four Gaussians at once, one a dimension.
@@ -22,11 +23,26 @@ WEIGHTS, CENTRES, WIDTH = np.float32([0.3, 0.7]), np.float32([-1.0, 0.5]), 0.3
 # For what is small: half the time to compile, and the same mathematics.
 QUICKLY = {"xla_backend_optimization_level": 0}
 
-each_sampler = pytest.mark.parametrize(
-    "sampler",
-    [ddpm, *(partial(ddim, eta=eta) for eta in (0.0, 0.5, 1.0))],
-    ids=["ddpm", "ddim-0", "ddim-0.5", "ddim-1"],
-)
+DDPM_LARGE, DDPM_LEARNED = partial(ddpm, variance="large"), partial(ddpm, variance="learned")
+DDIM_HALF, DDIM_1 = partial(ddim, eta=0.5), partial(ddim, eta=1.0)
+HEUN_CHURN = partial(heun, churn=40.0, churn_range=(0.01, 50.0))
+SAMPLERS = {
+    "ddpm": ddpm,
+    "ddim-0": ddim,
+    "ddim-0.5": DDIM_HALF,
+    "ddim-1": DDIM_1,
+    "ddpm-large": DDPM_LARGE,
+    "dpm_solver": dpm_solver,
+    "heun": heun,
+    "heun-churn": HEUN_CHURN,
+}
+
+
+def each_of(*names):
+    return pytest.mark.parametrize("sampler", [SAMPLERS[name] for name in names], ids=names)
+
+
+each_sampler = each_of(*SAMPLERS)
 
 
 def gaussian(schedule: Schedule):
@@ -58,10 +74,7 @@ def mixture(schedule: Schedule):
     return denoise
 
 
-DDIM_1 = partial(ddim, eta=1.0)
-
-
-@partial(jax.jit, static_argnames=("sampler", "denoiser", "schedule", "steps"))
+@partial(jax.jit, static_argnames=("sampler", "denoiser", "schedule", "steps"), compiler_options=QUICKLY)
 def draw(sampler, denoiser, schedule, steps, z, keys):
     return sampler(denoiser(schedule), z, keys, schedule, steps)
 
@@ -95,7 +108,7 @@ def test_the_exact_denoiser_of_a_gaussian_under_the_linear_schedule():
     assert_gaussian(draw(ddim, gaussian, LINEAR, 250, *start(8192, 4)), MEAN, DEVIATION, bias=0.02)
 
 
-@each_sampler
+@each_of("ddpm", "ddim-0", "ddim-0.5", "ddim-1")
 def test_stopped_midway_a_known_image_has_just_the_noise_of_that_level(sampler):
     """Exact for any number of steps: the marginals q(z_s | x) are what both papers set out from."""
     midway = Schedule("upper half of cosine", lambda t: COSINE.logsnr(0.6 + 0.4 * t), COSINE.time)
@@ -129,7 +142,22 @@ def cdf(x, alpha, sigma):
     """P(z_t ≤ x) of the mixture, in float64."""
     deviation = math.sqrt((alpha * WIDTH) ** 2 + sigma**2)
     below = [0.5 * (1 + math.erf((value - alpha * c) / deviation / math.sqrt(2))) for value in x for c in CENTRES]
-    return np.reshape(below, (-1, 2)) @ WEIGHTS
+    return np.reshape(below, (-1, 2)) @ (np.float64(WEIGHTS) / WEIGHTS.sum(dtype=np.float64))
+
+
+def flow(z, schedule, t):
+    """Where the flow of the mixture takes z_t [N] to at time 0: in one dimension it keeps quantiles."""
+    levels = [(float(schedule.alpha(time)), float(schedule.sigma(time))) for time in (t, 0.0)]
+    xs = np.linspace(-4, 4, 20001)
+    return np.interp(cdf(z, *levels[0]), cdf(xs, *levels[1]), xs)
+
+
+# One object each, for `draw` to compile each once.
+GRIDDED = {
+    (sampler, grid): partial(sampler, grid=grid)
+    for sampler in (ddim, dpm_solver, heun)
+    for grid in (uniform, quadratic, karras)
+}
 
 
 def order_of(errors, steps):
@@ -151,17 +179,128 @@ def test_ddim_is_of_first_order_on_a_gaussian():
     assert order_of(errors, steps) == pytest.approx(1, abs=0.2)
 
 
-def test_ddim_is_of_first_order_on_a_mixture():
-    """In one dimension its limit keeps quantiles: x lies as high in the mixture as z_1 did in the noise."""
+@pytest.mark.parametrize("schedule", [COSINE, LINEAR], ids=lambda schedule: schedule.name)
+@pytest.mark.parametrize(
+    "sampler, grid, order",
+    [(ddim, uniform, 1), (ddim, karras, 1), (dpm_solver, karras, 2), (heun, karras, 2)],
+    ids=["ddim-uniform", "ddim-karras", "dpm_solver-karras", "heun-karras"],
+)
+def test_solvers_converge_at_their_order_on_a_mixture(sampler, grid, order, schedule):
+    assert_order(sampler, grid, schedule, order)
+
+
+@each_of("dpm_solver", "heun")
+def test_solvers_of_second_order_keep_it_at_quadratic_times_under_the_linear_schedule(sampler):
+    """Not at uniform ones: there sigma is as the root of time near the clean end, so that the last step is too long."""
+    assert_order(sampler, quadratic, LINEAR, 2)
+
+
+def assert_order(sampler, grid, schedule, order):
     z, keys = start(256, 1)
-    quantile = cdf(np.asarray(z)[:, 0], float(COSINE.alpha(1.0)), float(COSINE.sigma(1.0)))
-    steps = [32, 64, 128]
+    steps = [64, 128, 256]
+    exact = flow(np.asarray(z)[:, 0], schedule, bounded(grid)(schedule, 64)[0])
+    errors = [
+        np.abs(np.asarray(draw(GRIDDED[sampler, grid], mixture, schedule, n, z, keys))[:, 0] - exact).mean()
+        for n in steps
+    ]
+    assert errors[-1] < 0.01
+    assert order_of(errors, steps) == pytest.approx(order, abs=0.15)
+
+
+@each_of("dpm_solver", "heun")
+@pytest.mark.parametrize("grid", [uniform, karras], ids=["uniform", "karras"])
+def test_solvers_of_second_order_are_nearer_than_ddim_in_as_many_calls(sampler, grid):
+    z, keys = start(256, 1)
     errors = []
-    for n in steps:
-        x = np.asarray(draw(ddim, mixture, COSINE, n, z, keys), np.float64)[:, 0]
-        errors.append(np.abs(cdf(x, 1.0, 0.0) - quantile).mean())
-    assert errors[-1] < 0.02
-    assert order_of(errors, steps) == pytest.approx(1, abs=0.2)
+    exact = flow(np.asarray(z)[:, 0], COSINE, 1.0)
+    for solver, steps in [(ddim, 63), (sampler, 32 if sampler is heun else 63)]:
+        x = np.asarray(draw(GRIDDED[solver, grid], mixture, COSINE, steps, z, keys))[:, 0]
+        errors.append(np.median(np.abs(x - exact)))
+    assert errors[1] < errors[0] / 2
+
+
+@each_of("ddim-0", "dpm_solver", "heun")
+def test_solvers_begin_no_noisier_than_they_say(sampler):
+    times = np.asarray(bounded(uniform)(COSINE, 1000))
+    assert COSINE.logsnr(times[0]) == pytest.approx(2 * LAMBDA_MIN, abs=1e-2)
+    assert times[-1] == 0 and (np.diff(times) < 0).all()
+    # a grid that begins later stays as it is
+    np.testing.assert_array_equal(bounded(karras)(COSINE, 20), karras(COSINE, 20))
+
+
+# Small enough for the variance of a step to lie between the least and the most; the last is as large as that.
+NARROW = np.float32([0.1, 0.5, 0.8, 1.0])
+
+
+def narrow(schedule: Schedule, steps: int):
+    """Like ``gaussian`` with the deviations NARROW, and v of the exact variance of a step."""
+
+    def denoise(z, t):
+        s = jnp.maximum(t - 1 / steps, 0.0)
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        gain = alpha * NARROW**2 / (alpha**2 * NARROW**2 + sigma**2)
+        least, most = log_variances(schedule, t, s)
+        renewed = -jnp.expm1(schedule.logsnr(t) - schedule.logsnr(s))
+        # z_s varies for a given x, and with x for a given z_t
+        variance = jnp.exp(least) + (renewed * schedule.alpha(s)) ** 2 * gain / alpha * sigma**2
+        v = 2 * (jnp.log(variance) - least) / (most - least) - 1
+        return MEAN + gain * (z - alpha * MEAN), v
+
+    return denoise
+
+
+def test_a_learned_variance_that_is_right_is_exact_in_few_steps():
+    """The way back of Gaussian data is Gaussian, whatever the step; what the last one leaves out is known."""
+    steps, last = 6, 1 / 6
+    denoise = narrow(COSINE, steps)
+    v = denoise(jnp.zeros((1, 4)), jnp.asarray(0.5))[1]
+    assert v.min() >= -1.001 and v.max() <= 1.001 and np.ptp(v) > 1
+    x = draw(DDPM_LEARNED, lambda schedule: denoise, COSINE, steps, *start(8192, 4))
+    alpha, sigma = COSINE.alpha(last), COSINE.sigma(last)
+    seen = alpha * NARROW**2 / np.sqrt(alpha**2 * NARROW**2 + sigma**2)
+    assert_gaussian(x, MEAN, seen, bias=1e-3)
+    # with the variance of single images, far from it
+    small = draw(ddpm, lambda schedule: lambda z, t: denoise(z, t)[0], COSINE, steps, *start(8192, 4))
+    assert np.asarray(small).std(0)[-1] < 0.9 * seen[-1]
+
+
+@pytest.mark.parametrize("v, variance", [(-1.0, "small"), (1.0, "large")])
+def test_the_ends_of_a_learned_variance_are_the_fixed_ones(v, variance):
+    z, keys = start(64, 1)
+    learned = draw(DDPM_LEARNED, lambda schedule: lambda z, t: (mixture(schedule)(z, t), v), COSINE, 8, z, keys)
+    fixed = draw({"small": ddpm, "large": DDPM_LARGE}[variance], mixture, COSINE, 8, z, keys)
+    np.testing.assert_allclose(learned, fixed, atol=1e-5)
+
+
+def test_the_large_variance_is_exact_for_noise_as_images():
+    """Independent standard Gaussian pixels: z_t is so at every t, and the last step leaves out what it cannot see."""
+    steps = 6
+    x = draw(DDPM_LARGE, lambda schedule: lambda z, t: schedule.alpha(t) * z, COSINE, steps, *start(8192, 4))
+    assert_gaussian(x, np.zeros(4), np.full(4, COSINE.alpha(1 / steps)), bias=1e-3)
+
+
+def test_churn_adds_noise_within_its_range_only():
+    z, keys = start(64, 1)
+    still = draw(heun, mixture, COSINE, 12, z, keys)
+    elsewhere = draw(partial(heun, churn=40.0, churn_range=(100.0, 200.0)), mixture, COSINE, 12, z, keys)
+    np.testing.assert_allclose(elsewhere, still, atol=1e-5)
+    assert np.abs(draw(HEUN_CHURN, mixture, COSINE, 12, z, keys) - still).max() > 0.1
+
+
+def test_churn_raises_the_noise_by_the_root_of_two_at_most():
+    """And the denoiser is told how much noise there is."""
+    levels = []
+    z, keys = start(1, 1)
+
+    def denoise(z, t):
+        jax.debug.callback(lambda t: levels.append(np.exp(-COSINE.logsnr(t) / 2)), t, ordered=True)
+        return z
+
+    partial(heun, churn=1000.0)(denoise, z, keys, COSINE, 4).block_until_ready()
+    jax.effects_barrier()
+    unchurned = np.exp(-np.asarray(COSINE.logsnr(karras(COSINE, 4)[:-1])) / 2)
+    np.testing.assert_allclose(levels[::2], math.sqrt(2) * unchurned, rtol=1e-2)
+    np.testing.assert_allclose(levels[1::2], unchurned[1:], rtol=1e-2)
 
 
 @each_sampler
@@ -172,16 +311,35 @@ def test_a_denoiser_that_knows_the_image_gives_it(sampler, steps):
     np.testing.assert_allclose(x, np.tile(MEAN, (3, 1)), atol=1e-3)
 
 
-def test_ddim_without_noise_does_not_look_at_the_keys():
+@each_of("ddim-0", "dpm_solver", "heun")
+def test_without_noise_samplers_do_not_look_at_the_keys(sampler):
     z, keys = start(16, 1)
-    other = sample_keys(77, jnp.arange(16))
-    same = [draw(ddim, mixture, COSINE, 12, z, k) for k in (keys, keys, other)]
+    same = [draw(sampler, mixture, COSINE, 12, z, k) for k in (keys, keys, sample_keys(77, jnp.arange(16)))]
     np.testing.assert_array_equal(same[0], same[1])
     np.testing.assert_array_equal(same[0], same[2])
-    assert np.abs(draw(ddpm, mixture, COSINE, 12, z, keys) - draw(ddpm, mixture, COSINE, 12, z, other)).max() > 0.1
 
 
-def test_the_denoiser_is_asked_at_every_time_of_the_grid_but_the_last():
+@each_of("ddpm", "ddim-0.5", "heun-churn")
+def test_another_key_is_another_sample(sampler):
+    z, keys = start(16, 1)
+    other = sample_keys(77, jnp.arange(16))
+    assert (
+        np.abs(draw(sampler, mixture, COSINE, 12, z, keys) - draw(sampler, mixture, COSINE, 12, z, other)).max() > 0.1
+    )
+
+
+@pytest.mark.parametrize(
+    "sampler, expected",
+    [
+        (ddpm, [1.0, 0.75, 0.5, 0.25]),
+        (ddim, [1.0, 0.75, 0.5, 0.25]),
+        (partial(ddim, grid=quadratic), [1.0, 0.5625, 0.25, 0.0625]),
+        (dpm_solver, np.array([1.0, 0.75, 0.5, 0.25]) * 0.996147),
+        (partial(heun, grid=uniform), np.array([1.0, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25]) * 0.996147),
+    ],
+    ids=["ddpm", "ddim", "ddim-quadratic", "dpm_solver", "heun"],
+)
+def test_the_denoiser_is_asked_at_every_time_of_the_grid_but_the_last(sampler, expected):
     times = []
     z, keys = start(1, 1)
 
@@ -189,9 +347,9 @@ def test_the_denoiser_is_asked_at_every_time_of_the_grid_but_the_last():
         jax.debug.callback(lambda t: times.append(float(t)), t, ordered=True)
         return z
 
-    ddpm(denoise, z, keys, COSINE, 4).block_until_ready()
+    sampler(denoise, z, keys, COSINE, 4).block_until_ready()
     jax.effects_barrier()
-    assert times == [1.0, 0.75, 0.5, 0.25]
+    np.testing.assert_allclose(times, expected, rtol=1e-6)
 
 
 @partial(jax.jit, compiler_options=QUICKLY)
@@ -227,44 +385,61 @@ def test_the_noise_of_a_sample_is_the_same_on_a_mesh():
     np.testing.assert_array_equal(on_mesh, some_noise(keys, 2))
 
 
-def test_a_sample_is_the_same_alone_and_in_a_batch():
+@each_of("ddpm", "ddim-0.5", "heun-churn")
+def test_a_sample_is_the_same_alone_and_in_a_batch(sampler):
     z, keys = start(16, 1)
-    together = draw(ddpm, mixture, COSINE, 12, z, keys)
-    np.testing.assert_allclose(draw(ddpm, mixture, COSINE, 12, z[5:6], keys[5:6]), together[5:6], atol=1e-5)
+    together = draw(sampler, mixture, COSINE, 12, z, keys)
+    np.testing.assert_allclose(draw(sampler, mixture, COSINE, 12, z[5:6], keys[5:6]), together[5:6], atol=1e-5)
 
 
-@pytest.mark.parametrize("steps", [1, 4])
-def test_the_grid_leads_from_noise_to_clean(steps):
-    t, s = time_grid(steps)
-    assert t.shape == s.shape == (steps,)
-    assert t[0] == 1 and s[-1] == 0
-    np.testing.assert_array_equal(t[1:], s[:-1])
-    np.testing.assert_allclose(t - s, 1 / steps, rtol=1e-6)
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+def test_too_few_steps_are_refused(sampler):
+    with pytest.raises(UsageError, match="steps 0 is too few"):
+        sampler(known(COSINE), *start(1, 4), COSINE, 0)
 
 
-@pytest.mark.parametrize("steps", [0, -3])
-def test_too_few_steps_are_refused(steps):
-    with pytest.raises(UsageError, match=f"steps {steps} is too few"):
-        time_grid(steps)
+SETTINGS = {
+    "grid": "uniform",
+    "eta": 0.0,
+    "variance": "small",
+    "churn": 0.0,
+    "churn_range": (0.0, math.inf),
+    "churn_noise": 1.0,
+}
 
 
-def test_samplers_by_name():
+@pytest.mark.parametrize(
+    "name, settings, same",
+    [
+        ("ddpm", {"eta": 1.0, "churn": 9.0}, ddpm),
+        ("ddpm", {"variance": "large"}, DDPM_LARGE),
+        ("ddim", {"eta": 1.0, "variance": "large"}, DDIM_1),
+        ("ddim", {"grid": "quadratic"}, GRIDDED[ddim, quadratic]),
+        ("dpm_solver", {}, dpm_solver),
+        ("heun", {"grid": "karras", "churn": 40.0, "churn_range": (0.01, 50.0)}, HEUN_CHURN),
+    ],
+    ids=str,
+)
+def test_samplers_by_name(name, settings, same):
     given = start(16, 1)
-    np.testing.assert_array_equal(
-        draw(samplers.by_name("ddpm", 0.0), mixture, COSINE, 12, *given), draw(ddpm, mixture, COSINE, 12, *given)
-    )
-    np.testing.assert_array_equal(
-        draw(samplers.by_name("ddim", 1.0), mixture, COSINE, 12, *given),
-        draw(DDIM_1, mixture, COSINE, 12, *given),
-    )
+    named = samplers.by_name(name, **{**SETTINGS, **settings})
+    np.testing.assert_array_equal(draw(named, mixture, COSINE, 12, *given), draw(same, mixture, COSINE, 12, *given))
 
 
-def test_an_unknown_sampler_is_refused():
-    with pytest.raises(UsageError, match="'euler'.*ddpm or ddim"):
-        samplers.by_name("euler", 0.0)
-
-
-@pytest.mark.parametrize("eta", [-0.1, 1.5])
-def test_an_eta_that_is_none_is_refused(eta):
-    with pytest.raises(UsageError, match=f"eta {eta} is not in"):
-        samplers.by_name("ddim", eta)
+@pytest.mark.parametrize(
+    "name, settings, said",
+    [
+        ("euler", {}, "'euler' is not known: choose ddpm, ddim, dpm_solver or heun"),
+        ("ddpm", {"variance": "medium"}, "variance 'medium' is not known: choose one of small, large, learned"),
+        ("ddpm", {"grid": "cubic"}, "grid 'cubic' is not known"),
+        ("ddim", {"eta": -0.1}, "eta -0.1 is not in"),
+        ("ddim", {"eta": 1.5}, "eta 1.5 is not in"),
+        ("heun", {"churn": -1.0}, "churn -1.0 .* must not be below 0"),
+        ("heun", {"churn_noise": -1.0}, "churn_noise -1.0 must not be below 0"),
+        ("heun", {"churn_range": (2.0, 1.0)}, "churn_range 2.0, 1.0 is no range"),
+    ],
+    ids=str,
+)
+def test_settings_that_mean_nothing_are_refused(name, settings, said):
+    with pytest.raises(UsageError, match=said):
+        samplers.by_name(name, **{**SETTINGS, **settings})
