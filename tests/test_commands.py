@@ -187,7 +187,9 @@ def test_sample_draws_each_prompt(run, base_folder, sr_folder, tmp_path):
     prompts = "a red circle; ; two blue squares;a ring "
     stages = f"--stages={base_folder}, {sr_folder},"
     walk = ["--sampler=dpm_solver,ddpm", "--steps=3", "--grid=karras,quadratic", "--variance=large"]
-    code, out, _ = run(sample, stages, f"--prompts={prompts}", f"--out={tmp_path}/a", "--guidance=3,1", "--columns=2", *walk)
+    code, out, _ = run(
+        sample, stages, f"--prompts={prompts}", f"--out={tmp_path}/a", "--guidance=3,1", "--columns=2", *walk
+    )
     assert code == 0
     assert out.startswith("3 pictures: ")
     names = sorted(path.name for path in (tmp_path / "a" / "images").iterdir())
