@@ -294,7 +294,7 @@ def test_at_sampling_the_condition_has_the_noise_of_its_level_which_is_not_the_i
 
 @pytest.mark.parametrize(
     "settings",
-    [{"sampler": "heun", "grid": "karras"}, {"sampler": "dpm_solver"}, {"variance": "large"}, {"grid": "quadratic"}],
+    [{"sampler": "heun", "grid": "karras"}, {"variance": "large"}],
     ids=str,
 )
 def test_the_sampler_and_its_settings_make_another_picture(trained, drawn, settings):
