@@ -212,20 +212,6 @@ def test_a_stage_that_learned_variances_draws_with_them():
     assert not near(*drawn)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"variance": "learned"}, "variance 'learned' needs a stage trained with"),
-        ({"guidance_oscillates": True, "grid": "karras"}, "not of 'karras'"),
-    ],
-)
-def test_settings_that_do_not_go_together_are_refused(base_stage, settings, message):
-    chosen = base_stage.config.sampling.copy_and_resolve_references()
-    chosen.update(settings)
-    with pytest.raises(UsageError, match=message):
-        make_sample_fn(base_stage, chosen)
-
-
 class Recorded:
     """A stage without a network, which remembers what it was asked."""
 
@@ -390,7 +376,8 @@ def test_folders_in_the_wrong_order_are_refused(base_folder, sr_folder):
         ({"sampler": "heun", "churn": -1.0}, "churn -1.0 .* must not be below 0"),
         ({"grid": "cubic"}, "grid 'cubic' is not known: choose one of uniform"),
         ({"variance": "medium"}, "variance 'medium' is not known: choose one of small"),
-        ({"variance": "learned"}, "variance 'learned' needs a network that predicts it"),
+        ({"variance": "learned"}, "variance 'learned' needs a stage trained with diffusion.variance 'learned'"),
+        ({"guidance_oscillates": True, "grid": "karras"}, "guidance_oscillates counts steps of .*, not of 'karras'"),
         ({"steps": 0}, "steps 0 is too few"),
         ({"threshold": "soft"}, "threshold 'soft' is not known: choose none, static or dynamic"),
         ({"threshold": "dynamic", "percentile": 101.0}, "percentile 101.0 is not in"),
