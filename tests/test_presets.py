@@ -5,9 +5,9 @@ import functools
 import pytest
 
 from benchmarks import presets
-from imagen_jax import samplers, sharding
+from imagen_jax import sharding
 from imagen_jax import stage as stages
-from imagen_jax.cascade import check_chain
+from imagen_jax.cascade import check_chain, chosen_sampler
 from imagen_jax.checkpoints import flatten
 from imagen_jax.data.sources import make_source
 from imagen_jax.guidance import threshold
@@ -64,7 +64,7 @@ def test_every_part_of_a_preset_can_be_made(name):
     stages.check(config)
     check_counts(config.training)
     make_optimizer(config.optimizer)
-    samplers.by_name(config.sampling.sampler, config.sampling.eta)
+    chosen_sampler(config.sampling, learns_variance=False)
     threshold(config.sampling.threshold, config.sampling.percentile)
     for split in (config.data.split, config.data.validation_split):
         assert len(make_source(config.data, split, config.image_size)) > 0
