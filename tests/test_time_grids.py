@@ -5,9 +5,12 @@ from imagen_jax import schedules, time_grids
 from imagen_jax.errors import UsageError
 from imagen_jax.time_grids import KARRAS_MAX, KARRAS_MIN, check_steps, karras, quadratic, uniform
 
+# Log-normal noise is for training: float32 does not hold the times next to 1 at which it has much noise.
+SAMPLED = [name for name in schedules.SCHEDULES if name != "lognormal"]
+
 each_schedule = pytest.mark.parametrize(
     "schedule",
-    [schedules.by_name(name, shift) for name in schedules.SCHEDULES for shift in (-4.0, 0.0, 4.0)],
+    [schedules.by_name(name, shift) for name in SAMPLED for shift in (-4.0, 0.0, 4.0)],
     ids=lambda schedule: schedule.name,
 )
 
