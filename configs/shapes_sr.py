@@ -70,6 +70,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.diffusion.variance = "fixed"
     config.diffusion.vlb_weight = 1e-3
     config.diffusion.caption_dropout = 0.1
+    config.diffusion.unconditional = "zero"
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.name = "muon"
@@ -112,7 +113,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.sampling.guidance_constant_steps = 0  # after these, in an oscillation, every second step has the low weight
     config.sampling.guidance_low = 1.0
     config.sampling.guidance_oscillates = False
-    config.sampling.unconditional = "zero"
     config.sampling.threshold = "static"
     config.sampling.percentile = 99.5
     config.sampling.aug_level = 0.05

@@ -59,7 +59,6 @@ def make_sample_fn(stage: Stage, settings: ml_collections.ConfigDict) -> SampleF
         UsageError: unknown names or values out of range in the settings.
     """
     sampler = chosen_sampler(settings, stage.learns_variance)
-    tells_variance = settings.sampler == "ddpm" and settings.variance == "learned"
     limit = threshold(settings.threshold, settings.percentile)
     usual_guidance = guidance_of(settings)
     if not 0 <= settings.aug_level <= 1:
@@ -93,7 +92,7 @@ def make_sample_fn(stage: Stage, settings: ml_collections.ConfigDict) -> SampleF
                 stage, params, z, logsnr, (text, mask), no_text, condition, guidance, step
             )
             x_hat, _ = to_x_and_eps(prediction, z, signal(logsnr), signal(-logsnr), stage.prediction)
-            return (limit(x_hat), v) if tells_variance else limit(x_hat)
+            return (limit(x_hat), v) if takes_variance(settings) else limit(x_hat)
 
         z = samplers.noise(start_key, 0, stage.image_shape)
         return jnp.clip(sampler(denoise, z, walk_key, stage.schedule, settings.steps), -1.0, 1.0)
@@ -114,9 +113,14 @@ def guidance_of(settings: ml_collections.ConfigDict) -> Guidance:
     )
 
 
+def takes_variance(settings: ml_collections.ConfigDict) -> bool:
+    """Whether the sampler of a config's ``sampling`` has to be told v."""
+    return settings.sampler == "ddpm" and settings.variance == "learned"
+
+
 def chosen_sampler(settings: ml_collections.ConfigDict, learns_variance: bool) -> samplers.Sampler:
     """The sampler of a config's ``sampling``. Raises UsageError for unknown names and numbers out of range."""
-    if settings.sampler == "ddpm" and settings.variance == "learned" and not learns_variance:
+    if takes_variance(settings) and not learns_variance:
         raise UsageError(
             "variance 'learned' needs a stage trained with diffusion.variance 'learned': use small or large"
         )
@@ -164,12 +168,12 @@ def guided_prediction(
         The guided prediction, and the v of the conditional one: variances are not guided; None if not learned.
     """
     if guidance.is_none:
-        return stage.predict_with_variance(params, z, jnp.broadcast_to(logsnr, z.shape[:1]), *text, condition)
+        return stage.predict(params, z, jnp.broadcast_to(logsnr, z.shape[:1]), *text, condition)
 
     def doubled(array: jax.Array, other: jax.Array) -> jax.Array:
         return jnp.concatenate([array, jnp.broadcast_to(other, array.shape).astype(array.dtype)])
 
-    both, both_v = stage.predict_with_variance(
+    both, both_v = stage.predict(
         params,
         doubled(z, z),
         jnp.broadcast_to(logsnr, (2 * z.shape[0],)),

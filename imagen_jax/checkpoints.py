@@ -23,8 +23,6 @@ CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
 # A run may go on with other values of these; with any other change it would no longer train what it began.
 CHANGEABLE = ("training", "optimizer", "sampling", "mesh")
-# but not of this one: training too puts it in the place of dropped captions
-UNCHANGEABLE = ("sampling.unconditional",)
 STATE_ITEMS = ("step", "params", "opt_state", "ema_params")
 
 
@@ -184,7 +182,7 @@ def check_same_run(workdir: Path, config: ml_collections.ConfigDict) -> None:
     changed = [
         f"{name} was {before.get(name, 'absent')!r} and is now {now.get(name, 'absent')!r}"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and (name in UNCHANGEABLE or name.split(".")[0] not in CHANGEABLE)
+        if before.get(name) != now.get(name) and name.split(".")[0] not in CHANGEABLE
     ]
     if changed:
         raise UsageError(

@@ -1,8 +1,12 @@
-"""The diffusion process: noising, the three kinds of prediction, and the loss of each example.
+"""The diffusion process: noising, the three kinds of prediction, a step back, and the loss of each example.
 
     z_t = alpha_t * x + sigma_t * eps            (arXiv:2205.11487, Section 2.1)
 
-Alpha and sigma are given per example, [B] or scalar, and are broadcast over the axes of x.
+Alpha, sigma and logsnr are given per example, [B] or scalar, and are broadcast over the axes of x.
+
+A step back leads from z at a time t to z at s < t. Its variance lies between that of q(z_s | z_t, x), right for an
+image that is known, and that of q(z_t | z_s), right for an image of independent standard Gaussian pixels. A network
+says by ``v``, about -1 for the first and 1 for the second, where between them it is (arXiv:2102.09672, Section 3.1).
 """
 
 from __future__ import annotations
@@ -12,6 +16,8 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+
+from imagen_jax.schedules import signal
 
 Prediction = Literal["eps", "x", "v"]
 PREDICTIONS: tuple[str, ...] = get_args(Prediction)
@@ -60,6 +66,36 @@ def to_x_and_eps(
 def eps_from_x(x: jax.Array, z: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
     """The noise that leads from x to z_t: what a prediction of x means for eps."""
     return to_x_and_eps(x, z, alpha, sigma, "x")[1]
+
+
+def noise_shares(logsnr_t: jax.Array, logsnr_s: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(kept, renewed): exp(logsnr_t - logsnr_s) and 1 minus it, each exact in float32 where the other is nearly 1."""
+    fall = logsnr_t - logsnr_s
+    return jnp.exp(fall), -jnp.expm1(fall)
+
+
+def log_variance_bounds(logsnr_t: jax.Array, logsnr_s: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(lower, upper) of the log-variance of the step from z_t to z_s, each of the shape of logsnr.
+
+    Lower is that of q(z_s | z_t, x), sigma_s² (1 - SNR_t / SNR_s); upper is that of q(z_t | z_s), which has sigma_t² in
+    the place of sigma_s² (arXiv:2102.09672, Eq. 10 and 15).
+    """
+    # exact for short steps and for long ones; a step of no length has no variance, whose logarithm is kept finite
+    log_renewed = jnp.log(jnp.maximum(noise_shares(logsnr_t, logsnr_s)[1], 1e-7))
+    return jax.nn.log_sigmoid(-logsnr_s) + log_renewed, jax.nn.log_sigmoid(-logsnr_t) + log_renewed
+
+
+def interpolate(v: jax.Array, lower: jax.Array, upper: jax.Array) -> jax.Array:
+    """The log-variance [B, ...] that v means: ``lower`` [B] at -1, ``upper`` [B] at 1 (arXiv:2102.09672, Eq. 15)."""
+    share = (v.astype(jnp.float32) + 1) / 2
+    return share * per_example(upper, v) + (1 - share) * per_example(lower, v)
+
+
+def posterior_mean(x: jax.Array, z: jax.Array, logsnr_t: jax.Array, logsnr_s: jax.Array) -> jax.Array:
+    """The mean [B, ...] of q(z_s | z_t, x) (arXiv:2205.11487, Eq. 3)."""
+    kept, renewed = noise_shares(logsnr_t, logsnr_s)
+    alpha_t, alpha_s = signal(logsnr_t), signal(logsnr_s)
+    return per_example(kept * (alpha_s / alpha_t), z) * z + per_example(renewed * alpha_s, x) * x
 
 
 def squared_error(prediction: jax.Array, target: jax.Array) -> jax.Array:

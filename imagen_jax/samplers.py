@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from imagen_jax import time_grids
-from imagen_jax.diffusion import eps_from_x
+from imagen_jax.diffusion import eps_from_x, interpolate, log_variance_bounds, noise_shares, posterior_mean
 from imagen_jax.errors import UsageError
 from imagen_jax.schedules import Schedule
 from imagen_jax.time_grids import Grid, check_steps, karras, uniform
@@ -65,25 +65,6 @@ def bounded(grid: Grid) -> Grid:
     return drawn_in
 
 
-def noise_shares(schedule: Schedule, t: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(kept, renewed): exp(logsnr_t - logsnr_s) and 1 minus it, each exact in float32 where the other is nearly 1."""
-    fall = schedule.logsnr(t) - schedule.logsnr(s)
-    return jnp.exp(fall), -jnp.expm1(fall)
-
-
-def log_variances(schedule: Schedule, t: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Logarithms of the least and the most variance of q(z_s | z_t), scalars (arXiv:2006.11239, Section 3.2).
-
-    The least, that of q(z_s | z_t, x), is right when all images are one; the most, that of q(z_t | z_s), when their
-    pixels are independent standard Gaussians.
-    """
-    _, renewed = noise_shares(schedule, t, s)
-    least = jax.nn.log_sigmoid(-schedule.logsnr(s)) + jnp.log(renewed)
-    # 1 - alpha_t² / alpha_s²
-    most = jnp.log(-jnp.expm1(jax.nn.log_sigmoid(schedule.logsnr(t)) - jax.nn.log_sigmoid(schedule.logsnr(s))))
-    return least, most
-
-
 def ddpm(
     denoise_fn: DenoiseFn | VarianceFn,
     z: jax.Array,
@@ -111,31 +92,26 @@ def ddpm(
 
     def step(z: jax.Array, now: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         number, t, s = now
-        alpha_t, alpha_s = schedule.alpha(t), schedule.alpha(s)
-        x_hat, share = x_and_share(denoise_fn(z, t), variance)
-        kept, renewed = noise_shares(schedule, t, s)
-        # mean of q(z_s | z_t, x_hat)
-        mean = kept * (alpha_s / alpha_t) * z + renewed * alpha_s * x_hat
+        logsnr_t, logsnr_s = schedule.logsnr(t), schedule.logsnr(s)
+        x_hat, v = x_and_v(denoise_fn(z, t), variance)
+        mean = posterior_mean(x_hat, z, logsnr_t, logsnr_s)
         # The last step adds no noise but what z_0 has.
-        share = jnp.where(number == steps, 0.0, share)
-        # Eq. 15: between the least and the most, in the logarithm
-        least, most = log_variances(schedule, t, s)
-        deviation = jnp.exp((share * most + (1 - share) * least) / 2)
-        return mean + deviation * noise(keys, number, z.shape[1:]), None
+        v = jnp.where(number == steps, -1.0, v)
+        log_variance = interpolate(v, *log_variance_bounds(logsnr_t, logsnr_s))
+        return mean + jnp.exp(log_variance / 2) * noise(keys, number, z.shape[1:]), None
 
     return jax.lax.scan(step, z, time_steps(schedule, steps, grid))[0]
 
 
-def x_and_share(prediction: Any, variance: Variance) -> tuple[jax.Array, jax.Array | float]:
-    """x_hat, and where in [0, 1] the log variance lies between its least and its most, of what a denoiser said."""
+def x_and_v(prediction: Any, variance: Variance) -> tuple[jax.Array, jax.Array | float]:
+    """(x_hat, v) of what a denoiser said; v as of ``interpolate``."""
     match variance:
         case "small":
-            return prediction, 0.0
+            return prediction, -1.0
         case "large":
             return prediction, 1.0
         case "learned":
-            x_hat, v = prediction
-            return x_hat, (v + 1) / 2
+            return prediction
     raise ValueError(f"variance {variance!r} is not one of {VARIANCES}")
 
 
@@ -160,7 +136,7 @@ def ddim(
         eps_hat = eps_from_x(x_hat, z, alpha_t, sigma_t)
         if eta == 0:
             return alpha_s * x_hat + sigma_s * eps_hat, None
-        kept, renewed = noise_shares(schedule, t, s)
+        kept, renewed = noise_shares(schedule.logsnr(t), schedule.logsnr(s))
         # Eq. 16: how much of z_s's noise is drawn anew, and how much still points to z_t
         fresh = eta * sigma_s * jnp.sqrt(renewed)
         direction = sigma_s * jnp.sqrt((1 - eta**2) + eta**2 * kept)

@@ -91,21 +91,11 @@ class Stage:
         text_mask: jax.Array,
         condition: dict[str, jax.Array],
         dropout_key: jax.Array | None = None,
-    ) -> jax.Array:
-        """The network's prediction [B, H, W, C] at z_t; ``condition`` is from ``condition_on`` or empty."""
-        return self.predict_with_variance(params, z, logsnr, text, text_mask, condition, dropout_key)[0]
-
-    def predict_with_variance(
-        self,
-        params: Any,
-        z: jax.Array,
-        logsnr: jax.Array,
-        text: jax.Array,
-        text_mask: jax.Array,
-        condition: dict[str, jax.Array],
-        dropout_key: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """(prediction, v), both [B, H, W, C]; v as in ``variational``, None where variances are not learned."""
+        """(prediction, v) at z_t, both [B, H, W, C]; v as in ``diffusion``, None where variances are not learned.
+
+        ``condition`` is from ``condition_on``, or empty.
+        """
         output = self.network.apply(
             {"params": params},
             z,
@@ -124,10 +114,10 @@ class Stage:
     def unconditional(self, encoder_params: Any) -> tuple[jax.Array, jax.Array]:
         """What stands in the place of a dropped caption, in training and in guidance: text [L, D], mask [L].
 
-        With ``sampling.unconditional`` "zero" no text at all (arXiv:2205.11487, Section 2.2); with "empty" what the
+        With ``diffusion.unconditional`` "zero" no text at all (arXiv:2205.11487, Section 2.2); with "empty" what the
         encoder makes of a caption of no words, whose only token is the end of the sequence, as for T5's "".
         """
-        if self.config.sampling.unconditional == "zero":
+        if self.config.diffusion.unconditional == "zero":
             return jnp.zeros((self.encoder.length, self.encoder.width)), jnp.zeros(self.encoder.length, bool)
         mask = jnp.arange(self.encoder.length) < 1
         tokens = jnp.where(mask, self.encoder.tokenize.eos_id, 0)
@@ -214,7 +204,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         "diffusion.prediction": (config.diffusion.prediction, PREDICTIONS),
         "diffusion.weight": (config.diffusion.weight, WEIGHTS),
         "diffusion.variance": (config.diffusion.variance, VARIANCES),
-        "sampling.unconditional": (config.sampling.unconditional, UNCONDITIONALS),
+        "diffusion.unconditional": (config.diffusion.unconditional, UNCONDITIONALS),
         "diffusion.schedule": (config.diffusion.schedule, schedules.SCHEDULES),
         "diffusion.aug_schedule": (config.diffusion.aug_schedule, schedules.SCHEDULES),
     }

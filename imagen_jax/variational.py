@@ -1,10 +1,6 @@
-"""The variational bound of a diffusion model, and the variances of reverse steps that a network learns by it.
+"""The variational bound of a diffusion model, by which a network learns the variances of steps back.
 
-A reverse step leads from z at a time t to z at s < t. Its variance lies between that of q(z_s | z_t, x), right for an
-image that is known, and that of q(z_t | z_s), right for an image of independent standard Gaussian pixels. A network
-says by ``v``, about -1 for the first and 1 for the second, where between them it is (arXiv:2102.09672, Section 3.1).
-
-Images and ``v`` are [B, ...]; logsnr is [B] or a scalar.
+Images and ``v``, as of ``diffusion``, are [B, ...].
 """
 
 from __future__ import annotations
@@ -15,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import log_ndtr
 
-from imagen_jax.diffusion import per_example
-from imagen_jax.schedules import Schedule, signal
+from imagen_jax.diffusion import interpolate, log_variance_bounds, per_example, posterior_mean
+from imagen_jax.schedules import Schedule
 
 # The chain whose bound is computed: the 1000 steps of DDPM. Times are continuous, so each t has a chain of its own.
 STEPS = 1000
@@ -24,30 +20,6 @@ STEPS = 1000
 HALF_BIN = 1 / 255
 # A bin is never taken for less likely: an image that is missed by far would else drown every other loss.
 LOG_LIKELIHOOD_MIN = math.log(1e-12)
-
-
-def log_variance_bounds(logsnr_t: jax.Array, logsnr_s: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(lower, upper) of the log-variance of the step from z_t to z_s, each of the shape of logsnr.
-
-    Lower is that of q(z_s | z_t, x), sigma_s² (1 - SNR_t / SNR_s); upper is that of q(z_t | z_s), which has sigma_t² in
-    the place of sigma_s² (arXiv:2102.09672, Eq. 10 and 15).
-    """
-    # exact for short steps and for long ones; a step of no length has no variance, whose logarithm is kept finite
-    renewed = jnp.log(jnp.maximum(-jnp.expm1(logsnr_t - logsnr_s), 1e-7))
-    return jax.nn.log_sigmoid(-logsnr_s) + renewed, jax.nn.log_sigmoid(-logsnr_t) + renewed
-
-
-def interpolate(v: jax.Array, lower: jax.Array, upper: jax.Array) -> jax.Array:
-    """The log-variance [B, ...] that v means: ``lower`` [B] at -1, ``upper`` [B] at 1 (arXiv:2102.09672, Eq. 15)."""
-    share = (v.astype(jnp.float32) + 1) / 2
-    return share * per_example(upper, v) + (1 - share) * per_example(lower, v)
-
-
-def posterior_mean(x: jax.Array, z: jax.Array, logsnr_t: jax.Array, logsnr_s: jax.Array) -> jax.Array:
-    """The mean [B, ...] of q(z_s | z_t, x) (arXiv:2205.11487, Eq. 3)."""
-    fall = logsnr_t - logsnr_s
-    kept = jnp.exp(fall) * signal(logsnr_s) / signal(logsnr_t)
-    return per_example(kept, z) * z + per_example(-jnp.expm1(fall) * signal(logsnr_s), x) * x
 
 
 def gaussian_kl(mean: jax.Array, log_variance: jax.Array, other_mean: jax.Array, other: jax.Array) -> jax.Array:

@@ -189,7 +189,7 @@ class TestWorkdir:
             ("seed", 1),
             ("data.split", "validation"),
             ("text.length", 25),
-            ("sampling.unconditional", "empty"),
+            ("diffusion.unconditional", "empty"),
         ],
     )
     def test_any_other_change_is_refused_and_nothing_written(self, workdir, name, value):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from imagen_jax import samplers, schedules
+from imagen_jax.diffusion import log_variance_bounds
 from imagen_jax.errors import UsageError
-from imagen_jax.samplers import LAMBDA_MIN, bounded, ddim, ddpm, dpm_solver, heun, log_variances, noise, sample_keys
+from imagen_jax.samplers import LAMBDA_MIN, bounded, ddim, ddpm, dpm_solver, heun, noise, sample_keys
 from imagen_jax.schedules import Schedule
 from imagen_jax.time_grids import karras, quadratic, uniform
 
@@ -239,7 +240,7 @@ def narrow(schedule: Schedule, steps: int):
         s = jnp.maximum(t - 1 / steps, 0.0)
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         gain = alpha * NARROW**2 / (alpha**2 * NARROW**2 + sigma**2)
-        least, most = log_variances(schedule, t, s)
+        least, most = log_variance_bounds(schedule.logsnr(t), schedule.logsnr(s))
         renewed = -jnp.expm1(schedule.logsnr(t) - schedule.logsnr(s))
         # z_s varies for a given x, and with x for a given z_t
         variance = jnp.exp(least) + (renewed * schedule.alpha(s)) ** 2 * gain / alpha * sigma**2

@@ -73,7 +73,7 @@ class TestConditioning:
         text = jax.random.normal(jax.random.key(2), (3, sr_stage.encoder.length, sr_stage.encoder.width))
         mask = jnp.ones(text.shape[:2], bool)
         z = jax.random.normal(jax.random.key(3), (3, 16, 16, 3))
-        predict = jax.jit(sr_stage.predict)
+        predict = jax.jit(lambda *args: sr_stage.predict(*args)[0])
         condition = sr_stage.condition_on(low_res, jnp.full(3, 0.3), eps)
         usual = predict(params, z, jnp.zeros(3), text, mask, condition)
         others = {
@@ -93,7 +93,7 @@ def test_no_text_is_zero_or_what_the_encoder_makes_of_no_words(base_stage):
     text, mask = base_stage.unconditional(base_stage.encoder.params)
     assert not np.any(text)
     assert not np.any(mask)
-    empty = stages.build(base_config(**{"sampling.unconditional": "empty"}))
+    empty = stages.build(base_config(**{"diffusion.unconditional": "empty"}))
     text, mask = empty.unconditional(empty.encoder.params)
     # its only token is the end of the sequence
     np.testing.assert_array_equal(np.flatnonzero(mask), [0])
@@ -117,7 +117,7 @@ def outputs(stage, *trees):
     z = jax.random.normal(jax.random.key(0), (2, *stage.image_shape))
     arguments = z, jnp.zeros(2), jnp.ones((2, *text)), jnp.ones((2, text[0]), bool), {}
     with quick_compilation():
-        predict = jax.jit(stage.predict_with_variance)
+        predict = jax.jit(stage.predict)
         return [predict(params, *arguments) for params in trees]
 
 
@@ -161,8 +161,8 @@ def test_the_network_is_told_more_noise_as_more():
         ({"diffusion.vlb_weight": float("nan")}, "config.diffusion.vlb_weight nan must be above 0"),
         ({"diffusion.caption_dropout": 10.0}, "config.diffusion.caption_dropout 10.0 is not in"),
         (
-            {"sampling.unconditional": "none"},
-            "config.sampling.unconditional 'none' is not known: choose one of zero, empty",
+            {"diffusion.unconditional": "none"},
+            "config.diffusion.unconditional 'none' is not known: choose one of zero, empty",
         ),
         ({"model.blocks": (1, 1)}, "config.model.blocks has 2 entries for the 1 levels"),
         ({"model.attention": ()}, "config.model.attention has 0 entries for the 1 levels"),

@@ -6,15 +6,12 @@ import numpy as np
 import pytest
 
 from imagen_jax import schedules, variational
-from imagen_jax.diffusion import add_noise
+from imagen_jax.diffusion import add_noise, interpolate, log_variance_bounds, posterior_mean
 from imagen_jax.variational import (
     LOG_LIKELIHOOD_MIN,
     STEPS,
     discretised_log_likelihood,
     gaussian_kl,
-    interpolate,
-    log_variance_bounds,
-    posterior_mean,
 )
 
 bound = jax.jit(variational.bound, static_argnames=("schedule", "steps"))

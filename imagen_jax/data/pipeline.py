@@ -38,7 +38,7 @@ def training_batches(
         batch_size: global.
         seed: of the shuffling.
         threads: that read and decode; about one a core.
-        prefetch: examples to keep ready.
+        prefetch: batches to keep ready.
         process_index: which part is this process's.
         process_count: number of parts; divides ``batch_size``.
 

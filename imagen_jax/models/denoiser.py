@@ -122,7 +122,7 @@ class Denoiser(nn.Module):
         return jnp.concatenate([InputSkip(name="input_skip")(image, images, embedding), rest], axis=-1)
 
     def trunk(self, x: jax.Array, res: Block, attend: Block) -> jax.Array:
-        """Features of the stem [B, H/patch, W/patch, channels] → as many of as many or more channels.
+        """Features of the stem [B, H/patch, W/patch, channels] → features of that height and width.
 
         Args:
             x: the features.

@@ -64,7 +64,7 @@ def example_losses(stage: Stage, params: Any, encoder_params: Any, batch: Batch,
     alpha, sigma = signal(logsnr), signal(-logsnr)
     eps = jax.random.normal(noise_key, x.shape)
     z = diffusion.add_noise(x, eps, alpha, sigma)
-    prediction, v = stage.predict_with_variance(params, z, logsnr, *text, condition, dropout_key)
+    prediction, v = stage.predict(params, z, logsnr, *text, condition, dropout_key)
     target = diffusion.prediction_target(x, eps, alpha, sigma, stage.prediction)
     weight = diffusion.loss_weight(
         logsnr,

@@ -270,7 +270,7 @@ def recorded_noise(stage, batch, key, schedule=None):
         image_shape=stage.image_shape,
         schedule=schedule or schedules.cosine(),
         prediction=stage.prediction,
-        predict_with_variance=predict,
+        predict=predict,
         condition_on=condition_on,
     )
     example_losses(fake, {}, {}, {**batch, "mask": jnp.ones((BATCH, 2), bool)}, key)
