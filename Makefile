@@ -29,7 +29,7 @@ TRAIN_SR := XLA_FLAGS="$$XLA_FLAGS --xla_cpu_multi_thread_eigen=false" \
 	$(BIN)/python -m imagen_jax.train --config=configs/shapes_sr.py --workdir=$(RUN)/sr
 
 demo: $(SETUP) ## train a small cascade on this machine, draw with it, and score its pictures
-	@echo '== 1 of 3: the base stage learns to draw 16×16; beside it, super-resolution learns to make pictures 64×64'
+	@echo '== 1 of 3: the base stage learns to draw 32×32; beside it, super-resolution learns to make pictures 64×64'
 	@mkdir -p $(RUN); $(TRAIN_SR) >$(RUN)/sr.out 2>&1 & other=$$!; trap 'kill $$other 2>/dev/null' EXIT INT TERM; \
 		$(BIN)/python -m imagen_jax.train --config=configs/shapes_base.py --workdir=$(RUN)/base || exit 1; \
 		echo 'The super-resolution stage: $(RUN)/sr.out shows how far it is'; \

@@ -1,11 +1,11 @@
-"""The base stage on `shapes`: captions to pictures of 16×16, on a CPU.
+"""The base stage on `shapes`: captions to pictures of 32×32, on a CPU.
 
     python -m imagen_jax.train --config=configs/shapes_base.py --workdir=runs/base
 
 `:tiny` is narrower, and compiles and runs in seconds, for tests.
 
 How well it draws after five minutes depends on the number of updates, not on the size of the network: hence one level
-of patches of 2×2 pixels, few channels and batches of 16. Pixels that know their place (model.positions) find the words
+of patches of 4×4 pixels, few channels and batches of 16. Pixels that know their place (model.positions) find the words
 about it by two layers of attention to the text; residual blocks then draw what these say.
 """
 
@@ -19,7 +19,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     tiny = variant == "tiny"
     config = ml_collections.ConfigDict()
     config.seed = 0
-    config.image_size = 16
+    config.image_size = 32
     config.channels = 3
     config.low_res_size = 0  # no low-resolution input: a base stage
 
@@ -40,7 +40,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     config.model = ml_collections.ConfigDict()
     config.model.network = "unet"
-    config.model.patch = 2
+    config.model.patch = 4
     config.model.positions = 8
     config.model.input_skip = True
     config.model.channels = 16 if tiny else 64

@@ -1,12 +1,11 @@
-"""The super-resolution stage on `shapes`: pictures of 16×16 to 64×64, on a CPU.
+"""The super-resolution stage on `shapes`: pictures of 32×32 to 64×64, on a CPU.
 
     python -m imagen_jax.train --config=configs/shapes_sr.py --workdir=runs/sr
 
 `:tiny` is narrower, attends to the text too, and compiles and runs in seconds, for tests.
 
-A patch of 4×4 pixels is a pixel of the picture that it is given, and that one says where things are: no positions, no
-attention. The noise of the augmentation is shifted to where a picture of 16×16 still shows its shapes: half of the
-levels have less than 0.13. Sampling adds next to none (0.01).
+The picture that it is given says where things are: no positions, no attention. The noise of the augmentation is shifted
+to where that picture still shows its shapes: half of the levels have less than 0.13. Sampling adds next to none (0.01).
 """
 
 import ml_collections
@@ -21,7 +20,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.seed = 0
     config.image_size = 64
     config.channels = 3
-    config.low_res_size = 16
+    config.low_res_size = 32
 
     config.data = ml_collections.ConfigDict()
     config.data.source = "shapes"

@@ -49,7 +49,7 @@ def config_of(file, **changes):
 
 
 def base_config(**changes):
-    return config_of("shapes_base.py", **{"image_size": 8, "sampling.sampler": "ddpm", **changes})
+    return config_of("shapes_base.py", **{"image_size": 8, "model.patch": 2, "sampling.sampler": "ddpm", **changes})
 
 
 def sr_config(**changes):

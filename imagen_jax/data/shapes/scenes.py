@@ -22,7 +22,7 @@ COLOURS = {
 BACKGROUNDS = {"white": (255, 255, 255), "black": (12, 12, 12), "gray": (128, 128, 128), "tan": (215, 190, 150)}
 USUAL_BACKGROUND = "white"  # what a picture has where its caption does not say
 
-# From the least to the greatest radius: large enough for the shapes to differ at 16×16, where the demo's base draws.
+# From the least to the greatest radius: large enough for the shapes to differ where the demo's base draws, at 32×32.
 SIZES = {"small": (0.147, 0.157), "large": (0.205, 0.215)}
 POSITIONS = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
 USUAL_POSITION = "centre"  # where a single thing is if its caption does not say
