@@ -4,7 +4,7 @@
 
 `:tiny` is narrower, and compiles and runs in seconds, for tests.
 
-How well it draws after five minutes depends on the number of updates, not on the size of the network: hence one level
+How well it draws after some minutes depends on the number of updates, not on the size of the network: hence one level
 of patches of 4×4 pixels, few channels and batches of 16. Pixels that know their place (model.positions) find the words
 about it by two layers of attention to the text; residual blocks then draw what these say.
 """
@@ -76,7 +76,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 1e-2
     config.optimizer.warmup_steps = 10 if tiny else 60
-    config.optimizer.decay_steps = 20 if tiny else 5200
+    config.optimizer.decay_steps = 20 if tiny else 8000
     config.optimizer.b1 = 0.95
     config.optimizer.b2 = 0.99
     config.optimizer.eps = 1e-8
@@ -86,7 +86,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     config.training = ml_collections.ConfigDict()
     config.training.batch_size = 8 if tiny else 16  # global
-    config.training.steps = 20 if tiny else 5200
+    config.training.steps = 20 if tiny else 8000
     config.training.log_every = 5 if tiny else 25
     config.training.save_every = 10 if tiny else 1000
     config.training.preview_every = 10 if tiny else 1000
@@ -105,7 +105,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.sampling.churn = 0.0
     config.sampling.churn_range = (0.05, 50.0)
     config.sampling.churn_noise = 1.003
-    config.sampling.steps = 4 if tiny else 16
+    config.sampling.steps = 4 if tiny else 12
     config.sampling.guidance = 1.5
     config.sampling.guidance_from = 0.0  # the interval of noise levels, of [0, 1], in which there is guidance
     config.sampling.guidance_to = 1.0
