@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from imagen_jax import commands, sharding
+from imagen_jax import commands, sampling_flags, sharding
 from imagen_jax.cascade import load_cascade
 from imagen_jax.data.sources import make_source
 from imagen_jax.errors import UsageError
@@ -22,6 +22,7 @@ from imagen_jax.grids import draw_grid, save_png
 STAGES = flags.DEFINE_string("stages", None, "Stage folders, the base first, separated by commas.")
 CONFIG = config_flags.DEFINE_config_file("config", None, "What to score, such as configs/shapes_eval.py.")
 OUT = flags.DEFINE_string("out", None, "The folder to write to.")
+flags.adopt_module_key_flags(sampling_flags)
 SHOWN = 32
 
 
@@ -31,13 +32,15 @@ def main() -> None:
     if config.count < 1 or config.batch_size < 1:
         raise UsageError(f"config.count {config.count} and config.batch_size {config.batch_size} must be at least 1")
     judge = make_judge(config.judge)
-    mesh = sharding.make_mesh({"data": -1, "fsdp": 1})
-    cascade = load_cascade(commands.stage_folders(STAGES.value), mesh)
+    folders = commands.stage_folders(STAGES.value)
+    changes = sampling_flags.stage_changes(len(folders))
+    weights = sampling_flags.prompt_weights(len(folders), config.count)
+    cascade = load_cascade(folders, sharding.make_mesh({"data": -1, "fsdp": 1}), changes)
     source = make_source(config.data, config.data.split, cascade.image_size)
     captions = [source[i % len(source)]["caption"] for i in range(config.count)]
     out = commands.writable_folder(OUT.value, "out", "runs/scores")
 
-    images = cascade.draw_all(captions, config.seed, config.batch_size)[-1]
+    images = cascade.draw_all(captions, config.seed, config.batch_size, weights)[-1]
     scores, right = judge(images, captions)
     (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     for name, chosen in (("right", np.flatnonzero(right)[:SHOWN]), ("wrong", np.flatnonzero(~right)[:SHOWN])):

@@ -152,7 +152,9 @@ def chain(tmp_path):
         (["--prompts=a ring", "--guidance=much"], "--guidance 'much' is not a number"),
         (["--prompts=a ring", "--churn=much"], "--churn 'much' is not a number"),
         (["--prompts=a ring", "--grid=karras,uniform,karras"], "--grid has 3 values for 2 stages"),
-        (["--prompts=a ring", "--steps=1.5"], "--steps '1.5' is not a number"),
+        (["--prompts=a ring", "--steps=1.5"], "--steps '1.5' is not a whole number"),
+        (["--prompts=a ring;a cross", "--guidance=1;2;3"], "--guidance has weights for 3 prompts, and there are 2"),
+        (["--prompts=a ring", "--guidance_resclae=1"], "Did you mean: guidance_rescale ?"),
         (["--prompts=a ring", "--batch_size=0"], "batch_size"),
         (["--prompts=a ring", "--seed=-1"], "seed"),
         (["--prompts=a ring"], "has no complete checkpoint: train it first"),
@@ -188,7 +190,7 @@ def test_sample_draws_each_prompt(run, base_folder, sr_folder, tmp_path):
     stages = f"--stages={base_folder}, {sr_folder},"
     walk = ["--sampler=dpm_solver,ddpm", "--steps=3", "--grid=karras,quadratic", "--variance=large"]
     code, out, _ = run(
-        sample, stages, f"--prompts={prompts}", f"--out={tmp_path}/a", "--guidance=3,1", "--columns=2", *walk
+        sample, stages, f"--prompts={prompts}", f"--out={tmp_path}/a", "--guidance=3,1;2;4", "--columns=2", *walk
     )
     assert code == 0
     assert out.startswith("3 pictures: ")
@@ -198,7 +200,7 @@ def test_sample_draws_each_prompt(run, base_folder, sr_folder, tmp_path):
     # from a file, in other batches: the same pictures
     (tmp_path / "prompts.txt").write_text(prompts.replace(";", "\n"))
     file = f"--prompts_file={tmp_path}/prompts.txt"
-    code, *_ = run(sample, stages, file, f"--out={tmp_path}/b", "--guidance=3,1", "--batch_size=2", *walk)
+    code, *_ = run(sample, stages, file, f"--out={tmp_path}/b", "--guidance=3,1;2;4", "--batch_size=2", *walk)
     assert code == 0
     for name in names:
         first, second = (pixels(tmp_path / out / "images" / name) for out in ("a", "b"))
@@ -250,7 +252,7 @@ def test_evaluate_scores_a_cascade(base_folder, sr_folder, tmp_path):
 def test_help_names_the_flags():
     ended = in_a_process_of_its_own("sample", "--help")
     assert ended.returncode == 0
-    for flag in ("--stages", "--prompts", "--out", "--seed"):
+    for flag in ("--stages", "--prompts", "--out", "--seed", "--guidance_rescale"):
         assert flag in ended.stdout
     assert "Traceback" not in ended.stderr
 
