@@ -43,6 +43,7 @@ demo: $(SETUP) ## train a small cascade on this machine, draw with it, and score
 	@echo 'Done. Look at:'
 	@echo '  $(RUN)/samples.png             pictures with their prompts'
 	@echo '  $(RUN)/scores.json             how well pictures obey prompts; right.png and wrong.png show some'
+	@echo '  $(RUN)/diagnostics.png         what the stages do to their pictures, and their losses by noise level'
 	@echo '  $(RUN)/base, $(RUN)/sr  the trained stages: loss.png, log.txt, previews/, checkpoints/, tensorboard/'
 	@echo 'Draw your own: $(BIN)/python -m imagen_jax.sample --stages=$(RUN)/base,$(RUN)/sr \'
 	@echo "  --prompts='a large green ring; a red circle above a blue cross' --out=runs/mine"

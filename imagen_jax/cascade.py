@@ -258,13 +258,13 @@ class Cascade:
 
     def __init__(self, stages: Sequence[TrainedStage], mesh: Mesh) -> None:
         check_chain([trained.stage.config for trained in stages])
-        self._stages = stages
+        self.stages = stages
         self._samplers = [StageSampler(trained.stage, mesh, place) for place, trained in enumerate(stages)]
 
     @property
     def image_size(self) -> int:
         """Rows and columns of the pictures of the last stage."""
-        return self._stages[-1].stage.config.image_size
+        return self.stages[-1].stage.config.image_size
 
     def draw(
         self, prompts: Sequence[str], seed: int, first_index: int = 0, guidance: np.ndarray | None = None
@@ -274,7 +274,7 @@ class Cascade:
         Weights ``guidance`` [stages, B] take the place of the configs' ones.
         """
         drawn: list[np.ndarray] = []
-        for place, (trained, sampler) in enumerate(zip(self._stages, self._samplers, strict=True)):
+        for place, (trained, sampler) in enumerate(zip(self.stages, self._samplers, strict=True)):
             low_res = drawn[-1] if drawn else None
             weights = None if guidance is None else guidance[place]
             drawn.append(

@@ -238,7 +238,9 @@ def test_evaluate_refuses_an_unknown_judge(tmp_path):
 
 def test_evaluate_scores_a_cascade(base_folder, sr_folder, tmp_path):
     config = [f"--config={ROOT}/configs/shapes_eval.py", "--config.count=10", "--config.batch_size=4"]
-    ended = in_a_process_of_its_own("evaluate", *config, f"--stages={base_folder},{sr_folder}", f"--out={tmp_path}")
+    settings = ["--steps=1,2", "--guidance=3", "--churn_range=0.1:inf"]
+    stages = f"--stages={base_folder},{sr_folder}"
+    ended = in_a_process_of_its_own("evaluate", *config, stages, f"--out={tmp_path}", *settings)
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr
     scores = json.loads((tmp_path / "scores.json").read_text())
@@ -247,6 +249,19 @@ def test_evaluate_scores_a_cascade(base_folder, sr_folder, tmp_path):
     # what was trained for six steps draws nothing right
     assert scores["all"]["right"] <= 1
     assert pixels(tmp_path / "wrong.png").std() > 10
+    base, larger = json.loads((tmp_path / "diagnostics.json").read_text())
+    assert (base["image_size"], larger["image_size"], larger["step"]) == (8, 16, STEPS)
+    for stage, steps in ((base, 1), (larger, 2)):
+        drawn_with = {name: stage["sampling"][name] for name in ("steps", "guidance", "churn_range")}
+        assert drawn_with == {"steps": steps, "guidance": 3.0, "churn_range": [0.1, float("inf")]}
+        assert 0 <= stage["measures"]["saturation"] <= 1
+        assert stage["measures"]["held_out_loss_at_noise/0.95"] > 0
+    assert "consistency_db" not in base["measures"]
+    assert 0 < larger["measures"]["consistency_db"] < 59
+    for name, value in larger["measures"].items():
+        assert any(name in line and f"{value:.4g}" in line for line in ended.stdout.splitlines())
+    with Image.open(tmp_path / "diagnostics.png") as figure:
+        assert figure.width > 600
 
 
 def test_help_names_the_flags():
