@@ -76,11 +76,11 @@ imports: $(SETUP) ## check that imports go down the layers only
 pytest: $(SETUP) ## run the tests; make pytest ARGS='-k name' runs some
 	$(BIN)/python -m pytest $(ARGS)
 
-parity: $(PARITY)/.complete ## run the samplers beside diffusers' schedulers, and print the largest differences
-	JAX_PLATFORMS=cpu $(PARITY)/bin/python -m tests.goldens.samplers.make --compare
+parity: $(PARITY)/.complete ## run samplers, weights and T5 beside diffusers and transformers; print the differences
+	JAX_PLATFORMS=cpu $(PARITY)/bin/python -m tests.goldens --compare
 
-goldens: $(PARITY)/.complete ## write again what diffusers' schedulers do, for the tests to compare with; by hand
-	JAX_PLATFORMS=cpu $(PARITY)/bin/python -m tests.goldens.samplers.make --write
+goldens: $(PARITY)/.complete ## write again what diffusers and transformers do, for the tests to compare with; by hand
+	JAX_PLATFORMS=cpu $(PARITY)/bin/python -m tests.goldens --write
 
 lock: ## resolve requirements.lock again (needs uv); make lock ARGS=--upgrade moves to the newest versions
 	uv pip compile setup.py --extra=dev --universal --python-version=3.11 --fork-strategy=fewest --generate-hashes \
@@ -92,6 +92,8 @@ clean: ## delete .venv and all caches; runs/ is kept
 
 # Beside what is tested, torch and diffusers: nothing but these two commands needs them.
 $(PARITY)/.complete: requirements.lock setup.py
+	@echo '$(PARITY) gets torch, which on Linux may bring gigabytes of CUDA libraries that are not used here. Without them:'
+	@echo '  PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make $(MAKECMDGOALS)'
 	$(PYTHON) -m venv --clear $(PARITY)
 	awk '/^[a-z0-9].*==/ { print $$1 }' $< > $(PARITY)/constraints.txt
 	$(PARITY)/bin/python -m pip install --constraint $(PARITY)/constraints.txt --editable '.[parity]'
