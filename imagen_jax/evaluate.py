@@ -36,15 +36,13 @@ def main() -> None:
         raise UsageError(f"config.count {config.count} and config.batch_size {config.batch_size} must be at least 1")
     judge = make_judge(config.judge)
     folders = commands.stage_folders(STAGES.value)
-    changes = sampling_flags.stage_changes(len(folders))
-    weights = sampling_flags.prompt_weights(len(folders), config.count)
     mesh = sharding.make_mesh({"data": -1, "fsdp": 1})
-    cascade = load_cascade(folders, mesh, changes)
+    cascade = load_cascade(folders, mesh, sampling_flags.stage_changes(len(folders)))
     source = make_source(config.data, config.data.split, cascade.image_size)
     captions = [source[i % len(source)]["caption"] for i in range(config.count)]
     out = commands.writable_folder(OUT.value, "out", "runs/scores")
 
-    drawn = cascade.draw_all(captions, config.seed, config.batch_size, weights)
+    drawn = cascade.draw_all(captions, config.seed, config.batch_size)
     images = drawn[-1]
     scores, right = judge(images, captions)
     (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")

@@ -32,8 +32,8 @@ def main() -> None:
     """Draws the prompts of the flags."""
     prompts = read_prompts(PROMPTS.value, PROMPTS_FILE.value)
     folders = commands.stage_folders(STAGES.value)
-    changes = sampling_flags.stage_changes(len(folders))
     weights = sampling_flags.prompt_weights(len(folders), len(prompts))
+    changes = sampling_flags.stage_changes(len(folders), with_guidance=weights is None)
     cascade = load_cascade(folders, sharding.make_mesh({"data": -1, "fsdp": 1}), changes)
     out = commands.writable_folder(OUT.value, "out", "runs/samples")
 

@@ -1,7 +1,7 @@
 """Flags that change how stages are sampled: one for each key of a config's ``sampling``, the same for every command.
 
-A flag has one value for all stages or, separated by commas, one for each. ``--guidance`` may also have such values for
-each prompt, separated by semicolons.
+A flag has one value for all stages or, separated by commas, one for each. Where there are prompts, ``--guidance`` may
+have such values for each of them, separated by semicolons.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "churn": (NUMBER, "noise that heun adds on its way; 0 is none"),
     "churn_range": (RANGE, "noise levels sigma / alpha at which heun adds it, LOW:HIGH"),
     "churn_noise": (NUMBER, "deviation of that noise; 1 is what the levels call for"),
-    "guidance": (NUMBER, "guidance weight, 1 is none; values for each prompt are separated by semicolons"),
+    "guidance": (
+        NUMBER,
+        "guidance weight, 1 is none; of sample also such weights for each prompt, separated by semicolons",
+    ),
     "guidance_from": (NUMBER, "least noise level, in [0, 1], that is guided"),
     "guidance_to": (NUMBER, "greatest noise level, in [0, 1], that is guided"),
     "guidance_rescale": (NUMBER, "share in [0, 1] of rescaled guidance; 0 is none"),
@@ -71,8 +74,12 @@ FLAGS = {
 }
 
 
-def stage_changes(stages: int) -> list[dict[str, object]]:
-    """What the flags change in the ``sampling`` of each stage's config, but for weights of single prompts.
+def stage_changes(stages: int, with_guidance: bool = True) -> list[dict[str, object]]:
+    """What the flags change in the ``sampling`` of each stage's config.
+
+    Args:
+        stages: how many there are.
+        with_guidance: False if ``prompt_weights`` has read that flag.
 
     Raises:
         UsageError: a flag with another number of values than 1 and ``stages``, or with one of the wrong kind.
@@ -80,7 +87,7 @@ def stage_changes(stages: int) -> list[dict[str, object]]:
     columns = {
         name: per_stage(name, flag.value, stages)
         for name, flag in FLAGS.items()
-        if flag.value is not None and not (name == "guidance" and ";" in flag.value)
+        if flag.value is not None and (with_guidance or name != "guidance")
     }
     return [{name: values[place] for name, values in columns.items()} for place in range(stages)]
 

@@ -53,8 +53,10 @@ def test_a_value_is_of_all_stages_or_each_has_its_own(given):
 def test_a_prompt_may_have_weights_of_its_own(given):
     given("--guidance=1.5,3; 2;7,1", "--eta=1")
     np.testing.assert_array_equal(sampling_flags.prompt_weights(2, 3), np.float32([[1.5, 2, 7], [3, 2, 1]]))
+    assert sampling_flags.stage_changes(2, with_guidance=False) == [{"eta": 1.0}, {"eta": 1.0}]
     # they are no change of a config
-    assert sampling_flags.stage_changes(2) == [{"eta": 1.0}, {"eta": 1.0}]
+    with pytest.raises(UsageError, match="--guidance has 3 values for 2 stages"):
+        sampling_flags.stage_changes(2)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +72,7 @@ def test_a_prompt_may_have_weights_of_its_own(given):
         ("--churn_range=1:2:3", "--churn_range '1:2:3' is not a range"),
         ("--guidance_oscillates=1", "--guidance_oscillates '1' is not true or false"),
         ("--steps=4;5", "--steps '4;5' is not a whole number"),
+        ("--guidance=4;5", "--guidance '4;5' is not a number"),
     ],
 )
 def test_values_that_mean_nothing_are_refused(given, argument, said):
