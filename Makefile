@@ -43,6 +43,7 @@ demo: $(SETUP) ## train a small cascade on this machine, draw with it, and score
 	@echo 'Done. Look at:'
 	@echo '  $(RUN)/samples.png             pictures with their prompts'
 	@echo '  $(RUN)/scores.json             how well pictures obey prompts; right.png and wrong.png show some'
+	@echo '  $(RUN)/diagnostics.png         what the stages do to their pictures, and their losses by noise level'
 	@echo '  $(RUN)/base, $(RUN)/sr  the trained stages: loss.png, log.txt, previews/, checkpoints/, tensorboard/'
 	@echo 'Draw your own: $(BIN)/python -m imagen_jax.sample --stages=$(RUN)/base,$(RUN)/sr \'
 	@echo "  --prompts='a large green ring; a red circle above a blue cross' --out=runs/mine"
@@ -76,11 +77,11 @@ imports: $(SETUP) ## check that imports go down the layers only
 pytest: $(SETUP) ## run the tests on every core; make pytest ARGS='-n 0 -k name' runs some in one process
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile $(ARGS)
 
-parity: $(PARITY)/.complete ## run the samplers beside diffusers' schedulers, and print the largest differences
-	JAX_PLATFORMS=cpu $(PARITY)/bin/python -m tests.goldens.samplers.make --compare
+parity: $(PARITY)/.complete ## run samplers, weights and T5 beside diffusers and transformers; print the differences
+	JAX_PLATFORMS=cpu $(PARITY)/bin/python -m tests.goldens --compare
 
-goldens: $(PARITY)/.complete ## write again what diffusers' schedulers do, for the tests to compare with; by hand
-	JAX_PLATFORMS=cpu $(PARITY)/bin/python -m tests.goldens.samplers.make --write
+goldens: $(PARITY)/.complete ## write again what diffusers and transformers do, for the tests to compare with; by hand
+	JAX_PLATFORMS=cpu $(PARITY)/bin/python -m tests.goldens --write
 
 lock: ## resolve requirements.lock again (needs uv); make lock ARGS=--upgrade moves to the newest versions
 	uv pip compile setup.py --extra=dev --universal --python-version=3.11 --fork-strategy=fewest --generate-hashes \
@@ -92,6 +93,8 @@ clean: ## delete .venv and all caches; runs/ is kept
 
 # Beside what is tested, torch and diffusers: nothing but these two commands needs them.
 $(PARITY)/.complete: requirements.lock setup.py
+	@echo '$(PARITY) gets torch, which on Linux may bring gigabytes of CUDA libraries that are not used here. Without them:'
+	@echo '  PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make $(MAKECMDGOALS)'
 	$(PYTHON) -m venv --clear $(PARITY)
 	awk '/^[a-z0-9].*==/ { print $$1 }' $< > $(PARITY)/constraints.txt
 	$(PARITY)/bin/python -m pip install --constraint $(PARITY)/constraints.txt --editable '.[parity]'

@@ -258,31 +258,48 @@ class Cascade:
 
     def __init__(self, stages: Sequence[TrainedStage], mesh: Mesh) -> None:
         check_chain([trained.stage.config for trained in stages])
-        self._stages = stages
+        self.stages = stages
         self._samplers = [StageSampler(trained.stage, mesh, place) for place, trained in enumerate(stages)]
 
     @property
     def image_size(self) -> int:
         """Rows and columns of the pictures of the last stage."""
-        return self._stages[-1].stage.config.image_size
+        return self.stages[-1].stage.config.image_size
 
-    def draw(self, prompts: Sequence[str], seed: int, first_index: int = 0) -> list[np.ndarray]:
-        """The images of every stage, uint8 [B, H, W, C] each, of the prompts of samples ``first_index`` and on."""
+    def draw(
+        self, prompts: Sequence[str], seed: int, first_index: int = 0, guidance: np.ndarray | None = None
+    ) -> list[np.ndarray]:
+        """The images of every stage, uint8 [B, H, W, C] each, of the prompts of samples ``first_index`` and on.
+
+        Weights ``guidance`` [stages, B] take the place of the configs' ones.
+        """
         drawn: list[np.ndarray] = []
-        for trained, sampler in zip(self._stages, self._samplers, strict=True):
+        for place, (trained, sampler) in enumerate(zip(self.stages, self._samplers, strict=True)):
             low_res = drawn[-1] if drawn else None
-            drawn.append(sampler.draw(trained.params, trained.encoder_params, prompts, seed, first_index, low_res))
+            weights = None if guidance is None else guidance[place]
+            drawn.append(
+                sampler.draw(trained.params, trained.encoder_params, prompts, seed, first_index, low_res, weights)
+            )
         return drawn
 
-    def draw_all(self, prompts: Sequence[str], seed: int, batch_size: int) -> list[np.ndarray]:
-        """The images of every stage of any number of prompts, uint8 [N, H, W, C] each, drawn in batches with a bar."""
+    def draw_all(
+        self, prompts: Sequence[str], seed: int, batch_size: int, guidance: np.ndarray | None = None
+    ) -> list[np.ndarray]:
+        """The images of every stage of any number of prompts, uint8 [N, H, W, C] each, drawn in batches with a bar.
+
+        Weights ``guidance`` [stages, N] take the place of the configs' ones.
+        """
         batch_size = min(batch_size, len(prompts))
         batches = []
         with tqdm(total=len(prompts), desc="drawing", unit=" images") as bar:
             for start in range(0, len(prompts), batch_size):
                 chosen = list(prompts[start : start + batch_size])
                 # The last batch is filled up, so that nothing is compiled twice.
-                drawn = self.draw([*chosen, *[""] * (batch_size - len(chosen))], seed, start)
+                surplus = batch_size - len(chosen)
+                weights = None
+                if guidance is not None:
+                    weights = np.pad(guidance[:, start : start + batch_size], ((0, 0), (0, surplus)), constant_values=1)
+                drawn = self.draw([*chosen, *[""] * surplus], seed, start, weights)
                 batches.append([images[: len(chosen)] for images in drawn])
                 bar.update(len(chosen))
         return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
@@ -317,7 +334,9 @@ def load_cascade(workdirs: Sequence[Path], mesh: Mesh, changes: Sequence[dict[st
     configs = [read_config(workdir) for workdir in workdirs]
     check_chain(configs)
     for config, change in zip(configs, changes, strict=True):
-        config.sampling.update(change)
+        # a file may say 8 where a change says 7.5
+        with config.ignore_type():
+            config.sampling.update(change)
     return Cascade([load_stage(workdir, config, mesh) for workdir, config in zip(workdirs, configs, strict=True)], mesh)
 
 

@@ -1,7 +1,9 @@
 """Score a cascade: ``python -m imagen_jax.evaluate --stages=DIR,DIR --config=configs/shapes_eval.py --out=DIR``.
 
 Draws the config's captions and judges whether each picture shows what its caption says. Writes ``OUT/scores.json`` (for
-each row: right, total, rate and its 95% interval), and ``OUT/right.png`` and ``OUT/wrong.png``, some pictures of each.
+each row: right, total, rate and its 95% interval), and ``OUT/right.png`` and ``OUT/wrong.png``, some pictures of each;
+``OUT/diagnostics.json`` and ``OUT/diagnostics.png``: of each stage the losses on real pictures of the split by noise
+level, the consistency with the stage before, the drift of colours and the share of saturated values.
 """
 
 from __future__ import annotations
@@ -12,16 +14,18 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from imagen_jax import commands, sharding
+from imagen_jax import commands, sampling_flags, sharding
 from imagen_jax.cascade import load_cascade
 from imagen_jax.data.sources import make_source
 from imagen_jax.errors import UsageError
 from imagen_jax.evaluation.alignment import make_judge, scores_table
+from imagen_jax.evaluation.diagnostics import diagnose, diagnostics_table, write_diagnostics
 from imagen_jax.grids import draw_grid, save_png
 
 STAGES = flags.DEFINE_string("stages", None, "Stage folders, the base first, separated by commas.")
 CONFIG = config_flags.DEFINE_config_file("config", None, "What to score, such as configs/shapes_eval.py.")
 OUT = flags.DEFINE_string("out", None, "The folder to write to.")
+flags.adopt_module_key_flags(sampling_flags)
 SHOWN = 32
 
 
@@ -31,18 +35,23 @@ def main() -> None:
     if config.count < 1 or config.batch_size < 1:
         raise UsageError(f"config.count {config.count} and config.batch_size {config.batch_size} must be at least 1")
     judge = make_judge(config.judge)
+    folders = commands.stage_folders(STAGES.value)
     mesh = sharding.make_mesh({"data": -1, "fsdp": 1})
-    cascade = load_cascade(commands.stage_folders(STAGES.value), mesh)
+    cascade = load_cascade(folders, mesh, sampling_flags.stage_changes(len(folders)))
     source = make_source(config.data, config.data.split, cascade.image_size)
     captions = [source[i % len(source)]["caption"] for i in range(config.count)]
     out = commands.writable_folder(OUT.value, "out", "runs/scores")
 
-    images = cascade.draw_all(captions, config.seed, config.batch_size)[-1]
+    drawn = cascade.draw_all(captions, config.seed, config.batch_size)
+    images = drawn[-1]
     scores, right = judge(images, captions)
     (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     for name, chosen in (("right", np.flatnonzero(right)[:SHOWN]), ("wrong", np.flatnonzero(~right)[:SHOWN])):
         if len(chosen):
             save_png(draw_grid(images[chosen], [captions[i] for i in chosen], columns=8), out / f"{name}.png")
+    measured = diagnose(cascade.stages, drawn, config.data, config.batch_size, mesh)
+    write_diagnostics(out, cascade.stages, measured)
+    print(diagnostics_table(cascade.stages, measured))
     print(scores_table(scores))
     print(f"{config.count} captions of the {config.data.split} split; {out / 'scores.json'} has these figures")
 

@@ -121,7 +121,8 @@ def threshold(kind: str, percentile: float) -> Callable[[jax.Array], jax.Array]:
         case "static":
             return static_threshold
         case "dynamic":
-            if not 0 < percentile <= 100:
-                raise UsageError(f"percentile {percentile} is not in (0, 100]: 99.5 means 99.5 per cent")
+            # a share, such as 0.995, would be taken for hardly one pixel in a hundred
+            if not 1 < percentile <= 100:
+                raise UsageError(f"percentile {percentile} is not in (1, 100]: 99.5 means 99.5 per cent")
             return partial(dynamic_threshold, percentile=percentile)
     raise UsageError(f"threshold {kind!r} is not known: choose none, static or dynamic")

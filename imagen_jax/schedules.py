@@ -58,6 +58,11 @@ def noise_angle(logsnr: jax.Array) -> jax.Array:
     return jnp.arctan(jnp.exp(-logsnr / 2)) * (2 / jnp.pi)
 
 
+def logsnr_of_angle(noise_angle: jax.Array) -> jax.Array:
+    """The inverse of ``noise_angle``."""
+    return -2 * jnp.log(jnp.tan(noise_angle * (jnp.pi / 2)))
+
+
 def cosine() -> Schedule:
     """alpha = cos(πt/2), its ends drawn in to the range of logsnr (arXiv:2202.00512, Section 4)."""
     low, high = jnp.arctan(jnp.exp(-LOGSNR_MAX / 2)), jnp.arctan(jnp.exp(-LOGSNR_MIN / 2))

@@ -84,9 +84,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         state, metrics = train_step(state, encoder_params, batch)
         progress.step(step, metrics)
         if step % training.preview_every == 0 or step == training.steps:
-            grid = preview(state.ema_params, encoder_params)
+            grid, measured = preview(state.ema_params, encoder_params)
             save_png(grid, workdir / "previews" / f"{step:08d}.png")
             records.image(step, "preview", np.asarray(grid))
+            records.scalars(step, measured)
         if step % training.save_every == 0:
             checkpoints.save(state, batches.get_state(), config)
 
@@ -95,7 +96,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     checkpoints.close()
     records.log(f"done at step {int(state.step)}")
     records.close()
-    print(f"{workdir}: trained to step {int(state.step)}; previews, loss.png and log.txt are there")
+    print(f"{workdir}: trained to step {int(state.step)}; previews, loss.png, diagnostics.png and log.txt are there")
 
 
 def check_counts(training: ml_collections.ConfigDict) -> None:

@@ -186,6 +186,20 @@ def test_weights_of_samples_draw_what_each_would_draw_for_all(trained, unguided,
     assert not near(guided, unguided)
 
 
+def test_every_prompt_may_have_its_own_weight_in_every_stage(cascade, trained, drawn):
+    usual = np.array([[stage.config.sampling.guidance] * 5 for stage, _ in trained], np.float32)
+    other = usual.copy()
+    other[1, 1], other[0, 4] = 9.0, 9.0
+    # batches of two: the last is filled up
+    for images, expected in zip(cascade.draw_all(PROMPTS, SEED, 2, usual), drawn, strict=True):
+        assert near(images, expected)
+    base, large = cascade.draw_all(PROMPTS, SEED, 2, other)
+    assert near(base[:4], drawn[0][:4])
+    assert not near(base[4:], drawn[0][4:])
+    assert near(large[[0, 2, 3]], drawn[1][[0, 2, 3]])
+    assert not near(large[1:2], drawn[1][1:2])
+
+
 def test_guidance_in_an_interval_that_no_step_meets_is_none(trained, unguided):
     # of the two steps one is at pure noise, the other in the middle
     assert near(of_base(trained, guidance=3.0, guidance_from=0.6, guidance_to=0.9), unguided)
@@ -308,7 +322,8 @@ def test_a_stage_is_loaded_onto_any_mesh(sr_folder):
 
 
 def test_sampling_settings_can_be_changed_for_each_stage(base_folder, sr_folder, loaded_draw):
-    changed = load_cascade([base_folder, sr_folder], eight_devices(), [{}, {"aug_level": 0.9}]).draw(PROMPTS, SEED)
+    changes = [{}, {"aug_level": 0.9, "churn_range": (0.0, 1.0)}]
+    changed = load_cascade([base_folder, sr_folder], eight_devices(), changes).draw(PROMPTS, SEED)
     np.testing.assert_array_equal(changed[0], loaded_draw[0])
     assert not near(changed[1], loaded_draw[1])
 

@@ -152,7 +152,9 @@ def chain(tmp_path):
         (["--prompts=a ring", "--guidance=much"], "--guidance 'much' is not a number"),
         (["--prompts=a ring", "--churn=much"], "--churn 'much' is not a number"),
         (["--prompts=a ring", "--grid=karras,uniform,karras"], "--grid has 3 values for 2 stages"),
-        (["--prompts=a ring", "--steps=1.5"], "--steps '1.5' is not a number"),
+        (["--prompts=a ring", "--steps=1.5"], "--steps '1.5' is not a whole number"),
+        (["--prompts=a ring;a cross", "--guidance=1;2;3"], "--guidance has weights for 3 prompts, and there are 2"),
+        (["--prompts=a ring", "--guidance_resclae=1"], "Did you mean: guidance_rescale ?"),
         (["--prompts=a ring", "--batch_size=0"], "batch_size"),
         (["--prompts=a ring", "--seed=-1"], "seed"),
         (["--prompts=a ring"], "has no complete checkpoint: train it first"),
@@ -188,7 +190,7 @@ def test_sample_draws_each_prompt(run, base_folder, sr_folder, tmp_path):
     stages = f"--stages={base_folder}, {sr_folder},"
     walk = ["--sampler=dpm_solver,ddpm", "--steps=3", "--grid=karras,quadratic", "--variance=large"]
     code, out, _ = run(
-        sample, stages, f"--prompts={prompts}", f"--out={tmp_path}/a", "--guidance=3,1", "--columns=2", *walk
+        sample, stages, f"--prompts={prompts}", f"--out={tmp_path}/a", "--guidance=3,1;2;4", "--columns=2", *walk
     )
     assert code == 0
     assert out.startswith("3 pictures: ")
@@ -198,7 +200,7 @@ def test_sample_draws_each_prompt(run, base_folder, sr_folder, tmp_path):
     # from a file, in other batches: the same pictures
     (tmp_path / "prompts.txt").write_text(prompts.replace(";", "\n"))
     file = f"--prompts_file={tmp_path}/prompts.txt"
-    code, *_ = run(sample, stages, file, f"--out={tmp_path}/b", "--guidance=3,1", "--batch_size=2", *walk)
+    code, *_ = run(sample, stages, file, f"--out={tmp_path}/b", "--guidance=3,1;2;4", "--batch_size=2", *walk)
     assert code == 0
     for name in names:
         first, second = (pixels(tmp_path / out / "images" / name) for out in ("a", "b"))
@@ -236,7 +238,9 @@ def test_evaluate_refuses_an_unknown_judge(tmp_path):
 
 def test_evaluate_scores_a_cascade(base_folder, sr_folder, tmp_path):
     config = [f"--config={ROOT}/configs/shapes_eval.py", "--config.count=10", "--config.batch_size=4"]
-    ended = in_a_process_of_its_own("evaluate", *config, f"--stages={base_folder},{sr_folder}", f"--out={tmp_path}")
+    settings = ["--steps=1,2", "--guidance=3", "--churn_range=0.1:inf"]
+    stages = f"--stages={base_folder},{sr_folder}"
+    ended = in_a_process_of_its_own("evaluate", *config, stages, f"--out={tmp_path}", *settings)
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr
     scores = json.loads((tmp_path / "scores.json").read_text())
@@ -245,12 +249,25 @@ def test_evaluate_scores_a_cascade(base_folder, sr_folder, tmp_path):
     # what was trained for six steps draws nothing right
     assert scores["all"]["right"] <= 1
     assert pixels(tmp_path / "wrong.png").std() > 10
+    base, larger = json.loads((tmp_path / "diagnostics.json").read_text())
+    assert (base["image_size"], larger["image_size"], larger["step"]) == (8, 16, STEPS)
+    for stage, steps in ((base, 1), (larger, 2)):
+        drawn_with = {name: stage["sampling"][name] for name in ("steps", "guidance", "churn_range")}
+        assert drawn_with == {"steps": steps, "guidance": 3.0, "churn_range": [0.1, float("inf")]}
+        assert 0 <= stage["measures"]["saturation"] <= 1
+        assert stage["measures"]["held_out_loss_at_noise/0.95"] > 0
+    assert "consistency_db" not in base["measures"]
+    assert 0 < larger["measures"]["consistency_db"] < 59
+    for name, value in larger["measures"].items():
+        assert any(name in line and f"{value:.4g}" in line for line in ended.stdout.splitlines())
+    with Image.open(tmp_path / "diagnostics.png") as figure:
+        assert figure.width > 600
 
 
 def test_help_names_the_flags():
     ended = in_a_process_of_its_own("sample", "--help")
     assert ended.returncode == 0
-    for flag in ("--stages", "--prompts", "--out", "--seed"):
+    for flag in ("--stages", "--prompts", "--out", "--seed", "--guidance_rescale"):
         assert flag in ended.stdout
     assert "Traceback" not in ended.stderr
 

@@ -172,7 +172,7 @@ def test_an_unknown_threshold_is_refused():
         threshold("dynamical", 99.5)
 
 
-@pytest.mark.parametrize("percentile", [0, -1, 100.5])
+@pytest.mark.parametrize("percentile", [0, -1, 100.5, 0.995, 0.95, 1.0])
 def test_a_percentile_that_is_none_is_refused(percentile):
     with pytest.raises(UsageError, match=f"{percentile} is not in"):
         threshold("dynamic", percentile)

@@ -1,4 +1,4 @@
-"""Whole trajectories of our samplers are those of diffusers' schedulers, as golden.npz has them.
+"""Trajectories of our samplers, min-SNR weights and Karras' levels are those of diffusers, as golden.npz has them.
 
 diffusers' times are discrete: our samplers are given a schedule and times that reproduce its alphas_cumprod, see cases.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.goldens.samplers.cases import BETAS, SAMPLERS, STEPS, TOLERANCE, ours
+from tests.goldens.samplers.cases import BETAS, SAMPLERS, STEPS, TOLERANCE, karras_levels, min_snr, ours
 
 GOLDEN = Path(__file__).parent / "goldens" / "samplers" / "golden.npz"
 
@@ -28,6 +28,20 @@ def test_trajectories_are_those_of_diffusers(betas, name, steps):
     calls = 2 * steps - 1 if name == "heun" else steps
     assert golden.shape[0] == calls + 1
     np.testing.assert_allclose(ours(name, steps, goldens()[f"{betas}/alphas_cumprod"]), golden, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("betas", BETAS)
+def test_min_snr_weights_are_those_of_diffusers(betas):
+    golden = goldens()[f"{betas}/min_snr"]
+    assert golden.shape == (3, 1000) and golden.max() == 5
+    np.testing.assert_allclose(min_snr(goldens()[f"{betas}/alphas_cumprod"]), golden, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("steps", STEPS)
+def test_karras_levels_are_those_of_diffusers(steps):
+    golden = goldens()[f"karras/{steps}"]
+    assert golden.shape == (steps,)
+    np.testing.assert_allclose(karras_levels(steps), golden, rtol=0, atol=TOLERANCE)
 
 
 def test_the_betas_are_the_published_ones():

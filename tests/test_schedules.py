@@ -5,7 +5,7 @@ import pytest
 
 from imagen_jax import schedules
 from imagen_jax.errors import UsageError
-from imagen_jax.schedules import LOGSNR_MAX, LOGSNR_MIN, noise_angle, signal
+from imagen_jax.schedules import LOGSNR_MAX, LOGSNR_MIN, logsnr_of_angle, noise_angle, signal
 
 TIMES = np.linspace(0, 1, 1001, dtype=np.float32)
 
@@ -68,6 +68,11 @@ def test_cosine_is_a_cosine():
 def test_noise_angle_is_the_time_of_cosine():
     # to 3e-5: the ends of cosine are drawn in by as much
     np.testing.assert_allclose(noise_angle(schedules.cosine().logsnr(TIMES)), TIMES, atol=4e-5)
+
+
+def test_an_angle_has_the_logsnr_that_it_is_of():
+    angles = TIMES[1:-1]
+    np.testing.assert_allclose(noise_angle(logsnr_of_angle(angles)), angles, atol=1e-6)
 
 
 def test_noise_angle_is_that_of_alpha_and_sigma():

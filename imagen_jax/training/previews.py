@@ -1,4 +1,4 @@
-"""Pictures drawn during training, from the EMA weights, so that a person can watch a run."""
+"""Pictures drawn during training, from the EMA weights, so that a person can watch a run, and what they measure."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from PIL import Image
 from imagen_jax.cascade import StageSampler
 from imagen_jax.data.sources import make_source
 from imagen_jax.grids import draw_grid
+from imagen_jax.losses import loss_curve, make_held_out_loss
+from imagen_jax.measures import measure
 from imagen_jax.resizing import resize
 from imagen_jax.stage import Stage, to_float, to_uint8
 
@@ -20,23 +22,26 @@ COLUMNS = 4
 SEED = 0
 
 
-def make_preview(stage: Stage, mesh: Mesh) -> Callable[[Any, Any], Image.Image]:
-    """A function ``(params, encoder_params) -> grid`` of the first captions of the config's validation split.
+def make_preview(stage: Stage, mesh: Mesh) -> Callable[[Any, Any], tuple[Image.Image, dict[str, float]]]:
+    """A function ``(params, encoder_params) -> (grid, metrics)`` of the first examples of the validation split.
 
-    A super-resolution stage starts from the data set's own pictures, made small.
+    The grid has the pictures of their captions; a super-resolution stage starts from the data set's own pictures, made
+    small. The metrics are those of ``measures.measure``, and of ``losses.loss_curve`` on the data set's own pictures.
     """
     config = stage.config
     source = make_source(config.data, config.data.validation_split, config.image_size)
     examples = [source[i] for i in range(min(config.training.preview_count, len(source)))]
     prompts = [example["caption"] for example in examples]
-    low_res = None
-    if stage.is_super_resolution:
-        images = to_float(jnp.stack([example["image"] for example in examples]))
-        low_res = to_uint8(resize(images, *stage.low_res_shape[:2]))
+    real = np.stack([example["image"] for example in examples])
+    low_res = (
+        to_uint8(resize(to_float(jnp.asarray(real)), *stage.low_res_shape[:2])) if stage.is_super_resolution else None
+    )
     sampler = StageSampler(stage, mesh, place=0)
+    held_out_loss = make_held_out_loss(stage, mesh, len(examples))
 
-    def preview(params: Any, encoder_params: Any) -> Image.Image:
-        images: np.ndarray = sampler.draw(params, encoder_params, prompts, SEED, 0, low_res)
-        return draw_grid(images, prompts, COLUMNS)
+    def preview(params: Any, encoder_params: Any) -> tuple[Image.Image, dict[str, float]]:
+        images = sampler.draw(params, encoder_params, prompts, SEED, 0, low_res)
+        curve = loss_curve(held_out_loss(params, encoder_params, real, prompts))
+        return draw_grid(images, prompts, COLUMNS), {**measure(images, low_res, real), **curve}
 
     return preview

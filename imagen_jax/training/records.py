@@ -1,4 +1,4 @@
-"""What a training run writes down: metrics for TensorBoard and as lines of JSON, a log for people, the loss curve."""
+"""What a training run writes down: metrics for TensorBoard and as lines of JSON, a log for people, curves of both."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only: no screen on the machines that train
-import matplotlib.pyplot as plt
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from imagen_jax.figures import draw_loss, draw_run_diagnostics
+
 METRICS_FILE = "metrics.jsonl"
 LOG_FILE = "log.txt"
-CURVE_FILE = "loss.png"
+LOSS_FILE = "loss.png"
+DIAGNOSTICS_FILE = "diagnostics.png"
 
 
 class Records:
@@ -51,9 +50,13 @@ class Records:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def close(self) -> None:
-        """Completes what is being written and draws the loss curve."""
+        """Completes what is being written and draws the curves of all that there is."""
         self._summaries.close()
-        draw_loss_curve(self._workdir)
+        metrics, title = read_metrics(self._workdir), self._workdir.name
+        if any("loss" in line for line in metrics):
+            draw_loss(metrics, title, self._workdir / LOSS_FILE)
+        if any("saturation" in line for line in metrics):
+            draw_run_diagnostics(metrics, title, self._workdir / DIAGNOSTICS_FILE)
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -69,23 +72,3 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return complete
-
-
-def draw_loss_curve(workdir: Path) -> None:
-    """The loss over the steps as a PNG: as measured, and smoothed."""
-    metrics = read_metrics(workdir)
-    if not metrics:
-        return
-    steps = np.array([line["step"] for line in metrics])
-    losses = np.array([line["loss"] for line in metrics])
-    window = max(1, len(losses) // 30)
-    smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
-    figure, axes = plt.subplots(figsize=(7, 4), dpi=110)
-    axes.plot(steps, losses, color="tab:blue", alpha=0.3, label="loss")
-    axes.plot(steps[window - 1 :], smooth, color="tab:blue", label=f"mean of {window}")
-    axes.set(xlabel="step", ylabel="loss", yscale="log", title=f"{workdir.name}: training loss")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(workdir / CURVE_FILE)
-    plt.close(figure)

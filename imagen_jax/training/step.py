@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from imagen_jax import diffusion, variational
+from imagen_jax.diffusion import stratified_times
+from imagen_jax.losses import Losses, losses_at
 from imagen_jax.resizing import resize
-from imagen_jax.schedules import noise_angle, signal
 from imagen_jax.sharding import batch_sharding, replicated
 from imagen_jax.stage import Stage, to_float
 from imagen_jax.training.state import TrainState, update_ema
@@ -23,25 +23,8 @@ Metrics = dict[str, jax.Array]
 NOISE_BANDS = 5
 
 
-class Losses(NamedTuple):
-    """What training looks at, [B] each.
-
-    Attributes:
-        loss: whose mean is minimised.
-        noise_level: the angle in [0, 1] that the network was told.
-        bound: of the variance, in bits per dimension, as of ``variational.bound``; None where it is not learned.
-    """
-
-    loss: jax.Array
-    noise_level: jax.Array
-    bound: jax.Array | None
-
-
 def example_losses(stage: Stage, params: Any, encoder_params: Any, batch: Batch, key: jax.Array) -> Losses:
-    """The losses of each example (Eq. 1 of arXiv:2205.11487, in terms of the stage's kind of prediction).
-
-    Where variances are learned, ``diffusion.vlb_weight`` times the variational bound in bits is added, which teaches
-    nothing but them (arXiv:2102.09672, Eq. 16).
+    """The losses of each example, at random times.
 
     Args:
         stage: the stage that is trained.
@@ -54,32 +37,12 @@ def example_losses(stage: Stage, params: Any, encoder_params: Any, batch: Batch,
     crop_size = stage.config.data.crop_size
     # cut before anything else is made: what the network is told and what it must say are of one place
     x = to_float(random_crops(crop_key, batch["image"], crop_size) if crop_size else batch["image"])
-    settings = stage.config.diffusion
     text = stage.encoder.encode(encoder_params, batch["tokens"], batch["mask"]), batch["mask"]
-    text = drop_captions(drop_key, text, stage.unconditional(encoder_params), settings.caption_dropout)
+    text = drop_captions(drop_key, text, stage.unconditional(encoder_params), stage.config.diffusion.caption_dropout)
     condition = augmented_low_res(stage, aug_key, x) if stage.is_super_resolution else {}
 
-    t = diffusion.stratified_times(time_key, x.shape[0])
-    logsnr = stage.schedule.logsnr(t)
-    alpha, sigma = signal(logsnr), signal(-logsnr)
-    eps = jax.random.normal(noise_key, x.shape)
-    z = diffusion.add_noise(x, eps, alpha, sigma)
-    prediction, v = stage.predict(params, z, logsnr, *text, condition, dropout_key)
-    target = diffusion.prediction_target(x, eps, alpha, sigma, stage.prediction)
-    weight = diffusion.loss_weight(
-        logsnr,
-        stage.prediction,
-        settings.weight,
-        bias=settings.weight_bias,
-        min_snr_gamma=settings.min_snr_gamma,
-        sigma_data=settings.sigma_data,
-    )
-    loss = weight * diffusion.squared_error(prediction, target)
-    if v is None:
-        return Losses(loss, noise_angle(logsnr), None)
-    x_hat, _ = diffusion.to_x_and_eps(prediction, z, alpha, sigma, stage.prediction)
-    bound = variational.bound(x, x_hat, v, z, stage.schedule, t)
-    return Losses(loss + settings.vlb_weight * bound, noise_angle(logsnr), bound)
+    t = stratified_times(time_key, x.shape[0])
+    return losses_at(stage, params, x, text, condition, t, jax.random.normal(noise_key, x.shape), dropout_key)
 
 
 def drop_captions(

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -196,6 +197,21 @@ def test_masked_softmax_shows_what_the_mask_shows():
     mask = np.asarray([[True, True, False], [True, True, False]])
     np.testing.assert_allclose(masked_softmax(logits, mask), [[0.26894143, 0.7310586, 0], [0.5, 0.5, 0]], rtol=1e-5)
     np.testing.assert_allclose(masked_softmax(logits, np.zeros_like(mask)), 1 / 3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["self", "self+text"])
+def test_attention_in_bfloat16_is_finite_where_float16_would_overflow(kind):
+    params = random_params(attention(kind), X, *captions(5))
+    for name in ("query", "key"):
+        params[name]["kernel"] *= 500
+    # most products of queries and keys are beyond 65504
+    pixels = Norm(4).apply({"params": params["norm"]}, X).reshape(2, 16, 8)
+    query, key = (pixels @ params[name]["kernel"] for name in ("query", "key"))
+    logits = np.einsum("bqk,bsk->bqs", query[..., :4], key[..., :4]) / 2
+    assert np.mean(np.abs(logits) > np.finfo(np.float16).max) > 0.5
+    out = compiled(dataclasses.replace(attention(kind), dtype=jnp.bfloat16))(params, X, *captions(5))
+    assert np.isfinite(out).all()
+    assert np.abs(out - X).max() > 1e-2
 
 
 def test_softmax_is_computed_in_float32():

@@ -1,20 +1,17 @@
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from imagen_jax.models.t5 import T5Encoder, relative_position_bucket
-from imagen_jax.text.huggingface import load_params, read_config
+from tests.goldens.t5 import cases
 
-GOLDENS = Path(__file__).parents[1] / "goldens" / "t5"
 TINY = {"vocab_size": 30, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 3}
 
 
 @pytest.fixture(scope="module")
 def golden():
-    with np.load(GOLDENS / "golden.npz") as arrays:
+    with np.load(cases.GOLDEN) as arrays:
         return dict(arrays)
 
 
@@ -33,19 +30,14 @@ def some_text(length, used, seed=0):
     return tokens, np.tile(np.arange(length) < used, (2, 1))
 
 
-@pytest.mark.parametrize("name, folder", [("encoder", "encoder"), ("whole", "sharded")])
-def test_equals_transformers(golden, name, folder):
-    config = read_config(GOLDENS / folder)
-    module, mask = T5Encoder(**config), golden["mask"]
-    shapes = jax.eval_shape(module.init, jax.random.key(0), golden["tokens"], mask)["params"]
-    params = load_params(GOLDENS / folder, shapes, config["num_layers"], np.float32)
-    ours = np.asarray(jax.jit(module.apply)({"params": params}, golden["tokens"], mask))
-    assert np.abs(ours - golden[name])[mask].max() < 1e-5
+@pytest.mark.parametrize("name", cases.FOLDERS)
+def test_equals_transformers(golden, name):
+    ours = cases.embeddings(name, golden["tokens"], golden["mask"])
+    assert np.abs(ours - golden[name])[golden["mask"]].max() < cases.TOLERANCE
 
 
 def test_buckets_equal_those_of_transformers(golden):
-    ours = relative_position_bucket(golden["offsets"], num_buckets=32, max_distance=128)
-    np.testing.assert_array_equal(ours, golden["buckets"])
+    np.testing.assert_array_equal(cases.buckets(golden["offsets"]), golden["buckets"])
 
 
 def test_buckets_mirror_and_grow_with_distance():

@@ -154,6 +154,17 @@ def test_examples_do_not_look_at_each_other(network):
 
 
 @each_network
+def test_a_plain_picture_has_no_checkerboard(network):
+    """What is alike far from the edges stays alike: upsampling makes no pattern of its own."""
+    arguments = list(inputs(size=80))
+    for place in (0, 4):
+        arguments[place] = np.broadcast_to(arguments[place][:, :1, :1], arguments[place].shape)
+    out = np.asarray(compiled(network, positions=0)(trained(network, positions=0), *arguments))
+    assert np.ptp(out, axis=(1, 2)).min() > 1e-2
+    np.testing.assert_allclose(np.ptp(out[:, 36:44, 36:44], axis=(1, 2)), 0, atol=1e-4)
+
+
+@each_network
 def test_bfloat16_is_for_compute_alone(network):
     params = shapes_of(build(network, dtype=jnp.bfloat16), *inputs())
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}

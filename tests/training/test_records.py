@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
+from imagen_jax.losses import NOISE_LEVELS
 from imagen_jax.training.progress import NoiseBands
 from imagen_jax.training.records import Records, read_metrics
 from imagen_jax.training.step import NOISE_BANDS
@@ -44,7 +45,7 @@ def test_a_torn_last_line_is_left_out(tmp_path):
 def test_no_metrics_are_no_error(tmp_path):
     assert read_metrics(tmp_path) == []
     written(tmp_path, [])
-    assert not (tmp_path / "loss.png").exists()
+    assert not list(tmp_path.glob("*.png"))
 
 
 def test_a_training_run_leaves_all_that_a_person_wants_to_see(base_folder):
@@ -71,7 +72,9 @@ def test_losses_of_bands_are_means_over_all_steps_since_the_last_record():
 
 
 def test_losses_by_noise_are_in_the_metrics_and_in_the_log(base_folder):
-    for line in read_metrics(base_folder):
+    lines = [line for line in read_metrics(base_folder) if "loss" in line]
+    assert len(lines) == STEPS
+    for line in lines:
         bands = [value for name, value in line.items() if name.startswith("loss_at_noise/")]
         assert len(bands) == NOISE_BANDS
         assert min(bands) < line["loss"] < max(bands)
@@ -81,6 +84,24 @@ def test_losses_by_noise_are_in_the_metrics_and_in_the_log(base_folder):
     assert max(map(len, said)) < 200
 
 
+def test_every_preview_is_measured(base_folder, sr_folder):
+    of_both = {"step", "saturation", "saturation_real", *(f"held_out_loss_at_noise/{x:.2f}" for x in NOISE_LEVELS)}
+    of_larger = {"consistency_db", *(f"colour_drift/{name}" for name in ("red", "green", "blue", "rms"))}
+    for folder, expected in ((base_folder, of_both), (sr_folder, of_both | of_larger)):
+        measured = [line for line in read_metrics(folder) if "saturation" in line]
+        assert [line["step"] for line in measured] == [3, 6]
+        for line in measured:
+            assert set(line) == expected
+            assert np.isfinite(list(line.values())).all()
+        # on the same pictures and the same noise: what differs is what was learned
+        curves = [[line[name] for name in expected if name.startswith("held")] for line in measured]
+        assert np.abs(np.subtract(*curves)).min() > 0
+        with Image.open(folder / "diagnostics.png") as figure:
+            assert figure.width > 600
+            # two panels in a row, and two more of what only larger pictures have
+            assert (figure.height > figure.width / 2) == (folder is sr_folder)
+
+
 def test_tensorboard_gets_the_metrics(base_folder):
     (events,) = (base_folder / "tensorboard").glob("events.out.tfevents.*")
     tags = {value.tag for event in read_events(events) for value in event.summary.value}
@@ -88,6 +109,8 @@ def test_tensorboard_gets_the_metrics(base_folder):
         "loss",
         "loss_at_noise/0-0.2",
         "loss_at_noise/0.8-1",
+        "held_out_loss_at_noise/0.95",
+        "saturation",
         "gradient_norm",
         "parameter_norm",
         "images_per_second",

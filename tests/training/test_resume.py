@@ -54,12 +54,14 @@ def test_the_resumed_run_is_the_unbroken_run(base_folder, resumed_folder):
 
 def test_the_resumed_run_tells_the_same_story(base_folder, resumed_folder):
     told = [
-        [(line["step"], line["loss"], line["gradient_norm"]) for line in read_metrics(folder)]
+        [{name: value for name, value in line.items() if name != "images_per_second"} for line in read_metrics(folder)]
         for folder in (base_folder, resumed_folder)
     ]
-    assert [step for step, _, _ in told[0]] == list(range(1, STEPS + 1))
-    assert len({loss for _, loss, _ in told[0]}) == STEPS
-    assert told[0] == told[1]
+    losses = [(line["step"], line["loss"]) for line in told[0] if "loss" in line]
+    assert [step for step, _ in losses] == list(range(1, STEPS + 1))
+    assert len({loss for _, loss in losses}) == STEPS
+    # in any order: a step's loss is read after its preview is drawn
+    assert sorted(told[0], key=str) == sorted(told[1], key=str)
 
 
 def test_the_resumed_run_draws_the_same_previews(base_folder, resumed_folder):
@@ -89,4 +91,4 @@ def test_a_finished_run_is_left_as_it_is(resumed_folder):
     after, _ = state_of(resumed_folder, one_device())
     for leaf, other in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         np.testing.assert_array_equal(leaf, other)
-    assert [line["step"] for line in read_metrics(resumed_folder)] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in read_metrics(resumed_folder) if "loss" in line] == list(range(1, STEPS + 1))

@@ -13,13 +13,13 @@ from imagen_jax import schedules, sharding
 from imagen_jax import stage as stages
 from imagen_jax.cascade import make_sample_fn, place_encoder
 from imagen_jax.data.sources import make_source
+from imagen_jax.losses import Losses
 from imagen_jax.resizing import resize
 from imagen_jax.stage import to_float
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import TrainState, abstract_state
 from imagen_jax.training.step import (
     NOISE_BANDS,
-    Losses,
     augmented_low_res,
     by_noise_level,
     drop_captions,

@@ -1,4 +1,4 @@
-"""What our samplers and diffusers' schedulers are both given: cases, noise, a denoiser, and discrete times.
+"""What our samplers, weights and grids and those of diffusers are both given: cases, noise, a denoiser, discrete times.
 
 diffusers' times are the 1000 of a discrete process; ours are continuous. So that the very same formulas are compared,
 ours walk here down a schedule that has diffusers' alphas_cumprod as its values, over diffusers' own times.
@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax import guidance, samplers
-from imagen_jax.schedules import Schedule
-from imagen_jax.time_grids import KARRAS_MAX
+from imagen_jax.diffusion import PREDICTIONS, loss_weight
+from imagen_jax.schedules import Schedule, cosine
+from imagen_jax.time_grids import KARRAS_MAX, karras
 
 BETAS = ("linear", "squaredcos_cap_v2")
 STEPS = (5, 20, 50, 250)
@@ -23,6 +24,7 @@ SHAPE = (2, 1, 2, 2)
 # That of a start and of every step. The stream of RandomState never changes.
 NOISE = np.random.RandomState(0).standard_normal((1 + max(STEPS), *SHAPE)).astype(np.float32)
 PERCENTILE = 95.0
+GAMMA = 5.0
 # A mixture of two Gaussians for each pixel, partly outside of [-1, 1], for thresholds to matter.
 WEIGHTS, CENTRES, WIDTH = (0.3, 0.7), (-1.6, 0.4), 0.3
 
@@ -111,3 +113,16 @@ def ours(name, steps, alphas_cumprod):
         x = np.asarray(compiled(NOISE[0], table, times))
     jax.effects_barrier()
     return np.stack([*seen, x])
+
+
+def min_snr(alphas_cumprod):
+    """Our min-SNR weights at each of diffusers' times, for each kind of prediction, [kinds, 1000]."""
+    logsnr = np.float32(logsnr_of(alphas_cumprod))
+    settings = {"bias": 0.0, "min_snr_gamma": GAMMA, "sigma_data": 0.5}
+    return np.stack([loss_weight(logsnr, kind, "min_snr", **settings) for kind in PREDICTIONS])
+
+
+def karras_levels(steps):
+    """ln(sigma / alpha) at all times of our grid but the last, which is clean."""
+    schedule = cosine()
+    return np.asarray(schedule.logsnr(karras(schedule, steps)[:-1])) / -2

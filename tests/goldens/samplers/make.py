@@ -1,4 +1,4 @@
-"""Our samplers beside diffusers' schedulers. By hand: `make goldens` writes golden.npz, `make parity` compares live.
+"""Our samplers, min-SNR weights and Karras' noise levels beside those of diffusers.
 
 Where the two differ by design, what is comparable is compared:
 
@@ -9,24 +9,33 @@ Where the two differ by design, what is comparable is compared:
 - diffusers' 1 - a_t / a_s cancels in float32, to errors of 2e-4 after 250 steps: it is given float64, ours is not.
 """
 
-import argparse
-import importlib.metadata
-import sys
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    HeunDiscreteScheduler,
+)
+from diffusers.training_utils import compute_snr
 
+from imagen_jax.diffusion import PREDICTIONS
+from imagen_jax.time_grids import KARRAS_MAX, KARRAS_MIN
 from tests.goldens.samplers.cases import (
     BETAS,
+    GAMMA,
     NOISE,
     PERCENTILE,
     SAMPLERS,
     STEPS,
     TOLERANCE,
     image,
+    karras_levels,
+    min_snr,
     ours,
     timesteps,
     variance_share,
@@ -100,9 +109,27 @@ def alphas_of(betas):
     return scheduler_of("ddpm small", betas).alphas_cumprod.numpy()
 
 
+def their_min_snr(betas):
+    """The weights of diffusers' SNR, [kinds, 1000]: min(SNR, γ) of x, and as many times less as eps and v are more."""
+    scheduler = scheduler_of("ddpm small", betas)
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
+    snr = compute_snr(scheduler, torch.arange(len(scheduler.alphas_cumprod))).numpy()
+    per_x = {"x": 1.0, "eps": snr, "v": snr + 1}
+    return np.stack([np.minimum(snr, GAMMA) / per_x[kind] for kind in PREDICTIONS])
+
+
+def their_karras_levels(steps):
+    scheduler = EDMEulerScheduler(sigma_min=KARRAS_MIN, sigma_max=KARRAS_MAX)
+    scheduler.set_timesteps(steps)
+    return np.log(scheduler.sigmas[:-1].numpy())
+
+
 def write():
-    arrays = {f"{betas}/alphas_cumprod": alphas_of(betas) for betas in BETAS}
+    """GOLDEN: what diffusers does in each case."""
+    arrays = {f"karras/{steps}": their_karras_levels(steps) for steps in STEPS}
     for betas in BETAS:
+        arrays[f"{betas}/alphas_cumprod"] = alphas_of(betas)
+        arrays[f"{betas}/min_snr"] = their_min_snr(betas).astype(np.float32)
         for name in SAMPLERS:
             for steps in STEPS:
                 arrays[f"{betas}/{name}/{steps}"] = diffusers(name, betas, steps).astype(np.float32)
@@ -111,26 +138,27 @@ def write():
 
 
 def compare():
-    """Prints the largest difference of each whole trajectory; whether all are within the tolerance."""
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("diffusers", "torch", "jax"))
-    print(f"{versions}: largest absolute difference over whole trajectories, on the same noise, denoiser and times")
+    """Prints the largest differences; whether all are within the tolerance."""
+    seen = []
+
+    def row(name, differences):
+        seen.extend(differences)
+        print(f"{name:32}" + "".join(f"{difference:12.1e}" for difference in differences))
+
+    print(
+        "\nSamplers: largest absolute difference over whole trajectories (all that the denoiser is asked about, and the"
+    )
+    print("result) on the same noise, the same times and the exact denoiser of a mixture of Gaussians")
     print(f"{'':32}" + "".join(f"{steps:>6} steps" for steps in STEPS))
-    worst = 0.0
     for betas in BETAS:
         for name in SAMPLERS:
-            errors = [np.abs(ours(name, n, alphas_of(betas)) - diffusers(name, betas, n)).max() for n in STEPS]
-            print(f"{betas:18}{name:14}" + "".join(f"{error:12.1e}" for error in errors))
-            worst = max(worst, *errors)
-    print(f"largest of all {worst:.1e}, tolerated {TOLERANCE:.0e}: {'passed' if worst <= TOLERANCE else 'FAILED'}")
-    return worst <= TOLERANCE
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    group = parser.add_mutually_exclusive_group(required=True)
-    group.add_argument("--write", action="store_true", help="write golden.npz")
-    group.add_argument("--compare", action="store_true", help="print how far apart the two are")
-    if parser.parse_args().write:
-        write()
-    else:
-        sys.exit(not compare())
+            pairs = [(ours(name, n, alphas_of(betas)), diffusers(name, betas, n)) for n in STEPS]
+            row(f"{betas:18}{name:14}", [np.abs(mine - other).max() for mine, other in pairs])
+    print("\nKarras' noise levels: largest difference of their logarithms")
+    row("", [np.abs(karras_levels(steps) - their_karras_levels(steps)).max() for steps in STEPS])
+    print(f"\nMin-SNR weights at all 1000 times, γ = {GAMMA:g}: largest absolute difference")
+    print(f"{'':32}" + "".join(f"{kind:>12}" for kind in PREDICTIONS))
+    for betas in BETAS:
+        row(betas, np.abs(min_snr(alphas_of(betas)) - their_min_snr(betas)).max(axis=1))
+    print(f"tolerated {TOLERANCE:.0e}")
+    return max(seen) <= TOLERANCE

@@ -1,0 +1,34 @@
+"""What ours is held against: diffusers and transformers, which need torch. Run by hand.
+
+`make goldens` writes what the tests compare with; `make parity` compares with the installed libraries live, and says
+what it compared.
+"""
+
+import argparse
+import importlib.metadata
+import sys
+
+from tests.goldens.samplers import make as samplers
+from tests.goldens.t5 import make as t5
+
+LIBRARIES = ("diffusers", "transformers", "torch", "jax")
+
+
+def compare():
+    """Whether all that was compared is within its tolerance."""
+    print(", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES))
+    passed = [part.compare() for part in (samplers, t5)]
+    print("all passed" if all(passed) else "FAILED")
+    return all(passed)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    group = parser.add_mutually_exclusive_group(required=True)
+    group.add_argument("--write", action="store_true", help="write the goldens")
+    group.add_argument("--compare", action="store_true", help="print how far apart the two are")
+    if parser.parse_args().write:
+        samplers.write()
+        t5.write()
+    else:
+        sys.exit(not compare())
