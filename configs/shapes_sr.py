@@ -5,8 +5,8 @@
 `:tiny` is narrower, attends to the text too, and compiles and runs in seconds, for tests.
 
 The picture that it is given says where things are: no positions, no attention. The noise of the augmentation is shifted
-to where that picture still shows its shapes: half of the levels have less than 0.13. Sampling adds next to none (0.01), and
-takes few steps: with more of them the samples are noisier, and no more right.
+to where that picture still shows its shapes: half of the levels have less than 0.13. Sampling adds next to none (0.01),
+and takes few steps: with more of them the samples are noisier, and no more often right.
 """
 
 import ml_collections
