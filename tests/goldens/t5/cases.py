@@ -12,8 +12,8 @@ HERE = Path(__file__).parent
 GOLDEN = HERE / "golden.npz"
 # a T5EncoderModel, and a whole T5 in several files
 FOLDERS = {"encoder": HERE / "encoder", "whole": HERE / "sharded"}
-# of float32; 8e-6 has been seen
-TOLERANCE = 3e-5
+# of float32; 8e-6 has been seen: torch itself is about as far from float64
+TOLERANCE = 1e-5
 
 
 def embeddings(name, tokens, mask):
