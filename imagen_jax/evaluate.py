@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from imagen_jax import commands, sharding
+from imagen_jax import commands, processes, sharding
 from imagen_jax.cascade import load_cascade
 from imagen_jax.data.sources import make_source
 from imagen_jax.errors import UsageError
@@ -38,6 +38,8 @@ def main() -> None:
     out = commands.writable_folder(OUT.value, "out", "runs/scores")
 
     images = cascade.draw_all(captions, config.seed, config.batch_size)[-1]
+    if not processes.writes():
+        return
     scores, right = judge(images, captions)
     (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     for name, chosen in (("right", np.flatnonzero(right)[:SHOWN]), ("wrong", np.flatnonzero(~right)[:SHOWN])):
@@ -48,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    commands.run(main, several_processes=True)

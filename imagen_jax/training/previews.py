@@ -32,7 +32,7 @@ def make_preview(stage: Stage, mesh: Mesh) -> Callable[[Any, Any], Image.Image]:
     low_res = None
     if stage.is_super_resolution:
         images = to_float(jnp.stack([example["image"] for example in examples]))
-        low_res = to_uint8(resize(images, *stage.low_res_shape[:2]))
+        low_res = np.asarray(to_uint8(resize(images, *stage.low_res_shape[:2])))
     sampler = StageSampler(stage, mesh, place=0)
 
     def preview(params: Any, encoder_params: Any) -> Image.Image:
