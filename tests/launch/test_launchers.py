@@ -146,7 +146,7 @@ def test_wrong_use_is_one_sentence(launch, arguments, variables, error):
     assert ended.stdout == ""
 
 
-@pytest.mark.parametrize("script", ["local.sh", "gpu.sh"])
+@pytest.mark.parametrize("script", ["local.sh", "gpu.sh", "tpu.sh"])
 def test_help_is_the_script_s_own_comment(launch, script):
     ended = launch(script, "--help")
     assert ended.returncode == 0
