@@ -43,8 +43,8 @@ def run(main: Callable[[], None], several_processes: bool = False) -> None:
         place = place_among_processes()
         if several_processes:
             processes.start(*place)
-        elif any(value is not None for value in place):
-            raise UsageError("this command runs in one process: leave out --coordinator and its like")
+        elif (place[1] or 1) > 1:
+            raise UsageError(f"--process_count is {place[1]}, but this command runs in one process: start it once")
         main()
         code = 0
     except UsageError as error:

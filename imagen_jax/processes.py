@@ -44,7 +44,7 @@ def start(coordinator: str | None, count: int | None, index: int | None) -> None
         join(coordinator, count, index)
     elif is_tpu_host():
         join()
-    if not writes():
+    if jax.distributed.is_initialized() and not writes():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -236,7 +236,8 @@ copy() {
 
 # Until the run is done: looks, does what is due, waits. Whatever ended it, it goes on from its last checkpoint.
 watch() {
-    local tpu now failures=0 before=''
+    # what the last look found, and how often something failed although the TPU was still there
+    local tpu now before='' failures=0
     if [[ $dry_run == yes ]]; then
         watch_dry "$@"
         return
@@ -248,16 +249,13 @@ watch() {
         case $tpu:$now in
         READY:'exited 0') return 0 ;;
         READY:'exited 2') return 2 ;;
-        READY:absent | READY:idle)
-            { install && run "$@"; } || failures=$((failures + 1))
-            ;;
         READY:exited*)
             # A run ends, too, when its TPU is being taken away, which the next look will show.
             if [[ $now == "$before" ]]; then
-                failures=$((failures + 1)) now=''
-                ((failures > attempts)) || { install && run "$@"; } || true
+                begin "$@"
             fi
             ;;
+        READY:absent | READY:idle) begin "$@" ;;
         ABSENT:) create || true ;;
         PREEMPTED: | TERMINATED: | STOPPED: | SUSPENDED: | FAILED:) { delete && create; } || true ;;
         esac
@@ -268,6 +266,17 @@ watch() {
         before=$now
         sleep "$poll"
     done
+}
+
+# Installs and runs, for `watch`. What failed before the last look counts: then its TPU was not being taken away.
+begin() {
+    if [[ $before == failed || $before == exited* ]]; then
+        failures=$((failures + 1))
+    fi
+    now=''
+    if ((failures <= attempts)) && ! { install && run "$@"; }; then
+        now=failed
+    fi
 }
 
 # The commands of `watch`, each after the state in which it runs them.

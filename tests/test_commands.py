@@ -207,7 +207,8 @@ def test_a_place_that_is_no_number_is_refused(refused, monkeypatch):
 def test_a_command_for_one_process_is_not_run_by_several(refused):
     command = types.SimpleNamespace(__name__="alone", main=lambda: pytest.fail("it ran"))
     place = ["--coordinator=localhost:1", "--process_count=2", "--process_index=1"]
-    assert refused(command, *place).startswith("this command runs in one process: leave out --coordinator")
+    said = "--process_count is 2, but this command runs in one process: start it once"
+    assert refused(command, *place) == said
 
 
 def pixels(path):

@@ -12,17 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax import stage as stages
 from imagen_jax.cascade import load_cascade
-from imagen_jax.checkpoints import Checkpoints
 from imagen_jax.sharding import make_mesh
 from imagen_jax.train import train
-from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.records import read_metrics
-from imagen_jax.training.state import abstract_state
 from tests.launch.cloud import Cloud, make_project
 from tests.launch.tiny_base import get_config
-from tests.tiny import ROOT, eight_devices, one_device, quick_compilation
+from tests.tiny import ROOT, eight_devices, one_device, quick_compilation, restored
 
 # What local.sh sets, for workers that no local.sh starts.
 SIMULATED = {
@@ -67,18 +63,11 @@ def two(two_said):
     return two_said[1]
 
 
-def restored(folder, mesh):
-    config = get_config()
-    abstract, _ = abstract_state(stages.build(config).init, make_optimizer(config.optimizer), config.seed, mesh)
-    checkpoints = Checkpoints(folder)
-    state = checkpoints.restore(abstract)
-    checkpoints.close()
-    return state
-
-
 def same(folder, other):
     """The states of both, on one device, are the same but for the order of sums."""
-    (state, position), (other_state, other_position) = (restored(each, one_device()) for each in (folder, other))
+    (state, position), (other_state, other_position) = (
+        restored(each, get_config(), one_device()) for each in (folder, other)
+    )
     assert position == other_position == {"next_index": 4}
     assert int(state.step) == int(other_state.step) == 4
     for leaf, other_leaf in zip(jax.tree.leaves(state), jax.tree.leaves(other_state), strict=True):
@@ -107,7 +96,7 @@ def test_one_process_goes_on_from_where_two_stopped(one, two, tmp_path):
 
 
 def test_both_write_the_checkpoint(two):
-    state, _ = restored(two, make_mesh(get_config().mesh))
+    state, _ = restored(two, get_config(), make_mesh(get_config().mesh))
     assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(state.params))
     for process in (0, 1):
         data = two / "checkpoints" / "4" / "params" / f"ocdbt.process_{process}" / "d"

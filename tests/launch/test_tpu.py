@@ -323,6 +323,25 @@ def test_a_run_that_fails_by_itself_is_begun_again_a_few_times(cloud, watch, tmp
     assert "failed 3 times" in (tmp_path / "watch.txt").read_text()
 
 
+def test_an_install_that_fails_is_tried_again_a_few_times(cloud, watch):
+    cloud.command(cloud.bin_of_workers, "make", "exit 1")
+    assert watch("--attempts=1").wait() == 1
+    assert cloud.verbs == ["queued-resources create", *INSTALL * 2]
+
+
+def test_what_fails_because_the_tpu_is_taken_away_does_not_count(cloud, watch):
+    taken = '{"queued": "SUSPENDED", "node": null}'
+    once = (
+        f"[[ ! -e {cloud.world}/once ]] || exit 0; touch {cloud.world}/once; echo '{taken}' >{cloud.world}/state.json"
+    )
+    cloud.command(
+        cloud.bin_of_workers, "make", f"mkdir -p .venv/bin; ln -sf {cloud.world}/python .venv/bin; {once}; exit 1"
+    )
+    assert watch("--attempts=0").wait() == 0
+    create, delete = "queued-resources create", "queued-resources delete"
+    assert cloud.verbs == [create, *INSTALL, delete, create, *INSTALL, START]
+
+
 def test_a_cloud_that_does_not_answer_is_asked_again_and_nothing_is_deleted(cloud, watch):
     cloud.python(WORKING.format(world=cloud.world))
     watching = watch()
