@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.complete
 PARITY := .venv-parity
 RUN := runs/demo
-PHASES := setup format-check lint types imports pytest
+PHASES := setup format-check lint shell types imports pytest
 
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 # The first that runs and is new enough. To choose another: make PYTHON=/path/to/python3.12 …
@@ -67,6 +67,9 @@ format-check: $(SETUP)
 lint: $(SETUP) ## look for mistakes
 	$(BIN)/ruff check
 
+shell: $(SETUP) ## look for mistakes in shell scripts
+	$(BIN)/shellcheck --external-sources launch/*.sh .ci/run
+
 types: $(SETUP) ## check the types
 	$(BIN)/mypy
 
@@ -83,9 +86,16 @@ parity: $(PARITY)/.complete ## run samplers, weights and T5 beside diffusers and
 goldens: $(PARITY)/.complete ## write again what diffusers and transformers do, for the tests to compare with; by hand
 	JAX_PLATFORMS=cpu $(PARITY)/bin/python -m tests.goldens --write
 
+# What the workers of a TPU need besides requirements.lock: the libtpu that goes with its jax, and uv for a Python.
+FOR_TPUS := --python-version=3.11 --python-platform=x86_64-manylinux_2_31 --generate-hashes --no-header --no-annotate \
+	--quiet
+
 lock: ## resolve requirements.lock again (needs uv); make lock ARGS=--upgrade moves to the newest versions
 	uv pip compile setup.py --extra=dev --universal --python-version=3.11 --fork-strategy=fewest --generate-hashes \
 		--custom-compile-command='make lock' --quiet --output-file=requirements.lock $(ARGS)
+	echo 'jax[tpu]' | uv pip compile - --constraint=requirements.lock $(FOR_TPUS) | \
+		awk '/^libtpu==/ { on = 1 } on { print } on && !/\\$$/ { on = 0 }' > launch/libtpu.lock
+	echo uv | uv pip compile - $(FOR_TPUS) > launch/uv.lock
 
 clean: ## delete .venv and all caches; runs/ is kept
 	rm -rf $(VENV) $(PARITY) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist *.egg-info

@@ -20,13 +20,13 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from imagen_jax import samplers
+from imagen_jax import processes, samplers
 from imagen_jax.checkpoints import Checkpoints, read_config
 from imagen_jax.diffusion import to_x_and_eps
 from imagen_jax.errors import UsageError
 from imagen_jax.guidance import Guidance, threshold
 from imagen_jax.schedules import noise_angle, signal
-from imagen_jax.sharding import abstract_sharded, batch_sharding, put_batch, shard_parameters
+from imagen_jax.sharding import abstract_sharded, batch_sharding, put_whole, shard_parameters
 from imagen_jax.stage import Stage, build, to_float, to_uint8
 from imagen_jax.time_grids import check_steps
 
@@ -226,23 +226,23 @@ class StageSampler:
         # Every device needs the same share: a short batch is filled up, and its surplus cut off again.
         surplus = -count % self._mesh.size
         tokens, mask = self._stage.encoder.tokenize([*prompts, *[""] * surplus])
-        batch = {"tokens": tokens, "mask": mask}
+        keys = stage_keys(seed, jnp.arange(first_index, first_index + count + surplus), self._place)
+        batch = {"tokens": tokens, "mask": mask, "keys": np.asarray(jax.random.key_data(keys))}
         if low_res is not None:
             batch["low_res"] = np.concatenate([low_res, np.zeros((surplus, *low_res.shape[1:]), np.uint8)])
         if guidance is not None:
             batch["guidance"] = np.concatenate([np.asarray(guidance, np.float32), np.ones(surplus, np.float32)])
-        placed = put_batch(batch, self._mesh)
-        keys = stage_keys(seed, jnp.arange(first_index, first_index + count + surplus), self._place)
+        placed = {name: put_whole(array, batch_sharding(self._mesh)) for name, array in batch.items()}
         images = self._program(
             params,
             encoder_params,
             placed["tokens"],
             placed["mask"],
-            jax.device_put(keys, batch_sharding(self._mesh)),
+            jax.random.wrap_key_data(placed["keys"]),
             to_float(placed["low_res"]) if low_res is not None else None,
             placed.get("guidance"),
         )
-        return to_uint8(images)[:count]
+        return processes.gather(to_uint8(images))[:count]
 
 
 class Cascade:
@@ -291,7 +291,7 @@ class Cascade:
         """
         batch_size = min(batch_size, len(prompts))
         batches = []
-        with tqdm(total=len(prompts), desc="drawing", unit=" images") as bar:
+        with tqdm(total=len(prompts), desc="drawing", unit=" images", disable=not processes.writes()) as bar:
             for start in range(0, len(prompts), batch_size):
                 chosen = list(prompts[start : start + batch_size])
                 # The last batch is filled up, so that nothing is compiled twice.
@@ -364,4 +364,4 @@ def load_stage(workdir: Path, config: ml_collections.ConfigDict, mesh: Mesh) -> 
 
 def place_encoder(stage: Stage, mesh: Mesh) -> Any:
     """The text encoder's parameters, on the mesh."""
-    return jax.device_put(stage.encoder.params, shard_parameters(stage.encoder.params, mesh))
+    return put_whole(stage.encoder.params, shard_parameters(stage.encoder.params, mesh))

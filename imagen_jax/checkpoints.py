@@ -17,6 +17,7 @@ import jax
 import ml_collections
 import orbax.checkpoint.experimental.v1 as ocp
 
+from imagen_jax import processes
 from imagen_jax.errors import UsageError
 
 CONFIG_FILE = "config.json"
@@ -169,7 +170,8 @@ def open_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
         check_same_run(workdir, config)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_config(workdir, config)
+        if processes.writes():
+            write_config(workdir, config)
     except OSError as error:
         raise UsageError(
             f"--workdir {str(workdir)!r} cannot be written ({error.strerror}): give another folder"

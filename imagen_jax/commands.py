@@ -9,6 +9,7 @@ import difflib
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,25 +18,43 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
+from imagen_jax import processes
 from imagen_jax.checkpoints import flatten
 from imagen_jax.errors import UsageError
 
 OVERRIDE = "--config."
 
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0 of several; $JAX_COORDINATOR_ADDRESS by default. TPUs need none."
+)
+PROCESS_COUNT = flags.DEFINE_integer("process_count", None, "How many there are; $JAX_NUM_PROCESSES by default.")
+PROCESS_INDEX = flags.DEFINE_integer("process_index", None, "Which of them this is; $JAX_PROCESS_ID by default.")
 
-def run(main: Callable[[], None]) -> None:
-    """Parses the flags and calls ``main``; ends the process."""
+
+def run(main: Callable[[], None], several_processes: bool = False) -> None:
+    """Parses the flags and calls ``main``; ends the process.
+
+    ``several_processes`` is of a command whose processes can share its work.
+    """
+    code = 1
     try:
         parse_flags(sys.argv)
         quiet_libraries()
+        place = place_among_processes()
+        if several_processes:
+            processes.start(*place)
+        elif (place[1] or 1) > 1:
+            raise UsageError(f"--process_count is {place[1]}, but this command runs in one process: start it once")
         main()
+        code = 0
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        code = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(1)
-    sys.exit(0)
+    except Exception:
+        traceback.print_exc()
+    processes.end(code)
 
 
 def parse_flags(argv: list[str]) -> None:
@@ -96,6 +115,25 @@ def check_overrides(overrides: list[str], config: ml_collections.ConfigDict | No
             )
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
         raise UsageError(f"the config has no key {key!r}: the nearest is {near!r}")
+
+
+def place_among_processes() -> tuple[str | None, int | None, int | None]:
+    """(coordinator, count, index) from the flags or, as launchers give it, from the environment.
+
+    Raises:
+        UsageError: a variable of the environment is no number.
+    """
+
+    def number(flag: flags.FlagHolder[int | None], variable: str) -> int | None:
+        text = os.environ.get(variable)
+        if flag.value is not None or text is None:
+            return flag.value
+        if not text.isdecimal():
+            raise UsageError(f"${variable} {text!r} is not a number: set it to one, or give --{flag.name}")
+        return int(text)
+
+    coordinator = COORDINATOR.value or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    return coordinator, number(PROCESS_COUNT, "JAX_NUM_PROCESSES"), number(PROCESS_INDEX, "JAX_PROCESS_ID")
 
 
 def quiet_libraries() -> None:

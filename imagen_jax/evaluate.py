@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from imagen_jax import commands, sampling_flags, sharding
+from imagen_jax import commands, processes, sampling_flags, sharding
 from imagen_jax.cascade import load_cascade
 from imagen_jax.data.sources import make_source
 from imagen_jax.errors import UsageError
@@ -43,13 +43,15 @@ def main() -> None:
     out = commands.writable_folder(OUT.value, "out", "runs/scores")
 
     drawn = cascade.draw_all(captions, config.seed, config.batch_size)
+    measured = diagnose(cascade.stages, drawn, config.data, config.batch_size, mesh)
+    if not processes.writes():
+        return
     images = drawn[-1]
     scores, right = judge(images, captions)
     (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     for name, chosen in (("right", np.flatnonzero(right)[:SHOWN]), ("wrong", np.flatnonzero(~right)[:SHOWN])):
         if len(chosen):
             save_png(draw_grid(images[chosen], [captions[i] for i in chosen], columns=8), out / f"{name}.png")
-    measured = diagnose(cascade.stages, drawn, config.data, config.batch_size, mesh)
     write_diagnostics(out, cascade.stages, measured)
     print(diagnostics_table(cascade.stages, measured))
     print(scores_table(scores))
@@ -57,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    commands.run(main, several_processes=True)

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from imagen_jax import diffusion, samplers, variational
+from imagen_jax import diffusion, processes, samplers, variational
 from imagen_jax.resizing import resize
 from imagen_jax.schedules import logsnr_of_angle, noise_angle, signal
-from imagen_jax.sharding import batch_sharding, put_batch
+from imagen_jax.sharding import batch_sharding, put_whole
 from imagen_jax.stage import Stage, to_float
 
 # Angles of ``schedules.noise_angle``, from little to much: those of a curve of held-out losses.
@@ -91,8 +91,8 @@ def make_held_out_loss(
     level of picture i depend on i alone, not on the batch or the mesh, so that runs and steps of a run compare.
     """
 
-    def losses(params: Any, encoder_params: Any, batch: Any, keys: jax.Array, level: jax.Array) -> jax.Array:
-        x = to_float(batch["image"])
+    def losses(params: Any, encoder_params: Any, batch: Any, level: jax.Array) -> jax.Array:
+        x, keys = to_float(batch["image"]), jax.random.wrap_key_data(batch["keys"])
         text = stage.encoder.encode(encoder_params, batch["tokens"], batch["mask"]), batch["mask"]
         condition = {}
         if stage.is_super_resolution:
@@ -114,10 +114,11 @@ def make_held_out_loss(
             surplus = size - len(chosen)
             tokens, mask = stage.encoder.tokenize([*said, *[""] * surplus])
             filled = np.concatenate([chosen, np.zeros((surplus, *chosen.shape[1:]), np.uint8)])
-            batch = put_batch({"image": filled, "tokens": tokens, "mask": mask}, mesh)
-            keys = jax.device_put(samplers.sample_keys(SEED, jnp.arange(start, start + size)), batch_sharding(mesh))
-            by_level = [program(params, encoder_params, batch, keys, jnp.float32(level)) for level in NOISE_LEVELS]
-            found.append(np.stack(by_level, axis=1)[: len(chosen)])
+            keys = np.asarray(jax.random.key_data(samplers.sample_keys(SEED, jnp.arange(start, start + size))))
+            batch = {"image": filled, "tokens": tokens, "mask": mask, "keys": keys}
+            placed = {name: put_whole(array, batch_sharding(mesh)) for name, array in batch.items()}
+            by_level = [program(params, encoder_params, placed, jnp.float32(level)) for level in NOISE_LEVELS]
+            found.append(np.stack([processes.gather(losses) for losses in by_level], axis=1)[: len(chosen)])
         return np.concatenate(found)
 
     return held_out

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
-from imagen_jax import commands, sampling_flags, sharding
+from imagen_jax import commands, processes, sampling_flags, sharding
 from imagen_jax.cascade import load_cascade
 from imagen_jax.errors import UsageError
 from imagen_jax.grids import draw_grid, save_png
@@ -38,6 +38,8 @@ def main() -> None:
     out = commands.writable_folder(OUT.value, "out", "runs/samples")
 
     images = cascade.draw_all(prompts, SEED.value, BATCH_SIZE.value, weights)[-1]
+    if not processes.writes():
+        return
     for index, image in enumerate(images):
         save_png(image, out / "images" / f"{index:04d}.png")
     columns = COLUMNS.value or math.ceil(math.sqrt(len(prompts)))
@@ -61,4 +63,4 @@ def read_prompts(text: str | None, file: str | None) -> list[str]:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    commands.run(main, several_processes=True)

@@ -94,7 +94,25 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def own_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
+    """The rows of a global batch that devices of this process hold, in order: those that it has to read, [rows]."""
+    parts = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts.values()]))
+
+
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's part of a batch, [B/processes, ...] arrays, as part of the global batch on the mesh."""
+    """The rows of a batch that ``own_rows`` names, [rows, ...] arrays, as part of the global batch on the mesh."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+
+
+def put_whole(tree: Any, shardings: Any) -> Any:
+    """A tree of host arrays that every process holds whole, laid out by a tree of shardings.
+
+    ``jax.device_put`` does so too, but first sends every array from each process to all others to compare them.
+    """
+
+    def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(put, tree, shardings)

@@ -274,6 +274,6 @@ def to_float(images: jax.Array) -> jax.Array:
     return images.astype(jnp.float32) / 127.5 - 1.0
 
 
-def to_uint8(images: np.ndarray | jax.Array) -> np.ndarray:
+def to_uint8(images: np.ndarray | jax.Array) -> jax.Array:
     """Images in [-1, 1] as uint8, clipped and rounded."""
-    return np.asarray(jnp.clip(jnp.round((jnp.asarray(images) + 1.0) * 127.5), 0, 255).astype(jnp.uint8))
+    return jnp.clip(jnp.round((jnp.asarray(images) + 1.0) * 127.5), 0, 255).astype(jnp.uint8)

@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from imagen_jax import commands, sharding
+from imagen_jax import commands, processes, sharding
 from imagen_jax import stage as stages
 from imagen_jax.cascade import place_encoder
 from imagen_jax.checkpoints import Checkpoints, open_workdir
@@ -24,7 +24,7 @@ from imagen_jax.grids import save_png
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.previews import make_preview
 from imagen_jax.training.progress import Progress
-from imagen_jax.training.records import Records
+from imagen_jax.training.records import NoRecords, Records
 from imagen_jax.training.state import abstract_state
 from imagen_jax.training.step import make_train_step
 
@@ -55,8 +55,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         seed=config.seed,
         threads=config.data.threads,
         prefetch=config.data.prefetch,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=sharding.own_rows(training.batch_size, mesh),
     )
 
     optimizer = make_optimizer(config.optimizer)
@@ -74,9 +73,12 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         batches.set_state(position)
 
     first = int(state.step)
-    records = Records(workdir, first)
+    records = Records(workdir, first) if processes.writes() else NoRecords()
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    records.log(f"{'resumed' if first else 'started'} at step {first}: {count:,} parameters, {mesh.size} device(s)")
+    records.log(
+        f"{'resumed' if first else 'started'} at step {first}: {count:,} parameters, {mesh.size} device(s) of "
+        f"{jax.process_count()} process(es)"
+    )
     progress = Progress(workdir.name, first, training.steps, training.batch_size, training.log_every, records)
 
     for step in range(first + 1, training.steps + 1):
@@ -85,9 +87,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         progress.step(step, metrics)
         if step % training.preview_every == 0 or step == training.steps:
             grid, measured = preview(state.ema_params, encoder_params)
-            save_png(grid, workdir / "previews" / f"{step:08d}.png")
-            records.image(step, "preview", np.asarray(grid))
             records.scalars(step, measured)
+            if processes.writes():
+                save_png(grid, workdir / "previews" / f"{step:08d}.png")
+                records.image(step, "preview", np.asarray(grid))
         if step % training.save_every == 0:
             checkpoints.save(state, batches.get_state(), config)
 
@@ -107,4 +110,4 @@ def check_counts(training: ml_collections.ConfigDict) -> None:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    commands.run(main, several_processes=True)

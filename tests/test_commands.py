@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -178,6 +179,38 @@ def test_a_file_in_the_place_of_out_is_refused(refused, base_folder, tmp_path):
     assert "cannot be written" in said
     said = refused(sample, f"--stages={base_folder}", "--prompts=a ring")
     assert said.startswith("--out is missing")
+
+
+@pytest.mark.parametrize(
+    "environment, flag_values, place",
+    [
+        ({}, [], (None, None, None)),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "0"}, [], ("a:1", 4, 0)),
+        ({"JAX_NUM_PROCESSES": "4"}, ["--process_count=8", "--process_index=7"], (None, 8, 7)),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, ["--coordinator=b:2"], ("b:2", None, None)),
+    ],
+    ids=str,
+)
+def test_launchers_say_in_the_environment_where_a_process_stands_and_flags_say_it_louder(
+    monkeypatch, environment, flag_values, place
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with flagsaver.flagsaver():
+        commands.parse_flags(["train", *flag_values])
+        assert commands.place_among_processes() == place
+
+
+def test_a_place_that_is_no_number_is_refused(refused, monkeypatch):
+    monkeypatch.setenv("JAX_PROCESS_ID", "first")
+    assert refused(sample) == "$JAX_PROCESS_ID 'first' is not a number: set it to one, or give --process_index"
+
+
+def test_a_command_for_one_process_is_not_run_by_several(refused):
+    command = types.SimpleNamespace(__name__="alone", main=lambda: pytest.fail("it ran"))
+    place = ["--coordinator=localhost:1", "--process_count=2", "--process_index=1"]
+    said = "--process_count is 2, but this command runs in one process: start it once"
+    assert refused(command, *place) == said
 
 
 def pixels(path):

@@ -13,8 +13,10 @@ from imagen_jax.sharding import (
     batch_sharding,
     check_batch,
     make_mesh,
+    own_rows,
     parameter_spec,
     put_batch,
+    put_whole,
     replicated,
     shard_parameters,
 )
@@ -115,6 +117,21 @@ def test_a_batch_is_spread_over_all_devices():
         assert {shard.data.shape[0] for shard in placed[name].addressable_shards} == {2}
         assert placed[name].dtype == array.dtype
         np.testing.assert_array_equal(placed[name], array)
+
+
+def test_one_process_reads_every_row():
+    np.testing.assert_array_equal(own_rows(16, make_mesh({"data": 2, "fsdp": 4})), np.arange(16))
+
+
+def test_what_is_put_whole_lies_as_if_jax_had_put_it():
+    mesh = make_mesh({"data": 2, "fsdp": 4})
+    tree = {"kernel": np.arange(256 * 128, dtype=np.float32).reshape(256, 128), "bias": np.arange(8)}
+    shardings = shard_parameters(tree, mesh)
+    placed, expected = put_whole(tree, shardings), jax.device_put(tree, shardings)
+    for name, array in expected.items():
+        assert placed[name].sharding == array.sharding
+        for shard, other in zip(placed[name].addressable_shards, array.addressable_shards, strict=True):
+            np.testing.assert_array_equal(shard.data, other.data)
 
 
 def test_replicated_is_whole_everywhere():

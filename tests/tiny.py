@@ -10,6 +10,10 @@ import jax
 import numpy as np
 
 from imagen_jax import sharding
+from imagen_jax import stage as stages
+from imagen_jax.checkpoints import Checkpoints
+from imagen_jax.training.optimizers import make_optimizer
+from imagen_jax.training.state import abstract_state
 
 ROOT = Path(__file__).parent.parent
 STEPS = 6
@@ -88,6 +92,15 @@ def perturbed_params(stage, scale=0.1):
     rng = np.random.default_rng(0)
     params = fresh_params(stage)
     return jax.tree.map(lambda leaf: np.asarray(leaf) + scale * rng.standard_normal(leaf.shape, np.float32), params)
+
+
+def restored(folder, config, mesh):
+    """(TrainState, position in the data) of the latest checkpoint of a stage's folder, on a mesh."""
+    abstract, _ = abstract_state(stages.build(config).init, make_optimizer(config.optimizer), config.seed, mesh)
+    checkpoints = Checkpoints(folder)
+    found = checkpoints.restore(abstract)
+    checkpoints.close()
+    return found
 
 
 def contents(folder):

@@ -6,7 +6,7 @@ the iterator goes into the checkpoint, and setting it goes on with the very next
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
@@ -18,6 +18,21 @@ from imagen_jax.errors import UsageError
 Tokenize = Callable[[str], tuple[np.ndarray, np.ndarray]]
 
 
+class RowsOfBatches(grain.MapDataset):
+    """Of each ``batch_size`` examples the ones at ``rows``: what one process reads. The others are never touched."""
+
+    def __init__(self, examples: grain.MapDataset, batch_size: int, rows: Sequence[int] | np.ndarray) -> None:
+        super().__init__(examples)
+        self._batch_size, self._rows = batch_size, [int(row) for row in rows]
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, index: int) -> Any:
+        batch, place = divmod(index, len(self._rows))
+        return self._parent[batch * self._batch_size + self._rows[place]]
+
+
 def training_batches(
     source: Source,
     tokenize: Tokenize,
@@ -26,8 +41,7 @@ def training_batches(
     seed: int,
     threads: int,
     prefetch: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | np.ndarray | None = None,
 ) -> grain.DatasetIterator:
     """An endless iterator of this process's part of each batch, with ``get_state`` and ``set_state``.
 
@@ -39,11 +53,10 @@ def training_batches(
         seed: of the shuffling.
         threads: that read and decode; about one a core.
         prefetch: batches to keep ready.
-        process_index: which part is this process's.
-        process_count: number of parts; divides ``batch_size``.
+        rows: of each batch [B] that this process reads, as ``sharding.own_rows`` says; None for all.
 
     Returns:
-        dicts of ``image`` uint8 [B/P, H, W, C], ``tokens`` int32 [B/P, L], ``mask`` bool [B/P, L].
+        dicts of ``image`` uint8 [rows, H, W, C], ``tokens`` int32 [rows, L], ``mask`` bool [rows, L].
 
     Raises:
         UsageError: the source is empty, or its images have another number of channels.
@@ -61,7 +74,7 @@ def training_batches(
         return {"image": example["image"], "tokens": tokens, "mask": mask}
 
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat().map(prepare)
-    # Process p takes every P-th example: together the parts are the global batch.
-    dataset = dataset[process_index::process_count].batch(batch_size // process_count, drop_remainder=True)
+    rows = range(batch_size) if rows is None else rows
+    dataset = RowsOfBatches(dataset, batch_size, rows).batch(len(rows), drop_remainder=True)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     return iter(dataset.to_iter_dataset(options))

@@ -33,9 +33,9 @@ def make_preview(stage: Stage, mesh: Mesh) -> Callable[[Any, Any], tuple[Image.I
     examples = [source[i] for i in range(min(config.training.preview_count, len(source)))]
     prompts = [example["caption"] for example in examples]
     real = np.stack([example["image"] for example in examples])
-    low_res = (
-        to_uint8(resize(to_float(jnp.asarray(real)), *stage.low_res_shape[:2])) if stage.is_super_resolution else None
-    )
+    low_res = None
+    if stage.is_super_resolution:
+        low_res = np.asarray(to_uint8(resize(to_float(jnp.asarray(real)), *stage.low_res_shape[:2])))
     sampler = StageSampler(stage, mesh, place=0)
     held_out_loss = make_held_out_loss(stage, mesh, len(examples))
 

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from imagen_jax.training.records import Records
+from imagen_jax import processes
+from imagen_jax.training.records import NoRecords, Records
 
 
 class NoiseBands:
@@ -46,7 +47,9 @@ class Progress:
         records: where they go.
     """
 
-    def __init__(self, name: str, first: int, steps: int, batch_size: int, log_every: int, records: Records) -> None:
+    def __init__(
+        self, name: str, first: int, steps: int, batch_size: int, log_every: int, records: Records | NoRecords
+    ) -> None:
         self._batch_size, self._log_every, self._records = batch_size, log_every, records
         self._name, self._first, self._steps = name, first, steps
         self._bar: tqdm | None = None
@@ -92,6 +95,7 @@ class Progress:
             unit_scale=True,
             smoothing=0.05,
             mininterval=1.0,
+            disable=not processes.writes(),
         )
 
     def close(self) -> None:

@@ -59,6 +59,22 @@ class Records:
             draw_run_diagnostics(metrics, title, self._workdir / DIAGNOSTICS_FILE)
 
 
+class NoRecords:
+    """What a process that does not write has in the place of ``Records``."""
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Nothing."""
+
+    def log(self, text: str) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The lines of metrics of a run so far; a last line that a kill cut short is left out."""
     try:

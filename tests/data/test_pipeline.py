@@ -1,9 +1,10 @@
 import json
 
+import grain
 import numpy as np
 import pytest
 
-from imagen_jax.data.pipeline import training_batches
+from imagen_jax.data.pipeline import RowsOfBatches, training_batches
 from imagen_jax.errors import UsageError
 
 LENGTH = 24
@@ -65,13 +66,18 @@ def test_every_example_comes_once_an_epoch_and_each_epoch_in_another_order(lengt
     assert len({tuple(order) for order in orders}) > 1
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_processes_together_hold_the_batches_of_one(processes):
-    """Process p holds every P-th example: interleaved they are the batch, in its order."""
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3], [4, 5, 6, 7], [1, 6], [7], range(8)], ids=str)
+def test_a_process_holds_its_rows_of_the_batches_of_one(rows):
     whole = indices(batches(), 7)
-    parts = [indices(batches(process_index=p, process_count=processes), 7) for p in range(processes)]
-    assert {part.shape for part in parts} == {(7, 8 // processes)}
-    np.testing.assert_array_equal(np.stack(parts, axis=-1).reshape(7, 8), whole)
+    np.testing.assert_array_equal(indices(batches(rows=rows), 7), whole[:, list(rows)])
+
+
+def test_a_process_reads_no_row_of_another():
+    read = []
+    dataset = grain.MapDataset.range(LENGTH).repeat().map(lambda number: read.append(number) or number)
+    rows = RowsOfBatches(dataset, 8, [2, 5])
+    assert [rows[i] for i in range(8)] == [2, 5, 10, 13, 18, 21, 2, 5]
+    assert read == [2, 5, 10, 13, 18, 21, 2, 5]
 
 
 @pytest.mark.parametrize("taken", [0, 1, 4])
@@ -90,12 +96,10 @@ def test_a_position_holds_for_another_number_of_processes():
     unbroken = batches()
     indices(unbroken, 4)
     state, rest = unbroken.get_state(), indices(unbroken, 3)
-    parts = []
-    for p in range(2):
-        one_of_two = batches(process_index=p, process_count=2)
+    for rows in ([0, 1, 2, 3], [4, 5, 6, 7]):
+        one_of_two = batches(rows=rows)
         one_of_two.set_state(state)
-        parts.append(indices(one_of_two, 3))
-    np.testing.assert_array_equal(np.stack(parts, axis=-1).reshape(3, 8), rest)
+        np.testing.assert_array_equal(indices(one_of_two, 3), rest[:, rows])
 
 
 def test_images_of_other_channels_are_refused():

@@ -7,12 +7,9 @@ import numpy as np
 import pytest
 
 from imagen_jax import stage as stages
-from imagen_jax.checkpoints import Checkpoints
 from imagen_jax.train import train
-from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.records import read_metrics
-from imagen_jax.training.state import abstract_state
-from tests.tiny import STEPS, base_config, eight_devices, fresh_params, one_device, quick_compilation
+from tests.tiny import STEPS, base_config, eight_devices, fresh_params, one_device, quick_compilation, restored
 
 pytest_plugins = ("tests.trained",)
 
@@ -33,12 +30,7 @@ def resumed_folder(tmp_path_factory):
 
 
 def state_of(folder, mesh):
-    config = base_config()
-    abstract, _ = abstract_state(stages.build(config).init, make_optimizer(config.optimizer), config.seed, mesh)
-    checkpoints = Checkpoints(folder)
-    restored = checkpoints.restore(abstract)
-    checkpoints.close()
-    return restored
+    return restored(folder, base_config(), mesh)
 
 
 def test_the_resumed_run_is_the_unbroken_run(base_folder, resumed_folder):

@@ -1,0 +1,109 @@
+"""The processes of one run: how they find each other, which of them writes, and how they end.
+
+Every process runs the same command on its own devices; together they are one run. A run of one process is the usual
+case, and nothing here does anything then.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from importlib import util
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from imagen_jax.errors import UsageError
+
+# A process that does not answer for so long is taken for dead, and the others end: a collective would wait for it for
+# ever. Compilation does not hold the answers up.
+HEARTBEAT_SECONDS = 30
+# How long those that have nothing to write wait at the end for the one that has.
+END_SECONDS = 3600
+
+
+def start(coordinator: str | None, count: int | None, index: int | None) -> None:
+    """Joins the run's other processes; without arguments only where the machine itself is one host of a TPU.
+
+    Call it before anything asks jax for devices. Only the process that writes prints from here on.
+
+    Args:
+        coordinator: HOST:PORT at which process 0 can be reached by all.
+        count: of processes.
+        index: which of them this is.
+
+    Raises:
+        UsageError: arguments that are not complete, or name no place among the processes.
+    """
+    given = (coordinator, count, index)
+    if any(value is not None for value in given):
+        coordinator, count, index = check_place(coordinator, count, index)
+        join(coordinator, count, index)
+    elif is_tpu_host():
+        join()
+    if jax.distributed.is_initialized() and not writes():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def check_place(coordinator: str | None, count: int | None, index: int | None) -> tuple[str, int, int]:
+    """The arguments of ``start`` if they are complete and fit each other. Raises UsageError otherwise."""
+    if coordinator is None or count is None or index is None:
+        raise UsageError(
+            f"--coordinator={coordinator}, --process_count={count}, --process_index={index}: give all three or none"
+        )
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UsageError(f"--coordinator {coordinator!r} is not HOST:PORT: give for example 10.0.0.1:8476")
+    if not 0 <= index < count:
+        raise UsageError(f"--process_index {index} is not in [0, {count}): --process_count is {count}")
+    return coordinator, count, index
+
+
+def is_tpu_host(devices: Path = Path("/dev")) -> bool:
+    """Whether this machine has TPU chips, jax can use them, and was not told to use something else."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if (platforms and "tpu" not in platforms.split(",")) or util.find_spec("libtpu") is None:
+        return False
+    return any(devices.glob("accel[0-9]*")) or any(devices.glob("vfio/[0-9]*"))
+
+
+def join(coordinator: str | None = None, count: int | None = None, index: int | None = None) -> None:
+    """Joins the processes of a run; without arguments, those that the hosts of a TPU say there are."""
+    # what jax would say of proxies and clusters is not for those who watch the run
+    logging.getLogger("jax._src.distributed").setLevel(logging.ERROR)
+    jax.distributed.initialize(
+        coordinator,
+        count,
+        index,
+        # who says where a process stands means just that, also within SLURM's or MPI's jobs
+        cluster_detection_method=None if coordinator is None else "deactivate",
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        shutdown_timeout_seconds=END_SECONDS,
+    )
+
+
+def writes() -> bool:
+    """Whether this is the process that writes what a run writes once: records, pictures, scores."""
+    return jax.process_index() == 0
+
+
+def gather(array: jax.Array) -> np.ndarray:
+    """The whole of an array that lies on the devices of all processes, in its order, on every process."""
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def end(code: int) -> None:
+    """Ends the process; where there are several, after all of them have come so far, or at once if it failed.
+
+    The failed one does not wait: it would keep the others waiting for it, and they are told of its death.
+    """
+    if jax.distributed.is_initialized():
+        if code:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        jax.distributed.shutdown()
+    sys.exit(code)

@@ -1,0 +1,165 @@
+"""Two processes of four devices each, started by the local launcher, are one process of eight."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagen_jax.cascade import load_cascade
+from imagen_jax.sharding import make_mesh
+from imagen_jax.train import train
+from imagen_jax.training.records import read_metrics
+from tests.launch.cloud import Cloud, make_project
+from tests.launch.tiny_base import get_config
+from tests.tiny import ROOT, eight_devices, one_device, quick_compilation, restored
+
+# What local.sh sets, for workers that no local.sh starts.
+SIMULATED = {
+    "JAX_NUM_CPU_DEVICES": "4",
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+}
+PROMPTS = ["a red circle", "two blue squares", "a ring", "a small green cross", "an object"]
+
+
+def by_two_processes(module, *arguments):
+    ended = subprocess.run(
+        ["launch/local.sh", "--processes=2", "--devices=4", "--", sys.executable, "-m", f"imagen_jax.{module}"]
+        + [str(argument) for argument in arguments],
+        cwd=ROOT,
+        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one") / "base"
+    with quick_compilation():
+        train(get_config(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_said(tmp_path_factory):
+    """What the two processes said while they trained, and the stage's folder."""
+    folder = tmp_path_factory.mktemp("two") / "base"
+    return by_two_processes("train", f"--config={ROOT}/tests/launch/tiny_base.py", f"--workdir={folder}"), folder
+
+
+@pytest.fixture(scope="module")
+def two(two_said):
+    return two_said[1]
+
+
+def same(folder, other):
+    """The states of both, on one device, are the same but for the order of sums."""
+    (state, position), (other_state, other_position) = (
+        restored(each, get_config(), one_device()) for each in (folder, other)
+    )
+    assert position == other_position == {"next_index": 4}
+    assert int(state.step) == int(other_state.step) == 4
+    for leaf, other_leaf in zip(jax.tree.leaves(state), jax.tree.leaves(other_state), strict=True):
+        np.testing.assert_allclose(leaf, other_leaf, atol=1e-5)
+
+
+def test_the_losses_are_the_same(one, two):
+    lines = [
+        [[line["step"], line["loss"], line["gradient_norm"]] for line in read_metrics(folder)] for folder in (one, two)
+    ]
+    assert len(lines[0]) == 4
+    np.testing.assert_allclose(*lines, atol=1e-5)
+
+
+def test_the_checkpoint_restored_onto_one_device_is_the_same(one, two):
+    same(one, two)
+
+
+def test_one_process_goes_on_from_where_two_stopped(one, two, tmp_path):
+    shutil.copytree(two, tmp_path / "base")
+    shutil.rmtree(tmp_path / "base" / "checkpoints" / "4")
+    with quick_compilation():
+        train(get_config(), tmp_path / "base")
+    assert "resumed at step 2" in (tmp_path / "base" / "log.txt").read_text()
+    same(one, tmp_path / "base")
+
+
+def test_both_write_the_checkpoint(two):
+    state, _ = restored(two, get_config(), make_mesh(get_config().mesh))
+    assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(state.params))
+    for process in (0, 1):
+        data = two / "checkpoints" / "4" / "params" / f"ocdbt.process_{process}" / "d"
+        assert sum(path.stat().st_size for path in data.iterdir()) > 10_000
+
+
+def test_one_alone_writes_records_and_speaks(two_said):
+    ended, folder = two_said
+    log = (folder / "log.txt").read_text()
+    assert log.count("started at step 0") == 1
+    assert "8 device(s) of 2 process(es)" in log
+    assert log.count("done at step 4") == 1
+    assert len(list((folder / "tensorboard").iterdir())) == 1
+    assert ended.stdout.count("trained to step 4") == 1
+    assert ended.stdout.count("compiling the training step") == 1
+    assert "images/s" in ended.stderr
+    others = "".join(line for line in (ended.stdout + ended.stderr).splitlines() if line.startswith("[1]"))
+    assert "images/s" not in others
+    assert "base" not in others
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
+
+
+def test_the_previews_are_the_same(one, two):
+    name = "previews/00000004.png"
+    assert pixels(one / name).std() > 10
+    assert np.abs(pixels(one / name) - pixels(two / name)).max() <= 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers of TPUs run Linux")
+def test_the_workers_of_a_tpu_draw_what_one_process_draws_in_its_order(two, tmp_path):
+    """Five of eight pictures are asked for: each worker draws four."""
+    cloud = Cloud(tmp_path / "world").build()
+    cloud.python(f'exec {sys.executable} "$@"')
+    cloud.begin("ACTIVE")
+    project = make_project(tmp_path / "project", "launch", "imagen_jax")
+    environment = cloud.environment() | SIMULATED | {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}"}
+
+    def tpu(command, *run):
+        place = ["--name=imagen", "--project=my-project", "--zone=us-central2-b"]
+        arguments = [project / "launch" / "tpu.sh", command, *place, *run]
+        return subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True).stdout
+
+    tpu("install")
+    prompts = "; ".join(PROMPTS)
+    tpu("run", "--", "sample", f"--stages={two}", f"--prompts={prompts}", f"--out={tmp_path}/drawn")
+    while (state := tpu("state")) == "TPU READY, run running\n":
+        time.sleep(1)
+    cloud.end_workers()
+    assert state == "TPU READY, run exited 0\n"
+    with quick_compilation():
+        drawn = load_cascade([two], eight_devices()).draw(PROMPTS, seed=0)[-1]
+    pictures = sorted((tmp_path / "drawn" / "images").iterdir())
+    assert len(pictures) == len(PROMPTS)
+    for path, image in zip(pictures, drawn, strict=True):
+        assert np.abs(pixels(path) - image.astype(int)).max() <= 1
+    assert len({image.tobytes() for image in drawn}) == len(PROMPTS)
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
