@@ -25,7 +25,7 @@ DISTRIBUTIONS: tuple[str, ...] = get_args(Distribution)
 class AugLevels:
     """A distribution of augmentation levels.
 
-    "uniform" is U(low, high). On [0, 1] it is that of cascaded diffusion, which trains one network for all levels and
+    "uniform" is that on an interval. On [0, 1] it is cascaded diffusion's, which trains one network for all levels and
     then chooses among them in sampling (arXiv:2106.15282, Section 4.2), and what implementations of Imagen make of its
     "chosen randomly" (arXiv:2205.11487, Section 2.3). Stability's ×4 upscaler is trained on [0, 0.35]. An interval of
     one level is a fixed one.
@@ -35,8 +35,7 @@ class AugLevels:
 
     Attributes:
         distribution: see above.
-        low: least level of "uniform".
-        high: greatest level of "uniform".
+        interval: the least and the greatest level of "uniform".
         mean: of "lognormal".
         std: of "lognormal", above 0.
 
@@ -45,8 +44,7 @@ class AugLevels:
     """
 
     distribution: Distribution
-    low: float
-    high: float
+    interval: tuple[float, float]
     mean: float
     std: float
 
@@ -55,24 +53,25 @@ class AugLevels:
             raise UsageError(
                 f"aug_level_distribution {self.distribution!r} is not known: choose one of {', '.join(DISTRIBUTIONS)}"
             )
-        if not 0 <= self.low <= self.high <= 1:
-            raise UsageError(
-                f"aug_level_range {self.low}, {self.high} is no interval of [0, 1]: give the lower level first"
-            )
+        if len(self.interval) != 2 or not 0 <= self.interval[0] <= self.interval[1] <= 1:
+            said = ", ".join(map(str, self.interval))
+            raise UsageError(f"aug_level_range {said} is no interval of [0, 1]: give two levels, the lower one first")
         if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
             raise UsageError(f"aug_level_mean {self.mean} must be finite, aug_level_std {self.std} so and above 0")
 
     def draw(self, key: jax.Array, count: int, schedule: Schedule) -> jax.Array:
         """Levels [count] in [0, 1] under an augmentation schedule."""
         if self.distribution == "uniform":
-            return jax.random.uniform(key, (count,), minval=self.low, maxval=self.high)
+            low, high = self.interval
+            return jax.random.uniform(key, (count,), minval=low, maxval=high)
         log_noise = self.mean + self.std * jax.random.normal(key, (count,))
         return jnp.clip(schedule.time(-2 * log_noise), 0.0, 1.0)
 
     def check_sampling(self, level: float) -> None:
         """Raises UsageError for a level to sample at that training never draws."""
-        if self.distribution == "uniform" and not self.low <= level <= self.high:
+        low, high = self.interval
+        if self.distribution == "uniform" and not low <= level <= high:
             raise UsageError(
-                f"aug_level {level} is not in [{self.low}, {self.high}], the levels that the stage is trained at "
+                f"aug_level {level} is not in [{low}, {high}], the levels that the stage is trained at "
                 "(diffusion.aug_level_range)"
             )

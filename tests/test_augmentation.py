@@ -10,7 +10,7 @@ from imagen_jax.augmentation import AugLevels
 from imagen_jax.errors import UsageError
 
 COUNT = 20_000
-UNIFORM = AugLevels("uniform", 0.0, 1.0, -3.0, 0.5)
+UNIFORM = AugLevels("uniform", (0.0, 1.0), -3.0, 0.5)
 LOGNORMAL = dataclasses.replace(UNIFORM, distribution="lognormal")
 
 
@@ -20,12 +20,12 @@ def draw(levels, schedule=None):
 
 @pytest.mark.parametrize("low, high", [(0.0, 1.0), (0.0, 0.35), (0.2, 0.3)])
 def test_uniform_levels_are_uniform_on_their_interval(low, high):
-    levels = draw(dataclasses.replace(UNIFORM, low=low, high=high))
+    levels = draw(dataclasses.replace(UNIFORM, interval=(low, high)))
     assert stats.kstest(levels, stats.uniform(low, high - low).cdf).pvalue > 0.01
 
 
 def test_an_interval_of_one_level_is_a_fixed_one():
-    np.testing.assert_allclose(draw(dataclasses.replace(UNIFORM, low=0.25, high=0.25)), 0.25)
+    np.testing.assert_allclose(draw(dataclasses.replace(UNIFORM, interval=(0.25, 0.25))), 0.25)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "sigmoid"])
@@ -53,7 +53,7 @@ def test_the_key_gives_the_levels_and_each_example_has_its_own(levels):
 
 
 def test_a_level_that_training_never_draws_is_refused_in_sampling():
-    trained = dataclasses.replace(UNIFORM, low=0.1, high=0.35)
+    trained = dataclasses.replace(UNIFORM, interval=(0.1, 0.35))
     trained.check_sampling(0.1)
     trained.check_sampling(0.35)
     LOGNORMAL.check_sampling(0.9)  # unlikely, but drawn

@@ -14,6 +14,7 @@ import numpy as np
 
 from imagen_jax.data.sources import Example, Source
 from imagen_jax.errors import UsageError
+from imagen_jax.images import DTYPES
 
 Tokenize = Callable[[str], tuple[np.ndarray, np.ndarray]]
 
@@ -43,18 +44,21 @@ def training_batches(
         process_count: number of parts; divides ``batch_size``.
 
     Returns:
-        dicts of ``image`` uint8 [B/P, H, W, C], ``tokens`` int32 [B/P, L], ``mask`` bool [B/P, L].
+        dicts of ``image`` uint8 or uint16 [B/P, H, W, C], ``tokens`` int32 [B/P, L], ``mask`` bool [B/P, L].
 
     Raises:
-        UsageError: the source is empty, or its images have another number of channels.
+        UsageError: the source is empty, or its images have another number of channels or another type.
     """
     if not len(source):
         raise UsageError(f"{source!r} is empty: there is nothing to train on")
-    found = source[0]["image"].shape[-1]
+    image = source[0]["image"]
+    found = image.shape[-1]
     if found != channels:
         raise UsageError(
             f"images of {source!r} have {found} channels, config.channels is {channels}: set it to {found}"
         )
+    if image.dtype not in DTYPES.values():
+        raise UsageError(f"images of {source!r} are {image.dtype}: a source gives uint8 or uint16")
 
     def prepare(example: Example) -> dict[str, Any]:
         tokens, mask = tokenize(example["caption"])
