@@ -35,6 +35,9 @@ ETA = flags.DEFINE_list("eta", [], "Noise of ddim in [0, 1], likewise; 0 is none
 CHURN = flags.DEFINE_list("churn", [], "Noise that heun adds on its way, likewise; 0 is none.")
 GUIDANCE = flags.DEFINE_list("guidance", [], "Guidance weight, likewise; 1 is none.")
 AUG_LEVEL = flags.DEFINE_list("aug_level", [], "Noise in [0, 1] added to a low-resolution image, likewise.")
+TILE_SIZE = flags.DEFINE_list("tile_size", [], "Side of the tiles that images are drawn in, likewise; 0: whole.")
+TILE_OVERLAP = flags.DEFINE_list("tile_overlap", [], "Pixels that neighbouring tiles share, likewise.")
+BITS = flags.DEFINE_list("bits", [], "Bits a channel of the pictures, likewise: 8 or 16.")
 
 
 def main() -> None:
@@ -81,6 +84,9 @@ def stage_changes(stages: int) -> list[dict[str, object]]:
         ("churn", CHURN.value, float),
         ("guidance", GUIDANCE.value, float),
         ("aug_level", AUG_LEVEL.value, float),
+        ("tile_size", TILE_SIZE.value, int),
+        ("tile_overlap", TILE_OVERLAP.value, int),
+        ("bits", BITS.value, int),
     ):
         if len(values) not in (0, 1, stages):
             raise UsageError(

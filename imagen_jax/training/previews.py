@@ -13,8 +13,9 @@ from PIL import Image
 from imagen_jax.cascade import StageSampler
 from imagen_jax.data.sources import make_source
 from imagen_jax.grids import draw_grid
+from imagen_jax.images import to_float, to_whole
 from imagen_jax.resizing import resize
-from imagen_jax.stage import Stage, to_float, to_uint8
+from imagen_jax.stage import Stage
 
 COLUMNS = 4
 SEED = 0
@@ -31,8 +32,8 @@ def make_preview(stage: Stage, mesh: Mesh) -> Callable[[Any, Any], Image.Image]:
     prompts = [example["caption"] for example in examples]
     low_res = None
     if stage.is_super_resolution:
-        images = to_float(jnp.stack([example["image"] for example in examples]))
-        low_res = to_uint8(resize(images, *stage.low_res_shape[:2]))
+        images = np.stack([example["image"] for example in examples])
+        low_res = to_whole(resize(to_float(jnp.asarray(images)), *stage.low_res_shape[:2]), images.dtype)
     sampler = StageSampler(stage, mesh, place=0)
 
     def preview(params: Any, encoder_params: Any) -> Image.Image:
