@@ -6,6 +6,8 @@ import ml_collections
 
 from configs import imagen_base_64, imagen_sr_256, imagen_sr_1024
 from imagen_jax.costs import cost
+from imagen_jax.images import said, scaled
+from imagen_jax.stage import crop_size, image_size, low_res_size
 
 T5_XXL_WIDTH = 4096  # d_model of google/t5-v1_1-xxl, the encoder that the presets name
 PRESETS = (imagen_base_64, imagen_sr_256, imagen_sr_1024)
@@ -26,9 +28,9 @@ def configs() -> dict[str, ml_collections.ConfigDict]:
 
 def row(name: str, config: ml_collections.ConfigDict) -> str:
     """A preset's line of the table."""
-    low, full, crop = config.low_res_size, config.image_size, config.data.crop_size
-    pictures = f"{low} → {full}" if low else f"{full}"
-    trained_on = f"crops {low * crop // full} → {crop}" if crop else "whole"
+    low, full, crop = low_res_size(config), image_size(config), crop_size(config)
+    pictures = f"{said(low)} → {said(full)}" if any(low) else said(full)
+    trained_on = f"crops {said(scaled(crop, full, low))} → {said(crop)}" if any(crop) else "whole"
     spent = cost(config, T5_XXL_WIDTH)
     numbers = f"{spent.parameters / 1e6:,.1f} M | {spent.training_flops / 1e12:.3f}"
     return f"| `{name}` | {pictures} | {trained_on} | {numbers} |"

@@ -2,13 +2,18 @@
 
 python -m imagen_jax.train --config=configs/digits.py --workdir=runs/digits
 python -m imagen_jax.evaluate --stages=runs/digits --config=configs/digits_eval.py --out=runs/digits
+
+`:sixteen_bit` reads and draws pictures of 16 bits.
 """
 
 import ml_collections
 
 
-def get_config() -> ml_collections.ConfigDict:
-    """The config."""
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """The config; ``variant`` is "" or "sixteen_bit"."""
+    if variant not in ("", "sixteen_bit"):
+        raise ValueError(f"configs/digits.py has no variant {variant!r}: give none, or :sixteen_bit")
+    bits = 16 if variant == "sixteen_bit" else 8
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.image_size = 8
@@ -20,6 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.split = "train"
     config.data.validation_split = "test"
     config.data.crop_size = 0  # whole images
+    config.data.bits = bits
     config.data.threads = 2
     config.data.prefetch = 256
 
@@ -52,6 +58,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.diffusion.schedule_shift = 0.0
     config.diffusion.aug_schedule = "cosine"
     config.diffusion.aug_schedule_shift = 0.0
+    config.diffusion.aug_level_distribution = "uniform"
+    config.diffusion.aug_level_range = (0.0, 1.0)
+    config.diffusion.aug_level_mean = -3.0  # this and the next are those of "lognormal"
+    config.diffusion.aug_level_std = 0.5
+    config.diffusion.align_corners = False  # where low-resolution pixels lie in the image
     config.diffusion.prediction = "v"
     config.diffusion.weight = "sigmoid"
     config.diffusion.weight_bias = 0.0
@@ -106,4 +117,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.sampling.threshold = "static"
     config.sampling.percentile = 99.5
     config.sampling.aug_level = 0.0
+    config.sampling.tile_size = 0  # no tiles: whole images
+    config.sampling.tile_overlap = 0
+    config.sampling.bits = bits
     return config

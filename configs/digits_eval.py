@@ -17,4 +17,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict()
     config.data.source = "digits"
     config.data.split = "test"
+    config.data.bits = 8
     return config

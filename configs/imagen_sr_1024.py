@@ -6,8 +6,9 @@
 docs/presets.md has the costs. Neither has been trained yet; that a batch of 64 fits is an estimate.
 
 Training sees crops of 256×256 from images of 1024×1024, and their places at a quarter of the size (64×64), as in the
-paper; sampling enlarges a whole picture of 256×256. So nothing in the network may depend on the size of what it sees:
-there is no self-attention, and model.positions has to stay 0.
+paper; sampling enlarges a whole picture of 256×256, or tile by tile where that does not fit into memory
+(`--tile_size=256 --tile_overlap=64`). So nothing in the network may depend on the size of what it sees: there is no
+self-attention, and model.positions has to stay 0.
 
 The paper contradicts itself: it says 400 million parameters, and gives this network the same table as the one for
 256×256, less self-attention, which makes more. The network here is the table's.
@@ -48,6 +49,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.split = "train"
     config.data.validation_split = "validation"
     config.data.crop_size = 256  # and 64 of the low-resolution image
+    config.data.bits = 8
+    config.data.transparent = False
     config.data.threads = 16
     config.data.prefetch = 16
 
@@ -81,6 +84,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.diffusion.schedule_shift = 0.0
     config.diffusion.aug_schedule = "cosine"
     config.diffusion.aug_schedule_shift = 0.0
+    config.diffusion.aug_level_distribution = "uniform"
+    config.diffusion.aug_level_range = (0.0, 1.0)
+    config.diffusion.aug_level_mean = -3.0  # this and the next are those of "lognormal"
+    config.diffusion.aug_level_std = 0.5
+    config.diffusion.align_corners = False  # where low-resolution pixels lie in the image
     config.diffusion.prediction = "eps"
     config.diffusion.weight = "simple"
     config.diffusion.weight_bias = 0.0
@@ -135,4 +143,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.sampling.threshold = "dynamic"
     config.sampling.percentile = 99.5
     config.sampling.aug_level = 0.0
+    config.sampling.tile_size = 0  # no tiles: whole images
+    config.sampling.tile_overlap = 0
+    config.sampling.bits = 8
     return config

@@ -2,7 +2,8 @@
 
     python -m imagen_jax.train --config=configs/shapes_base.py --workdir=runs/base
 
-`:tiny` is narrower, and compiles and runs in seconds, for tests.
+`:wide` draws 32×48 (height × width), `:transparent` things without a background, as RGBA; `:tiny` is narrower, and
+compiles and runs in seconds, for tests.
 
 How well it draws after some minutes depends on the number of updates, not on the size of the network: hence one level
 of patches of 4×4 pixels, few channels and batches of 16. Pixels that know their place (model.positions) find the words
@@ -13,14 +14,14 @@ import ml_collections
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """The config; ``variant`` is "" or "tiny"."""
-    if variant not in ("", "tiny"):
-        raise ValueError(f"configs/shapes_base.py has no variant {variant!r}: give none, or :tiny")
-    tiny = variant == "tiny"
+    """The config; ``variant`` is "", "wide", "transparent" or "tiny"."""
+    if variant not in ("", "wide", "transparent", "tiny"):
+        raise ValueError(f"configs/shapes_base.py has no variant {variant!r}: give none, :wide, :transparent or :tiny")
+    wide, transparent, tiny = (variant == name for name in ("wide", "transparent", "tiny"))
     config = ml_collections.ConfigDict()
     config.seed = 0
-    config.image_size = 32
-    config.channels = 3
+    config.image_size = (32, 48) if wide else 32
+    config.channels = 4 if transparent else 3
     config.low_res_size = 0  # no low-resolution input: a base stage
 
     config.data = ml_collections.ConfigDict()
@@ -30,6 +31,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.split = "train"
     config.data.validation_split = "validation"
     config.data.crop_size = 0  # whole images
+    config.data.bits = 8
+    config.data.transparent = transparent
     config.data.threads = 2
     config.data.prefetch = 512
 
@@ -62,6 +65,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.diffusion.schedule_shift = 0.0
     config.diffusion.aug_schedule = "cosine"
     config.diffusion.aug_schedule_shift = 0.0
+    config.diffusion.aug_level_distribution = "uniform"
+    config.diffusion.aug_level_range = (0.0, 1.0)
+    config.diffusion.aug_level_mean = -3.0  # this and the next are those of "lognormal"
+    config.diffusion.aug_level_std = 0.5
+    config.diffusion.align_corners = False  # where low-resolution pixels lie in the image
     config.diffusion.prediction = "x"
     config.diffusion.weight = "sigmoid"
     config.diffusion.weight_bias = -3.0
@@ -116,4 +124,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.sampling.threshold = "static"
     config.sampling.percentile = 99.5
     config.sampling.aug_level = 0.0
+    config.sampling.tile_size = 0  # no tiles: whole images
+    config.sampling.tile_overlap = 0
+    config.sampling.bits = 8
     return config

@@ -21,4 +21,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.split = "held_out"
     config.data.seed = 0
     config.data.examples = 1_000_000
+    config.data.bits = 8
+    config.data.transparent = False  # True: captions without backgrounds
     return config

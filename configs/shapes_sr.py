@@ -2,7 +2,8 @@
 
     python -m imagen_jax.train --config=configs/shapes_sr.py --workdir=runs/sr
 
-`:tiny` is narrower, attends to the text too, and compiles and runs in seconds, for tests.
+`:wide` and `:transparent` enlarge what those of shapes_base.py draw, 32×48 to 64×96 and RGBA; `:tiny` is narrower,
+attends to the text too, and compiles and runs in seconds, for tests.
 
 The picture that it is given says where things are: no positions, no attention. The noise of the augmentation is shifted
 to where that picture still shows its shapes: half of the levels have less than 0.13. Sampling adds next to none (0.01),
@@ -13,15 +14,15 @@ import ml_collections
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """The config; ``variant`` is "" or "tiny"."""
-    if variant not in ("", "tiny"):
-        raise ValueError(f"configs/shapes_sr.py has no variant {variant!r}: give none, or :tiny")
-    tiny = variant == "tiny"
+    """The config; ``variant`` is "", "wide", "transparent" or "tiny"."""
+    if variant not in ("", "wide", "transparent", "tiny"):
+        raise ValueError(f"configs/shapes_sr.py has no variant {variant!r}: give none, :wide, :transparent or :tiny")
+    wide, transparent, tiny = (variant == name for name in ("wide", "transparent", "tiny"))
     config = ml_collections.ConfigDict()
     config.seed = 0
-    config.image_size = 64
-    config.channels = 3
-    config.low_res_size = 32
+    config.image_size = (64, 96) if wide else 64
+    config.channels = 4 if transparent else 3
+    config.low_res_size = (32, 48) if wide else 32
 
     config.data = ml_collections.ConfigDict()
     config.data.source = "shapes"
@@ -30,6 +31,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.split = "train"
     config.data.validation_split = "validation"
     config.data.crop_size = 0  # whole images
+    config.data.bits = 8
+    config.data.transparent = transparent
     config.data.threads = 2
     config.data.prefetch = 512
 
@@ -62,6 +65,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.diffusion.schedule_shift = 0.0
     config.diffusion.aug_schedule = "cosine"
     config.diffusion.aug_schedule_shift = 4.0
+    config.diffusion.aug_level_distribution = "uniform"
+    config.diffusion.aug_level_range = (0.0, 1.0)
+    config.diffusion.aug_level_mean = -3.0  # this and the next are those of "lognormal"
+    config.diffusion.aug_level_std = 0.5
+    config.diffusion.align_corners = False  # where low-resolution pixels lie in the image
     config.diffusion.prediction = "x"
     config.diffusion.weight = "sigmoid"
     config.diffusion.weight_bias = -3.0
@@ -116,4 +124,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.sampling.threshold = "static"
     config.sampling.percentile = 99.5
     config.sampling.aug_level = 0.05
+    config.sampling.tile_size = 0  # no tiles: whole images
+    config.sampling.tile_overlap = 0
+    config.sampling.bits = 8
     return config

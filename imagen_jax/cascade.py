@@ -25,12 +25,15 @@ from imagen_jax.checkpoints import Checkpoints, read_config
 from imagen_jax.diffusion import to_x_and_eps
 from imagen_jax.errors import UsageError
 from imagen_jax.guidance import Guidance, threshold
+from imagen_jax.images import Size, dtype_of, said, size_of, to_float, to_whole
 from imagen_jax.schedules import noise_angle, signal
 from imagen_jax.sharding import abstract_sharded, batch_sharding, put_whole, shard_parameters
-from imagen_jax.stage import Stage, build, to_float, to_uint8
+from imagen_jax.stage import Stage, build, image_size, is_super_resolution, low_res_size, side_multiple
+from imagen_jax.tiles import check_tiles, in_tiles
 from imagen_jax.time_grids import check_steps
 
 SampleFn = Callable[..., jax.Array]
+PredictFn = Callable[..., tuple[jax.Array, jax.Array | None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +64,13 @@ def make_sample_fn(stage: Stage, settings: ml_collections.ConfigDict) -> SampleF
     sampler = chosen_sampler(settings, stage.learns_variance)
     limit = threshold(settings.threshold, settings.percentile)
     usual_guidance = guidance_of(settings)
+    predict = chosen_predict(stage, settings)
     if not 0 <= settings.aug_level <= 1:
         raise UsageError(
             f"aug_level {settings.aug_level} is not in [0, 1]: 0 adds no noise to the low-resolution image"
         )
+    if stage.is_super_resolution:
+        stage.aug_levels.check_sampling(settings.aug_level)
 
     def sample(
         params: Any,
@@ -89,7 +95,7 @@ def make_sample_fn(stage: Stage, settings: ml_collections.ConfigDict) -> SampleF
             # counted on the uniform grid of times that samplers walk down
             step = jnp.round((1.0 - t) * settings.steps)
             prediction, v = guided_prediction(
-                stage, params, z, logsnr, (text, mask), no_text, condition, guidance, step
+                predict, params, z, logsnr, (text, mask), no_text, condition, guidance, step
             )
             x_hat, _ = to_x_and_eps(prediction, z, signal(logsnr), signal(-logsnr), stage.prediction)
             return (limit(x_hat), v) if takes_variance(settings) else limit(x_hat)
@@ -140,8 +146,36 @@ def chosen_sampler(settings: ml_collections.ConfigDict, learns_variance: bool) -
     )
 
 
+def chosen_predict(stage: Stage, settings: ml_collections.ConfigDict) -> PredictFn:
+    """The stage's ``predict``, of whole images or of their tiles, as its ``sampling`` says.
+
+    Predictions are put together before anything else is done with them, so that guidance and thresholds look at whole
+    images. Raises UsageError for tiles that the network cannot take.
+    """
+    tile, overlap = size_of(settings.tile_size, "tile_size"), settings.tile_overlap
+    if not any(tile):
+        return stage.predict
+    if stage.config.model.positions:
+        raise UsageError(
+            f"tile_size {said(tile)} is for stages that do not know the places of pixels, and this one has "
+            f"model.positions {stage.config.model.positions}: set tile_size to 0"
+        )
+    check_tiles(stage.image_shape[:2], tile, overlap, side_multiple(stage.config.model))
+
+    def predict(
+        params: Any, z: jax.Array, logsnr: jax.Array, text: jax.Array, mask: jax.Array, condition: dict[str, jax.Array]
+    ) -> tuple[jax.Array, jax.Array | None]:
+        def of_tile(z: jax.Array, *low_res: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+            here = condition | ({"low_res": low_res[0]} if low_res else {})
+            return stage.predict(params, z, logsnr, text, mask, here)
+
+        return in_tiles(of_tile, [z, condition["low_res"]] if condition else [z], tile, overlap)
+
+    return predict
+
+
 def guided_prediction(
-    stage: Stage,
+    predict: PredictFn,
     params: Any,
     z: jax.Array,
     logsnr: jax.Array,
@@ -154,8 +188,8 @@ def guided_prediction(
     """(prediction, v) [B, H, W, C] at z_t under guidance, both halves in one forward of a doubled batch.
 
     Args:
-        stage: whose network predicts.
-        params: its parameters.
+        predict: a stage's, or one with its arguments and result.
+        params: of its network.
         z: [B, H, W, C] at a noise level.
         logsnr: of that level, a scalar.
         text: embeddings [B, L, D] and mask [B, L].
@@ -168,12 +202,12 @@ def guided_prediction(
         The guided prediction, and the v of the conditional one: variances are not guided; None if not learned.
     """
     if guidance.is_none:
-        return stage.predict(params, z, jnp.broadcast_to(logsnr, z.shape[:1]), *text, condition)
+        return predict(params, z, jnp.broadcast_to(logsnr, z.shape[:1]), *text, condition)
 
     def doubled(array: jax.Array, other: jax.Array) -> jax.Array:
         return jnp.concatenate([array, jnp.broadcast_to(other, array.shape).astype(array.dtype)])
 
-    both, both_v = stage.predict(
+    both, both_v = predict(
         params,
         doubled(z, z),
         jnp.broadcast_to(logsnr, (2 * z.shape[0],)),
@@ -205,6 +239,7 @@ class StageSampler:
 
     def __init__(self, stage: Stage, mesh: Mesh, place: int) -> None:
         self._stage, self._mesh, self._place = stage, mesh, place
+        self._dtype = dtype_of(stage.config.sampling.bits, "sampling bits")
         self._program = jax.jit(make_sample_fn(stage, stage.config.sampling), out_shardings=batch_sharding(mesh))
 
     def draw(
@@ -217,10 +252,10 @@ class StageSampler:
         low_res: np.ndarray | None = None,
         guidance: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Images uint8 [B, H, W, C] of the prompts of samples ``first_index`` and on.
+        """Images [B, H, W, C] of the prompts of samples ``first_index`` and on, uint8 or uint16 as the config says.
 
-        A super-resolution stage enlarges ``low_res``, uint8 [B, h, w, C]. Weights ``guidance`` [B], one a sample, take
-        the place of the config's one.
+        A super-resolution stage enlarges ``low_res`` [B, h, w, C], of either type. Weights ``guidance`` [B], one a
+        sample, take the place of the config's one.
         """
         count = len(prompts)
         # Every device needs the same share: a short batch is filled up, and its surplus cut off again.
@@ -229,7 +264,7 @@ class StageSampler:
         keys = stage_keys(seed, jnp.arange(first_index, first_index + count + surplus), self._place)
         batch = {"tokens": tokens, "mask": mask, "keys": np.asarray(jax.random.key_data(keys))}
         if low_res is not None:
-            batch["low_res"] = np.concatenate([low_res, np.zeros((surplus, *low_res.shape[1:]), np.uint8)])
+            batch["low_res"] = np.concatenate([low_res, np.zeros((surplus, *low_res.shape[1:]), low_res.dtype)])
         if guidance is not None:
             batch["guidance"] = np.concatenate([np.asarray(guidance, np.float32), np.ones(surplus, np.float32)])
         placed = {name: put_whole(array, batch_sharding(self._mesh)) for name, array in batch.items()}
@@ -242,7 +277,7 @@ class StageSampler:
             to_float(placed["low_res"]) if low_res is not None else None,
             placed.get("guidance"),
         )
-        return processes.gather(to_uint8(images))[:count]
+        return processes.gather(to_whole(images, self._dtype))[:count]
 
 
 class Cascade:
@@ -262,14 +297,14 @@ class Cascade:
         self._samplers = [StageSampler(trained.stage, mesh, place) for place, trained in enumerate(stages)]
 
     @property
-    def image_size(self) -> int:
-        """Rows and columns of the pictures of the last stage."""
-        return self.stages[-1].stage.config.image_size
+    def image_size(self) -> Size:
+        """(height, width) of the pictures of the last stage."""
+        return image_size(self.stages[-1].stage.config)
 
     def draw(
         self, prompts: Sequence[str], seed: int, first_index: int = 0, guidance: np.ndarray | None = None
     ) -> list[np.ndarray]:
-        """The images of every stage, uint8 [B, H, W, C] each, of the prompts of samples ``first_index`` and on.
+        """The images of every stage, [B, H, W, C] each, of the prompts of samples ``first_index`` and on.
 
         Weights ``guidance`` [stages, B] take the place of the configs' ones.
         """
@@ -285,7 +320,7 @@ class Cascade:
     def draw_all(
         self, prompts: Sequence[str], seed: int, batch_size: int, guidance: np.ndarray | None = None
     ) -> list[np.ndarray]:
-        """The images of every stage of any number of prompts, uint8 [N, H, W, C] each, drawn in batches with a bar.
+        """The images of every stage of any number of prompts, [N, H, W, C] each, drawn in batches with a bar.
 
         Weights ``guidance`` [stages, N] take the place of the configs' ones.
         """
@@ -310,16 +345,17 @@ def check_chain(configs: Sequence[ml_collections.ConfigDict]) -> None:
     if not configs:
         raise UsageError("no stages given: name their folders, the base first")
     first = configs[0]
-    if first.low_res_size:
+    if is_super_resolution(first):
+        low, size = low_res_size(first), image_size(first)
         raise UsageError(
-            f"the first stage is a super-resolution stage ({first.low_res_size} to {first.image_size}): "
-            f"put a base stage of {first.low_res_size}×{first.low_res_size} before it"
+            f"the first stage is a super-resolution stage ({said(low)} to {said(size)}): "
+            f"put a base stage of {low[0]}×{low[1]} before it"
         )
     for before, after in itertools.pairwise(configs):
-        if (after.low_res_size, after.channels) != (before.image_size, before.channels):
-            given = f"{before.image_size}×{before.image_size}×{before.channels}"
-            wanted = f"{after.low_res_size}×{after.low_res_size}×{after.channels}"
-            next_one = f"one that starts from {wanted}" if after.low_res_size else "a base stage"
+        found, needed = (*image_size(before), before.channels), (*low_res_size(after), after.channels)
+        if found != needed:
+            given, wanted = ("×".join(map(str, shape)) for shape in (found, needed))
+            next_one = f"one that starts from {wanted}" if is_super_resolution(after) else "a base stage"
             raise UsageError(f"the stages do not chain: one that draws {given} is followed by {next_one}")
 
 

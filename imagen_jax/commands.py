@@ -106,8 +106,13 @@ def check_overrides(overrides: list[str], config: ml_collections.ConfigDict | No
         raise UsageError(f"{overrides[0]!r} changes a config, but no --config=FILE is given")
     known = flatten(config.to_dict())
     for override in overrides:
-        key = override.removeprefix(OVERRIDE).split("=")[0]
+        key, _, value = override.removeprefix(OVERRIDE).partition("=")
         if key in known:
+            if isinstance(known[key], int) and "," in value:
+                raise UsageError(
+                    f"config key {key!r} is one number in its file, and no flag makes it {value!r}: write that into a "
+                    "config file, as configs/shapes_base.py:wide does with image_size"
+                )
             continue
         if any(name.startswith(f"{key}.") for name in known):
             raise UsageError(

@@ -88,7 +88,7 @@ def draw_run_diagnostics(metrics: Sequence[Mapping[str, float]], title: str, pat
         axes[2].plot(*series(lines, "consistency_db"), ".-")
         finish(axes[2], title="consistency with the low-resolution input", xlabel="step", ylabel="PSNR in dB")
         for channel in named(lines[-1], DRIFT):
-            axes[3].plot(*series(lines, DRIFT + channel), ".-", color=COLOURS[channel], label=channel)
+            axes[3].plot(*series(lines, DRIFT + channel), ".-", color=COLOURS.get(channel), label=channel)
         finish(axes[3], title="drift of the mean colour", xlabel="step", ylabel="steps of 1/255")
     save_figure(figure, path)
 
@@ -125,7 +125,7 @@ def bars(axes: Axes, groups: Mapping[str, Mapping[str, float]], colours: Mapping
     for place, label in enumerate(labels):
         left = np.arange(len(groups)) + (place - (len(labels) - 1) / 2) * width
         heights = [group[label] for group in groups.values()]
-        drawn = axes.bar(left, heights, width, label=label or None, color=colours and colours[label])
+        drawn = axes.bar(left, heights, width, label=label or None, color=colours and colours.get(label))
         axes.bar_label(drawn, fmt="%.3g", fontsize="small", padding=2)
     axes.margins(x=0.3 / len(groups), y=0.15)
     axes.set_xticks(np.arange(len(groups)), list(groups))

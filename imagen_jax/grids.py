@@ -10,13 +10,25 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from imagen_jax import png
+from imagen_jax.images import composite, to_8_bits
+
 MARGIN = 8
 TEXT_SIZE = 13
+CHECKS = 8  # of a checkerboard, along the shorter side of a picture
 
 
 def draw_grid(images: np.ndarray, captions: Sequence[str], columns: int, cell: int = 160) -> Image.Image:
-    """One picture of images uint8 [N, H, W, C], C = 1 or 3, enlarged to about ``cell`` pixels, their captions below."""
-    images = np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
+    """One picture of images [N, H, W, C], enlarged to about ``cell`` pixels, their captions below.
+
+    Of 16 bits the upper 8 are shown, of RGBA what it makes of a checkerboard; other numbers of channels as of
+    ``viewable``.
+    """
+    images = to_8_bits(viewable(images))
+    if images.shape[-1] == 1:
+        images = np.repeat(images, 3, axis=-1)
+    elif images.shape[-1] == 4:
+        images = composite(images, checkerboard(*images.shape[1:3]))
     height, width = images.shape[1:3]
     # whole multiples, nearest: a person should see the pixels that the model drew, not an interpolation of them
     scale = max(1, round(cell / width))
@@ -42,19 +54,42 @@ def draw_grid(images: np.ndarray, captions: Sequence[str], columns: int, cell: i
     return sheet
 
 
+def viewable(images: np.ndarray) -> np.ndarray:
+    """Images [..., H, W, C] as gray, RGB or RGBA, C = 1, 3 or 4; other numbers of channels side by side, in gray."""
+    channels = images.shape[-1]
+    return images if channels in (1, 3, 4) else np.concatenate(np.split(images, channels, axis=-1), axis=-2)
+
+
+def checkerboard(height: int, width: int) -> np.ndarray:
+    """The ground [height, width, 1] on which people expect to see what is transparent."""
+    square = max(1, min(height, width) // CHECKS)
+    rows, columns = np.indices((height, width)) // square
+    return np.where((rows + columns) % 2, 255, 204)[..., None]
+
+
 def printable(text: str) -> str:
     """Text with what a font cannot show (control characters, lone surrogates) as a question mark."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def save_png(image: Image.Image | np.ndarray, path: Path) -> None:
-    """A picture (PIL, or uint8 [H, W, C] with C = 1 or 3) as a PNG, put in place by a rename: never half written."""
+    """A picture as a PNG, put in place by a rename: never half written.
+
+    Args:
+        image: of PIL, or uint8 or uint16 [H, W, C]; all their bits are kept. PNG has room for gray, RGB and RGBA; other
+            numbers of channels are laid out as of ``viewable``.
+        path: where it goes.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(image, np.ndarray):
-        image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        image.save(unfinished, format="PNG")
+        if isinstance(image, Image.Image):
+            image.save(unfinished, format="PNG")
+        elif image.dtype == np.uint16:
+            unfinished.write_bytes(png.encode(viewable(image)))
+        else:
+            array = viewable(image)
+            Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(unfinished, format="PNG")
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -11,10 +11,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from imagen_jax import diffusion, processes, samplers, variational
+from imagen_jax.images import dtype_of, to_float
 from imagen_jax.resizing import resize
 from imagen_jax.schedules import logsnr_of_angle, noise_angle, signal
 from imagen_jax.sharding import batch_sharding, put_whole
-from imagen_jax.stage import Stage, to_float
+from imagen_jax.stage import Stage
 
 # Angles of ``schedules.noise_angle``, from little to much: those of a curve of held-out losses.
 NOISE_LEVELS = tuple((i + 0.5) / 10 for i in range(10))
@@ -78,14 +79,15 @@ def losses_at(
     if v is None:
         return Losses(loss, noise_angle(logsnr), None)
     x_hat, _ = diffusion.to_x_and_eps(prediction, z, alpha, sigma, stage.prediction)
-    bound = variational.bound(x, x_hat, v, z, stage.schedule, t)
+    half_bin = 1 / np.iinfo(dtype_of(stage.config.data.bits, "config.data.bits")).max
+    bound = variational.bound(x, x_hat, v, z, stage.schedule, t, half_bin=half_bin)
     return Losses(loss + settings.vlb_weight * bound, noise_angle(logsnr), bound)
 
 
 def make_held_out_loss(
     stage: Stage, mesh: Mesh, batch_size: int
 ) -> Callable[[Any, Any, np.ndarray, Sequence[str]], np.ndarray]:
-    """A function ``(params, encoder_params, images uint8 [N, H, W, C], captions) -> losses [N, NOISE_LEVELS]``.
+    """A function ``(params, encoder_params, images [N, H, W, C], captions) -> losses [N, NOISE_LEVELS]``.
 
     The losses are those of training on whole pictures, but that no caption is dropped. The noise and the augmentation
     level of picture i depend on i alone, not on the batch or the mesh, so that runs and steps of a run compare.
@@ -97,7 +99,7 @@ def make_held_out_loss(
         condition = {}
         if stage.is_super_resolution:
             low_res = resize(x, *stage.low_res_shape[:2])
-            aug_level = jax.vmap(jax.random.uniform)(keys)
+            aug_level = jax.vmap(lambda key: stage.aug_levels.draw(key, 1, stage.aug_schedule)[0])(keys)
             condition = stage.condition_on(low_res, aug_level, samplers.noise(keys, 1, low_res.shape[1:]))
         t = jnp.clip(stage.schedule.time(logsnr_of_angle(level)), 0.0, 1.0)
         eps = samplers.noise(keys, 0, x.shape[1:])
@@ -113,7 +115,7 @@ def make_held_out_loss(
             chosen, said = images[start : start + size], captions[start : start + size]
             surplus = size - len(chosen)
             tokens, mask = stage.encoder.tokenize([*said, *[""] * surplus])
-            filled = np.concatenate([chosen, np.zeros((surplus, *chosen.shape[1:]), np.uint8)])
+            filled = np.concatenate([chosen, np.zeros((surplus, *chosen.shape[1:]), chosen.dtype)])
             keys = np.asarray(jax.random.key_data(samplers.sample_keys(SEED, jnp.arange(start, start + size))))
             batch = {"image": filled, "tokens": tokens, "mask": mask, "keys": keys}
             placed = {name: put_whole(array, batch_sharding(mesh)) for name, array in batch.items()}

@@ -37,12 +37,21 @@ def read_range(text: str) -> tuple[float, float]:
     return low, high
 
 
+def read_size(text: str) -> int | tuple[int, int]:
+    """A number of pixels, or two with an × or an x between them."""
+    sides = [int(side) for side in text.replace("×", "x").split("x")]
+    if len(sides) > 2:
+        raise ValueError(text)
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
 def read_switch(text: str) -> bool:
     """True or false."""
     return {"true": True, "false": False}[text.lower()]
 
 
 TEXT, COUNT, NUMBER = Kind(str, "text"), Kind(int, "a whole number"), Kind(read_number, "a number")
+SIZE = Kind(read_size, "a number of pixels, or HEIGHTxWIDTH")
 RANGE, SWITCH = Kind(read_range, "a range such as 0.05:50"), Kind(read_switch, "true or false")
 
 SETTINGS: dict[str, tuple[Kind, str]] = {
@@ -67,6 +76,9 @@ SETTINGS: dict[str, tuple[Kind, str]] = {
     "threshold": (TEXT, "of the image in each step: none, static or dynamic"),
     "percentile": (NUMBER, "of a dynamic threshold, in per cent, such as 99.5"),
     "aug_level": (NUMBER, "noise in [0, 1] added to a low-resolution image"),
+    "tile_size": (SIZE, "side of the tiles that images are drawn in, or HEIGHTxWIDTH; 0: whole images"),
+    "tile_overlap": (COUNT, "pixels that neighbouring tiles share"),
+    "bits": (COUNT, "bits a channel of the pictures: 8 or 16"),
 }
 FLAGS = {
     name: flags.DEFINE_string(name, None, f"Sampling: {text}. One for all stages, or one for each; else the configs'.")

@@ -1,7 +1,7 @@
 """A stage of the cascade: what its config means, and what training and sampling share.
 
 A stage is a network that sees through noise at one image size, with its text encoder and noise schedule; a
-super-resolution stage also sees the stage before it. Images are [-1, 1] inside, uint8 outside.
+super-resolution stage also sees the stage before it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
 from imagen_jax import schedules
+from imagen_jax.augmentation import AugLevels
 from imagen_jax.diffusion import PREDICTIONS, WEIGHTS, Prediction, add_noise
 from imagen_jax.errors import UsageError
+from imagen_jax.images import Size, said, scaled, size_of
 from imagen_jax.models.denoiser import Denoiser
 from imagen_jax.models.efficient_unet import EfficientUNet
 from imagen_jax.models.unet import UNet
@@ -43,6 +44,7 @@ class Stage:
         encoder: the frozen text encoder.
         schedule: the noise schedule of training and, unless told otherwise, of sampling.
         aug_schedule: that of the noise in the low-resolution condition.
+        aug_levels: how much of it there is in training.
     """
 
     config: ml_collections.ConfigDict
@@ -50,21 +52,22 @@ class Stage:
     encoder: TextEncoder
     schedule: Schedule
     aug_schedule: Schedule
+    aug_levels: AugLevels
 
     @property
     def is_super_resolution(self) -> bool:
         """Whether the stage needs a low-resolution image."""
-        return self.config.low_res_size > 0
+        return is_super_resolution(self.config)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of its images."""
-        return self.config.image_size, self.config.image_size, self.config.channels
+        return *image_size(self.config), self.config.channels
 
     @property
     def low_res_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of the images it starts from."""
-        return self.config.low_res_size, self.config.low_res_size, self.config.channels
+        return *low_res_size(self.config), self.config.channels
 
     @property
     def prediction(self) -> Prediction:
@@ -78,7 +81,7 @@ class Stage:
 
     def init(self, key: jax.Array) -> Any:
         """Fresh parameters, a plain nested dict; call it under ``jax.jit`` with ``out_shardings``."""
-        arguments = network_arguments(self.config, self.encoder.width, self.config.image_size)
+        arguments = network_arguments(self.config, self.encoder.width, image_size(self.config))
         zeros = [jnp.zeros(argument.shape, argument.dtype) for argument in arguments]
         return self.network.init({"params": key}, *zeros)["params"]
 
@@ -129,11 +132,11 @@ class Stage:
         ``low_res`` gets the noise of ``aug_level`` [B] in [0, 1], made of ``eps`` of its shape, and the stage's size;
         if it is of a crop, the crop's.
         """
-        size = low_res.shape[1] * self.config.image_size // self.config.low_res_size
+        size = scaled(low_res.shape[1:3], self.low_res_shape[:2], self.image_shape[:2])
         alpha, sigma = self.aug_schedule.alpha(aug_level), self.aug_schedule.sigma(aug_level)
         noisy = add_noise(low_res, eps, alpha, sigma)
         return {
-            "low_res": resize(noisy, size, size),
+            "low_res": resize(noisy, *size, self.config.diffusion.align_corners),
             "aug_level": noise_angle(self.aug_schedule.logsnr(aug_level)),
         }
 
@@ -151,6 +154,7 @@ def build(config: ml_collections.ConfigDict) -> Stage:
         encoder=encoder,
         schedule=schedules.by_name(config.diffusion.schedule, config.diffusion.schedule_shift),
         aug_schedule=schedules.by_name(config.diffusion.aug_schedule, config.diffusion.aug_schedule_shift),
+        aug_levels=aug_levels(config),
     )
 
 
@@ -171,22 +175,53 @@ def make_network(config: ml_collections.ConfigDict) -> Denoiser:
     return network(image_channels=config.channels, out_channels=outputs * config.channels, **fields)
 
 
-def network_arguments(config: ml_collections.ConfigDict, text_width: int, size: int) -> list[jax.ShapeDtypeStruct]:
-    """What a config's network is called with for one image of ``size`` × ``size``, as abstract arrays, in order.
+def aug_levels(config: ml_collections.ConfigDict) -> AugLevels:
+    """The distribution of augmentation levels that a config describes. Raises UsageError if it means none."""
+    settings = config.diffusion
+    return AugLevels(
+        distribution=settings.aug_level_distribution,
+        interval=tuple(settings.aug_level_range),
+        mean=settings.aug_level_mean,
+        std=settings.aug_level_std,
+    )
+
+
+def image_size(config: ml_collections.ConfigDict) -> Size:
+    """(height, width) of a config's images. Raises UsageError if it says none."""
+    return size_of(config.image_size, "config.image_size")
+
+
+def low_res_size(config: ml_collections.ConfigDict) -> Size:
+    """(height, width) of the images that a config's stage starts from, 0 of a base. Raises UsageError if it is none."""
+    return size_of(config.low_res_size, "config.low_res_size")
+
+
+def crop_size(config: ml_collections.ConfigDict) -> Size:
+    """(height, width) of the crops that a config trains on, 0 for whole images. Raises UsageError if it is none."""
+    return size_of(config.data.crop_size, "config.data.crop_size")
+
+
+def training_size(config: ml_collections.ConfigDict) -> Size:
+    """(height, width) of what the network sees in training: of a crop if the config asks for them, else of images."""
+    return crop_size(config) if any(crop_size(config)) else image_size(config)
+
+
+def is_super_resolution(config: ml_collections.ConfigDict) -> bool:
+    """Whether a config's stage needs a low-resolution image."""
+    return any(low_res_size(config))
+
+
+def network_arguments(config: ml_collections.ConfigDict, text_width: int, size: Size) -> list[jax.ShapeDtypeStruct]:
+    """What a config's network is called with for one image of a size, as abstract arrays, in order.
 
     ``text_width`` is D of the text embeddings, so that a network can be looked at without its text encoder.
     """
-    image = jax.ShapeDtypeStruct((1, size, size, config.channels), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, *size, config.channels), jnp.float32)
     level = jax.ShapeDtypeStruct((1,), jnp.float32)
     text = jax.ShapeDtypeStruct((1, config.text.length, text_width), jnp.float32)
     mask = jax.ShapeDtypeStruct((1, config.text.length), jnp.bool_)
-    condition = [image, level] if config.low_res_size else []
+    condition = [image, level] if is_super_resolution(config) else []
     return [image, level, text, mask, *condition]
-
-
-def training_size(config: ml_collections.ConfigDict) -> int:
-    """Rows and columns of what the network sees in training: of a crop if the config asks for them, else of images."""
-    return config.data.crop_size or config.image_size
 
 
 def freeze(value: Any) -> Any:
@@ -216,6 +251,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise UsageError(f"config.diffusion.{name} {config.diffusion[name]} must be above 0 and finite")
     if not 0 <= config.diffusion.caption_dropout <= 1:
         raise UsageError(f"config.diffusion.caption_dropout {config.diffusion.caption_dropout} is not in [0, 1]")
+    aug_levels(config)
     levels = len(model.multipliers)
     for name in ("blocks", "attention"):
         if len(model[name]) != levels:
@@ -223,57 +259,74 @@ def check(config: ml_collections.ConfigDict) -> None:
                 f"config.model.{name} has {len(model[name])} entries for the {levels} levels of model.multipliers: "
                 "give one a level"
             )
-    multiple = model.patch * 2 ** (levels - (model.network == "unet"))
-    if config.image_size % multiple:
-        raise UsageError(
-            f"config.image_size {config.image_size} is not a multiple of {multiple}, which patches of {model.patch} "
-            f"(model.patch) and {levels} levels (model.multipliers) need"
-        )
+    check_multiple("config.image_size", image_size(config), model)
     for multiplier, kinds in zip(model.multipliers, model.attention, strict=True):
         channels = multiplier * model.channels
         if kinds and channels % model.head_channels:
             raise UsageError(
                 f"config.model.head_channels {model.head_channels} does not divide the {channels} channels of a level"
             )
-    if config.low_res_size and not 0 < config.low_res_size < config.image_size:
+    if is_super_resolution(config):
+        check_enlargement(config)
+    if any(crop_size(config)):
+        check_crops(config)
+
+
+def check_multiple(name: str, size: Size, model: ml_collections.ConfigDict) -> None:
+    """Raises UsageError unless both sides of a size are what the network of a config's ``model`` takes."""
+    multiple = side_multiple(model)
+    if any(side < 1 or side % multiple for side in size):
         raise UsageError(
-            f"config.low_res_size {config.low_res_size} must be below config.image_size {config.image_size}"
+            f"{name} {said(size)} is not a multiple of {multiple}, which patches of {model.patch} (model.patch) and "
+            f"{len(model.multipliers)} levels (model.multipliers) need"
         )
-    if config.data.crop_size:
-        check_crops(config, multiple)
 
 
-def check_crops(config: ml_collections.ConfigDict, multiple: int) -> None:
-    """Raises UsageError unless a network that needs a ``multiple`` of pixels can be trained on the config's crops."""
-    size = config.data.crop_size
-    if not 0 < size <= config.image_size:
+def side_multiple(model: ml_collections.ConfigDict) -> int:
+    """What the sides of images must be multiples of for the network of a config's ``model``."""
+    return model.patch * 2 ** (len(model.multipliers) - (model.network == "unet"))
+
+
+def check_enlargement(config: ml_collections.ConfigDict) -> None:
+    """Raises UsageError unless a config's low-resolution images are smaller ones of the same shape."""
+    size, low = image_size(config), low_res_size(config)
+    if not all(0 < small < large for small, large in zip(low, size, strict=True)):
+        raise UsageError(f"config.low_res_size {said(low)} must be below config.image_size {said(size)}")
+    if low[0] * size[1] != low[1] * size[0]:
         raise UsageError(
-            f"config.data.crop_size {size} is not in [1, {config.image_size}]: a crop is part of an image of "
-            f"config.image_size {config.image_size}; 0 trains on whole images"
+            f"config.low_res_size {low[0]}×{low[1]} has another shape than config.image_size {size[0]}×{size[1]}: "
+            "height and width must be enlarged by as much"
+        )
+    if config.diffusion.align_corners and min(low) < 2:
+        raise UsageError(
+            f"config.diffusion.align_corners needs 2 pixels each way, and config.low_res_size is {said(low)}: "
+            "set it to False"
+        )
+
+
+def check_crops(config: ml_collections.ConfigDict) -> None:
+    """Raises UsageError unless a config's network can be trained on its crops."""
+    crop, size, low = crop_size(config), image_size(config), low_res_size(config)
+    if not all(0 < part <= whole for part, whole in zip(crop, size, strict=True)):
+        raise UsageError(
+            f"config.data.crop_size {said(crop)} is not in [1, {said(size)}]: a crop is part of an image of "
+            f"config.image_size {said(size)}; 0 trains on whole images"
         )
     if config.model.positions:
         raise UsageError(
             f"config.model.positions {config.model.positions} ties the network to whole images, and "
-            f"config.data.crop_size {size} trains it on crops: set one of them to 0"
+            f"config.data.crop_size {said(crop)} trains it on crops: set one of them to 0"
         )
-    if size % multiple:
+    if config.diffusion.align_corners:
         raise UsageError(
-            f"config.data.crop_size {size} is not a multiple of {multiple}, which patches of {config.model.patch} "
-            f"(model.patch) and {len(config.model.multipliers)} levels (model.multipliers) need"
+            "config.diffusion.align_corners enlarges a crop otherwise than the same place of a whole image, and "
+            f"config.data.crop_size {said(crop)} trains on crops: set one of them to False or 0"
         )
-    if size * config.low_res_size % config.image_size:
-        step = config.image_size // math.gcd(config.image_size, config.low_res_size)
+    check_multiple("config.data.crop_size", crop, config.model)
+    # the same for both sides: they are enlarged by as much
+    step = size[0] // math.gcd(size[0], low[0])
+    if any(low) and any(part % step for part in crop):
         raise UsageError(
-            f"config.data.crop_size {size} is not a multiple of {step}: from config.image_size {config.image_size} to "
-            f"config.low_res_size {config.low_res_size} it would not become whole pixels"
+            f"config.data.crop_size {said(crop)} is not a multiple of {step}: from config.image_size {said(size)} to "
+            f"config.low_res_size {said(low)} it would not become whole pixels"
         )
-
-
-def to_float(images: jax.Array) -> jax.Array:
-    """uint8 images as float32 in [-1, 1]."""
-    return images.astype(jnp.float32) / 127.5 - 1.0
-
-
-def to_uint8(images: np.ndarray | jax.Array) -> jax.Array:
-    """Images in [-1, 1] as uint8, clipped and rounded."""
-    return jnp.clip(jnp.round((jnp.asarray(images) + 1.0) * 127.5), 0, 255).astype(jnp.uint8)

@@ -28,20 +28,23 @@ def gaussian_kl(mean: jax.Array, log_variance: jax.Array, other_mean: jax.Array,
     return 0.5 * (jnp.expm1(ratio) - ratio + (mean - other_mean) ** 2 * jnp.exp(-other))
 
 
-def discretised_log_likelihood(x: jax.Array, mean: jax.Array, log_variance: jax.Array) -> jax.Array:
+def discretised_log_likelihood(
+    x: jax.Array, mean: jax.Array, log_variance: jax.Array, half_bin: float = HALF_BIN
+) -> jax.Array:
     """How likely a Gaussian falls into the bin of each number of an image, in nats (arXiv:2006.11239, Eq. 13).
 
     Args:
-        x: images made of uint8, in [-1, 1]: a value is 2/255 from the next, and the bins of the ends have no end.
+        x: images made of whole numbers, in [-1, 1]; the bins of the ends have no end.
         mean: of the Gaussian, of the shape of x.
         log_variance: of the Gaussian, likewise.
+        half_bin: half of what tells a value of x from the next: 1/255 of uint8, 1/65535 of uint16.
 
     Returns:
         Of the shape of x; at least LOG_LIKELIHOOD_MIN.
     """
     inverse = jnp.exp(-log_variance / 2)
-    below = jnp.where(x < -1 + HALF_BIN, -jnp.inf, (x - HALF_BIN - mean) * inverse)
-    above = jnp.where(x > 1 - HALF_BIN, jnp.inf, (x + HALF_BIN - mean) * inverse)
+    below = jnp.where(x < -1 + half_bin, -jnp.inf, (x - half_bin - mean) * inverse)
+    above = jnp.where(x > 1 - half_bin, jnp.inf, (x + half_bin - mean) * inverse)
     # In the upper tail, where the distribution is rounded to 1, the mirrored bin of the lower tail is as likely.
     low, high = jnp.where(below > 0, -above, below), jnp.where(below > 0, -below, above)
     # Beyond 30 deviations all is less likely than the least, and gradients are not numbers.
@@ -51,7 +54,14 @@ def discretised_log_likelihood(x: jax.Array, mean: jax.Array, log_variance: jax.
 
 
 def bound(
-    x: jax.Array, x_hat: jax.Array, v: jax.Array, z: jax.Array, schedule: Schedule, t: jax.Array, steps: int = STEPS
+    x: jax.Array,
+    x_hat: jax.Array,
+    v: jax.Array,
+    z: jax.Array,
+    schedule: Schedule,
+    t: jax.Array,
+    steps: int = STEPS,
+    half_bin: float = HALF_BIN,
 ) -> jax.Array:
     """What the steps from t to t - 1/T contribute to the variational bound, times T: bits per dimension, [B].
 
@@ -62,13 +72,14 @@ def bound(
     No gradient reaches ``x_hat``: the bound is there to teach v (Section 3.1).
 
     Args:
-        x: images made of uint8, [B, ...] in [-1, 1].
+        x: images made of whole numbers, [B, ...] in [-1, 1].
         x_hat: what the network takes for x.
         v: where the network says that the variance lies.
         z: z_t.
         schedule: the noise schedule.
         t: [B] in [0, 1].
         steps: T.
+        half_bin: of x, as of ``discretised_log_likelihood``.
     """
     x_hat = jax.lax.stop_gradient(x_hat).astype(jnp.float32)
     s = jnp.maximum(t - 1 / steps, 0.0)
@@ -79,5 +90,5 @@ def bound(
     log_variance = interpolate(v, jnp.minimum(jnp.maximum(lower, floor), upper), upper)
     mean = posterior_mean(x_hat, z, logsnr_t, logsnr_s)
     kl = gaussian_kl(posterior_mean(x, z, logsnr_t, logsnr_s), per_example(lower, x), mean, log_variance)
-    nats = jnp.where(per_example(t > 1 / steps, x), kl, -discretised_log_likelihood(x, mean, log_variance))
+    nats = jnp.where(per_example(t > 1 / steps, x), kl, -discretised_log_likelihood(x, mean, log_variance, half_bin))
     return steps / math.log(2) * jnp.mean(nats, axis=tuple(range(1, nats.ndim)))

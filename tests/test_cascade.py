@@ -1,5 +1,6 @@
 """A picture is a function of (seed, its number), its prompt and the weights: of nothing else."""
 
+import dataclasses
 import types
 
 import jax
@@ -83,7 +84,7 @@ def test_every_stage_draws_pictures_of_its_size(cascade, drawn):
         ((5, 8, 8, 3), np.uint8),
         ((5, 16, 16, 3), np.uint8),
     ]
-    assert cascade.image_size == 16
+    assert cascade.image_size == (16, 16)
     assert all(images.std() > 5 for images in drawn)
 
 
@@ -153,6 +154,20 @@ def test_a_larger_picture_is_made_of_the_smaller_one_and_of_its_noise(trained, d
     assert near(usual, drawn[1])
     assert not near(with_settings(trained)(255 - low_res), usual)
     assert not near(with_settings(trained, aug_level=0.7)(low_res), usual)
+
+
+def test_one_tile_draws_the_whole_and_smaller_ones_what_they_see(trained, drawn):
+    assert near(with_settings(trained, tile_size=16, tile_overlap=8)(drawn[0]), drawn[1])
+    assert not near(with_settings(trained, tile_size=8, tile_overlap=4)(drawn[0]), drawn[1])
+
+
+def test_a_stage_draws_as_many_bits_as_it_is_told(trained, drawn):
+    low_res = drawn[0]
+    fine = with_settings(trained, bits=16)(low_res)
+    assert fine.dtype == np.uint16
+    np.testing.assert_allclose(fine / 257, drawn[1], atol=0.6)
+    # and starts from as many as it is given
+    np.testing.assert_allclose(with_settings(trained)(low_res.astype(np.uint16) * 257).astype(int), drawn[1], atol=1)
 
 
 def test_guidance_leads_away_from_no_guidance(trained, drawn):
@@ -234,6 +249,7 @@ class Recorded:
         self.config, self.image_shape, self.schedule, self.prediction = stage.config, (16, 16, 3), stage.schedule, "v"
         self.encoder = types.SimpleNamespace(encode=lambda params, tokens, mask: jnp.ones((*tokens.shape, 4)))
         self.asked, self.conditions, self.learns_variance = [], [], False
+        self.is_super_resolution, self.aug_levels = True, stage.aug_levels
 
     def unconditional(self, encoder_params):
         return jnp.full((2, 4), 7.0), jnp.array([True, False])
@@ -254,7 +270,7 @@ def test_one_forward_of_a_doubled_batch_is_all_of_guidance(sr_stage):
     text, no_text = (jnp.ones((3, 2, 4)), jnp.ones((3, 2), bool)), stage.unconditional({})
     condition = {"low_res": jnp.arange(3.0), "aug_level": jnp.arange(3.0)}
     prediction, v = guided_prediction(
-        stage, {}, z, jnp.float32(0), text, no_text, condition, Guidance(5.0), jnp.float32(0)
+        stage.predict, {}, z, jnp.float32(0), text, no_text, condition, Guidance(5.0), jnp.float32(0)
     )
     ((z_shape, logsnr_shape, both_text, both_mask, both_condition),) = stage.asked
     assert z_shape == (6, 16, 16, 3)
@@ -331,6 +347,7 @@ def test_sampling_settings_can_be_changed_for_each_stage(base_folder, sr_folder,
 # Chains are judged by their configs, before any weight is read.
 
 BASE, SR = base_config(), sr_config()
+WIDE_SR = sr_config(image_size=(16, 24), low_res_size=(8, 12))
 
 
 @pytest.mark.parametrize(
@@ -343,6 +360,9 @@ BASE, SR = base_config(), sr_config()
         ([base_config(image_size=10), SR], "draws 10×10×3 is followed by one that starts from 8×8×3"),
         ([base_config(channels=1), SR], "draws 8×8×1 is followed by one that starts from 8×8×3"),
         ([BASE, SR, sr_config()], "draws 16×16×3 is followed by one that starts from 8×8×3"),
+        ([WIDE_SR], "the first stage is a super-resolution stage .8×12 to 16×24.: put a base stage of 8×12 before it"),
+        ([base_config(image_size=(12, 8)), WIDE_SR], "draws 12×8×3 is followed by one that starts from 8×12×3"),
+        ([BASE, WIDE_SR], "draws 8×8×3 is followed by one that starts from 8×12×3"),
     ],
 )
 def test_stages_that_do_not_chain_are_refused(configs, said):
@@ -353,6 +373,8 @@ def test_stages_that_do_not_chain_are_refused(configs, said):
 def test_stages_that_chain_are_not_refused():
     check_chain([BASE])
     check_chain([BASE, SR, sr_config(low_res_size=16, image_size=32)])
+    check_chain([base_config(image_size=(8, 12)), WIDE_SR])
+    check_chain([base_config(image_size=(8, 8)), SR])
 
 
 def refused(folders, said, changes=None):
@@ -408,3 +430,23 @@ def test_folders_in_the_wrong_order_are_refused(base_folder, sr_folder):
 )
 def test_settings_out_of_range_are_refused(base_folder, change, said):
     refused([base_folder], said, [change])
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"tile_size": 12, "tile_overlap": 8}, r"tile_overlap 8 is not in \[1, 6\]"),
+        ({"tile_size": 24, "tile_overlap": 8}, r"tile_size 24 is not in \[1, 16\]"),
+        ({"tile_size": 8, "tile_overlap": 2}, "tile_size 8 and tile_overlap 2 are not multiples of 4"),
+        ({"tile_size": (8, 8, 8)}, "tile_size .* is not a whole number, for a square, nor a pair"),
+        ({"aug_level": 0.8}, r"aug_level 0.8 is not in \[0.0, 0.5\], the levels that the stage is trained at"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_fit_a_super_resolution_stage_are_refused(sr_stage, settings, said):
+    config = sr_config(
+        **{"diffusion.aug_level_range": (0.0, 0.5)}, **{f"sampling.{name}": value for name, value in settings.items()}
+    )
+    stage = dataclasses.replace(sr_stage, config=config, aug_levels=stages.aug_levels(config))
+    with pytest.raises(UsageError, match=said):
+        make_sample_fn(stage, config.sampling)

@@ -12,6 +12,7 @@ from absl.testing import flagsaver
 from PIL import Image
 
 from imagen_jax import commands, sample, train
+from imagen_jax import stage as stages
 from imagen_jax.errors import UsageError
 from tests.tiny import ROOT, STEPS, base_config, contents, quick_compilation, sr_config, write_stage
 
@@ -58,12 +59,16 @@ def refused(run, tmp_path):
         ([], "--config is missing"),
         ([BASE], "--workdir is missing"),
         (["--config=configs/none.py"], "config file 'configs/none.py' does not exist"),
-        ([f"{BASE}ny"], "has no variant 'tinyny': give none, or :tiny"),
+        ([f"{BASE}ny"], "has no variant 'tinyny': give none, :wide, :transparent or :tiny"),
         ([BASE, "--config.model.chanels=8"], "the config has no key 'model.chanels': the nearest is 'model.channels'"),
         ([BASE, "--config.optimizer.lr=1"], "the config has no key 'optimizer.lr'"),
         ([BASE, "--config.model=8"], "config key 'model' is a group: set its members one by one"),
         ([BASE, "--config.training.steps=many"], "many"),
         ([BASE, "--config.optimizer.learning_rate=high"], "high"),
+        (
+            [BASE, "--config.image_size=(48,64)"],
+            "'image_size' is one number in its file, and no flag makes it '(48,64)'",
+        ),
         (["--config.seed=1"], "changes a config, but no --config=FILE is given"),
         ([BASE, "--workdri=x"], "workdri"),
         ([BASE, "runs/base"], "'runs/base' is not a flag: give flags as --name=value"),
@@ -74,13 +79,31 @@ def test_wrong_flags_of_train_are_refused(refused, arguments, said):
     assert said in refused(train, *arguments)
 
 
-def test_overrides_reach_the_config(monkeypatch):
-    argv = ["train", BASE, "--config.model.channels=8", "--config.training.steps=7", "--config.text.model=random"]
-    monkeypatch.setattr(sys, "argv", argv)
-    with flagsaver.flagsaver():
-        commands.parse_flags(argv)
-        config = train.CONFIG.value
-        assert (config.model.channels, config.training.steps, config.text.model) == (8, 7, "random")
+@pytest.fixture
+def overridden(monkeypatch):
+    """The config that a command line gives."""
+
+    def overridden(*arguments):
+        argv = ["train", *arguments]
+        monkeypatch.setattr(sys, "argv", argv)
+        with flagsaver.flagsaver():
+            commands.parse_flags(argv)
+            return train.CONFIG.value
+
+    return overridden
+
+
+def test_overrides_reach_the_config(overridden):
+    config = overridden(BASE, "--config.model.channels=8", "--config.training.steps=7", "--config.text.model=random")
+    assert (config.model.channels, config.training.steps, config.text.model) == (8, 7, "random")
+
+
+def test_sizes_can_be_overridden(overridden):
+    assert stages.image_size(overridden(BASE, "--config.image_size=64")) == (64, 64)
+    # a config whose size is a pair takes both
+    wide = BASE.replace(":tiny", ":wide")
+    assert stages.image_size(overridden(wide, "--config.image_size=(48,64)")) == (48, 64)
+    assert stages.image_size(overridden(wide, "--config.image_size=64")) == (64, 64)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +120,10 @@ def test_overrides_reach_the_config(monkeypatch):
         ({"data.split": "all"}, "split 'all'"),
         ({"data.validation_split": "all"}, "split 'all'"),
         ({"data.examples": 0}, "size 0"),
+        ({"data.bits": 12}, "config.data: bits 12 is not known: choose 8 or 16"),
+        ({"data.transparent": True}, "have 4 channels, config.channels is 3: set it to 4"),
+        ({"sampling.bits": 10}, "sampling bits 10 is not known: choose 8 or 16"),
+        ({"sampling.tile_size": 4}, "tile_size 4 is for stages that do not know the places of pixels"),
         ({"channels": 1}, "have 3 channels, config.channels is 1: set it to 3"),
         ({"optimizer.name": "sgd"}, "optimizer.name 'sgd' is not known"),
         ({"optimizer.warmup_steps": 99}, "optimizer.warmup_steps 99"),

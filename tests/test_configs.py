@@ -1,14 +1,25 @@
 """What must hold of every stage in configs/: mistakes that others shipped as defaults."""
 
-import runpy
-
 import pytest
 
 from imagen_jax import stage as stages
-from tests.tiny import ROOT
+from imagen_jax.cascade import check_chain
+from imagen_jax.checkpoints import flatten
+from imagen_jax.data.sources import make_source
+from tests.tiny import ROOT, as_written
 
-CONFIGS = {path.stem: runpy.run_path(str(path))["get_config"]() for path in sorted((ROOT / "configs").glob("*.py"))}
+KINDS = {
+    "shapes_base": ("wide", "transparent"),
+    "shapes_sr": ("wide", "transparent"),
+    "digits": ("sixteen_bit",),
+}
+CONFIGS = {
+    path.stem: as_written(path.name, "")
+    for path in sorted((ROOT / "configs").glob("*.py"))
+    if not path.stem.endswith("_eval")
+}
 STAGES = {name: config for name, config in CONFIGS.items() if "diffusion" in config}
+STAGES |= {f"{name}:{kind}": as_written(f"{name}.py", kind) for name, kinds in KINDS.items() for kind in kinds}
 
 each_stage = pytest.mark.parametrize("config", STAGES.values(), ids=STAGES)
 
@@ -22,6 +33,39 @@ def test_every_default_stands_in_the_config(config):
     stages.check(config)
     for group in ("data", "model", "diffusion", "optimizer", "training", "mesh", "sampling"):
         assert len(config[group])
+
+
+def test_there_are_configs_of_every_kind_of_image():
+    of_size = {len(set(stages.image_size(config))) for config in STAGES.values()}
+    assert of_size == {1, 2}  # squares and others
+    assert {config.channels for config in STAGES.values()} == {1, 3, 4}
+    assert {(config.data.bits, config.sampling.bits) for config in STAGES.values()} == {(8, 8), (16, 16)}
+
+
+@each_stage
+def test_the_data_are_what_the_stage_draws(config):
+    image = make_source(config.data, config.data.split, config.image_size)[0]["image"]
+    assert image.shape == (*stages.image_size(config), config.channels)
+    assert image.dtype.itemsize * 8 == config.data.bits == config.sampling.bits
+
+
+@pytest.mark.parametrize("name, kind", [(name, kind) for name, kinds in KINDS.items() for kind in kinds])
+def test_a_kind_of_image_is_no_other_recipe(name, kind):
+    usual, other = (flatten(config.to_dict()) for config in (STAGES[name], STAGES[f"{name}:{kind}"]))
+    assert other.keys() == usual.keys()
+    allowed = {"image_size", "low_res_size", "channels", "data.transparent", "data.bits", "sampling.bits"}
+    assert {key for key in usual if other[key] != usual[key]} <= allowed
+
+
+@pytest.mark.parametrize("kind", ["", ":wide", ":transparent"])
+def test_the_stages_of_shapes_chain(kind):
+    check_chain([STAGES[f"shapes_base{kind}"], STAGES[f"shapes_sr{kind}"]])
+
+
+@pytest.mark.parametrize("file", [f"{name}.py" for name in KINDS])
+def test_unknown_kinds_are_refused_with_those_there_are(file):
+    with pytest.raises(ValueError, match="has no variant 'huge': give none, .*:"):
+        as_written(file, "huge")
 
 
 @each_stage

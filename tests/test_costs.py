@@ -16,7 +16,7 @@ def test_the_cost_is_that_of_the_stage_itself(name, request):
     counted = cost(stage.config, stage.encoder.width)
     params = jax.eval_shape(stage.init, jax.random.key(0))
     assert counted.parameters == sum(leaf.size for leaf in jax.tree.leaves(params))
-    arguments = stages.network_arguments(stage.config, stage.encoder.width, stage.config.image_size)
+    arguments = stages.network_arguments(stage.config, stage.encoder.width, stage.image_shape[:2])
     forward = count_flops(jax.make_jaxpr(stage.network.apply)({"params": params}, *arguments))
     assert counted.training_flops == 3 * forward > 0
 

@@ -5,19 +5,53 @@ from PIL import Image
 from imagen_jax.grids import MARGIN, draw_grid, printable, save_png
 
 
-def some_images(count, channels, size=8):
-    return np.random.default_rng(0).integers(0, 256, (count, size, size, channels), np.uint8)
+def some_images(count, channels, height=8, width=8):
+    return np.random.default_rng(0).integers(0, 256, (count, height, width, channels), np.uint8)
+
+
+def shown(images, height, width, scale):
+    """[5, height, width, 3]: what a sheet has of five images, in three columns, each pixel ``scale`` wide."""
+    sheet = np.asarray(draw_grid(images, ["a caption"] * 5, columns=3, cell=32))
+    row = (sheet.shape[0] - MARGIN) // 2  # two rows
+    found = []
+    for index in range(5):
+        top, left = MARGIN + index // 3 * row, MARGIN + index % 3 * (width * scale + MARGIN)
+        large = sheet[top : top + height * scale, left : left + width * scale]
+        found.append(large[::scale, ::scale])
+        np.testing.assert_array_equal(large, np.repeat(np.repeat(found[-1], scale, 0), scale, 1))
+    return np.stack(found)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_image_is_on_the_sheet_pixel_by_pixel(channels):
-    images = some_images(5, channels)
-    sheet = np.asarray(draw_grid(images, ["a caption"] * 5, columns=3, cell=32))
-    high = (sheet.shape[0] - MARGIN) // 2  # two rows
-    for index, image in enumerate(images):
-        left, top = MARGIN + index % 3 * (32 + MARGIN), MARGIN + index // 3 * high
-        found = sheet[top : top + 32, left : left + 32]
-        np.testing.assert_array_equal(found, np.repeat(np.repeat(image, 4, 0), 4, 1) * np.ones(3, np.uint8))
+@pytest.mark.parametrize("height", [4, 8, 20])
+def test_every_image_is_on_the_sheet_pixel_by_pixel(channels, height):
+    images = some_images(5, channels, height)
+    np.testing.assert_array_equal(shown(images, height, 8, scale=4), images * np.ones(3, np.uint8))
+
+
+def test_of_16_bits_the_upper_are_shown():
+    images = some_images(5, 3) // 2
+    np.testing.assert_array_equal(shown(images.astype(np.uint16) * 257 + 100, 8, 8, scale=4), images)
+
+
+def test_through_what_is_transparent_a_checkerboard_is_seen():
+    images = some_images(5, 4, 16, 16)
+    images[..., 3] = np.where(np.arange(16) < 8, 255, 0)
+    found = shown(images, 16, 16, scale=2)
+    np.testing.assert_array_equal(found[:, :, :8], images[:, :, :8, :3])
+    board = found[:, :, 8:]
+    assert (board == board[:1, ..., :1]).all()  # gray, and the same under all
+    rows, columns = np.indices((16, 8)) // 2
+    assert [len(set(board[0, ..., 0][(rows + columns) % 2 == odd])) for odd in (0, 1)] == [1, 1]
+    assert len(set(board.ravel())) == 2
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_other_channels_are_shown_side_by_side(channels):
+    images = some_images(5, channels, 8, 4)
+    expected = np.concatenate([images[..., channel] for channel in range(channels)], axis=2)[..., None]
+    found = shown(images, 8, 4 * channels, scale=round(32 / (4 * channels)))
+    np.testing.assert_array_equal(found, expected * np.ones(3, np.uint8))
 
 
 def test_captions_are_written_under_their_images():
@@ -56,7 +90,7 @@ def test_a_caption_too_few_is_noticed():
         draw_grid(some_images(2, 3), ["one"], columns=2)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 3, 4])
 def test_a_saved_picture_reads_back_and_nothing_else_is_left(tmp_path, channels):
     image = some_images(1, channels)[0]
     path = tmp_path / "new" / "folder" / "picture.png"

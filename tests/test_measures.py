@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagen_jax.images import to_float, to_whole
 from imagen_jax.measures import colour_drift, consistency, measure, saturation
 from imagen_jax.resizing import resize
-from imagen_jax.stage import to_float, to_uint8
 
 NEVER_WORSE = 10 * np.log10(255**2 * 12)
 
@@ -29,7 +29,7 @@ def test_consistency_of_plain_pictures_is_that_of_their_difference():
 
 def test_a_picture_is_consistent_with_itself_made_small_as_training_makes_it():
     images = some_pictures()
-    low_res = to_uint8(resize(to_float(jnp.asarray(images)), 8, 8))
+    low_res = to_whole(resize(to_float(jnp.asarray(images)), 8, 8), np.uint8)
     assert (consistency(images, low_res) > NEVER_WORSE - 1).all()
     # and with no other, nor with itself where pixels are only left out
     assert (consistency(images, low_res[::-1])[[0, 2]] < 20).all()

@@ -10,21 +10,11 @@ from imagen_jax import stage as stages
 from imagen_jax.errors import UsageError
 from imagen_jax.resizing import resize
 from imagen_jax.schedules import noise_angle
-from imagen_jax.stage import to_float, to_uint8
 from tests.tiny import base_config, fresh_params, perturbed_params, quick_compilation, sr_config
 
 pytest_plugins = ("tests.trained",)
 NO_POSITIONS = {"model.positions": 0}
-
-
-def test_every_uint8_image_survives_the_way_in_and_out():
-    values = np.arange(256, dtype=np.uint8)
-    np.testing.assert_array_equal(to_uint8(to_float(jnp.asarray(values))), values)
-    assert (float(to_float(jnp.uint8(0))), float(to_float(jnp.uint8(255)))) == (-1, 1)
-
-
-def test_values_outside_the_range_are_clipped():
-    np.testing.assert_array_equal(to_uint8(np.array([-7.0, -1.0001, 1.0001, 9.0])), [0, 0, 255, 255])
+WIDE = {"image_size": (8, 12)}
 
 
 def test_what_a_stage_is(base_stage, sr_stage):
@@ -167,8 +157,12 @@ def test_the_network_is_told_more_noise_as_more():
         ({"model.blocks": (1, 1)}, "config.model.blocks has 2 entries for the 1 levels"),
         ({"model.attention": ()}, "config.model.attention has 0 entries for the 1 levels"),
         ({"image_size": 9}, "config.image_size 9 is not a multiple of 2"),
+        ({"image_size": (8, 9)}, "config.image_size 8×9 is not a multiple of 2"),
+        ({"image_size": (8, 8, 3)}, r"config.image_size \(8, 8, 3\) is not a whole number, for a square, nor a pair"),
         ({"model.head_channels": 3}, "config.model.head_channels 3 does not divide the 8 channels"),
         ({"low_res_size": 8}, "config.low_res_size 8 must be below config.image_size 8"),
+        ({**WIDE, "low_res_size": (4, 12)}, "config.low_res_size 4×12 must be below config.image_size 8×12"),
+        ({**WIDE, "low_res_size": 4}, "config.low_res_size 4×4 has another shape than config.image_size 8×12"),
         ({"data.crop_size": 4}, "config.model.positions 8 ties the network to whole images, .* set one of them to 0"),
         ({**NO_POSITIONS, "data.crop_size": 9}, r"config.data.crop_size 9 is not in \[1, 8\]"),
         ({**NO_POSITIONS, "data.crop_size": -4}, r"config.data.crop_size -4 is not in \[1, 8\]"),
@@ -176,6 +170,26 @@ def test_the_network_is_told_more_noise_as_more():
         (
             {**NO_POSITIONS, "image_size": 12, "low_res_size": 8, "data.crop_size": 4},
             "config.data.crop_size 4 is not a multiple of 3: from config.image_size 12 to config.low_res_size 8",
+        ),
+        ({**WIDE, **NO_POSITIONS, "data.crop_size": (4, 14)}, r"config.data.crop_size 4×14 is not in \[1, 8×12\]"),
+        ({**WIDE, **NO_POSITIONS, "data.crop_size": (3, 4)}, "config.data.crop_size 3×4 is not a multiple of 2"),
+        (
+            {**NO_POSITIONS, "image_size": (12, 24), "low_res_size": (8, 16), "data.crop_size": (6, 8)},
+            "config.data.crop_size 6×8 is not a multiple of 3: from config.image_size 12×24 to .* 8×16 it would not",
+        ),
+        ({"diffusion.aug_level_distribution": "beta"}, "aug_level_distribution 'beta' is not known: choose one of"),
+        ({"diffusion.aug_level_range": (0.5, 0.2)}, r"aug_level_range 0.5, 0.2 is no interval of \[0, 1\]"),
+        ({"diffusion.aug_level_range": (0.5,)}, "aug_level_range 0.5 is no interval of .*: give two levels, the lower"),
+        ({"diffusion.aug_level_range": (0.5, 1.2)}, r"aug_level_range 0.5, 1.2 is no interval of \[0, 1\]"),
+        ({"diffusion.aug_level_std": 0.0}, "aug_level_mean -3.0 must be finite, aug_level_std 0.0 so and above 0"),
+        ({"diffusion.aug_level_mean": float("inf")}, "aug_level_mean inf must be finite"),
+        (
+            {**NO_POSITIONS, "low_res_size": 4, "data.crop_size": 4, "diffusion.align_corners": True},
+            "config.diffusion.align_corners enlarges a crop otherwise than .* set one of them to False or 0",
+        ),
+        (
+            {"low_res_size": 1, "diffusion.align_corners": True},
+            "config.diffusion.align_corners needs 2 pixels each way, and config.low_res_size is 1",
         ),
         ({"text.model": "t6"}, '"t6" is neither'),
         ({"text.length": 1}, "text length is 1"),
@@ -187,11 +201,33 @@ def test_a_config_that_cannot_work_is_refused(changes, said):
         stages.build(base_config(**changes))
 
 
-@pytest.mark.parametrize("crop_size", [4, 8])
+@pytest.mark.parametrize("crop_size", [(4, 4), (8, 8), (8, 4), (16, 24)])
 def test_crops_that_work_are_let_through(crop_size):
-    config = sr_config(**{"image_size": 16, "low_res_size": 4, "data.crop_size": crop_size})
+    config = sr_config(**{"image_size": (16, 24), "low_res_size": (4, 6), "data.crop_size": crop_size})
     stages.check(config)
     assert stages.training_size(config) == crop_size
+    config.data.crop_size = (0, 0)
+    assert stages.training_size(config) == (16, 24)
+
+
+def test_a_wide_stage_is_wide_from_end_to_end():
+    stage = stages.build(sr_config(image_size=(16, 24), low_res_size=(8, 12)))
+    assert (stage.low_res_shape, stage.image_shape) == ((8, 12, 3), (16, 24, 3))
+    low_res = jnp.zeros((2, 8, 12, 3))
+    condition = jax.eval_shape(stage.condition_on, low_res, jnp.zeros(2), low_res)
+    assert condition["low_res"].shape == (2, 16, 24, 3)
+    params = jax.eval_shape(stage.init, jax.random.key(0))
+    # nothing in a network depends on the size
+    square = jax.eval_shape(stages.build(sr_config()).init, jax.random.key(0))
+    assert jax.tree.map(lambda leaf: leaf.shape, params) == jax.tree.map(lambda leaf: leaf.shape, square)
+
+
+def test_a_low_resolution_image_is_brought_up_as_the_config_says():
+    low_res = jax.random.uniform(jax.random.key(0), (1, 8, 8, 3), minval=-1)
+    stage = stages.build(sr_config(**{"diffusion.align_corners": True}))
+    found = stage.condition_on(low_res, jnp.zeros(1), low_res)["low_res"]
+    np.testing.assert_allclose(found, resize(low_res, 16, 16, align_corners=True), atol=0.02)
+    assert np.abs(found - resize(low_res, 16, 16)).max() > 0.1
 
 
 def test_a_crop_is_conditioned_on_at_its_own_size(sr_stage):

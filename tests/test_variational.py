@@ -44,9 +44,9 @@ def test_the_kl_of_a_gaussian_from_itself_is_zero_and_from_others_is_not():
     assert (np.asarray(gaussian_kl(mean, log_variance, mean + off, log_variance + ratio)) > 0).all()
 
 
-def values():
-    """All values of a uint8 image."""
-    return jnp.arange(256) / 127.5 - 1
+def values(highest=255):
+    """All values of an image of whole numbers."""
+    return jnp.arange(highest + 1) / (highest / 2) - 1
 
 
 @pytest.mark.parametrize("log_deviation", [-3.0, -1.0, 1.0])
@@ -54,6 +54,13 @@ def values():
 def test_the_bins_of_all_values_share_out_the_whole_of_a_gaussian(mean, log_deviation):
     likelihood = np.exp(discretised_log_likelihood(values(), jnp.full(256, mean), jnp.full(256, 2 * log_deviation)))
     assert likelihood.sum() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("mean, log_deviation", [(-0.4, -6.0), (0.001, -3.0), (1.0, -1.0)])
+def test_the_bins_of_16_bits_are_smaller(mean, log_deviation):
+    gaussian = jnp.full(65536, mean), jnp.full(65536, 2 * log_deviation)
+    likelihood = np.exp(discretised_log_likelihood(values(65535), *gaussian, half_bin=1 / 65535))
+    assert likelihood.sum() == pytest.approx(1, abs=1e-4)
 
 
 def test_the_likelihood_of_a_bin_is_its_integral():

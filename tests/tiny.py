@@ -42,13 +42,14 @@ SMALL = {
 
 
 @functools.cache
-def as_written(file):
-    return runpy.run_path(str(ROOT / "configs" / file))["get_config"]("tiny")
+def as_written(file, variant="tiny"):
+    return runpy.run_path(str(ROOT / "configs" / file))["get_config"](variant)
 
 
-def config_of(file, **changes):
-    config = as_written(file).copy_and_resolve_references()
-    config.update_from_flattened_dict({**SMALL, **changes})
+def config_of(file, variant="tiny", **changes):
+    config = as_written(file, variant).copy_and_resolve_references()
+    with config.ignore_type():  # a size may be one number or two
+        config.update_from_flattened_dict({**SMALL, **changes})
     return config
 
 

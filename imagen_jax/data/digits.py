@@ -8,6 +8,8 @@ from typing import SupportsIndex
 import numpy as np
 from sklearn.datasets import load_digits
 
+from imagen_jax.images import Size, dtype_of, said, size_of
+
 SIZE = 8
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 WORDINGS = ("a handwritten {}", "the digit {}", "{} written by hand")
@@ -16,12 +18,16 @@ TEST_EVERY = 5
 
 
 @functools.cache
-def load_split(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """(images uint8 [N, 8, 8, 1], labels int [N]) of ``train`` or ``test``. Raises ValueError for another split."""
+def load_split(split: str, bits: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """(images [N, 8, 8, 1], labels int [N]) of ``train`` or ``test``: 17 shades of gray, from black to white.
+
+    Images are uint8, or uint16 with ``bits`` 16. Raises ValueError for another split or other bits.
+    """
+    dtype = dtype_of(bits, "bits")
     if split not in ("train", "test"):
         raise ValueError(f"split {split!r} of digits is not known: choose train or test")
     digits = load_digits()
-    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    images = np.round(digits.images * (np.iinfo(dtype).max / 16)).astype(dtype)[..., None]
     is_test = np.arange(len(images)) % TEST_EVERY == 0
     chosen = is_test if split == "test" else ~is_test
     return images[chosen], digits.target[chosen]
@@ -38,11 +44,12 @@ def label_of(caption: str) -> int:
 class DigitsSource:
     """The digits as a Grain random-access source; the wording of a caption goes by the index."""
 
-    def __init__(self, split: str, image_size: int) -> None:
-        if image_size != SIZE:
-            raise ValueError(f"image_size {image_size} does not fit digits: its pictures are {SIZE}×{SIZE}")
-        self._split = split
-        self._images, self._labels = load_split(split)
+    def __init__(self, split: str, image_size: int | Size, bits: int = 8) -> None:
+        size = size_of(image_size, "image_size")
+        if size != (SIZE, SIZE):
+            raise ValueError(f"image_size {said(size)} does not fit digits: its pictures are {SIZE}×{SIZE}")
+        self._split, self._bits = split, bits
+        self._images, self._labels = load_split(split, bits)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -53,4 +60,4 @@ class DigitsSource:
         return {"image": self._images[i], "caption": caption}
 
     def __repr__(self) -> str:
-        return f"DigitsSource(split={self._split!r})"
+        return f"DigitsSource(split={self._split!r}, bits={self._bits})"

@@ -14,6 +14,7 @@ import numpy as np
 
 from imagen_jax.data.sources import Example, Source
 from imagen_jax.errors import UsageError
+from imagen_jax.images import DTYPES
 
 Tokenize = Callable[[str], tuple[np.ndarray, np.ndarray]]
 
@@ -56,18 +57,21 @@ def training_batches(
         rows: of each batch [B] that this process reads, as ``sharding.own_rows`` says; None for all.
 
     Returns:
-        dicts of ``image`` uint8 [rows, H, W, C], ``tokens`` int32 [rows, L], ``mask`` bool [rows, L].
+        dicts of ``image`` uint8 or uint16 [rows, H, W, C], ``tokens`` int32 [rows, L], ``mask`` bool [rows, L].
 
     Raises:
-        UsageError: the source is empty, or its images have another number of channels.
+        UsageError: the source is empty, or its images have another number of channels or another type.
     """
     if not len(source):
         raise UsageError(f"{source!r} is empty: there is nothing to train on")
-    found = source[0]["image"].shape[-1]
+    image = source[0]["image"]
+    found = image.shape[-1]
     if found != channels:
         raise UsageError(
             f"images of {source!r} have {found} channels, config.channels is {channels}: set it to {found}"
         )
+    if image.dtype not in DTYPES.values():
+        raise UsageError(f"images of {source!r} are {image.dtype}: a source gives uint8 or uint16")
 
     def prepare(example: Example) -> dict[str, Any]:
         tokens, mask = tokenize(example["caption"])

@@ -1,4 +1,6 @@
-"""Data sources by name: each gives example i as ``{"image": uint8 [H, W, C], "caption": str}``, by random access.
+"""Data sources by name: each gives example i as ``{"image": [H, W, C], "caption": str}``, by random access.
+
+Images are uint8 or uint16, whichever a config's ``data.bits`` says.
 
 A source is one small module; to add one, write it beside ``shapes`` and name it here.
 """
@@ -13,10 +15,11 @@ import numpy as np
 
 from imagen_jax.data.shapes.source import ShapesSource
 from imagen_jax.errors import UsageError
+from imagen_jax.images import Size
 
 
 class Example(TypedDict):
-    """A picture, uint8 [H, W, C], and its caption."""
+    """A picture, uint8 or uint16 [H, W, C], and its caption."""
 
     image: np.ndarray
     caption: str
@@ -30,25 +33,32 @@ class Source(Protocol):
     def __getitem__(self, index: SupportsIndex) -> Any: ...
 
 
-def _shapes(config: Mapping[str, Any], split: str, image_size: int) -> Source:
-    return ShapesSource(seed=config["seed"], split=split, resolution=image_size, size=config["examples"])
+def _shapes(config: Mapping[str, Any], split: str, image_size: int | Size) -> Source:
+    return ShapesSource(
+        seed=config["seed"],
+        split=split,
+        resolution=image_size,
+        size=config["examples"],
+        bits=config["bits"],
+        transparent=config["transparent"],
+    )
 
 
-def _digits(config: Mapping[str, Any], split: str, image_size: int) -> Source:
+def _digits(config: Mapping[str, Any], split: str, image_size: int | Size) -> Source:
     # scikit-learn takes seconds to import: only those who draw digits wait for it
     from imagen_jax.data.digits import DigitsSource
 
-    return DigitsSource(split=split, image_size=image_size)
+    return DigitsSource(split=split, image_size=image_size, bits=config["bits"])
 
 
-SOURCES: dict[str, Callable[[Mapping[str, Any], str, int], Source]] = {"shapes": _shapes, "digits": _digits}
+SOURCES: dict[str, Callable[[Mapping[str, Any], str, int | Size], Source]] = {"shapes": _shapes, "digits": _digits}
 
 
-def make_source(config: ml_collections.ConfigDict, split: str, image_size: int) -> Source:
-    """The source that a config's ``data`` names, a split of it, at an image size.
+def make_source(config: ml_collections.ConfigDict, split: str, image_size: int | Size) -> Source:
+    """The source that a config's ``data`` names, a split of it, at an image size: of a square, or (height, width).
 
     Raises:
-        UsageError: an unknown name, split or size.
+        UsageError: an unknown name, split, size or number of bits.
     """
     if config.source not in SOURCES:
         raise UsageError(f"config.data.source {config.source!r} is not known: choose one of {', '.join(SOURCES)}")

@@ -9,20 +9,23 @@ import numpy as np
 from imagen_jax.data.shapes.captions import parse
 from imagen_jax.errors import UsageError
 from imagen_jax.evaluation import reader
+from imagen_jax.images import composite, to_8_bits
 
 Scores = dict[str, dict[str, float]]
 Judge = Callable[[np.ndarray, Sequence[str]], tuple[Scores, np.ndarray]]
 
 
 def judge_shapes(images: np.ndarray, captions: Sequence[str]) -> tuple[Scores, np.ndarray]:
-    """(scores by row, whether each picture is right in all, bool [N]) of uint8 [N, H, W, 3]."""
+    """(scores by row, whether each picture is right in all, bool [N]) of RGB, or RGBA over white, [N, H, W, 3 or 4]."""
     descriptions = [parse(caption) for caption in captions]
+    images = to_8_bits(images)
+    images = composite(images, 255) if images.shape[-1] == 4 else images
     judgements = [reader.judge(image, description) for image, description in zip(images, descriptions, strict=True)]
     return reader.tabulate(judgements, descriptions), np.array([judgement.all for judgement in judgements])
 
 
 def judge_digits(images: np.ndarray, captions: Sequence[str]) -> tuple[Scores, np.ndarray]:
-    """(scores by digit and in all, whether each picture is right, bool [N]) of uint8 [N, 8, 8, 1].
+    """(scores by digit and in all, whether each picture is right, bool [N]) of [N, 8, 8, 1].
 
     A picture is right if a classifier that was fitted to the real training images names the caption's digit; the row
     ``real test images`` is what it gets right of those, the most that can be hoped for.
@@ -33,7 +36,7 @@ def judge_digits(images: np.ndarray, captions: Sequence[str]) -> tuple[Scores, n
     from imagen_jax.data.digits import NAMES, label_of, load_split
 
     def features(pictures: np.ndarray) -> np.ndarray:
-        return pictures.reshape(len(pictures), -1) / 255.0
+        return pictures.reshape(len(pictures), -1) / np.iinfo(pictures.dtype).max
 
     train_images, train_labels = load_split("train")
     test_images, test_labels = load_split("test")

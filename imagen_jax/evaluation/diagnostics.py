@@ -32,7 +32,7 @@ def diagnose(
 
     Args:
         stages: of a cascade, base first.
-        drawn: the pictures of each, uint8 [N, H, W, C].
+        drawn: the pictures of each, [N, H, W, C].
         data: an evaluation config's ``data``: the source and split of real pictures.
         batch_size: of those whose losses are computed at once.
         mesh: of the stages.
@@ -51,8 +51,7 @@ def diagnose(
 
 def stage_names(stages: Sequence[TrainedStage]) -> list[str]:
     """Their image sizes, of which no two are the same."""
-    sizes = [trained.stage.config.image_size for trained in stages]
-    return [f"{size}×{size}" for size in sizes]
+    return ["×".join(map(str, trained.stage.image_shape[:2])) for trained in stages]
 
 
 def diagnostics_table(stages: Sequence[TrainedStage], found: Sequence[dict[str, float]]) -> str:

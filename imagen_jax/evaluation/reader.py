@@ -47,7 +47,7 @@ class Judgement:
 
 
 def judge(image: np.ndarray, description: Description) -> Judgement:
-    """Whether a picture, uint8 [R, R, 3], shows what is described."""
+    """Whether a picture, uint8 [H, W, 3], shows what is described."""
     return compare(read(image), description)
 
 
@@ -152,7 +152,7 @@ def score(images: Iterable[np.ndarray], descriptions: Iterable[Description]) -> 
     """How often pictures show what their captions claim.
 
     Args:
-      images: uint8 [R, R, 3] each.
+      images: uint8 [H, W, 3] each.
       descriptions: what is claimed of them, as many.
 
     Returns:

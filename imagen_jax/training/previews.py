@@ -13,10 +13,11 @@ from PIL import Image
 from imagen_jax.cascade import StageSampler
 from imagen_jax.data.sources import make_source
 from imagen_jax.grids import draw_grid
+from imagen_jax.images import to_float, to_whole
 from imagen_jax.losses import loss_curve, make_held_out_loss
 from imagen_jax.measures import measure
 from imagen_jax.resizing import resize
-from imagen_jax.stage import Stage, to_float, to_uint8
+from imagen_jax.stage import Stage
 
 COLUMNS = 4
 SEED = 0
@@ -35,7 +36,8 @@ def make_preview(stage: Stage, mesh: Mesh) -> Callable[[Any, Any], tuple[Image.I
     real = np.stack([example["image"] for example in examples])
     low_res = None
     if stage.is_super_resolution:
-        low_res = np.asarray(to_uint8(resize(to_float(jnp.asarray(real)), *stage.low_res_shape[:2])))
+        small = resize(to_float(jnp.asarray(real)), *stage.low_res_shape[:2])
+        low_res = np.asarray(to_whole(small, real.dtype))
     sampler = StageSampler(stage, mesh, place=0)
     held_out_loss = make_held_out_loss(stage, mesh, len(examples))
 

@@ -11,10 +11,11 @@ import optax
 from jax.sharding import Mesh
 
 from imagen_jax.diffusion import stratified_times
+from imagen_jax.images import Size, scaled, to_float
 from imagen_jax.losses import Losses, losses_at
 from imagen_jax.resizing import resize
 from imagen_jax.sharding import batch_sharding, replicated
-from imagen_jax.stage import Stage, to_float
+from imagen_jax.stage import Stage, crop_size
 from imagen_jax.training.state import TrainState, update_ema
 
 Batch = dict[str, jax.Array]
@@ -30,19 +31,20 @@ def example_losses(stage: Stage, params: Any, encoder_params: Any, batch: Batch,
         stage: the stage that is trained.
         params: its parameters.
         encoder_params: those of its frozen text encoder.
-        batch: ``image`` uint8 [B, H, W, C], whole, ``tokens`` int32 [B, L], ``mask`` bool [B, L].
+        batch: ``image`` uint8 or uint16 [B, H, W, C], whole, ``tokens`` int32 [B, L], ``mask`` bool [B, L].
         key: all randomness of the step.
     """
     time_key, noise_key, drop_key, aug_key, dropout_key, crop_key = jax.random.split(key, 6)
-    crop_size = stage.config.data.crop_size
+    crop = crop_size(stage.config)
     # cut before anything else is made: what the network is told and what it must say are of one place
-    x = to_float(random_crops(crop_key, batch["image"], crop_size) if crop_size else batch["image"])
+    x = to_float(random_crops(crop_key, batch["image"], crop) if any(crop) else batch["image"])
     text = stage.encoder.encode(encoder_params, batch["tokens"], batch["mask"]), batch["mask"]
     text = drop_captions(drop_key, text, stage.unconditional(encoder_params), stage.config.diffusion.caption_dropout)
     condition = augmented_low_res(stage, aug_key, x) if stage.is_super_resolution else {}
 
     t = stratified_times(time_key, x.shape[0])
-    return losses_at(stage, params, x, text, condition, t, jax.random.normal(noise_key, x.shape), dropout_key)
+    eps = jax.random.normal(noise_key, x.shape)
+    return losses_at(stage, params, x, text, condition, t, eps, dropout_key)
 
 
 def drop_captions(
@@ -68,29 +70,28 @@ def by_noise_level(losses: Losses) -> Metrics:
     return {"band_losses": sums, "band_counts": jnp.sum(members, axis=0)}
 
 
-def random_crops(key: jax.Array, images: jax.Array, size: int) -> jax.Array:
-    """A ``size`` × ``size`` part of each of the images [B, H, W, C], every place as likely: [B, size, size, C].
+def random_crops(key: jax.Array, images: jax.Array, size: Size) -> jax.Array:
+    """A part of a size (h, w) of each of the images [B, H, W, C], every place as likely: [B, h, w, C].
 
     So the paper trains its last stage, on 256 × 256 parts of 1024 × 1024 images (arXiv:2205.11487, Section 2.4).
     """
     batch, height, width, channels = images.shape
-    places = jax.random.randint(key, (batch, 2), 0, jnp.array([height - size + 1, width - size + 1]))
+    places = jax.random.randint(key, (batch, 2), 0, jnp.array([height - size[0] + 1, width - size[1] + 1]))
 
     def crop(image: jax.Array, place: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice(image, (place[0], place[1], 0), (size, size, channels))
+        return jax.lax.dynamic_slice(image, (place[0], place[1], 0), (*size, channels))
 
     return jax.vmap(crop)(images, places)
 
 
 def augmented_low_res(stage: Stage, key: jax.Array, x: jax.Array) -> dict[str, jax.Array]:
-    """The low-resolution condition made from the target x [B, H, W, C], at augmentation levels U(0, 1).
+    """The low-resolution condition made from the target x [B, H, W, C], at augmentation levels of the stage's.
 
     If x is a crop, so is the condition: of its place, and smaller by as much as a whole image is.
     """
     level_key, noise_key = jax.random.split(key)
-    size = x.shape[1] * stage.low_res_shape[0] // stage.image_shape[0]
-    low_res = resize(x, size, size)
-    level = jax.random.uniform(level_key, (x.shape[0],))
+    low_res = resize(x, *scaled(x.shape[1:3], stage.image_shape[:2], stage.low_res_shape[:2]))
+    level = stage.aug_levels.draw(level_key, x.shape[0], stage.aug_schedule)
     return stage.condition_on(low_res, level, jax.random.normal(noise_key, low_res.shape))
 
 

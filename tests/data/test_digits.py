@@ -5,6 +5,7 @@ import pytest
 from imagen_jax.data.digits import NAMES, WORDINGS, DigitsSource, label_of, load_split
 from imagen_jax.data.sources import make_source
 from imagen_jax.errors import UsageError
+from imagen_jax.images import to_8_bits
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -14,6 +15,17 @@ def test_a_split_has_pictures_of_every_digit(split):
     assert images.dtype == np.uint8
     assert images.min() == 0 and images.max() == 255
     assert np.bincount(labels, minlength=10).min() >= 25
+
+
+def test_a_split_of_16_bits_has_the_same_pictures():
+    (images, labels), (fine, fine_labels) = load_split("test"), load_split("test", 16)
+    assert fine.dtype == np.uint16
+    assert fine.max() == 65535
+    np.testing.assert_array_equal(labels, fine_labels)
+    np.testing.assert_array_equal(to_8_bits(fine), images)
+    # of 17 shades only black and white are those of 8 bits
+    assert set(np.unique(fine[fine % 257 == 0] // 257)) == {0, 255}
+    np.testing.assert_array_equal(DigitsSource("test", 8, 16)[3]["image"], fine[3])
 
 
 def test_every_picture_is_in_just_one_split():
@@ -50,12 +62,16 @@ def test_a_caption_without_one_digit_is_refused(caption):
 def test_wrong_uses_are_refused_with_the_value():
     with pytest.raises(ValueError, match="image_size 16 .* 8×8"):
         DigitsSource("train", 16)
+    with pytest.raises(ValueError, match="image_size 8×16 .* 8×8"):
+        DigitsSource("train", (8, 16))
+    with pytest.raises(ValueError, match="bits 4 is not known: choose 8 or 16"):
+        DigitsSource("train", 8, 4)
     with pytest.raises(ValueError, match="split 'validate'"):
         DigitsSource("validate", 8)
 
 
 def test_sources_by_name():
-    config = ml_collections.ConfigDict({"source": "digits"})
+    config = ml_collections.ConfigDict({"source": "digits", "bits": 8})
     assert len(make_source(config, "test", 8)) == 360
     with pytest.raises(UsageError, match="config.data: image_size 16"):
         make_source(config, "test", 16)

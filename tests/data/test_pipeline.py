@@ -13,14 +13,14 @@ LENGTH = 24
 class Numbered:
     """Example i is a picture full of i, with the caption "i"."""
 
-    def __init__(self, length=LENGTH):
-        self._length = length
+    def __init__(self, length=LENGTH, dtype=np.uint8):
+        self._length, self._dtype = length, dtype
 
     def __len__(self):
         return self._length
 
     def __getitem__(self, index):
-        return {"image": np.full((2, 2, 1), index, np.uint8), "caption": str(index)}
+        return {"image": np.full((2, 2, 1), index, self._dtype), "caption": str(index)}
 
     def __repr__(self):
         return f"Numbered({self._length})"
@@ -105,6 +105,13 @@ def test_a_position_holds_for_another_number_of_processes():
 def test_images_of_other_channels_are_refused():
     with pytest.raises(UsageError, match=r"Numbered\(24\) have 1 channels, config.channels is 3: set it to 1"):
         training_batches(Numbered(), tokenize, 3, 8, 0, threads=1, prefetch=1)
+
+
+def test_images_of_16_bits_stay_so_and_of_other_types_are_refused():
+    batch = next(training_batches(Numbered(dtype=np.uint16), tokenize, 1, 8, 0, threads=1, prefetch=1))
+    assert batch["image"].dtype == np.uint16
+    with pytest.raises(UsageError, match=r"images of Numbered\(24\) are float32: a source gives uint8 or uint16"):
+        training_batches(Numbered(dtype=np.float32), tokenize, 1, 8, 0, threads=1, prefetch=1)
 
 
 def test_an_empty_source_is_refused():

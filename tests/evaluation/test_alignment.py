@@ -27,6 +27,15 @@ def test_true_pictures_are_right(drawn):
         assert row["rate"] >= 0.97, name
 
 
+@pytest.mark.parametrize("kind", [{"transparent": True}, {"bits": 16}, {"resolution": (48, 72)}], ids=str)
+def test_true_pictures_of_every_kind_are_right(kind):
+    source = ShapesSource(**{"seed": 22, "split": "held_out", "resolution": 64, "size": 60} | kind)
+    examples = [source[i] for i in range(60)]
+    images, captions = np.stack([example["image"] for example in examples]), [e["caption"] for e in examples]
+    assert make_judge("shapes")(images, captions)[1].mean() >= 0.98
+    assert make_judge("shapes")(np.roll(images, 1, axis=0), captions)[1].mean() < 0.1
+
+
 def test_pictures_of_other_captions_are_not(drawn):
     images, captions = drawn
     scores, right = make_judge("shapes")(np.roll(images, 1, axis=0), captions)

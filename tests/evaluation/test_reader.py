@@ -13,6 +13,7 @@ from imagen_jax.data.shapes.captions import Claim, Description, category, parse
 from imagen_jax.data.shapes.render import render
 from imagen_jax.data.shapes.scenes import BACKGROUNDS, COLOURS, SHAPES, Scene, Thing
 from imagen_jax.data.shapes.source import ShapesSource
+from imagen_jax.errors import UsageError
 from imagen_jax.evaluation.reader import compare, judge, read, score, wilson
 
 ATTRIBUTES = ("objects", "colour", "shape", "size", "count", "position", "relation", "attribute binding", "background")
@@ -75,6 +76,8 @@ def test_things_are_found_where_they_are(drawn):
         ("train", 32, 0.35, 0.03, 0.98),
         ("train", 128, 0.0, 0.0, 0.995),
         ("train", 128, 1.4, 0.05, 0.98),
+        ("held_out", (48, 96), 0.35, 0.03, 0.98),
+        ("train", (96, 64), 0.7, 0.05, 0.98),
     ],
 )
 def test_blemishes_and_other_resolutions_change_little(split, resolution, blur, noise, least):
@@ -85,6 +88,15 @@ def test_blemishes_and_other_resolutions_change_little(split, resolution, blur, 
     table = score(images, [said_in_full(source.scene(i)) for i in range(number)])
     for attribute in (*ATTRIBUTES, "all"):
         assert table[attribute]["rate"] >= least, attribute
+
+
+def test_things_are_found_where_they_are_in_pictures_of_any_aspect():
+    source = ShapesSource(11, "train", (48, 96), 60)
+    for i in range(60):
+        picture = read(source[i]["image"])
+        for thing in source.scene(i).things:
+            found = min(picture.things, key=lambda f: abs(f.x - thing.x) + abs(f.y - thing.y))
+            assert (found.x, found.y, found.radius) == pytest.approx((thing.x, thing.y, thing.radius), abs=0.008)
 
 
 @pytest.mark.parametrize("shift", [(18, 0, 0), (0, -18, 0), (10, 10, -10), (-10, 0, 15)])
@@ -313,10 +325,10 @@ def test_any_picture_is_read_without_complaint():
 
 @pytest.mark.parametrize(
     "image",
-    [np.zeros((64, 64)), np.zeros((64, 64, 3)), np.zeros((64, 32, 3), np.uint8), np.zeros((64, 64, 4), np.uint8)],
+    [np.zeros((64, 64)), np.zeros((64, 64, 3)), np.zeros((64, 64, 3), np.uint16), np.zeros((64, 64, 4), np.uint8)],
 )
 def test_other_arrays_are_refused(image):
-    with pytest.raises(ValueError, match=r"the reader wants uint8 \[R, R, 3\], not"):
+    with pytest.raises(UsageError, match=r"the reader of shapes wants uint8 \[H, W, 3\], not"):
         read(image)
 
 

@@ -2,11 +2,13 @@ import functools
 import math
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagen_jax.models import layers
 from imagen_jax.models.efficient_unet import EfficientUNet
 from imagen_jax.models.unet import UNet
 
@@ -182,6 +184,50 @@ def test_skips_are_scaled(network):
     params = trained(network, **fields)
     full, halved = (compiled(network, **fields, skip_scale=scale)(params, *inputs(size=4)) for scale in (1.0, 0.5))
     assert np.abs(full - halved).max() > 1e-2
+
+
+class Unnormed(nn.Module):
+    """In the place of a GroupNorm: keeps numbers of the same size, and does not look at the rest of the image."""
+
+    groups: int
+
+    @nn.compact
+    def __call__(self, x):
+        return 0.7 * x
+
+
+def inner_difference(network, row, column, positions=0):
+    """Between what a network says of a crop and of the whole, far from the crop's borders.
+
+    The root of the mean square, relative to the deviation of what it says.
+    """
+    fields = {"attention": ((), ("text",)), "positions": positions}
+    arguments, crop, margin = inputs(size=96), 72, 30
+    module = build(network, **fields)
+    params = random_like(shapes_of(module, *arguments))
+    run = jax.jit(lambda *arguments: module.apply({"params": params}, *arguments), compiler_options=QUICKLY)
+    place = np.s_[:, row : row + crop, column : column + crop]
+    cropped = [argument[place] if argument.ndim == 4 else argument for argument in arguments]
+    whole = np.asarray(run(*arguments))
+    difference = np.asarray(run(*cropped)) - whole[place]
+    return np.sqrt(np.mean(difference[:, margin:-margin, margin:-margin] ** 2)) / whole.std()
+
+
+@each_network
+def test_convolutions_see_a_crop_as_they_see_it_in_the_whole(network, monkeypatch):
+    """If it begins where squares of pixels and levels do."""
+    monkeypatch.setattr(layers, "Norm", Unnormed)
+    assert inner_difference(network, 8, 12) < 1e-3
+    assert inner_difference(network, 9, 13) > 0.05
+
+
+def test_norms_measure_a_crop_a_little_otherwise():
+    assert 1e-4 < inner_difference(UNet, 8, 12) < 0.1
+
+
+def test_positions_see_a_crop_at_another_place(monkeypatch):
+    monkeypatch.setattr(layers, "Norm", Unnormed)
+    assert inner_difference(UNet, 8, 12, positions=4) > 0.02
 
 
 def count(shapes):

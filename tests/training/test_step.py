@@ -13,9 +13,9 @@ from imagen_jax import schedules, sharding
 from imagen_jax import stage as stages
 from imagen_jax.cascade import make_sample_fn, place_encoder
 from imagen_jax.data.sources import make_source
+from imagen_jax.images import to_float
 from imagen_jax.losses import Losses
 from imagen_jax.resizing import resize
-from imagen_jax.stage import to_float
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import TrainState, abstract_state
 from imagen_jax.training.step import (
@@ -268,6 +268,8 @@ def recorded_noise(stage, batch, key, schedule=None):
         is_super_resolution=True,
         low_res_shape=stage.low_res_shape,
         image_shape=stage.image_shape,
+        aug_levels=stage.aug_levels,
+        aug_schedule=stage.aug_schedule,
         schedule=schedule or schedules.cosine(),
         prediction=stage.prediction,
         predict=predict,
@@ -305,54 +307,59 @@ def test_the_condition_is_made_of_the_target(super_resolution):
     np.testing.assert_allclose(seen["low_res"], resize(to_float(batch["image"]), 8, 8), atol=1e-6)
 
 
-def test_augmentation_levels_are_spread_over_all_of_them(super_resolution):
+@pytest.mark.parametrize("low, high", [(0.0, 1.0), (0.1, 0.35)])
+def test_augmentation_levels_are_spread_over_all_that_the_config_says(low, high):
     levels = []
     fake = types.SimpleNamespace(
         low_res_shape=(1, 1, 3),
         image_shape=(2, 2, 3),
+        aug_levels=stages.aug_levels(sr_config(**{"diffusion.aug_level_range": (low, high)})),
+        aug_schedule=schedules.cosine(),
         condition_on=lambda low_res, level, eps: levels.append(level),
     )
     augmented_low_res(fake, jax.random.key(0), jnp.zeros((2000, 2, 2, 3)))
-    counts, _ = np.histogram(levels[0], bins=4, range=(0, 1))
+    counts, _ = np.histogram(levels[0], bins=4, range=(low, high))
     assert counts.sum() == 2000
     assert counts.min() > 400
 
 
-def maps(batch, side):
-    """Images [B, side, side, 3] whose pixels say where they are: row, column, and which image."""
-    places = np.stack(np.meshgrid(np.arange(side), np.arange(side), indexing="ij"), axis=-1)
-    places = np.broadcast_to(places, (batch, side, side, 2))
-    which = np.broadcast_to(np.arange(batch)[:, None, None, None] % 256, (batch, side, side, 1))
+def maps(batch, height, width):
+    """Images [B, height, width, 3] whose pixels say where they are: row, column, and which image."""
+    places = np.broadcast_to(np.moveaxis(np.indices((height, width)), 0, -1), (batch, height, width, 2))
+    which = np.broadcast_to(np.arange(batch)[:, None, None, None] % 256, (batch, height, width, 1))
     return np.concatenate([places, which], axis=-1).astype(np.uint8)
 
 
 class TestCrops:
     def test_a_crop_is_a_part_of_its_image_as_it_is(self):
-        images = maps(64, 9)
-        crops = np.asarray(random_crops(jax.random.key(0), jnp.asarray(images), 4))
+        images = maps(64, 9, 7)
+        crops = np.asarray(random_crops(jax.random.key(0), jnp.asarray(images), (4, 5)))
         assert crops.dtype == np.uint8
+        assert crops.shape == (64, 4, 5, 3)
         for image, crop in zip(images, crops, strict=True):
             row, column = crop[0, 0, :2]
-            np.testing.assert_array_equal(crop, image[row : row + 4, column : column + 4])
+            np.testing.assert_array_equal(crop, image[row : row + 4, column : column + 5])
 
     def test_every_place_is_as_likely(self):
-        crops = random_crops(jax.random.key(0), jnp.asarray(maps(4000, 6)), 4)
+        crops = random_crops(jax.random.key(0), jnp.asarray(maps(4000, 6, 8)), (4, 6))
         counts, _, _ = np.histogram2d(*np.asarray(crops[:, 0, 0, :2]).T, bins=3, range=((0, 3), (0, 3)))
         assert counts.sum() == 4000
         assert counts.min() > 0.8 * 4000 / 9
         assert counts.max() < 1.2 * 4000 / 9
 
     def test_a_crop_of_the_whole_is_the_whole(self):
-        np.testing.assert_array_equal(random_crops(jax.random.key(0), jnp.asarray(maps(4, 6)), 6), maps(4, 6))
+        images = maps(4, 6, 8)
+        np.testing.assert_array_equal(random_crops(jax.random.key(0), jnp.asarray(images), (6, 8)), images)
 
     def test_devices_crop_their_own_images(self):
         mesh = eight_devices()
-        images = sharding.put_batch({"image": maps(BATCH, 6)}, mesh)["image"]
-        program = jax.jit(functools.partial(random_crops, size=4)).lower(jax.random.key(0), images).compile()
+        whole = maps(BATCH, 6, 6)
+        images = sharding.put_batch({"image": whole}, mesh)["image"]
+        program = jax.jit(functools.partial(random_crops, size=(4, 4))).lower(jax.random.key(0), images).compile()
         crops = program(jax.random.key(0), images)
         assert crops.sharding.is_equivalent_to(sharding.batch_sharding(mesh), crops.ndim)
         assert "u8[8,6,6,3]" not in program.as_text()  # no device ever has the images of all
-        np.testing.assert_array_equal(crops, random_crops(jax.random.key(0), jnp.asarray(maps(BATCH, 6)), 4))
+        np.testing.assert_array_equal(crops, random_crops(jax.random.key(0), jnp.asarray(whole), (4, 4)))
 
     @staticmethod
     def recorded(stage, key):

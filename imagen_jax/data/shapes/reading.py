@@ -14,10 +14,12 @@ from scipy import ndimage
 from imagen_jax.data.shapes import scenes
 from imagen_jax.data.shapes.render import coverage
 from imagen_jax.data.shapes.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES
+from imagen_jax.errors import UsageError
+from imagen_jax.images import Size
 
 CONTRAST = 45.0  # RGB distance from the background at which something is there at all
 COLOUR_TOLERANCE = 50.0  # RGB distance to a palette colour beyond which it has no name: half the least between two
-SPECK = 0.003  # of the picture's area: less is no object; the smallest true object has 0.023
+SPECK = 0.003  # of the area of a square of the picture's shorter side: less is no object; the smallest has 0.023
 FIT = 0.85  # least overlap (intersection over union) with a shape's outline; true renders have 0.95 and more
 HOLE = 0.05  # of an object's area, the least hole; a ring's is 0.43 of it
 SCALES = (0.93, 1.0, 1.07)  # radii tried, in units of that of the same area, which blemishes falsify
@@ -39,8 +41,8 @@ _SMOOTH = (0.25, 0.5, 0.25)  # against noise; outlines are compared after the sa
 class Found:
     """An object found in a picture; None is what could not be named.
 
-    (x, y) is the centre and `radius` the radius as in scenes.Thing, in units of the picture's side; `fit` is the
-    overlap with the best shape, in [0, 1].
+    (x, y) is the centre and `radius` the radius as in scenes.Thing; `fit` is the overlap with the best shape, in
+    [0, 1].
     """
 
     shape: str | None
@@ -68,20 +70,20 @@ def read(image: np.ndarray) -> Picture:
     """What a picture shows.
 
     Args:
-      image: uint8 RGB [R, R, 3], R from about 32.
+      image: uint8 RGB [H, W, 3], its shorter side from about 32.
 
     Raises:
-      ValueError: the image has another shape or type.
+      UsageError: a ValueError; the image has another shape or type.
     """
-    if image.ndim != 3 or image.shape[0] != image.shape[1] or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"the reader wants uint8 [R, R, 3], not {image.dtype} {list(image.shape)}")
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise UsageError(f"the reader of shapes wants uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
     pixels = image.astype(np.float32)
     smooth = _smoothed(pixels)
     rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     ground = np.median(rim, axis=0)
     name = _colour_name(ground)
     things = [
-        _measure(region, pixels[window], smooth[window], ground, window, len(image))
+        _measure(region, pixels[window], smooth[window], ground, window, image.shape[:2])
         for window, region in _regions(smooth, ground)
     ]
     things.sort(key=lambda thing: -thing.radius)
@@ -90,8 +92,8 @@ def read(image: np.ndarray) -> Picture:
 
 def _regions(smooth: np.ndarray, ground: np.ndarray) -> list[tuple[Window, np.ndarray]]:
     """All that stands out from the ground, connected and of one colour each: windows and masks, bool, in them."""
-    resolution = len(smooth)
-    reach, least = _reach(resolution), SPECK * smooth[..., 0].size
+    height, width = smooth.shape[:2]
+    reach, least = _reach(smooth.shape[:2]), SPECK * min(height, width) ** 2
     contrast = np.linalg.norm(smooth - ground, axis=-1)
     # An edge lies where the contrast is half of that inside. A fixed contrast would push the edges of strongly
     # contrasting objects outwards until neighbours touch.
@@ -102,7 +104,7 @@ def _regions(smooth: np.ndarray, ground: np.ndarray) -> list[tuple[Window, np.nd
     names[core] = _nearest(smooth[core])
     regions: list[tuple[Window, np.ndarray]] = []
     for label, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
-        window = _widened(rows, reach + 1, resolution), _widened(columns, reach + 1, resolution)
+        window = _widened(rows, reach + 1, height), _widened(columns, reach + 1, width)
         region = labels[window] == label
         if region.sum() >= least:
             regions.extend((window, part) for part in _split_by_colour(region, names[window], least))
@@ -124,11 +126,11 @@ def _split_by_colour(region: np.ndarray, names: np.ndarray, least: float) -> lis
 
 
 def _measure(
-    region: np.ndarray, pixels: np.ndarray, smooth: np.ndarray, ground: np.ndarray, window: Window, resolution: int
+    region: np.ndarray, pixels: np.ndarray, smooth: np.ndarray, ground: np.ndarray, window: Window, size: Size
 ) -> Found:
     """Names one region: its colour, and the shape whose outline of the same area and centre overlaps it best."""
     colour = _inner_colour(region, pixels, ground)
-    cover = _cover(region, smooth, colour, ground, _reach(resolution))
+    cover = _cover(region, smooth, colour, ground, _reach(size))
     rows, columns = (np.arange(side.start, side.stop, dtype=np.float32) + 0.5 for side in window)
     area = max(float(cover.sum()), 1.0)  # unclipped, so that noise cancels
     x, y = float((cover.sum(0) @ columns) / area), float((cover.sum(1) @ rows) / area)
@@ -143,13 +145,15 @@ def _measure(
         if fit > best[1]:
             best = (shape, fit, x, middle, radius)
     shape, fit, x, y, radius = best
+    height, width = size
+    radius /= min(size)
     return Found(
         shape if fit >= FIT and _has_hole(region) == (shape == "ring") else None,
         _colour_name(colour),
-        _size_name(radius / resolution),
-        x / resolution,
-        y / resolution,
-        radius / resolution,
+        _size_name(radius),
+        x / width,
+        y / height,
+        radius,
         fit,
     )
 
@@ -216,13 +220,13 @@ def _core(region: np.ndarray) -> np.ndarray:
     return ndimage.binary_erosion(region, np.ones((3, 3)), iterations=2)
 
 
-def _widened(side: slice, by: int, resolution: int) -> slice:
-    return slice(max(side.start - by, 0), min(side.stop + by, resolution))
+def _widened(side: slice, by: int, length: int) -> slice:
+    return slice(max(side.start - by, 0), min(side.stop + by, length))
 
 
-def _reach(resolution: int) -> int:
+def _reach(size: Size) -> int:
     """Pixels over which an edge may be smeared, less than the gap between two things."""
-    return max(1, round(resolution / 32))
+    return max(1, round(min(size) / 32))
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:

@@ -1,10 +1,12 @@
-"""Scenes to pictures: flat colours, edges anti-aliased over one pixel, at any resolution."""
+"""Scenes to pictures: flat colours, edges anti-aliased over one pixel, at any resolution and aspect."""
 
+import functools
 import math
 
 import numpy as np
 
 from imagen_jax.data.shapes.scenes import BACKGROUNDS, COLOURS, Scene, Thing
+from imagen_jax.images import Size, dtype_of, size_of
 
 # In units of a thing's radius, chosen so that shapes of one radius look equally large.
 SQUARE = 0.88  # half-side; its area is that of the circle
@@ -12,29 +14,52 @@ TRIANGLE = math.sqrt(3) / 2  # half-height of the equilateral triangle of half-w
 CROSS = 0.36  # half-width of an arm
 RING = 0.55  # radius of the hole
 
-_RGB = {name: np.array(rgb, np.float32) for name, rgb in (COLOURS | BACKGROUNDS).items()}
 
+def render(scene: Scene, resolution: int | Size, bits: int = 8, transparent: bool = False) -> np.ndarray:
+    """The scene as RGB [H, W, 3], or as RGBA [H, W, 4] of its things alone.
 
-def render(scene: Scene, resolution: int) -> np.ndarray:
-    """The scene as uint8 RGB [resolution, resolution, 3]."""
-    # Rows are [R * 3] while drawing: numpy is several times slower over a last axis of 3.
-    canvas = np.empty((resolution, 3 * resolution), np.uint8)
-    canvas[:] = np.tile(_RGB[scene.background].astype(np.uint8), resolution)
+    Args:
+      scene: what to draw.
+      resolution: of a square picture, or (height, width).
+      bits: 8 gives uint8, 16 uint16.
+      transparent: whether to draw on nothing instead of on the background. Alpha is what things cover of a pixel, and
+        RGB their colour, unmixed, where they cover any of it, and white elsewhere.
+    """
+    height, width = size_of(resolution, "resolution")
+    dtype = dtype_of(bits, "bits")
+    highest = np.iinfo(dtype).max
+    background = (255, 255, 255, 0) if transparent else BACKGROUNDS[scene.background]
+    channels = len(background)
+    # Rows are [W * C] while drawing: numpy is several times slower over a last axis of 3.
+    canvas = np.empty((height, channels * width), dtype)
+    canvas[:] = np.tile(_in_range(background, highest).astype(dtype), width)
     for thing in scene.things:
-        _draw(canvas, thing, resolution)
-    return canvas.reshape(resolution, resolution, 3)
+        colour = (*COLOURS[thing.colour], 255)[:channels]
+        _draw(canvas.reshape(height, width, channels), thing, _in_range(colour, highest))
+    return canvas.reshape(height, width, channels)
 
 
-def _draw(canvas: np.ndarray, thing: Thing, resolution: int) -> None:
-    """Lays the thing over canvas [R, R * 3], touching no pixel outside its bounding box."""
-    x, y, radius = thing.x * resolution, thing.y * resolution, thing.radius * resolution
-    left, right = max(math.floor(x - radius), 0), min(math.ceil(x + radius), resolution)
-    top, bottom = max(math.floor(y - radius), 0), min(math.ceil(y + radius), resolution)
+@functools.cache
+def _in_range(colour: tuple[int, ...], highest: int) -> np.ndarray:
+    """A colour whose numbers reach to 255 as one whose numbers reach to ``highest``."""
+    return np.array(colour, np.float32) * np.float32(highest / 255)
+
+
+def _draw(canvas: np.ndarray, thing: Thing, colour: np.ndarray) -> None:
+    """Lays the thing over canvas [H, W, C], touching no pixel outside its bounding box."""
+    height, width, channels = canvas.shape
+    x, y, radius = thing.x * width, thing.y * height, thing.radius * min(height, width)
+    left, right = max(math.floor(x - radius), 0), min(math.ceil(x + radius), width)
+    top, bottom = max(math.floor(y - radius), 0), min(math.ceil(y + radius), height)
     dx = np.arange(left, right, dtype=np.float32) + np.float32(0.5 - x)
     dy = np.arange(top, bottom, dtype=np.float32) + np.float32(0.5 - y)
-    over = np.repeat(coverage(thing.shape, dx, dy, radius), 3, axis=1)
-    box = canvas[top:bottom, 3 * left : 3 * right]
-    box[:] = box + over * (np.tile(_RGB[thing.colour], right - left) - box) + np.float32(0.5)
+    cover = coverage(thing.shape, dx, dy, radius)
+    over = np.repeat(cover, channels, axis=1)
+    if channels == 4:
+        # there is nothing for the colour to mix with
+        over.reshape(*cover.shape, 4)[..., :3] = cover[..., None] > 0
+    box = canvas.reshape(height, width * channels)[top:bottom, channels * left : channels * right]
+    box[:] = box + over * (np.tile(colour, right - left) - box) + np.float32(0.5)
 
 
 def coverage(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:

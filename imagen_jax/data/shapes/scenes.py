@@ -1,6 +1,7 @@
 """What a shapes picture can show: the vocabulary, the scene itself, and the combinations kept from training.
 
-Lengths are in units of the picture's side: x runs from 0 (left) to 1 (right), y from 0 (top) to 1 (bottom).
+Places are in units of the picture's width and height: x runs from 0 (left) to 1 (right), y from 0 (top) to 1 (bottom).
+Radii are in units of its shorter side, so that shapes have their form, and room, in pictures of any aspect.
 """
 
 import dataclasses

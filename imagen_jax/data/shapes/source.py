@@ -1,5 +1,6 @@
 """The `shapes` data set as a Grain source."""
 
+import dataclasses
 import operator
 from typing import SupportsIndex, TypedDict
 
@@ -9,15 +10,16 @@ from imagen_jax.data.shapes.captions import word
 from imagen_jax.data.shapes.descriptions import Description, describe
 from imagen_jax.data.shapes.render import render
 from imagen_jax.data.shapes.sampling import sample
-from imagen_jax.data.shapes.scenes import SPLITS, Scene
+from imagen_jax.data.shapes.scenes import SPLITS, USUAL_BACKGROUND, Scene
 from imagen_jax.errors import UsageError
+from imagen_jax.images import Size, dtype_of, said, size_of
 
 MIN_RESOLUTION = 8  # below it the things' edges alone would fill the picture
 MAX_RESOLUTION = 4096
 
 
 class Example(TypedDict):
-    """One picture, uint8 [R, R, 3], and its caption, lower-case ASCII of at most 96 bytes."""
+    """One picture, as of ``render``, and its caption, lower-case ASCII of at most 96 bytes."""
 
     image: np.ndarray
     caption: str
@@ -26,47 +28,71 @@ class Example(TypedDict):
 class ShapesSource:
     """A Grain random-access source of pictures of shapes and their captions, made on the spot.
 
-    Example i is a pure function of (seed, split, i), and its picture of the resolution too: the scene and the caption
-    are the same at every resolution, so the stages of a cascade can be trained on the same examples.
+    Example i is a pure function of (seed, split, i), and its picture of the resolution and the bits too: the scene and
+    the caption are the same at all of them, so the stages of a cascade can be trained on the same examples.
 
     'train' and 'validation' draw from one distribution, but from separate random streams, so no scene of one comes up
     in the other. Neither ever shows a (colour, shape) of scenes.HELD_OUT_LOOKS nor a (shape, relation, shape) of
     scenes.HELD_OUT_RELATIONS. Every scene of 'held_out' shows at least one of them, and its caption says it.
+
+    Pictures that are transparent have no background, and their captions say none.
     """
 
-    def __init__(self, seed: int, split: str, resolution: int, size: int):
-        """The first `size` examples of a split.
+    def __init__(
+        self,
+        seed: int,
+        split: str,
+        resolution: int | Size,
+        size: int,
+        bits: int = 8,
+        transparent: bool = False,
+    ):
+        """The first `size` examples of a split, their pictures as `render` draws them.
 
         Raises:
-          UsageError: a ValueError; seed outside [0, 2^64), a split not in SPLITS, a resolution outside [8, 4096] or a
-            size below 1.
+          UsageError: a ValueError; seed outside [0, 2^64), a split not in SPLITS, a resolution outside [8, 4096], a
+            size below 1, or bits other than 8 and 16.
         """
         if not 0 <= seed < 2**64:
             raise UsageError(f"seed {seed} is not in [0, 2^64)")
         if split not in SPLITS:
             raise UsageError(f"split {split!r} is none of {', '.join(SPLITS)}")
-        if not isinstance(resolution, SupportsIndex) or not MIN_RESOLUTION <= resolution <= MAX_RESOLUTION:
-            raise UsageError(f"resolution {resolution} is not a whole number in [{MIN_RESOLUTION}, {MAX_RESOLUTION}]")
+        height_width = size_of(resolution, "resolution")
+        if not all(MIN_RESOLUTION <= side <= MAX_RESOLUTION for side in height_width):
+            raise UsageError(
+                f"resolution {said(height_width)} is not a whole number in [{MIN_RESOLUTION}, {MAX_RESOLUTION}]"
+            )
         if not isinstance(size, SupportsIndex) or size < 1:
             raise UsageError(f"size {size} is not a whole number of at least 1")
-        self.seed, self.split, self.resolution, self.size = seed, split, resolution, size
+        dtype_of(bits, "bits")
+        self.seed, self.split, self.resolution, self.size = seed, split, height_width, size
+        self.bits, self.transparent = bits, transparent
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: SupportsIndex) -> Example:
         rng = self._rng(index)
-        scene = sample(self.split, rng)
-        return {"image": render(scene, self.resolution), "caption": word(describe(scene, rng), rng)}
+        scene = self._scene(rng)
+        image = render(scene, self.resolution, self.bits, self.transparent)
+        return {"image": image, "caption": word(self._description(scene, rng), rng)}
 
     def scene(self, index: SupportsIndex) -> Scene:
         """What picture `index` shows."""
-        return sample(self.split, self._rng(index))
+        return self._scene(self._rng(index))
 
     def description(self, index: SupportsIndex) -> Description:
         """What caption `index` claims."""
         rng = self._rng(index)
-        return describe(sample(self.split, rng), rng)
+        return self._description(self._scene(rng), rng)
+
+    def _scene(self, rng: np.random.Generator) -> Scene:
+        scene = sample(self.split, rng)
+        return dataclasses.replace(scene, background=USUAL_BACKGROUND) if self.transparent else scene
+
+    def _description(self, scene: Scene, rng: np.random.Generator) -> Description:
+        description = describe(scene, rng)
+        return dataclasses.replace(description, background="") if self.transparent else description
 
     def _rng(self, index: SupportsIndex) -> np.random.Generator:
         i = operator.index(index)
@@ -79,4 +105,7 @@ class ShapesSource:
         return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
     def __repr__(self) -> str:
-        return f"ShapesSource(seed={self.seed}, split={self.split!r}, resolution={self.resolution}, size={self.size})"
+        return (
+            f"ShapesSource(seed={self.seed}, split={self.split!r}, resolution={said(self.resolution)}, "
+            f"size={self.size}, bits={self.bits}, transparent={self.transparent})"
+        )

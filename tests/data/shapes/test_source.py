@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 
 import grain
@@ -39,11 +40,24 @@ def test_seed_and_index_are_not_interchangeable():
     assert ShapesSource(1, "train", 16, 10).scene(2) != ShapesSource(2, "train", 16, 10).scene(1)
 
 
-def test_scene_and_caption_do_not_depend_on_the_resolution():
-    small, large = ShapesSource(0, "train", 16, 50), ShapesSource(0, "train", 128, 50)
+@pytest.mark.parametrize("other", [{"resolution": 128}, {"resolution": (16, 40)}, {"bits": 16}], ids=str)
+def test_scene_and_caption_do_not_depend_on_the_resolution_or_the_bits(other):
+    usual, other = (
+        ShapesSource(**({"seed": 0, "split": "train", "resolution": 16, "size": 50} | o)) for o in ({}, other)
+    )
     for i in range(50):
-        assert small.scene(i) == large.scene(i)
-        assert small[i]["caption"] == large[i]["caption"]
+        assert usual.scene(i) == other.scene(i)
+        assert usual[i]["caption"] == other[i]["caption"]
+
+
+def test_captions_of_transparent_pictures_say_the_same_but_of_no_background():
+    plain, transparent = (ShapesSource(0, "held_out", 16, 200, transparent=on) for on in (False, True))
+    for i in range(200):
+        said = parse(transparent[i]["caption"])
+        assert said == transparent.description(i)
+        assert said == dataclasses.replace(plain.description(i), background="")
+        assert transparent.scene(i).things == plain.scene(i).things
+    assert any(plain.description(i).background for i in range(200))
 
 
 def test_description_is_what_the_caption_claims():
@@ -63,8 +77,9 @@ def test_it_is_a_source_for_grain():
 
 def test_its_repr_tells_all_of_it():
     source = ShapesSource(3, "held_out", 64, 7)
-    assert repr(source) == "ShapesSource(seed=3, split='held_out', resolution=64, size=7)"
+    assert repr(source) == ("ShapesSource(seed=3, split='held_out', resolution=64, size=7, bits=8, transparent=False)")
     assert len(source) == 7
+    assert "resolution=32×48," in repr(ShapesSource(3, "held_out", (32, 48), 7))
 
 
 def test_indices_may_be_numpy_integers():
@@ -83,6 +98,9 @@ def test_indices_outside_are_errors(index):
     [
         ({"split": "test"}, "split 'test' is none of train, validation, held_out"),
         ({"resolution": 4}, "resolution 4 "),
+        ({"resolution": (16, 4)}, r"resolution 16×4 is not a whole number in \[8, 4096\]"),
+        ({"resolution": (16, 16, 3)}, r"resolution \(16, 16, 3\) is not a whole number, .* nor a pair"),
+        ({"bits": 12}, "bits 12 is not known: choose 8 or 16"),
         ({"resolution": 64.0}, "resolution 64.0 is not a whole number"),
         ({"size": 0}, "size 0 "),
         ({"size": 1e3}, "size 1000.0 is not a whole number"),
