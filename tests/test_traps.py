@@ -31,7 +31,7 @@ TRAPS = {
         "tests/test_cascade.py::test_a_larger_picture_is_made_of_the_smaller_one_and_of_its_noise",
         "tests/test_cascade.py::test_sampling_settings_can_be_changed_for_each_stage",
         "tests/test_configs.py::test_super_resolution_adds_the_noise_at_sampling_that_it_learned_to_see_through",
-        "tests/training/test_step.py::test_augmentation_levels_are_spread_over_all_of_them",
+        "tests/training/test_step.py::test_augmentation_levels_are_spread_over_all_that_the_config_says",
     ],
     "the same noise for the image and for its low-resolution condition": [
         "tests/training/test_step.py::test_the_noise_of_the_condition_is_not_that_of_the_image",
