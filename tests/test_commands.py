@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from absl.testing import flagsaver
@@ -71,6 +72,35 @@ def refused(run, tmp_path):
 )
 def test_wrong_flags_of_train_are_refused(refused, arguments, said):
     assert said in refused(train, *arguments)
+
+
+@pytest.fixture
+def cache_of():
+    """What jax is told of a folder for compiled programs when it has been told ``told``."""
+    before = jax.config.jax_compilation_cache_dir
+
+    def cache_of(told):
+        jax.config.update("jax_compilation_cache_dir", told)
+        commands.keep_compiled_programs()
+        return jax.config.jax_compilation_cache_dir
+
+    yield cache_of
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_compiled_programs_are_kept_at_home_unless_told_where(cache_of, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_of("elsewhere") == "elsewhere"
+    assert not list(tmp_path.iterdir())
+    home = tmp_path / ".cache" / "imagen_jax" / "xla"
+    assert cache_of(None) == str(home)
+    assert home.is_dir()
+
+
+def test_without_a_home_to_write_to_commands_run_all_the_same(cache_of, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    assert cache_of(None) is None
 
 
 def test_overrides_reach_the_config(monkeypatch):
