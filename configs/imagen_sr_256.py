@@ -104,12 +104,15 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
     config.optimizer.eps = 1e-8
+    config.optimizer.first_moment_dtype = "float32"  # "bfloat16" saves two bytes a parameter, of adam and muon
     config.optimizer.weight_decay = 0.0
     config.optimizer.clip_norm = 1.0
     config.optimizer.ema_decay = 0.9999
 
     config.training = ml_collections.ConfigDict()
     config.training.batch_size = 2048 if paper else 64  # global
+    config.training.accumulation = 1  # micro-batches that a step's batch is cut into
+    config.training.remat = "none"  # what the backward pass makes again: "none", "dots" or "full", least memory last
     config.training.steps = 2_500_000 if paper else 500_000
     config.training.log_every = 100
     config.training.save_every = 5000
@@ -120,6 +123,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.mesh = ml_collections.ConfigDict()
     config.mesh.data = -1
     config.mesh.fsdp = 8 if paper else 1
+    # (regular expression of paths, mesh axis of each dimension) …: the first found counts; else the largest is split
+    config.sharding_rules = ()
 
     config.sampling = ml_collections.ConfigDict()
     config.sampling.sampler = "ddpm"

@@ -88,12 +88,15 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.optimizer.b1 = 0.95
     config.optimizer.b2 = 0.99
     config.optimizer.eps = 1e-8
+    config.optimizer.first_moment_dtype = "float32"  # "bfloat16" saves two bytes a parameter, of adam and muon
     config.optimizer.weight_decay = 0.0
     config.optimizer.clip_norm = 1.0
     config.optimizer.ema_decay = 0.998
 
     config.training = ml_collections.ConfigDict()
     config.training.batch_size = 8 if tiny else 16  # global
+    config.training.accumulation = 1  # micro-batches that a step's batch is cut into
+    config.training.remat = "none"  # what the backward pass makes again: "none", "dots" or "full", least memory last
     config.training.steps = 20 if tiny else 8000
     config.training.log_every = 5 if tiny else 25
     config.training.save_every = 10 if tiny else 1000
@@ -104,6 +107,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.mesh = ml_collections.ConfigDict()
     config.mesh.data = -1
     config.mesh.fsdp = 1
+    # (regular expression of paths, mesh axis of each dimension) …: the first found counts; else the largest is split
+    config.sharding_rules = ()
 
     config.sampling = ml_collections.ConfigDict()
     config.sampling.sampler = "ddpm"

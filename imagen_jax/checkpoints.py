@@ -19,11 +19,12 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 from imagen_jax import processes
 from imagen_jax.errors import UsageError
+from imagen_jax.sharding import path_of
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
 # A run may go on with other values of these; with any other change it would no longer train what it began.
-CHANGEABLE = ("training", "optimizer", "sampling", "mesh")
+CHANGEABLE = ("training", "optimizer", "sampling", "mesh", "sharding_rules")
 STATE_ITEMS = ("step", "params", "opt_state", "ema_params")
 
 
@@ -107,10 +108,7 @@ def check_fits(stored: Any, expected: Any, where: str) -> None:
 
     def described(tree: Any) -> dict[str, str]:
         leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-        return {
-            jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
-            for path, leaf in leaves
-        }
+        return {path_of(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
 
     found, wanted = described(stored), described(expected)
     missing = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 wrong use.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import logging
 import os
@@ -14,6 +15,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
@@ -23,6 +25,7 @@ from imagen_jax.checkpoints import flatten
 from imagen_jax.errors import UsageError
 
 OVERRIDE = "--config."
+COMPILED = "~/.cache/imagen_jax/xla"
 
 COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0 of several; $JAX_COORDINATOR_ADDRESS by default. TPUs need none."
@@ -40,6 +43,7 @@ def run(main: Callable[[], None], several_processes: bool = False) -> None:
     try:
         parse_flags(sys.argv)
         quiet_libraries()
+        keep_compiled_programs()
         place = place_among_processes()
         if several_processes:
             processes.start(*place)
@@ -145,6 +149,18 @@ def quiet_libraries() -> None:
     """Keeps what libraries say of their insides off the screen, where our progress is; warnings of ours stay."""
     logging.getLogger("absl").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="orbax|jax|flax|grain")
+
+
+def keep_compiled_programs() -> None:
+    """Lets XLA read back, in every later command, what took it over a second to compile (a default of jax's).
+
+    It is kept in the folder that JAX_COMPILATION_CACHE_DIR names, or else in COMPILED.
+    """
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]  # known at run time alone
+        folder = Path(os.path.expanduser(COMPILED))
+        with contextlib.suppress(OSError):  # where there is no home to write to, each command compiles again
+            folder.mkdir(parents=True, exist_ok=True)
+            jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def required(value: str | None, flag: str, example: str) -> str:

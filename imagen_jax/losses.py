@@ -44,7 +44,7 @@ def losses_at(
     condition: dict[str, jax.Array],
     t: jax.Array,
     eps: jax.Array,
-    dropout_key: jax.Array | None = None,
+    dropout_keys: jax.Array | None = None,
 ) -> Losses:
     """The losses of each example (Eq. 1 of arXiv:2205.11487, in terms of the stage's kind of prediction).
 
@@ -59,13 +59,13 @@ def losses_at(
         condition: from ``Stage.condition_on``, or empty.
         t: times [B] in [0, 1].
         eps: Gaussian noise of the shape of x.
-        dropout_key: of the network's dropout; None for none.
+        dropout_keys: [B] of the network's dropout; None for none.
     """
     settings = stage.config.diffusion
     logsnr = stage.schedule.logsnr(t)
     alpha, sigma = signal(logsnr), signal(-logsnr)
     z = diffusion.add_noise(x, eps, alpha, sigma)
-    prediction, v = stage.predict(params, z, logsnr, *text, condition, dropout_key)
+    prediction, v = stage.predict(params, z, logsnr, *text, condition, dropout_keys)
     target = diffusion.prediction_target(x, eps, alpha, sigma, stage.prediction)
     weight = diffusion.loss_weight(
         logsnr,

@@ -1,17 +1,20 @@
 """Meshes, and how arrays lie on them: batches over all devices, parameters split over the ``fsdp`` axis.
 
 The axes are ``data`` (parameters replicated) and ``fsdp`` (parameters, optimizer state and EMA split); a batch is split
-over both. One device is a mesh of 1 × 1, so that there is one code path.
+over both. One device is a mesh of 1 × 1, so that there is one code path. Of several slices each has whole ``fsdp``
+groups: what crosses the slow network between them is the sum of gradients alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from imagen_jax.errors import UsageError
@@ -20,13 +23,16 @@ AXES = ("data", "fsdp")
 BATCH = PartitionSpec(AXES)
 # Splitting a small array costs more in latency than it saves in memory.
 MIN_SPLIT_SIZE = 2**14
+# In order, regular expressions for paths of parameters, each with the mesh axis, or None, of each dimension.
+Rules = Sequence[tuple[str, Sequence[str | None]]]
 
 
 def make_mesh(axes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
     """A mesh of all devices with the given axis sizes; one of them may be -1, "what is left".
 
     Raises:
-        UsageError: an unknown axis, more than one -1, or sizes that do not multiply to the number of devices.
+        UsageError: an unknown axis, more than one -1, or sizes that do not multiply to the number of devices, or that
+            split parameters between slices.
     """
     devices = jax.devices() if devices is None else devices
     if set(axes) != set(AXES):
@@ -45,16 +51,35 @@ def make_mesh(axes: Mapping[str, int], devices: list[jax.Device] | None = None) 
         )
     for name in free:
         sizes[name] = len(devices) // known
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    types = (AxisType.Auto,) * len(AXES)
+    # only devices that know slices have them: TPUs, and GPUs of several hosts
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1:
+        return Mesh(slice_grid(sizes["data"], sizes["fsdp"], slices, devices), AXES, axis_types=types)
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """Raises UsageError unless every device gets the same share of a global batch."""
-    if batch_size < 1 or batch_size % mesh.size:
-        sizes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
-        below, above = batch_size // mesh.size * mesh.size, (batch_size // mesh.size + 1) * mesh.size
+def slice_grid(data: int, fsdp: int, slices: int, devices: Sequence[Any]) -> np.ndarray:
+    """The devices of several slices as [data, fsdp], no row of them in two. Raises UsageError where that cannot be."""
+    if data % slices:
         raise UsageError(
-            f"batch_size {batch_size} is not divisible by {mesh.size} devices (mesh {sizes}): "
+            f"mesh data={data}, fsdp={fsdp} would split parameters between {slices} slices, over the slow network: "
+            f"data must be a multiple of {slices}"
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        (data // slices, fsdp), (slices, 1), devices, allow_split_physical_axes=True
+    )
+
+
+def check_batch(batch_size: int, mesh: Mesh, accumulation: int = 1) -> None:
+    """Raises UsageError unless every device gets the same share of each of a global batch's micro-batches."""
+    parts = mesh.size * accumulation
+    if batch_size < 1 or batch_size % parts:
+        sizes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
+        cut = f" × {accumulation} micro-batches (training.accumulation)" if accumulation > 1 else ""
+        below, above = batch_size // parts * parts, (batch_size // parts + 1) * parts
+        raise UsageError(
+            f"batch_size {batch_size} is not divisible by {mesh.size} devices (mesh {sizes}){cut}: "
             f"give {f'{below} or {above}' if below > 0 else above}"
         )
 
@@ -70,23 +95,121 @@ def parameter_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
     return PartitionSpec(*("fsdp" if axis == i else None for i in range(len(shape))))
 
 
-def shard_parameters(abstract: Any, mesh: Mesh) -> Any:
-    """A tree of shardings for a tree of abstract arrays: parameters, optimizer states and EMA alike."""
-    return jax.tree.map(lambda leaf: NamedSharding(mesh, parameter_spec(leaf.shape, mesh.shape["fsdp"])), abstract)
+def check_rules(rules: Rules) -> None:
+    """Raises UsageError unless each rule is a regular expression with axes of a mesh, none of them twice."""
+    for number, rule in enumerate(rules):
+        where = f"config.sharding_rules[{number}] {rule!r}"
+        try:
+            pattern, axes = rule
+            re.compile(pattern)
+            split = [axis for axis in axes if axis is not None]
+        except (TypeError, ValueError, re.error) as error:
+            raise UsageError(
+                f"{where} is no regular expression with an axis for each dimension ({error}): "
+                "give for example ('stem/kernel', (None, None, None, 'fsdp'))"
+            ) from error
+        if len(set(split) & set(AXES)) < len(split):
+            raise UsageError(f"{where} has other axes than {', '.join(AXES)} and None, or one of them twice")
 
 
-def abstract_sharded(shapes: Any, mesh: Mesh) -> Any:
+def ruled_specs(shapes: Mapping[str, tuple[int, ...]], rules: Rules, mesh: Mesh) -> dict[str, PartitionSpec]:
+    """What the rules say of parameters, their shapes given by path; of each the first that is found in its path.
+
+    Raises:
+        UsageError: a rule is found in no path, or has more axes than a parameter or one that does not divide it.
+    """
+    specs: dict[str, PartitionSpec] = {}
+    for pattern, axes in rules:
+        found = [path for path in shapes if re.search(pattern, path)]
+        if not found:
+            raise UsageError(
+                f"config.sharding_rules: {pattern!r} is found in the path of no parameter: "
+                f"they are such as {next(iter(shapes))!r}"
+            )
+        for path in set(found) - set(specs):
+            shape = shapes[path]
+            parts = [1 if axis is None else mesh.shape[axis] for axis in axes]
+            if len(axes) > len(shape) or any(size % n for size, n in zip(shape, parts, strict=False)):
+                raise UsageError(
+                    f"config.sharding_rules: {pattern!r} cannot split {path} of shape {shape} into {tuple(parts)}: "
+                    "put a rule before it that is for this parameter"
+                )
+            specs[path] = PartitionSpec(*axes)
+    return specs
+
+
+def spec_of_part(spec: PartitionSpec, whole: tuple[int, ...], shape: tuple[int, ...]) -> PartitionSpec:
+    """The spec of what an optimizer keeps, of some shape, for a parameter of shape ``whole`` with a spec.
+
+    That is an array like it, or one without one of its axes (Adafactor's rows and columns), or else a placeholder.
+    """
+    if shape == whole:
+        return spec
+    axes = (*spec, *[None] * (len(whole) - len(spec)))
+    # which of two equal axes is gone cannot be seen, and both answers can be laid out
+    for gone in range(len(whole)):
+        if (*whole[:gone], *whole[gone + 1 :]) == shape:
+            return PartitionSpec(*axes[:gone], *axes[gone + 1 :])
+    return PartitionSpec()
+
+
+def shard_parameters(abstract: Any, mesh: Mesh, rules: Rules = (), params: Any = None) -> Any:
+    """A tree of shardings for a tree of abstract arrays: parameters, optimizer states and EMA alike.
+
+    What a rule is found for lies as it says, and all else by FSDP's rule.
+
+    Args:
+        abstract: the tree.
+        mesh: where it lies.
+        rules: see ``ruled_specs``.
+        params: the parameters, where ``abstract`` is more than they are: what has a path that ends in a parameter's,
+            such as a moment of it, lies as the parameter does.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(abstract if params is None else params)
+    shapes = {path_of(path): tuple(leaf.shape) for path, leaf in leaves}
+    specs = ruled_specs(shapes, rules, mesh)
+
+    def sharding(path: Any, leaf: Any) -> NamedSharding:
+        names = path_of(path).split("/")
+        parameter = next((end for i in range(len(names)) if (end := "/".join(names[i:])) in shapes), None)
+        if parameter in specs:
+            return NamedSharding(mesh, spec_of_part(specs[parameter], shapes[parameter], tuple(leaf.shape)))
+        return NamedSharding(mesh, parameter_spec(leaf.shape, mesh.shape["fsdp"]))
+
+    return jax.tree_util.tree_map_with_path(sharding, abstract)
+
+
+def path_of(path: Any) -> str:
+    """A path in a tree as ``down_0_res_0/conv_0/kernel``."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def abstract_sharded(shapes: Any, mesh: Mesh, rules: Rules = (), params: Any = None) -> Any:
     """A tree of abstract arrays, with the shardings that ``shard_parameters`` gives them."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
-        shard_parameters(shapes, mesh),
+        shard_parameters(shapes, mesh, rules, params),
     )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first axis over all devices."""
     return NamedSharding(mesh, BATCH)
+
+
+def micro_batches(batch: Any, count: int, mesh: Mesh) -> Any:
+    """A tree of [B, ...] arrays as [count, B/count, ...]: micro-batch m has the examples m, m + count, m + 2·count, …
+
+    So every device keeps the examples that it has; were they neighbours, most would travel.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(None, AXES))
+
+    def cut(leaf: jax.Array) -> jax.Array:
+        rows = leaf.reshape(leaf.shape[0] // count, count, *leaf.shape[1:])
+        return jax.lax.with_sharding_constraint(rows.swapaxes(0, 1), sharding)
+
+    return jax.tree.map(cut, batch)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

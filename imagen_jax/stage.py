@@ -19,16 +19,17 @@ from imagen_jax.augmentation import AugLevels
 from imagen_jax.diffusion import PREDICTIONS, WEIGHTS, Prediction, add_noise
 from imagen_jax.errors import UsageError
 from imagen_jax.images import Size, said, scaled, size_of
-from imagen_jax.models.denoiser import Denoiser
+from imagen_jax.models.denoiser import REMAT, Denoiser
 from imagen_jax.models.efficient_unet import EfficientUNet
 from imagen_jax.models.unet import UNet
 from imagen_jax.resizing import resize
 from imagen_jax.schedules import Schedule, noise_angle
+from imagen_jax.sharding import check_rules
 from imagen_jax.text.encoder import TextEncoder, load_encoder
 
 NETWORKS: dict[str, type[Denoiser]] = {"unet": UNet, "efficient_unet": EfficientUNet}
 # fields of a network that do not stand in config.model: flax's own, and what follows from the rest of the config
-GIVEN_FIELDS = ("parent", "name", "image_channels", "out_channels")
+GIVEN_FIELDS = ("parent", "name", "image_channels", "out_channels", "remat")
 VARIANCES = ("fixed", "learned")
 UNCONDITIONALS = ("zero", "empty")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -93,11 +94,11 @@ class Stage:
         text: jax.Array,
         text_mask: jax.Array,
         condition: dict[str, jax.Array],
-        dropout_key: jax.Array | None = None,
+        dropout_keys: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """(prediction, v) at z_t, both [B, H, W, C]; v as in ``diffusion``, None where variances are not learned.
 
-        ``condition`` is from ``condition_on``, or empty.
+        ``condition`` is from ``condition_on``, or empty; ``dropout_keys`` [B] are of each example's dropout, if any.
         """
         output = self.network.apply(
             {"params": params},
@@ -107,8 +108,7 @@ class Stage:
             text_mask,
             condition.get("low_res"),
             condition.get("aug_level"),
-            train=dropout_key is not None,
-            rngs={} if dropout_key is None else {"dropout": dropout_key},
+            dropout_keys,
         )
         assert isinstance(output, jax.Array)  # no mutable collections: nothing else comes back
         channels = self.config.channels
@@ -172,7 +172,12 @@ def make_network(config: ml_collections.ConfigDict) -> Denoiser:
             f"config.model does not fit {config.model.network}: missing [{missing}], not known to it [{surplus}]"
         )
     outputs = 2 if config.diffusion.variance == "learned" else 1
-    return network(image_channels=config.channels, out_channels=outputs * config.channels, **fields)
+    return network(
+        image_channels=config.channels,
+        out_channels=outputs * config.channels,
+        remat=config.training.remat,
+        **fields,
+    )
 
 
 def aug_levels(config: ml_collections.ConfigDict) -> AugLevels:
@@ -236,6 +241,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         "model.network": (model.network, NETWORKS),
         "model.dtype": (model.dtype, DTYPES),
         "text.dtype": (config.text.dtype, DTYPES),
+        "training.remat": (config.training.remat, REMAT),
         "diffusion.prediction": (config.diffusion.prediction, PREDICTIONS),
         "diffusion.weight": (config.diffusion.weight, WEIGHTS),
         "diffusion.variance": (config.diffusion.variance, VARIANCES),
@@ -252,6 +258,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     if not 0 <= config.diffusion.caption_dropout <= 1:
         raise UsageError(f"config.diffusion.caption_dropout {config.diffusion.caption_dropout} is not in [0, 1]")
     aug_levels(config)
+    check_rules(config.sharding_rules)
     levels = len(model.multipliers)
     for name in ("blocks", "attention"):
         if len(model[name]) != levels:

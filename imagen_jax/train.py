@@ -43,7 +43,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     training = config.training
     check_counts(training)
     mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(training.batch_size, mesh)
+    sharding.check_batch(training.batch_size, mesh, training.accumulation)
     stage = stages.build(config)
 
     source = make_source(config.data, config.data.split, config.image_size)
@@ -59,7 +59,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     )
 
     optimizer = make_optimizer(config.optimizer)
-    abstract, init_state = abstract_state(stage.init, optimizer, config.seed, mesh)
+    abstract, init_state = abstract_state(stage.init, optimizer, config.seed, mesh, config.sharding_rules)
     encoder_params = place_encoder(stage, mesh)
     train_step = make_train_step(stage, optimizer, abstract, mesh)
     preview = make_preview(stage, mesh)
@@ -105,7 +105,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
 def check_counts(training: ml_collections.ConfigDict) -> None:
     """Raises UsageError unless every count of a config's ``training`` is at least 1."""
     for name, value in training.items():
-        if value < 1:
+        if name != "remat" and value < 1:
             raise UsageError(f"config.training.{name} {value} must be at least 1")
 
 

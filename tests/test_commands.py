@@ -6,6 +6,7 @@ import subprocess
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
 from absl.testing import flagsaver
@@ -80,6 +81,35 @@ def test_wrong_flags_of_train_are_refused(refused, arguments, said):
 
 
 @pytest.fixture
+def cache_of():
+    """What jax is told of a folder for compiled programs when it has been told ``told``."""
+    before = jax.config.jax_compilation_cache_dir
+
+    def cache_of(told):
+        jax.config.update("jax_compilation_cache_dir", told)
+        commands.keep_compiled_programs()
+        return jax.config.jax_compilation_cache_dir
+
+    yield cache_of
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_compiled_programs_are_kept_at_home_unless_told_where(cache_of, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_of("elsewhere") == "elsewhere"
+    assert not list(tmp_path.iterdir())
+    home = tmp_path / ".cache" / "imagen_jax" / "xla"
+    assert cache_of(None) == str(home)
+    assert home.is_dir()
+
+
+def test_without_a_home_to_write_to_commands_run_all_the_same(cache_of, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    assert cache_of(None) is None
+
+
+@pytest.fixture
 def overridden(monkeypatch):
     """The config that a command line gives."""
 
@@ -110,6 +140,11 @@ def test_sizes_can_be_overridden(overridden):
     "changes, said",
     [
         ({"training.batch_size": 12}, "batch_size 12 is not divisible by 8 devices .*: give 8 or 16"),
+        ({"training.accumulation": 2}, "batch_size 8 is not divisible by 8 devices .* × 2 micro-batches .*: give 16"),
+        ({"training.accumulation": 0}, "config.training.accumulation 0 must be at least 1"),
+        ({"training.remat": "some"}, "config.training.remat 'some' is not known: choose one of none, dots, full"),
+        ({"sharding_rules": (("stem", ("model",)),)}, r"config.sharding_rules\[0\] .* has other axes than data, fsdp"),
+        ({"sharding_rules": (("sten", ()),)}, "config.sharding_rules: 'sten' is found in the path of no parameter"),
         ({"mesh.data": 3}, "mesh data=3, fsdp=1 does not fit 8 devices"),
         ({"mesh.fsdp": -1}, "more than one -1"),
         ({"model.network": "vit"}, "config.model.network 'vit' is not known"),
@@ -127,6 +162,7 @@ def test_sizes_can_be_overridden(overridden):
         ({"channels": 1}, "have 3 channels, config.channels is 1: set it to 3"),
         ({"optimizer.name": "sgd"}, "optimizer.name 'sgd' is not known"),
         ({"optimizer.warmup_steps": 99}, "optimizer.warmup_steps 99"),
+        ({"optimizer.first_moment_dtype": "int8"}, "optimizer.first_moment_dtype 'int8' is not known"),
         ({"sampling.sampler": "euler"}, "sampler 'euler' is not known"),
         ({"sampling.threshold": "soft"}, "threshold 'soft' is not known"),
         ({"sampling.threshold": "dynamic", "sampling.percentile": 120.0}, "percentile 120.0"),

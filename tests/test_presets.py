@@ -1,7 +1,10 @@
 """The paper's presets: what the files say holds together, and docs/presets.md says what they cost."""
 
 import functools
+import math
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from benchmarks import presets
@@ -13,7 +16,8 @@ from imagen_jax.data.sources import make_source
 from imagen_jax.guidance import threshold
 from imagen_jax.train import check_counts
 from imagen_jax.training.optimizers import make_optimizer
-from tests.tiny import ROOT, as_written
+from imagen_jax.training.state import abstract_state
+from tests.tiny import ROOT, as_written, one_device
 
 CONFIGS = presets.configs()
 PAPER = [name for name in CONFIGS if ":" not in name]
@@ -71,6 +75,26 @@ def test_every_part_of_a_preset_can_be_made(name):
     assert sharding.make_mesh(config.mesh).size == 8
     assert config.training.batch_size % 256 == 0 or name in VARIANTS
     assert config.optimizer.decay_steps == config.training.steps
+
+
+@pytest.mark.parametrize("name", ["configs/imagen_base_64.py:200m", "configs/imagen_sr_256.py:small"])
+def test_what_a_chip_holds_falls_with_the_chips_that_share_it(name):
+    """Of parameters, EMA and the states of Adafactor and Adam, in bytes."""
+    config = CONFIGS[name]
+    network = stages.make_network(config)
+    arguments = stages.network_arguments(config, 4096, stages.training_size(config))
+
+    def init(key):
+        return network.init(key, *(jnp.zeros(argument.shape, argument.dtype) for argument in arguments))["params"]
+
+    abstract, _ = abstract_state(init, make_optimizer(config.optimizer), 0, one_device())
+    held = {}
+    for fsdp in (1, 2, 4, 8):
+        laid = sharding.abstract_sharded(abstract, sharding.make_mesh({"data": -1, "fsdp": fsdp}))
+        shards = [(leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in jax.tree.leaves(laid)]
+        held[fsdp] = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shards)
+        assert held[fsdp] < 1.05 * held[1] / fsdp  # small arrays are whole on every chip
+    assert held[1] > 8 * MILLIONS[name] * 1e6
 
 
 def test_the_presets_chain_into_a_cascade_of_1024():

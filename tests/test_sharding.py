@@ -1,8 +1,10 @@
 import math
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec
 
@@ -12,13 +14,17 @@ from imagen_jax.sharding import (
     abstract_sharded,
     batch_sharding,
     check_batch,
+    check_rules,
     make_mesh,
+    micro_batches,
     own_rows,
     parameter_spec,
+    path_of,
     put_batch,
     put_whole,
     replicated,
     shard_parameters,
+    slice_grid,
 )
 
 
@@ -72,6 +78,49 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_numbers():
         check_batch(0, mesh)
 
 
+def test_micro_batches_must_divide_it_too():
+    mesh = make_mesh({"data": 2, "fsdp": 4})
+    check_batch(64, mesh, accumulation=4)
+    expected = r"mesh data=2, fsdp=4\) × 4 micro-batches \(training.accumulation\): give 64 or 96$"
+    with pytest.raises(UsageError, match=expected):
+        check_batch(72, mesh, accumulation=4)
+
+
+def test_micro_batches_are_all_of_the_batch_and_nothing_travels():
+    mesh = make_mesh({"data": 2, "fsdp": 4})
+    batch = put_batch({"image": np.arange(48 * 3).reshape(48, 3), "mask": np.arange(48)}, mesh)
+    cut = jax.jit(lambda batch: micro_batches(batch, 3, mesh)).lower(batch).compile()
+    assert not any(name in cut.as_text() for name in ("all-gather", "all-to-all", "collective-permute", "all-reduce"))
+    parts = cut(batch)
+    assert parts["image"].shape == (3, 16, 3)
+    np.testing.assert_array_equal(parts["image"][:, :, 0] // 3, parts["mask"])
+    np.testing.assert_array_equal(np.sort(np.ravel(parts["mask"])), np.arange(48))
+
+
+def slices_of(count, size):
+    """What a mesh asks of the devices of several slices, each 2 chips wide, out of order."""
+    devices = []
+    for i in range(count * size):
+        place, within = divmod(i, size)
+        fields = {"slice_index": place, "coords": (within % 2, within // 2, 0), "core_on_chip": 0, "id": i}
+        devices.append(types.SimpleNamespace(platform="tpu", device_kind="TPU v5", process_index=place, **fields))
+    return devices[::-1]
+
+
+@pytest.mark.parametrize("data, fsdp", [(2, 4), (4, 2), (8, 1)])
+def test_no_parameter_is_split_between_slices(data, fsdp):
+    grid = slice_grid(data, fsdp, 2, slices_of(2, 4))
+    assert grid.shape == (data, fsdp)
+    assert {device.id for device in grid.flat} == set(range(8))
+    slices = np.vectorize(lambda device: device.slice_index)(grid)
+    assert (slices == slices[:, :1]).all()
+
+
+def test_a_mesh_that_would_split_parameters_between_slices_is_refused():
+    with pytest.raises(UsageError, match=r"fsdp=8 would split .* between 2 slices.*data must be a multiple of 2"):
+        make_mesh({"data": 1, "fsdp": 8}, slices_of(2, 4))
+
+
 @pytest.mark.parametrize("fsdp", [1, 2, 3, 8])
 def test_a_parameter_is_split_on_its_largest_axis_that_divides(fsdp):
     rng = np.random.default_rng(fsdp)
@@ -106,6 +155,79 @@ def test_a_tree_is_laid_out_leaf_by_leaf():
         lambda leaf: (leaf.shape, leaf.dtype), shapes
     )
     assert jax.tree.map(lambda leaf: leaf.sharding, abstract) == shardings
+
+
+NETWORK = {
+    "stem": {"kernel": jax.ShapeDtypeStruct((3, 3, 64, 256), jnp.float32)},
+    "down_0": {
+        "conv": {"kernel": jax.ShapeDtypeStruct((3, 3, 256, 512), jnp.float32)},
+        "dense": {"kernel": jax.ShapeDtypeStruct((64, 64), jnp.float32)},
+    },
+}
+RULES = (("stem", ()), ("conv/kernel$", (None, None, "fsdp")), ("dense", ("data", "fsdp")), ("kernel", ("fsdp",)))
+
+
+def specs_of(tree):
+    """By path."""
+    return {path_of(path): leaf.spec for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+class TestRules:
+    def test_the_first_that_is_found_counts(self):
+        found = specs_of(shard_parameters(NETWORK, make_mesh({"data": 2, "fsdp": 4}), RULES))
+        assert found == {
+            "stem/kernel": PartitionSpec(),
+            "down_0/conv/kernel": PartitionSpec(None, None, "fsdp"),
+            "down_0/dense/kernel": PartitionSpec("data", "fsdp"),
+        }
+
+    def test_what_none_is_found_for_is_split_as_without_rules(self):
+        mesh = make_mesh({"data": 2, "fsdp": 4})
+        usual, ruled = (specs_of(shard_parameters(NETWORK, mesh, rules)) for rules in ((), RULES[:1]))
+        assert ruled.pop("stem/kernel") != usual.pop("stem/kernel")
+        assert ruled == usual
+
+    @pytest.mark.parametrize("optimizer", [optax.adam(1e-3), optax.adafactor(1e-3)], ids=["adam", "adafactor"])
+    def test_an_optimizer_state_lies_as_its_parameters_do(self, optimizer):
+        mesh = make_mesh({"data": 2, "fsdp": 4})
+        state = {"params": NETWORK, "opt_state": jax.eval_shape(optimizer.init, NETWORK)}
+        found = specs_of(shard_parameters(state, mesh, RULES, NETWORK))
+        kernels = {path: spec for path, spec in found.items() if path.endswith("down_0/conv/kernel")}
+        # Adafactor's rows have lost the output channels, its columns the input channels, which alone are split
+        expected = {"mu": (None, None, "fsdp"), "nu": (None, None, "fsdp"), "v_row": (None, None, "fsdp")}
+        expected |= {"v_col": (None, None, None), "v": (), "params": (None, None, "fsdp")}
+        assert len(kernels) > 2
+        for path, spec in kernels.items():
+            assert spec == PartitionSpec(*expected[path.split("/")[-4]]), path
+        # and jax can make it so
+        shardings = shard_parameters(state, mesh, RULES, NETWORK)["opt_state"]
+        jax.jit(optimizer.init, out_shardings=shardings).lower(NETWORK)
+
+    def test_one_that_is_found_nowhere_is_refused(self):
+        with pytest.raises(UsageError, match="'sten' is found in the path of no parameter: they are such as "):
+            shard_parameters(NETWORK, make_mesh({"data": 2, "fsdp": 4}), (("sten", ()),))
+
+    @pytest.mark.parametrize("axes", [(None,) * 4 + ("fsdp",), ("fsdp",)])
+    def test_one_that_does_not_fit_is_refused_with_the_numbers(self, axes):
+        with pytest.raises(UsageError, match=r"'stem' cannot split stem/kernel of shape \(3, 3, 64, 256\) into \("):
+            shard_parameters(NETWORK, make_mesh({"data": 2, "fsdp": 4}), (("stem", axes),))
+
+    @pytest.mark.parametrize(
+        "rule, said",
+        [
+            (("(", ()), "is no regular expression with an axis for each dimension"),
+            (("stem",), "is no regular expression with an axis for each dimension"),
+            (("stem", None), "is no regular expression with an axis for each dimension"),
+            (("stem", ("model",)), "has other axes than data, fsdp and None, or one of them twice"),
+            (("stem", "fsdp"), "has other axes than data, fsdp and None, or one of them twice"),
+            (("stem", ("fsdp", "fsdp")), "has other axes than data, fsdp and None, or one of them twice"),
+        ],
+        ids=str,
+    )
+    def test_what_is_no_rule_is_refused(self, rule, said):
+        check_rules(RULES[:3])
+        with pytest.raises(UsageError, match=rf"config.sharding_rules\[1\] .*{said}"):
+            check_rules((RULES[0], rule))
 
 
 def test_a_batch_is_spread_over_all_devices():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,6 +22,26 @@ from imagen_jax.models.layers import (
 )
 
 Block = Callable[..., jax.Array]
+
+
+def keeps_dots(primitive: Any, *_: Any, **parameters: Any) -> bool:
+    """Whether a result within a block is kept for the backward pass: of convolutions and dense layers alone.
+
+    Norms and activations cost little to make again; so do the products of attention, beside the memory of its weights,
+    which grows with the square of the pixels.
+    """
+    if primitive is jax.lax.dot_general_p:
+        _, batch_axes = parameters["dimension_numbers"]
+        return not any(batch_axes)
+    return primitive is jax.lax.conv_general_dilated_p
+
+
+# What residual blocks and attention layers keep for the backward pass beside their inputs; None: everything.
+REMAT: dict[str, Callable[..., bool] | None] = {
+    "none": None,
+    "dots": keeps_dots,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 class Denoiser(nn.Module):
@@ -46,6 +67,7 @@ class Denoiser(nn.Module):
         dropout: share of activations dropped in training.
         dtype: of the compute; parameters, norms and softmax stay float32.
         out_channels: channels of the output; inputs skip to the first ``image_channels`` of them.
+        remat: of ``REMAT``, what is computed again in the backward pass instead of kept: time for memory.
     """
 
     image_channels: int
@@ -65,6 +87,7 @@ class Denoiser(nn.Module):
     dropout: float
     dtype: jnp.dtype
     out_channels: int
+    remat: str
 
     @nn.compact
     def __call__(
@@ -75,7 +98,7 @@ class Denoiser(nn.Module):
         text_mask: jax.Array,
         low_res: jax.Array | None = None,
         aug_level: jax.Array | None = None,
-        train: bool = False,
+        dropout_keys: jax.Array | None = None,
     ) -> jax.Array:
         """The network's prediction.
 
@@ -86,7 +109,7 @@ class Denoiser(nn.Module):
             text_mask: [B, L] True where there is a token.
             low_res: [B, H, W, C] the condition of a super-resolution stage, already of z's size.
             aug_level: [B] in [0, 1], the noise in ``low_res``.
-            train: whether dropout is on (needs the ``dropout`` key).
+            dropout_keys: [B] keys of the dropout of each example; None for none, as outside of training.
 
         Returns:
             [B, H, W, out_channels] float32; zero at initialisation.
@@ -101,13 +124,13 @@ class Denoiser(nn.Module):
             x = Positions(self.positions, self.dtype, name="positions")(x)
 
         def res(x: jax.Array, channels: int, name: str, resample: str = "") -> jax.Array:
-            block = ResBlock(channels, self.norm_groups, self.dropout, self.dtype, resample, name=name)
-            return block(x, embedding, train)
+            kind = self.with_remat(ResBlock)
+            block = kind(channels, self.norm_groups, self.dropout, self.dtype, resample, name=name)
+            return block(x, embedding, dropout_keys)
 
         def attend(x: jax.Array, kinds: tuple[str, ...], name: str) -> jax.Array:
-            stack = AttentionStack(
-                kinds, self.head_channels, self.norm_groups, self.attention_mlp, self.dtype, name=name
-            )
+            kind = self.with_remat(AttentionStack)
+            stack = kind(kinds, self.head_channels, self.norm_groups, self.attention_mlp, self.dtype, name=name)
             return stack(x, text, text_mask)
 
         x = self.trunk(x, res, attend)
@@ -120,6 +143,11 @@ class Denoiser(nn.Module):
             return x
         image, rest = jnp.split(x, [self.image_channels], axis=-1)
         return jnp.concatenate([InputSkip(name="input_skip")(image, images, embedding), rest], axis=-1)
+
+    def with_remat(self, kind: type[nn.Module]) -> Any:
+        """The kind of module whose backward pass remakes what ``remat`` does not keep; its parameters are the same."""
+        policy = REMAT[self.remat]
+        return nn.remat(kind, policy=policy) if policy else kind
 
     def trunk(self, x: jax.Array, res: Block, attend: Block) -> jax.Array:
         """Features of the stem [B, H/patch, W/patch, channels] → features of that height and width.

@@ -10,6 +10,7 @@ import optax
 import optax.contrib
 
 from imagen_jax.errors import UsageError
+from imagen_jax.stage import DTYPES
 
 
 def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
@@ -38,12 +39,33 @@ def matrices(params: Any) -> Any:
     return jax.tree.map(described, params)
 
 
+def first_moment_dtype(config: ml_collections.ConfigDict) -> Any:
+    """Of the running mean of gradients: bfloat16 halves its memory. Raises UsageError where there is none to halve."""
+    name = config.first_moment_dtype
+    if name not in DTYPES:
+        raise UsageError(f"optimizer.first_moment_dtype {name!r} is not known: choose one of {', '.join(DTYPES)}")
+    if config.name == "adafactor" and name != "float32":
+        raise UsageError(
+            f"optimizer.first_moment_dtype {name!r} is of no use to optimizer.name 'adafactor', which has no first "
+            "moment: leave it 'float32', or choose adam or muon"
+        )
+    return DTYPES[name]
+
+
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
     """Clipping by global norm, then the named optimizer. Raises UsageError for an unknown one."""
     rate = learning_rate(config)
+    moment = first_moment_dtype(config)
     match config.name:
         case "adam":
-            update = optax.adamw(rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay)
+            update = optax.adamw(
+                rate,
+                b1=config.b1,
+                b2=config.b2,
+                eps=config.eps,
+                mu_dtype=moment,
+                weight_decay=config.weight_decay,
+            )
         case "adafactor":
             # multiply_by_parameter_scale off: zero-initialised outputs would hardly move from zero
             update = optax.adafactor(
@@ -55,6 +77,7 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
                 beta=config.b1,
                 adam_b1=config.b1,
                 adam_b2=config.b2,
+                mu_dtype=moment,
                 weight_decay=config.weight_decay,
                 # updates of Adam's size, so that learning rates mean the same (arXiv:2502.16982, Eq. 4)
                 consistent_rms=0.2,

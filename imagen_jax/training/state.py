@@ -11,7 +11,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from imagen_jax.sharding import abstract_sharded
+from imagen_jax.sharding import Rules, abstract_sharded
 
 
 @struct.dataclass
@@ -25,9 +25,12 @@ class TrainState:
 
 
 def abstract_state(
-    init: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation, seed: int, mesh: Mesh
+    init: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, rules: Rules = ()
 ) -> tuple[TrainState, Callable[[], TrainState]]:
-    """(the state's shapes with their shardings, a function that makes it); nothing is ever held unsharded."""
+    """(the state's shapes with their shardings, a function that makes it); nothing is ever held unsharded.
+
+    The rules are of ``sharding.shard_parameters``: moments and EMA lie as their parameters do.
+    """
 
     def make() -> TrainState:
         params = init(jax.random.key(seed))
@@ -38,7 +41,8 @@ def abstract_state(
             ema_params=jax.tree.map(jnp.copy, params),
         )
 
-    abstract = abstract_sharded(jax.eval_shape(make), mesh)
+    shapes = jax.eval_shape(make)
+    abstract = abstract_sharded(shapes, mesh, rules, shapes.params)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     # On a CPU, optimising this program of random numbers takes many times longer than its only call.
     options = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None

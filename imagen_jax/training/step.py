@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from imagen_jax.diffusion import stratified_times
 from imagen_jax.images import Size, scaled, to_float
 from imagen_jax.losses import Losses, losses_at
 from imagen_jax.resizing import resize
-from imagen_jax.sharding import batch_sharding, replicated
+from imagen_jax.sharding import batch_sharding, micro_batches, replicated
 from imagen_jax.stage import Stage, crop_size
 from imagen_jax.training.state import TrainState, update_ema
 
@@ -24,12 +24,22 @@ Metrics = dict[str, jax.Array]
 NOISE_BANDS = 5
 
 
-def example_losses(stage: Stage, params: Any, encoder_params: Any, batch: Batch, key: jax.Array) -> Losses:
-    """The losses of each example, at random times.
+class Examples(NamedTuple):
+    """What a network is trained on, [B, ...] each, all that is random in it drawn: as ``losses_at`` takes it."""
+
+    x: jax.Array
+    text: tuple[jax.Array, jax.Array]
+    condition: dict[str, jax.Array]
+    t: jax.Array
+    eps: jax.Array
+    dropout_keys: jax.Array | None
+
+
+def draw_examples(stage: Stage, encoder_params: Any, batch: Batch, key: jax.Array) -> Examples:
+    """The examples of a batch, at random times.
 
     Args:
         stage: the stage that is trained.
-        params: its parameters.
         encoder_params: those of its frozen text encoder.
         batch: ``image`` uint8 or uint16 [B, H, W, C], whole, ``tokens`` int32 [B, L], ``mask`` bool [B, L].
         key: all randomness of the step.
@@ -43,8 +53,8 @@ def example_losses(stage: Stage, params: Any, encoder_params: Any, batch: Batch,
     condition = augmented_low_res(stage, aug_key, x) if stage.is_super_resolution else {}
 
     t = stratified_times(time_key, x.shape[0])
-    eps = jax.random.normal(noise_key, x.shape)
-    return losses_at(stage, params, x, text, condition, t, eps, dropout_key)
+    dropout_keys = jax.random.split(dropout_key, x.shape[0]) if stage.config.model.dropout else None
+    return Examples(x, text, condition, t, jax.random.normal(noise_key, x.shape), dropout_keys)
 
 
 def drop_captions(
@@ -95,6 +105,35 @@ def augmented_low_res(stage: Stage, key: jax.Array, x: jax.Array) -> dict[str, j
     return stage.condition_on(low_res, level, jax.random.normal(noise_key, low_res.shape))
 
 
+def mean_gradients(
+    stage: Stage, params: Any, examples: Examples, accumulation: int, abstract: Any, mesh: Mesh
+) -> tuple[Any, Losses]:
+    """(gradients of the mean loss, the losses), from ``accumulation`` micro-batches one after another.
+
+    The gradients lie on the mesh as the abstract parameters do. All randomness is drawn, so that they are those of the
+    whole batch, whatever it is cut into.
+    """
+
+    def mean_loss(params: Any, examples: Examples) -> tuple[jax.Array, Losses]:
+        losses = losses_at(stage, params, *examples)
+        return jnp.mean(losses.loss), losses
+
+    if accumulation == 1:
+        return jax.grad(mean_loss, has_aux=True)(params, examples)
+    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+    def add(total: Any, examples: Examples) -> tuple[Any, Losses]:
+        # each time anew: XLA would gather split parameters once, before the loop, and hold all of them at once
+        here, total = jax.lax.optimization_barrier((params, total))
+        gradients, losses = jax.grad(mean_loss, has_aux=True)(here, examples)
+        total = jax.tree.map(lambda t, g: t + g / accumulation, total, gradients)
+        return jax.lax.with_sharding_constraint(total, layout), losses
+
+    zeros = jax.lax.with_sharding_constraint(jax.tree.map(jnp.zeros_like, params), layout)
+    gradients, losses = jax.lax.scan(add, zeros, micro_batches(examples, accumulation, mesh))
+    return gradients, jax.tree.map(lambda values: values.T.ravel(), losses)
+
+
 def make_train_step(
     stage: Stage, optimizer: optax.GradientTransformation, abstract: TrainState, mesh: Mesh
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]:
@@ -108,17 +147,14 @@ def make_train_step(
 
     def step(state: TrainState, encoder_params: Any, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(root), state.step)
-
-        def mean_loss(params: Any) -> tuple[jax.Array, Losses]:
-            losses = example_losses(stage, params, encoder_params, batch, key)
-            return jnp.mean(losses.loss), losses
-
-        (loss, losses), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        examples = draw_examples(stage, encoder_params, batch, key)
+        accumulation = stage.config.training.accumulation
+        gradients, losses = mean_gradients(stage, state.params, examples, accumulation, abstract.params, mesh)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = update_ema(state.ema_params, params, state.step, stage.config.optimizer.ema_decay)
         metrics = {
-            "loss": loss,
+            "loss": jnp.mean(losses.loss),
             "gradient_norm": optax.tree.norm(gradients),
             "parameter_norm": optax.tree.norm(params),
             **by_noise_level(losses),

@@ -18,6 +18,7 @@ from imagen_jax.models.layers import (
     TextPooling,
     cosine_basis,
     downsample,
+    drop,
     from_patches,
     masked_softmax,
     sinusoidal_embedding,
@@ -44,26 +45,22 @@ def compiled(module):
 
 @functools.cache
 def block_run(block):
-    def run(params, seed, train):
-        return block.apply({"params": params}, X, EMBEDDING, train, rngs={"dropout": jax.random.key(seed)})
+    def run(params, keys=None):
+        return block.apply({"params": params}, X, EMBEDDING, keys)
 
-    return jax.jit(run, static_argnums=2, compiler_options=QUICKLY)
-
-
-def not_training(module):
-    return {"train": False} if isinstance(module, ResBlock) else {}
+    return jax.jit(run, compiler_options=QUICKLY)
 
 
 def random_params(module, *inputs):
     """Parameters as after some training: none is zero. Drawn outside of jax, which would compile each init."""
-    shapes = jax.eval_shape(lambda key: module.init(key, *inputs, **not_training(module)), jax.random.key(0))["params"]
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: 0.5 * rng.standard_normal(leaf.shape).astype(np.float32), shapes)
 
 
 def with_fresh(module, layers, *inputs):
     """Random parameters, but those of ``layers`` as init makes them: all of init would take seconds to compile."""
-    init = functools.partial(module.init, **not_training(module))
+    init = module.init
     fresh = jax.jit(lambda key: {name: init(key, *inputs)["params"][name] for name in layers})(jax.random.key(0))
     return {**random_params(module, *inputs), **fresh}
 
@@ -244,11 +241,11 @@ def test_a_patch_is_a_square_of_pixels():
 def test_a_residual_block_starts_as_its_skip(resample, size):
     block = ResBlock(channels=8, groups=4, dropout=0.0, dtype=jnp.float32, resample=resample)
     params = with_fresh(block, ["conv_1"], X, EMBEDDING)
-    out = block_run(block)(params, 0, False)
+    out = block_run(block)(params)
     skip = {"": lambda x: x, "down": downsample, "up": upsample}[resample](X)
     assert out.shape == (2, size, size, 8)
     np.testing.assert_allclose(out, skip, atol=1e-6)
-    changed = block_run(block)(random_params(block, X, EMBEDDING), 0, False)
+    changed = block_run(block)(random_params(block, X, EMBEDDING))
     assert np.abs(changed - skip).max() > 1e-2
 
 
@@ -256,9 +253,24 @@ def test_dropout_is_for_training_alone():
     block = ResBlock(channels=8, groups=4, dropout=0.5, dtype=jnp.float32)
     params = random_params(block, X, EMBEDDING)
     run = block_run(block)
-    np.testing.assert_array_equal(run(params, 0, False), run(params, 1, False))
-    np.testing.assert_array_equal(run(params, 0, True), run(params, 0, True))
-    assert np.abs(run(params, 0, True) - run(params, 1, True)).max() > 1e-2
+    keys = jax.random.split(jax.random.key(0), len(X))
+    dropped = run(params, keys)
+    np.testing.assert_array_equal(dropped, run(params, keys))
+    # each example's is its own: another key of the first is nothing to the second
+    changed = run(params, keys.at[0].set(jax.random.key(1)))
+    assert np.abs(dropped - run(params))[0].max() > 1e-2
+    assert np.abs(dropped - changed)[0].max() > 1e-2
+    np.testing.assert_array_equal(dropped[1:], changed[1:])
+
+
+def test_what_is_dropped_is_a_share_that_differs_by_example_and_place():
+    x, keys = jnp.ones((2, 5000)), jax.random.split(jax.random.key(0), 2)
+    found = {place: np.asarray(drop(x, 0.2, keys, place)) for place in ("down_0_res_0", "down_0_res_1")}
+    first, other = found.values()
+    np.testing.assert_allclose(np.unique(first), [0, 1.25])
+    assert (first == 0).mean() == pytest.approx(0.2, abs=0.02)
+    for one, two in ((first[0], first[1]), (first[0], other[0])):
+        assert ((one == 0) & (two == 0)).mean() == pytest.approx(0.04, abs=0.015)
 
 
 @pytest.mark.parametrize("channels, groups", [(8, 4), (6, 4), (7, 4)])

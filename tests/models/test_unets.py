@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from imagen_jax.models import layers
+from imagen_jax.models.denoiser import REMAT
 from imagen_jax.models.efficient_unet import EfficientUNet
 from imagen_jax.models.unet import UNet
 
@@ -30,6 +31,7 @@ COMMON = {
     "dropout": 0.0,
     "dtype": jnp.float32,
     "out_channels": 3,
+    "remat": "none",
 }
 FIELDS = {UNet: {**COMMON, "middle_attention": ("text",)}, EfficientUNet: COMMON}
 
@@ -268,8 +270,49 @@ def test_names_and_shapes_do_not_depend_on_how_the_network_is_run(network):
     for other in (
         shapes_of(build(network, dtype=jnp.bfloat16, dropout=0.2, skip_scale=0.5), *inputs()),
         shapes_of(build(network), *inputs(size=16, length=9)),
+        shapes_of(build(network, remat="dots"), *inputs()),
+        shapes_of(build(network, remat="full"), *inputs()),
     ):
         assert jax.tree.map(lambda leaf: leaf.shape, other) == jax.tree.map(lambda leaf: leaf.shape, params)
+
+
+def test_what_is_made_again_is_the_same():
+    """Dropout too: what is dropped must be the same when it is made again."""
+    small = {"multipliers": (1,), "blocks": (1,), "attention": (("self+text",),), "dropout": 0.1}
+    params, given = trained(EfficientUNet, **small), inputs()
+    keys = jax.random.split(jax.random.key(0), 2)
+
+    def loss_and_gradients(remat):
+        module = build(EfficientUNet, remat=remat, **small)
+
+        def loss(params):
+            return jnp.mean((module.apply({"params": params}, *given, dropout_keys=keys) - given[0]) ** 2)
+
+        return jax.jit(jax.value_and_grad(loss), compiler_options=QUICKLY)(params)
+
+    expected, gradients = loss_and_gradients("none")
+    for remat in set(REMAT) - {"none"}:
+        found, others = loss_and_gradients(remat)
+        assert found == pytest.approx(float(expected), rel=1e-6)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), others, gradients)
+
+
+@each_network
+def test_what_is_made_again_need_not_be_kept(network):
+    """Counted are the bytes that the backward pass is given, beside the parameters; nothing is compiled."""
+    given, kept = inputs(size=32), {}
+    params = shapes_of(build(network), *given)
+    for remat in REMAT:
+        module = build(network, remat=remat)
+        run = functools.partial(lambda module, params: module.apply({"params": params}, *given), module)
+        _, backward = jax.eval_shape(functools.partial(jax.vjp, run), params)
+        kept[remat] = size_of(backward) - size_of(params)
+    assert 0 < kept["full"] < kept["dots"] < 0.6 * kept["none"]
+
+
+def size_of(tree):
+    """Its bytes."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def test_the_places_of_a_unet():

@@ -19,6 +19,7 @@ def config(**changes):
             "b1": 0.9,
             "b2": 0.99,
             "eps": 1e-8,
+            "first_moment_dtype": "float32",
             "weight_decay": 0.0,
             "clip_norm": 1.0,
             **changes,
@@ -51,6 +52,27 @@ def test_a_warm_up_that_does_not_end_is_refused(warmup_steps):
 def test_an_unknown_name_is_refused():
     with pytest.raises(UsageError, match="optimizer.name 'sgd' is not known: choose adam, adafactor"):
         make_optimizer(config(name="sgd"))
+
+
+def test_a_first_moment_of_another_type_is_refused():
+    with pytest.raises(UsageError, match="first_moment_dtype 'float16' is not known: choose one of float32, bfloat16"):
+        make_optimizer(config(first_moment_dtype="float16"))
+    with pytest.raises(UsageError, match="'bfloat16' is of no use to optimizer.name 'adafactor'"):
+        make_optimizer(config(name="adafactor", first_moment_dtype="bfloat16"))
+
+
+@pytest.mark.parametrize("name", ["adam", "muon"])
+def test_a_first_moment_in_bfloat16_takes_half_its_memory_and_moves_as_far(name):
+    params = {"kernel": jnp.ones((20, 50))}
+    gradients = {"kernel": jax.random.normal(jax.random.key(0), (20, 50))}
+    sizes, moved = {}, {}
+    for dtype in ("float32", "bfloat16"):
+        optimizer = make_optimizer(config(name=name, warmup_steps=0, first_moment_dtype=dtype))
+        sizes[dtype] = sum(leaf.nbytes for leaf in jax.tree.leaves(optimizer.init(params)))
+        moved[dtype] = after_one(optimizer, params, gradients)["kernel"] - 1
+    assert sizes["float32"] - sizes["bfloat16"] == 2 * 1000
+    assert moved["bfloat16"].dtype == jnp.float32
+    np.testing.assert_allclose(moved["bfloat16"], moved["float32"], atol=0.02 * np.abs(moved["float32"]).max())
 
 
 def after_one(optimizer, params, gradients):
