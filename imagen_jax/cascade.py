@@ -26,7 +26,7 @@ from imagen_jax.diffusion import to_x_and_eps
 from imagen_jax.errors import UsageError
 from imagen_jax.guidance import Guidance, threshold
 from imagen_jax.schedules import noise_angle, signal
-from imagen_jax.sharding import abstract_sharded, batch_sharding, put_batch, shard_parameters
+from imagen_jax.sharding import abstract_sharded, batch_sharding, put_batch
 from imagen_jax.stage import Stage, build, to_float, to_uint8
 from imagen_jax.time_grids import check_steps
 
@@ -364,4 +364,4 @@ def load_stage(workdir: Path, config: ml_collections.ConfigDict, mesh: Mesh) -> 
 
 def place_encoder(stage: Stage, mesh: Mesh) -> Any:
     """The text encoder's parameters, on the mesh."""
-    return jax.device_put(stage.encoder.params, shard_parameters(stage.encoder.params, mesh))
+    return stage.encoder.load(mesh)
