@@ -89,7 +89,7 @@ def load_encoder(model: str, length: int, dtype: Any = jnp.float32) -> TextEncod
 def random_encoder(seed: int, length: int, dtype: Any = jnp.float32) -> TextEncoder:
     """A small untrained encoder over bytes, the same for the same seed."""
     init = jax.jit(T5Encoder(**RANDOM_CONFIG).init)
-    params = init(jax.random.key(seed), *no_text(length=2))["params"]
+    params = jax.tree.map(np.asarray, init(jax.random.key(seed), *no_text(length=2))["params"])
     return text_encoder(RANDOM_CONFIG, in_memory(params), byte_tokenizer(length), dtype)
 
 
@@ -107,9 +107,9 @@ def folder_encoder(folder: Path, length: int, dtype: Any = jnp.float32) -> TextE
 
 
 def in_memory(params: dict) -> ReadPart:
-    """Parts of parameters that are at hand."""
+    """Parts of parameters that are at hand, a nested dict of NumPy arrays."""
     flat = traverse_util.flatten_dict(params)
-    return lambda path, index: np.asarray(flat[path][index])
+    return lambda path, index: flat[path][index]
 
 
 def text_encoder(config: dict[str, Any], read: ReadPart, tokenizer: Tokenizer, dtype: Any) -> TextEncoder:
