@@ -287,8 +287,11 @@ class Cascade:
     ) -> list[np.ndarray]:
         """The images of every stage of any number of prompts, uint8 [N, H, W, C] each, drawn in batches with a bar.
 
-        Weights ``guidance`` [stages, N] take the place of the configs' ones.
+        Weights ``guidance`` [stages, N] take the place of the configs' ones. Says how many prompts had to be cut.
         """
+        cut = max(trained.stage.encoder.tokenize.overlong(prompts) for trained in self.stages)
+        if cut:
+            print(f"{cut} of {len(prompts)} prompts have more tokens than config.text.length: their ends are not read")
         batch_size = min(batch_size, len(prompts))
         batches = []
         with tqdm(total=len(prompts), desc="drawing", unit=" images") as bar:

@@ -125,6 +125,14 @@ def first_steps(base, base_run):
     return seen
 
 
+def test_captions_that_fill_all_tokens_are_counted(base, base_run):
+    batch = batch_of(base)
+    mask = np.array(batch["mask"])
+    mask[:, -1] = [True, False, True, True, False, False, True, False]
+    _, metrics = base_run(base_run.state(), {**batch, "mask": mask})
+    assert float(metrics["full_captions"]) == 0.5
+
+
 @pytest.mark.parametrize("make_mesh", [eight_devices, split_devices])
 def test_a_base_step_under_adam_is_the_same_on_eight_devices(base, base_run, first_steps, make_mesh, monkeypatch):
     monkeypatch.setattr(sharding, "MIN_SPLIT_SIZE", 2**8)
