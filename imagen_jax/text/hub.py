@@ -68,6 +68,7 @@ def cached_folder(name: str) -> Path | None:
 def download(name: str) -> Path:
     """Downloads the encoder `name` into the cache; its folder there. Raises UsageError as `hub_folder`."""
     import huggingface_hub
+    from huggingface_hub import constants
 
     try:
         files = [file.rfilename for file in huggingface_hub.model_info(name).siblings or ()]
@@ -76,9 +77,10 @@ def download(name: str) -> Path:
     except Exception as error:  # whatever the network, the Hub and the disk have to say
         raise UsageError(
             f'text encoder "{name}" is neither a folder on this machine nor whole in the Hugging Face cache'
-            f" ({huggingface_hub.constants.HF_HUB_CACHE}), and cannot be downloaded ({first_line(error)}): where there"
+            f" ({constants.HF_HUB_CACHE}), and cannot be downloaded ({first_line(error)}): where there"
             f" is a network, run {fetching(COPIES.get(name, name), 'model*.safetensors*', name)} and put the folder"
             f" {name} into the folder that the command is started in, or name its place as text.model"
+            f"{' (it is a copy: the original has pickled weights only)' if name in COPIES else ''}"
         ) from error
     raise UsageError(
         f'text encoder "{name}" has no safetensors weights on the Hugging Face Hub, and pickled ones run code from the'

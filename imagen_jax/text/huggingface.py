@@ -61,7 +61,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(f"{path} is not valid JSON ({error}): copy it again") from error
     found = config.get("model_type") if isinstance(config, dict) else type(config).__name__
-    if found not in MODEL_TYPES:
+    if found not in tuple(MODEL_TYPES):
         raise UsageError(f'{path} says model_type is "{found}", expected one of {", ".join(MODEL_TYPES)}: give a T5')
     given = CONFIG_DEFAULTS | {"feed_forward_proj": MODEL_TYPES[found]} | config
     absent = [name for name in CONFIG_FIELDS if name not in given]

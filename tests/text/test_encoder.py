@@ -78,6 +78,14 @@ def test_longer_padding_changes_nothing(encoder):
     assert not longer[:, 32:].any() and mask.any()
 
 
+def test_nothing_is_compiled_anew_for_another_length_of_caption(encoder):
+    encode = jax.jit(encoder.encode)
+    with quick_compilation():
+        for caption in ("", "a", "a red circle", "é" * 500):
+            encode(encoder.params, *encoder.tokenize([caption]))
+    assert encode._cache_size() == 1
+
+
 def test_a_saved_folder_gives_the_same_embeddings(encoder, folder):
     loaded = load_encoder(str(folder), length=32)
     np.testing.assert_array_equal(loaded(CAPTIONS)[0], encoder(CAPTIONS)[0])
@@ -230,6 +238,7 @@ def test_the_command_that_converts_pickled_weights_is_one_of_a_shell_and_of_pyth
     "fields, message",
     [
         ({"model_type": "bert"}, 'model_type is "bert"'),
+        ({"model_type": ["t5"]}, "model_type is ...t5..., expected one of t5, mt5, umt5"),
         ({"feed_forward_proj": "gated-swish"}, 'feed_forward_proj is "gated-swish"'),
         ({"feed_forward_proj": "relu"}, "missing encoder.block.0.layer.1.DenseReluDense.wi.weight"),
         ({"model_type": "umt5"}, "missing encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"),

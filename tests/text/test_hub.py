@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import huggingface_hub
 import numpy as np
 import pytest
+from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from imagen_jax.text.encoder import SHAPES_ENCODER, load_encoder
 from imagen_jax.text.hub import hub_folder
@@ -18,7 +20,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """An empty cache."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     return tmp_path
 
 
@@ -43,7 +45,7 @@ def hub(monkeypatch, cache):
 
     def snapshot_download(name, allow_patterns, local_files_only=False):
         if local_files_only:
-            raise huggingface_hub.errors.LocalEntryNotFoundError("not there")
+            raise LocalEntryNotFoundError("not there")
         asked.append((name, allow_patterns))
         return str(cache)
 
@@ -78,7 +80,7 @@ def test_without_a_network_the_error_says_what_to_fetch_and_where_to_put_it(cach
 
 def test_where_the_publisher_has_no_safetensors_a_copy_is_fetched_under_the_same_name(cache):
     with pytest.raises(
-        ValueError, match="hf download city96/t5-v1_1-xxl-encoder-bf16 .*--local-dir google/t5-v1_1-xxl"
+        ValueError, match="hf download city96/t5-v1_1-xxl-encoder-bf16 .*--local-dir google/t5-v1_1-xxl .*is a copy"
     ):
         load_encoder("google/t5-v1_1-xxl", length=16)
 
