@@ -18,6 +18,8 @@ RUNTIME = [
     # text: tokenizers and config.json; weights. Torch is not needed for either
     "transformers>=5.0,<6",
     "safetensors>=0.6",
+    "sentencepiece>=0.2",  # tokenizers that come as spiece.model alone, as of google/t5-v1_1-xxl
+    "huggingface_hub>=1.0",  # files of a named encoder, from its cache or its site
     # commands: configs, flags, progress, metrics for TensorBoard, pictures of results
     "ml_collections>=1.1",
     "absl-py>=2.3",

@@ -51,9 +51,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.prefetch = 16
 
     config.text = ml_collections.ConfigDict()
-    config.text.model = (
-        "models/t5-v1_1-xxl"  # a folder with the files of google/t5-v1_1-xxl, its weights as safetensors
-    )
+    config.text.model = "google/t5-v1_1-xxl"  # README.md, "Text encoders", says how to get it
     config.text.length = 128
     config.text.dtype = "bfloat16"
 

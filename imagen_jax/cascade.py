@@ -27,7 +27,7 @@ from imagen_jax.errors import UsageError
 from imagen_jax.guidance import Guidance, threshold
 from imagen_jax.images import Size, dtype_of, said, size_of, to_float, to_whole
 from imagen_jax.schedules import noise_angle, signal
-from imagen_jax.sharding import abstract_sharded, batch_sharding, put_whole, shard_parameters
+from imagen_jax.sharding import abstract_sharded, batch_sharding, put_whole
 from imagen_jax.stage import Stage, build, image_size, is_super_resolution, low_res_size, side_multiple
 from imagen_jax.tiles import check_tiles, in_tiles
 from imagen_jax.time_grids import check_steps
@@ -322,8 +322,11 @@ class Cascade:
     ) -> list[np.ndarray]:
         """The images of every stage of any number of prompts, [N, H, W, C] each, drawn in batches with a bar.
 
-        Weights ``guidance`` [stages, N] take the place of the configs' ones.
+        Weights ``guidance`` [stages, N] take the place of the configs' ones. Says how many prompts had to be cut.
         """
+        cut = max(trained.stage.encoder.tokenize.overlong(prompts) for trained in self.stages)
+        if cut:
+            print(f"{cut} of {len(prompts)} prompts have more tokens than config.text.length: their ends are not read")
         batch_size = min(batch_size, len(prompts))
         batches = []
         with tqdm(total=len(prompts), desc="drawing", unit=" images", disable=not processes.writes()) as bar:
@@ -400,4 +403,4 @@ def load_stage(workdir: Path, config: ml_collections.ConfigDict, mesh: Mesh) -> 
 
 def place_encoder(stage: Stage, mesh: Mesh) -> Any:
     """The text encoder's parameters, on the mesh."""
-    return put_whole(stage.encoder.params, shard_parameters(stage.encoder.params, mesh))
+    return stage.encoder.load(mesh)

@@ -31,7 +31,7 @@ from imagen_jax.data.shapes.scenes import BACKGROUNDS, COLOURS, MIRRORED, POSITI
 from imagen_jax.data.shapes.source import ShapesSource
 from imagen_jax.errors import UsageError
 from imagen_jax.models.t5 import T5Encoder
-from imagen_jax.text.encoder import TextEncoder, folder_encoder, text_encoder
+from imagen_jax.text.encoder import TextEncoder, folder_encoder, in_memory, text_encoder
 from imagen_jax.text.huggingface import save_folder
 from imagen_jax.text.probe import linear_probe
 from imagen_jax.text.tokens import byte_tokenizer
@@ -84,7 +84,7 @@ def main() -> None:
     save_folder(out, fields, jax.tree.map(np.asarray, params))
     length = MAX_BYTES + 1  # the end of sequence comes after the bytes
     figures = {
-        "untrained": probe(text_encoder(fields, untrained, byte_tokenizer(length), "float32"), config),
+        "untrained": probe(text_encoder(fields, in_memory(untrained), byte_tokenizer(length), "float32"), config),
         "pretrained": probe(folder_encoder(out, length), config),
     }
     (out / "probe.json").write_text(json.dumps(figures, indent=2) + "\n")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,10 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from imagen_jax.errors import UsageError
+
+ParameterPath = tuple[str, ...]  # names from the top of a tree of parameters down
+Index = tuple[slice, ...]
+ReadPart = Callable[[ParameterPath, Index], np.ndarray]
 
 AXES = ("data", "fsdp")
 BATCH = PartitionSpec(AXES)
@@ -191,6 +195,35 @@ def abstract_sharded(shapes: Any, mesh: Mesh, rules: Rules = (), params: Any = N
         shapes,
         shard_parameters(shapes, mesh, rules, params),
     )
+
+
+def load_parameters(shapes: Any, read: ReadPart, mesh: Mesh) -> Any:
+    """A tree of arrays of these abstract ones' shapes and dtypes, laid out as ``shard_parameters`` says.
+
+    Each process reads the parts that its devices need, one array after the other, so that it never holds more than
+    these parts and what one array takes to read.
+
+    Args:
+        shapes: nested dicts of abstract arrays.
+        read: gives a part of the array at a path, in any dtype.
+        mesh: where the arrays go.
+    """
+
+    def load(path: tuple, leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.Array:
+        parts: dict[tuple, np.ndarray] = {}  # devices with the same part share its reading
+
+        def part(index: Index | None) -> np.ndarray:
+            assert index is not None  # jax asks for the parts of this process's devices only
+            bounds = tuple(axis.indices(size)[:2] for axis, size in zip(index, leaf.shape, strict=True))
+            if bounds not in parts:
+                found = read(tuple(entry.key for entry in path), tuple(slice(*ends) for ends in bounds))
+                parts[bounds] = np.asarray(found, leaf.dtype, order="C")
+            return parts[bounds]
+
+        array = jax.make_array_from_callback(leaf.shape, sharding, part, dtype=leaf.dtype)
+        return jax.block_until_ready(array)  # else parts that wait for their transfer would pile up on the host
+
+    return jax.tree_util.tree_map_with_path(load, shapes, shard_parameters(shapes, mesh))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

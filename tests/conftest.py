@@ -9,6 +9,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 # Eight simulated devices on two cores can wait for each other for ever; a thread pool of this size prevents it.
 os.environ["NPROC"] = "16"
+# No test asks the network for anything.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 # A second run of the tests compiles nothing again.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)

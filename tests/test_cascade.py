@@ -108,6 +108,14 @@ def test_pictures_do_not_depend_on_how_they_are_batched(cascade, drawn):
             assert near(images, others)
 
 
+def test_prompts_that_are_cut_are_counted(cascade, monkeypatch, capsys):
+    monkeypatch.setattr(cascade, "draw", lambda prompts, *rest: [np.zeros((len(prompts), 8, 8, 3), np.uint8)])
+    cascade.draw_all(["a red circle", "x" * 23, "x" * 24], SEED, 2)  # of 24 tokens the last ends the sequence
+    assert "1 of 3 prompts have more tokens" in capsys.readouterr().out
+    cascade.draw_all(["a red circle"], SEED, 2)
+    assert "prompts" not in capsys.readouterr().out
+
+
 def test_a_prompt_changes_its_own_picture_alone(cascade, drawn):
     changed = cascade.draw([PROMPTS[0], "four yellow rings", *PROMPTS[2:]], SEED)
     for images, others in zip(changed, drawn, strict=True):

@@ -148,7 +148,7 @@ def test_sizes_can_be_overridden(overridden):
         ({"mesh.data": 3}, "mesh data=3, fsdp=1 does not fit 8 devices"),
         ({"mesh.fsdp": -1}, "more than one -1"),
         ({"model.network": "vit"}, "config.model.network 'vit' is not known"),
-        ({"text.model": "none/there"}, "none/there"),
+        ({"text.model": "/none/there"}, "/none/there"),
         ({"diffusion.prediction": "y"}, "config.diffusion.prediction 'y' is not known"),
         ({"diffusion.schedule": "y"}, "config.diffusion.schedule 'y' is not known"),
         ({"data.source": "cats"}, "config.data.source 'cats' is not known: choose one of shapes, digits"),

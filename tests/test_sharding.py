@@ -15,6 +15,7 @@ from imagen_jax.sharding import (
     batch_sharding,
     check_batch,
     check_rules,
+    load_parameters,
     make_mesh,
     micro_batches,
     own_rows,
@@ -228,6 +229,28 @@ class TestRules:
         check_rules(RULES[:3])
         with pytest.raises(UsageError, match=rf"config.sharding_rules\[1\] .*{said}"):
             check_rules((RULES[0], rule))
+
+
+def test_parameters_are_read_part_by_part_and_no_part_twice():
+    rng = np.random.default_rng(0)
+    stored = {("layer", "kernel"): rng.normal(size=(96, 256)), ("bias",): rng.normal(size=256)}
+    shapes = {
+        "layer": {"kernel": jax.ShapeDtypeStruct((96, 256), np.float16)},
+        "bias": jax.ShapeDtypeStruct((256,), np.float32),
+    }
+    asked = []
+
+    def read(path, index):
+        asked.append((path, index))
+        return stored[path][index]
+
+    loaded = load_parameters(shapes, read, make_mesh({"data": 2, "fsdp": 4}))
+    np.testing.assert_array_equal(loaded["layer"]["kernel"], stored["layer", "kernel"].astype(np.float16))
+    np.testing.assert_array_equal(loaded["bias"], stored["bias",].astype(np.float32))
+    assert loaded["layer"]["kernel"].sharding.shard_shape((96, 256)) == (96, 64)
+    quarters = [slice(start, start + 64) for start in range(0, 256, 64)]
+    whole = (("bias",), (slice(0, 256),))
+    assert asked == [whole, *((("layer", "kernel"), (slice(0, 96), quarter)) for quarter in quarters)]
 
 
 def test_a_batch_is_spread_over_all_devices():

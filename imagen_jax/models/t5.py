@@ -1,11 +1,13 @@
-"""The T5 v1.1 encoder (arXiv:1910.10683, arXiv:2002.05202).
+"""The T5 encoder (arXiv:1910.10683) and its kin: v1.1, mT5, ByT5, flan, UL2 (arXiv:2002.05202), UMT5 (2304.09151).
 
 Keyword fields carry the names of Hugging Face's `T5Config`, so a `config.json` maps onto a module one to one.
 
 B batch, L text length, D = d_model, H = num_heads, K = d_kv.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +19,13 @@ from imagen_jax.errors import UsageError
 
 # Low enough that exp underflows to exactly 0, finite so that a row without any token stays free of NaN.
 MASKED_LOGIT = -1e9
+
+# feed_forward_proj -> its nonlinearity; with "gated-" a second product of the input multiplies it
+NONLINEARITIES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": nn.relu,  # the first T5
+    "gated-gelu": functools.partial(nn.gelu, approximate=True),  # v1.1 and most others: the tanh form, "gelu_new"
+    "gated-silu": nn.silu,  # UL2, Pile-T5
+}
 
 
 def relative_position_bucket(relative_position: np.ndarray, *, num_buckets: int, max_distance: int) -> np.ndarray:
@@ -105,17 +114,22 @@ class Attention(nn.Module):
         return linear(width, inner**-0.5, self.dtype, "o")(mixed)
 
 
-class GatedFeedForward(nn.Module):
-    """gelu(x W_0) * (x W_1), projected back; the tanh form of GELU ("gelu_new"). arXiv:2002.05202"""
+class FeedForward(nn.Module):
+    """f(x W), or f(x W_0) * (x W_1) where `kind` is gated (arXiv:2002.05202), projected back. [..., D] -> [..., D]"""
 
+    kind: str
     d_ff: int
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
-        gate = nn.gelu(linear(self.d_ff, width**-0.5, self.dtype, "wi_0")(x), approximate=True)
-        hidden = gate * linear(self.d_ff, width**-0.5, self.dtype, "wi_1")(x)
+        nonlinearity = NONLINEARITIES[self.kind]
+        if self.kind.startswith("gated-"):
+            hidden = nonlinearity(linear(self.d_ff, width**-0.5, self.dtype, "wi_0")(x))
+            hidden = hidden * linear(self.d_ff, width**-0.5, self.dtype, "wi_1")(x)
+        else:
+            hidden = nonlinearity(linear(self.d_ff, width**-0.5, self.dtype, "wi")(x))
         return linear(width, self.d_ff**-0.5, self.dtype, "wo")(hidden)
 
 
@@ -125,9 +139,10 @@ def padding_bias(mask: jax.Array) -> jax.Array:
 
 
 class T5Encoder(nn.Module):
-    """T5 v1.1 encoder. Parameters take the dtype they are given in; `dtype` is that of the computation.
+    """A T5 encoder. Parameters take the dtype they are given in; `dtype` is that of the computation.
 
-    Raises UsageError for a `feed_forward_proj` other than "gated-gelu": version 1.0 of T5 is not supported.
+    relative_bias_per_layer: UMT5's biases, a table for each block; T5 has one for all, learned in the first block
+    Raises UsageError for a `feed_forward_proj` that no known encoder has.
     """
 
     vocab_size: int
@@ -140,38 +155,45 @@ class T5Encoder(nn.Module):
     relative_attention_max_distance: int = 128
     layer_norm_epsilon: float = 1e-6
     feed_forward_proj: str = "gated-gelu"
+    relative_bias_per_layer: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """tokens int32 [B, L], mask bool [B, L] (True = a token) -> [B, L, D] in `dtype`, zero where mask is False."""
-        if self.feed_forward_proj != "gated-gelu":
+        if self.feed_forward_proj not in NONLINEARITIES:
             raise UsageError(
-                f'feed_forward_proj is "{self.feed_forward_proj}", expected "gated-gelu": use T5 v1.1 weights'
+                f'feed_forward_proj is "{self.feed_forward_proj}", expected one of {", ".join(NONLINEARITIES)}:'
+                " choose an encoder that has one of these"
             )
+        hides_padding = padding_bias(mask)
 
         def norm(name: str) -> RMSNorm:
             return RMSNorm(epsilon=self.layer_norm_epsilon, dtype=self.dtype, name=name)
+
+        def logit_bias(name: str) -> jax.Array:
+            table = RelativeBias(
+                num_heads=self.num_heads,
+                d_model=self.d_model,
+                num_buckets=self.relative_attention_num_buckets,
+                max_distance=self.relative_attention_max_distance,
+                name=name,
+            )
+            return table(tokens.shape[1]) + hides_padding
 
         x = nn.Embed(
             self.vocab_size,
             self.d_model,
             embedding_init=nn.initializers.normal(1.0),
-            dtype=self.dtype,
+            dtype=jnp.float32,  # so that what blocks add to is float32: it grows until bf16 loses what they add
             name="token_embedding",
         )(tokens)
-        # one table for all blocks: T5 learns it in the first block and reuses it
-        bias = RelativeBias(
-            num_heads=self.num_heads,
-            d_model=self.d_model,
-            num_buckets=self.relative_attention_num_buckets,
-            max_distance=self.relative_attention_max_distance,
-            name="relative_bias",
-        )(tokens.shape[1])
-        bias = bias + padding_bias(mask)
+        shared = None if self.relative_bias_per_layer else logit_bias("relative_bias")
         for i in range(self.num_layers):
+            bias = logit_bias(f"block_{i}_relative_bias") if shared is None else shared
             h = norm(f"block_{i}_attention_norm")(x)
             x = x + Attention(self.num_heads, self.d_kv, self.dtype, name=f"block_{i}_attention")(h, bias)
             h = norm(f"block_{i}_feed_forward_norm")(x)
-            x = x + GatedFeedForward(self.d_ff, self.dtype, name=f"block_{i}_feed_forward")(h)
+            feed_forward = FeedForward(self.feed_forward_proj, self.d_ff, self.dtype, name=f"block_{i}_feed_forward")
+            x = x + feed_forward(h)
         return jnp.where(mask[..., None], norm("final_norm")(x), 0)

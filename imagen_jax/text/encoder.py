@@ -3,6 +3,7 @@
 B batch, L text length, D width of an embedding.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
+from jax.sharding import Mesh
 
 from imagen_jax.errors import UsageError
 from imagen_jax.models.t5 import T5Encoder
-from imagen_jax.text.huggingface import load_params, read_config
+from imagen_jax.sharding import ReadPart, load_parameters, make_mesh
+from imagen_jax.text.hub import hub_folder
+from imagen_jax.text.huggingface import parameter_reader, read_config
 from imagen_jax.text.tokens import BYTE_VOCAB_SIZE, Tokenizer, byte_tokenizer, folder_tokenizer
 
 SHAPES_ENCODER = Path(__file__).parent / "shapes_encoder"
@@ -33,18 +38,29 @@ RANDOM_CONFIG: dict[str, Any] = {
 class TextEncoder:
     """A T5 encoder that is never trained.
 
-    params: its parameters, a plain nested dict of host arrays; put them where they are needed and pass them to `encode`
+    shapes: its parameters as abstract arrays, a plain nested dict
+    read: gives any part of a parameter, from wherever they lie
     width: D
     length: L
     tokenize: captions -> (tokens int32 [B, L], mask bool [B, L]), NumPy, on the host
     encode: (params, tokens, mask) -> [B, L, D]; pure, so it may be jitted; no gradient flows; zero where mask is False
     """
 
-    params: dict
+    shapes: dict
+    read: ReadPart
     width: int
     length: int
     tokenize: Tokenizer
     encode: Callable[[dict, jax.Array, jax.Array], jax.Array]
+
+    def load(self, mesh: Mesh) -> dict:
+        """Its parameters on a mesh, to be passed to `encode`; each process reads what its devices need, no more."""
+        return load_parameters(self.shapes, self.read, mesh)
+
+    @functools.cached_property
+    def params(self) -> dict:
+        """Its parameters on one device, read when first asked for: for encoders that fit there."""
+        return self.load(make_mesh({"data": 1, "fsdp": 1}, jax.local_devices()[:1]))
 
     def __call__(self, captions: Sequence[str]) -> tuple[jax.Array, jax.Array]:
         """Embeddings [B, L, D] and mask bool [B, L] of captions, for a quick look; loops jit `encode` themselves."""
@@ -53,53 +69,51 @@ class TextEncoder:
 
 
 def load_encoder(model: str, length: int, dtype: Any = jnp.float32) -> TextEncoder:
-    """The text encoder named `model`, for captions of `length` tokens.
+    """The text encoder named `model`, for captions of `length` tokens. Its weights are not read yet, only looked at.
 
     model: "shapes", the small encoder that comes with the package, pretrained on the captions of the shapes data set;
         "random", one of like size with random weights, for tests: it is untrained and knows nothing of words;
-        or a folder with the Hugging Face files of a T5 v1.1: config.json, tokenizer files, safetensors
+        a folder with the Hugging Face files of a T5: config.json, tokenizer files, safetensors;
+        or the name of one on the Hugging Face Hub, such as google/flan-t5-xl
     dtype: of parameters and computation; norms and softmax are computed in float32 whatever it is
-    Raises UsageError for another name, and for a folder that is not a whole T5 v1.1.
+    Raises UsageError for another name, for a folder that is not a whole T5, and as `hub_folder`.
     """
     if model == "random":
         return random_encoder(seed=0, length=length, dtype=dtype)
     if model == "shapes":
         return folder_encoder(SHAPES_ENCODER, length=length, dtype=dtype)
     folder = Path(model).expanduser()
-    if not folder.is_dir():
-        raise UsageError(
-            f'text encoder "{model}" is neither "shapes", "random" nor a folder on this machine: nothing is downloaded'
-            " here, so fetch config.json, the tokenizer files and the safetensors of a T5 v1.1"
-            " (hf download NAME --local-dir FOLDER) and give that folder"
-        )
-    return folder_encoder(folder, length=length, dtype=dtype)
+    return folder_encoder(folder if folder.is_dir() else hub_folder(model), length=length, dtype=dtype)
 
 
 def random_encoder(seed: int, length: int, dtype: Any = jnp.float32) -> TextEncoder:
     """A small untrained encoder over bytes, the same for the same seed."""
     init = jax.jit(T5Encoder(**RANDOM_CONFIG).init)
-    params = init(jax.random.key(seed), *no_text(length=2))["params"]
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), params)
-    return text_encoder(RANDOM_CONFIG, params, byte_tokenizer(length), dtype)
+    params = jax.tree.map(np.asarray, init(jax.random.key(seed), *no_text(length=2))["params"])
+    return text_encoder(RANDOM_CONFIG, in_memory(params), byte_tokenizer(length), dtype)
 
 
 def folder_encoder(folder: Path, length: int, dtype: Any = jnp.float32) -> TextEncoder:
-    """The encoder of a Hugging Face T5 folder. Raises UsageError when it is not a whole T5 v1.1."""
+    """The encoder of a Hugging Face T5 folder. Raises UsageError when it is not a whole T5."""
     config = read_config(folder)
-    init = T5Encoder(**config).init
-    shapes = jax.eval_shape(init, jax.random.key(0), *no_text(length=2))["params"]
-    params = load_params(folder, shapes, config["num_layers"], dtype)
+    read = parameter_reader(folder, T5Encoder(**config), parameter_shapes(config))
     tokenizer = folder_tokenizer(folder, length)
     if tokenizer.vocab_size > config["vocab_size"]:
         raise UsageError(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the embedding only {config['vocab_size']}:"
             " give the tokenizer files that came with the weights"
         )
-    return text_encoder(config, params, tokenizer, dtype)
+    return text_encoder(config, read, tokenizer, dtype)
 
 
-def text_encoder(config: dict[str, Any], params: dict, tokenizer: Tokenizer, dtype: Any) -> TextEncoder:
-    """Put the parts together: a `T5Encoder` of these fields, its parameters, a tokenizer."""
+def in_memory(params: dict) -> ReadPart:
+    """Parts of parameters that are at hand, a nested dict of NumPy arrays."""
+    flat = traverse_util.flatten_dict(params)
+    return lambda path, index: flat[path][index]
+
+
+def text_encoder(config: dict[str, Any], read: ReadPart, tokenizer: Tokenizer, dtype: Any) -> TextEncoder:
+    """Put the parts together: a `T5Encoder` of these fields, what reads its parameters, a tokenizer."""
     module = T5Encoder(**config, dtype=dtype)
 
     def encode(params: dict, tokens: jax.Array, mask: jax.Array) -> jax.Array:
@@ -107,8 +121,19 @@ def text_encoder(config: dict[str, Any], params: dict, tokenizer: Tokenizer, dty
         return jax.lax.stop_gradient(embeddings)
 
     return TextEncoder(
-        params=params, width=config["d_model"], length=tokenizer.length, tokenize=tokenizer, encode=encode
+        shapes=parameter_shapes(config, dtype),
+        read=read,
+        width=config["d_model"],
+        length=tokenizer.length,
+        tokenize=tokenizer,
+        encode=encode,
     )
+
+
+def parameter_shapes(config: dict[str, Any], dtype: Any = jnp.float32) -> dict:
+    """The parameters of a `T5Encoder` of these fields, as abstract arrays."""
+    shapes = jax.eval_shape(T5Encoder(**config).init, jax.random.key(0), *no_text(length=2))["params"]
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)
 
 
 def no_text(length: int) -> tuple[jax.Array, jax.Array]:

@@ -1,10 +1,13 @@
 """Hugging Face T5 folders: config.json and safetensors to encoder fields and parameters, and back.
 
-The two ends are `tensor_names`, which pairs parameter paths with tensor names, and `TensorFiles`, which reads one
-tensor at a time. Whatever places parameters differently (sharded over devices, say) needs only these two.
+The two ends are `tensor_names`, which pairs parameter paths with tensor names, and `TensorFiles`, which reads parts of
+tensors. Nothing is unpickled, and torch is not needed.
 """
 
+import contextlib
 import json
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from imagen_jax.errors import UsageError
+from imagen_jax.models.t5 import T5Encoder
+from imagen_jax.sharding import Index, ParameterPath, ReadPart
 
-ParamPath = tuple[str, ...]
-
-MODEL_TYPES = ("t5", "mt5")  # mt5 and ByT5 are T5 v1.1 encoders with other vocabularies
+# model_type -> the feed_forward_proj that its config.json may leave out. ByT5, flan and UL2 say "t5".
+MODEL_TYPES = {"t5": "relu", "mt5": "gated-gelu", "umt5": "gated-gelu"}
 CONFIG_FIELDS = (
     "vocab_size",
     "d_model",
@@ -30,22 +34,24 @@ CONFIG_FIELDS = (
     "layer_norm_epsilon",
     "feed_forward_proj",
 )
-# what T5Config takes for fields that older config.json files leave out
+# what transformers takes for other fields that older config.json files leave out
 CONFIG_DEFAULTS = {
     "relative_attention_num_buckets": 32,
     "relative_attention_max_distance": 128,
     "layer_norm_epsilon": 1e-6,
-    "feed_forward_proj": "relu",
 }
+FLOATS = ("F64", "F32", "F16", "BF16")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 EMBEDDING = "shared.weight"
 EMBEDDING_COPY = "encoder.embed_tokens.weight"  # the same tensor again, or the only one in some encoder-only files
+RELATIVE_BIAS = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
 DECODER_PREFIXES = ("decoder.", "lm_head.")  # the rest of a whole T5
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The keyword fields of `T5Encoder` from a folder's config.json.
 
-    Raises UsageError when the file is missing or broken, or is not that of a T5 v1.1.
+    Raises UsageError when the file is missing or broken, or is not that of a T5.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -54,41 +60,41 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UsageError(f"{path} is not valid JSON ({error}): copy it again") from error
-    if not isinstance(config, dict) or config.get("model_type") not in MODEL_TYPES:
-        found = config.get("model_type") if isinstance(config, dict) else type(config).__name__
-        raise UsageError(f'{path} says model_type is "{found}", expected one of {MODEL_TYPES}: give a T5 v1.1 folder')
-    fields = CONFIG_DEFAULTS | {name: config[name] for name in CONFIG_FIELDS if name in config}
-    absent = [name for name in CONFIG_FIELDS if name not in fields]
+    found = config.get("model_type") if isinstance(config, dict) else type(config).__name__
+    if found not in tuple(MODEL_TYPES):
+        raise UsageError(f'{path} says model_type is "{found}", expected one of {", ".join(MODEL_TYPES)}: give a T5')
+    given = CONFIG_DEFAULTS | {"feed_forward_proj": MODEL_TYPES[found]} | config
+    absent = [name for name in CONFIG_FIELDS if name not in given]
     if absent:
         raise UsageError(f"{path} lacks {', '.join(absent)}: copy the config.json that came with the weights")
-    if fields["feed_forward_proj"] != "gated-gelu":
-        raise UsageError(
-            f'{path} says feed_forward_proj is "{fields["feed_forward_proj"]}", expected "gated-gelu":'
-            " give T5 v1.1 weights (t5-v1_1, flan-t5 or byt5), not those of the first T5"
-        )
-    return fields
+    fields = {name: given[name] for name in CONFIG_FIELDS}
+    for name, value in fields.items():
+        if name != "feed_forward_proj" and not (isinstance(value, (int, float)) and value > 0):
+            raise UsageError(f"{path} says {name} is {value!r}, expected a number above 0: copy it again")
+    return fields | {"relative_bias_per_layer": found == "umt5"}
 
 
-def tensor_names(num_layers: int) -> dict[ParamPath, tuple[str, bool]]:
+def tensor_names(encoder: T5Encoder) -> dict[ParameterPath, tuple[str, bool]]:
     """Parameter path -> (tensor name, whether the tensor is stored transposed), for the whole encoder.
 
     Hugging Face stores matrices as [out, in], Flax as [in, out].
     """
-    names: dict[ParamPath, tuple[str, bool]] = {
+    names: dict[ParameterPath, tuple[str, bool]] = {
         ("token_embedding", "embedding"): (EMBEDDING, False),
-        ("relative_bias", "embedding"): (
-            "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
-            False,
-        ),
         ("final_norm", "scale"): ("encoder.final_layer_norm.weight", False),
     }
-    for i in range(num_layers):
+    if not encoder.relative_bias_per_layer:
+        names["relative_bias", "embedding"] = (RELATIVE_BIAS.format(0), False)
+    gated = encoder.feed_forward_proj.startswith("gated-")
+    for i in range(encoder.num_layers):
         attention, feed_forward = f"encoder.block.{i}.layer.0", f"encoder.block.{i}.layer.1"
+        if encoder.relative_bias_per_layer:
+            names[f"block_{i}_relative_bias", "embedding"] = (RELATIVE_BIAS.format(i), False)
         names[f"block_{i}_attention_norm", "scale"] = (f"{attention}.layer_norm.weight", False)
         names[f"block_{i}_feed_forward_norm", "scale"] = (f"{feed_forward}.layer_norm.weight", False)
         for matrix in "qkvo":
             names[f"block_{i}_attention", matrix, "kernel"] = (f"{attention}.SelfAttention.{matrix}.weight", True)
-        for matrix in ("wi_0", "wi_1", "wo"):
+        for matrix in ("wi_0", "wi_1", "wo") if gated else ("wi", "wo"):
             names[f"block_{i}_feed_forward", matrix, "kernel"] = (
                 f"{feed_forward}.DenseReluDense.{matrix}.weight",
                 True,
@@ -97,27 +103,39 @@ def tensor_names(num_layers: int) -> dict[ParamPath, tuple[str, bool]]:
 
 
 class TensorFiles:
-    """The safetensors files of a folder, one or many. Opening reads their headers, `read` one tensor.
+    """The safetensors files of a folder, one or many. Making one reads their headers, `read` a part of one tensor.
 
     shapes: tensor name -> shape as stored
+    dtypes: tensor name -> dtype as safetensors writes it, such as "BF16"
     Raises UsageError when there are no such files, when one is broken, or when only pickled weights lie there.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._files = {}
+        self._paths: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
         for path in weight_files(folder):
-            try:
-                file = safe_open(path, framework="numpy")
-            except (SafetensorError, OSError) as error:
-                raise UsageError(f"{path} is not a whole safetensors file ({error}): copy it again") from error
-            for name in file.keys():  # noqa: SIM118  safe_open is no mapping
-                self._files[name] = file
-                self.shapes[name] = tuple(file.get_slice(name).get_shape())
+            with opened(path) as file:
+                for name in file.keys():  # noqa: SIM118  safe_open is no mapping
+                    stored = file.get_slice(name)
+                    self._paths[name] = path
+                    self.shapes[name], self.dtypes[name] = tuple(stored.get_shape()), stored.get_dtype()
 
-    def read(self, name: str) -> np.ndarray:
-        """One tensor in its stored dtype and layout."""
-        return self._files[name].get_tensor(name)
+    def read(self, name: str, index: Index) -> np.ndarray:
+        """A part of one tensor, in its stored dtype and layout."""
+        # opened anew each time: what has been read of a mapped file counts as our memory for as long as it is open
+        with opened(self._paths[name]) as file:
+            return file.get_slice(name)[index]
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file. Raises UsageError when it is broken or cannot be read."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{path} is not a whole safetensors file ({error}): copy it again") from error
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -134,46 +152,58 @@ def weight_files(folder: Path) -> list[Path]:
         if absent:
             raise UsageError(f"{index} names files that are not in {folder}: {', '.join(absent)}: copy them there")
         return [folder / name for name in names]
-    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for path in folder.glob(pattern))
+    pickled = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickled:
         raise UsageError(
             f"{folder} has only pickled weights ({', '.join(pickled)}), expected safetensors: unpickling runs code from"
-            " the file, so convert it once with transformers and torch:"
-            " T5EncoderModel.from_pretrained(folder).save_pretrained(new_folder)"
+            f" the file, so where torch is installed and you trust its author, once run: {conversion(folder)}"
         )
     raise UsageError(f"{folder} has neither model.safetensors nor model.safetensors.index.json: copy the weights there")
 
 
-def check_tensors(folder: Path, stored: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> None:
-    """Raise UsageError listing every missing, surplus or misshapen tensor; a decoder beside the encoder is fine."""
-    faults = [f"missing {name}" for name in wanted if name not in stored]
-    for name, shape in stored.items():
-        if name in wanted and shape != wanted[name]:
+def conversion(folder: Path) -> str:
+    """The command that writes the encoder of a folder of pickled weights beside them as safetensors."""
+    name = json.dumps(str(folder), ensure_ascii=False)
+    code = (
+        f"from transformers import AutoModelForTextEncoding as T5; T5.from_pretrained({name}).save_pretrained({name})"
+    )
+    return f"python -c {shlex.quote(code)}"
+
+
+def check_tensors(folder: Path, files: TensorFiles, wanted: dict[str, tuple[int, ...]]) -> None:
+    """Raise UsageError listing every missing, surplus, misshapen or quantised tensor; a decoder beside is fine."""
+    faults = [f"missing {name}" for name in wanted if name not in files.shapes]
+    for name, shape in files.shapes.items():
+        if name not in wanted:
+            if name != EMBEDDING_COPY and not name.startswith(DECODER_PREFIXES):
+                faults.append(f"surplus {name}")
+        elif shape != wanted[name]:
             faults.append(f"{name} is {list(shape)}, expected {list(wanted[name])}")
-        elif name not in wanted and name != EMBEDDING_COPY and not name.startswith(DECODER_PREFIXES):
-            faults.append(f"surplus {name}")
+        elif files.dtypes[name] not in FLOATS:
+            faults.append(f"{name} is stored as {files.dtypes[name]}, expected one of {', '.join(FLOATS)}")
     if faults:
         raise UsageError(f"the tensors in {folder} do not fit its config.json: {'; '.join(faults)}")
 
 
-def load_params(folder: Path, shapes: dict, num_layers: int, dtype: Any) -> dict:
-    """Parameters of `T5Encoder` as host arrays of `dtype`, read one tensor at a time.
+def parameter_reader(folder: Path, encoder: T5Encoder, shapes: dict) -> ReadPart:
+    """A function that reads any part of a parameter of the encoder from the folder's files, in their dtype.
 
-    shapes: the parameter tree as `jax.eval_shape` gives it for the folder's config
-    Raises UsageError as `TensorFiles` and `check_tensors` do.
+    shapes: the parameter tree as `jax.eval_shape` gives it
+    Raises UsageError as `TensorFiles` and `check_tensors` do; only headers have been read then.
     """
     flat_shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(shapes).items()}
-    names = tensor_names(num_layers)
+    names = tensor_names(encoder)
     files = TensorFiles(folder)
     if EMBEDDING not in files.shapes and EMBEDDING_COPY in files.shapes:
         names["token_embedding", "embedding"] = (EMBEDDING_COPY, False)
     wanted = {name: flat_shapes[path][::-1] if flip else flat_shapes[path] for path, (name, flip) in names.items()}
-    check_tensors(folder, files.shapes, wanted)
-    params = {}
-    for path, (name, flip) in names.items():
-        tensor = files.read(name)
-        params[path] = np.ascontiguousarray(tensor.T if flip else tensor).astype(dtype)
-    return traverse_util.unflatten_dict(params)
+    check_tensors(folder, files, wanted)
+
+    def read(path: ParameterPath, index: Index) -> np.ndarray:
+        name, flip = names[path]
+        return files.read(name, index[::-1]).T if flip else files.read(name, index)
+
+    return read
 
 
 def save_folder(folder: Path, config: dict[str, Any], params: dict) -> None:
@@ -183,22 +213,23 @@ def save_folder(folder: Path, config: dict[str, Any], params: dict) -> None:
     params: its parameters; their dtype is kept
     transformers' `T5EncoderModel.from_pretrained` and `AutoTokenizer.from_pretrained` read the folder.
     """
+    encoder = T5Encoder(**config)
     folder.mkdir(parents=True, exist_ok=True)
     flat = traverse_util.flatten_dict(params)
     tensors = {}
-    for path, (name, flip) in tensor_names(config["num_layers"]).items():
+    for path, (name, flip) in tensor_names(encoder).items():
         array = np.asarray(flat[path])
         tensors[name] = np.ascontiguousarray(array.T if flip else array)
     # written by ourselves: save_file lets nobody but the user read the file
     (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
     about = {
-        "architectures": ["T5EncoderModel"],
-        "model_type": "t5",
+        "architectures": ["UMT5EncoderModel" if encoder.relative_bias_per_layer else "T5EncoderModel"],
+        "model_type": "umt5" if encoder.relative_bias_per_layer else "t5",
         "tie_word_embeddings": False,
         "pad_token_id": 0,
         "eos_token_id": 1,
         "dropout_rate": 0.0,
     }
-    fields = {name: config[name] for name in CONFIG_FIELDS}
+    fields = {name: getattr(encoder, name) for name in CONFIG_FIELDS}
     (folder / "config.json").write_text(json.dumps(about | fields, indent=2) + "\n")
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer"}, indent=2) + "\n")

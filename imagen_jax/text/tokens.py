@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +117,11 @@ def folder_tokenizer(folder: Path, length: int) -> Tokenizer:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers raises whatever its readers raise
-        raise UsageError(
-            f"no tokenizer could be read from {folder} ({error}): put tokenizer.json and tokenizer_config.json there"
-        ) from error
+        mend = "put tokenizer.json and tokenizer_config.json there"
+        if (folder / "spiece.model").is_file() and find_spec("sentencepiece") is None:
+            mend = "pip install sentencepiece, which reads its spiece.model"
+        said = " ".join(str(error).split())
+        raise UsageError(f"no tokenizer could be read from {folder} ({said}): {mend}") from error
     if tokenizer.eos_token_id is None:
         raise UsageError(f"the tokenizer in {folder} has no end-of-sequence token, expected T5's: </s>")
     if tokenizer.pad_token_id not in (None, PAD_ID):

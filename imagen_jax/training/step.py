@@ -139,7 +139,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]:
     """The jitted ``(state, encoder_params, batch) -> (state, metrics)``; the state is donated.
 
-    Metrics are scalars, and of ``by_noise_level`` two arrays.
+    Metrics are scalars, and of ``by_noise_level`` two arrays. ``full_captions`` is the share of captions that fill all
+    tokens there are: those that were cut, and the few that just fit.
     The randomness of a step is a function of (seed, step), so a resumed run draws what the unbroken one would have.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -157,6 +158,7 @@ def make_train_step(
             "loss": jnp.mean(losses.loss),
             "gradient_norm": optax.tree.norm(gradients),
             "parameter_norm": optax.tree.norm(params),
+            "full_captions": jnp.mean(batch["mask"][:, -1]),
             **by_noise_level(losses),
         }
         if losses.bound is not None:

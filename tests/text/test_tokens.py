@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from transformers import ByT5Tokenizer
 
+from imagen_jax.text import tokens as tokens_module
 from imagen_jax.text.tokens import byte_tokenizer, folder_tokenizer
 
 ODD = [
@@ -133,7 +134,15 @@ def test_folder_tokenizer(word_folder):
 
 
 def test_folder_without_tokenizer_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no tokenizer could be read from"):
+    with pytest.raises(ValueError, match="no tokenizer could be read from .*: put tokenizer.json"):
+        folder_tokenizer(tmp_path, length=4)
+
+
+def test_a_sentencepiece_model_without_its_reader_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokens_module, "find_spec", lambda name: None)
+    (tmp_path / "spiece.model").write_bytes(b"not a model")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
+    with pytest.raises(ValueError, match="pip install sentencepiece"):
         folder_tokenizer(tmp_path, length=4)
 
 

@@ -142,6 +142,14 @@ def first_steps(base, base_run):
     return seen
 
 
+def test_captions_that_fill_all_tokens_are_counted(base, base_run):
+    batch = batch_of(base)
+    mask = np.array(batch["mask"])
+    mask[:, -1] = [True, False, True, True, False, False, True, False]
+    _, metrics = base_run(base_run.state(), {**batch, "mask": mask})
+    assert float(metrics["full_captions"]) == 0.5
+
+
 # Meshes, micro-batches and what is made again, and how near the step must come to that of one device without them.
 WAYS = {
     "data": ({"data": 8, "fsdp": 1}, {}, 1e-5),
