@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Flags of XLA for training on several chips: to be sourced, in sh or bash, before the command that they are for.
 #
 #     . launch/xla_flags.sh
