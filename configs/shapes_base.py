@@ -8,6 +8,9 @@ compiles and runs in seconds, for tests.
 How well it draws after some minutes depends on the number of updates, not on the size of the network: hence one level
 of patches of 4×4 pixels, few channels and batches of 16. Pixels that know their place (model.positions) find the words
 about it by two layers of attention to the text; residual blocks then draw what these say.
+
+The objective is that of least error among nine, measured after 700 steps (docs/claims.md): mean squared errors of x̂ are
+0.0149 for x under sigmoid weights, 0.0153 for v under simple ones, 0.0195 for the paper's eps under simple ones.
 """
 
 import ml_collections

@@ -5,6 +5,9 @@
 `:wide` and `:transparent` enlarge what those of shapes_base.py draw, 32×48 to 64×96 and RGBA; `:tiny` is narrower,
 attends to the text too, and compiles and runs in seconds, for tests.
 
+The objective was measured among nine, after 250 steps (docs/claims.md): mean squared errors of x̂ are 0.0071 for x under
+sigmoid weights and 0.0068 under simple ones, at best 0.0093 for v and 0.0147 for eps.
+
 The picture that it is given says where things are: no positions, no attention. The noise of the augmentation is shifted
 to where that picture still shows its shapes: half of the levels have less than 0.13. Sampling adds next to none (0.01),
 and takes few steps: with more of them the samples are noisier, and no more often right.

@@ -1,0 +1,1 @@
+"""The paper's claims, measured small on `shapes`: each module measures one and tells what was found."""

@@ -1,0 +1,46 @@
+"""Measure a claim of the paper: ``python -m benchmarks.claims --claim=guidance --out=runs/claims``.
+
+Trains what is needed, scores it, and writes ``OUT/CLAIM.json`` with the figures, ``OUT/CLAIM.md``, what they say, and
+``OUT/CLAIM.png``. Stopped and run again, it goes on. ``python -m benchmarks.claims.document`` makes docs/claims.md of
+all of them.
+"""
+
+from __future__ import annotations
+
+import json
+
+from absl import flags
+
+from benchmarks.claims.claims import CLAIMS
+from benchmarks.claims.experiment import Workplace, machine, write
+from imagen_jax import commands
+from imagen_jax.errors import UsageError
+
+CLAIM = flags.DEFINE_enum("claim", None, list(CLAIMS), "What to measure.")
+OUT = flags.DEFINE_string("out", None, "The folder to train in and to write to.")
+STAGES = flags.DEFINE_string("stages", "runs/demo/base,runs/demo/sr", "Folders of trained stages, as of make demo.")
+QUICK = flags.DEFINE_bool("quick", False, "Train and draw next to nothing, to see that everything runs.")
+
+
+def main() -> None:
+    """Measures the claim of the flags."""
+    name = commands.required(CLAIM.value, "claim", "guidance")
+    folders = commands.stage_folders(STAGES.value)
+    work = Workplace(commands.writable_folder(OUT.value, "out", "runs/claims"), folders, QUICK.value)
+    begun_with = {"stages": [str(folder) for folder in folders], "quick": QUICK.value}
+    before = work.remember("begun_with", lambda: begun_with)
+    if before != begun_with:
+        raise UsageError(f"--out {OUT.value!r} holds figures that were begun with {before}: give another folder")
+
+    claim = CLAIMS[name]
+    figures = {"machine": machine()} | claim.measure(work)
+    write(work.out / f"{name}.json", json.dumps(figures, indent=1) + "\n")
+    told = f"{claim.find(figures)}\n\n{claim.tell(figures)}\n"
+    write(work.out / f"{name}.md", told)
+    claim.plot(figures).savefig(work.out / f"{name}.png", dpi=110)
+    print(told)
+    print(f"{work.out / name}.json, .md and .png have these figures")
+
+
+if __name__ == "__main__":
+    commands.run(main)

@@ -1,0 +1,158 @@
+"""What a measurement works with: stages trained once by the real training code, pictures drawn with them, figures kept.
+
+Everything lies in one folder, and what is there already is not done again: a measurement that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ml_collections
+import numpy as np
+
+from configs import shapes_base, shapes_eval, shapes_sr
+from imagen_jax import sharding
+from imagen_jax.cascade import StageSampler, TrainedStage, load_stage
+from imagen_jax.checkpoints import Checkpoints, read_config
+from imagen_jax.data.sources import make_source
+from imagen_jax.train import train
+
+Figures = dict[str, Any]  # what JSON can hold
+Item = TypeVar("Item")
+
+CONFIGS = {"base": shapes_base.get_config, "sr": shapes_sr.get_config}
+BATCH = 16  # of the previews: compiled once for both
+SEED = 0
+QUICK_STEPS = 12
+QUICK_PICTURES = BATCH
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Captions with the pictures of their own scenes, uint8 [N, H, W, C]."""
+
+    captions: list[str]
+    images: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Workplace:
+    """Where measurements are made.
+
+    Attributes:
+        out: the folder of all that is trained and found.
+        stages: folders of a trained base and super-resolution stage, for what needs no training of its own.
+        quick: whether to train, vary and draw next to nothing, to see that everything runs.
+    """
+
+    out: Path
+    stages: Sequence[Path] = ()
+    quick: bool = False
+
+    def steps(self, steps: int) -> int:
+        """Steps to train instead of so many."""
+        return QUICK_STEPS if self.quick else steps
+
+    def pictures(self, count: int) -> int:
+        """Pictures to draw instead of so many, which are a multiple of BATCH."""
+        return QUICK_PICTURES if self.quick else count
+
+    def some(self, items: Sequence[Item]) -> Sequence[Item]:
+        """The variations to try of those that there are."""
+        return items[:2] if self.quick else items
+
+    def config(self, kind: str, steps: int, changes: dict[str, Any]) -> ml_collections.ConfigDict:
+        """The config of the demo's stage "base" or "sr" for so many steps, changed: values by keys with dots."""
+        config = CONFIGS[kind]("tiny" if self.quick else "")
+        config.update_from_flattened_dict(changes)
+        config.training.steps = config.optimizer.decay_steps = config.training.preview_every = self.steps(steps)
+        config.data.prefetch = 64  # batches: no more examples are made than a short run sees
+        return config
+
+    def train(self, name: str, config: ml_collections.ConfigDict) -> Path:
+        """Trains a stage, unless that is done, in the folder ``name`` of ``out``; the folder."""
+        folder = self.out / name
+        checkpoints = Checkpoints(folder)
+        done = checkpoints.latest_step == config.training.steps
+        checkpoints.close()
+        if not done:
+            train(config, folder)
+        return folder
+
+    def remember(self, name: str, measure: Callable[[], Figures]) -> Figures:
+        """What ``measure`` finds, or found before."""
+        file = self.out / f"{name}.json"
+        if file.exists():
+            return json.loads(file.read_text())
+        found = measure()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write(file, json.dumps(found, indent=1) + "\n")
+        return found
+
+
+def machine() -> str:
+    """What it is measured on, in words."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{os.cpu_count()} cores ({names[0] if names else platform.machine()})"
+
+
+def write(file: Path, text: str) -> None:
+    """Puts a text file in place by a rename: never half written."""
+    unfinished = file.with_name(f".{file.name}.unfinished")
+    unfinished.write_text(text)
+    os.replace(unfinished, file)
+
+
+def load(folder: Path, **sampling: Any) -> TrainedStage:
+    """The stage of a folder, with changes to its sampling settings."""
+    config = read_config(folder)
+    config.sampling.update(sampling)
+    return load_stage(folder, config, sharding.make_mesh({"data": -1, "fsdp": 1}))
+
+
+def examples(split: str, size: int, count: int) -> Examples:
+    """The first examples of a split, their pictures of a size."""
+    config: ml_collections.ConfigDict = shapes_eval.get_config()
+    source = make_source(config.data, split, size)
+    found = [source[i] for i in range(count)]
+    return Examples([example["caption"] for example in found], np.stack([example["image"] for example in found]))
+
+
+def draw(
+    trained: TrainedStage,
+    captions: Sequence[str],
+    low_res: np.ndarray | None = None,
+    guidance: Sequence[float] = (),
+) -> list[np.ndarray]:
+    """The pictures uint8 [N, H, W, C] of captions, a multiple of BATCH of them, once for each weight of guidance.
+
+    Without weights once, with the config's. A super-resolution stage enlarges ``low_res``, uint8 [N, h, w, C].
+    """
+    mesh = sharding.make_mesh({"data": -1, "fsdp": 1})
+    sampler = StageSampler(trained.stage, mesh, place=int(trained.stage.is_super_resolution))
+
+    def draw_batch(first: int, weight: float | None) -> np.ndarray:
+        chosen = slice(first, first + BATCH)
+        return sampler.draw(
+            trained.params,
+            trained.encoder_params,
+            captions[chosen],
+            SEED,
+            first,
+            None if low_res is None else low_res[chosen],
+            None if weight is None else np.full(BATCH, weight, np.float32),
+        )
+
+    firsts = range(0, len(captions), BATCH)
+    weights: Sequence[float | None] = guidance or (None,)
+    return [np.concatenate([draw_batch(first, weight) for first in firsts]) for weight in weights]
