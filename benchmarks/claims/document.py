@@ -67,11 +67,12 @@ What the paper says of its methods, measured on `shapes` with stages like the de
 for a minute or two. So small, not every claim shows: below is what was found, for them and against.
 
 After `make demo`, each command trains what it needs beside the demo's stages, scores it as `imagen_jax.evaluate` does,
-and writes its figures; stopped and run again, it goes on. `python -m benchmarks.claims.document --figures=runs/claims`
-makes this page and its plots of them. In brackets behind a rate stands its 95% interval, Wilson's: of the captions, not
-of training, which was done once each. A difference is called clear where intervals do not overlap. Captions are held
-out: each names a combination that training never showed. "All right" is all that a caption claims, with nothing wrong,
-missing, extra or malformed."""
+and writes its figures; stopped and run again, it goes on. All of them take about 50 minutes of one core.
+`python -m benchmarks.claims.document --figures=runs/claims` makes this page and its plots of what they found.
+
+In brackets behind a rate stands its 95% interval, Wilson's: of the captions, not of training, which was done once each.
+A difference is called clear where intervals do not overlap. Captions are held out: each names a combination that
+training never showed. "All right" is all that a caption claims, with nothing wrong, missing, extra or malformed."""
 
 
 if __name__ == "__main__":
