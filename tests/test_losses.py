@@ -19,8 +19,8 @@ CAPTIONS = ["a red circle", "two blue squares", "a ring", "a small green cross",
 def with_network(config, says):
     """A stage whose network says a function of z, its noise level and the augmentation level, both [B, 1, 1, 1]."""
 
-    def apply(params, z, level, text, mask, low_res, aug_level, train, rngs):
-        assert not train
+    def apply(params, z, level, text, mask, low_res, aug_level, dropout_keys):
+        assert dropout_keys is None
         aug_level = None if aug_level is None else aug_level[:, None, None, None]
         return jnp.broadcast_to(says(z, level[:, None, None, None], aug_level), z.shape)
 

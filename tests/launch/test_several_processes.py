@@ -75,11 +75,18 @@ def same(folder, other):
 
 
 def test_the_losses_are_the_same(one, two):
+    found = [read_metrics(folder) for folder in (one, two)]
     lines = [
-        [[line["step"], line["loss"], line["gradient_norm"]] for line in read_metrics(folder)] for folder in (one, two)
+        [[line["step"], line["loss"], line["gradient_norm"]] for line in metrics if "loss" in line] for metrics in found
     ]
     assert len(lines[0]) == 4
     np.testing.assert_allclose(*lines, atol=1e-5)
+    held_out = [
+        [value for line in metrics for name, value in line.items() if name.startswith("held_out_loss")]
+        for metrics in found
+    ]
+    assert held_out[0]
+    np.testing.assert_allclose(*held_out, atol=1e-5)
 
 
 def test_the_checkpoint_restored_onto_one_device_is_the_same(one, two):
