@@ -9,6 +9,8 @@ How well it draws after some minutes depends on the number of updates, not on th
 of patches of 4×4 pixels, few channels and batches of 16. Pixels that know their place (model.positions) find the words
 about it by two layers of attention to the text; residual blocks then draw what these say.
 
+Guidance makes more colours right of combinations that training never showed; weight 3 bends edges.
+
 The objective is that of least error among nine, measured after 700 steps (docs/claims.md): mean squared errors of x̂ are
 0.0149 for x under sigmoid weights, 0.0153 for v under simple ones, 0.0195 for the paper's eps under simple ones.
 """
@@ -87,7 +89,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 1e-2
     config.optimizer.warmup_steps = 10 if tiny else 60
-    config.optimizer.decay_steps = 20 if tiny else 8000
+    config.optimizer.decay_steps = 20 if tiny else 8600
     config.optimizer.b1 = 0.95
     config.optimizer.b2 = 0.99
     config.optimizer.eps = 1e-8
@@ -100,7 +102,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.training.batch_size = 8 if tiny else 16  # global
     config.training.accumulation = 1  # micro-batches that a step's batch is cut into
     config.training.remat = "none"  # what the backward pass makes again: "none", "dots" or "full", least memory last
-    config.training.steps = 20 if tiny else 8000
+    config.training.steps = 20 if tiny else 8600
     config.training.log_every = 5 if tiny else 25
     config.training.save_every = 10 if tiny else 1000
     config.training.preview_every = 10 if tiny else 1000
@@ -122,7 +124,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.sampling.churn_range = (0.05, 50.0)
     config.sampling.churn_noise = 1.003
     config.sampling.steps = 4 if tiny else 12
-    config.sampling.guidance = 1.5
+    config.sampling.guidance = 2.0
     config.sampling.guidance_from = 0.0  # the interval of noise levels, of [0, 1], in which there is guidance
     config.sampling.guidance_to = 1.0
     config.sampling.guidance_rescale = 0.0

@@ -44,7 +44,7 @@ if [[ -z $hosts$host$coordinator && ${SLURM_NNODES:-1} -gt 1 ]]; then
         refuse "SLURM runs ${SLURM_NTASKS:-no} tasks on $SLURM_NNODES nodes: give srun --ntasks-per-node=1"
     hosts=$SLURM_NNODES host=$SLURM_NODEID
     # the same on every host, and another for every job
-    coordinator=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):$((20000 + SLURM_JOB_ID % 12000))
+    coordinator=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p):$((20000 + SLURM_JOB_ID % 12000))
 elif [[ -z $hosts$host$coordinator ]]; then
     hosts=1 host=0 coordinator=127.0.0.1:8476
 fi

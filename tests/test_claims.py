@@ -1,15 +1,14 @@
 """The paper's claims, small: measures, words and the document, and two measurements end to end."""
 
-import dataclasses
 import io
 import json
 import shutil
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.claims import __main__ as command
 from benchmarks.claims import augmentation, document, experiment, guidance, networks, objectives
 from benchmarks.claims.claims import CLAIMS
 from benchmarks.claims.experiment import BATCH, Examples, Workplace, examples
@@ -181,10 +180,8 @@ def test_an_objective_is_trained_once_and_measured(tmp_path, base_folder, monkey
     assert len(configs) == 1
 
 
-def test_a_folder_of_figures_of_other_stages_is_refused(tmp_path, monkeypatch):
-    Workplace(tmp_path).remember("begun_with", lambda: {"stages": ["old"], "quick": False})
-    values = {"claim": "guidance", "out": str(tmp_path), "stages": "new", "quick": False}
-    for name, value in values.items():
-        monkeypatch.setattr(command, name.upper(), dataclasses.make_dataclass("Flag", ["value"])(value))
+def test_a_folder_of_figures_of_other_stages_is_refused(tmp_path):
+    Workplace(tmp_path, [Path("old")]).check_begun_alike()
+    Workplace(tmp_path, [Path("old")]).check_begun_alike()
     with pytest.raises(UsageError, match="begun with .*'old'.*: give another folder"):
-        command.main()
+        Workplace(tmp_path, [Path("new")]).check_begun_alike()

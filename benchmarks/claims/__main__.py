@@ -14,7 +14,6 @@ from absl import flags
 from benchmarks.claims.claims import CLAIMS
 from benchmarks.claims.experiment import Workplace, machine, write
 from imagen_jax import commands
-from imagen_jax.errors import UsageError
 
 CLAIM = flags.DEFINE_enum("claim", None, list(CLAIMS), "What to measure.")
 OUT = flags.DEFINE_string("out", None, "The folder to train in and to write to.")
@@ -27,10 +26,7 @@ def main() -> None:
     name = commands.required(CLAIM.value, "claim", "guidance")
     folders = commands.stage_folders(STAGES.value)
     work = Workplace(commands.writable_folder(OUT.value, "out", "runs/claims"), folders, QUICK.value)
-    begun_with = {"stages": [str(folder) for folder in folders], "quick": QUICK.value}
-    before = work.remember("begun_with", lambda: begun_with)
-    if before != begun_with:
-        raise UsageError(f"--out {OUT.value!r} holds figures that were begun with {before}: give another folder")
+    work.check_begun_alike()
 
     claim = CLAIMS[name]
     figures = {"machine": machine()} | claim.measure(work)

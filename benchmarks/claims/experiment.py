@@ -21,6 +21,7 @@ from imagen_jax import sharding
 from imagen_jax.cascade import StageSampler, TrainedStage, load_stage
 from imagen_jax.checkpoints import Checkpoints, read_config
 from imagen_jax.data.sources import make_source
+from imagen_jax.errors import UsageError
 from imagen_jax.train import train
 
 Figures = dict[str, Any]  # what JSON can hold
@@ -94,6 +95,15 @@ class Workplace:
         file.parent.mkdir(parents=True, exist_ok=True)
         write(file, json.dumps(found, indent=1) + "\n")
         return found
+
+    def check_begun_alike(self) -> None:
+        """Raises UsageError if the folder holds figures that were begun with other stages, or not as quickly."""
+        begun_with = {"stages": [str(folder) for folder in self.stages], "quick": self.quick}
+        before = self.remember("begun_with", lambda: begun_with)
+        if before != begun_with:
+            raise UsageError(
+                f"--out {str(self.out)!r} holds figures that were begun with {before}: give another folder"
+            )
 
 
 def machine() -> str:
