@@ -137,12 +137,12 @@ def squared_error(embeddings: jax.Array, targets: jax.Array, mask: jax.Array) ->
 
 def labelled_batches(config: ml_collections.ConfigDict) -> Iterator[Batch]:
     """Batches, without end, of tokens int32 [B, L], mask bool [B, L], labels int32 [B, L, questions]; L varies."""
-    source = ShapesSource(seed=config.data.seed, split="train", resolution=16, size=ENDLESS)
+    sources = [ShapesSource(config.data.seed, split, resolution=16, size=ENDLESS) for split in config.data.splits]
     per_pool = config.data.pool * config.batch_size
     first = 0
     while True:
         rng = np.random.default_rng((config.seed, first))
-        captions = [word(source.description(first + i), rng) for i in range(per_pool)]
+        captions = [word(sources[i % len(sources)].description(i), rng) for i in range(first, first + per_pool)]
         first += per_pool
         captions.sort(key=len)
         for row in rng.permutation(config.data.pool) * config.batch_size:
