@@ -17,8 +17,8 @@ from imagen_jax import commands, processes, sharding
 from imagen_jax import stage as stages
 from imagen_jax.cascade import place_encoder
 from imagen_jax.checkpoints import Checkpoints, open_workdir
+from imagen_jax.data.examples import make_examples
 from imagen_jax.data.pipeline import training_batches
-from imagen_jax.data.sources import make_source
 from imagen_jax.errors import UsageError
 from imagen_jax.grids import save_png
 from imagen_jax.training.optimizers import make_optimizer
@@ -46,11 +46,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     sharding.check_batch(training.batch_size, mesh, training.accumulation)
     stage = stages.build(config)
 
-    source = make_source(config.data, config.data.split, config.image_size)
     batches = training_batches(
-        source,
-        tokenize=stage.encoder.tokenize.one,
-        channels=config.channels,
+        make_examples(config.data, config.data.split, config.image_size, config.channels),
+        text=stage.encoder.tokenize.arrays,
         batch_size=training.batch_size,
         seed=config.seed,
         threads=config.data.threads,

@@ -44,7 +44,7 @@ def test_there_are_configs_of_every_kind_of_image():
 
 @each_stage
 def test_the_data_are_what_the_stage_draws(config):
-    image = make_source(config.data, config.data.split, config.image_size)[0]["image"]
+    image = make_source(config.data, config.data.split, config.image_size)[0].image
     assert image.shape == (*stages.image_size(config), config.channels)
     assert image.dtype.itemsize * 8 == config.data.bits == config.sampling.bits
 
