@@ -34,8 +34,7 @@ class Examples:
         source: of records.
         channels: of the pictures.
         transform: of image files; a source whose pictures are ready needs none.
-        max_broken: the share of broken records that is put up with.
-        broken: what is found of them, where several parts of a source share it.
+        broken: counts the broken records, and says when there are too many; without it one is.
 
     Raises:
         UsageError: the source is empty, or its pictures have another number of channels or another type, or too many
@@ -47,13 +46,12 @@ class Examples:
         source: Source,
         channels: int,
         transform: Transform | None = None,
-        max_broken: float = 0.0,
         broken: Broken | None = None,
     ) -> None:
         self.source, self._transform = source, transform
         if not len(source):
             raise UsageError(f"{source!r} is empty: there is nothing to train on")
-        self.broken = broken or Broken(repr(source), len(source), max_broken)
+        self.broken = broken or Broken(repr(source), len(source), max_share=0.0)
         image = self[0].image
         found = image.shape[-1]
         if found != channels:
@@ -115,7 +113,7 @@ def make_examples(config: ml_collections.ConfigDict, split: str, image_size: int
     if "transform" not in config:
         return Examples(source, channels)
     transform = make_transform(config, size_of(image_size, "image_size"), channels)
-    return Examples(source, channels, transform, config.max_broken)
+    return Examples(source, channels, transform, Broken(repr(source), len(source), config.max_broken))
 
 
 def make_transform(config: ml_collections.ConfigDict, size: Size, channels: int) -> Transform:
@@ -134,7 +132,7 @@ def make_buckets(
     sizes = [size_of(image_size, "image_size"), *others]
     broken = Broken(repr(source), len(source), config.max_broken)
     return [
-        Examples(bucket, channels, make_transform(config, bucket.size, channels), config.max_broken, broken)
+        Examples(bucket, channels, make_transform(config, bucket.size, channels), broken)
         for bucket in in_buckets(source, sizes, config.threads)
     ]
 
