@@ -16,6 +16,7 @@ from ml_collections import config_flags
 
 from imagen_jax import commands, processes, sampling_flags, sharding
 from imagen_jax.cascade import load_cascade
+from imagen_jax.data.examples import first_caption
 from imagen_jax.data.sources import make_source
 from imagen_jax.errors import UsageError
 from imagen_jax.evaluation.alignment import make_judge, scores_table
@@ -39,7 +40,7 @@ def main() -> None:
     mesh = sharding.make_mesh({"data": -1, "fsdp": 1})
     cascade = load_cascade(folders, mesh, sampling_flags.stage_changes(len(folders)))
     source = make_source(config.data, config.data.split, cascade.image_size)
-    captions = [source[i % len(source)]["caption"] for i in range(config.count)]
+    captions = [first_caption(source.captions(i % len(source))) for i in range(config.count)]
     out = commands.writable_folder(OUT.value, "out", "runs/scores")
 
     drawn = cascade.draw_all(captions, config.seed, config.batch_size)

@@ -73,7 +73,7 @@ def test_wide_pictures_are_scored(wide):
     scores, right = make_judge("shapes")(images, PROMPTS)
     assert (scores["all"]["total"], right.shape) == (3, (3,))
     source = make_source(as_written("shapes_base.py", "wide").data, "held_out", cascade.image_size)
-    assert source[0]["image"].shape == images.shape[1:]
+    assert source[0].image.shape == images.shape[1:]
 
 
 def test_pictures_with_transparency(tmp_path):

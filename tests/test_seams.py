@@ -114,8 +114,8 @@ def params():
         losses = []
         for first in range(0, STEPS_OF_TRAINING * size, size):
             examples = [source[first + i] for i in range(size)]
-            tokens, mask = stage.encoder.tokenize([example["caption"] for example in examples])
-            images = np.stack([example["image"] for example in examples])
+            tokens, mask = stage.encoder.tokenize([example.captions[0] for example in examples])
+            images = np.stack([example.image for example in examples])
             batch = sharding.put_batch({"image": images, "tokens": tokens, "mask": mask}, mesh)
             state, metrics = step(state, stage.encoder.params, batch)
             losses.append(float(metrics["loss"]))

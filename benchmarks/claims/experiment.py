@@ -20,7 +20,7 @@ from configs import shapes_base, shapes_eval, shapes_sr
 from imagen_jax import sharding
 from imagen_jax.cascade import StageSampler, TrainedStage, load_stage
 from imagen_jax.checkpoints import Checkpoints, read_config
-from imagen_jax.data.sources import make_source
+from imagen_jax.data.examples import first_examples, make_examples
 from imagen_jax.errors import UsageError
 from imagen_jax.train import train
 
@@ -133,9 +133,8 @@ def load(folder: Path, **sampling: Any) -> TrainedStage:
 def examples(split: str, size: int, count: int) -> Examples:
     """The first examples of a split, their pictures of a size."""
     config: ml_collections.ConfigDict = shapes_eval.get_config()
-    source = make_source(config.data, split, size)
-    found = [source[i] for i in range(count)]
-    return Examples([example["caption"] for example in found], np.stack([example["image"] for example in found]))
+    images, captions = first_examples(make_examples(config.data, split, size, channels=3), count)
+    return Examples(captions, images)
 
 
 def draw(

@@ -18,8 +18,8 @@ from imagen_jax import sharding
 from imagen_jax import stage as stages
 from imagen_jax.cascade import place_encoder
 from imagen_jax.costs import cost
+from imagen_jax.data.examples import make_examples
 from imagen_jax.data.pipeline import training_batches
-from imagen_jax.data.sources import make_source
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import abstract_state
 from imagen_jax.training.step import make_train_step
@@ -87,9 +87,8 @@ def training_step(config: ml_collections.ConfigDict) -> Callable[[], Any]:
     mesh = sharding.make_mesh(config.mesh)
     stage = stages.build(config)
     batches = training_batches(
-        make_source(config.data, config.data.split, config.image_size),
-        tokenize=stage.encoder.tokenize.one,
-        channels=config.channels,
+        make_examples(config.data, config.data.split, config.image_size, config.channels),
+        text=stage.encoder.tokenize.arrays,
         batch_size=config.training.batch_size,
         seed=config.seed,
         threads=1,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import operator
 from typing import SupportsIndex
 
 import numpy as np
 from sklearn.datasets import load_digits
 
+from imagen_jax.data.records import Record
 from imagen_jax.images import Size, dtype_of, said, size_of
 
 SIZE = 8
@@ -42,7 +44,7 @@ def label_of(caption: str) -> int:
 
 
 class DigitsSource:
-    """The digits as a Grain random-access source; the wording of a caption goes by the index."""
+    """The digits as a source; the wording of a caption goes by the index."""
 
     def __init__(self, split: str, image_size: int | Size, bits: int = 8) -> None:
         size = size_of(image_size, "image_size")
@@ -54,10 +56,14 @@ class DigitsSource:
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, index: SupportsIndex) -> dict[str, object]:
-        i = index.__index__()
-        caption = WORDINGS[i % len(WORDINGS)].format(NAMES[self._labels[i]])
-        return {"image": self._images[i], "caption": caption}
+    def __getitem__(self, index: SupportsIndex) -> Record:
+        i = operator.index(index)
+        return Record(self._images[i], self.captions(i), name=f"digit {i} of {self._split}")
+
+    def captions(self, index: SupportsIndex) -> tuple[str, ...]:
+        """The one caption of a digit."""
+        i = operator.index(index)
+        return (WORDINGS[i % len(WORDINGS)].format(NAMES[self._labels[i]]),)
 
     def __repr__(self) -> str:
         return f"DigitsSource(split={self._split!r}, bits={self._bits})"

@@ -1,4 +1,4 @@
-"""From a source to batches, by Grain: shuffled, repeated, tokenized, split over processes, prefetched.
+"""From examples to batches, by Grain: shuffled, repeated, tokenized, split over processes, prefetched.
 
 The global batch of step k is the same for any number of processes, and the position is one integer: the state of
 the iterator goes into the checkpoint, and setting it goes on with the very next example.
@@ -12,11 +12,9 @@ from typing import Any
 import grain
 import numpy as np
 
-from imagen_jax.data.sources import Example, Source
-from imagen_jax.errors import UsageError
-from imagen_jax.images import DTYPES
+from imagen_jax.data.examples import Example, Examples, any_caption
 
-Tokenize = Callable[[str], tuple[np.ndarray, np.ndarray]]
+Text = Callable[[str], dict[str, np.ndarray]]
 
 
 class RowsOfBatches(grain.MapDataset):
@@ -35,9 +33,8 @@ class RowsOfBatches(grain.MapDataset):
 
 
 def training_batches(
-    source: Source,
-    tokenize: Tokenize,
-    channels: int,
+    examples: Examples | list[Examples],
+    text: Text,
     batch_size: int,
     seed: int,
     threads: int,
@@ -47,38 +44,29 @@ def training_batches(
     """An endless iterator of this process's part of each batch, with ``get_state`` and ``set_state``.
 
     Args:
-        source: random access to examples.
-        tokenize: caption → (tokens int32 [L], mask bool [L]).
-        channels: of the images; others are refused.
+        examples: of a source; or several, of other sizes, of which each has batches of its own, in proportion.
+        text: a caption → the arrays of an example that stand for it, by name.
         batch_size: global.
-        seed: of the shuffling.
+        seed: of the shuffling, and of the choice among an example's captions.
         threads: that read and decode; about one a core.
         prefetch: batches to keep ready.
         rows: of each batch [B] that this process reads, as ``sharding.own_rows`` says; None for all.
 
     Returns:
-        dicts of ``image`` uint8 or uint16 [rows, H, W, C], ``tokens`` int32 [rows, L], ``mask`` bool [rows, L].
-
-    Raises:
-        UsageError: the source is empty, or its images have another number of channels or another type.
+        dicts of ``image`` uint8 or uint16 [rows, H, W, C], and of what ``text`` gives, each with [rows] before it.
     """
-    if not len(source):
-        raise UsageError(f"{source!r} is empty: there is nothing to train on")
-    image = source[0]["image"]
-    found = image.shape[-1]
-    if found != channels:
-        raise UsageError(
-            f"images of {source!r} have {found} channels, config.channels is {channels}: set it to {found}"
-        )
-    if image.dtype not in DTYPES.values():
-        raise UsageError(f"images of {source!r} are {image.dtype}: a source gives uint8 or uint16")
-
-    def prepare(example: Example) -> dict[str, Any]:
-        tokens, mask = tokenize(example["caption"])
-        return {"image": example["image"], "tokens": tokens, "mask": mask}
-
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat().map(prepare)
     rows = range(batch_size) if rows is None else rows
-    dataset = RowsOfBatches(dataset, batch_size, rows).batch(len(rows), drop_remainder=True)
+
+    def own_batches(examples: Examples) -> grain.MapDataset:
+        def prepare(example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
+            return {"image": examples.fit(example.image, rng), **text(any_caption(example.captions, rng))}
+
+        # the generator is that of (seed, position), and so the same in every run, on any number of processes
+        dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat().random_map(prepare)
+        return RowsOfBatches(dataset, batch_size, rows).batch(len(rows), drop_remainder=True)
+
+    parts = examples if isinstance(examples, list) else [examples]
+    # in turns that the position alone decides, and so often that all come to the end of an epoch together
+    dataset = grain.MapDataset.mix([own_batches(part) for part in parts], [float(len(part)) for part in parts])
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     return iter(dataset.to_iter_dataset(options))

@@ -1,6 +1,4 @@
-"""Data sources by name: each gives example i as ``{"image": [H, W, C], "caption": str}``, by random access.
-
-Images are uint8 or uint16, whichever a config's ``data.bits`` says.
+"""Data sources by name: each gives records, see ``records.py``, by random access.
 
 A source is one small module; to add one, write it beside ``shapes`` and name it here.
 """
@@ -8,29 +6,15 @@ A source is one small module; to add one, write it beside ``shapes`` and name it
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, SupportsIndex, TypedDict
+from typing import Any
 
 import ml_collections
-import numpy as np
 
+from imagen_jax.data.folder import FolderSource
+from imagen_jax.data.records import Source
 from imagen_jax.data.shapes.source import ShapesSource
 from imagen_jax.errors import UsageError
 from imagen_jax.images import Size
-
-
-class Example(TypedDict):
-    """A picture, uint8 or uint16 [H, W, C], and its caption."""
-
-    image: np.ndarray
-    caption: str
-
-
-class Source(Protocol):
-    """What Grain calls a random-access data source."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: SupportsIndex) -> Any: ...
 
 
 def _shapes(config: Mapping[str, Any], split: str, image_size: int | Size) -> Source:
@@ -51,7 +35,15 @@ def _digits(config: Mapping[str, Any], split: str, image_size: int | Size) -> So
     return DigitsSource(split=split, image_size=image_size, bits=config["bits"])
 
 
-SOURCES: dict[str, Callable[[Mapping[str, Any], str, int | Size], Source]] = {"shapes": _shapes, "digits": _digits}
+def _folder(config: Mapping[str, Any], split: str, image_size: int | Size) -> Source:
+    return FolderSource(config["path"], split, config["validation_share"], config["caption_column"])
+
+
+SOURCES: dict[str, Callable[[Mapping[str, Any], str, int | Size], Source]] = {
+    "shapes": _shapes,
+    "digits": _digits,
+    "folder": _folder,
+}
 
 
 def make_source(config: ml_collections.ConfigDict, split: str, image_size: int | Size) -> Source:

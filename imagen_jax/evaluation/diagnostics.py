@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from imagen_jax.cascade import TrainedStage
-from imagen_jax.data.sources import make_source
+from imagen_jax.data.examples import first_examples, make_examples
 from imagen_jax.figures import draw_cascade_diagnostics
 from imagen_jax.losses import loss_curve, make_held_out_loss
 from imagen_jax.measures import measure
@@ -39,9 +39,9 @@ def diagnose(
     """
     found = []
     for place, (trained, images) in enumerate(zip(stages, drawn, strict=True)):
-        source = make_source(data, data.split, trained.stage.config.image_size)
-        examples = [source[i] for i in range(min(REAL, len(images), len(source)))]
-        real, captions = np.stack([example["image"] for example in examples]), [e["caption"] for e in examples]
+        config = trained.stage.config
+        examples = make_examples(data, data.split, config.image_size, config.channels)
+        real, captions = first_examples(examples, min(REAL, len(images)))
         held_out_loss = make_held_out_loss(trained.stage, mesh, batch_size)
         losses = held_out_loss(trained.params, trained.encoder_params, real, captions)
         low_res = drawn[place - 1] if place else None

@@ -61,6 +61,11 @@ class Tokenizer:
                 tokens[row, -1] = self.eos_id
         return tokens, np.arange(self.length) < counts[:, None]
 
+    def arrays(self, caption: str) -> dict[str, np.ndarray]:
+        """What stands for a caption in a training example: ``tokens`` int32 [L] and ``mask`` bool [L]."""
+        tokens, mask = self.one(caption)
+        return {"tokens": tokens, "mask": mask}
+
     def overlong(self, captions: Sequence[str]) -> int:
         """How many of these captions do not fit into L tokens and are truncated."""
         return sum(len(self._ids(caption)) > self.length for caption in captions)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from imagen_jax.cascade import StageSampler
-from imagen_jax.data.sources import make_source
+from imagen_jax.data.examples import first_examples, make_examples
 from imagen_jax.grids import draw_grid
 from imagen_jax.images import to_float, to_whole
 from imagen_jax.losses import loss_curve, make_held_out_loss
@@ -30,16 +30,14 @@ def make_preview(stage: Stage, mesh: Mesh) -> Callable[[Any, Any], tuple[Image.I
     small. The metrics are those of ``measures.measure``, and of ``losses.loss_curve`` on the data set's own pictures.
     """
     config = stage.config
-    source = make_source(config.data, config.data.validation_split, config.image_size)
-    examples = [source[i] for i in range(min(config.training.preview_count, len(source)))]
-    prompts = [example["caption"] for example in examples]
-    real = np.stack([example["image"] for example in examples])
+    examples = make_examples(config.data, config.data.validation_split, config.image_size, config.channels)
+    real, prompts = first_examples(examples, config.training.preview_count)
     low_res = None
     if stage.is_super_resolution:
         small = resize(to_float(jnp.asarray(real)), *stage.low_res_shape[:2])
         low_res = np.asarray(to_whole(small, real.dtype))
     sampler = StageSampler(stage, mesh, place=0)
-    held_out_loss = make_held_out_loss(stage, mesh, len(examples))
+    held_out_loss = make_held_out_loss(stage, mesh, len(real))
 
     def preview(params: Any, encoder_params: Any) -> tuple[Image.Image, dict[str, float]]:
         images = sampler.draw(params, encoder_params, prompts, SEED, 0, low_res)

@@ -25,7 +25,7 @@ def test_a_split_of_16_bits_has_the_same_pictures():
     np.testing.assert_array_equal(to_8_bits(fine), images)
     # of 17 shades only black and white are those of 8 bits
     assert set(np.unique(fine[fine % 257 == 0] // 257)) == {0, 255}
-    np.testing.assert_array_equal(DigitsSource("test", 8, 16)[3]["image"], fine[3])
+    np.testing.assert_array_equal(DigitsSource("test", 8, 16)[3].image, fine[3])
 
 
 def test_every_picture_is_in_just_one_split():
@@ -43,9 +43,9 @@ def test_a_caption_names_the_digit_of_its_picture():
     captions = set()
     for i in range(len(source)):
         example = source[np.int64(i)]  # as Grain asks
-        np.testing.assert_array_equal(example["image"], images[i])
-        assert label_of(example["caption"]) == labels[i]
-        captions.add(example["caption"])
+        np.testing.assert_array_equal(example.image, images[i])
+        assert label_of(example.captions[0]) == labels[i]
+        captions.add(example.captions[0])
     assert len(captions) == len(NAMES) * len(WORDINGS)
 
 
@@ -76,5 +76,5 @@ def test_sources_by_name():
     with pytest.raises(UsageError, match="config.data: image_size 16"):
         make_source(config, "test", 16)
     config.source = "cats"
-    with pytest.raises(UsageError, match="'cats' is not known: choose one of shapes, digits"):
+    with pytest.raises(UsageError, match="'cats' is not known: choose one of shapes, digits, folder"):
         make_source(config, "test", 8)

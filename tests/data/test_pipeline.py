@@ -4,34 +4,40 @@ import grain
 import numpy as np
 import pytest
 
+from imagen_jax.data.examples import Examples
 from imagen_jax.data.pipeline import RowsOfBatches, training_batches
+from imagen_jax.data.records import Record
 from imagen_jax.errors import UsageError
 
 LENGTH = 24
 
 
 class Numbered:
-    """Example i is a picture full of i, with the caption "i"."""
+    """Record i is a picture full of i, with the caption "i", and others if asked for."""
 
-    def __init__(self, length=LENGTH, dtype=np.uint8):
-        self._length, self._dtype = length, dtype
+    def __init__(self, length=LENGTH, dtype=np.uint8, others=()):
+        self._length, self._dtype, self._others = length, dtype, others
 
     def __len__(self):
         return self._length
 
     def __getitem__(self, index):
-        return {"image": np.full((2, 2, 1), index, self._dtype), "caption": str(index)}
+        return Record(np.full((2, 2, 1), index, self._dtype), self.captions(index), f"number {index}")
+
+    def captions(self, index):
+        return (str(index), *self._others)
 
     def __repr__(self):
         return f"Numbered({self._length})"
 
 
-def tokenize(caption):
-    return np.asarray([int(caption), 7], np.int32), np.asarray([True, False])
+def text(caption):
+    return {"tokens": np.asarray([int(caption), 7], np.int32), "mask": np.asarray([True, False])}
 
 
-def batches(length=LENGTH, batch_size=8, seed=0, **place):
-    return training_batches(Numbered(length), tokenize, 1, batch_size, seed, threads=2, prefetch=4, **place)
+def batches(length=LENGTH, batch_size=8, seed=0, dtype=np.uint8, others=(), **place):
+    examples = Examples(Numbered(length, dtype, others), channels=1)
+    return training_batches(examples, text, batch_size, seed, threads=2, prefetch=4, **place)
 
 
 def indices(iterator, count):
@@ -48,6 +54,21 @@ def test_a_batch_holds_pictures_with_their_own_tokens():
     }
     np.testing.assert_array_equal(batch["image"][:, 1, 0, 0], batch["tokens"][:, 0])
     np.testing.assert_array_equal(batch["mask"], [[True, False]] * 8)
+
+
+def test_one_of_several_captions_is_chosen_by_seed_and_position():
+    """Each as often as another, the same in every run and on any number of processes, another in another epoch."""
+    options = {"length": 96, "others": ("100", "200")}
+    chosen, whole = indices(batches(**options), 36), batches(**options)
+    pictures = np.asarray([next(whole)["image"][:, 0, 0, 0] for _ in range(36)])
+    own = chosen == pictures
+    assert set(chosen[~own]) == {100, 200}
+    for caption in (own, chosen == 100, chosen == 200):
+        assert 60 < caption.sum() < 132
+    np.testing.assert_array_equal(indices(batches(rows=[1, 6], **options), 36), chosen[:, [1, 6]])
+    epochs = zip(np.split(pictures.ravel(), 3), np.split(chosen.ravel(), 3), strict=True)
+    first, second, _ = (dict(zip(*epoch, strict=True)) for epoch in epochs)
+    assert first != second
 
 
 def test_the_seed_gives_the_order():
@@ -104,14 +125,13 @@ def test_a_position_holds_for_another_number_of_processes():
 
 def test_images_of_other_channels_are_refused():
     with pytest.raises(UsageError, match=r"Numbered\(24\) have 1 channels, config.channels is 3: set it to 1"):
-        training_batches(Numbered(), tokenize, 3, 8, 0, threads=1, prefetch=1)
+        Examples(Numbered(), channels=3)
 
 
 def test_images_of_16_bits_stay_so_and_of_other_types_are_refused():
-    batch = next(training_batches(Numbered(dtype=np.uint16), tokenize, 1, 8, 0, threads=1, prefetch=1))
-    assert batch["image"].dtype == np.uint16
+    assert next(batches(dtype=np.uint16))["image"].dtype == np.uint16
     with pytest.raises(UsageError, match=r"images of Numbered\(24\) are float32: a source gives uint8 or uint16"):
-        training_batches(Numbered(dtype=np.float32), tokenize, 1, 8, 0, threads=1, prefetch=1)
+        batches(dtype=np.float32)
 
 
 def test_an_empty_source_is_refused():

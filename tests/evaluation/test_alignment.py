@@ -15,7 +15,7 @@ COUNT = 200
 def drawn():
     source = ShapesSource(21, "held_out", 64, COUNT)
     examples = [source[i] for i in range(COUNT)]
-    return np.stack([example["image"] for example in examples]), [example["caption"] for example in examples]
+    return np.stack([example.image for example in examples]), [example.captions[0] for example in examples]
 
 
 def test_true_pictures_are_right(drawn):
@@ -31,7 +31,7 @@ def test_true_pictures_are_right(drawn):
 def test_true_pictures_of_every_kind_are_right(kind):
     source = ShapesSource(**{"seed": 22, "split": "held_out", "resolution": 64, "size": 60} | kind)
     examples = [source[i] for i in range(60)]
-    images, captions = np.stack([example["image"] for example in examples]), [e["caption"] for e in examples]
+    images, captions = np.stack([example.image for example in examples]), [e.captions[0] for e in examples]
     assert make_judge("shapes")(images, captions)[1].mean() >= 0.98
     assert make_judge("shapes")(np.roll(images, 1, axis=0), captions)[1].mean() < 0.1
 
@@ -70,7 +70,7 @@ def test_a_caption_outside_the_grammar_is_refused(drawn):
 def digits():
     source = DigitsSource("test", 8)
     examples = [source[i] for i in range(len(source))]
-    return np.stack([example["image"] for example in examples]), [example["caption"] for example in examples]
+    return np.stack([example.image for example in examples]), [example.captions[0] for example in examples]
 
 
 def test_real_digits_are_as_right_as_the_judge_can_be(digits):

@@ -27,7 +27,7 @@ def drawn():
         source = ShapesSource(11, split, 64, 400)
         for i in range(400):
             scene = source.scene(i)
-            examples.append((scene, said_in_full(scene), read(source[i]["image"])))
+            examples.append((scene, said_in_full(scene), read(source[i].image)))
     return examples
 
 
@@ -84,7 +84,7 @@ def test_blemishes_and_other_resolutions_change_little(split, resolution, blur, 
     rng = np.random.default_rng(0)
     number = 100 if resolution == 128 else 300
     source = ShapesSource(12, split, resolution, number)
-    images = [blemished(source[i]["image"], rng, blur, noise) for i in range(number)]
+    images = [blemished(source[i].image, rng, blur, noise) for i in range(number)]
     table = score(images, [said_in_full(source.scene(i)) for i in range(number)])
     for attribute in (*ATTRIBUTES, "all"):
         assert table[attribute]["rate"] >= least, attribute
@@ -93,7 +93,7 @@ def test_blemishes_and_other_resolutions_change_little(split, resolution, blur, 
 def test_things_are_found_where_they_are_in_pictures_of_any_aspect():
     source = ShapesSource(11, "train", (48, 96), 60)
     for i in range(60):
-        picture = read(source[i]["image"])
+        picture = read(source[i].image)
         for thing in source.scene(i).things:
             found = min(picture.things, key=lambda f: abs(f.x - thing.x) + abs(f.y - thing.y))
             assert (found.x, found.y, found.radius) == pytest.approx((thing.x, thing.y, thing.radius), abs=0.008)
@@ -102,7 +102,7 @@ def test_things_are_found_where_they_are_in_pictures_of_any_aspect():
 @pytest.mark.parametrize("shift", [(18, 0, 0), (0, -18, 0), (10, 10, -10), (-10, 0, 15)])
 def test_a_slight_error_of_colour_is_forgiven(shift):
     source = ShapesSource(13, "train", 64, 60)
-    images = [np.uint8(np.clip(source[i]["image"] + np.array(shift), 0, 255)) for i in range(60)]
+    images = [np.uint8(np.clip(source[i].image + np.array(shift), 0, 255)) for i in range(60)]
     assert score(images, [source.description(i) for i in range(60)])["all"]["rate"] >= 0.98
 
 
@@ -192,7 +192,7 @@ def test_blemishes_do_not_make_wrong_captions_right(change):
     for i in range(100):
         wrong = change(said_in_full(source.scene(i)), rng)
         if wrong is not None:
-            rejected.append(not judge(blemished(source[i]["image"], rng, 0.7, 0.05), wrong).all)
+            rejected.append(not judge(blemished(source[i].image, rng, 0.7, 0.05), wrong).all)
     assert np.mean(rejected) >= 0.98
 
 

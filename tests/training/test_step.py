@@ -96,8 +96,8 @@ def host_params(stage):
 def batch_of(stage, first=0):
     source = make_source(stage.config.data, "train", stage.config.image_size)
     examples = [source[first + i] for i in range(BATCH)]
-    tokens, mask = stage.encoder.tokenize([example["caption"] for example in examples])
-    return {"image": np.stack([example["image"] for example in examples]), "tokens": tokens, "mask": mask}
+    tokens, mask = stage.encoder.tokenize([example.captions[0] for example in examples])
+    return {"image": np.stack([example.image for example in examples]), "tokens": tokens, "mask": mask}
 
 
 def as_device_batch(stage, first=0):

@@ -1,11 +1,12 @@
-"""The `shapes` data set as a Grain source."""
+"""The `shapes` data set as a source."""
 
 import dataclasses
 import operator
-from typing import SupportsIndex, TypedDict
+from typing import SupportsIndex
 
 import numpy as np
 
+from imagen_jax.data.records import Record
 from imagen_jax.data.shapes.captions import word
 from imagen_jax.data.shapes.descriptions import Description, describe
 from imagen_jax.data.shapes.render import render
@@ -18,15 +19,8 @@ MIN_RESOLUTION = 8  # below it the things' edges alone would fill the picture
 MAX_RESOLUTION = 4096
 
 
-class Example(TypedDict):
-    """One picture, as of ``render``, and its caption, lower-case ASCII of at most 96 bytes."""
-
-    image: np.ndarray
-    caption: str
-
-
 class ShapesSource:
-    """A Grain random-access source of pictures of shapes and their captions, made on the spot.
+    """Pictures of shapes, as of ``render``, and their captions, lower-case ASCII of at most 96 bytes; made on the spot.
 
     Example i is a pure function of (seed, split, i), and its picture of the resolution and the bits too: the scene and
     the caption are the same at all of them, so the stages of a cascade can be trained on the same examples.
@@ -71,11 +65,16 @@ class ShapesSource:
     def __len__(self) -> int:
         return self.size
 
-    def __getitem__(self, index: SupportsIndex) -> Example:
+    def __getitem__(self, index: SupportsIndex) -> Record:
         rng = self._rng(index)
         scene = self._scene(rng)
         image = render(scene, self.resolution, self.bits, self.transparent)
-        return {"image": image, "caption": word(self._description(scene, rng), rng)}
+        return Record(image, self._captions(scene, rng), name=f"scene {index} of {self.split}")
+
+    def captions(self, index: SupportsIndex) -> tuple[str, ...]:
+        """The one caption of example `index`."""
+        rng = self._rng(index)
+        return self._captions(self._scene(rng), rng)
 
     def scene(self, index: SupportsIndex) -> Scene:
         """What picture `index` shows."""
@@ -89,6 +88,9 @@ class ShapesSource:
     def _scene(self, rng: np.random.Generator) -> Scene:
         scene = sample(self.split, rng)
         return dataclasses.replace(scene, background=USUAL_BACKGROUND) if self.transparent else scene
+
+    def _captions(self, scene: Scene, rng: np.random.Generator) -> tuple[str, ...]:
+        return (word(self._description(scene, rng), rng),)
 
     def _description(self, scene: Scene, rng: np.random.Generator) -> Description:
         description = describe(scene, rng)

@@ -11,7 +11,7 @@ from imagen_jax.images import composite, to_8_bits
 
 @pytest.mark.parametrize("resolution", [8, 16, 33, 64, 100, 256])
 def test_pictures_have_the_resolution_asked_for(resolution):
-    image = ShapesSource(0, "train", resolution, 1)[0]["image"]
+    image = ShapesSource(0, "train", resolution, 1)[0].image
     assert image.shape == (resolution, resolution, 3)
     assert image.dtype == np.uint8
 
@@ -100,7 +100,7 @@ def test_pictures_of_16_bits_are_the_same_and_finer():
     source, finer = (ShapesSource(0, "train", 32, 20, bits=bits) for bits in (8, 16))
     between = 0
     for i in range(20):
-        usual, fine = source[i]["image"], finer[i]["image"]
+        usual, fine = source[i].image, finer[i].image
         assert fine.dtype == np.uint16
         np.testing.assert_allclose(fine / 257, usual, atol=0.51)
         between += (fine % 257 > 0).sum()
@@ -111,7 +111,7 @@ def test_a_picture_made_smaller_is_the_picture_drawn_small():
     """The stages of a cascade see one scene at several resolutions."""
     source, small = ShapesSource(0, "train", 64, 100), ShapesSource(0, "train", 16, 100)
     for i in range(100):
-        shrunk = source[i]["image"].reshape(16, 4, 16, 4, 3).mean((1, 3))
-        error = np.abs(shrunk - small[i]["image"])
+        shrunk = source[i].image.reshape(16, 4, 16, 4, 3).mean((1, 3))
+        error = np.abs(shrunk - small[i].image)
         assert error.mean() < 0.7 * len(source.scene(i).things)  # all of it lies on their outlines
         assert error.max() < 64

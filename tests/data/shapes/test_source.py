@@ -14,20 +14,20 @@ def test_an_example_is_a_pure_function_of_seed_and_index():
     forwards = [one[i] for i in range(50)]
     backwards = [other[i] for i in reversed(range(50))][::-1]
     for a, b in zip(forwards, backwards, strict=True):
-        np.testing.assert_array_equal(a["image"], b["image"])
-        assert a["caption"] == b["caption"]
+        np.testing.assert_array_equal(a.image, b.image)
+        assert a.captions[0] == b.captions[0]
 
 
 def test_examples_are_the_same_on_every_machine():
     """Pinned: a change would silently change the data set under everyone's figures."""
     source = ShapesSource(0, "train", 16, 10)
-    assert [source[i]["caption"] for i in range(3)] == [
+    assert [source[i].captions[0] for i in range(3)] == [
         "on a white background, a large red ring in the bottom right",
         "two small blue squares on a tan background",
         "three large yellow triangles on a black background",
     ]
     # The last bit of a rounded pixel may depend on the processor.
-    assert int(source[0]["image"].sum()) == pytest.approx(184212, abs=100)
+    assert int(source[0].image.sum()) == pytest.approx(184212, abs=100)
 
 
 def test_examples_differ_between_indices_seeds_and_splits():
@@ -47,13 +47,13 @@ def test_scene_and_caption_do_not_depend_on_the_resolution_or_the_bits(other):
     )
     for i in range(50):
         assert usual.scene(i) == other.scene(i)
-        assert usual[i]["caption"] == other[i]["caption"]
+        assert usual[i].captions[0] == other[i].captions[0]
 
 
 def test_captions_of_transparent_pictures_say_the_same_but_of_no_background():
     plain, transparent = (ShapesSource(0, "held_out", 16, 200, transparent=on) for on in (False, True))
     for i in range(200):
-        said = parse(transparent[i]["caption"])
+        said = parse(transparent[i].captions[0])
         assert said == transparent.description(i)
         assert said == dataclasses.replace(plain.description(i), background="")
         assert transparent.scene(i).things == plain.scene(i).things
@@ -63,16 +63,16 @@ def test_captions_of_transparent_pictures_say_the_same_but_of_no_background():
 def test_description_is_what_the_caption_claims():
     source = ShapesSource(0, "train", 16, 300)
     for i in range(300):
-        assert parse(source[i]["caption"]) == source.description(i)
+        assert parse(source[i].captions[0]) == source.description(i)
 
 
 def test_it_is_a_source_for_grain():
     source = ShapesSource(0, "train", 16, 40)
     assert isinstance(source, grain.sources.RandomAccessDataSource)
-    batches = list(grain.MapDataset.source(source).map(lambda example: example["image"]).batch(8))
+    batches = list(grain.MapDataset.source(source).map(lambda example: example.image).batch(8))
     assert len(batches) == 5
-    np.testing.assert_array_equal(batches[1][3], source[11]["image"])
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(source))[7]["image"], source[7]["image"])
+    np.testing.assert_array_equal(batches[1][3], source[11].image)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(source))[7].image, source[7].image)
 
 
 def test_its_repr_tells_all_of_it():
