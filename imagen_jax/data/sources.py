@@ -34,7 +34,18 @@ def _digits(config: Mapping[str, Any], split: str, image_size: int | Size) -> So
     return DigitsSource(split=split, image_size=image_size, bits=config["bits"])
 
 
-SOURCES: dict[str, Callable[[Mapping[str, Any], str, int | Size], Source]] = {"shapes": _shapes, "digits": _digits}
+def _tfds(config: Mapping[str, Any], split: str, image_size: int | Size) -> Source:
+    # as for TFDS
+    from imagen_jax.data.tfds import TfdsSource
+
+    return TfdsSource(config["directory"], split, config["image"], config["captions"], config["templates"])
+
+
+SOURCES: dict[str, Callable[[Mapping[str, Any], str, int | Size], Source]] = {
+    "shapes": _shapes,
+    "digits": _digits,
+    "tfds": _tfds,
+}
 
 
 def make_source(config: ml_collections.ConfigDict, split: str, image_size: int | Size) -> Source:
