@@ -1,7 +1,7 @@
 """Prepare a data set that comes with the package: ``python -m imagen_jax.prepare --dataset=emoji/white --out=DIR``.
 
 Writes ``OUT/emoji/white/1.0.0``, a data set of TensorFlow Datasets in array_record files, without TensorFlow. A config
-reads it with ``data.source = "tfds"`` and ``data.directory = "OUT/emoji/white"``. One that is there already is left so.
+reads it with ``data.source = "tfds"`` and ``data.path = "OUT/emoji/white"``. One that is there already is left so.
 """
 
 from __future__ import annotations
@@ -47,9 +47,7 @@ def main() -> None:
     said = "is there already" if builder.is_prepared() else "is prepared"
     builder.download_and_prepare()
     splits = ", ".join(f"{split} {part.num_examples}" for split, part in builder.info.splits.items())
-    print(
-        f"{builder.data_dir} {said}: {splits} examples. In a config: data.directory = '{Path(builder.data_dir).parent}'"
-    )
+    print(f"{builder.data_dir} {said}: {splits} examples. In a config: data.path = '{Path(builder.data_dir).parent}'")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def _tfds(config: Mapping[str, Any], split: str, image_size: int | Size) -> Sour
     # as for TFDS
     from imagen_jax.data.tfds import TfdsSource
 
-    return TfdsSource(config["directory"], split, config["image"], config["captions"], config["templates"])
+    return TfdsSource(config["path"], split, config["image"], config["captions"], config["templates"])
 
 
 SOURCES: dict[str, Callable[[Mapping[str, Any], str, int | Size], Source]] = {

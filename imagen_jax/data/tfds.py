@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any, SupportsIndex
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, SupportsIndex
 
 import tensorflow_datasets as tfds
 
@@ -19,6 +19,13 @@ DATA_DIR = "~/tensorflow_datasets"  # where TFDS keeps what it prepares, unless 
 TEXTS = (tfds.features.Text, tfds.features.ClassLabel)
 
 
+class Leaf(NamedTuple):
+    """A feature that has no others in it, and the keys that lead to it; there may be a "/" in a key too."""
+
+    keys: tuple[str, ...]
+    feature: Any
+
+
 class TfdsSource:
     """The pictures of one feature, with captions from features of texts or of classes.
 
@@ -27,12 +34,12 @@ class TfdsSource:
     """
 
     def __init__(
-        self, directory: str, split: str, image: str, captions: Sequence[str], templates: Sequence[str] = ("{}",)
+        self, path: str, split: str, image: str, captions: Sequence[str], templates: Sequence[str] = ("{}",)
     ) -> None:
         """Finds the data set; reads none of its examples.
 
         Args:
-            directory: the folder of a version of the data set, or of its versions, of which the newest is taken; or
+            path: the folder of a version of the data set, or of its versions, of which the newest is taken; or
                 what of it comes after DATA_DIR, such as ``coco_captions/2014``.
             split: as TFDS writes it: ``train``, ``train[:90%]``, ``train[:100]+test``.
             image: the feature of pictures.
@@ -43,12 +50,12 @@ class TfdsSource:
             UsageError: there is no such data set, split or feature, the files are of another format or not all there,
                 or a template is without ``{}``.
         """
-        self._folder = prepared_folder(directory)
+        self._folder = prepared_folder(path)
         builder = open_builder(self._folder)
-        self._features = dict(leaves(builder.info.features))
+        self._leaves = {"/".join(leaf.keys): leaf for leaf in leaves(builder.info.features)}
         self._check_feature(image, tfds.features.Image, "an image")
-        for path in captions:
-            self._check_feature(path, TEXTS, "a text or a class")
+        for caption in captions:
+            self._check_feature(caption, TEXTS, "a text or a class")
         for template in templates:
             if "{}" not in template:
                 raise UsageError(f"template {template!r} has no {{}}, in whose place the caption goes: add it")
@@ -56,9 +63,9 @@ class TfdsSource:
 
         self._image, self._captions, self._templates = image, tuple(captions), tuple(templates)
         self._columns = tuple(key for key, feature in builder.info.features.items() if is_single(feature))
-        with_picture = nested(dict.fromkeys((image, *captions, *self._columns), True))
-        self._decoded = part(builder.info.features, with_picture)
-        self._captions_decoded = part(builder.info.features, nested(dict.fromkeys(captions, True)))
+        self._decoders = nested([self._leaves[image].keys], tfds.decode.SkipDecoding())
+        self._decoded = self._part(builder.info.features, (image, *captions, *self._columns))
+        self._captions_decoded = self._part(builder.info.features, captions)
         self._name = f"{builder.info.full_name} {split}"
 
     def __len__(self) -> int:
@@ -66,9 +73,9 @@ class TfdsSource:
 
     def __getitem__(self, index: SupportsIndex) -> Record:
         i = index.__index__()
-        example = self._read(i, self._decoded, decoders=nested({self._image: tfds.decode.SkipDecoding()}))
+        example = self._read(i, self._decoded, decoders=self._decoders)
         columns = {key: self._text(key, example[key]) for key in self._columns}
-        (image,) = values(example, self._image)
+        (image,) = self._values(example, self._image)
         return Record(image, self._worded(example), f"{self._name}[{i}]", columns)
 
     def captions(self, index: SupportsIndex) -> tuple[str, ...]:
@@ -95,29 +102,39 @@ class TfdsSource:
             i -= shard.take
         return os.fspath(shard.filename)
 
+    def _part(self, features: Any, paths: Sequence[str]) -> Any:
+        """The features of these paths, and no others, to decode no more than these."""
+        return part(features, nested([self._leaves[path].keys for path in paths], True))
+
+    def _values(self, example: Any, path: str) -> list:
+        """What an example has at a path: one value, or those of a sequence."""
+        for key in self._leaves[path].keys:
+            example = example[key]
+        return list(example) if hasattr(example, "__len__") and not isinstance(example, bytes) else [example]
+
     def _worded(self, example: dict[str, Any]) -> tuple[str, ...]:
-        texts = (self._text(path, value) for path in self._captions for value in values(example, path))
+        texts = (self._text(path, value) for path in self._captions for value in self._values(example, path))
         return tuple(template.replace("{}", text) for text in texts if text for template in self._templates)
 
     def _text(self, path: str, value: Any) -> str:
-        feature = self._features[path]
+        feature = self._leaves[path].feature
         if isinstance(feature, tfds.features.ClassLabel):
             return feature.int2str(int(value)).replace("_", " ") if value >= 0 else ""  # -1: it has no label
         return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
 
     def _check_feature(self, path: str, kinds: Any, what: str) -> None:
-        feature = self._features.get(path)
-        if not isinstance(feature, kinds):
-            found = "is not there" if feature is None else f"is not {what} but {type(feature).__name__}"
-            fitting = sorted(name for name, other in self._features.items() if isinstance(other, kinds))
+        leaf = self._leaves.get(path)
+        if leaf is None or not isinstance(leaf.feature, kinds):
+            found = "is not there" if leaf is None else f"is not {what} but {type(leaf.feature).__name__}"
+            fitting = sorted(name for name, other in self._leaves.items() if isinstance(other.feature, kinds))
             there = f"choose of {', '.join(fitting)}" if fitting else f"it has none that is {what}"
             raise UsageError(f"feature {path!r} of {self._folder} {found}: {there}")
 
 
-def prepared_folder(directory: str) -> tfds.core.Path:
+def prepared_folder(path: str) -> tfds.core.Path:
     """The folder of the version of a data set that a config means. Raises UsageError if there is none."""
     data_dir = os.environ.get("TFDS_DATA_DIR", DATA_DIR)
-    places = [tfds.core.Path(directory).expanduser(), tfds.core.Path(data_dir).expanduser() / directory]
+    places = [tfds.core.Path(path).expanduser(), tfds.core.Path(data_dir).expanduser() / path]
     for place in places:
         if (place / INFO).exists():
             return place
@@ -169,15 +186,15 @@ def open_split(builder: Any, split: str, folder: tfds.core.Path) -> tuple[Any, l
     return records, shards
 
 
-def leaves(features: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(path, feature) of what is neither a group of features nor a sequence of them."""
+def leaves(features: Any, keys: tuple[str, ...] = ()) -> Iterator[Leaf]:
+    """Every feature within others, whether these are groups or sequences."""
     if type(features) is tfds.features.Sequence:
-        yield from leaves(features.feature, path)
+        yield from leaves(features.feature, keys)
     elif type(features) is tfds.features.FeaturesDict:
         for key, feature in features.items():
-            yield from leaves(feature, f"{path}/{key}".lstrip("/"))
+            yield from leaves(feature, (*keys, key))
     else:
-        yield path, features
+        yield Leaf(keys, features)
 
 
 def is_single(feature: Any) -> bool:
@@ -186,10 +203,7 @@ def is_single(feature: Any) -> bool:
 
 
 def part(features: Any, tree: Any) -> Any:
-    """The features that a tree of their names has, and no others, to decode no more than these.
-
-    TFDS's own PartialDecoding needs TensorFlow for it.
-    """
+    """The features that a tree of keys leads to. TFDS's own PartialDecoding needs TensorFlow for it."""
     if tree is True:
         return features
     if type(features) is tfds.features.Sequence:
@@ -197,20 +211,12 @@ def part(features: Any, tree: Any) -> Any:
     return tfds.features.FeaturesDict({key: part(features[key], below) for key, below in tree.items()})
 
 
-def nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """Values by path, as dicts in dicts."""
+def nested(paths: Iterable[tuple[str, ...]], value: Any) -> dict[str, Any]:
+    """Dicts in dicts that have the value at the end of every path of keys."""
     tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *groups, key = path.split("/")
+    for *groups, key in paths:
         group = tree
         for name in groups:
             group = group.setdefault(name, {})
         group[key] = value
     return tree
-
-
-def values(example: Any, path: str) -> list:
-    """What an example has at a path: one value, or those of a sequence."""
-    for key in path.split("/"):
-        example = example[key]
-    return list(example) if hasattr(example, "__len__") and not isinstance(example, bytes) else [example]

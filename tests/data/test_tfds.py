@@ -33,6 +33,7 @@ class Photos(tfds.core.GeneratorBasedBuilder):
         words = {"text": tfds.features.Text(), "id": tfds.features.Scalar(np.int64)}
         features = {
             "image": tfds.features.Image(encoding_format="png"),
+            "image/filename": tfds.features.Text(),
             "captions": tfds.features.Sequence(words),
             "objects": tfds.features.Sequence({"bbox": tfds.features.BBoxFeature()}),
             "label": tfds.features.ClassLabel(names=list(CLASSES)),
@@ -51,6 +52,7 @@ class Photos(tfds.core.GeneratorBasedBuilder):
                 i,
                 {
                     "image": png.encode(picture(i)),
+                    "image/filename": f"{i}.png",
                     "captions": [{"text": f"picture {i} – {j}", "id": j} for j in range(i % 3)],
                     "objects": [{"bbox": tfds.features.BBox(0.0, 0.0, 0.5, 0.5)}] * (i % 2),
                     "label": i % 2 if i % 5 else -1,
@@ -98,8 +100,8 @@ def test_examples_have_all_their_captions_and_their_picture_encoded(photos):
 
 
 def test_texts_classes_and_numbers_are_columns(photos):
-    assert source_of(photos)[1].columns == {"label": "tea", "height": "4"}
-    assert source_of(photos)[5].columns == {"label": "", "height": "4"}
+    assert source_of(photos)[1].columns == {"image/filename": "1.png", "label": "tea", "height": "4"}
+    assert source_of(photos)[5].columns == {"image/filename": "5.png", "label": "", "height": "4"}
 
 
 def test_labels_become_captions_by_templates(photos):
@@ -142,8 +144,14 @@ def test_the_newest_version_is_read_by_folder_or_by_name(photos, tmp_path, monke
         ({"split": "train["}, "is not known, or empty"),
         ({"image": "picture"}, "feature 'picture' of .* is not there: choose of image"),
         ({"image": "label"}, "feature 'label' of .* is not an image but ClassLabel: choose of image"),
-        ({"captions": ("captions",)}, "feature 'captions' of .* is not there: choose of captions/text, label"),
-        ({"captions": ("captions/id",)}, "is not a text or a class but Scalar: choose of captions/text, label"),
+        (
+            {"captions": ("captions",)},
+            "feature 'captions' of .* is not there: choose of captions/text, image/filename, label",
+        ),
+        (
+            {"captions": ("captions/id",)},
+            "is not a text or a class but Scalar: choose of captions/text, image/filename, label",
+        ),
         ({"templates": ("a photo",)}, "template 'a photo' has no {}"),
     ],
     ids=str,
