@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, SupportsIndex
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from imagen_jax.data.records import BrokenRecord, Record
@@ -16,7 +17,6 @@ FORMAT = "array_record"
 INFO = "dataset_info.json"  # what TFDS writes last into the folder of a version
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 DATA_DIR = "~/tensorflow_datasets"  # where TFDS keeps what it prepares, unless $TFDS_DATA_DIR says another place
-TEXTS = (tfds.features.Text, tfds.features.ClassLabel)
 
 
 class Leaf(NamedTuple):
@@ -53,9 +53,9 @@ class TfdsSource:
         self._folder = prepared_folder(path)
         builder = open_builder(self._folder)
         self._leaves = {"/".join(leaf.keys): leaf for leaf in leaves(builder.info.features)}
-        self._check_feature(image, tfds.features.Image, "an image")
+        self._check_feature(image, is_image, "an image")
         for caption in captions:
-            self._check_feature(caption, TEXTS, "a text or a class")
+            self._check_feature(caption, is_text, "a text or a class")
         for template in templates:
             if "{}" not in template:
                 raise UsageError(f"template {template!r} has no {{}}, in whose place the caption goes: add it")
@@ -122,11 +122,11 @@ class TfdsSource:
             return feature.int2str(int(value)).replace("_", " ") if value >= 0 else ""  # -1: it has no label
         return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
 
-    def _check_feature(self, path: str, kinds: Any, what: str) -> None:
+    def _check_feature(self, path: str, fits: Callable[[Any], bool], what: str) -> None:
         leaf = self._leaves.get(path)
-        if leaf is None or not isinstance(leaf.feature, kinds):
+        if leaf is None or not fits(leaf.feature):
             found = "is not there" if leaf is None else f"is not {what} but {type(leaf.feature).__name__}"
-            fitting = sorted(name for name, other in self._leaves.items() if isinstance(other.feature, kinds))
+            fitting = sorted(name for name, other in self._leaves.items() if fits(other.feature))
             there = f"choose of {', '.join(fitting)}" if fitting else f"it has none that is {what}"
             raise UsageError(f"feature {path!r} of {self._folder} {found}: {there}")
 
@@ -195,6 +195,18 @@ def leaves(features: Any, keys: tuple[str, ...] = ()) -> Iterator[Leaf]:
             yield from leaves(feature, (*keys, key))
     else:
         yield Leaf(keys, features)
+
+
+def is_image(feature: Any) -> bool:
+    """Whether a feature is a picture."""
+    return isinstance(feature, tfds.features.Image)
+
+
+def is_text(feature: Any) -> bool:
+    """Whether a feature is a text or a class; those of a text are of NumPy's objects, whatever their kind."""
+    return isinstance(feature, tfds.features.ClassLabel) or (
+        is_single(feature) and np.dtype(feature.np_dtype) == np.object_
+    )
 
 
 def is_single(feature: Any) -> bool:

@@ -12,9 +12,12 @@ import tensorflow_datasets as tfds
 from imagen_jax import png
 from imagen_jax.data.builders.digits import Digits
 from imagen_jax.data.digits import NAMES, load_split
+from imagen_jax.data.examples import Examples
 from imagen_jax.data.records import BrokenRecord
 from imagen_jax.data.tfds import TfdsSource
+from imagen_jax.data.transforms import Transform
 from imagen_jax.errors import UsageError
+from tests.data.orders import assert_order_holds
 
 COUNT = 12
 CLASSES = ("hot_dog", "tea")
@@ -30,7 +33,7 @@ class Photos(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self):
-        words = {"text": tfds.features.Text(), "id": tfds.features.Scalar(np.int64)}
+        words = {"text": np.str_, "id": np.int64}
         features = {
             "image": tfds.features.Image(encoding_format="png"),
             "image/filename": tfds.features.Text(),
@@ -150,7 +153,7 @@ def test_the_newest_version_is_read_by_folder_or_by_name(photos, tmp_path, monke
         ),
         (
             {"captions": ("captions/id",)},
-            "is not a text or a class but Scalar: choose of captions/text, image/filename, label",
+            "is not a text or a class but Tensor: choose of captions/text, image/filename, label",
         ),
         ({"templates": ("a photo",)}, "template 'a photo' has no {}"),
     ],
@@ -198,6 +201,11 @@ def test_a_cut_file_is_named(copied):
         with pytest.raises(BrokenRecord, match=rf"photos/1\.0\.0 .*\[2\]: {shard} is cut or damaged") as error:
             read(2)
     assert "\n" not in str(error.value)
+
+
+def test_every_example_comes_once_an_epoch_and_a_restart_goes_on(photos):
+    transform = Transform((4, 4), 3, 8, crop="random", flip=True, background=0, upscale=False, max_pixels=1000)
+    assert_order_holds(Examples(source_of(photos), 3, transform))
 
 
 def test_digits_are_those_of_scikit_learn(tmp_path):

@@ -8,6 +8,8 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.ttLib.tables.DefaultTable import DefaultTable
 from PIL import Image
 
+from imagen_jax.data.builders.emoji import Emoji
+
 WIDTH, HEIGHT = 136, 128
 SIDE = 4  # of the bitmap, at its left and right, that nothing is drawn on
 
@@ -21,6 +23,9 @@ def bitmap(colour):
     file = io.BytesIO()
     picture.save(file, format="PNG", transparency=0)
     return file.getvalue()
+
+
+FRUITS = {code: bitmap((200, 10 * i, 30)) for i, code in enumerate(range(0x1F345, 0x1F351))}  # tomato, aubergine, …
 
 
 def write_font(path, bitmaps):
@@ -56,3 +61,10 @@ def tables(files, first):
     size = struct.pack(">LLLL", 8 + 48, len(array + index), 1, 0) + lines * 2
     size += struct.pack(">HHBBBb", first, last, 109, 109, 32, 1)
     return version + b"".join(images), version + struct.pack(">L", 1) + size + array + index
+
+
+def prepare_emoji(folder, kind, bitmaps=FRUITS):
+    """The data set of such emoji, prepared below the folder: the folder of its versions."""
+    font = write_font(folder / "emoji.ttf", bitmaps)
+    Emoji(font=font, data_dir=folder, config=kind, file_format="array_record").download_and_prepare()
+    return folder / "emoji" / kind

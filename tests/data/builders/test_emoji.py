@@ -5,30 +5,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax.data.builders.emoji import COLOURS, Emoji, on_ground, read_font
+from imagen_jax.data.builders.emoji import COLOURS, on_ground, read_font
 from imagen_jax.data.tfds import TfdsSource
 from imagen_jax.errors import UsageError
-from tests.data.builders.font import bitmap, write_font
+from tests.data.builders.font import FRUITS, bitmap, prepare_emoji, write_font
 
-FOOD = range(0x1F345, 0x1F345 + 12)  # tomato, aubergine, …
 OTHERS = (ord("A"), ord("7"), 0x1F1E6, 0x1F3FB)  # a letter, a digit, half a flag, a skin tone
 UNDRAWN = 0x1F600
-BITMAPS = {code: bitmap((200, 10 * i, 30)) for i, code in enumerate(FOOD)}
 
 
 @pytest.fixture(scope="session")
-def font(tmp_path_factory):
-    others = {code: bitmap((0, 0, 0)) for code in OTHERS}
-    return write_font(tmp_path_factory.mktemp("font") / "emoji.ttf", {**BITMAPS, **others, UNDRAWN: None})
-
-
-@pytest.fixture(scope="session")
-def prepared(font, tmp_path_factory):
-    """The folder that both kinds are prepared in."""
-    folder = tmp_path_factory.mktemp("data")
-    for kind in ("white", "colours"):
-        Emoji(font=font, data_dir=folder, config=kind, file_format="array_record").download_and_prepare()
-    return folder / "emoji"
+def prepared(tmp_path_factory):
+    """Kind → the folder of the data set."""
+    return {kind: prepare_emoji(tmp_path_factory.mktemp(kind), kind) for kind in ("white", "colours")}
 
 
 def source_of(folder, split):
@@ -39,8 +28,10 @@ def pixels(record):
     return np.asarray(Image.open(io.BytesIO(record.image)))
 
 
-def test_a_font_s_bitmaps_of_symbols_are_read_to_the_byte(font):
-    assert read_font(font) == BITMAPS
+def test_a_font_s_bitmaps_of_symbols_are_read_to_the_byte(tmp_path):
+    others = {code: bitmap((0, 0, 0)) for code in OTHERS}
+    font = write_font(tmp_path / "emoji.ttf", {**FRUITS, **others, UNDRAWN: None})
+    assert read_font(font) == FRUITS
 
 
 def test_a_bitmap_loses_nothing_and_shows_the_ground_where_it_is_empty():
@@ -53,17 +44,17 @@ def test_a_bitmap_loses_nothing_and_shows_the_ground_where_it_is_empty():
 
 
 def test_each_emoji_is_once_on_white_and_every_tenth_is_for_testing(prepared):
-    train, test = (source_of(prepared / "white", split) for split in ("train", "test"))
+    train, test = (source_of(prepared["white"], split) for split in ("train", "test"))
     names = {split: [part[i].columns["name"] for i in range(len(part))] for split, part in (("t", train), ("v", test))}
     assert names["v"] == ["tomato", "green apple"]
-    assert names["t"] == [unicodedata.name(chr(code)).lower() for code in FOOD if code not in (0x1F345, 0x1F34F)]
+    assert names["t"] == [unicodedata.name(chr(code)).lower() for code in FRUITS if code not in (0x1F345, 0x1F34F)]
     record = train[0]
     assert record.captions == ("aubergine", "an emoji: aubergine", "a small picture of aubergine")
-    np.testing.assert_array_equal(pixels(record), on_ground(BITMAPS[0x1F346], (255, 255, 255)))
+    np.testing.assert_array_equal(pixels(record), on_ground(FRUITS[0x1F346], (255, 255, 255)))
 
 
 def test_each_emoji_is_on_every_ground_that_its_captions_name(prepared):
-    source = source_of(prepared / "colours", "test")
+    source = source_of(prepared["colours"], "test")
     assert len(source) == 2 * len(COLOURS)
     for i, (ground, colour) in enumerate(COLOURS.items()):
         record = source[i]
