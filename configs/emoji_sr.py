@@ -5,7 +5,7 @@ SRDOC
 
 import ml_collections
 
-# Themes, for neighbours by code point are of one kind: from hot dog to ribbon, and from rat to chipmunk.
+# Themes, for neighbours by code point are of one kind: from hot dog to popcorn, and from rat to chipmunk.
 FOOD_AND_ANIMALS = "train[209:284]+train[387:445]"
 
 
@@ -27,7 +27,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.captions = ("name",) if tiny else ("captions",)  # features of texts or of classes
     config.data.templates = ("{}",)  # of captions; {} stands for the text
     config.data.split = FOOD_AND_ANIMALS if tiny else "train"
-    config.data.validation_split = "test"
+    config.data.validation_split = FOOD_AND_ANIMALS if tiny else "test"  # tiny learns names by heart: it is asked these
     config.data.transform = ml_collections.ConfigDict()
     config.data.transform.crop = "centre"
     config.data.transform.flip = False

@@ -382,7 +382,3 @@ def test_prepare_writes_a_data_set_once(tmp_path):
     assert again.returncode == 0, again.stderr
     assert f"{tmp_path}/digits/1.0.0 is there already" in again.stdout
     assert contents(tmp_path) == before
-    of_no_font = ("prepare", "--dataset=emoji/white", f"--out={tmp_path}", f"--font={tmp_path}/none.ttf")
-    refused = in_a_process_of_its_own(*of_no_font)
-    assert refused.returncode == 2
-    assert f"error: there is no font {tmp_path}/none.ttf" in refused.stderr

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax.data.builders.emoji import COLOURS, on_ground, read_font
+from imagen_jax.data.builders.emoji import COLOURS, Emoji, on_ground, read_font
 from imagen_jax.data.tfds import TfdsSource
 from imagen_jax.errors import UsageError
 from tests.data.builders.font import FRUITS, bitmap, prepare_emoji, write_font
@@ -74,5 +74,7 @@ def test_each_emoji_is_on_every_ground_that_its_captions_name(prepared):
 def test_what_is_no_font_with_bitmaps_is_refused_with_the_package_that_has_one(tmp_path, file, said):
     (tmp_path / "text.ttf").write_text("not a font")
     write_font(tmp_path / "plain.ttf", {UNDRAWN: None})
+    builder = Emoji(font=tmp_path / file, data_dir=tmp_path, config="white", file_format="array_record")
     with pytest.raises(UsageError, match=f"{said}.*: install Debian's fonts-noto-color-emoji, or give --font=PATH"):
-        read_font(tmp_path / file)
+        builder.download_and_prepare()
+    assert not builder.is_prepared()
