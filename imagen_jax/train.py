@@ -17,7 +17,7 @@ from imagen_jax import commands, processes, sharding
 from imagen_jax import stage as stages
 from imagen_jax.cascade import place_encoder
 from imagen_jax.checkpoints import Checkpoints, open_workdir
-from imagen_jax.data.examples import make_examples
+from imagen_jax.data.examples import make_buckets
 from imagen_jax.data.pipeline import training_batches
 from imagen_jax.errors import UsageError
 from imagen_jax.grids import save_png
@@ -46,8 +46,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     sharding.check_batch(training.batch_size, mesh, training.accumulation)
     stage = stages.build(config)
 
+    buckets = make_buckets(config.data, config.data.split, config.image_size, config.channels)
     batches = training_batches(
-        make_examples(config.data, config.data.split, config.image_size, config.channels),
+        buckets,
         text=stage.encoder.tokenize.arrays,
         batch_size=training.batch_size,
         seed=config.seed,
@@ -77,10 +78,19 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         f"{'resumed' if first else 'started'} at step {first}: {count:,} parameters, {mesh.size} device(s) of "
         f"{jax.process_count()} process(es)"
     )
-    progress = Progress(workdir.name, first, training.steps, training.batch_size, training.log_every, records)
+    progress = Progress(
+        workdir.name,
+        first,
+        training.steps,
+        training.batch_size,
+        training.log_every,
+        records,
+        buckets[0].broken,
+        before_stop=checkpoints.close,
+    )
 
     for step in range(first + 1, training.steps + 1):
-        batch = sharding.put_batch(next(batches), mesh)
+        batch = sharding.put_batch(progress.next_of(batches), mesh)
         state, metrics = train_step(state, encoder_params, batch)
         progress.step(step, metrics)
         if step % training.preview_every == 0 or step == training.steps:
