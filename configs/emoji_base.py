@@ -46,6 +46,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.transform.max_pixels = 2**24
     config.data.max_broken = 0.0
     config.data.crop_size = 0  # whole images
+    config.data.buckets = ()  # sizes (height, width) that images of other aspects are trained at
     config.data.bits = 8
     config.data.threads = 2 if tiny else 8
     config.data.prefetch = 64
