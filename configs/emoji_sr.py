@@ -2,8 +2,8 @@
 
     python -m imagen_jax.train --config=configs/emoji_sr.py:tiny --workdir=runs/emoji/sr
 
-emoji_base.py says how the data are prepared. The network of one GPU has 28 million parameters, and has not been trained.
-`:tiny` has the recipe of shapes_sr.py. It has not been trained to its end.
+emoji_base.py says how the data are prepared. The network of one GPU has 28 million parameters; `:tiny` has the recipe
+of shapes_sr.py. Neither has been trained to its end.
 """
 
 import ml_collections
