@@ -370,3 +370,15 @@ def test_help_names_the_flags():
 
 def test_a_run_saves_when_it_is_due_and_at_its_end(base_folder):
     assert sorted(path.name for path in (base_folder / "checkpoints").iterdir()) == ["3", str(STEPS)]
+
+
+def test_prepare_writes_a_data_set_once(tmp_path):
+    to_digits = ("prepare", "--dataset=digits", f"--out={tmp_path}")
+    first = in_a_process_of_its_own(*to_digits)
+    assert first.returncode == 0, first.stderr
+    assert f"{tmp_path}/digits/1.0.0 is prepared: train 1437, test 360 examples" in first.stdout
+    before = contents(tmp_path)
+    again = in_a_process_of_its_own(*to_digits)
+    assert again.returncode == 0, again.stderr
+    assert f"{tmp_path}/digits/1.0.0 is there already" in again.stdout
+    assert contents(tmp_path) == before

@@ -1,5 +1,7 @@
 """What must hold of every stage in configs/: mistakes that others shipped as defaults."""
 
+from pathlib import Path
+
 import pytest
 from PIL import Image
 
@@ -7,6 +9,7 @@ from imagen_jax import stage as stages
 from imagen_jax.cascade import check_chain
 from imagen_jax.checkpoints import flatten
 from imagen_jax.data.examples import first_examples, make_examples
+from tests.data.builders.font import prepare_emoji
 from tests.tiny import ROOT, as_written
 
 KINDS = {
@@ -49,6 +52,8 @@ def test_the_data_are_what_the_stage_draws(config, tmp_path):
     if data.source == "folder":
         Image.new("RGB", (320, 280)).save(tmp_path / "a.png")
         data.update(path=str(tmp_path), validation_share=0.0)
+    if data.source == "tfds":
+        data.path = str(prepare_emoji(tmp_path, kind=Path(data.path).name))
     images, _ = first_examples(make_examples(data, data.split, config.image_size, config.channels), 1)
     assert images.shape[1:] == (*stages.image_size(config), config.channels)
     assert images.dtype.itemsize * 8 == config.data.bits == config.sampling.bits
@@ -87,6 +92,11 @@ def test_a_percentile_is_in_per_cent(config):
 def test_the_stages_of_a_folder_chain():
     check_chain([STAGES["folder_base"], STAGES["folder_sr"]])
     check_chain([as_written("folder_base.py"), as_written("folder_sr.py")])
+
+
+@pytest.mark.parametrize("variant", ["", "tiny"])
+def test_the_stages_of_emoji_chain(variant):
+    check_chain([as_written(f"emoji_{stage}.py", variant) for stage in ("base", "sr")])
 
 
 def test_super_resolution_does_not_predict_the_noise():

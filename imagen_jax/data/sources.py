@@ -39,10 +39,18 @@ def _folder(config: Mapping[str, Any], split: str, image_size: int | Size) -> So
     return FolderSource(config["path"], split, config["validation_share"], config["caption_column"])
 
 
+def _tfds(config: Mapping[str, Any], split: str, image_size: int | Size) -> Source:
+    # as for TFDS
+    from imagen_jax.data.tfds import TfdsSource
+
+    return TfdsSource(config["path"], split, config["image"], config["captions"], config["templates"])
+
+
 SOURCES: dict[str, Callable[[Mapping[str, Any], str, int | Size], Source]] = {
     "shapes": _shapes,
     "digits": _digits,
     "folder": _folder,
+    "tfds": _tfds,
 }
 
 

@@ -1,0 +1,143 @@
+"""The super-resolution stage on emoji: 64×64 to 128×128, on one GPU; `:tiny`, 32×32 to 64×64, on a CPU.
+
+    python -m imagen_jax.train --config=configs/emoji_sr.py:tiny --workdir=runs/emoji/sr
+
+emoji_base.py says how the data are prepared. The network of one GPU has 28 million parameters; `:tiny` has the recipe
+of shapes_sr.py. Neither has been trained to its end.
+"""
+
+import ml_collections
+
+# Themes, for neighbours by code point are of one kind: from hot dog to popcorn, and from rat to chipmunk.
+FOOD_AND_ANIMALS = "train[209:284]+train[387:445]"
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """The config; ``variant`` is "" or "tiny"."""
+    if variant not in ("", "tiny"):
+        raise ValueError(f"configs/emoji_sr.py has no variant {variant!r}: give none, or :tiny")
+    tiny = variant == "tiny"
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.image_size = 64 if tiny else 128
+    config.channels = 3
+    config.low_res_size = 32 if tiny else 64
+
+    config.data = ml_collections.ConfigDict()
+    config.data.source = "tfds"
+    config.data.path = "runs/data/emoji/white" if tiny else "runs/data/emoji/colours"
+    config.data.image = "image"
+    config.data.captions = ("name",) if tiny else ("captions",)  # features of texts or of classes
+    config.data.templates = ("{}",)  # of captions; {} stands for the text
+    config.data.split = FOOD_AND_ANIMALS if tiny else "train"
+    config.data.validation_split = FOOD_AND_ANIMALS if tiny else "test"  # tiny learns names by heart: it is asked these
+    config.data.transform = ml_collections.ConfigDict()
+    config.data.transform.crop = "centre"
+    config.data.transform.flip = False
+    config.data.transform.background = 255
+    config.data.transform.upscale = False
+    config.data.transform.max_pixels = 2**24
+    config.data.max_broken = 0.0
+    config.data.crop_size = 0  # whole images
+    config.data.buckets = ()  # sizes (height, width) that images of other aspects are trained at
+    config.data.bits = 8
+    config.data.threads = 2 if tiny else 8
+    config.data.prefetch = 64
+
+    config.text = ml_collections.ConfigDict()
+    config.text.model = "random" if tiny else "google/flan-t5-base"
+    config.text.length = 40 if tiny else 64  # longer than any name
+    config.text.dtype = "float32" if tiny else "bfloat16"
+
+    config.model = ml_collections.ConfigDict()
+    config.model.network = "unet"
+    config.model.patch = 4 if tiny else 1
+    config.model.positions = 0
+    config.model.input_skip = tiny
+    config.model.channels = 48 if tiny else 64
+    config.model.multipliers = (1,) if tiny else (1, 2, 4, 4)
+    config.model.blocks = (0,) if tiny else (2, 2, 2, 2)
+    config.model.attention = ((),) if tiny else ((), (), (), ())
+    config.model.middle_attention = () if tiny else ("self+text",)
+    config.model.head_channels = 16 if tiny else 64
+    config.model.attention_mlp = 0
+    config.model.embedding_multiplier = 1 if tiny else 4
+    config.model.text_heads = 4
+    config.model.norm_groups = 8 if tiny else 32
+    config.model.skip_scale = 1.0
+    config.model.dropout = 0.0
+    config.model.dtype = "float32" if tiny else "bfloat16"
+
+    config.diffusion = ml_collections.ConfigDict()
+    config.diffusion.schedule = "cosine"
+    config.diffusion.schedule_shift = 0.0
+    config.diffusion.aug_schedule = "cosine"
+    config.diffusion.aug_schedule_shift = 4.0
+    config.diffusion.aug_level_distribution = "uniform"
+    config.diffusion.aug_level_range = (0.0, 1.0)
+    config.diffusion.aug_level_mean = -3.0  # this and the next are those of "lognormal"
+    config.diffusion.aug_level_std = 0.5
+    config.diffusion.align_corners = False  # where low-resolution pixels lie in the image
+    config.diffusion.prediction = "x" if tiny else "v"
+    config.diffusion.weight = "sigmoid"
+    config.diffusion.weight_bias = -3.0 if tiny else -1.0
+    config.diffusion.min_snr_gamma = 5.0
+    config.diffusion.sigma_data = 0.5
+    config.diffusion.variance = "fixed"
+    config.diffusion.vlb_weight = 1e-3
+    config.diffusion.caption_dropout = 0.1
+    config.diffusion.unconditional = "zero"
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.name = "muon" if tiny else "adam"
+    config.optimizer.learning_rate = 1e-2 if tiny else 1e-4
+    config.optimizer.warmup_steps = 60 if tiny else 1000
+    config.optimizer.decay_steps = 1800 if tiny else 50_000
+    config.optimizer.b1 = 0.95 if tiny else 0.9
+    config.optimizer.b2 = 0.99
+    config.optimizer.eps = 1e-8
+    config.optimizer.first_moment_dtype = "float32"  # "bfloat16" saves two bytes a parameter, of adam and muon
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.clip_norm = 1.0
+    config.optimizer.ema_decay = 0.995 if tiny else 0.9999
+
+    config.training = ml_collections.ConfigDict()
+    config.training.batch_size = 16 if tiny else 64  # global
+    config.training.accumulation = 1  # micro-batches that a step's batch is cut into
+    config.training.remat = "none"  # what the backward pass makes again: "none", "dots" or "full", least memory last
+    config.training.steps = 1800 if tiny else 50_000
+    config.training.log_every = 25 if tiny else 100
+    config.training.save_every = 1000 if tiny else 5000
+    config.training.preview_every = 1000 if tiny else 5000
+    config.training.preview_count = 16
+    config.training.keep_checkpoints = 2
+
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+    # (regular expression of paths, mesh axis of each dimension) …: the first found counts; else the largest is split
+    config.sharding_rules = ()
+
+    config.sampling = ml_collections.ConfigDict()
+    config.sampling.sampler = "ddpm"
+    config.sampling.grid = "uniform"
+    config.sampling.variance = "small"
+    config.sampling.eta = 0.0
+    config.sampling.churn = 0.0
+    config.sampling.churn_range = (0.05, 50.0)
+    config.sampling.churn_noise = 1.003
+    config.sampling.steps = 4 if tiny else 32
+    config.sampling.guidance = 1.0
+    config.sampling.guidance_from = 0.0  # the interval of noise levels, of [0, 1], in which there is guidance
+    config.sampling.guidance_to = 1.0
+    config.sampling.guidance_rescale = 0.0
+    config.sampling.guidance_constant_steps = 0  # after these, in an oscillation, every second step has the low weight
+    config.sampling.guidance_low = 1.0
+    config.sampling.guidance_oscillates = False
+    config.sampling.threshold = "static"
+    config.sampling.percentile = 99.5
+    config.sampling.aug_level = 0.05
+    config.sampling.tile_size = 0  # no tiles: whole images
+    config.sampling.tile_overlap = 0
+    config.sampling.bits = 8
+    return config
