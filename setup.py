@@ -15,6 +15,10 @@ RUNTIME = [
     "tensorflow-datasets>=4.9.10",
     "importlib_resources>=6.4",  # tensorflow-datasets imports it and does not declare it
     "pillow>=12.0",
+    "array_record>=0.8",  # files with random access: of TFDS, and the shards of an embedding cache
+    "fsspec>=2025.1",  # folders and shards, of this machine or of a bucket
+    "pyarrow>=18",  # metadata.parquet of a folder of images
+    "fonttools>=4.55",  # the bitmaps of an emoji font
     # text: tokenizers and config.json; weights. Torch is not needed for either
     "transformers>=5.0,<6",
     "safetensors>=0.6",
@@ -34,6 +38,12 @@ RUNTIME = [
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "gpu": ["jax[cuda13]"],  # with an older driver: pip install 'jax[cuda12]' instead
+    "gcs": ["gcsfs"],  # data under gs://; not in the lock
+    # data sets of TFDS whose own builders need it to be prepared; none needs it to be read. Not in the lock
+    "prepare": [
+        "tensorflow-cpu>=2.21; sys_platform == 'linux' and platform_machine == 'x86_64'",
+        "tensorflow>=2.21; sys_platform != 'linux' or platform_machine != 'x86_64'",
+    ],
     # what the samplers are compared with (make parity); the version of torch that has been, and no other
     "parity": ["diffusers==0.42.1", "torch==2.13.0"],
     "dev": [
