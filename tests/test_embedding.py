@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import embed_kills
 from imagen_jax import embedding, sharding
 from imagen_jax import stage as stages
 from imagen_jax.data.captions import training_captions
@@ -234,6 +235,12 @@ def test_killed_at_any_point_it_ends_with_the_bytes_of_an_unbroken_run(write, wh
         at += 1
     assert at > 60
     assert contents(tmp_path / str(at)) == expected
+
+
+def test_killed_by_the_system_too(tmp_path):
+    found = embed_kills.kill(config_of(**{"data.examples": 2000}), tmp_path, kills=2, seed=0)
+    assert len(found.shards_at_kills) == 2
+    assert found.caches >= 1
 
 
 def test_what_is_whole_is_not_written_again(write, copied):
