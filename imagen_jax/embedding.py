@@ -75,7 +75,7 @@ def report(manifest: Manifest) -> str:
     tokens, size, cut = (sum(getattr(shard, name) for shard in shards) for name in ("tokens", "bytes", "cut"))
     error, worst = sum(shard.cosine_error for shard in shards) / tokens, max(s.worst_cosine_error for s in shards)
     return (
-        f"{plan.captions - 1:,} distinct of {plan.given:,} captions and the empty one, in {plan.shards:,} shards of "
+        f"{plan.captions - 1:,} distinct of {plan.given:,} captions and the empty one, in {plan.shards:,} shard(s) of "
         f"{size / 1e6:,.1f} MB\n"
         f"a caption has {tokens / plan.captions:.1f} tokens and {size / plan.captions:,.0f} bytes\n"
         f"{cut:,} captions have more than {plan.length} tokens: their ends are not read\n"

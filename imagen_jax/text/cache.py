@@ -218,15 +218,18 @@ class EmbeddingCache:
 
         Raises UsageError for a caption that it does not have, and for a row that is damaged.
         """
-        no_tokens = np.zeros((0, self.plan.width), BFLOAT16)
-        rows = [self._row(caption).embeddings if caption.strip() else no_tokens for caption in captions]
-        embeddings, masks = zip(*map(self._padded, rows), strict=True)
+        embeddings, masks = zip(*map(self.one, captions), strict=True)
         return np.stack(embeddings), np.stack(masks)
+
+    def one(self, caption: str) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings bfloat16 [L, D] and mask bool [L] of one caption. Raises UsageError as for many."""
+        no_tokens = np.zeros((0, self.plan.width), BFLOAT16)
+        return self._padded(self._row(caption).embeddings if caption.strip() else no_tokens)
 
     def arrays(self, caption: str) -> dict[str, np.ndarray]:
         """What stands for a caption in a training example: embeddings ``tokens`` [L, D] and ``mask`` bool [L]."""
-        embeddings, mask = self([caption])
-        return {"tokens": embeddings[0], "mask": mask[0]}
+        embeddings, mask = self.one(caption)
+        return {"tokens": embeddings, "mask": mask}
 
     def overlong(self, captions: Sequence[str]) -> int:
         """How many of these captions had more than L tokens, and were cut."""
