@@ -1,8 +1,8 @@
 """Embed captions once: ``python -m imagen_jax.embed --config=configs/shapes_base.py --out=DIR``.
 
-Writes what the config's text encoder makes of every caption that training of the stage reads, each once, with the empty
-one. ``train`` reads it back, and needs no encoder, with ``--config.text.cache=DIR``. Run again after a break, it goes
-on; run again when all is done, it checks what it wrote, and writes what is damaged anew.
+Writes what the config's text encoder makes of every caption of both splits of the config's data, each once, with the
+empty one. ``train`` reads it back, and needs no encoder, with ``--config.text.cache=DIR``. Run again after a break, it
+goes on; run again when all is done, it checks what it wrote, and writes what is damaged anew.
 
 Several processes, each with an encoder of its own on its own devices, share the work and a folder.
 """

@@ -27,7 +27,7 @@ ODD = ["  ", "", "nul \0 inside", "lone \ud800", "lone ?", "‮ right to left ש
 
 
 def config_of(**changes):
-    return base_config(**{"data.examples": 40, **changes})
+    return base_config(**{"data.examples": 22, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +238,7 @@ def test_killed_at_any_point_it_ends_with_the_bytes_of_an_unbroken_run(write, wh
 
 
 def test_killed_by_the_system_too(tmp_path):
-    found = embed_kills.kill(config_of(**{"data.examples": 2000}), tmp_path, kills=2, seed=0)
+    found = embed_kills.kill(config_of(**{"data.examples": 500}), tmp_path, kills=2, seed=0)
     assert len(found.shards_at_kills) == 2
     assert found.caches >= 1
 

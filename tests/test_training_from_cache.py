@@ -115,8 +115,8 @@ def test_another_encoder_of_the_same_width_is_refused_in_sampling_too(from_cache
     "changes, said",
     [
         ({"data.seed": 1}, "lacks the caption '"),
-        ({"data.examples": 41}, "lacks the caption '"),
-        ({"training.preview_count": 4}, "lacks the caption '"),
+        ({"data.split": "held_out"}, "lacks the caption '"),
+        ({"data.validation_split": "held_out"}, "lacks the caption '"),
         ({"text.length": 32}, "has length 24, and config.text means length 32"),
         ({"text.fingerprint": "0" * 32}, "and config.text means fingerprint 000"),
         ({"text.cache": "/none/there"}, "'/none/there' is no whole embedding cache"),

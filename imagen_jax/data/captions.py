@@ -1,4 +1,4 @@
-"""The captions that a stage's training reads: those of all its examples, and of those that previews show."""
+"""The captions that a stage's training reads: those of its examples, and those that previews may show."""
 
 from __future__ import annotations
 
@@ -11,31 +11,29 @@ from imagen_jax.data.sources import make_source
 
 
 class Captions:
-    """The captions of the first examples of some sources, one source after the other; pictures are not touched.
+    """The captions of all examples of some sources, one source after the other; pictures are not touched."""
 
-    Args:
-        parts: sources, each with how many of its examples count.
-    """
-
-    def __init__(self, parts: Sequence[tuple[Source, int]]) -> None:
-        self._parts = parts
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._sources = sources
 
     def __len__(self) -> int:
-        return sum(count for _, count in self._parts)
+        return sum(map(len, self._sources))
 
     def __getitem__(self, index: int) -> tuple[str, ...]:
-        for source, count in self._parts:
-            if index < count:
+        for source in self._sources:
+            if index < len(source):
                 try:
                     return source.captions(index)
                 except BrokenRecord:
                     return ()  # another is read in its place
-            index -= count
+            index -= len(source)
         raise IndexError(f"there are captions of {len(self)} examples")
 
 
 def training_captions(config: ml_collections.ConfigDict) -> Captions:
-    """The captions that training the stage of a config reads. Raises UsageError as ``make_source``."""
-    examples = make_source(config.data, config.data.split, config.image_size)
-    shown = make_source(config.data, config.data.validation_split, config.image_size)
-    return Captions([(examples, len(examples)), (shown, min(config.training.preview_count, len(shown)))])
+    """The captions of both splits of a stage's config: a preview shows any example in the place of a broken one.
+
+    Raises UsageError as ``make_source``.
+    """
+    splits = dict.fromkeys((config.data.split, config.data.validation_split))
+    return Captions([make_source(config.data, split, config.image_size) for split in splits])

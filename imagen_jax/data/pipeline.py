@@ -57,7 +57,7 @@ def training_batches(
     """
 
     def prepare(example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return {"image": example.image, **text(any_caption(example.captions, rng))}
+        return {"image": examples.fit(example.image, rng), **text(any_caption(example.captions, rng))}
 
     # the generator is that of (seed, position), and so the same in every run, on any number of processes
     dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat().random_map(prepare)

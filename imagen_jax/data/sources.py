@@ -10,6 +10,7 @@ from typing import Any
 
 import ml_collections
 
+from imagen_jax.data.folder import FolderSource
 from imagen_jax.data.records import Source
 from imagen_jax.data.shapes.source import ShapesSource
 from imagen_jax.errors import UsageError
@@ -34,7 +35,15 @@ def _digits(config: Mapping[str, Any], split: str, image_size: int | Size) -> So
     return DigitsSource(split=split, image_size=image_size, bits=config["bits"])
 
 
-SOURCES: dict[str, Callable[[Mapping[str, Any], str, int | Size], Source]] = {"shapes": _shapes, "digits": _digits}
+def _folder(config: Mapping[str, Any], split: str, image_size: int | Size) -> Source:
+    return FolderSource(config["path"], split, config["validation_share"], config["caption_column"])
+
+
+SOURCES: dict[str, Callable[[Mapping[str, Any], str, int | Size], Source]] = {
+    "shapes": _shapes,
+    "digits": _digits,
+    "folder": _folder,
+}
 
 
 def make_source(config: ml_collections.ConfigDict, split: str, image_size: int | Size) -> Source:

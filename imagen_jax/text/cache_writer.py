@@ -73,7 +73,10 @@ class Survey(NamedTuple):
 
 
 def survey(captions: OfExamples, hidden: bool = False) -> Survey:
-    """Looks at the captions of all examples, with a bar unless ``hidden``. 32 bytes of memory a distinct caption."""
+    """Looks at the captions of all examples, with a bar unless ``hidden``.
+
+    Memory: 32 bytes a distinct caption, and four times as much while they are sorted.
+    """
     kept = np.array([key_of("")], f"S{KEY_BYTES}"), np.array([(-1, 0)])
     chunks: list[tuple[np.ndarray, np.ndarray]] = []
     keys: list[bytes] = []

@@ -141,17 +141,17 @@ def test_the_previews_are_the_same(one, two):
 
 def test_two_processes_embed_what_one_does(tmp_path):
     config = get_config()
-    config.data.examples = 40
+    config.data.examples = 22
     (tmp_path / "one").mkdir()
     with quick_compilation():
         embed(config, tmp_path / "one", "bfloat16", batch_size=8, shard_rows=8)
-    flag_values = ["--config.data.examples=40", "--batch_size=8", "--shard_rows=8", f"--out={tmp_path}/two"]
+    flag_values = ["--config.data.examples=22", "--batch_size=8", "--shard_rows=8", f"--out={tmp_path}/two"]
     ended = by_two_processes("embed", f"--config={ROOT}/tests/launch/tiny_base.py", *flag_values)
-    assert ended.stdout.count("distinct of 43 captions and the empty one, in 6 shard(s)") == 1
+    assert ended.stdout.count("distinct of 44 captions and the empty one, in 6 shard(s)") == 1
     assert "24 captions embedded by this process just now" in ended.stdout  # three shards of six
     one, two = (EmbeddingCache(tmp_path / name) for name in ("one", "two"))
     assert one.plan == two.plan
-    captions = [caption for i in range(43) for caption in training_captions(config)[i]]
+    captions = [caption for i in range(44) for caption in training_captions(config)[i]]
     (found, mask), (other, other_mask) = one(captions), two(captions)
     np.testing.assert_array_equal(mask, other_mask)
     np.testing.assert_allclose(found.astype(np.float32), other.astype(np.float32), atol=1e-5, rtol=2**-7)
