@@ -110,9 +110,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 def check_captions(cache: EmbeddingCache, captions: Captions) -> None:
     """Raises UsageError if the cache lacks a caption of an example; of several processes each looks at some."""
-    examples = range(jax.process_index(), len(captions), jax.process_count())
-    bar = tqdm(examples, desc="captions in cache", unit=" examples", unit_scale=True, disable=not processes.writes())
-    cache.check(caption for example in bar for caption in captions[example])
+    part = range(jax.process_index(), len(captions), jax.process_count())
+    hidden = not processes.writes()
+    with tqdm(part, desc="captions in cache", unit=" examples", unit_scale=True, disable=hidden) as bar:
+        cache.check(caption for example in bar for caption in captions[example])
 
 
 def check_counts(training: ml_collections.ConfigDict) -> None:

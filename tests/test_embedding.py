@@ -14,6 +14,8 @@ from benchmarks import embed_kills
 from imagen_jax import embedding, sharding
 from imagen_jax import stage as stages
 from imagen_jax.data.captions import training_captions
+from imagen_jax.data.examples import make_examples
+from imagen_jax.data.pipeline import training_batches
 from imagen_jax.embedding import embed
 from imagen_jax.errors import UsageError
 from imagen_jax.text import cache as cache_module
@@ -272,6 +274,23 @@ def test_a_flipped_bit_is_seen_when_its_row_is_read_and_mended_by_the_command(wr
     assert refused <= SHARD_ROWS
     write(copied)
     assert contents(copied) == contents(whole)
+
+
+def test_a_damaged_row_ends_training_by_the_sentence(copied):
+    for shard in copied.glob("shard-*"):
+        data = shard.read_bytes()
+        shard.write_bytes(data[:200] + bytes(len(data) - 400) + data[-200:])
+    config = config_of()
+    batches = training_batches(
+        make_examples(config.data, "train", config.image_size, config.channels),
+        text=EmbeddingCache(copied).arrays,
+        batch_size=2,
+        seed=0,
+        threads=2,
+        prefetch=2,
+    )
+    with pytest.raises(UsageError, match="is damaged .*: run the embed command again"):
+        next(batches)
 
 
 def change_manifest(folder, **changes):
