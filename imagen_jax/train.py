@@ -19,7 +19,7 @@ from imagen_jax import stage as stages
 from imagen_jax.cascade import place_encoder
 from imagen_jax.checkpoints import Checkpoints, open_workdir
 from imagen_jax.data.captions import Captions, training_captions
-from imagen_jax.data.examples import make_examples
+from imagen_jax.data.examples import make_buckets
 from imagen_jax.data.pipeline import training_batches
 from imagen_jax.errors import UsageError
 from imagen_jax.grids import save_png
@@ -51,9 +51,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     if isinstance(stage.encoder.tokenize, EmbeddingCache):
         check_captions(stage.encoder.tokenize, training_captions(config))
 
-    examples = make_examples(config.data, config.data.split, config.image_size, config.channels)
+    buckets = make_buckets(config.data, config.data.split, config.image_size, config.channels)
     batches = training_batches(
-        examples,
+        buckets,
         text=stage.encoder.tokenize.arrays,
         batch_size=training.batch_size,
         seed=config.seed,
@@ -84,7 +84,14 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         f"{jax.process_count()} process(es)"
     )
     progress = Progress(
-        workdir.name, first, training.steps, training.batch_size, training.log_every, records, examples.broken
+        workdir.name,
+        first,
+        training.steps,
+        training.batch_size,
+        training.log_every,
+        records,
+        buckets[0].broken,
+        before_stop=checkpoints.close,
     )
 
     for step in range(first + 1, training.steps + 1):
