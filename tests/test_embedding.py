@@ -361,6 +361,8 @@ def test_odd_captions_are_kept_and_found(encoder, encode, embedders, tmp_path):
     np.testing.assert_allclose(cache(ODD)[0].astype(np.float32), encode(ODD), atol=1e-5, rtol=2**-8)
     assert cache.plan.captions == len(ODD) - 1  # blanks are no rows, and the empty one is
     assert "lone \ud801" not in cache
+    # whatever their lengths and numbers, nothing was compiled for one of them
+    assert embedders["bfloat16"]._program._cache_size() == 1
 
 
 def test_shards_that_other_processes_wrote_elsewhere_are_missed(encoder, tmp_path):
