@@ -33,6 +33,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.text.model = "random"  # ten names need no trained encoder
     config.text.length = 32
     config.text.dtype = "float32"
+    config.text.cache = ""  # a folder of the embed command: training reads embeddings there, and no encoder
+    config.text.fingerprint = ""  # of the encoder that is meant, as the embed command says it; "" takes any
 
     config.model = ml_collections.ConfigDict()
     config.model.network = "unet"

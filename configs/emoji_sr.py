@@ -48,6 +48,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.text.model = "random" if tiny else "google/flan-t5-base"
     config.text.length = 40 if tiny else 64  # longer than any name
     config.text.dtype = "float32" if tiny else "bfloat16"
+    config.text.cache = ""  # a folder of the embed command: training reads embeddings there, and no encoder
+    config.text.fingerprint = ""  # of the encoder that is meant, as the embed command says it; "" takes any
 
     config.model = ml_collections.ConfigDict()
     config.model.network = "unet"

@@ -48,6 +48,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.text.model = "random" if tiny else "google/t5-v1_1-xl"  # README.md, "Text encoders", says how to get it
     config.text.length = 24 if tiny else 128
     config.text.dtype = "float32" if tiny else "bfloat16"
+    config.text.cache = ""  # a folder of the embed command: training reads embeddings there, and no encoder
+    config.text.fingerprint = ""  # of the encoder that is meant, as the embed command says it; "" takes any
 
     config.model = ml_collections.ConfigDict()
     config.model.network = "unet"

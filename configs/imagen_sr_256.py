@@ -55,6 +55,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.text.model = "google/t5-v1_1-xxl"  # README.md, "Text encoders", says how to get it
     config.text.length = 128
     config.text.dtype = "bfloat16"
+    config.text.cache = ""  # a folder of the embed command: training reads embeddings there, and no encoder
+    config.text.fingerprint = ""  # of the encoder that is meant, as the embed command says it; "" takes any
 
     config.model = ml_collections.ConfigDict()
     config.model.network = "efficient_unet"

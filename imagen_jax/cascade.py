@@ -28,7 +28,15 @@ from imagen_jax.guidance import Guidance, threshold
 from imagen_jax.images import Size, dtype_of, said, size_of, to_float, to_whole
 from imagen_jax.schedules import noise_angle, signal
 from imagen_jax.sharding import abstract_sharded, batch_sharding, put_whole
-from imagen_jax.stage import Stage, build, image_size, is_super_resolution, low_res_size, side_multiple
+from imagen_jax.stage import (
+    Stage,
+    build,
+    check_fingerprint,
+    image_size,
+    is_super_resolution,
+    low_res_size,
+    side_multiple,
+)
 from imagen_jax.tiles import check_tiles, in_tiles
 from imagen_jax.time_grids import check_steps
 
@@ -402,5 +410,6 @@ def load_stage(workdir: Path, config: ml_collections.ConfigDict, mesh: Mesh) -> 
 
 
 def place_encoder(stage: Stage, mesh: Mesh) -> Any:
-    """The text encoder's parameters, on the mesh."""
+    """The text encoder's parameters, on the mesh. Raises UsageError as ``check_fingerprint``."""
+    check_fingerprint(stage.encoder, stage.config.text)
     return stage.encoder.load(mesh)

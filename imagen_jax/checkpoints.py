@@ -25,7 +25,7 @@ CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
 # A run may go on with other values of these; with any other change it would no longer train what it began.
 CHANGEABLE = (
-    *("training", "optimizer", "sampling", "mesh", "sharding_rules"),
+    *("training", "optimizer", "sampling", "mesh", "sharding_rules", "text.cache"),
     # where the same images lie, how fast they are read, and how many of them may be broken
     *("data.path", "data.threads", "data.prefetch", "data.max_broken"),
 )

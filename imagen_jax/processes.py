@@ -95,6 +95,11 @@ def gather(array: jax.Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
+def wait(name: str) -> None:
+    """Returns when all processes have come to where they wait by this name."""
+    multihost_utils.sync_global_devices(name)
+
+
 def end(code: int) -> None:
     """Ends the process; where there are several, after all of them have come so far, or at once if it failed.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ from imagen_jax.models.unet import UNet
 from imagen_jax.resizing import resize
 from imagen_jax.schedules import Schedule, noise_angle
 from imagen_jax.sharding import check_rules
+from imagen_jax.text.cache import EmbeddingCache, cached_encoder
 from imagen_jax.text.encoder import TextEncoder, load_encoder
 
 NETWORKS: dict[str, type[Denoiser]] = {"unet": UNet, "efficient_unet": EfficientUNet}
@@ -123,8 +125,7 @@ class Stage:
         """
         if self.config.diffusion.unconditional == "zero":
             return jnp.zeros((self.encoder.length, self.encoder.width)), jnp.zeros(self.encoder.length, bool)
-        mask = jnp.arange(self.encoder.length) < 1
-        tokens = jnp.where(mask, self.encoder.tokenize.eos_id, 0)
+        tokens, mask = map(jnp.asarray, self.encoder.tokenize.no_words)
         return self.encoder.encode(encoder_params, tokens[None], mask[None])[0], mask
 
     def condition_on(self, low_res: jax.Array, aug_level: jax.Array, eps: jax.Array) -> dict[str, jax.Array]:
@@ -142,21 +143,62 @@ class Stage:
         }
 
 
-def build(config: ml_collections.ConfigDict) -> Stage:
-    """The stage that a config describes. Raises UsageError where the config cannot work."""
-    network = make_network(config)
-    try:
-        encoder = load_encoder(config.text.model, config.text.length, DTYPES[config.text.dtype])
-    except ValueError as error:
-        raise UsageError(f"config.text: {error}") from error
+def build(config: ml_collections.ConfigDict, from_cache: bool = False) -> Stage:
+    """The stage that a config describes; with ``from_cache``, its text as ``make_cached_encoder`` reads it.
+
+    Raises UsageError where the config cannot work.
+    """
     return Stage(
         config=config,
-        network=network,
-        encoder=encoder,
+        network=make_network(config),
+        encoder=make_cached_encoder(config.text) if from_cache else make_encoder(config.text),
         schedule=schedules.by_name(config.diffusion.schedule, config.diffusion.schedule_shift),
         aug_schedule=schedules.by_name(config.diffusion.aug_schedule, config.diffusion.aug_schedule_shift),
         aug_levels=aug_levels(config),
     )
+
+
+def make_encoder(config: ml_collections.ConfigDict) -> TextEncoder:
+    """The text encoder that a config's ``text`` names, its weights not yet read. Raises UsageError if there is none."""
+    try:
+        return load_encoder(config.model, config.length, DTYPES[config.dtype])
+    except ValueError as error:
+        raise UsageError(f"config.text: {error}") from error
+
+
+def make_cached_encoder(config: ml_collections.ConfigDict) -> TextEncoder:
+    """What a config's ``text.cache`` has of the text encoder, which is then not needed itself.
+
+    Raises UsageError for a cache of another encoder or length. With ``text.fingerprint`` the encoder's files need not
+    be there; without it all of its weights are read, once, to tell which it is.
+    """
+    cache = EmbeddingCache(Path(config.cache))
+    of_config = {"length": config.length, "fingerprint": config.fingerprint}
+    if not config.fingerprint:
+        try:
+            encoder = make_encoder(config)
+        except UsageError as error:
+            raise UsageError(
+                f"{error}; or, to train from {config.cache!r} alone, set text.fingerprint: the embed command said it"
+            ) from error
+        of_config |= {"width": encoder.width, "fingerprint": encoder.fingerprint()}
+    for name, expected in of_config.items():
+        found = getattr(cache.plan, name)
+        if found != expected:
+            raise UsageError(
+                f"config.text.cache {config.cache!r} has {name} {found}, and config.text means {name} {expected}: "
+                "give a cache that was embedded with this config, or none"
+            )
+    return cached_encoder(cache, DTYPES[config.dtype])
+
+
+def check_fingerprint(encoder: TextEncoder, config: ml_collections.ConfigDict) -> None:
+    """Raises UsageError if a config's ``text.fingerprint`` is that of another encoder; reads all weights to see."""
+    if config.fingerprint and config.fingerprint != encoder.fingerprint():
+        raise UsageError(
+            f"text encoder {config.model!r} has fingerprint {encoder.fingerprint()}, and config.text.fingerprint is "
+            f"{config.fingerprint}: name the encoder that is meant as text.model, or correct it"
+        )
 
 
 def make_network(config: ml_collections.ConfigDict) -> Denoiser:

@@ -12,15 +12,18 @@ import ml_collections
 import numpy as np
 from absl import flags
 from ml_collections import config_flags
+from tqdm import tqdm
 
 from imagen_jax import commands, processes, sharding
 from imagen_jax import stage as stages
 from imagen_jax.cascade import place_encoder
 from imagen_jax.checkpoints import Checkpoints, open_workdir
+from imagen_jax.data.captions import Captions, training_captions
 from imagen_jax.data.examples import make_buckets
 from imagen_jax.data.pipeline import training_batches
 from imagen_jax.errors import UsageError
 from imagen_jax.grids import save_png
+from imagen_jax.text.cache import EmbeddingCache
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.previews import make_preview
 from imagen_jax.training.progress import Progress
@@ -44,7 +47,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     check_counts(training)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(training.batch_size, mesh, training.accumulation)
-    stage = stages.build(config)
+    stage = stages.build(config, from_cache=bool(config.text.cache))
+    if isinstance(stage.encoder.tokenize, EmbeddingCache):
+        check_captions(stage.encoder.tokenize, training_captions(config))
 
     buckets = make_buckets(config.data, config.data.split, config.image_size, config.channels)
     batches = training_batches(
@@ -108,6 +113,14 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     records.log(f"done at step {int(state.step)}")
     records.close()
     print(f"{workdir}: trained to step {int(state.step)}; previews, loss.png, diagnostics.png and log.txt are there")
+
+
+def check_captions(cache: EmbeddingCache, captions: Captions) -> None:
+    """Raises UsageError if the cache lacks a caption of an example; of several processes each looks at some."""
+    part = range(jax.process_index(), len(captions), jax.process_count())
+    hidden = not processes.writes()
+    with tqdm(part, desc="captions in cache", unit=" examples", unit_scale=True, disable=hidden) as bar:
+        cache.check(caption for example in bar for caption in captions[example])
 
 
 def check_counts(training: ml_collections.ConfigDict) -> None:

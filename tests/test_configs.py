@@ -37,6 +37,7 @@ def test_every_default_stands_in_the_config(config):
     stages.check(config)
     for group in ("data", "model", "diffusion", "optimizer", "training", "mesh", "sampling"):
         assert len(config[group])
+    assert {"model", "length", "dtype", "cache", "fingerprint"} == set(config.text)
 
 
 def test_there_are_configs_of_every_kind_of_image():

@@ -18,9 +18,10 @@ from jax.sharding import Mesh
 from imagen_jax.errors import UsageError
 from imagen_jax.models.t5 import T5Encoder
 from imagen_jax.sharding import ReadPart, load_parameters, make_mesh
+from imagen_jax.text.fingerprint import encoder_fingerprint
 from imagen_jax.text.hub import hub_folder
 from imagen_jax.text.huggingface import parameter_reader, read_config
-from imagen_jax.text.tokens import BYTE_VOCAB_SIZE, Tokenizer, byte_tokenizer, folder_tokenizer
+from imagen_jax.text.tokens import BYTE_VOCAB_SIZE, CaptionReader, Tokenizer, byte_tokenizer, folder_tokenizer
 
 SHAPES_ENCODER = Path(__file__).parent / "shapes_encoder"
 
@@ -44,14 +45,16 @@ class TextEncoder:
     length: L
     tokenize: captions -> (tokens int32 [B, L], mask bool [B, L]), NumPy, on the host
     encode: (params, tokens, mask) -> [B, L, D]; pure, so it may be jitted; no gradient flows; zero where mask is False
+    fingerprint: a hash of weights and tokenizer, as `fingerprint.py` says; the first call reads all weights
     """
 
     shapes: dict
     read: ReadPart
     width: int
     length: int
-    tokenize: Tokenizer
+    tokenize: CaptionReader
     encode: Callable[[dict, jax.Array, jax.Array], jax.Array]
+    fingerprint: Callable[[], str]
 
     def load(self, mesh: Mesh) -> dict:
         """Its parameters on a mesh, to be passed to `encode`; each process reads what its devices need, no more."""
@@ -115,18 +118,20 @@ def in_memory(params: dict) -> ReadPart:
 def text_encoder(config: dict[str, Any], read: ReadPart, tokenizer: Tokenizer, dtype: Any) -> TextEncoder:
     """Put the parts together: a `T5Encoder` of these fields, what reads its parameters, a tokenizer."""
     module = T5Encoder(**config, dtype=dtype)
+    shapes = parameter_shapes(config, dtype)
 
     def encode(params: dict, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         embeddings: Any = module.apply({"params": params}, tokens, mask)
         return jax.lax.stop_gradient(embeddings)
 
     return TextEncoder(
-        shapes=parameter_shapes(config, dtype),
+        shapes=shapes,
         read=read,
         width=config["d_model"],
         length=tokenizer.length,
         tokenize=tokenizer,
         encode=encode,
+        fingerprint=functools.cache(functools.partial(encoder_fingerprint, module, shapes, read, tokenizer)),
     )
 
 

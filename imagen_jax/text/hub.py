@@ -5,18 +5,11 @@ from pathlib import Path
 
 from imagen_jax.errors import UsageError
 from imagen_jax.text.huggingface import conversion, weight_files
+from imagen_jax.text.tokens import FILES as TOKENIZER_FILES
 
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 # all that is ever taken: no pickled weights, and no program
-FILES = (
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "spiece.model",
-    *WEIGHTS,
-)
+FILES = ("config.json", *TOKENIZER_FILES, *WEIGHTS)
 # encoders whose publishers have pickled weights only, and where others keep the same ones as safetensors
 COPIES = {"google/t5-v1_1-xxl": "city96/t5-v1_1-xxl-encoder-bf16"}
 

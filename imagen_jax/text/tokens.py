@@ -4,6 +4,7 @@ B batch, L text length. A blank caption has no token at all: it is the unconditi
 guidance. Truncation keeps the end-of-sequence token.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,7 +24,34 @@ BYTE_OFFSET = 3  # ids 0, 1, 2 are padding, end of sequence, unknown; byte b is 
 BYTE_VOCAB_SIZE = 384  # 3 + 256 bytes + 125 sentinels
 FIRST_SENTINEL_ID = BYTE_OFFSET + 256
 
+# where transformers keeps a tokenizer
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "spiece.model")
+
 SPECIAL_TOKEN = re.compile(r"</s>|<pad>|<unk>|<extra_id_\d+>")
+
+
+class CaptionReader(Protocol):
+    """Captions to what an encoder takes of them: arrays [L, ...], a mask bool [L]. Many threads may ask at once."""
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def no_words(self) -> tuple[np.ndarray, np.ndarray]:
+        """Array [L, ...] and mask bool [L] of a caption without words: the end of sequence alone, as for T5's ""."""
+        ...
+
+    def __call__(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Array [B, L, ...] and mask bool [B, L]."""
+        ...
+
+    def arrays(self, caption: str) -> dict[str, np.ndarray]:
+        """What stands for a caption in a training example: ``tokens`` [L, ...] and ``mask`` bool [L]."""
+        ...
+
+    def overlong(self, captions: Sequence[str]) -> int:
+        """How many of these captions do not fit into L tokens and are truncated."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -33,16 +61,24 @@ class Tokenizer:
     ids: caption -> its token ids, end of sequence included, of any length
     eos_id: the id that ends a sequence
     vocab_size: every id is below it
+    fingerprint: differs from that of any tokenizer with other ids
     """
 
     length: int
     ids: Callable[[str], Sequence[int] | np.ndarray]
     eos_id: int
     vocab_size: int
+    fingerprint: str
 
     def __post_init__(self) -> None:
         if self.length < 2:
             raise UsageError(f"text length is {self.length}, expected at least 2: one token and the end of sequence")
+
+    @property
+    def no_words(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens int32 [L] and mask bool [L] of the end of sequence alone."""
+        first = np.arange(self.length) < 1
+        return np.where(first, self.eos_id, PAD_ID).astype(np.int32), first
 
     def one(self, caption: str) -> tuple[np.ndarray, np.ndarray]:
         """Tokens int32 [L] and mask bool [L] of one caption."""
@@ -78,7 +114,9 @@ class Tokenizer:
 
 def byte_tokenizer(length: int) -> Tokenizer:
     """UTF-8 bytes, as transformers' `ByT5Tokenizer` (arXiv:2105.13626) gives them, some fifty times faster."""
-    return Tokenizer(length=length, ids=byte_ids, eos_id=BYTE_EOS_ID, vocab_size=BYTE_VOCAB_SIZE)
+    return Tokenizer(
+        length=length, ids=byte_ids, eos_id=BYTE_EOS_ID, vocab_size=BYTE_VOCAB_SIZE, fingerprint="UTF-8 bytes"
+    )
 
 
 def byte_ids(caption: str) -> np.ndarray:
@@ -136,4 +174,19 @@ def folder_tokenizer(folder: Path, length: int) -> Tokenizer:
         # No padding or truncation is asked of it: those are stored in the tokenizer, and threads would fight over it.
         return tokenizer(caption.encode("utf-8", errors="replace").decode("utf-8"))["input_ids"]
 
-    return Tokenizer(length=length, ids=ids, eos_id=tokenizer.eos_token_id, vocab_size=len(tokenizer))
+    return Tokenizer(
+        length=length,
+        ids=ids,
+        eos_id=tokenizer.eos_token_id,
+        vocab_size=len(tokenizer),
+        fingerprint=files_fingerprint([folder / name for name in FILES]),
+    )
+
+
+def files_fingerprint(paths: Sequence[Path]) -> str:
+    """A hash of the names and contents of those of the files that exist."""
+    whole = hashlib.sha256()
+    for path in paths:
+        if path.is_file():
+            whole.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return whole.hexdigest()

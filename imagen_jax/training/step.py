@@ -41,7 +41,8 @@ def draw_examples(stage: Stage, encoder_params: Any, batch: Batch, key: jax.Arra
     Args:
         stage: the stage that is trained.
         encoder_params: those of its frozen text encoder.
-        batch: ``image`` uint8 or uint16 [B, H, W, C], whole, ``tokens`` int32 [B, L], ``mask`` bool [B, L].
+        batch: ``image`` uint8 or uint16 [B, H, W, C], whole, ``tokens`` int32 [B, L], or embeddings [B, L, D]
+            from a cache, ``mask`` bool [B, L].
         key: all randomness of the step.
     """
     time_key, noise_key, drop_key, aug_key, dropout_key, crop_key = jax.random.split(key, 6)

@@ -13,7 +13,10 @@ import pytest
 from PIL import Image
 
 from imagen_jax.cascade import load_cascade
+from imagen_jax.data.captions import training_captions
+from imagen_jax.embedding import embed
 from imagen_jax.sharding import make_mesh
+from imagen_jax.text.cache import EmbeddingCache
 from imagen_jax.train import train
 from imagen_jax.training.records import read_metrics
 from tests.launch.cloud import Cloud, make_project
@@ -134,6 +137,25 @@ def test_the_previews_are_the_same(one, two):
     name = "previews/00000004.png"
     assert pixels(one / name).std() > 10
     assert np.abs(pixels(one / name) - pixels(two / name)).max() <= 1
+
+
+def test_two_processes_embed_what_one_does(tmp_path):
+    config = get_config()
+    config.data.examples = 22
+    (tmp_path / "one").mkdir()
+    with quick_compilation():
+        embed(config, tmp_path / "one", "bfloat16", batch_size=8, shard_rows=8)
+    flag_values = ["--config.data.examples=22", "--batch_size=8", "--shard_rows=8", f"--out={tmp_path}/two"]
+    ended = by_two_processes("embed", f"--config={ROOT}/tests/launch/tiny_base.py", *flag_values)
+    assert ended.stdout.count("distinct of 44 captions and the empty one, in 6 shard(s)") == 1
+    assert "24 captions embedded by this process just now" in ended.stdout  # three shards of six
+    one, two = (EmbeddingCache(tmp_path / name) for name in ("one", "two"))
+    assert one.plan == two.plan
+    captions = [caption for i in range(44) for caption in training_captions(config)[i]]
+    (found, mask), (other, other_mask) = one(captions), two(captions)
+    np.testing.assert_array_equal(mask, other_mask)
+    np.testing.assert_allclose(found.astype(np.float32), other.astype(np.float32), atol=1e-5, rtol=2**-7)
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers of TPUs run Linux")

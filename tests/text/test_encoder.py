@@ -91,6 +91,34 @@ def test_a_saved_folder_gives_the_same_embeddings(encoder, folder):
     np.testing.assert_array_equal(loaded(CAPTIONS)[0], encoder(CAPTIONS)[0])
 
 
+def fingerprint(folder, **changes):
+    return load_encoder(str(folder), **{"length": 32, **changes}).fingerprint()
+
+
+def test_copies_of_an_encoder_have_its_fingerprint(encoder, folder):
+    """In other files, of another type, for captions of another length."""
+    found = fingerprint(folder)
+    assert found == encoder.fingerprint() == fingerprint(folder, length=8, dtype=jnp.bfloat16)
+    assert len(found) == 32 and int(found, 16) > 0
+    split_into_five(folder)
+    assert fingerprint(folder) == found
+    (folder / "model.safetensors.index.json").unlink()
+    save_folder(folder, CONFIG, jax.tree.map(lambda leaf: leaf.astype(ml_dtypes.bfloat16), encoder.params))
+    assert fingerprint(folder) == found
+
+
+def test_encoders_that_differ_have_other_fingerprints(folder):
+    def change_one_weight(tensors):
+        tensors["shared.weight"][200, 3] += 1
+
+    found = {fingerprint(folder), random_encoder(seed=1, length=32).fingerprint()}
+    reconfigure(folder, relative_attention_max_distance=64)  # no shape shows it
+    found.add(fingerprint(folder))
+    rewrite(folder, change_one_weight)
+    found.add(fingerprint(folder))
+    assert len(found) == 4
+
+
 def test_weights_in_bfloat16_are_read(encoder, folder):
     def halve(tensors):
         tensors.update({name: array.astype(ml_dtypes.bfloat16) for name, array in tensors.items()})

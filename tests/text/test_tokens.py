@@ -72,6 +72,57 @@ def test_unusual_unicode_is_read(caption):
     assert mask.any() and (tokens >= 0).all() and (tokens < 384).all()
 
 
+def odd_captions(count, seed=0):
+    """Captions of any code points there are, many of them lone surrogates, of up to 10,000."""
+    rng = np.random.default_rng(seed)
+    kinds = [(0, 0x20), (0x20, 0x7F), (0x590, 0x700), (0xD800, 0xE000), (0x1F300, 0x1FAFF), (0, 0x110000)]
+    for length in [*rng.integers(0, 60, count - 1), 10_000]:
+        low, high = np.asarray(kinds)[rng.integers(len(kinds), size=length)].T if length else ((), ())
+        yield "".join(map(chr, rng.integers(low, high))) + "".join(rng.choice(ODD, rng.integers(3)))
+
+
+def properties(tokenize, captions):
+    """What holds of any captions: their shapes above all, so that nothing is compiled for one of them."""
+    tokens, mask = tokenize(captions)
+    assert tokens.shape == mask.shape == (len(captions), tokenize.length)
+    assert (tokens.dtype, mask.dtype) == (np.int32, bool)
+    assert (tokens >= 0).all() and (tokens < tokenize.vocab_size).all()
+    cut = 0
+    for caption, row, shown in zip(captions, tokens, mask, strict=True):
+        count = shown.sum()
+        assert shown[:count].all() and not row[count:].any()  # tokens first, then padding
+        assert (count == 0) == (not caption.strip())
+        assert count == 0 or row[count - 1] == tokenize.eos_id
+        whole = tokenize.ids(caption) if caption.strip() else []
+        cut += len(whole) > tokenize.length
+        kept = max(count - 1, 0)
+        assert list(row[:kept]) == list(whole[:kept])
+    assert tokenize.overlong(captions) == cut > 0
+
+
+@pytest.mark.filterwarnings("ignore:This sequence already has")
+def test_any_caption_has_the_shape_of_every_other_and_the_cut_ones_are_counted(word_folder):
+    captions = list(odd_captions(150))
+    properties(byte_tokenizer(24), captions)
+    properties(folder_tokenizer(word_folder, 4), captions)
+
+
+def test_no_words_are_the_end_of_sequence(word_folder):
+    for tokenize in (byte_tokenizer(5), folder_tokenizer(word_folder, 5)):
+        tokens, mask = tokenize.no_words
+        assert (tokens.dtype, mask.dtype) == (np.int32, bool)
+        np.testing.assert_array_equal(tokens, [1, 0, 0, 0, 0])
+        np.testing.assert_array_equal(mask, [True, False, False, False, False])
+
+
+def test_tokenizers_that_differ_have_other_fingerprints(word_folder):
+    found = folder_tokenizer(word_folder, 4).fingerprint
+    assert found == folder_tokenizer(word_folder, 5).fingerprint != byte_tokenizer(4).fingerprint
+    path = word_folder / "tokenizer.json"
+    path.write_text(path.read_text().replace('"circle"', '"triangle"'))
+    assert folder_tokenizer(word_folder, 4).fingerprint != found
+
+
 def test_batch_equals_single_captions():
     tokenize = byte_tokenizer(20)
     tokens, mask = tokenize(ODD)
