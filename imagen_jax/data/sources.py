@@ -12,6 +12,7 @@ import ml_collections
 
 from imagen_jax.data.records import Source
 from imagen_jax.data.shapes.source import ShapesSource
+from imagen_jax.data.webdataset import WebDatasetSource
 from imagen_jax.errors import UsageError
 from imagen_jax.images import Size
 
@@ -34,7 +35,18 @@ def _digits(config: Mapping[str, Any], split: str, image_size: int | Size) -> So
     return DigitsSource(split=split, image_size=image_size, bits=config["bits"])
 
 
-SOURCES: dict[str, Callable[[Mapping[str, Any], str, int | Size], Source]] = {"shapes": _shapes, "digits": _digits}
+def _webdataset(config: Mapping[str, Any], split: str, image_size: int | Size) -> Source:
+    shards = config["shards"]
+    if split not in shards:
+        raise UsageError(f"config.data.shards has no split {split!r}: it has {', '.join(shards) or 'none'}")
+    return WebDatasetSource(shards[split])
+
+
+SOURCES: dict[str, Callable[[Mapping[str, Any], str, int | Size], Source]] = {
+    "shapes": _shapes,
+    "digits": _digits,
+    "webdataset": _webdataset,
+}
 
 
 def make_source(config: ml_collections.ConfigDict, split: str, image_size: int | Size) -> Source:
