@@ -12,7 +12,8 @@ from typing import Any
 import grain
 import numpy as np
 
-from imagen_jax.data.examples import Example, Examples, any_caption
+from imagen_jax.data.examples import Examples, any_caption
+from imagen_jax.data.orders import order
 
 Text = Callable[[str], dict[str, np.ndarray]]
 
@@ -56,11 +57,12 @@ def training_batches(
         dicts of ``image`` uint8 or uint16 [rows, H, W, C], and of what ``text`` gives, each with [rows] before it.
     """
 
-    def prepare(example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def prepare(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        example = examples[index]
         return {"image": example.image, **text(any_caption(example.captions, rng))}
 
     # the generator is that of (seed, position), and so the same in every run, on any number of processes
-    dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat().random_map(prepare)
+    dataset = order(examples.source, seed).random_map(prepare)
     rows = range(batch_size) if rows is None else rows
     dataset = RowsOfBatches(dataset, batch_size, rows).batch(len(rows), drop_remainder=True)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)

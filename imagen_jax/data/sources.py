@@ -10,6 +10,7 @@ from typing import Any
 
 import ml_collections
 
+from imagen_jax.data.mixtures import Balanced, Mixture
 from imagen_jax.data.records import Source
 from imagen_jax.data.shapes.source import ShapesSource
 from imagen_jax.data.webdataset import WebDatasetSource
@@ -42,10 +43,17 @@ def _webdataset(config: Mapping[str, Any], split: str, image_size: int | Size) -
     return WebDatasetSource(shards[split])
 
 
+def _mixture(config: Mapping[str, Any], split: str, image_size: int | Size) -> Source:
+    parts = config["parts"]
+    sources = {name: make_source(part, split, image_size) for name, part in parts.items()}
+    return Mixture(sources, {name: part["weight"] for name, part in parts.items()})
+
+
 SOURCES: dict[str, Callable[[Mapping[str, Any], str, int | Size], Source]] = {
     "shapes": _shapes,
     "digits": _digits,
     "webdataset": _webdataset,
+    "mixture": _mixture,
 }
 
 
@@ -58,6 +66,7 @@ def make_source(config: ml_collections.ConfigDict, split: str, image_size: int |
     if config.source not in SOURCES:
         raise UsageError(f"config.data.source {config.source!r} is not known: choose one of {', '.join(SOURCES)}")
     try:
-        return SOURCES[config.source](config, split, image_size)
+        source = SOURCES[config.source](config, split, image_size)
+        return Balanced(source, **config.balance) if "balance" in config else source
     except ValueError as error:
         raise UsageError(f"config.data: {error}") from error

@@ -39,7 +39,7 @@ class WebDatasetSource:
         self.shards = shards.shard_names(names)
         with ThreadPoolExecutor(THREADS) as pool:
             made = pool.map(shards.shard_index, self.shards)
-            indices = list(tqdm(made, "shards", len(self.shards), delay=2.0, mininterval=1.0, leave=False))
+            indices = list(tqdm(made, desc="shards", total=len(self.shards), delay=2.0, mininterval=1.0, leave=False))
         self._places = [index.places for index in indices]
         self._first = np.cumsum([0, *map(len, self._places)])  # of each shard, and where all end
         self.ignored: shards.Ignored = {}
