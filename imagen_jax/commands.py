@@ -148,7 +148,7 @@ def place_among_processes() -> tuple[str | None, int | None, int | None]:
 def quiet_libraries() -> None:
     """Keeps what libraries say of their insides off the screen, where our progress is; warnings of ours stay."""
     logging.getLogger("absl").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="orbax|jax|flax|grain")
+    warnings.filterwarnings("ignore", module="orbax|jax|flax|grain|PIL")
 
 
 def keep_compiled_programs() -> None:

@@ -151,7 +151,7 @@ def test_sizes_can_be_overridden(overridden):
         ({"text.model": "/none/there"}, "/none/there"),
         ({"diffusion.prediction": "y"}, "config.diffusion.prediction 'y' is not known"),
         ({"diffusion.schedule": "y"}, "config.diffusion.schedule 'y' is not known"),
-        ({"data.source": "cats"}, "config.data.source 'cats' is not known: choose one of shapes, digits"),
+        ({"data.source": "cats"}, "config.data.source 'cats' is not known: choose one of shapes, digits, folder"),
         ({"data.split": "all"}, "split 'all'"),
         ({"data.validation_split": "all"}, "split 'all'"),
         ({"data.examples": 0}, "size 0"),

@@ -1,11 +1,12 @@
 """What must hold of every stage in configs/: mistakes that others shipped as defaults."""
 
 import pytest
+from PIL import Image
 
 from imagen_jax import stage as stages
 from imagen_jax.cascade import check_chain
 from imagen_jax.checkpoints import flatten
-from imagen_jax.data.sources import make_source
+from imagen_jax.data.examples import first_examples, make_examples
 from tests.tiny import ROOT, as_written
 
 KINDS = {
@@ -43,10 +44,14 @@ def test_there_are_configs_of_every_kind_of_image():
 
 
 @each_stage
-def test_the_data_are_what_the_stage_draws(config):
-    image = make_source(config.data, config.data.split, config.image_size)[0].image
-    assert image.shape == (*stages.image_size(config), config.channels)
-    assert image.dtype.itemsize * 8 == config.data.bits == config.sampling.bits
+def test_the_data_are_what_the_stage_draws(config, tmp_path):
+    data = config.data.copy_and_resolve_references()
+    if data.source == "folder":
+        Image.new("RGB", (320, 280)).save(tmp_path / "a.png")
+        data.update(path=str(tmp_path), validation_share=0.0)
+    images, _ = first_examples(make_examples(data, data.split, config.image_size, config.channels), 1)
+    assert images.shape[1:] == (*stages.image_size(config), config.channels)
+    assert images.dtype.itemsize * 8 == config.data.bits == config.sampling.bits
 
 
 @pytest.mark.parametrize("name, kind", [(name, kind) for name, kinds in KINDS.items() for kind in kinds])
@@ -77,6 +82,11 @@ def test_captions_are_dropped_often_enough_to_guide_and_seldom_enough_to_matter(
 @each_stage
 def test_a_percentile_is_in_per_cent(config):
     assert 90 <= config.sampling.percentile <= 100
+
+
+def test_the_stages_of_a_folder_chain():
+    check_chain([STAGES["folder_base"], STAGES["folder_sr"]])
+    check_chain([as_written("folder_base.py"), as_written("folder_sr.py")])
 
 
 def test_super_resolution_does_not_predict_the_noise():

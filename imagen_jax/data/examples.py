@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
+import operator
 from typing import NamedTuple, SupportsIndex
 
 import ml_collections
 import numpy as np
 
-from imagen_jax.data.records import Source
+from imagen_jax.data.broken import Broken
+from imagen_jax.data.records import BrokenRecord, Source
 from imagen_jax.data.sources import make_source
+from imagen_jax.data.transforms import Transform
 from imagen_jax.errors import UsageError
-from imagen_jax.images import DTYPES, Size
+from imagen_jax.images import DTYPES, Size, size_of
+
+# Where this many others in a row are broken too, next to nothing can be read.
+TRIES = 100
 
 
 class Example(NamedTuple):
-    """A picture, uint8 or uint16 [H, W, C], and its captions."""
+    """A picture, uint8 or uint16 [H, W, C], or longer in one direction until ``Examples.fit``; its captions."""
 
     image: np.ndarray
     captions: tuple[str, ...]
 
 
 class Examples:
-    """Random access to the examples of a source.
+    """Random access to the examples of a source; others stand in for the broken ones.
+
+    Args:
+        source: of records.
+        channels: of the pictures.
+        transform: of image files; a source whose pictures are ready needs none.
+        max_broken: the share of broken records that is put up with.
 
     Raises:
-        UsageError: the source is empty, or its pictures have another number of channels or another type.
+        UsageError: the source is empty, or its pictures have another number of channels or another type, or too many
+            of them are broken.
     """
 
-    def __init__(self, source: Source, channels: int) -> None:
-        self.source = source
+    def __init__(
+        self, source: Source, channels: int, transform: Transform | None = None, max_broken: float = 0.0
+    ) -> None:
+        self.source, self._transform = source, transform
         if not len(source):
             raise UsageError(f"{source!r} is empty: there is nothing to train on")
+        self.broken = Broken(repr(source), len(source), max_broken)
         image = self[0].image
         found = image.shape[-1]
         if found != channels:
@@ -44,18 +60,56 @@ class Examples:
         return len(self.source)
 
     def __getitem__(self, index: SupportsIndex) -> Example:
+        """Example ``index``, or in the place of a broken one another that depends on the index alone."""
+        try:
+            example = self._decoded(index)
+        except BrokenRecord as broken:
+            self.broken.read(broken)
+            return self._instead_of(operator.index(index), broken)
+        self.broken.read(None)
+        return example
+
+    def fit(self, image: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+        """The part [H, W, C] of an example's picture that is shown; a generator has training's crops and flips."""
+        return image if self._transform is None else self._transform.fit(image, rng)
+
+    def _decoded(self, index: SupportsIndex) -> Example:
         record = self.source[index]
-        if isinstance(record.image, bytes):
-            raise UsageError(f"{record.name} of {self.source!r} is an encoded image: expected an array")
-        return Example(record.image, record.captions)
+        if not isinstance(record.image, bytes):
+            return Example(record.image, record.captions)
+        if self._transform is None:
+            raise UsageError(
+                f"config.data has no transform, which image files, as of {self.source!r}, need: copy that of "
+                "configs/folder_base.py"
+            )
+        return Example(self._transform.decode(record.image, record.name), record.captions)
+
+    def _instead_of(self, index: int, broken: BrokenRecord) -> Example:
+        # anywhere, not the next: broken files often lie side by side
+        others = np.random.default_rng(index).integers(len(self), size=TRIES)
+        for other in others:
+            try:
+                return self._decoded(int(other))
+            except BrokenRecord as another:
+                self.broken.name(another)
+                broken = another
+        raise self.broken.too_many(broken)
 
     def __repr__(self) -> str:
         return repr(self.source)
 
 
 def make_examples(config: ml_collections.ConfigDict, split: str, image_size: int | Size, channels: int) -> Examples:
-    """The examples of a split of the source that a config's ``data`` names. Raises UsageError as it and they do."""
-    return Examples(make_source(config, split, image_size), channels)
+    """The examples of a split of the source that a config's ``data`` names. Raises UsageError as it and they do.
+
+    Configs of sources whose pictures are ready as they are have no ``transform`` and no ``max_broken``.
+    """
+    source = make_source(config, split, image_size)
+    if "transform" not in config:
+        return Examples(source, channels)
+    size = size_of(image_size, "image_size")
+    transform = Transform(size=size, channels=channels, bits=config.bits, **config.transform)
+    return Examples(source, channels, transform, config.max_broken)
 
 
 def first_caption(captions: tuple[str, ...]) -> str:
@@ -71,4 +125,5 @@ def any_caption(captions: tuple[str, ...], rng: np.random.Generator) -> str:
 def first_examples(examples: Examples, count: int) -> tuple[np.ndarray, list[str]]:
     """The pictures [N, H, W, C] of the first ``count`` examples, or of all if these are fewer; their first captions."""
     found = [examples[i] for i in range(min(count, len(examples)))]
-    return np.stack([example.image for example in found]), [first_caption(example.captions) for example in found]
+    images = np.stack([examples.fit(example.image) for example in found])
+    return images, [first_caption(example.captions) for example in found]

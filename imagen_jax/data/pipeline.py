@@ -59,7 +59,7 @@ def training_batches(
 
     def prepare(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         example = examples[index]
-        return {"image": example.image, **text(any_caption(example.captions, rng))}
+        return {"image": examples.fit(example.image, rng), **text(any_caption(example.captions, rng))}
 
     # the generator is that of (seed, position), and so the same in every run, on any number of processes
     dataset = order(examples.source, seed).random_map(prepare)

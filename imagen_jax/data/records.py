@@ -50,5 +50,6 @@ class BrokenRecord(Exception):
     """One record that cannot be read or decoded: its name and why. Another is read in its place."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name}: {reason}")
-        self.name, self.reason = name, reason
+        # files can be called anything: one line of a log stays one
+        self.name, self.reason = (text if text.isprintable() else ascii(text) for text in (name, reason))
+        super().__init__(f"{self.name}: {self.reason}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import ml_collections
 
+from imagen_jax.data.folder import FolderSource
 from imagen_jax.data.mixtures import Balanced, Mixture
 from imagen_jax.data.records import Source
 from imagen_jax.data.shapes.source import ShapesSource
@@ -36,6 +37,10 @@ def _digits(config: Mapping[str, Any], split: str, image_size: int | Size) -> So
     return DigitsSource(split=split, image_size=image_size, bits=config["bits"])
 
 
+def _folder(config: Mapping[str, Any], split: str, image_size: int | Size) -> Source:
+    return FolderSource(config["path"], split, config["validation_share"], config["caption_column"])
+
+
 def _webdataset(config: Mapping[str, Any], split: str, image_size: int | Size) -> Source:
     shards = config["shards"]
     if split not in shards:
@@ -52,6 +57,7 @@ def _mixture(config: Mapping[str, Any], split: str, image_size: int | Size) -> S
 SOURCES: dict[str, Callable[[Mapping[str, Any], str, int | Size], Source]] = {
     "shapes": _shapes,
     "digits": _digits,
+    "folder": _folder,
     "webdataset": _webdataset,
     "mixture": _mixture,
 }

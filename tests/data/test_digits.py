@@ -76,5 +76,5 @@ def test_sources_by_name():
     with pytest.raises(UsageError, match="config.data: image_size 16"):
         make_source(config, "test", 16)
     config.source = "cats"
-    with pytest.raises(UsageError, match="'cats' is not known: choose one of shapes, digits"):
+    with pytest.raises(UsageError, match="'cats' is not known: choose one of shapes, digits, folder"):
         make_source(config, "test", 8)
