@@ -46,8 +46,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     sharding.check_batch(training.batch_size, mesh, training.accumulation)
     stage = stages.build(config)
 
+    examples = make_examples(config.data, config.data.split, config.image_size, config.channels)
     batches = training_batches(
-        make_examples(config.data, config.data.split, config.image_size, config.channels),
+        examples,
         text=stage.encoder.tokenize.arrays,
         batch_size=training.batch_size,
         seed=config.seed,
@@ -77,10 +78,12 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         f"{'resumed' if first else 'started'} at step {first}: {count:,} parameters, {mesh.size} device(s) of "
         f"{jax.process_count()} process(es)"
     )
-    progress = Progress(workdir.name, first, training.steps, training.batch_size, training.log_every, records)
+    progress = Progress(
+        workdir.name, first, training.steps, training.batch_size, training.log_every, records, examples.broken
+    )
 
     for step in range(first + 1, training.steps + 1):
-        batch = sharding.put_batch(next(batches), mesh)
+        batch = sharding.put_batch(progress.next_of(batches), mesh)
         state, metrics = train_step(state, encoder_params, batch)
         progress.step(step, metrics)
         if step % training.preview_every == 0 or step == training.steps:

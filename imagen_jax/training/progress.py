@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from typing import Any
+
 import jax
 import numpy as np
 from tqdm import tqdm
 
 from imagen_jax import processes
+from imagen_jax.data.broken import Broken
+from imagen_jax.errors import UsageError
 from imagen_jax.training.records import NoRecords, Records
 
 
@@ -45,18 +51,39 @@ class Progress:
         batch_size: global, for images/s.
         log_every: steps between records.
         records: where they go.
+        broken: what was found of the source's records; each that is broken is named in the log.
     """
 
     def __init__(
-        self, name: str, first: int, steps: int, batch_size: int, log_every: int, records: Records | NoRecords
+        self,
+        name: str,
+        first: int,
+        steps: int,
+        batch_size: int,
+        log_every: int,
+        records: Records | NoRecords,
+        broken: Broken,
     ) -> None:
         self._batch_size, self._log_every, self._records = batch_size, log_every, records
         self._name, self._first, self._steps = name, first, steps
+        self._broken = broken
+        self._waited, self._since = 0.0, time.perf_counter()
         self._bar: tqdm | None = None
         self._bands = NoiseBands()
         self._waiting: tuple[int, dict[str, jax.Array]] | None = None
         if first < steps:
             print(f"{name}: compiling the training step", flush=True)
+
+    def next_of(self, batches: Iterator[Any]) -> Any:
+        """The next batch; the share of the time that is spent here is recorded as ``data_wait``."""
+        before = time.perf_counter()
+        try:
+            batch = next(batches)
+        except UsageError:  # of too many broken records, says the log which
+            self._name_the_broken()
+            raise
+        self._waited += time.perf_counter() - before
+        return batch
 
     def step(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """A step has been dispatched; its metrics are read at the next."""
@@ -79,12 +106,28 @@ class Progress:
         if step % self._log_every == 0 or step == 1:
             rate = self._bar.format_dict["rate"] or 0.0
             self._bar.set_postfix(step=step, loss=f"{values['loss']:.4f}", refresh=False)
+            values |= self._of_the_data()
             means = self._bands.means()
             self._records.scalars(step, {**values, **means, "images_per_second": rate})
             said = [f"{name} {value:.4g}" for name, value in values.items()]
             said.append("loss from little to much noise " + " ".join(self._bands.words()))
             self._records.log(f"step {step}: " + ", ".join(said))
             self._bands = NoiseBands()
+
+    def _of_the_data(self) -> dict[str, float]:
+        """The share of the time since the last record that was waited for data, and how many records are broken."""
+        now = time.perf_counter()
+        found = {"data_wait": self._waited / (now - self._since)}
+        self._waited, self._since = 0.0, now
+        if self._broken.count:
+            found["broken_records"] = float(self._broken.count)
+        self._name_the_broken()
+        return found
+
+    def _name_the_broken(self) -> None:
+        for line in self._broken.news():
+            # each process reads records of its own, and one alone has a log
+            (self._records.log if processes.writes() else print)(f"broken, another is in its place: {line}")
 
     def _start_bar(self) -> tqdm:
         return tqdm(
@@ -101,5 +144,6 @@ class Progress:
     def close(self) -> None:
         """Reads the last step."""
         self._read()
+        self._name_the_broken()
         if self._bar is not None:
             self._bar.close()

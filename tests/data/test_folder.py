@@ -264,7 +264,7 @@ def test_broken_images_are_replaced_counted_and_named(half_broken):
 
 def test_too_many_broken_images_stop_the_run(half_broken):
     examples = examples_of(half_broken, max_broken=0.4)
-    with pytest.raises(UsageError, match=r"too many broken records, 17 in \d+ reads of its 40: .* max_broken is 0.4"):
+    with pytest.raises(UsageError, match=r"too many broken records, 17 in \d+ reads of its 40: .*max_broken is 0.4"):
         for i in range(40):
             examples[i]
 
