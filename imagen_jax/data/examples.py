@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 
 from imagen_jax.data.broken import Broken
-from imagen_jax.data.records import BrokenRecord, Source
+from imagen_jax.data.records import BrokenRecord, Record, Source
 from imagen_jax.data.sources import make_source
 from imagen_jax.data.transforms import Transform
 from imagen_jax.errors import UsageError
@@ -75,14 +75,7 @@ class Examples:
 
     def _decoded(self, index: SupportsIndex) -> Example:
         record = self.source[index]
-        if not isinstance(record.image, bytes):
-            return Example(record.image, record.captions)
-        if self._transform is None:
-            raise UsageError(
-                f"config.data has no transform, which image files, as of {self.source!r}, need: copy that of "
-                "configs/folder_base.py"
-            )
-        return Example(self._transform.decode(record.image, record.name), record.captions)
+        return Example(decoded(record, self._transform), record.captions)
 
     def _instead_of(self, index: int, broken: BrokenRecord) -> Example:
         # anywhere, not the next: broken files often lie side by side
@@ -99,17 +92,38 @@ class Examples:
         return repr(self.source)
 
 
+def decoded(record: Record, transform: Transform | None) -> np.ndarray:
+    """The picture of a record. Raises BrokenRecord, and UsageError for an image file that nothing is said of."""
+    if not isinstance(record.image, bytes):
+        return record.image
+    if transform is None:
+        raise UsageError(
+            f"config.data has no transform, which image files, such as {record.name}, need: copy that of "
+            "configs/folder_base.py"
+        )
+    return transform.decode(record.image, record.name)
+
+
 def make_examples(config: ml_collections.ConfigDict, split: str, image_size: int | Size, channels: int) -> Examples:
     """The examples of a split of the source that a config's ``data`` names. Raises UsageError as it and they do.
 
     Configs of sources whose pictures are ready as they are have no ``transform`` and no ``max_broken``.
     """
-    source = make_source(config, split, image_size)
+    transform = make_transform(config, image_size, channels)
+    return Examples(make_source(config, split, image_size), channels, transform, max_broken(config))
+
+
+def make_transform(config: ml_collections.ConfigDict, image_size: int | Size, channels: int) -> Transform | None:
+    """The transform that a config's ``data`` describes, if pictures are not ready as they are. Raises UsageError."""
     if "transform" not in config:
-        return Examples(source, channels)
+        return None
     size = size_of(image_size, "image_size")
-    transform = Transform(size=size, channels=channels, bits=config.bits, **config.transform)
-    return Examples(source, channels, transform, config.max_broken)
+    return Transform(size=size, channels=channels, bits=config.bits, **config.transform)
+
+
+def max_broken(config: ml_collections.ConfigDict) -> float:
+    """The share of broken records that a config's ``data`` puts up with: none where pictures are ready as they are."""
+    return config.max_broken if "transform" in config else 0.0
 
 
 def first_caption(captions: tuple[str, ...]) -> str:
