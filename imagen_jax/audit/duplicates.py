@@ -18,6 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from imagen_jax.images import composite, to_8_bits
 
 SIDE, LOW = 32, 8
+STEP = 8  # gray levels to which frequencies are rounded: what compression adds or takes is none
 NEAR = 6  # bits in which near ones differ at most; those of unlike pictures differ in 32, give or take 4
 BANDS, BAND_BITS = 4, 16
 # Of hashes that share a band, as many are compared with each: beyond, a data set has a crowd of them, such as blank
@@ -33,8 +34,7 @@ def fingerprint(image: np.ndarray) -> int:
         image = composite(image, 255)
     gray = Image.fromarray(image.mean(axis=-1).astype(np.float32))
     small = np.asarray(gray.resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float64)
-    # rounded, so that no mere error of arithmetic counts for a frequency
-    low = np.round(dctn(small, norm="ortho")[:LOW, :LOW].ravel(), 3)
+    low = np.round(dctn(small, norm="ortho")[:LOW, :LOW].ravel() / STEP)
     low[0] = 0.0  # the mean says how bright a picture is, not what it shows
     return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
 

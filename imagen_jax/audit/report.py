@@ -64,7 +64,7 @@ def summary(found: Mapping[str, Any]) -> str:
 
 
 def lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The figures that matter most, as (what, how many): for the page and the screen."""
+    """The figures that matter most, as (what, how many), for the page and the screen."""
     said, size, near = found["captions"], found["sizes"], found["near_duplicates"]
     cut = said["not_counted"] if said["cut"] is None else f"{said['cut']:,} (over {said['tokens']} tokens)"
     rows = [

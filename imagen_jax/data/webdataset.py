@@ -87,7 +87,8 @@ def read_member(shard: str, place: np.ndarray, part: int) -> tuple[str, bytes]:
     try:
         found = storage.read_part(shard, first, blocks)
         member = tar.member_at(lambda at, count: found[at : at + count], 0)
-    except (OSError, tar.TarError) as error:
+    except (FileNotFoundError, PermissionError, tar.TarError) as error:
+        # whatever else goes wrong, such as a network, may go right another time: that ends the run
         raise BrokenRecord(where, f"cannot be read: {error}") from error
     if member is None or member.end != blocks:
         raise BrokenRecord(where, "is not what the index says: the shard has changed, start anew")

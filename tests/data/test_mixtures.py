@@ -1,12 +1,13 @@
 """Mixtures and balanced sources: shares, epochs, and one integer that is the position."""
 
 import json
+import re
 
 import ml_collections
 import numpy as np
 import pytest
 
-from imagen_jax.data.examples import Examples
+from imagen_jax.data.examples import Examples, make_examples
 from imagen_jax.data.mixtures import Balanced, Mixture
 from imagen_jax.data.orders import draws, order
 from imagen_jax.data.pipeline import training_batches
@@ -14,7 +15,8 @@ from imagen_jax.data.records import BrokenRecord, Record
 from imagen_jax.data.sources import make_source
 from imagen_jax.data.webdataset import WebDatasetSource
 from imagen_jax.errors import UsageError
-from tests.data.archives import write_shards
+from tests.data.archives import picture, write_shards, write_tar
+from tests.tiny import ROOT, config_of
 
 
 class Named:
@@ -236,3 +238,48 @@ def test_processes_share_epochs_and_a_restored_position_goes_on_with_the_next_re
     taken(resumed, 2)
     resumed.set_state(state)
     np.testing.assert_array_equal(taken(resumed, 8), whole[5:])
+
+
+@pytest.fixture
+def by_the_docs(tmp_path, monkeypatch):
+    """Where the files that docs/data.md speaks of lie; a config that was changed by a recipe of it, by number."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(100):
+        said = {"caption": "someone", "gender": "man" if number % 10 else "woman"}
+        members = [("0.png", picture(number)), ("0.json", json.dumps(said).encode())]
+        write_tar(tmp_path / "shards" / f"{number:05d}.tar", members)
+    write_shards(tmp_path / "photos", [4, 4])
+    write_shards(tmp_path / "held_out", [2])
+    (tmp_path / "drawings").mkdir()
+    for number in range(300):
+        (tmp_path / "drawings" / f"{number}.png").write_bytes(picture(number))
+    recipes = re.findall(r"```python\n(.*?)```", (ROOT / "docs/data.md").read_text(), flags=re.DOTALL)
+
+    def changed(*numbers):
+        config = config_of("folder_base.py", **{"data.transform.upscale": True})
+        for number in numbers:
+            exec(recipes[number], {"config": config, "ml_collections": ml_collections})
+        return {split: make_examples(config.data, split, 16, 3) for split in ("train", "validation")}
+
+    return changed
+
+
+def test_the_recipe_for_shards_works_as_it_is_written(by_the_docs):
+    examples = by_the_docs(0)
+    assert [len(part) for part in examples.values()] == [99, 1]
+    assert examples["train"].fit(examples["train"][98].image).shape == (16, 16, 3)
+
+
+def test_the_recipe_for_mixtures_works_as_it_is_written(by_the_docs):
+    examples = by_the_docs(1)
+    train, validation = (len(part) for part in examples.values())
+    assert train + validation == 8 + 2 + 300 and validation > 2
+    source = examples["train"].source
+    places = order(source, 0)
+    assert [source.columns(places[i])["part"] for i in range(40)].count("photos") == 30
+
+
+def test_the_recipe_for_balance_works_as_it_is_written(by_the_docs):
+    source = by_the_docs(0, 2)["train"].source
+    places = order(source, 0)
+    assert [source.columns(places[i])["gender"] for i in range(40)].count("woman") == 20
