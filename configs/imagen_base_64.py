@@ -19,7 +19,7 @@ ours:
 - Parameters are split over 8 devices, so that weights, gradients, EMA and text encoder take 1.2 GB each on a device;
   batches are split over all devices.
 
-There is no source of captioned photographs yet: `shapes`, drawn at 64×64, stands in for one.
+`shapes`, drawn at 64×64, stands in for captioned photographs; configs/folder_base.py, folder_sr.py read yours.
 """
 
 import ml_collections

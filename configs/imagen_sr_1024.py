@@ -21,7 +21,7 @@ warm-up and decay, batch, steps, share of dropped captions, encoder and threshol
 - The noise in the low-resolution picture, the text's length, the conditioning vector, the pooling heads, the EMA's
   decay, the clipping and the mesh are those of imagen_sr_256.py.
 
-There is no source of captioned photographs yet: `shapes`, drawn at 1024×1024, stands in for one.
+`shapes`, drawn at 1024×1024, stands in for captioned photographs; configs/folder_base.py, folder_sr.py read yours.
 """
 
 import math

@@ -18,7 +18,7 @@ share of dropped captions, encoder, guidance and thresholding. The rest is ours:
   of imagen_base_64.py. 128 steps of DDPM: it has less left to decide than the base.
 - Parameters are split over 8 devices, batches over all.
 
-There is no source of captioned photographs yet: `shapes`, drawn at 256×256, stands in for one.
+`shapes`, drawn at 256×256, stands in for captioned photographs; configs/folder_base.py, folder_sr.py read yours.
 """
 
 import math

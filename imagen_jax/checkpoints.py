@@ -24,7 +24,11 @@ from imagen_jax.sharding import path_of
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
 # A run may go on with other values of these; with any other change it would no longer train what it began.
-CHANGEABLE = ("training", "optimizer", "sampling", "mesh", "sharding_rules")
+CHANGEABLE = (
+    *("training", "optimizer", "sampling", "mesh", "sharding_rules"),
+    # where the same images lie, how fast they are read, and how many of them may be broken
+    *("data.path", "data.threads", "data.prefetch", "data.max_broken"),
+)
 STATE_ITEMS = ("step", "params", "opt_state", "ema_params")
 
 
@@ -182,7 +186,7 @@ def check_same_run(workdir: Path, config: ml_collections.ConfigDict) -> None:
     changed = [
         f"{name} was {before.get(name, 'absent')!r} and is now {now.get(name, 'absent')!r}"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and name.split(".")[0] not in CHANGEABLE
+        if before.get(name) != now.get(name) and not {name, name.split(".")[0]} & {*CHANGEABLE}
     ]
     if changed:
         raise UsageError(

@@ -79,7 +79,14 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         f"{jax.process_count()} process(es)"
     )
     progress = Progress(
-        workdir.name, first, training.steps, training.batch_size, training.log_every, records, examples.broken
+        workdir.name,
+        first,
+        training.steps,
+        training.batch_size,
+        training.log_every,
+        records,
+        examples.broken,
+        before_stop=checkpoints.close,
     )
 
     for step in range(first + 1, training.steps + 1):

@@ -173,6 +173,7 @@ class TestWorkdir:
             {"optimizer.learning_rate": 1e-4},
             {"sampling.guidance": 9.0},
             {"mesh.data": 2, "mesh.fsdp": 4},
+            {"data.threads": 7},
             {},
         ],
         ids=lambda changes: "-".join(changes),

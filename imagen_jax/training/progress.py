@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -52,6 +52,7 @@ class Progress:
         log_every: steps between records.
         records: where they go.
         broken: what was found of the source's records; each that is broken is named in the log.
+        before_stop: called when the data end the run, before its sentence is said: completes what is being saved.
     """
 
     def __init__(
@@ -63,10 +64,11 @@ class Progress:
         log_every: int,
         records: Records | NoRecords,
         broken: Broken,
+        before_stop: Callable[[], None],
     ) -> None:
         self._batch_size, self._log_every, self._records = batch_size, log_every, records
         self._name, self._first, self._steps = name, first, steps
-        self._broken = broken
+        self._broken, self._before_stop = broken, before_stop
         self._waited, self._since = 0.0, time.perf_counter()
         self._bar: tqdm | None = None
         self._bands = NoiseBands()
@@ -81,6 +83,7 @@ class Progress:
             batch = next(batches)
         except UsageError:  # of too many broken records, says the log which
             self._name_the_broken()
+            self._before_stop()
             raise
         self._waited += time.perf_counter() - before
         return batch
