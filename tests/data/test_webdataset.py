@@ -14,12 +14,15 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from imagen_jax.data import shards, storage
+from imagen_jax.data.examples import Examples
 from imagen_jax.data.records import BrokenRecord
 from imagen_jax.data.shards import expand, index_places, shard_index, shard_names
 from imagen_jax.data.sources import make_source
+from imagen_jax.data.transforms import Transform
 from imagen_jax.data.webdataset import WebDatasetSource
 from imagen_jax.errors import UsageError
 from tests.data.archives import example, picture, write_shards, write_tar
+from tests.data.orders import assert_order_holds
 from tests.tiny import contents
 
 PICTURE = ("a.png", picture(1))
@@ -173,6 +176,14 @@ def test_many_threads_and_shards_need_few_descriptors(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert found == [picture(i % 200) for i in range(600)]
+
+
+def test_the_order_holds(tmp_path):
+    """Of examples of several shards, one of them empty, some broken."""
+    write_shards(tmp_path, [5, 0, 6])
+    write_tar(tmp_path / "9.tar", [("cut.png", picture(0)[:40])])
+    transform = Transform((8, 8), 3, 8, crop="random", flip=True, background=0, upscale=True, max_pixels=1000)
+    assert_order_holds(Examples(WebDatasetSource(str(tmp_path)), 3, transform, max_broken=0.2))
 
 
 def test_the_shards_of_a_split_stand_in_the_config(tmp_path):
