@@ -25,6 +25,7 @@ from imagen_jax.errors import UsageError
 PICTURE, TEXT, METADATA = range(3)
 PARTS = {"jpg": PICTURE, "jpeg": PICTURE, "png": PICTURE, "webp": PICTURE, "txt": TEXT, "json": METADATA}
 MAX_BYTES = (1 << 28, 1 << 20, 1 << 20)  # of a picture, a text, metadata
+MAX_NAME = 4096  # characters, of a member
 MAX_MEMBERS = 4_000_000  # of a shard
 MAX_SHARDS = 1_000_000
 NOWHERE = (0, 0)
@@ -147,6 +148,8 @@ def why_ignored(member: tar.Member, part: int | None) -> str:
         return ""
     if member.kind != tar.FILE:
         return f"it is {member.kind}"
+    if len(member.name) > MAX_NAME:
+        return f"its name has more than {MAX_NAME:,} characters"
     if member.name.startswith("/") or ".." in member.name.split("/"):
         return "its name leads out of the archive"
     if part is None:
@@ -156,7 +159,7 @@ def why_ignored(member: tar.Member, part: int | None) -> str:
 
 def ignore(ignored: Ignored, reason: str, name: str, count: int = 1) -> None:
     """Counts members that are ignored."""
-    before, first = ignored.get(reason, (0, name))
+    before, first = ignored.get(reason, (0, name[:MAX_NAME]))
     ignored[reason] = before + count, first
 
 

@@ -50,6 +50,9 @@ def _webdataset(config: Mapping[str, Any], split: str, image_size: int | Size) -
 
 def _mixture(config: Mapping[str, Any], split: str, image_size: int | Size) -> Source:
     parts = config["parts"]
+    for name, part in parts.items():
+        if "source" not in part or "weight" not in part:
+            raise UsageError(f"config.data.parts.{name} needs a source and a weight, and has {', '.join(part)}")
     sources = {name: make_source(part, split, image_size) for name, part in parts.items()}
     return Mixture(sources, {name: part["weight"] for name, part in parts.items()})
 

@@ -184,6 +184,12 @@ def test_mixtures_and_balance_stand_in_the_config(tmp_path):
     assert sorted(digits) == sorted([*set(digits)] * 2) and len(set(digits)) == 10
 
 
+def test_a_part_needs_a_source_and_a_weight():
+    config = ml_collections.ConfigDict({"source": "mixture", "parts": {"digits": {"source": "digits", "bits": 8}}})
+    with pytest.raises(UsageError, match="config.data.parts.digits needs a source and a weight, and has bits, source"):
+        make_source(config, "train", 8)
+
+
 def number(caption):
     return {"tokens": np.array(int(caption.split()[1]), np.int32)}
 

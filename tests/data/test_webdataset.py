@@ -274,6 +274,7 @@ def test_what_looks_like_a_command_within_a_name_is_a_name(tmp_path):
 
 
 HOSTILE = {
+    "of a long name": ("n" * 5000 + ".png", "its name has more than 4,096 characters"),
     "above": ("../canary.png", "its name leads out of the archive"),
     "far above": ("a/../../canary.png", "its name leads out of the archive"),
     "absolute": ("{folder}/canary.png", "its name leads out of the archive"),
@@ -291,7 +292,7 @@ def test_members_that_lead_elsewhere_are_ignored_by_name(tmp_path, caplog, name,
     source = source_of(tmp_path, PICTURE, (name, b"canary"))
     assert [source[i].image for i in range(len(source))] == [PICTURE[1]]
     assert "1 member(s) ignored" in caplog.text
-    assert name.removesuffix(".txt") in caplog.text
+    assert name.removesuffix(".txt")[:4096] in caplog.text
     assert reason in caplog.text
     assert not list(tmp_path.parent.rglob("canary*"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s.tar", "s.tar.index"]
