@@ -47,7 +47,7 @@ def findings(
         "unreadable_files": broken[:NAMED],
         "sizes": sizes([look.size for look in looks if look.size], image_size),
         "near_duplicates": near_duplicates(doubles),
-        "decoded_per_second_and_core": round(len(readable) / seconds, 1) if seconds else None,
+        "read_per_second_and_core": round(len(readable) / seconds, 1) if seconds else None,
     }
 
 

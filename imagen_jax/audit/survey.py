@@ -29,7 +29,7 @@ class Look(NamedTuple):
     columns: of its metadata
     size: (height, width) of the picture as it is stored, upright; None if that is not known
     fingerprint: of the picture, see ``duplicates``; 0 if it cannot be read
-    seconds: of one core, that decoding took
+    seconds: of one core, that reading and decoding took
     """
 
     place: int
@@ -55,18 +55,20 @@ def survey(source: Source, transform: Transform | None, indices: Sequence[int], 
 
 def look_at(source: Source, transform: Transform | None, index: int) -> Look:
     """A look at record ``index``. Raises UsageError if no transform says what becomes of image files."""
+    start = time.thread_time()
     try:
         record = source[index]
     except BrokenRecord as broken:
         return Look(index, broken.name, broken.reason, (), {}, None, 0, 0.0)
-    size = stored_size(record)
-    seen = Look(index, record.name, "", record.captions, record.columns, size, 0, 0.0)
+    seconds = time.thread_time() - start
+    seen = Look(index, record.name, "", record.captions, record.columns, stored_size(record), 0, 0.0)
     start = time.thread_time()
     try:
         image = decoded(record, transform)
     except BrokenRecord as broken:
         return seen._replace(reason=broken.reason)
-    return seen._replace(seconds=time.thread_time() - start, fingerprint=fingerprint(image))
+    seconds += time.thread_time() - start
+    return seen._replace(seconds=seconds, fingerprint=fingerprint(image))
 
 
 def stored_size(record: Record) -> Size | None:

@@ -75,7 +75,7 @@ def test_what_cannot_be_read_is_named_with_the_reason(checked):
     assert "10" in reasons["tall.png"]  # pixels wide, below 16
     assert (found["records"], found["looked_at"], found["unreadable"]) == (14, 14, 3)
     assert found["unusable"] == ""
-    assert found["decoded_per_second_and_core"] > 0
+    assert found["read_per_second_and_core"] > 0
 
 
 def test_sizes_and_aspects_are_counted(checked):
