@@ -28,7 +28,7 @@ class Look(NamedTuple):
     captions: all that it has
     columns: of its metadata
     size: (height, width) of the picture as it is stored, upright; None if that is not known
-    fingerprint: of the picture, see ``duplicates``; 0 if it cannot be read
+    fingerprint: of the picture, see ``duplicates``; empty if it cannot be read
     seconds: of one core, that reading and decoding took
     """
 
@@ -38,7 +38,7 @@ class Look(NamedTuple):
     captions: tuple[str, ...]
     columns: Mapping[str, str]
     size: Size | None
-    fingerprint: int
+    fingerprint: bytes
     seconds: float
 
 
@@ -59,9 +59,9 @@ def look_at(source: Source, transform: Transform | None, index: int) -> Look:
     try:
         record = source[index]
     except BrokenRecord as broken:
-        return Look(index, broken.name, broken.reason, (), {}, None, 0, 0.0)
+        return Look(index, broken.name, broken.reason, (), {}, None, b"", 0.0)
     seconds = time.thread_time() - start
-    seen = Look(index, record.name, "", record.captions, record.columns, stored_size(record), 0, 0.0)
+    seen = Look(index, record.name, "", record.captions, record.columns, stored_size(record), b"", 0.0)
     start = time.thread_time()
     try:
         image = decoded(record, transform)
