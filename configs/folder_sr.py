@@ -35,6 +35,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.validation_share = 0.25 if tiny else 0.01  # of the images, by hashes of their paths
     config.data.max_broken = 0.01  # the share of images that cannot be read at which a run stops
     config.data.crop_size = 0  # whole images
+    config.data.buckets = ()  # sizes (height, width) that images of other aspects are trained at
     config.data.bits = 8
     config.data.threads = 2 if tiny else 16
     config.data.prefetch = 16
@@ -90,7 +91,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.name = "adam"
-    config.optimizer.learning_rate = 1e-4
+    config.optimizer.learning_rate = 1e-2 if tiny else 1e-4
     config.optimizer.warmup_steps = 10 if tiny else 5000
     config.optimizer.decay_steps = 20 if tiny else 300_000
     config.optimizer.b1 = 0.9
@@ -99,7 +100,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.optimizer.first_moment_dtype = "float32"  # "bfloat16" saves two bytes a parameter, of adam and muon
     config.optimizer.weight_decay = 0.0
     config.optimizer.clip_norm = 1.0
-    config.optimizer.ema_decay = 0.9999
+    config.optimizer.ema_decay = 0.95 if tiny else 0.9999
 
     config.training = ml_collections.ConfigDict()
     config.training.batch_size = 8 if tiny else 64  # global

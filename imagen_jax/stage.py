@@ -16,6 +16,7 @@ import ml_collections
 
 from imagen_jax import schedules
 from imagen_jax.augmentation import AugLevels
+from imagen_jax.data.buckets import bucket_sizes
 from imagen_jax.diffusion import PREDICTIONS, WEIGHTS, Prediction, add_noise
 from imagen_jax.errors import UsageError
 from imagen_jax.images import Size, said, scaled, size_of
@@ -277,6 +278,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         check_enlargement(config)
     if any(crop_size(config)):
         check_crops(config)
+    if bucket_sizes(config.data):
+        check_buckets(config)
 
 
 def check_multiple(name: str, size: Size, model: ml_collections.ConfigDict) -> None:
@@ -309,6 +312,24 @@ def check_enlargement(config: ml_collections.ConfigDict) -> None:
             f"config.diffusion.align_corners needs 2 pixels each way, and config.low_res_size is {said(low)}: "
             "set it to False"
         )
+
+
+def check_buckets(config: ml_collections.ConfigDict) -> None:
+    """Raises UsageError unless a config's network can be trained at the sizes of its buckets."""
+    size, low = image_size(config), low_res_size(config)
+    for name, value in (("model.positions", config.model.positions), ("data.crop_size", config.data.crop_size)):
+        if value not in (0, (0, 0)):
+            raise UsageError(
+                f"config.{name} {value} goes with one size alone, and config.data.buckets has others: set it to 0"
+            )
+    step = size[0] // math.gcd(size[0], low[0])
+    for bucket in bucket_sizes(config.data):
+        check_multiple("config.data.buckets", bucket, config.model)
+        if any(low) and any(side % step for side in bucket):
+            raise UsageError(
+                f"config.data.buckets {said(bucket)} is not a multiple of {step}: from config.image_size {said(size)} "
+                f"to config.low_res_size {said(low)} it would not become whole pixels"
+            )
 
 
 def check_crops(config: ml_collections.ConfigDict) -> None:

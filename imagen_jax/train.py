@@ -17,7 +17,7 @@ from imagen_jax import commands, processes, sharding
 from imagen_jax import stage as stages
 from imagen_jax.cascade import place_encoder
 from imagen_jax.checkpoints import Checkpoints, open_workdir
-from imagen_jax.data.examples import make_examples
+from imagen_jax.data.examples import make_buckets
 from imagen_jax.data.pipeline import training_batches
 from imagen_jax.errors import UsageError
 from imagen_jax.grids import save_png
@@ -46,9 +46,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     sharding.check_batch(training.batch_size, mesh, training.accumulation)
     stage = stages.build(config)
 
-    examples = make_examples(config.data, config.data.split, config.image_size, config.channels)
+    buckets = make_buckets(config.data, config.data.split, config.image_size, config.channels)
     batches = training_batches(
-        examples,
+        buckets,
         text=stage.encoder.tokenize.arrays,
         batch_size=training.batch_size,
         seed=config.seed,
@@ -85,7 +85,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         training.batch_size,
         training.log_every,
         records,
-        examples.broken,
+        buckets[0].broken,
         before_stop=checkpoints.close,
     )
 

@@ -16,7 +16,7 @@ from imagen_jax.audit import report
 from imagen_jax.audit.findings import captions, columns, comparison, findings, look_alikes
 from imagen_jax.audit.survey import Look, pictures, survey
 from imagen_jax.audit.words import Grouping
-from imagen_jax.data.examples import first_caption, make_transform, max_broken
+from imagen_jax.data.examples import first_caption, make_transform
 from imagen_jax.data.records import Source
 from imagen_jax.data.sources import make_source
 from imagen_jax.data.transforms import Transform
@@ -55,7 +55,7 @@ def check(
     found = {
         "source": repr(source),
         "split": split,
-        **findings(looks, doubles, len(source), image_size, max_broken(config.data)),
+        **findings(looks, doubles, len(source), image_size, config.data.max_broken if transform else 0.0),
         "captions": captions(looks, tokenizer_or_reason(config.text)),
         "columns": columns(looks),
         "groups": [comparison(looks, grouping) for grouping in groupings],

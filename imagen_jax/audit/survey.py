@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from imagen_jax.audit.duplicates import fingerprint
 from imagen_jax.data.examples import decoded
 from imagen_jax.data.records import BrokenRecord, Record, Source
-from imagen_jax.data.transforms import FORMATS, SIDEWAYS, Transform, orientation_of
+from imagen_jax.data.transforms import Transform, size_in
 from imagen_jax.images import Size
 
 
@@ -76,10 +74,8 @@ def stored_size(record: Record) -> Size | None:
     if not isinstance(record.image, bytes):
         return record.image.shape[0], record.image.shape[1]
     try:
-        with Image.open(io.BytesIO(record.image), formats=FORMATS) as image:
-            width, height = image.size
-            return (width, height) if orientation_of(image) in SIDEWAYS else (height, width)
-    except Exception:  # of PIL's readers each raises what it likes
+        return size_in(record.image, record.name)
+    except BrokenRecord:
         return None
 
 

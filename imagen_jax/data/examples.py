@@ -9,6 +9,8 @@ import ml_collections
 import numpy as np
 
 from imagen_jax.data.broken import Broken
+from imagen_jax.data.buckets import bucket_sizes, in_buckets
+from imagen_jax.data.orders import Ordered
 from imagen_jax.data.records import BrokenRecord, Record, Source
 from imagen_jax.data.sources import make_source
 from imagen_jax.data.transforms import Transform
@@ -33,7 +35,7 @@ class Examples:
         source: of records.
         channels: of the pictures.
         transform: of image files; a source whose pictures are ready needs none.
-        max_broken: the share of broken records that is put up with.
+        broken: counts the broken records, and says when there are too many; without it one is.
 
     Raises:
         UsageError: the source is empty, or its pictures have another number of channels or another type, or too many
@@ -41,12 +43,16 @@ class Examples:
     """
 
     def __init__(
-        self, source: Source, channels: int, transform: Transform | None = None, max_broken: float = 0.0
+        self,
+        source: Source,
+        channels: int,
+        transform: Transform | None = None,
+        broken: Broken | None = None,
     ) -> None:
         self.source, self._transform = source, transform
         if not len(source):
             raise UsageError(f"{source!r} is empty: there is nothing to train on")
-        self.broken = Broken(repr(source), len(source), max_broken)
+        self.broken = broken or Broken(repr(source), len(source), max_share=0.0)
         image = self[0].image
         found = image.shape[-1]
         if found != channels:
@@ -109,8 +115,11 @@ def make_examples(config: ml_collections.ConfigDict, split: str, image_size: int
 
     Configs of sources whose pictures are ready as they are have no ``transform`` and no ``max_broken``.
     """
+    source = make_source(config, split, image_size)
     transform = make_transform(config, image_size, channels)
-    return Examples(make_source(config, split, image_size), channels, transform, max_broken(config))
+    if transform is None:
+        return Examples(source, channels)
+    return Examples(source, channels, transform, Broken(repr(source), len(source), config.max_broken))
 
 
 def make_transform(config: ml_collections.ConfigDict, image_size: int | Size, channels: int) -> Transform | None:
@@ -121,9 +130,27 @@ def make_transform(config: ml_collections.ConfigDict, image_size: int | Size, ch
     return Transform(size=size, channels=channels, bits=config.bits, **config.transform)
 
 
-def max_broken(config: ml_collections.ConfigDict) -> float:
-    """The share of broken records that a config's ``data`` puts up with: none where pictures are ready as they are."""
-    return config.max_broken if "transform" in config else 0.0
+def make_buckets(
+    config: ml_collections.ConfigDict, split: str, image_size: int | Size, channels: int
+) -> list[Examples]:
+    """As ``make_examples``, but those that are more like a size of ``data.buckets`` apart, at that size.
+
+    Raises UsageError also for a source that has an order of its own, which buckets would not keep.
+    """
+    others = bucket_sizes(config)
+    if not others:
+        return [make_examples(config, split, image_size, channels)]
+    source = make_source(config, split, image_size)
+    if isinstance(source, Ordered):
+        raise UsageError(
+            f"config.data.buckets {tuple(others)} go with no mixture and no balance, as {source!r} has: set it to ()"
+        )
+    sizes = [size_of(image_size, "image_size"), *others]
+    broken = Broken(repr(source), len(source), config.max_broken)
+    return [
+        Examples(bucket, channels, make_transform(config, bucket.size, channels), broken)
+        for bucket in in_buckets(source, sizes, config.threads)
+    ]
 
 
 def first_caption(captions: tuple[str, ...]) -> str:

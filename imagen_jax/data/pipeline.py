@@ -34,7 +34,7 @@ class RowsOfBatches(grain.MapDataset):
 
 
 def training_batches(
-    examples: Examples,
+    examples: Examples | list[Examples],
     text: Text,
     batch_size: int,
     seed: int,
@@ -45,7 +45,7 @@ def training_batches(
     """An endless iterator of this process's part of each batch, with ``get_state`` and ``set_state``.
 
     Args:
-        examples: of a source.
+        examples: of a source; or several, of other sizes, of which each has batches of its own, in proportion.
         text: a caption → the arrays of an example that stand for it, by name.
         batch_size: global.
         seed: of the shuffling, and of the choice among an example's captions.
@@ -56,14 +56,19 @@ def training_batches(
     Returns:
         dicts of ``image`` uint8 or uint16 [rows, H, W, C], and of what ``text`` gives, each with [rows] before it.
     """
-
-    def prepare(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        example = examples[index]
-        return {"image": examples.fit(example.image, rng), **text(any_caption(example.captions, rng))}
-
-    # the generator is that of (seed, position), and so the same in every run, on any number of processes
-    dataset = order(examples.source, seed).random_map(prepare)
     rows = range(batch_size) if rows is None else rows
-    dataset = RowsOfBatches(dataset, batch_size, rows).batch(len(rows), drop_remainder=True)
+
+    def own_batches(examples: Examples) -> grain.MapDataset:
+        def prepare(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+            example = examples[index]
+            return {"image": examples.fit(example.image, rng), **text(any_caption(example.captions, rng))}
+
+        # the generator is that of (seed, position), and so the same in every run, on any number of processes
+        dataset = order(examples.source, seed).random_map(prepare)
+        return RowsOfBatches(dataset, batch_size, rows).batch(len(rows), drop_remainder=True)
+
+    parts = examples if isinstance(examples, list) else [examples]
+    # in turns that the position alone decides, and so often that all come to the end of an epoch together
+    dataset = grain.MapDataset.mix([own_batches(part) for part in parts], [float(len(part)) for part in parts])
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     return iter(dataset.to_iter_dataset(options))

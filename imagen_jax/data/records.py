@@ -33,7 +33,7 @@ class Source(Protocol):
         ...
 
     def captions(self, index: SupportsIndex) -> tuple[str, ...]:
-        """The captions of record ``index``, without a touch of its picture."""
+        """The captions of record ``index``, without a touch of its picture. Raises as ``[index]`` does."""
         ...
 
 

@@ -8,8 +8,10 @@ Files of strangers are read too: a picture's size is known from its header, and 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,13 +98,8 @@ class Transform:
         Raises:
             BrokenRecord: it cannot be read, is too large, or too small.
         """
-        try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                array = self._read(image, name)
-        except (BrokenRecord, MemoryError):
-            raise
-        except Exception as error:  # of PIL's readers each raises what it likes
-            raise BrokenRecord(name, reason(data, error)) from error
+        with opened(data, name) as image:
+            array = self._read(image, name)
         return array if array.ndim == 3 else array[..., None]
 
     def fit(self, image: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
@@ -122,10 +119,8 @@ class Transform:
                 name, f"{width}×{height} pixels are more than data.transform.max_pixels, {self.max_pixels}"
             )
         orientation = orientation_of(image)
-        sideways = orientation in SIDEWAYS
-        width, height = image.size[::-1] if sideways else image.size
-        after = self._covering((height, width), name)
-        as_stored = after if sideways else (after[1], after[0])  # (width, height), as PIL has them
+        after = self._covering(seen_size(image), name)
+        as_stored = after if orientation in SIDEWAYS else after[::-1]  # (width, height), as PIL has them
         image.draft(None, (as_stored[0] * DRAFT, as_stored[1] * DRAFT))
         if image.mode in DEEP:
             return self._of_gray(turned(resized(image.convert("F"), as_stored), orientation))
@@ -163,6 +158,34 @@ class Transform:
         opaque = np.full_like(gray, 65535)
         levels = np.concatenate({1: [gray], 3: [gray] * 3, 4: [gray] * 3 + [opaque]}[self.channels], axis=-1)
         return to_8_bits(levels) if self.bits == 8 else levels
+
+
+@contextlib.contextmanager
+def opened(data: bytes, name: str) -> Iterator[ImageFile.ImageFile]:
+    """The image in a file's bytes, of which no more than the header has been read.
+
+    Raises:
+        BrokenRecord: it cannot be read, now or by what the caller asks of it.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            yield image
+    except (BrokenRecord, MemoryError):
+        raise
+    except Exception as error:  # of PIL's readers each raises what it likes
+        raise BrokenRecord(name, reason(data, error)) from error
+
+
+def size_in(data: bytes, name: str) -> Size:
+    """The (height, width) that the header of an image file tells, as it should be seen. Raises BrokenRecord."""
+    with opened(data, name) as image:
+        return seen_size(image)
+
+
+def seen_size(image: Image.Image) -> Size:
+    """The (height, width) of an image once it is turned as EXIF says."""
+    width, height = image.size[::-1] if orientation_of(image) in SIDEWAYS else image.size
+    return height, width
 
 
 def most_at_once(image: Image.Image) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from imagen_jax.data.examples import Examples, make_examples
+from imagen_jax.data.examples import Examples, make_buckets, make_examples
 from imagen_jax.data.mixtures import Balanced, Mixture
 from imagen_jax.data.orders import draws, order
 from imagen_jax.data.pipeline import training_batches
@@ -188,6 +188,16 @@ def test_a_part_needs_a_source_and_a_weight():
     config = ml_collections.ConfigDict({"source": "mixture", "parts": {"digits": {"source": "digits", "bits": 8}}})
     with pytest.raises(UsageError, match="config.data.parts.digits needs a source and a weight, and has bits, source"):
         make_source(config, "train", 8)
+
+
+def test_buckets_are_refused_where_they_would_not_keep_the_order(tmp_path):
+    write_shards(tmp_path, [4])
+    config = config_of("folder_base.py")
+    with config.unlocked():
+        config.data.update({"source": "mixture", "buckets": ((16, 32),)})
+        config.data.parts = {"a": {"source": "webdataset", "shards": {"train": str(tmp_path)}, "weight": 1.0}}
+    with pytest.raises(UsageError, match=r"config.data.buckets \(\(16, 32\),\) go with no mixture"):
+        make_buckets(config.data, "train", 16, 3)
 
 
 def number(caption):

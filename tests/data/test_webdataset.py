@@ -14,6 +14,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from imagen_jax.data import shards, storage
+from imagen_jax.data.broken import Broken
 from imagen_jax.data.examples import Examples
 from imagen_jax.data.records import BrokenRecord
 from imagen_jax.data.shards import expand, index_places, shard_index, shard_names
@@ -183,7 +184,8 @@ def test_the_order_holds(tmp_path):
     write_shards(tmp_path, [5, 0, 6])
     write_tar(tmp_path / "9.tar", [("cut.png", picture(0)[:40])])
     transform = Transform((8, 8), 3, 8, crop="random", flip=True, background=0, upscale=True, max_pixels=1000)
-    assert_order_holds(Examples(WebDatasetSource(str(tmp_path)), 3, transform, max_broken=0.2))
+    source = WebDatasetSource(str(tmp_path))
+    assert_order_holds(Examples(source, 3, transform, Broken("shards", len(source), max_share=0.2)))
 
 
 def test_the_shards_of_a_split_stand_in_the_config(tmp_path):
