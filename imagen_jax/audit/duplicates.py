@@ -25,8 +25,8 @@ HASH_BYTES = 8
 BANDS, BAND_BITS = 4, 16
 # Of hashes that share a band, as many are compared with each: beyond, a data set has a crowd of them, such as blank
 # pages, and looking at all pairs would never end.
-CROWD = 300
-ROWS = 256  # hashes whose pairs are looked at together: a bound of memory
+CROWD = 100
+ROWS = 512  # hashes whose pairs are looked at together: a bound of memory
 
 
 def fingerprint(image: np.ndarray) -> bytes:
