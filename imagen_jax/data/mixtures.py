@@ -97,7 +97,8 @@ class Balanced:
     """A source whose records are drawn evenly by a column, or by weights of its values.
 
     Of every stretch of training each value has its share; the records of a value go through epochs of their own: those
-    of a rare value come more often than those of a common one, and none twice before all of its value came once.
+    of a rare value come more often than those of a common one, and none twice before all of its value came once. The
+    column is read when an order is asked for: what only looks at records needs none.
 
     Args:
         source: of records.
@@ -105,24 +106,12 @@ class Balanced:
         weights: (value, weight) for every value, above 0; none: all alike.
 
     Raises:
-        UsageError: no record has the column, values and weights are not of each other, or there are too many values.
+        UsageError: from ``order``, if no record has the column, values and weights are not of each other, or there are
+            too many values.
     """
 
     def __init__(self, source: Source, column: str, weights: Sequence[tuple[str, float]] = ()) -> None:
-        self._source, self._column = source, column
-        groups: dict[str, list[int]] = {}
-        for index, value in enumerate(values_of(source, column)):
-            if value is not None:
-                groups.setdefault(value, []).append(index)
-        if set(groups) <= {MISSING}:
-            raise UsageError(f"no record of {source!r} has the column {column!r} (config.data.balance.column)")
-        if len(groups) > MAX_GROUPS:
-            raise UsageError(
-                f"column {column!r} of {source!r} has {len(groups):,} values, and at most {MAX_GROUPS:,} can be "
-                "balanced: set config.data.balance.column to one of few values"
-            )
-        self._weights = weights_of(sorted(groups), weights)
-        self._groups = [np.array(groups[value]) for value in sorted(groups)]
+        self._source, self._column, self._given_weights = source, column, weights
 
     def __len__(self) -> int:
         return len(self._source)
@@ -139,12 +128,31 @@ class Balanced:
         return columns_of(self._source, index)
 
     def order(self, seed: int) -> grain.MapDataset:
-        """Which record comes at each position: of the values' own orders, by weights."""
+        """Which record comes at each position: of the values' own orders, by weights. Raises UsageError, see above."""
+        groups = self._groups()
+        weights = weights_of(list(groups), self._given_weights)
         orders = [
             shuffled(len(group), own_seed(seed, i)).map(lambda place, group=group: int(group[place]))
-            for i, group in enumerate(self._groups)
+            for i, group in enumerate(groups.values())
         ]
-        return woven(orders, self._weights, seed)
+        return woven(orders, weights, seed)
+
+    def _groups(self) -> dict[str, np.ndarray]:
+        """The records of each value, by index, the values sorted."""
+        groups: dict[str, list[int]] = {}
+        for index, value in enumerate(values_of(self._source, self._column)):
+            if value is not None:
+                groups.setdefault(value, []).append(index)
+        if set(groups) <= {MISSING}:
+            raise UsageError(
+                f"no record of {self._source!r} has the column {self._column!r} (config.data.balance.column)"
+            )
+        if len(groups) > MAX_GROUPS:
+            raise UsageError(
+                f"column {self._column!r} of {self._source!r} has {len(groups):,} values, and at most {MAX_GROUPS:,} "
+                "can be balanced: set config.data.balance.column to one of few values"
+            )
+        return {value: np.array(groups[value]) for value in sorted(groups)}
 
     def __repr__(self) -> str:
         return f"Balanced({self._source!r} by {self._column!r})"

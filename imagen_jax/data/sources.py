@@ -78,4 +78,6 @@ def make_source(config: ml_collections.ConfigDict, split: str, image_size: int |
         source = SOURCES[config.source](config, split, image_size)
         return Balanced(source, **config.balance) if "balance" in config else source
     except ValueError as error:
-        raise UsageError(f"config.data: {error}") from error
+        # a part of a mixture has said so already
+        place = "" if str(error).startswith("config.data") else "config.data: "
+        raise UsageError(f"{place}{error}") from error

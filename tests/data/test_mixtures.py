@@ -165,7 +165,7 @@ def test_records_without_the_column_are_a_value_of_their_own_and_broken_ones_non
 )
 def test_wrong_uses_are_refused(make, said):
     with pytest.raises(UsageError, match=said):
-        make()
+        order(make(), 0)
 
 
 def test_mixtures_and_balance_stand_in_the_config(tmp_path):
