@@ -11,11 +11,13 @@ size they are read at; the others have 3 megapixels, as a camera's have at least
 from __future__ import annotations
 
 import math
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import ml_collections
 import numpy as np
 from absl import flags
 from PIL import Image
@@ -70,6 +72,18 @@ def files(kind: str, shape: tuple[int, int] | None) -> Callable[[Path, int], Exa
     return make
 
 
+def shards(folder: Path, size: int) -> Examples:
+    """The same files, fitted JPEG, in a tar shard."""
+    files("jpg", None)(folder, size)
+    with tarfile.open(folder / "0.tar", "w") as archive:
+        for number in range(FILES):
+            archive.add(folder / f"{number}.jpg", f"{number}.jpg")
+    config = folder_base.get_config()
+    config.data.source = "webdataset"
+    config.data.shards = ml_collections.ConfigDict({"all": str(folder / "0.tar")})
+    return make_examples(config.data, "all", size, config.channels)
+
+
 def photograph(shape: tuple[int, int], seed: int) -> Image.Image:
     """Smooth colours with grain, of (height, width)."""
     rng = np.random.default_rng(seed)
@@ -96,6 +110,7 @@ SOURCES: dict[str, Callable[[Path, int], Examples]] = {
     "folder, JPEG of 3 megapixels": files("jpg", CAMERA),
     "folder, fitted PNG": files("png", None),
     "folder, fitted WebP": files("webp", None),
+    "webdataset, fitted JPEG": shards,
 }
 
 if __name__ == "__main__":

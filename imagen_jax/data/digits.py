@@ -58,7 +58,9 @@ class DigitsSource:
 
     def __getitem__(self, index: SupportsIndex) -> Record:
         i = operator.index(index)
-        return Record(self._images[i], self.captions(i), name=f"digit {i} of {self._split}")
+        return Record(
+            self._images[i], self.captions(i), f"digit {i} of {self._split}", {"digit": NAMES[self._labels[i]]}
+        )
 
     def captions(self, index: SupportsIndex) -> tuple[str, ...]:
         """The one caption of a digit."""

@@ -10,7 +10,8 @@ import numpy as np
 
 from imagen_jax.data.broken import Broken
 from imagen_jax.data.buckets import bucket_sizes, in_buckets
-from imagen_jax.data.records import BrokenRecord, Source
+from imagen_jax.data.orders import Ordered
+from imagen_jax.data.records import BrokenRecord, Record, Source
 from imagen_jax.data.sources import make_source
 from imagen_jax.data.transforms import Transform
 from imagen_jax.errors import UsageError
@@ -80,14 +81,7 @@ class Examples:
 
     def _decoded(self, index: SupportsIndex) -> Example:
         record = self.source[index]
-        if not isinstance(record.image, bytes):
-            return Example(record.image, record.captions)
-        if self._transform is None:
-            raise UsageError(
-                f"config.data has no transform, which image files, as of {self.source!r}, need: copy that of "
-                "configs/folder_base.py"
-            )
-        return Example(self._transform.decode(record.image, record.name), record.captions)
+        return Example(decoded(record, self._transform), record.captions)
 
     def _instead_of(self, index: int, broken: BrokenRecord) -> Example:
         # anywhere, not the next: broken files often lie side by side
@@ -104,31 +98,53 @@ class Examples:
         return repr(self.source)
 
 
+def decoded(record: Record, transform: Transform | None) -> np.ndarray:
+    """The picture of a record. Raises BrokenRecord, and UsageError for an image file that nothing is said of."""
+    if not isinstance(record.image, bytes):
+        return record.image
+    if transform is None:
+        raise UsageError(
+            f"config.data has no transform, which image files, such as {record.name}, need: copy that of "
+            "configs/folder_base.py"
+        )
+    return transform.decode(record.image, record.name)
+
+
 def make_examples(config: ml_collections.ConfigDict, split: str, image_size: int | Size, channels: int) -> Examples:
     """The examples of a split of the source that a config's ``data`` names. Raises UsageError as it and they do.
 
     Configs of sources whose pictures are ready as they are have no ``transform`` and no ``max_broken``.
     """
     source = make_source(config, split, image_size)
-    if "transform" not in config:
+    transform = make_transform(config, image_size, channels)
+    if transform is None:
         return Examples(source, channels)
-    transform = make_transform(config, size_of(image_size, "image_size"), channels)
     return Examples(source, channels, transform, Broken(repr(source), len(source), config.max_broken))
 
 
-def make_transform(config: ml_collections.ConfigDict, size: Size, channels: int) -> Transform:
-    """The transform that a config's ``data`` describes, to a size."""
+def make_transform(config: ml_collections.ConfigDict, image_size: int | Size, channels: int) -> Transform | None:
+    """The transform that a config's ``data`` describes, if pictures are not ready as they are. Raises UsageError."""
+    if "transform" not in config:
+        return None
+    size = size_of(image_size, "image_size")
     return Transform(size=size, channels=channels, bits=config.bits, **config.transform)
 
 
 def make_buckets(
     config: ml_collections.ConfigDict, split: str, image_size: int | Size, channels: int
 ) -> list[Examples]:
-    """As ``make_examples``, but those that are more like a size of ``data.buckets`` apart, at that size."""
+    """As ``make_examples``, but those that are more like a size of ``data.buckets`` apart, at that size.
+
+    Raises UsageError also for a source that has an order of its own, which buckets would not keep.
+    """
     others = bucket_sizes(config)
     if not others:
         return [make_examples(config, split, image_size, channels)]
     source = make_source(config, split, image_size)
+    if isinstance(source, Ordered):
+        raise UsageError(
+            f"config.data.buckets {tuple(others)} go with no mixture and no balance, as {source!r} has: set it to ()"
+        )
     sizes = [size_of(image_size, "image_size"), *others]
     broken = Broken(repr(source), len(source), config.max_broken)
     return [

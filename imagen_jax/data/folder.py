@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import operator
 import posixpath
+from collections.abc import Mapping
 from typing import SupportsIndex
 
 import fsspec
@@ -70,6 +71,10 @@ class FolderSource:
     def captions(self, index: SupportsIndex) -> tuple[str, ...]:
         """The captions of image ``index``."""
         return self._captions(self._images[operator.index(index)])
+
+    def columns(self, index: SupportsIndex) -> Mapping[str, str]:
+        """The columns of image ``index``."""
+        return self._rows.get(self._images[operator.index(index)], NO_ROW).columns
 
     def _captions(self, name: str) -> tuple[str, ...]:
         row = self._rows.get(name, NO_ROW)

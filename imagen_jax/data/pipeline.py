@@ -12,7 +12,8 @@ from typing import Any
 import grain
 import numpy as np
 
-from imagen_jax.data.examples import Example, Examples, any_caption
+from imagen_jax.data.examples import Examples, any_caption
+from imagen_jax.data.orders import order
 
 Text = Callable[[str], dict[str, np.ndarray]]
 
@@ -58,11 +59,12 @@ def training_batches(
     rows = range(batch_size) if rows is None else rows
 
     def own_batches(examples: Examples) -> grain.MapDataset:
-        def prepare(example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        def prepare(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+            example = examples[index]
             return {"image": examples.fit(example.image, rng), **text(any_caption(example.captions, rng))}
 
         # the generator is that of (seed, position), and so the same in every run, on any number of processes
-        dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat().random_map(prepare)
+        dataset = order(examples.source, seed).random_map(prepare)
         return RowsOfBatches(dataset, batch_size, rows).batch(len(rows), drop_remainder=True)
 
     parts = examples if isinstance(examples, list) else [examples]

@@ -37,6 +37,15 @@ class Source(Protocol):
         ...
 
 
+def columns_of(source: Source, index: SupportsIndex) -> Mapping[str, str]:
+    """The columns of a record, without a touch of its picture where the source has ``columns`` for that.
+
+    Raises BrokenRecord as reading does.
+    """
+    columns = getattr(source, "columns", None)
+    return source[index].columns if columns is None else columns(index)
+
+
 class BrokenRecord(Exception):
     """One record that cannot be read or decoded: its name and why. Another is read in its place."""
 

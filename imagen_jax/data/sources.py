@@ -11,8 +11,10 @@ from typing import Any
 import ml_collections
 
 from imagen_jax.data.folder import FolderSource
+from imagen_jax.data.mixtures import Balanced, Mixture
 from imagen_jax.data.records import Source
 from imagen_jax.data.shapes.source import ShapesSource
+from imagen_jax.data.webdataset import WebDatasetSource
 from imagen_jax.errors import UsageError
 from imagen_jax.images import Size
 
@@ -46,11 +48,29 @@ def _tfds(config: Mapping[str, Any], split: str, image_size: int | Size) -> Sour
     return TfdsSource(config["path"], split, config["image"], config["captions"], config["templates"])
 
 
+def _webdataset(config: Mapping[str, Any], split: str, image_size: int | Size) -> Source:
+    shards = config["shards"]
+    if split not in shards:
+        raise UsageError(f"config.data.shards has no split {split!r}: it has {', '.join(shards) or 'none'}")
+    return WebDatasetSource(shards[split])
+
+
+def _mixture(config: Mapping[str, Any], split: str, image_size: int | Size) -> Source:
+    parts = config["parts"]
+    for name, part in parts.items():
+        if "source" not in part or "weight" not in part:
+            raise UsageError(f"config.data.parts.{name} needs a source and a weight, and has {', '.join(part)}")
+    sources = {name: make_source(part, split, image_size) for name, part in parts.items()}
+    return Mixture(sources, {name: part["weight"] for name, part in parts.items()})
+
+
 SOURCES: dict[str, Callable[[Mapping[str, Any], str, int | Size], Source]] = {
     "shapes": _shapes,
     "digits": _digits,
     "folder": _folder,
     "tfds": _tfds,
+    "webdataset": _webdataset,
+    "mixture": _mixture,
 }
 
 
@@ -63,6 +83,9 @@ def make_source(config: ml_collections.ConfigDict, split: str, image_size: int |
     if config.source not in SOURCES:
         raise UsageError(f"config.data.source {config.source!r} is not known: choose one of {', '.join(SOURCES)}")
     try:
-        return SOURCES[config.source](config, split, image_size)
+        source = SOURCES[config.source](config, split, image_size)
+        return Balanced(source, **config.balance) if "balance" in config else source
     except ValueError as error:
-        raise UsageError(f"config.data: {error}") from error
+        # a part of a mixture has said so already
+        place = "" if str(error).startswith("config.data") else "config.data: "
+        raise UsageError(f"{place}{error}") from error

@@ -19,7 +19,7 @@ from imagen_jax.errors import UsageError
 from imagen_jax.models.t5 import T5Encoder
 from imagen_jax.sharding import ReadPart, load_parameters, make_mesh
 from imagen_jax.text.fingerprint import encoder_fingerprint
-from imagen_jax.text.hub import hub_folder
+from imagen_jax.text.hub import cached_folder, check_name, hub_folder
 from imagen_jax.text.huggingface import parameter_reader, read_config
 from imagen_jax.text.tokens import BYTE_VOCAB_SIZE, CaptionReader, Tokenizer, byte_tokenizer, folder_tokenizer
 
@@ -87,6 +87,25 @@ def load_encoder(model: str, length: int, dtype: Any = jnp.float32) -> TextEncod
         return folder_encoder(SHAPES_ENCODER, length=length, dtype=dtype)
     folder = Path(model).expanduser()
     return folder_encoder(folder if folder.is_dir() else hub_folder(model), length=length, dtype=dtype)
+
+
+def load_tokenizer(model: str, length: int) -> Tokenizer:
+    """The tokenizer of the text encoder named `model`, see `load_encoder`, without a look at its weights.
+
+    Raises UsageError when it is not on this machine: nothing is downloaded.
+    """
+    if model == "random":
+        return byte_tokenizer(length)
+    if model == "shapes":
+        return folder_tokenizer(SHAPES_ENCODER, length)
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        check_name(model)
+        cached = cached_folder(model)
+        if cached is None:
+            raise UsageError(f'text encoder "{model}" is not on this machine yet')
+        folder = cached
+    return folder_tokenizer(folder, length)
 
 
 def random_encoder(seed: int, length: int, dtype: Any = jnp.float32) -> TextEncoder:

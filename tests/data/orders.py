@@ -14,7 +14,7 @@ class Counted:
     """Examples whose one caption is their index."""
 
     def __init__(self, examples):
-        self._examples, self.fit = examples, examples.fit
+        self._examples, self.fit, self.source = examples, examples.fit, examples.source
 
     def __len__(self):
         return len(self._examples)
