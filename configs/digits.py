@@ -51,6 +51,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.model.norm_groups = 8
     config.model.skip_scale = 1.0
     config.model.dropout = 0.0
+    config.model.scan_blocks = False  # blocks of a level that are alike are one that is repeated: compiles faster
     config.model.dtype = "float32"
 
     config.diffusion = ml_collections.ConfigDict()

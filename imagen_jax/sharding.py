@@ -18,6 +18,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from imagen_jax.errors import UsageError
+from imagen_jax.stacks import is_stacked
 
 ParameterPath = tuple[str, ...]  # names from the top of a tree of parameters down
 Index = tuple[slice, ...]
@@ -89,7 +90,10 @@ def check_batch(batch_size: int, mesh: Mesh, accumulation: int = 1) -> None:
 
 
 def parameter_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
-    """FSDP's rule: the largest dimension that ``fsdp`` divides is split, the last of equals; small arrays are not."""
+    """FSDP's rule: the largest dimension that ``fsdp`` divides is split, the last of equals; small arrays are not.
+
+    ``shape`` is that of one layer, where layers are stacked.
+    """
     if math.prod(shape) < MIN_SPLIT_SIZE:
         return PartitionSpec()
     candidates = [(size, axis) for axis, size in enumerate(shape) if size % fsdp == 0]
@@ -160,7 +164,8 @@ def spec_of_part(spec: PartitionSpec, whole: tuple[int, ...], shape: tuple[int, 
 def shard_parameters(abstract: Any, mesh: Mesh, rules: Rules = (), params: Any = None) -> Any:
     """A tree of shardings for a tree of abstract arrays: parameters, optimizer states and EMA alike.
 
-    What a rule is found for lies as it says, and all else by FSDP's rule.
+    What a rule is found for lies as it says, and all else by FSDP's rule. Both speak of layers: of a stack the axis in
+    front is never split, so that a device has a part of each layer, and gathers one at a time.
 
     Args:
         abstract: the tree.
@@ -170,17 +175,26 @@ def shard_parameters(abstract: Any, mesh: Mesh, rules: Rules = (), params: Any =
             such as a moment of it, lies as the parameter does.
     """
     leaves = jax.tree_util.tree_leaves_with_path(abstract if params is None else params)
-    shapes = {path_of(path): tuple(leaf.shape) for path, leaf in leaves}
+    shapes = {path_of(path): shape_of_layer(path_of(path), leaf) for path, leaf in leaves}
     specs = ruled_specs(shapes, rules, mesh)
 
     def sharding(path: Any, leaf: Any) -> NamedSharding:
         names = path_of(path).split("/")
+        shape = shape_of_layer(path_of(path), leaf)
         parameter = next((end for i in range(len(names)) if (end := "/".join(names[i:])) in shapes), None)
         if parameter in specs:
-            return NamedSharding(mesh, spec_of_part(specs[parameter], shapes[parameter], tuple(leaf.shape)))
-        return NamedSharding(mesh, parameter_spec(leaf.shape, mesh.shape["fsdp"]))
+            spec = spec_of_part(specs[parameter], shapes[parameter], shape)
+        else:
+            spec = parameter_spec(shape, mesh.shape["fsdp"])
+        stacked = is_stacked(path_of(path)) and any(spec)
+        return NamedSharding(mesh, PartitionSpec(None, *spec) if stacked else spec)
 
     return jax.tree_util.tree_map_with_path(sharding, abstract)
+
+
+def shape_of_layer(path: str, leaf: Any) -> tuple[int, ...]:
+    """The shape of what is at a path of parameters or their states; where layers are stacked, of one of them."""
+    return tuple(leaf.shape[1:] if is_stacked(path) else leaf.shape)
 
 
 def path_of(path: Any) -> str:

@@ -168,6 +168,11 @@ NETWORK = {
 RULES = (("stem", ()), ("conv/kernel$", (None, None, "fsdp")), ("dense", ("data", "fsdp")), ("kernel", ("fsdp",)))
 
 
+def stack(tree, count):
+    """The parameters of layers that are alike."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype), tree)
+
+
 def specs_of(tree):
     """By path."""
     return {path_of(path): leaf.spec for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
@@ -203,6 +208,26 @@ class TestRules:
         # and jax can make it so
         shardings = shard_parameters(state, mesh, RULES, NETWORK)["opt_state"]
         jax.jit(optimizer.init, out_shardings=shardings).lower(NETWORK)
+
+    @pytest.mark.parametrize("optimizer", [optax.adam(1e-3), optax.adafactor(1e-3)], ids=["adam", "adafactor"])
+    @pytest.mark.parametrize("rules", [(), RULES], ids=["usual", "ruled"])
+    def test_layers_of_a_stack_lie_as_one_alone(self, optimizer, rules):
+        """Eight of them, which fsdp divides too."""
+        mesh = make_mesh({"data": 2, "fsdp": 4})
+        stacked = {"stem": NETWORK["stem"], "down_0_blocks_0_to_7": stack(NETWORK["down_0"], 8)}
+        found, alone = (
+            specs_of(
+                shard_parameters({"params": tree, "opt_state": jax.eval_shape(optimizer.init, tree)}, mesh, rules, tree)
+            )
+            for tree in (stacked, NETWORK)
+        )
+        split = 0
+        for path, spec in found.items():
+            other = alone[path.replace("_blocks_0_to_7", "")]
+            stacked_and_split = "_blocks_" in path and any(other)
+            assert spec == (PartitionSpec(None, *other) if stacked_and_split else other), path
+            split += stacked_and_split
+        assert split > 0
 
     def test_one_that_is_found_nowhere_is_refused(self):
         with pytest.raises(UsageError, match="'sten' is found in the path of no parameter: they are such as "):
