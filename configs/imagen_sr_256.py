@@ -122,6 +122,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.mesh = ml_collections.ConfigDict()
     config.mesh.data = -1
     config.mesh.fsdp = 8 if paper else 1
+    config.mesh.spatial = 1  # devices that share each image, some rows each
     # (regular expression of paths, mesh axis of each dimension) …: the first found counts; else the largest is split
     config.sharding_rules = ()
 

@@ -114,6 +114,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.mesh = ml_collections.ConfigDict()
     config.mesh.data = -1
     config.mesh.fsdp = 1
+    config.mesh.spatial = 1  # devices that share each image, some rows each
     # (regular expression of paths, mesh axis of each dimension) …: the first found counts; else the largest is split
     config.sharding_rules = ()
 

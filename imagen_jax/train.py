@@ -45,6 +45,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(training.batch_size, mesh, training.accumulation)
     stage = stages.build(config)
+    stages.check_rows(config, mesh.shape["spatial"])
 
     source = make_source(config.data, config.data.split, config.image_size)
     batches = training_batches(
