@@ -231,7 +231,7 @@ class Denoiser(nn.Module):
         return x, made
 
     def run_maker(self, channels: int, kinds: tuple[str, ...], count: int) -> ModuleMaker:
-        """Of a run of ``count`` blocks: their parameters, skips and places are stacked."""
+        """Makes a run of ``count`` blocks; their parameters, skips and places are stacked."""
         run = nn.scan(
             Turn,
             variable_axes={"params": 0},
@@ -244,12 +244,12 @@ class Denoiser(nn.Module):
         )
 
     def res_maker(self, channels: int, resample: str = "", repeated: bool = False) -> ModuleMaker:
-        """Of a residual block."""
+        """Makes a residual block."""
         kind = self.with_remat(ResBlock, repeated)
         return functools.partial(kind, channels, self.norm_groups, self.dropout, self.dtype, resample)
 
     def attention_maker(self, kinds: tuple[str, ...], repeated: bool = False) -> ModuleMaker:
-        """Of attention layers."""
+        """Makes attention layers."""
         kind = self.with_remat(AttentionStack, repeated)
         return functools.partial(kind, kinds, self.head_channels, self.norm_groups, self.attention_mlp, self.dtype)
 
