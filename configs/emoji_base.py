@@ -74,6 +74,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.model.norm_groups = 8 if tiny else 32
     config.model.skip_scale = 1.0
     config.model.dropout = 0.0
+    config.model.scan_blocks = not tiny  # blocks of a level that are alike are one that is repeated: compiles faster
     config.model.dtype = "float32" if tiny else "bfloat16"
 
     config.diffusion = ml_collections.ConfigDict()
@@ -123,6 +124,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.mesh = ml_collections.ConfigDict()
     config.mesh.data = -1
     config.mesh.fsdp = 1
+    config.mesh.spatial = 1  # devices that share each image, some rows each
     # (regular expression of paths, mesh axis of each dimension) …: the first found counts; else the largest is split
     config.sharding_rules = ()
 

@@ -77,6 +77,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.model.norm_groups = 32
     config.model.skip_scale = 1 / math.sqrt(2)
     config.model.dropout = 0.0
+    config.model.scan_blocks = True  # blocks of a level that are alike are one that is repeated: compiles faster
     config.model.dtype = "bfloat16"
 
     config.diffusion = ml_collections.ConfigDict()
@@ -126,6 +127,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.mesh = ml_collections.ConfigDict()
     config.mesh.data = -1
     config.mesh.fsdp = 8 if paper else 1
+    config.mesh.spatial = 1  # devices that share each image, some rows each
     # (regular expression of paths, mesh axis of each dimension) …: the first found counts; else the largest is split
     config.sharding_rules = ()
 

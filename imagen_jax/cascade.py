@@ -27,11 +27,12 @@ from imagen_jax.errors import UsageError
 from imagen_jax.guidance import Guidance, threshold
 from imagen_jax.images import Size, dtype_of, said, size_of, to_float, to_whole
 from imagen_jax.schedules import noise_angle, signal
-from imagen_jax.sharding import abstract_sharded, batch_sharding, put_whole
+from imagen_jax.sharding import abstract_sharded, batch_parts, example_sharding, put_examples
 from imagen_jax.stage import (
     Stage,
     build,
     check_fingerprint,
+    check_rows,
     image_size,
     is_super_resolution,
     low_res_size,
@@ -242,13 +243,14 @@ class StageSampler:
         place: where in the cascade the stage stands; stages at other places draw other noise.
 
     Raises:
-        UsageError: the config's sampling settings are wrong.
+        UsageError: the config's sampling settings are wrong, or rows of its images cannot be split as the mesh says.
     """
 
     def __init__(self, stage: Stage, mesh: Mesh, place: int) -> None:
         self._stage, self._mesh, self._place = stage, mesh, place
         self._dtype = dtype_of(stage.config.sampling.bits, "sampling bits")
-        self._program = jax.jit(make_sample_fn(stage, stage.config.sampling), out_shardings=batch_sharding(mesh))
+        check_rows(stage.config, mesh.shape["spatial"])
+        self._program = jax.jit(make_sample_fn(stage, stage.config.sampling), out_shardings=example_sharding(mesh, 4))
 
     def draw(
         self,
@@ -267,7 +269,7 @@ class StageSampler:
         """
         count = len(prompts)
         # Every device needs the same share: a short batch is filled up, and its surplus cut off again.
-        surplus = -count % self._mesh.size
+        surplus = -count % batch_parts(self._mesh)
         tokens, mask = self._stage.encoder.tokenize([*prompts, *[""] * surplus])
         keys = stage_keys(seed, jnp.arange(first_index, first_index + count + surplus), self._place)
         batch = {"tokens": tokens, "mask": mask, "keys": np.asarray(jax.random.key_data(keys))}
@@ -275,7 +277,7 @@ class StageSampler:
             batch["low_res"] = np.concatenate([low_res, np.zeros((surplus, *low_res.shape[1:]), low_res.dtype)])
         if guidance is not None:
             batch["guidance"] = np.concatenate([np.asarray(guidance, np.float32), np.ones(surplus, np.float32)])
-        placed = {name: put_whole(array, batch_sharding(self._mesh)) for name, array in batch.items()}
+        placed = put_examples(batch, self._mesh)
         images = self._program(
             params,
             encoder_params,

@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from imagen_jax import commands, processes, sampling_flags, sharding
+from imagen_jax import commands, processes, sampling_flags
 from imagen_jax.cascade import load_cascade
 from imagen_jax.data.examples import first_caption
 from imagen_jax.data.sources import make_source
@@ -37,7 +37,7 @@ def main() -> None:
         raise UsageError(f"config.count {config.count} and config.batch_size {config.batch_size} must be at least 1")
     judge = make_judge(config.judge)
     folders = commands.stage_folders(STAGES.value)
-    mesh = sharding.make_mesh({"data": -1, "fsdp": 1})
+    mesh = sampling_flags.sampling_mesh()
     cascade = load_cascade(folders, mesh, sampling_flags.stage_changes(len(folders)))
     source = make_source(config.data, config.data.split, cascade.image_size)
     captions = [first_caption(source.captions(i % len(source))) for i in range(config.count)]

@@ -14,7 +14,7 @@ from imagen_jax import diffusion, processes, samplers, variational
 from imagen_jax.images import dtype_of, to_float
 from imagen_jax.resizing import resize
 from imagen_jax.schedules import logsnr_of_angle, noise_angle, signal
-from imagen_jax.sharding import batch_sharding, put_whole
+from imagen_jax.sharding import batch_parts, batch_sharding, put_examples
 from imagen_jax.stage import Stage
 
 # Angles of ``schedules.noise_angle``, from little to much: those of a curve of held-out losses.
@@ -109,7 +109,8 @@ def make_held_out_loss(
 
     def held_out(params: Any, encoder_params: Any, images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
         # Every device needs the same share, and every batch the same size: the last is filled up.
-        size = -(-min(batch_size, len(images)) // mesh.size) * mesh.size
+        parts = batch_parts(mesh)
+        size = -(-min(batch_size, len(images)) // parts) * parts
         found = []
         for start in range(0, len(images), size):
             chosen, said = images[start : start + size], captions[start : start + size]
@@ -118,7 +119,7 @@ def make_held_out_loss(
             filled = np.concatenate([chosen, np.zeros((surplus, *chosen.shape[1:]), chosen.dtype)])
             keys = np.asarray(jax.random.key_data(samplers.sample_keys(SEED, jnp.arange(start, start + size))))
             batch = {"image": filled, "tokens": tokens, "mask": mask, "keys": keys}
-            placed = {name: put_whole(array, batch_sharding(mesh)) for name, array in batch.items()}
+            placed = put_examples(batch, mesh)
             by_level = [program(params, encoder_params, placed, jnp.float32(level)) for level in NOISE_LEVELS]
             found.append(np.stack([processes.gather(losses) for losses in by_level], axis=1)[: len(chosen)])
         return np.concatenate(found)

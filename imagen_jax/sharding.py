@@ -1,8 +1,9 @@
 """Meshes, and how arrays lie on them: batches over all devices, parameters split over the ``fsdp`` axis.
 
 The axes are ``data`` (parameters replicated) and ``fsdp`` (parameters, optimizer state and EMA split); a batch is split
-over both. One device is a mesh of 1 × 1, so that there is one code path. Of several slices each has whole ``fsdp``
-groups: what crosses the slow network between them is the sum of gradients alone.
+over both. The devices of a third, ``spatial``, share each image, some rows each; XLA sends between them the rows that
+convolutions see of their neighbours. One device is a mesh of 1 × 1 × 1, so that there is one code path. Of several
+slices each has whole ``fsdp`` groups: what crosses the slow network between them is the sum of gradients alone.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from imagen_jax.errors import UsageError
+from imagen_jax.stacks import is_stacked
 
 ParameterPath = tuple[str, ...]  # names from the top of a tree of parameters down
 Index = tuple[slice, ...]
 ReadPart = Callable[[ParameterPath, Index], np.ndarray]
 
-AXES = ("data", "fsdp")
-BATCH = PartitionSpec(AXES)
+AXES = ("data", "fsdp", "spatial")
+BATCH_AXES = ("data", "fsdp")
+BATCH = PartitionSpec(BATCH_AXES)
+IMAGES = PartitionSpec(BATCH_AXES, "spatial")
 # Splitting a small array costs more in latency than it saves in memory.
 MIN_SPLIT_SIZE = 2**14
 # In order, regular expressions for paths of parameters, each with the mesh axis, or None, of each dimension.
@@ -34,17 +38,20 @@ Rules = Sequence[tuple[str, Sequence[str | None]]]
 def make_mesh(axes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
     """A mesh of all devices with the given axis sizes; one of them may be -1, "what is left".
 
+    Without ``spatial`` rows are not split.
+
     Raises:
         UsageError: an unknown axis, more than one -1, or sizes that do not multiply to the number of devices, or that
             split parameters between slices.
     """
     devices = jax.devices() if devices is None else devices
+    axes = {"spatial": 1, **axes}
     if set(axes) != set(AXES):
         raise UsageError(f"mesh has the axes {', '.join(axes)}: give exactly {', '.join(AXES)}")
     sizes = {name: int(axes[name]) for name in AXES}
     free = [name for name, size in sizes.items() if size == -1]
     known = math.prod(size for size in sizes.values() if size != -1)
-    described = ", ".join(f"{name}={size}" for name, size in sizes.items())
+    described = said_sizes(sizes)
     if len(free) > 1:
         raise UsageError(f"mesh {described} has more than one -1: only one axis can be what is left")
     # each size by itself: -2 and -4 multiply to 8 as well
@@ -59,37 +66,54 @@ def make_mesh(axes: Mapping[str, int], devices: list[jax.Device] | None = None) 
     # only devices that know slices have them: TPUs, and GPUs of several hosts
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices > 1:
-        return Mesh(slice_grid(sizes["data"], sizes["fsdp"], slices, devices), AXES, axis_types=types)
+        return Mesh(slice_grid(sizes["data"], sizes["fsdp"], sizes["spatial"], slices, devices), AXES, axis_types=types)
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
 
 
-def slice_grid(data: int, fsdp: int, slices: int, devices: Sequence[Any]) -> np.ndarray:
-    """The devices of several slices as [data, fsdp], no row of them in two. Raises UsageError where that cannot be."""
+def said_sizes(sizes: Mapping[str, int]) -> str:
+    """The sizes of a mesh in a sentence; that of ``spatial`` where rows are split."""
+    return ", ".join(f"{name}={size}" for name, size in sizes.items() if name in BATCH_AXES or size != 1)
+
+
+def slice_grid(data: int, fsdp: int, spatial: int, slices: int, devices: Sequence[Any]) -> np.ndarray:
+    """The devices of several slices as [data, fsdp, spatial], of each ``data`` in one of them.
+
+    Raises UsageError where that cannot be.
+    """
     if data % slices:
         raise UsageError(
-            f"mesh data={data}, fsdp={fsdp} would split parameters between {slices} slices, over the slow network: "
-            f"data must be a multiple of {slices}"
+            f"mesh {said_sizes({'data': data, 'fsdp': fsdp, 'spatial': spatial})} would split parameters between "
+            f"{slices} slices, over the slow network: data must be a multiple of {slices}"
         )
     return mesh_utils.create_hybrid_device_mesh(
-        (data // slices, fsdp), (slices, 1), devices, allow_split_physical_axes=True
+        (data // slices, fsdp, spatial), (slices, 1, 1), devices, allow_split_physical_axes=True
     )
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """In how many parts a batch is cut: what its size must be a multiple of."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def check_batch(batch_size: int, mesh: Mesh, accumulation: int = 1) -> None:
     """Raises UsageError unless every device gets the same share of each of a global batch's micro-batches."""
-    parts = mesh.size * accumulation
+    parts = batch_parts(mesh) * accumulation
     if batch_size < 1 or batch_size % parts:
-        sizes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
+        spatial = mesh.shape["spatial"]
+        devices = f"{batch_parts(mesh)} {'devices' if spatial == 1 else f'groups of {spatial} devices'}"
         cut = f" × {accumulation} micro-batches (training.accumulation)" if accumulation > 1 else ""
         below, above = batch_size // parts * parts, (batch_size // parts + 1) * parts
         raise UsageError(
-            f"batch_size {batch_size} is not divisible by {mesh.size} devices (mesh {sizes}){cut}: "
+            f"batch_size {batch_size} is not divisible by {devices} (mesh {said_sizes(mesh.shape)}){cut}: "
             f"give {f'{below} or {above}' if below > 0 else above}"
         )
 
 
 def parameter_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
-    """FSDP's rule: the largest dimension that ``fsdp`` divides is split, the last of equals; small arrays are not."""
+    """FSDP's rule: the largest dimension that ``fsdp`` divides is split, the last of equals; small arrays are not.
+
+    ``shape`` is that of one layer, where layers are stacked.
+    """
     if math.prod(shape) < MIN_SPLIT_SIZE:
         return PartitionSpec()
     candidates = [(size, axis) for axis, size in enumerate(shape) if size % fsdp == 0]
@@ -160,7 +184,8 @@ def spec_of_part(spec: PartitionSpec, whole: tuple[int, ...], shape: tuple[int, 
 def shard_parameters(abstract: Any, mesh: Mesh, rules: Rules = (), params: Any = None) -> Any:
     """A tree of shardings for a tree of abstract arrays: parameters, optimizer states and EMA alike.
 
-    What a rule is found for lies as it says, and all else by FSDP's rule.
+    What a rule is found for lies as it says, and all else by FSDP's rule. Both speak of layers: of a stack the axis in
+    front is never split, so that a device has a part of each layer, and gathers one at a time.
 
     Args:
         abstract: the tree.
@@ -170,17 +195,26 @@ def shard_parameters(abstract: Any, mesh: Mesh, rules: Rules = (), params: Any =
             such as a moment of it, lies as the parameter does.
     """
     leaves = jax.tree_util.tree_leaves_with_path(abstract if params is None else params)
-    shapes = {path_of(path): tuple(leaf.shape) for path, leaf in leaves}
+    shapes = {path_of(path): shape_of_layer(path_of(path), leaf) for path, leaf in leaves}
     specs = ruled_specs(shapes, rules, mesh)
 
     def sharding(path: Any, leaf: Any) -> NamedSharding:
         names = path_of(path).split("/")
+        shape = shape_of_layer(path_of(path), leaf)
         parameter = next((end for i in range(len(names)) if (end := "/".join(names[i:])) in shapes), None)
         if parameter in specs:
-            return NamedSharding(mesh, spec_of_part(specs[parameter], shapes[parameter], tuple(leaf.shape)))
-        return NamedSharding(mesh, parameter_spec(leaf.shape, mesh.shape["fsdp"]))
+            spec = spec_of_part(specs[parameter], shapes[parameter], shape)
+        else:
+            spec = parameter_spec(shape, mesh.shape["fsdp"])
+        stacked = is_stacked(path_of(path)) and any(spec)
+        return NamedSharding(mesh, PartitionSpec(None, *spec) if stacked else spec)
 
     return jax.tree_util.tree_map_with_path(sharding, abstract)
+
+
+def shape_of_layer(path: str, leaf: Any) -> tuple[int, ...]:
+    """The shape of what is at a path of parameters or their states; where layers are stacked, of one of them."""
+    return tuple(leaf.shape[1:] if is_stacked(path) else leaf.shape)
 
 
 def path_of(path: Any) -> str:
@@ -227,8 +261,25 @@ def load_parameters(shapes: Any, read: ReadPart, mesh: Mesh) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis over all devices."""
+    """The first axis over the devices of ``data`` and ``fsdp``."""
     return NamedSharding(mesh, BATCH)
+
+
+def example_spec(ndim: int) -> PartitionSpec:
+    """How [B, ...] arrays lie: as a batch, and images [B, H, W, C], which alone have four axes, by their rows too."""
+    return IMAGES if ndim == 4 else BATCH
+
+
+def example_sharding(mesh: Mesh, ndim: int) -> NamedSharding:
+    """See ``example_spec``."""
+    return NamedSharding(mesh, example_spec(ndim))
+
+
+def lay_examples(examples: Any, mesh: Mesh) -> Any:
+    """A tree of [B, ...] arrays, in a program, laid out as ``example_spec`` says."""
+    return jax.tree.map(
+        lambda leaf: jax.lax.with_sharding_constraint(leaf, example_sharding(mesh, leaf.ndim)), examples
+    )
 
 
 def micro_batches(batch: Any, count: int, mesh: Mesh) -> Any:
@@ -236,10 +287,10 @@ def micro_batches(batch: Any, count: int, mesh: Mesh) -> Any:
 
     So every device keeps the examples that it has; were they neighbours, most would travel.
     """
-    sharding = NamedSharding(mesh, PartitionSpec(None, AXES))
 
     def cut(leaf: jax.Array) -> jax.Array:
         rows = leaf.reshape(leaf.shape[0] // count, count, *leaf.shape[1:])
+        sharding = NamedSharding(mesh, PartitionSpec(None, *example_spec(leaf.ndim)))
         return jax.lax.with_sharding_constraint(rows.swapaxes(0, 1), sharding)
 
     return jax.tree.map(cut, batch)
@@ -251,15 +302,30 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def own_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
-    """The rows of a global batch that devices of this process hold, in order: those that it has to read, [rows]."""
+    """The rows of a global batch that devices of this process hold, in order: those that it has to read, [rows].
+
+    Of images they may hold a part: who reads one has to read all of it.
+    """
     parts = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
     return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts.values()]))
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """The rows of a batch that ``own_rows`` names, [rows, ...] arrays, as part of the global batch on the mesh."""
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+    parts = batch_parts(mesh)
+    own = len(own_rows(parts, mesh))
+
+    def put(array: np.ndarray) -> jax.Array:
+        # said, for jax would take the rows of an image for a part of them
+        shape = (len(array) // own * parts, *array.shape[1:])
+        return jax.make_array_from_process_local_data(example_sharding(mesh, array.ndim), array, shape)
+
+    return {name: put(array) for name, array in batch.items()}
+
+
+def put_examples(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """A global batch of [B, ...] host arrays that every process holds whole, laid out as ``example_spec`` says."""
+    return put_whole(dict(batch), {name: example_sharding(mesh, array.ndim) for name, array in batch.items()})
 
 
 def put_whole(tree: Any, shardings: Any) -> Any:

@@ -339,6 +339,22 @@ def side_multiple(model: ml_collections.ConfigDict) -> int:
     return model.patch * 2 ** (len(model.multipliers) - (model.network == "unet"))
 
 
+def check_rows(config: ml_collections.ConfigDict, spatial: int) -> None:
+    """Raises UsageError unless ``spatial`` devices can share the rows of a config's images, at all levels alike."""
+    multiple = spatial * side_multiple(config.model)
+    heights = {"config.image_size": image_size(config), "config.data.crop_size": crop_size(config)}
+    heights["config.low_res_size"] = low_res_size(config)
+    sizes = [*heights.items(), *(("config.data.buckets", bucket) for bucket in bucket_sizes(config.data))]
+    for name, size in sizes:
+        # of a low-resolution image the network sees an enlarged one
+        needed = spatial if name == "config.low_res_size" else multiple
+        if spatial > 1 and size[0] % needed:
+            raise UsageError(
+                f"{name} {said(size)} cannot be split over {spatial} devices (spatial): its {size[0]} rows must be a "
+                f"multiple of {needed}, so that each has whole rows at every level: give fewer devices"
+            )
+
+
 def check_enlargement(config: ml_collections.ConfigDict) -> None:
     """Raises UsageError unless a config's low-resolution images are smaller ones of the same shape."""
     size, low = image_size(config), low_res_size(config)

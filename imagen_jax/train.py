@@ -47,6 +47,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     check_counts(training)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(training.batch_size, mesh, training.accumulation)
+    stages.check_rows(config, mesh.shape["spatial"])
     stage = stages.build(config, from_cache=bool(config.text.cache))
     if isinstance(stage.encoder.tokenize, EmbeddingCache):
         check_captions(stage.encoder.tokenize, training_captions(config))

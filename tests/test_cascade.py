@@ -24,7 +24,7 @@ from imagen_jax.cascade import (
 from imagen_jax.checkpoints import read_config
 from imagen_jax.errors import UsageError
 from imagen_jax.guidance import Guidance
-from imagen_jax.sharding import shard_parameters
+from imagen_jax.sharding import make_mesh, shard_parameters
 from tests.tiny import (
     STEPS,
     base_config,
@@ -99,6 +99,20 @@ def test_pictures_do_not_depend_on_devices_or_batch(trained, drawn):
     for i in (0, 4):
         for images, others in zip(alone.draw(PROMPTS[i : i + 1], SEED, first_index=i), drawn, strict=True):
             assert near(images, others[i : i + 1])
+
+
+def test_devices_that_share_a_picture_draw_the_same(trained, drawn):
+    """Four for each: two rows at the network's only level."""
+    mesh = make_mesh({"data": 2, "fsdp": 1, "spatial": 4})
+    (_, trained_sr) = on(mesh, trained)
+    sampler = StageSampler(trained_sr.stage, mesh, place=1)
+    images = sampler.draw(trained_sr.params, trained_sr.encoder_params, PROMPTS, SEED, 0, drawn[0])
+    assert near(images, drawn[1])
+
+
+def test_rows_that_devices_cannot_share_are_refused(base_stage):
+    with pytest.raises(UsageError, match="config.image_size 8 cannot be split over 8 devices"):
+        StageSampler(base_stage, make_mesh({"data": 1, "fsdp": 1, "spatial": 8}), place=0)
 
 
 def test_pictures_do_not_depend_on_how_they_are_batched(cascade, drawn):

@@ -147,6 +147,7 @@ def test_sizes_can_be_overridden(overridden):
         ({"sharding_rules": (("sten", ()),)}, "config.sharding_rules: 'sten' is found in the path of no parameter"),
         ({"mesh.data": 3}, "mesh data=3, fsdp=1 does not fit 8 devices"),
         ({"mesh.fsdp": -1}, "more than one -1"),
+        ({"mesh.spatial": 8}, "config.image_size 8 cannot be split over 8 devices"),
         ({"model.network": "vit"}, "config.model.network 'vit' is not known"),
         ({"text.model": "/none/there"}, "/none/there"),
         ({"diffusion.prediction": "y"}, "config.diffusion.prediction 'y' is not known"),

@@ -22,6 +22,7 @@ from imagen_jax.sharding import (
     parameter_spec,
     path_of,
     put_batch,
+    put_examples,
     put_whole,
     replicated,
     shard_parameters,
@@ -32,16 +33,17 @@ from imagen_jax.sharding import (
 @pytest.mark.parametrize(
     "axes, sizes",
     [
-        ({"data": 2, "fsdp": 4}, (2, 4)),
-        ({"data": -1, "fsdp": 2}, (4, 2)),
-        ({"data": 1, "fsdp": -1}, (1, 8)),
-        ({"data": 8, "fsdp": -1}, (8, 1)),
-        ({"fsdp": 4, "data": 2}, (2, 4)),  # the order of a config's keys means nothing
+        ({"data": 2, "fsdp": 4, "spatial": 1}, (2, 4, 1)),
+        ({"data": -1, "fsdp": 2, "spatial": 1}, (4, 2, 1)),
+        ({"data": -1, "fsdp": 1, "spatial": 4}, (2, 1, 4)),
+        ({"data": 1, "fsdp": -1}, (1, 8, 1)),
+        ({"data": 8, "fsdp": -1}, (8, 1, 1)),
+        ({"spatial": 2, "fsdp": 1, "data": 4}, (4, 1, 2)),  # the order of a config's keys means nothing
     ],
 )
 def test_a_mesh_has_all_devices_and_the_sizes_asked_for(axes, sizes):
     mesh = make_mesh(axes)
-    assert dict(mesh.shape) == dict(zip(("data", "fsdp"), sizes, strict=True))
+    assert dict(mesh.shape) == dict(zip(("data", "fsdp", "spatial"), sizes, strict=True))
     assert set(mesh.devices.flat) == set(jax.devices())
 
 
@@ -53,6 +55,11 @@ def test_one_device_is_a_mesh_too():
 def test_sizes_that_do_not_fit_the_devices_are_refused(data, fsdp):
     with pytest.raises(UsageError, match=f"data={data}, fsdp={fsdp} does not fit 8 devices"):
         make_mesh({"data": data, "fsdp": fsdp})
+
+
+def test_rows_that_do_not_fit_the_devices_are_refused():
+    with pytest.raises(UsageError, match="mesh data=2, fsdp=1, spatial=3 does not fit 8 devices"):
+        make_mesh({"data": 2, "fsdp": 1, "spatial": 3})
 
 
 def test_only_one_axis_can_be_what_is_left():
@@ -77,6 +84,14 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_numbers():
         check_batch(3, mesh)
     with pytest.raises(UsageError, match="batch_size 0"):
         check_batch(0, mesh)
+
+
+def test_devices_that_share_images_take_one_part_of_a_batch():
+    mesh = make_mesh({"data": 2, "fsdp": 1, "spatial": 4})
+    check_batch(2, mesh)
+    expected = r"batch_size 3 is not divisible by 2 groups of 4 devices \(mesh data=2, fsdp=1, spatial=4\): give 2 or 4"
+    with pytest.raises(UsageError, match=expected):
+        check_batch(3, mesh)
 
 
 def test_micro_batches_must_divide_it_too():
@@ -108,13 +123,13 @@ def slices_of(count, size):
     return devices[::-1]
 
 
-@pytest.mark.parametrize("data, fsdp", [(2, 4), (4, 2), (8, 1)])
-def test_no_parameter_is_split_between_slices(data, fsdp):
-    grid = slice_grid(data, fsdp, 2, slices_of(2, 4))
-    assert grid.shape == (data, fsdp)
+@pytest.mark.parametrize("data, fsdp, spatial", [(2, 4, 1), (4, 2, 1), (8, 1, 1), (2, 2, 2), (2, 1, 4)])
+def test_no_parameter_or_image_is_split_between_slices(data, fsdp, spatial):
+    grid = slice_grid(data, fsdp, spatial, 2, slices_of(2, 4))
+    assert grid.shape == (data, fsdp, spatial)
     assert {device.id for device in grid.flat} == set(range(8))
     slices = np.vectorize(lambda device: device.slice_index)(grid)
-    assert (slices == slices[:, :1]).all()
+    assert (slices == slices[:, :1, :1]).all()
 
 
 def test_a_mesh_that_would_split_parameters_between_slices_is_refused():
@@ -168,6 +183,11 @@ NETWORK = {
 RULES = (("stem", ()), ("conv/kernel$", (None, None, "fsdp")), ("dense", ("data", "fsdp")), ("kernel", ("fsdp",)))
 
 
+def stack(tree, count):
+    """The parameters of layers that are alike."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype), tree)
+
+
 def specs_of(tree):
     """By path."""
     return {path_of(path): leaf.spec for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
@@ -204,6 +224,26 @@ class TestRules:
         shardings = shard_parameters(state, mesh, RULES, NETWORK)["opt_state"]
         jax.jit(optimizer.init, out_shardings=shardings).lower(NETWORK)
 
+    @pytest.mark.parametrize("optimizer", [optax.adam(1e-3), optax.adafactor(1e-3)], ids=["adam", "adafactor"])
+    @pytest.mark.parametrize("rules", [(), RULES], ids=["usual", "ruled"])
+    def test_layers_of_a_stack_lie_as_one_alone(self, optimizer, rules):
+        """Eight of them, which fsdp divides too."""
+        mesh = make_mesh({"data": 2, "fsdp": 4})
+        stacked = {"stem": NETWORK["stem"], "down_0_blocks_0_to_7": stack(NETWORK["down_0"], 8)}
+        found, alone = (
+            specs_of(
+                shard_parameters({"params": tree, "opt_state": jax.eval_shape(optimizer.init, tree)}, mesh, rules, tree)
+            )
+            for tree in (stacked, NETWORK)
+        )
+        split = 0
+        for path, spec in found.items():
+            other = alone[path.replace("_blocks_0_to_7", "")]
+            stacked_and_split = "_blocks_" in path and any(other)
+            assert spec == (PartitionSpec(None, *other) if stacked_and_split else other), path
+            split += stacked_and_split
+        assert split > 0
+
     def test_one_that_is_found_nowhere_is_refused(self):
         with pytest.raises(UsageError, match="'sten' is found in the path of no parameter: they are such as "):
             shard_parameters(NETWORK, make_mesh({"data": 2, "fsdp": 4}), (("sten", ()),))
@@ -219,9 +259,9 @@ class TestRules:
             (("(", ()), "is no regular expression with an axis for each dimension"),
             (("stem",), "is no regular expression with an axis for each dimension"),
             (("stem", None), "is no regular expression with an axis for each dimension"),
-            (("stem", ("model",)), "has other axes than data, fsdp and None, or one of them twice"),
-            (("stem", "fsdp"), "has other axes than data, fsdp and None, or one of them twice"),
-            (("stem", ("fsdp", "fsdp")), "has other axes than data, fsdp and None, or one of them twice"),
+            (("stem", ("model",)), "has other axes than data, fsdp, spatial and None, or one of them twice"),
+            (("stem", "fsdp"), "has other axes than data, fsdp, spatial and None, or one of them twice"),
+            (("stem", ("fsdp", "fsdp")), "has other axes than data, fsdp, spatial and None, or one of them twice"),
         ],
         ids=str,
     )
@@ -264,8 +304,20 @@ def test_a_batch_is_spread_over_all_devices():
         np.testing.assert_array_equal(placed[name], array)
 
 
-def test_one_process_reads_every_row():
-    np.testing.assert_array_equal(own_rows(16, make_mesh({"data": 2, "fsdp": 4})), np.arange(16))
+def test_rows_of_images_are_spread_too():
+    mesh = make_mesh({"data": 2, "fsdp": 1, "spatial": 4})
+    rng = np.random.default_rng(0)
+    batch = {"image": rng.integers(0, 256, (6, 8, 5, 3), np.uint8), "tokens": np.arange(6 * 7).reshape(6, 7)}
+    for placed in (put_batch(batch, mesh), put_examples(batch, mesh)):
+        assert {shard.data.shape for shard in placed["image"].addressable_shards} == {(3, 2, 5, 3)}
+        assert {shard.data.shape for shard in placed["tokens"].addressable_shards} == {(3, 7)}
+        for name, array in batch.items():
+            np.testing.assert_array_equal(placed[name], array)
+
+
+@pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 1, "spatial": 4}])
+def test_one_process_reads_every_row(axes):
+    np.testing.assert_array_equal(own_rows(16, make_mesh(axes)), np.arange(16))
 
 
 def test_what_is_put_whole_lies_as_if_jax_had_put_it():

@@ -247,3 +247,27 @@ def test_a_field_that_the_network_does_not_have_is_refused():
         config.model.skipscale = 1.0
     with pytest.raises(UsageError, match=r"missing \[skip_scale\], not known to it \[skipscale\]"):
         stages.build(config)
+
+
+class TestRowsThatDevicesShare:
+    def test_each_device_needs_whole_rows_at_every_level(self):
+        config = base_config(**{"image_size": (24, 8)})  # patches of 2 × 2 on one level: 12 rows
+        for spatial in (1, 2, 3, 4, 6, 12):
+            stages.check_rows(config, spatial)
+        with pytest.raises(
+            UsageError, match="config.image_size 24×8 cannot be split over 8 .* its 24 rows must be a mu"
+        ):
+            stages.check_rows(config, 8)
+
+    def test_rows_of_crops_and_of_what_is_enlarged_count_too(self):
+        config = sr_config(**{"image_size": 64, "low_res_size": 4, "data.crop_size": 8, "model.patch": 1})
+        stages.check_rows(config, 4)
+        with pytest.raises(
+            UsageError, match="config.data.crop_size 8 cannot be split over 16 devices .* multiple of 16"
+        ):
+            stages.check_rows(config, 16)
+        config.data.crop_size = 0
+        with pytest.raises(
+            UsageError, match="config.low_res_size 4.* cannot be split over 8 devices .* a multiple of 8"
+        ):
+            stages.check_rows(config, 8)

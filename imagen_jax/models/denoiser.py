@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,10 +20,13 @@ from imagen_jax.models.layers import (
     ResBlock,
     conv,
     from_patches,
+    keys_of_place,
+    place_number,
     to_patches,
 )
+from imagen_jax.stacks import stack_name
 
-Block = Callable[..., jax.Array]
+ModuleMaker = Callable[..., Any]  # makes a module of a name
 
 
 def keeps_dots(primitive: Any, *_: Any, **parameters: Any) -> bool:
@@ -42,6 +47,49 @@ REMAT: dict[str, Callable[..., bool] | None] = {
     "dots": keeps_dots,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+def runs(kinds: Sequence[Any]) -> Iterator[range]:
+    """The places of things that are alike and side by side."""
+    for _, group in itertools.groupby(range(len(kinds)), key=kinds.__getitem__):
+        places = list(group)
+        yield range(places[0], places[-1] + 1)
+
+
+class Given(NamedTuple):
+    """What all blocks of a network are given: the conditioning vector [B, E], text [B, L, D] and its mask [B, L].
+
+    ``dropout_keys`` [B] are of each example's dropout; None for none.
+    """
+
+    embedding: jax.Array
+    text: jax.Array
+    text_mask: jax.Array
+    dropout_keys: jax.Array | None
+
+    def keys_at(self, place: jax.Array | int) -> jax.Array | None:
+        """The dropout keys [B] of the block at a place, if there is dropout."""
+        return None if self.dropout_keys is None else keys_of_place(self.dropout_keys, place)
+
+
+class Turn(nn.Module):
+    """One of the blocks of a run, of which ``nn.scan`` makes all: a residual block, and attention after it."""
+
+    res: ModuleMaker
+    attend: ModuleMaker
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, skip: jax.Array | None, place: jax.Array, given: Given
+    ) -> tuple[jax.Array, jax.Array]:
+        x = self.res(name="res")(joined(x, skip), given.embedding, given.keys_at(place))
+        x = self.attend(name="attend")(x, given.text, given.text_mask)
+        return x, x
+
+
+def joined(x: jax.Array, skip: jax.Array | None) -> jax.Array:
+    """Features with those of a skip, if there is one, behind their channels."""
+    return x if skip is None else jnp.concatenate([x, skip], axis=-1)
 
 
 class Denoiser(nn.Module):
@@ -67,6 +115,8 @@ class Denoiser(nn.Module):
         dropout: share of activations dropped in training.
         dtype: of the compute; parameters, norms and softmax stay float32.
         out_channels: channels of the output; inputs skip to the first ``image_channels`` of them.
+        scan_blocks: whether blocks of a level that are alike are one that is repeated, its parameters stacked: the same
+            network in a shorter program.
         remat: of ``REMAT``, what is computed again in the backward pass instead of kept: time for memory.
     """
 
@@ -87,6 +137,7 @@ class Denoiser(nn.Module):
     dropout: float
     dtype: jnp.dtype
     out_channels: int
+    scan_blocks: bool
     remat: str
 
     @nn.compact
@@ -123,17 +174,7 @@ class Denoiser(nn.Module):
         if self.positions:
             x = Positions(self.positions, self.dtype, name="positions")(x)
 
-        def res(x: jax.Array, channels: int, name: str, resample: str = "") -> jax.Array:
-            kind = self.with_remat(ResBlock)
-            block = kind(channels, self.norm_groups, self.dropout, self.dtype, resample, name=name)
-            return block(x, embedding, dropout_keys)
-
-        def attend(x: jax.Array, kinds: tuple[str, ...], name: str) -> jax.Array:
-            kind = self.with_remat(AttentionStack)
-            stack = kind(kinds, self.head_channels, self.norm_groups, self.attention_mlp, self.dtype, name=name)
-            return stack(x, text, text_mask)
-
-        x = self.trunk(x, res, attend)
+        x = self.trunk(x, Given(embedding, text, text_mask, dropout_keys))
 
         x = ModulatedNorm(self.norm_groups, self.dtype, name="out_norm")(x, embedding)
         x = nn.swish(x)
@@ -144,17 +185,76 @@ class Denoiser(nn.Module):
         image, rest = jnp.split(x, [self.image_channels], axis=-1)
         return jnp.concatenate([InputSkip(name="input_skip")(image, images, embedding), rest], axis=-1)
 
-    def with_remat(self, kind: type[nn.Module]) -> Any:
+    def trunk(self, x: jax.Array, given: Given) -> jax.Array:
+        """Features of the stem [B, H/patch, W/patch, channels] → features of that height and width."""
+        raise NotImplementedError
+
+    def res(self, x: jax.Array, given: Given, channels: int, name: str, resample: str = "") -> jax.Array:
+        """A residual block that sees the conditioning."""
+        block = self.res_maker(channels, resample)(name=name)
+        return block(x, given.embedding, given.keys_at(place_number(name)))
+
+    def attend(self, x: jax.Array, given: Given, kinds: tuple[str, ...], name: str) -> jax.Array:
+        """Attention layers that see the text."""
+        return self.attention_maker(kinds)(name=name)(x, given.text, given.text_mask)
+
+    def level(
+        self,
+        x: jax.Array,
+        given: Given,
+        count: int,
+        channels: int,
+        kinds: tuple[str, ...],
+        name: str,
+        skips: Sequence[jax.Array] = (),
+    ) -> tuple[jax.Array, list[jax.Array]]:
+        """``count`` residual blocks with attention after each, that get a skip each if there are some.
+
+        Returns the features of the last one, and a list of those of all.
+        """
+        made: list[jax.Array] = []
+        # blocks differ in the channels that they get
+        widths = [channels if i else x.shape[-1] for i in range(count)]
+        alike = list(zip(widths, [skip.shape[-1] for skip in skips], strict=True)) if skips else widths
+        for run in runs(alike if self.scan_blocks else range(count)):
+            first, last = run[0], run[-1]
+            if first == last:
+                x = self.res(joined(x, skips[first] if skips else None), given, channels, f"{name}_res_{first}")
+                x = self.attend(x, given, kinds, f"{name}_attend_{first}")
+                made.append(x)
+            else:
+                turns = self.run_maker(channels, kinds, len(run))(name=stack_name(f"{name}_blocks", first, last))
+                # as if each had its own name
+                places = jnp.array([place_number(f"{name}_res_{i}") for i in run], jnp.uint32)
+                x, stacked = turns(x, jnp.stack(skips[first : last + 1]) if skips else None, places, given)
+                made.extend(stacked)
+        return x, made
+
+    def run_maker(self, channels: int, kinds: tuple[str, ...], count: int) -> ModuleMaker:
+        """Makes a run of ``count`` blocks; their parameters, skips and places are stacked."""
+        run = nn.scan(
+            Turn,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, 0, nn.broadcast),
+            length=count,
+        )
+        return functools.partial(
+            run, self.res_maker(channels, repeated=True), self.attention_maker(kinds, repeated=True)
+        )
+
+    def res_maker(self, channels: int, resample: str = "", repeated: bool = False) -> ModuleMaker:
+        """Makes a residual block."""
+        kind = self.with_remat(ResBlock, repeated)
+        return functools.partial(kind, channels, self.norm_groups, self.dropout, self.dtype, resample)
+
+    def attention_maker(self, kinds: tuple[str, ...], repeated: bool = False) -> ModuleMaker:
+        """Makes attention layers."""
+        kind = self.with_remat(AttentionStack, repeated)
+        return functools.partial(kind, kinds, self.head_channels, self.norm_groups, self.attention_mlp, self.dtype)
+
+    def with_remat(self, kind: type[nn.Module], repeated: bool) -> Any:
         """The kind of module whose backward pass remakes what ``remat`` does not keep; its parameters are the same."""
         policy = REMAT[self.remat]
-        return nn.remat(kind, policy=policy) if policy else kind
-
-    def trunk(self, x: jax.Array, res: Block, attend: Block) -> jax.Array:
-        """Features of the stem [B, H/patch, W/patch, channels] → features of that height and width.
-
-        Args:
-            x: the features.
-            res: ``(x, channels, name, resample="")``, a residual block that sees the conditioning.
-            attend: ``(x, kinds, name)``, attention layers that see the text.
-        """
-        raise NotImplementedError
+        # in a loop nothing is left from the forward pass that XLA could merge it with
+        return nn.remat(kind, policy=policy, prevent_cse=not repeated) if policy else kind

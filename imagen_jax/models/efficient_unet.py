@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 
-from imagen_jax.models.denoiser import Block, Denoiser
+from imagen_jax.models.denoiser import Denoiser, Given, joined
 from imagen_jax.models.layers import conv, upsample
 
 
@@ -19,23 +18,21 @@ class EfficientUNet(Denoiser):
     ``attention`` stands once, after the residual blocks of its level, and there is no middle: the last level is it.
     """
 
-    def trunk(self, x: jax.Array, res: Block, attend: Block) -> jax.Array:
+    def trunk(self, x: jax.Array, given: Given) -> jax.Array:
         """See ``Denoiser``."""
         skips = []
-        levels = list(enumerate(zip(self.multipliers, self.blocks, strict=True)))
+        levels = list(enumerate(zip(self.multipliers, self.blocks, self.attention, strict=True)))
 
-        for level, (multiplier, blocks) in levels:
+        for index, (multiplier, blocks, kinds) in levels:
             skips.append(x)
-            x = conv(multiplier * self.channels, f"down_{level}_halve", self.dtype, stride=2)(x)
-            for block in range(blocks):
-                x = res(x, multiplier * self.channels, f"down_{level}_res_{block}")
-            x = attend(x, self.attention[level], f"down_{level}_attend")
+            x = conv(multiplier * self.channels, f"down_{index}_halve", self.dtype, stride=2)(x)
+            x, _ = self.level(x, given, blocks, multiplier * self.channels, (), f"down_{index}")
+            x = self.attend(x, given, kinds, f"down_{index}_attend")
 
-        for level, (multiplier, blocks) in reversed(levels):
-            for block in range(blocks):
-                x = res(x, multiplier * self.channels, f"up_{level}_res_{block}")
-            x = attend(x, self.attention[level], f"up_{level}_attend")
-            finer = self.multipliers[level - 1] if level > 0 else 1
-            x = conv(finer * self.channels, f"up_{level}_double", self.dtype)(upsample(x))
-            x = jnp.concatenate([x, skips.pop() * self.skip_scale], axis=-1)
+        for index, (multiplier, blocks, kinds) in reversed(levels):
+            x, _ = self.level(x, given, blocks, multiplier * self.channels, (), f"up_{index}")
+            x = self.attend(x, given, kinds, f"up_{index}_attend")
+            finer = self.multipliers[index - 1] if index > 0 else 1
+            x = conv(finer * self.channels, f"up_{index}_double", self.dtype)(upsample(x))
+            x = joined(x, skips.pop() * self.skip_scale)
         return x

@@ -170,7 +170,7 @@ class ResBlock(nn.Module):
     """GroupNorm–swish–conv twice with a 1×1 skip, the second norm scaled and shifted by the conditioning (BigGAN, ADM).
 
     ``resample`` halves ("down": mean of 2×2) or doubles ("up": nearest) the image within the block, as in ADM
-    (arXiv:2105.05233, Section 3.1). The last convolution starts at zero.
+    (arXiv:2105.05233, Section 3.1). The last convolution starts at zero. The keys [B] are of this block's dropout.
     """
 
     channels: int
@@ -188,21 +188,30 @@ class ResBlock(nn.Module):
         h = conv(self.channels, "conv_0", self.dtype)(h)
         h = nn.swish(ModulatedNorm(self.groups, self.dtype, name="norm_1")(h, embedding))
         if self.dropout and dropout_keys is not None:
-            h = drop(h, self.dropout, dropout_keys, "/".join(self.path))
+            h = drop(h, self.dropout, dropout_keys)
         h = conv(self.channels, "conv_1", self.dtype, zero=True)(h)
         if x.shape[-1] != self.channels:
             x = conv(self.channels, "skip", self.dtype, size=1)(x)
         return x + h
 
 
-def drop(x: jax.Array, rate: float, keys: jax.Array, place: str) -> jax.Array:
+def drop(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
     """x [B, ...] with a share of it zero and the rest larger, to the same mean.
 
-    What of example i is dropped depends on its key, of the keys [B], and on the place: not on the batch it is in.
+    What of example i is dropped depends on its key, of the keys [B], alone: not on the batch it is in.
     """
-    number = zlib.crc32(place.encode())
-    keep = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, x.shape[1:]))(keys)
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
     return jnp.where(keep, x / (1 - rate), 0)
+
+
+def place_number(name: str) -> int:
+    """A number below 2^32 for the place in a network that has a name."""
+    return zlib.crc32(name.encode())
+
+
+def keys_of_place(keys: jax.Array, place: jax.Array | int) -> jax.Array:
+    """The keys [B] of examples as those of one place of a network, by its number: each drops its own."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, place))(keys)
 
 
 def downsample(x: jax.Array) -> jax.Array:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 
-from imagen_jax.models.denoiser import Block, Denoiser
+from imagen_jax.models.denoiser import Denoiser, Given
 
 
 class UNet(Denoiser):
@@ -18,29 +17,26 @@ class UNet(Denoiser):
 
     middle_attention: tuple[str, ...]
 
-    def trunk(self, x: jax.Array, res: Block, attend: Block) -> jax.Array:
+    def trunk(self, x: jax.Array, given: Given) -> jax.Array:
         """See ``Denoiser``."""
         skips = [x]
-        last = len(self.multipliers) - 1
+        levels = list(enumerate(zip(self.multipliers, self.blocks, self.attention, strict=True)))
+        last = len(levels) - 1
 
-        for level, (multiplier, blocks) in enumerate(zip(self.multipliers, self.blocks, strict=True)):
-            for block in range(blocks):
-                x = res(x, multiplier * self.channels, f"down_{level}_res_{block}")
-                x = attend(x, self.attention[level], f"down_{level}_attend_{block}")
+        for index, (multiplier, blocks, kinds) in levels:
+            x, made = self.level(x, given, blocks, multiplier * self.channels, kinds, f"down_{index}")
+            skips.extend(made)
+            if index < last:
+                x = self.res(x, given, x.shape[-1], f"down_{index}_halve", resample="down")
                 skips.append(x)
-            if level < last:
-                x = res(x, x.shape[-1], f"down_{level}_halve", resample="down")
-                skips.append(x)
 
-        x = res(x, x.shape[-1], "middle_res_0")
-        x = attend(x, self.middle_attention, "middle_attend")
-        x = res(x, x.shape[-1], "middle_res_1")
+        x = self.res(x, given, x.shape[-1], "middle_res_0")
+        x = self.attend(x, given, self.middle_attention, "middle_attend")
+        x = self.res(x, given, x.shape[-1], "middle_res_1")
 
-        for level in reversed(range(last + 1)):
-            for block in range(self.blocks[level] + 1):
-                x = jnp.concatenate([x, skips.pop() * self.skip_scale], axis=-1)
-                x = res(x, self.multipliers[level] * self.channels, f"up_{level}_res_{block}")
-                x = attend(x, self.attention[level], f"up_{level}_attend_{block}")
-            if level > 0:
-                x = res(x, x.shape[-1], f"up_{level}_double", resample="up")
+        for index, (multiplier, blocks, kinds) in reversed(levels):
+            joined = [skips.pop() * self.skip_scale for _ in range(blocks + 1)]
+            x, _ = self.level(x, given, blocks + 1, multiplier * self.channels, kinds, f"up_{index}", joined)
+            if index > 0:
+                x = self.res(x, given, x.shape[-1], f"up_{index}_double", resample="up")
         return x

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 import optax.contrib
 
 from imagen_jax.errors import UsageError
+from imagen_jax.sharding import path_of
+from imagen_jax.stacks import is_stacked
 from imagen_jax.stage import DTYPES
 
 
@@ -29,14 +32,48 @@ def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
 
 
 def matrices(params: Any) -> Any:
-    """Which parameters Muon sees as matrices: kernels, their last axis against the rest. Adam has the others."""
+    """Which parameters Muon sees as matrices: kernels, their last axis against the rest. Adam has the others.
 
-    def described(leaf: Any) -> Any:
-        if leaf.ndim not in (2, 4):
+    Of a stack each layer has a matrix of its own.
+    """
+
+    def described(path: Any, leaf: Any) -> Any:
+        first, last = int(is_stacked(path_of(path))), leaf.ndim - 1
+        if leaf.ndim - first not in (2, 4):
             return None
-        return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+        return optax.contrib.MuonDimensionNumbers(tuple(range(first, last)), last)
 
-    return jax.tree.map(described, params)
+    return jax.tree_util.tree_map_with_path(described, params)
+
+
+def clip_by_layer_rms(threshold: float) -> optax.GradientTransformation:
+    """Shrinks the update of a parameter to a root mean square of at most ``threshold``, of a stack that of each layer.
+
+    ``optax.clip_by_block_rms`` would measure all layers of a stack together.
+    """
+
+    def clip(update: jax.Array) -> jax.Array:
+        return update / jnp.maximum(1.0, jnp.sqrt(jnp.mean(jnp.square(update))) / threshold)
+
+    def clipped(path: Any, update: jax.Array) -> jax.Array:
+        return jax.vmap(clip)(update) if is_stacked(path_of(path)) else clip(update)
+
+    return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(clipped, updates))
+
+
+def adafactor(rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+    """Adafactor (arXiv:1804.04235) without a first moment.
+
+    Without the scaling by a parameter's size too: outputs that start at zero would hardly move from there.
+    """
+    return optax.chain(
+        # it factors the two largest axes, if both are of 128 at least: no axis of layers is
+        optax.scale_by_factored_rms(),
+        clip_by_layer_rms(1.0),
+        optax.scale_by_learning_rate(rate, flip_sign=False),
+        *([optax.add_decayed_weights(weight_decay)] if weight_decay else []),
+        optax.scale(-1),
+    )
 
 
 def first_moment_dtype(config: ml_collections.ConfigDict) -> Any:
@@ -67,10 +104,7 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
                 weight_decay=config.weight_decay,
             )
         case "adafactor":
-            # multiply_by_parameter_scale off: zero-initialised outputs would hardly move from zero
-            update = optax.adafactor(
-                rate, multiply_by_parameter_scale=False, weight_decay_rate=config.weight_decay or None
-            )
+            update = adafactor(rate, config.weight_decay)
         case "muon":
             update = optax.contrib.muon(
                 rate,

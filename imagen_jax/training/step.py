@@ -14,7 +14,7 @@ from imagen_jax.diffusion import stratified_times
 from imagen_jax.images import Size, scaled, to_float
 from imagen_jax.losses import Losses, losses_at
 from imagen_jax.resizing import resize
-from imagen_jax.sharding import batch_sharding, micro_batches, replicated
+from imagen_jax.sharding import lay_examples, micro_batches, replicated
 from imagen_jax.stage import Stage, crop_size
 from imagen_jax.training.state import TrainState, update_ema
 
@@ -149,7 +149,7 @@ def make_train_step(
 
     def step(state: TrainState, encoder_params: Any, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(root), state.step)
-        examples = draw_examples(stage, encoder_params, batch, key)
+        examples = lay_examples(draw_examples(stage, encoder_params, batch, key), mesh)
         accumulation = stage.config.training.accumulation
         gradients, losses = mean_gradients(stage, state.params, examples, accumulation, abstract.params, mesh)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -169,6 +169,6 @@ def make_train_step(
     return jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(shardings, None, batch_sharding(mesh)),
+        in_shardings=(shardings, None, None),  # parameters and batch lie where they were put
         out_shardings=(shardings, replicated(mesh)),
     )

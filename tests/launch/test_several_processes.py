@@ -34,7 +34,7 @@ PROMPTS = ["a red circle", "two blue squares", "a ring", "a small green cross", 
 
 def by_two_processes(module, *arguments):
     ended = subprocess.run(
-        ["launch/local.sh", "--processes=2", "--devices=4", "--", sys.executable, "-m", f"imagen_jax.{module}"]
+        ["launch/local.sh", "--processes=2", "--devices=4", "--", sys.executable, "-m", module]
         + [str(argument) for argument in arguments],
         cwd=ROOT,
         env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
@@ -44,6 +44,10 @@ def by_two_processes(module, *arguments):
     )
     assert ended.returncode == 0, ended.stderr
     return ended
+
+
+def test_processes_read_the_examples_that_their_devices_share():
+    by_two_processes("tests.launch.rows")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +62,9 @@ def one(tmp_path_factory):
 def two_said(tmp_path_factory):
     """What the two processes said while they trained, and the stage's folder."""
     folder = tmp_path_factory.mktemp("two") / "base"
-    return by_two_processes("train", f"--config={ROOT}/tests/launch/tiny_base.py", f"--workdir={folder}"), folder
+    return by_two_processes(
+        "imagen_jax.train", f"--config={ROOT}/tests/launch/tiny_base.py", f"--workdir={folder}"
+    ), folder
 
 
 @pytest.fixture(scope="module")

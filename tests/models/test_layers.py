@@ -20,7 +20,9 @@ from imagen_jax.models.layers import (
     downsample,
     drop,
     from_patches,
+    keys_of_place,
     masked_softmax,
+    place_number,
     sinusoidal_embedding,
     to_patches,
     upsample,
@@ -265,8 +267,8 @@ def test_dropout_is_for_training_alone():
 
 def test_what_is_dropped_is_a_share_that_differs_by_example_and_place():
     x, keys = jnp.ones((2, 5000)), jax.random.split(jax.random.key(0), 2)
-    found = {place: np.asarray(drop(x, 0.2, keys, place)) for place in ("down_0_res_0", "down_0_res_1")}
-    first, other = found.values()
+    places = [place_number(name) for name in ("down_0_res_0", "down_0_res_1")]
+    first, other = (np.asarray(drop(x, 0.2, keys_of_place(keys, place))) for place in places)
     np.testing.assert_allclose(np.unique(first), [0, 1.25])
     assert (first == 0).mean() == pytest.approx(0.2, abs=0.02)
     for one, two in ((first[0], first[1]), (first[0], other[0])):

@@ -1,4 +1,5 @@
 import functools
+import itertools
 import math
 import re
 
@@ -12,6 +13,7 @@ from imagen_jax.models import layers
 from imagen_jax.models.denoiser import REMAT
 from imagen_jax.models.efficient_unet import EfficientUNet
 from imagen_jax.models.unet import UNet
+from imagen_jax.stacks import is_stacked
 
 COMMON = {
     "image_channels": 3,
@@ -31,6 +33,7 @@ COMMON = {
     "dropout": 0.0,
     "dtype": jnp.float32,
     "out_channels": 3,
+    "scan_blocks": False,
     "remat": "none",
 }
 FIELDS = {UNet: {**COMMON, "middle_attention": ("text",)}, EfficientUNet: COMMON}
@@ -332,6 +335,69 @@ def test_the_places_of_an_efficient_unet():
         "up_1_res_0", "up_1_attend", "up_1_double", "up_0_res_0", "up_0_double",
         "out_norm", "out", "input_skip",
     }  # fmt: skip
+
+
+def unstacked(params):
+    """The parameters of a network with runs of blocks as those of the same network, each block by itself."""
+    found = {}
+    for name, block in params.items():
+        if run := re.fullmatch(r"(\w+)_blocks_(\d+)_to_(\d+)", name):
+            level, first, last = run[1], int(run[2]), int(run[3])
+            for part, i in itertools.product(block, range(first, last + 1)):
+                found[f"{level}_{part}_{i}"] = jax.tree.map(lambda leaf, i=i - first: leaf[i], block[part])
+        else:
+            found[name] = block
+    return found
+
+
+@pytest.mark.parametrize("network, remat", [(UNet, "dots"), (EfficientUNet, "none")])
+def test_a_network_of_runs_is_the_network(network, remat):
+    """In what it says, with dropout, and in what it learns."""
+    fields = {"multipliers": (1,), "blocks": (2,), "attention": (("self+text",),), "dropout": 0.1, "remat": remat}
+    scanned, plain = (build(network, **fields, scan_blocks=scan) for scan in (True, False))
+    given, keys = inputs(size=4), jax.random.split(jax.random.key(0), 2)
+    params = random_like(shapes_of(scanned, *given))
+
+    def output_and_gradients(module, params):
+        def loss(params):
+            out = module.apply({"params": params}, *given, dropout_keys=keys)
+            return jnp.mean((out - given[0]) ** 2), out
+
+        (_, out), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICKLY)(params)
+        return out, gradients
+
+    out, gradients = output_and_gradients(scanned, params)
+    expected, others = output_and_gradients(plain, unstacked(params))
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    found = unstacked(gradients)
+    assert found.keys() == others.keys()
+    for name, other in others.items():
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found[name], other)
+
+
+RUNS = {"blocks": (3, 2), "attention": ((), ("self+text",))}
+
+
+@each_network
+def test_runs_are_of_blocks_that_are_alike(network):
+    expected = {
+        UNet: {"down_0_blocks_0_to_2", "up_1_blocks_0_to_1", "up_0_blocks_1_to_3"},
+        EfficientUNet: {"down_0_blocks_0_to_2", "down_1_blocks_0_to_1", "up_1_blocks_0_to_1", "up_0_blocks_1_to_2"},
+    }
+    found = shapes_of(build(network, **RUNS, scan_blocks=True), *inputs())
+    assert {name for name in found if is_stacked(f"{name}/")} == expected[network]
+
+
+@each_network
+def test_blocks_of_a_run_begin_as_different_as_others(network):
+    """Each has its own parameters, as large as if it stood alone."""
+    module, plain = (build(network, **RUNS, scan_blocks=scan) for scan in (True, False))
+    assert count(shapes_of(module, *inputs())) == count(shapes_of(plain, *inputs()))
+    init = jax.jit(lambda key: module.init(key, *inputs())["params"]["down_0_blocks_0_to_2"]["res"]["conv_0"]["kernel"])
+    kernels = np.asarray(init(jax.random.key(0)))
+    assert kernels.shape == (3, 3, 3, 8, 8)
+    assert np.abs(np.corrcoef(kernels.reshape(3, -1)) - np.eye(3)).max() < 0.2
+    np.testing.assert_allclose(kernels.std(axis=(1, 2, 3, 4)), 1 / math.sqrt(3 * 3 * 8), rtol=0.15)
 
 
 PAPER = {

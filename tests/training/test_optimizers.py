@@ -7,6 +7,7 @@ import pytest
 
 from imagen_jax.errors import UsageError
 from imagen_jax.training.optimizers import learning_rate, make_optimizer
+from tests.tiny import quick_compilation
 
 
 def config(**changes):
@@ -119,6 +120,45 @@ def test_adafactor_holds_rows_and_columns_of_a_large_kernel():
     }
     assert sizes["adam"] > 2 * 256 * 512
     assert sizes["adafactor"] < 2 * (256 + 512)
+
+
+@pytest.mark.parametrize("name", ["adam", "adafactor", "muon"])
+def test_layers_of_a_stack_move_as_if_they_stood_alone(name):
+    rng = np.random.default_rng(0)
+    shapes = {"kernel": (130, 140), "conv": (3, 3, 8, 12), "bias": (140,)}
+    # Adafactor would clip the layers of a stack together: the last one's first gradients are by far the largest
+    layers = [
+        {key: (50.0 if i == 2 else 1.0) * rng.standard_normal(shape, np.float32) for key, shape in shapes.items()}
+        for i in range(3)
+    ]
+    apart = {f"block_{i}": layer for i, layer in enumerate(layers)}
+    stacked = {"blocks_0_to_2": {key: np.stack([layer[key] for layer in layers]) for key in shapes}}
+    optimizer = make_optimizer(config(name=name, warmup_steps=0, weight_decay=0.1))
+
+    @jax.jit
+    def after_two(params):
+        state = optimizer.init(params)
+        for i in (1, 2):
+            updates, state = optimizer.update(jax.tree.map(lambda p, i=i: p**i, params), state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    with quick_compilation():
+        found, expected = after_two(stacked)["blocks_0_to_2"], after_two(apart)
+    for i in range(3):
+        for key in shapes:
+            assert np.abs(expected[f"block_{i}"][key] - apart[f"block_{i}"][key]).max() > 1e-2
+            np.testing.assert_allclose(found[key][i], expected[f"block_{i}"][key], rtol=1e-5, atol=1e-5)
+
+
+def test_adafactor_is_that_of_optax():
+    """But for stacks, of which there are none here."""
+    params = {"a": np.random.default_rng(0).standard_normal((150, 160), np.float32), "b": np.ones(3, np.float32)}
+    mine = make_optimizer(config(name="adafactor", warmup_steps=0, weight_decay=0.1, clip_norm=1e9))
+    rate = learning_rate(config(warmup_steps=0))
+    theirs = optax.adafactor(rate, multiply_by_parameter_scale=False, weight_decay_rate=0.1)
+    assert jax.tree.map(jnp.shape, mine.init(params)[1]) == jax.tree.map(jnp.shape, theirs.init(params))
+    jax.tree.map(np.testing.assert_array_equal, *(after_one(update, params, params) for update in (mine, theirs)))
 
 
 @pytest.mark.parametrize("name", ["adam", "adafactor"])

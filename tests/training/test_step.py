@@ -155,7 +155,16 @@ WAYS = {
     "data": ({"data": 8, "fsdp": 1}, {}, 1e-5),
     "data and fsdp": ({"data": 2, "fsdp": 4}, {}, 1e-5),
     "accumulation": ({"data": 1, "fsdp": 1}, {"training.accumulation": 4}, 1e-6),
-    "all of it": ({"data": 2, "fsdp": 2}, {"training.accumulation": 2, "training.remat": "full"}, 1e-5),
+    "spatial, accumulation and remat": (
+        {"data": 2, "fsdp": 1, "spatial": 4},
+        {"training.accumulation": 2, "training.remat": "full"},
+        1e-5,
+    ),
+    "fsdp, accumulation and remat": (
+        {"data": 2, "fsdp": 2},
+        {"training.accumulation": 2, "training.remat": "full"},
+        1e-5,
+    ),
 }
 
 
@@ -171,8 +180,8 @@ def run_of_base(base):
     return make
 
 
-def some_devices(data, fsdp):
-    return sharding.make_mesh({"data": data, "fsdp": fsdp}, jax.devices()[: data * fsdp])
+def some_devices(**axes):
+    return sharding.make_mesh(axes, jax.devices()[: math.prod(axes.values())])
 
 
 def split_bytes(params):
@@ -221,9 +230,41 @@ def test_parameters_are_gathered_one_at_a_time(base, run_of_base):
     assert sum(numbers) > split_bytes(params) / 4  # of four bytes each
 
 
+def test_of_blocks_that_are_repeated_one_is_gathered_at_a_time(base, monkeypatch):
+    monkeypatch.setattr(sharding, "MIN_SPLIT_SIZE", 2**8)
+    stage = changed(base, **{"model.blocks": (2,), "model.scan_blocks": True})
+    run = Run(stage, some_devices(data=2, fsdp=4), perturbed_params(stage))
+    params = run.state().params
+    run(run.state(), batch_of(base))
+    gathers = [(place, number) for place, name, number in gathers_of(run) if "T5Encoder" not in name]
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    largest = max(math.prod(sharding.shape_of_layer(sharding.path_of(path), leaf)) for path, leaf in leaves)
+    assert max(number for _, number in gathers) <= largest
+    # of the three blocks of the way up no stack is whole on a device, in no loop and before none
+    stacks = [
+        leaf for path, leaf in leaves if "up_0_blocks_0_to_2/res/conv" in sharding.path_of(path) and leaf.ndim == 5
+    ]
+    assert len(stacks) == 2
+    for leaf in stacks:
+        assert f"f32[{','.join(map(str, leaf.shape))}]" not in run.compiled.as_text()
+    assert any(place != "ENTRY" for place, _ in gathers)
+
+
+CONVOLVED = re.compile(r"= \w+\[\d+,(?P<rows>\d+),(?P<columns>\d+),\d+\]\S* convolution\(.*->b01f")
+
+
+def test_devices_that_share_an_image_convolve_its_parts(base, run_of_base):
+    """Of eight rows in patches of 2 × 2 each of 4 devices makes one. What is not 4 wide is a gradient of kernels."""
+    run = run_of_base("spatial, accumulation and remat")
+    run(run.state(), batch_of(base))
+    rows = [int(rows) for rows, columns in CONVOLVED.findall(run.compiled.as_text()) if columns == "4"]
+    assert len(rows) > 5
+    assert set(rows) == {1}
+
+
 def test_each_micro_batch_gathers_parameters_anew(base, run_of_base):
     """Before the loop over micro-batches they would all be held at once; there only the text encoder's are."""
-    run = run_of_base("all of it")
+    run = run_of_base("fsdp, accumulation and remat")
     run(run.state(), batch_of(base))
     of_the_network = [place for place, name, _ in gathers_of(run) if "T5Encoder" not in name]
     assert len(of_the_network) > 10
@@ -240,11 +281,11 @@ def super_resolution_step(super_resolution):
 @pytest.mark.parametrize(
     "axes, changes, tolerance",
     [
-        ({"data": 8, "fsdp": 1}, {}, 1e-5),
+        ({"data": 2, "fsdp": 1, "spatial": 4}, {}, 1e-5),
         ({"data": 1, "fsdp": 1}, {"training.accumulation": 4}, 1e-6),
         ({"data": 1, "fsdp": 4}, {"training.accumulation": 2, "training.remat": "dots"}, 1e-5),
     ],
-    ids=["data", "accumulation", "fsdp, accumulation and remat"],
+    ids=["data and spatial", "accumulation", "fsdp, accumulation and remat"],
 )
 def test_a_super_resolution_step_under_adafactor_is_the_same_in_every_way(
     super_resolution, super_resolution_step, axes, changes, tolerance, monkeypatch
