@@ -22,7 +22,7 @@ from ml_collections import config_flags
 
 from imagen_jax import processes
 from imagen_jax.checkpoints import flatten
-from imagen_jax.errors import UsageError
+from imagen_jax.errors import RunError, UsageError
 
 OVERRIDE = "--config."
 COMPILED = "~/.cache/imagen_jax/xla"
@@ -54,6 +54,8 @@ def run(main: Callable[[], None], several_processes: bool = False) -> None:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
     except Exception:

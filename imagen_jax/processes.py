@@ -95,6 +95,18 @@ def gather(array: jax.Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
+def share(text: str) -> list[str]:
+    """The texts of all processes, in their order, on every process; all have to call it."""
+    if jax.process_count() == 1:
+        return [text]
+    own = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(own.size)).ravel()
+    padded = np.zeros(max(1, *sizes), np.uint8)
+    padded[: own.size] = own
+    texts = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
+    return [row[:size].tobytes().decode() for row, size in zip(texts, sizes, strict=True)]
+
+
 def end(code: int) -> None:
     """Ends the process; where there are several, after all of them have come so far, or at once if it failed.
 

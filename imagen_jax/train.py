@@ -69,8 +69,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     if checkpoints.latest_step is None:
         state = init_state()
     else:
-        state, position = checkpoints.restore(abstract)
-        batches.set_state(position)
+        state, about = checkpoints.restore(abstract)
+        batches.set_state(about["data"])
 
     first = int(state.step)
     records = Records(workdir, first) if processes.writes() else NoRecords()
