@@ -61,14 +61,20 @@ class Checkpoints:
         workdir: the stage's folder.
         keep: how many of the latest to keep; None to keep all and only read.
         keep_best: whether to keep, beside the latest, the one that was saved with the lowest score.
-        say: takes a sentence about a step that was set aside or passed over; called in the process that writes.
+        go_on: whether to say so and no more where a step could not be written; but the last has to be.
+        say: takes a sentence about a step that was set aside, passed over or not written.
     """
 
     def __init__(
-        self, workdir: Path, keep: int | None = None, keep_best: bool = False, say: Callable[[str], None] = warn
+        self,
+        workdir: Path,
+        keep: int | None = None,
+        keep_best: bool = False,
+        go_on: bool = False,
+        say: Callable[[str], None] = warn,
     ) -> None:
         self._folder = (workdir / CHECKPOINTS).absolute()
-        self._keep, self._keep_best, self._say = keep, keep_best, say
+        self._keep, self._keep_best, self._go_on, self._say = keep, keep_best, go_on, say
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._passed_over: set[int] = set()  # damaged, found by a reader, who leaves them where they are
@@ -100,7 +106,7 @@ class Checkpoints:
             score: what ``keep_best`` goes by: less is better. None if this step has none.
 
         Raises:
-            RunError: the save before could not be written.
+            RunError: this or the save before could not be written.
         """
         self.wait()
         step = int(state.step)
@@ -115,7 +121,9 @@ class Checkpoints:
         try:
             written = ocp.save_checkpointables_async(unfinished, items, custom_metadata=about)
         except Exception as error:
-            raise self._failure(error, step, size) from error
+            self._pending = Future()
+            self._pending.set_exception(self._failure(error, step, size))
+            return self.wait()
         self._pending = self._thread.submit(self._finish, written, step, size)
 
     def _finish(self, written: Any, step: int, size: int) -> None:
@@ -177,10 +185,21 @@ class Checkpoints:
         return self._pending is not None and self._pending.done() and self._pending.exception() is not None
 
     def wait(self) -> None:
-        """Returns when the save that was begun is complete on disk. Raises RunError if it could not be written."""
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
+        """Returns when the save that was begun is complete on disk.
+
+        Raises:
+            RunError: it could not be written, unless the run goes on all the same.
+        """
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        try:
             pending.result()
+        except RunError as error:
+            self._newest = None
+            if not self._go_on:
+                raise
+            self._say(str(error))
 
     def restore(self, abstract: Any) -> tuple[Any, dict[str, Any]]:
         """(TrainState, what was saved with it) of the latest checkpoint that is whole, onto the abstract shardings.
@@ -263,6 +282,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for what is being saved. Raises RunError if it could not be written."""
+        self._go_on = False
         try:
             self.wait()
         finally:
@@ -373,6 +393,18 @@ def check_same_run(workdir: Path, config: ml_collections.ConfigDict) -> None:
         raise UsageError(
             f"{str(workdir)!r} holds a run with another config: {'; '.join(changed[:5])}; "
             "give the config it was begun with, or another --workdir"
+        )
+    size = "training.batch_size"
+    check_batch_size(before[size], now[size], now["training.allow_batch_change"])
+
+
+def check_batch_size(before: int, now: int, allowed: bool) -> None:
+    """Raises UsageError if the global batch of a run is changed, and that is not allowed."""
+    if before != now and not allowed:
+        raise UsageError(
+            f"training.batch_size was {before} and is now {now}, and the position in the data counts batches: "
+            f"--config.training.batch_size={before} goes on as before; --config.training.allow_batch_change=True goes "
+            f"on from the same example in steps of {now}, by which learning rate and EMA then go"
         )
 
 

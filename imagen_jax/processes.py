@@ -13,8 +13,10 @@ from importlib import util
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from imagen_jax.errors import UsageError
 
@@ -105,6 +107,25 @@ def share(text: str) -> list[str]:
     padded[: own.size] = own
     texts = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
     return [row[:size].tobytes().decode() for row, size in zip(texts, sizes, strict=True)]
+
+
+class Vote:
+    """Whether any process says yes, known to all at the same call of each: that is a call late, so that none waits."""
+
+    def __init__(self) -> None:
+        if jax.process_count() > 1:
+            mesh = Mesh(np.array(jax.devices()), ("device",))
+            self._split = NamedSharding(mesh, PartitionSpec("device"))
+            self._any = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+            self._counted: jax.Array | None = None
+
+    def __call__(self, yes: bool) -> bool:
+        """This process's vote; all have to call it, as often. Where there is one process, its vote counts at once."""
+        if jax.process_count() == 1:
+            return yes
+        own = np.full(jax.local_device_count(), int(yes), np.int32)
+        before, self._counted = self._counted, self._any(jax.make_array_from_process_local_data(self._split, own))
+        return before is not None and bool(before)
 
 
 def end(code: int) -> None:

@@ -77,8 +77,29 @@ def training_batches(
         tokens, mask = tokenize(example["caption"])
         return {"image": example["image"], "tokens": tokens, "mask": mask}
 
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat().map(prepare)
+    dataset = in_order(source, seed).map(prepare)
     rows = range(batch_size) if rows is None else rows
     dataset = RowsOfBatches(dataset, batch_size, rows).batch(len(rows), drop_remainder=True)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     return iter(dataset.to_iter_dataset(options))
+
+
+def in_order(source: Any, seed: int) -> grain.MapDataset:
+    """A source's items without end, in the order in which training sees them."""
+    return grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+
+
+def examples_of_batch(count: int, batch_size: int, seed: int, number: int) -> list[int]:
+    """The indices, in a source of ``count`` examples, of those of a batch: 0 is the first that training sees."""
+    order = in_order(range(count), seed)
+    return [int(order[i]) for i in range(number * batch_size, (number + 1) * batch_size)]
+
+
+def position_in_batches_of(state: dict[str, Any], before: int, now: int) -> tuple[dict[str, Any], int]:
+    """(an iterator's state in batches of ``now`` examples, how many are skipped), from one in batches of ``before``.
+
+    None is seen twice: where the new batches do not end with the old, what is left of one is skipped.
+    """
+    seen = state["next_index"] * before
+    batches = -(-seen // now)
+    return {**state, "next_index": batches}, batches * now - seen

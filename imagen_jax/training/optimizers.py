@@ -11,6 +11,7 @@ import optax.contrib
 
 from imagen_jax.errors import UsageError
 from imagen_jax.stage import DTYPES
+from imagen_jax.training.guard import skip_bad_updates
 
 
 def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
@@ -52,8 +53,8 @@ def first_moment_dtype(config: ml_collections.ConfigDict) -> Any:
     return DTYPES[name]
 
 
-def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Clipping by global norm, then the named optimizer. Raises UsageError for an unknown one."""
+def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformationExtraArgs:
+    """Clipping by global norm, then the named optimizer, guarded. Raises UsageError for an unknown one."""
     rate = learning_rate(config)
     moment = first_moment_dtype(config)
     match config.name:
@@ -85,4 +86,4 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
             )
         case _:
             raise UsageError(f"optimizer.name {config.name!r} is not known: choose adam, adafactor or muon")
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+    return skip_bad_updates(optax.chain(optax.clip_by_global_norm(config.clip_norm), update), config.spike_factor)

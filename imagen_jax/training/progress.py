@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 from tqdm import tqdm
@@ -45,11 +47,22 @@ class Progress:
         batch_size: global, for images/s.
         log_every: steps between records.
         records: where they go.
+        see: is shown each step and its metrics as they are read.
+        times: where the time went so far, to be recorded too.
     """
 
     def __init__(
-        self, name: str, first: int, steps: int, batch_size: int, log_every: int, records: Records | NoRecords
+        self,
+        name: str,
+        first: int,
+        steps: int,
+        batch_size: int,
+        log_every: int,
+        records: Records | NoRecords,
+        see: Callable[[int, dict[str, float]], None],
+        times: Callable[[], dict[str, float]],
     ) -> None:
+        self._see, self._times = see, times
         self._batch_size, self._log_every, self._records = batch_size, log_every, records
         self._name, self._first, self._steps = name, first, steps
         self._bar: tqdm | None = None
@@ -70,6 +83,7 @@ class Progress:
         self._waiting = None
         # reads every step, though few are recorded: the queue of a device stays one step long
         values = {name: float(value) for name, value in metrics.items() if not value.ndim}
+        self._see(step, values)
         self._bands.add(*(np.asarray(metrics[name]) for name in ("band_losses", "band_counts")))
         if self._bar is None:
             # The clock starts after the first step: compilation would spoil images/s and the time left.
@@ -80,8 +94,8 @@ class Progress:
             rate = self._bar.format_dict["rate"] or 0.0
             self._bar.set_postfix(step=step, loss=f"{values['loss']:.4f}", refresh=False)
             means = self._bands.means()
-            self._records.scalars(step, {**values, **means, "images_per_second": rate})
-            said = [f"{name} {value:.4g}" for name, value in values.items()]
+            self._records.scalars(step, {**values, **means, "images_per_second": rate, **self._times()})
+            said = [f"{name} {value:.4g}" for name, value in values.items() if value or "skipped" not in name]
             said.append("loss from little to much noise " + " ".join(self._bands.words()))
             self._records.log(f"step {step}: " + ", ".join(said))
             self._bands = NoiseBands()
