@@ -57,14 +57,14 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         UsageError: at the start.
         RunError: where it cannot go on; what it saved stays.
     """
-    check_settings(config.training)
+    check_counts(config.training)
     check_writable(workdir)
     with stop_on_signals() as stop, memory_told(config):
         run(config, workdir, stop)
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path, stop: Stop) -> None:
-    """``train``, once signals are looked after."""
+    """``train``, once signals are looked after: the whole story, in the order of time."""
     clock = Clock()
     training = config.training
     mesh = sharding.make_mesh(config.mesh)
@@ -185,7 +185,7 @@ def position_after(about: dict[str, Any], training: ml_collections.ConfigDict, s
     return position
 
 
-def check_settings(training: ml_collections.ConfigDict) -> None:
+def check_counts(training: ml_collections.ConfigDict) -> None:
     """Raises UsageError unless every number of a config's ``training`` is at least 1, and every word a known one."""
     for name, value in training.items():
         if not isinstance(value, (str, bool)) and value < 1:

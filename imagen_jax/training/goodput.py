@@ -1,7 +1,7 @@
 """Where a run's time goes, across restarts, and how much of it moved the run on: its goodput.
 
 GOODPUT_FILE has a line for each record of each start of the run: the seconds in each phase since that start. A kill
-costs its last line at most. Steps that are made again after a kill are lost work.
+hides the seconds since the last record. Steps that are made again after it are lost work.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from imagen_jax import processes
 GOODPUT_FILE = "goodput.jsonl"
 PHASES = ("start", "compile", "data", "step", "checkpoint", "evaluation")
 # how much of a run's time a kill can hide
-SECONDS_BETWEEN_RECORDS = 5.0
+SECONDS_BETWEEN_RECORDS = 30.0
 
 
 class Phase(NamedTuple):
