@@ -17,7 +17,7 @@ import numpy as np
 from imagen_jax.training.goodput import PHASES
 from imagen_jax.training.records import read_metrics
 from tests.conftest import CACHE
-from tests.faults.tiny import SAVE_EVERY, get_config
+from tests.faults.tiny import get_config
 from tests.tiny import ROOT, one_device, restored
 
 ENVIRONMENT = os.environ | {
@@ -153,10 +153,10 @@ class Bench:
         return place
 
     def halted(self, name):
-        """The folder of a stage that was killed between saves."""
+        """The folder of a stage that was killed after it had saved."""
         place = self.new(name)
         with Training(place) as training:
-            training.reach(SAVE_EVERY + 2)
+            assert training.until(lambda: steps_in(place)), training.text()
         return place
 
     def difference(self, workdir):
