@@ -100,6 +100,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.optimizer.first_moment_dtype = "float32"  # "bfloat16" saves two bytes a parameter, of adam and muon
     config.optimizer.weight_decay = 0.0
     config.optimizer.clip_norm = 1.0
+    config.optimizer.spike_factor = 0.0  # skips updates whose loss is over so many times the usual; 0: no limit
     config.optimizer.ema_decay = 0.998
 
     config.training = ml_collections.ConfigDict()
@@ -112,6 +113,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.training.preview_every = 10 if tiny else 1000
     config.training.preview_count = 8 if tiny else 16
     config.training.keep_checkpoints = 2
+    config.training.keep_best = False  # beside the latest, the one of the least held-out loss at a preview
+    config.training.on_failed_save = "stop"  # or "go on": what a full disk does to the run
+    config.training.max_bad_steps = 10  # in a row whose updates were skipped, after which the run ends
+    config.training.stall_seconds = 1800  # after which a step that does not end, ends the run
+    config.training.allow_batch_change = False  # whether a run may go on with another batch_size
 
     config.mesh = ml_collections.ConfigDict()
     config.mesh.data = -1

@@ -399,14 +399,15 @@ def load_stage(workdir: Path, config: ml_collections.ConfigDict, mesh: Mesh) -> 
 
     Raises:
         UsageError: no checkpoint in the folder, or one of another model.
+        RunError: every checkpoint is damaged.
     """
     built = build(config)
     abstract = abstract_sharded(jax.eval_shape(built.init, jax.random.key(0)), mesh)
     checkpoints = Checkpoints(workdir)
-    step = checkpoints.latest_step
-    if step is None:
+    if checkpoints.latest_step is None:
         raise UsageError(f"stage folder {str(workdir)!r} has no complete checkpoint: train it first")
     params = checkpoints.restore_ema(abstract)
+    step = checkpoints.latest_step
     checkpoints.close()
     return TrainedStage(built, params, place_encoder(built, mesh), step)
 

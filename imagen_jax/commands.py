@@ -21,8 +21,8 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from imagen_jax import processes
-from imagen_jax.checkpoints import flatten
-from imagen_jax.errors import UsageError
+from imagen_jax.checkpoints import flatten, is_for_want_of_room
+from imagen_jax.errors import RunError, UsageError
 
 OVERRIDE = "--config."
 COMPILED = "~/.cache/imagen_jax/xla"
@@ -54,10 +54,15 @@ def run(main: Callable[[], None], several_processes: bool = False) -> None:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        if is_for_want_of_room(error):
+            print(f"error: {error}: free some room, and run the same command again", file=sys.stderr)
+        else:
+            traceback.print_exc()
     processes.end(code)
 
 

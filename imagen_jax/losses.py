@@ -18,6 +18,7 @@ from imagen_jax.sharding import batch_parts, batch_sharding, put_examples
 from imagen_jax.stage import Stage
 
 # Angles of ``schedules.noise_angle``, from little to much: those of a curve of held-out losses.
+HELD_OUT = "held_out_loss_at_noise/"
 NOISE_LEVELS = tuple((i + 0.5) / 10 for i in range(10))
 SEED = 0
 
@@ -130,4 +131,9 @@ def make_held_out_loss(
 def loss_curve(losses: np.ndarray) -> dict[str, float]:
     """Mean losses [N, NOISE_LEVELS] as metrics: ``held_out_loss_at_noise/0.05`` and so on."""
     means = losses.mean(axis=0)
-    return {f"held_out_loss_at_noise/{level:.2f}": float(mean) for level, mean in zip(NOISE_LEVELS, means, strict=True)}
+    return {f"{HELD_OUT}{level:.2f}": float(mean) for level, mean in zip(NOISE_LEVELS, means, strict=True)}
+
+
+def mean_of_curve(metrics: dict[str, float]) -> float:
+    """The mean over noise levels of those metrics that are of ``loss_curve``."""
+    return float(np.mean([value for name, value in metrics.items() if name.startswith(HELD_OUT)]))

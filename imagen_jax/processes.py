@@ -13,8 +13,10 @@ from importlib import util
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from imagen_jax.errors import UsageError
 
@@ -98,6 +100,37 @@ def gather(array: jax.Array) -> np.ndarray:
 def wait(name: str) -> None:
     """Returns when all processes have come to where they wait by this name."""
     multihost_utils.sync_global_devices(name)
+
+
+def share(text: str) -> list[str]:
+    """The texts of all processes, in their order, on every process; all have to call it."""
+    if jax.process_count() == 1:
+        return [text]
+    own = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(own.size)).ravel()
+    padded = np.zeros(max(1, *sizes), np.uint8)
+    padded[: own.size] = own
+    texts = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
+    return [row[:size].tobytes().decode() for row, size in zip(texts, sizes, strict=True)]
+
+
+class Vote:
+    """Whether any process says yes, known to all at the same call of each: that is a call late, so that none waits."""
+
+    def __init__(self) -> None:
+        if jax.process_count() > 1:
+            mesh = Mesh(np.array(jax.devices()), ("device",))
+            self._split = NamedSharding(mesh, PartitionSpec("device"))
+            self._any = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+            self._counted: jax.Array | None = None
+
+    def __call__(self, yes: bool) -> bool:
+        """This process's vote; all have to call it, as often. Where there is one process, its vote counts at once."""
+        if jax.process_count() == 1:
+            return yes
+        own = np.full(jax.local_device_count(), int(yes), np.int32)
+        before, self._counted = self._counted, self._any(jax.make_array_from_process_local_data(self._split, own))
+        return before is not None and bool(before)
 
 
 def end(code: int) -> None:

@@ -1,11 +1,16 @@
 """Train one stage: ``python -m imagen_jax.train --config=configs/shapes_base.py --workdir=DIR [--config.key=value]``.
 
-Run again with the same workdir, it goes on from the last checkpoint.
+Run again with the same workdir, it goes on from the last checkpoint. SIGTERM or Ctrl-C save the step at hand and end it
+with exit code 0; a second one ends it at once.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -17,22 +22,30 @@ from tqdm import tqdm
 from imagen_jax import commands, processes, sharding
 from imagen_jax import stage as stages
 from imagen_jax.cascade import place_encoder
-from imagen_jax.checkpoints import Checkpoints, open_workdir
+from imagen_jax.checkpoints import Checkpoints, check_batch_size, open_workdir
 from imagen_jax.data.captions import Captions, training_captions
 from imagen_jax.data.examples import make_buckets
-from imagen_jax.data.pipeline import training_batches
+from imagen_jax.data.pipeline import names_in_batch, position_in_batches_of, training_batches
 from imagen_jax.errors import UsageError
 from imagen_jax.grids import save_png
+from imagen_jax.losses import mean_of_curve
 from imagen_jax.text.cache import EmbeddingCache
+from imagen_jax.training.goodput import Clock, Goodput
+from imagen_jax.training.guard import BadSteps
+from imagen_jax.training.lock import check_writable, lock_workdir
+from imagen_jax.training.memory import memory_told
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.previews import make_preview
 from imagen_jax.training.progress import Progress
-from imagen_jax.training.records import NoRecords, Records
+from imagen_jax.training.records import NoRecords, Records, announce
 from imagen_jax.training.state import abstract_state
 from imagen_jax.training.step import make_train_step
+from imagen_jax.training.stopping import Stop, stop_on_signals
+from imagen_jax.training.watchdog import Watchdog
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The stage to train, such as configs/shapes_base.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The stage's folder: checkpoints, config, metrics, previews.")
+ON_FAILED_SAVE = ("stop", "go on")
 
 
 def main() -> None:
@@ -42,9 +55,22 @@ def main() -> None:
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Trains a stage, from its last checkpoint or from nothing, to its last step. Raises UsageError at the start."""
+    """Trains a stage, from its last checkpoint or from nothing, to its last step, or until it is asked to stop.
+
+    Raises:
+        UsageError: at the start.
+        RunError: where it cannot go on; what it saved stays.
+    """
+    check_counts(config.training)
+    check_writable(workdir)
+    with stop_on_signals() as stop, memory_told(config):
+        run(config, workdir, stop)
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path, stop: Stop) -> None:
+    """``train``, once signals are looked after: the whole story, in the order of time."""
+    clock = Clock()
     training = config.training
-    check_counts(training)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(training.batch_size, mesh, training.accumulation)
     stages.check_rows(config, mesh.shape["spatial"])
@@ -69,51 +95,106 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     train_step = make_train_step(stage, optimizer, abstract, mesh)
     preview = make_preview(stage, mesh)
 
-    open_workdir(workdir, config)
-    checkpoints = Checkpoints(workdir, keep=training.keep_checkpoints)
-    if checkpoints.latest_step is None:
-        state = init_state()
-    else:
-        state, position = checkpoints.restore(abstract)
-        batches.set_state(position)
+    say = functools.partial(announce, workdir)
+    with contextlib.ExitStack() as held:
+        held.enter_context(lock_workdir(workdir))
+        open_workdir(workdir, config)
+        go_on = training.on_failed_save == "go on"
+        checkpoints = Checkpoints(workdir, training.keep_checkpoints, training.keep_best, go_on, say)
+        held.callback(checkpoints.close)
+        if checkpoints.latest_step is None:
+            state = init_state()
+        else:
+            state, about = checkpoints.restore(abstract)
+            batches.set_state(position_after(about, training, len(buckets), say))
 
-    first = int(state.step)
-    records = Records(workdir, first) if processes.writes() else NoRecords()
-    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    records.log(
-        f"{'resumed' if first else 'started'} at step {first}: {count:,} parameters, {mesh.size} device(s) of "
-        f"{jax.process_count()} process(es)"
-    )
-    progress = Progress(
-        workdir.name,
-        first,
-        training.steps,
-        training.batch_size,
-        training.log_every,
-        records,
-        buckets[0].broken,
-        before_stop=checkpoints.close,
-    )
+        first, first_batch = int(state.step), batches.get_state()["next_index"]
+        records = Records(workdir, first) if processes.writes() else NoRecords()
+        count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        records.log(
+            f"{'resumed' if first else 'started'} at step {first}: {count:,} parameters, {mesh.size} device(s) of "
+            f"{jax.process_count()} process(es)"
+        )
+        bad_steps = BadSteps(
+            training.max_bad_steps,
+            lambda step: names_in_batch(buckets, training.batch_size, config.seed, first_batch + step - first - 1),
+            say,
+        )
+        goodput = Goodput(workdir, first, clock)
+        progress = Progress(
+            workdir.name,
+            first,
+            training.steps,
+            training.batch_size,
+            training.log_every,
+            records,
+            buckets[0].broken,
+            bad_steps.see,
+            goodput.metrics,
+        )
+        held.enter_context(Watchdog(clock, training.stall_seconds, workdir, say))
 
-    for step in range(first + 1, training.steps + 1):
-        batch = sharding.put_batch(progress.next_of(batches), mesh)
-        state, metrics = train_step(state, encoder_params, batch)
-        progress.step(step, metrics)
-        if step % training.preview_every == 0 or step == training.steps:
-            grid, measured = preview(state.ema_params, encoder_params)
-            records.scalars(step, measured)
-            if processes.writes():
-                save_png(grid, workdir / "previews" / f"{step:08d}.png")
-                records.image(step, "preview", np.asarray(grid))
-        if step % training.save_every == 0:
+        for step in range(first + 1, training.steps + 1):
+            with clock.spend("step" if stop.ready else "compile", step):
+                with clock.spend("data", step):
+                    batch = sharding.put_batch(progress.next_of(batches), mesh)
+                state, metrics = train_step(state, encoder_params, batch)
+                progress.step(step, metrics)
+            stop.ready = True
+            goodput.tick(step)
+            if stop.agreed():
+                break
+            score = None
+            if step % training.preview_every == 0 or step == training.steps:
+                with clock.spend("evaluation", step):
+                    grid, measured = preview(state.ema_params, encoder_params)
+                    records.scalars(step, measured)
+                    score = mean_of_curve(measured)
+                    if processes.writes():
+                        save_png(grid, workdir / "previews" / f"{step:08d}.png")
+                        records.image(step, "preview", np.asarray(grid))
+            if step % training.save_every == 0 or step == training.steps:
+                with clock.spend("checkpoint", step):
+                    checkpoints.save(state, batches.get_state(), config, score)
+                goodput.record(step)
+            elif checkpoints.failed():
+                checkpoints.wait()
+
+        progress.close()
+        with clock.spend("checkpoint", int(state.step)):
             checkpoints.save(state, batches.get_state(), config)
+            checkpoints.close()
+        step = int(state.step)
+        goodput.record(step)
+        stopped = stop.asked and step < training.steps
+        records.log(goodput.words())
+        records.log(f"stopped by {stop.reason} at step {step}, which is saved" if stopped else f"done at step {step}")
+        records.close()
+    print(goodput.words())
+    if stopped:
+        print(f"{workdir}: stopped by {stop.reason}; step {step} is saved, and the same command goes on from there")
+    else:
+        print(f"{workdir}: trained to step {step}; previews, loss.png, diagnostics.png and log.txt are there")
 
-    progress.close()
-    checkpoints.save(state, batches.get_state(), config)
-    checkpoints.close()
-    records.log(f"done at step {int(state.step)}")
-    records.close()
-    print(f"{workdir}: trained to step {int(state.step)}; previews, loss.png, diagnostics.png and log.txt are there")
+
+def position_after(
+    about: dict[str, Any], training: ml_collections.ConfigDict, buckets: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """The data iterator's state after a checkpoint, in batches of this run. Raises UsageError if it may not change."""
+    before, now = about["config"]["training"]["batch_size"], training.batch_size
+    check_batch_size(before, now, training.allow_batch_change)
+    if before != now and buckets > 1:
+        raise UsageError(
+            f"training.batch_size {now} instead of {before} would lose the position in the data: batches of {buckets} "
+            "sizes (data.buckets) take turns; keep it"
+        )
+    position, skipped = position_in_batches_of(about["data"], before, now)
+    if before != now:
+        say(
+            f"training.batch_size is {now} instead of {before}: the data go on with batch {position['next_index']}, "
+            f"{skipped} example(s) being skipped and none repeated"
+        )
+    return position
 
 
 def check_captions(cache: EmbeddingCache, captions: Captions) -> None:
@@ -125,10 +206,15 @@ def check_captions(cache: EmbeddingCache, captions: Captions) -> None:
 
 
 def check_counts(training: ml_collections.ConfigDict) -> None:
-    """Raises UsageError unless every count of a config's ``training`` is at least 1."""
+    """Raises UsageError unless every number of a config's ``training`` is at least 1, and every word a known one."""
     for name, value in training.items():
-        if name != "remat" and value < 1:
+        if not isinstance(value, (str, bool)) and value < 1:
             raise UsageError(f"config.training.{name} {value} must be at least 1")
+    if training.on_failed_save not in ON_FAILED_SAVE:
+        raise UsageError(
+            f"config.training.on_failed_save {training.on_failed_save!r} is not known: "
+            f"choose one of {', '.join(ON_FAILED_SAVE)}"
+        )
 
 
 if __name__ == "__main__":

@@ -99,9 +99,9 @@ def restored(folder, config, mesh):
     """(TrainState, position in the data) of the latest checkpoint of a stage's folder, on a mesh."""
     abstract, _ = abstract_state(stages.build(config).init, make_optimizer(config.optimizer), config.seed, mesh)
     checkpoints = Checkpoints(folder)
-    found = checkpoints.restore(abstract)
+    state, about = checkpoints.restore(abstract)
     checkpoints.close()
-    return found
+    return state, about["data"]
 
 
 def contents(folder):

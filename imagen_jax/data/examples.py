@@ -75,6 +75,13 @@ class Examples:
         self.broken.read(None)
         return example
 
+    def name(self, index: SupportsIndex) -> str:
+        """What record ``index`` is called, in a log."""
+        try:
+            return self.source[index].name
+        except BrokenRecord as broken:
+            return broken.name
+
     def fit(self, image: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """The part [H, W, C] of an example's picture that is shown; a generator has training's crops and flips."""
         return image if self._transform is None else self._transform.fit(image, rng)

@@ -67,8 +67,33 @@ def training_batches(
         dataset = order(examples.source, seed).random_map(prepare)
         return RowsOfBatches(dataset, batch_size, rows).batch(len(rows), drop_remainder=True)
 
-    parts = examples if isinstance(examples, list) else [examples]
-    # in turns that the position alone decides, and so often that all come to the end of an epoch together
-    dataset = grain.MapDataset.mix([own_batches(part) for part in parts], [float(len(part)) for part in parts])
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
-    return iter(dataset.to_iter_dataset(options))
+    return iter(in_turns(examples, own_batches).to_iter_dataset(options))
+
+
+def in_turns(
+    examples: Examples | list[Examples], batches_of: Callable[[Examples], grain.MapDataset]
+) -> grain.MapDataset:
+    """The batches of one or several, in turns that the position alone decides; all end their epochs together."""
+    parts = examples if isinstance(examples, list) else [examples]
+    return grain.MapDataset.mix([batches_of(part) for part in parts], [float(len(part)) for part in parts])
+
+
+def names_in_batch(examples: Examples | list[Examples], batch_size: int, seed: int, number: int) -> list[str]:
+    """The names of the records of a global batch: 0 is the first that training sees."""
+
+    def batches_of(examples: Examples) -> grain.MapDataset:
+        named = order(examples.source, seed).map(lambda index: examples.name(index))
+        return named.batch(batch_size, drop_remainder=True, batch_fn=list)
+
+    return in_turns(examples, batches_of)[number]
+
+
+def position_in_batches_of(state: dict[str, Any], before: int, now: int) -> tuple[dict[str, Any], int]:
+    """(an iterator's state in batches of ``now`` examples, how many are skipped), from one in batches of ``before``.
+
+    None is seen twice: where the new batches do not end with the old, what is left of one is skipped.
+    """
+    seen = state["next_index"] * before
+    batches = -(-seen // now)
+    return {**state, "next_index": batches}, batches * now - seen

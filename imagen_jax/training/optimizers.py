@@ -14,6 +14,7 @@ from imagen_jax.errors import UsageError
 from imagen_jax.sharding import path_of
 from imagen_jax.stacks import is_stacked
 from imagen_jax.stage import DTYPES
+from imagen_jax.training.guard import skip_bad_updates
 
 
 def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
@@ -89,8 +90,8 @@ def first_moment_dtype(config: ml_collections.ConfigDict) -> Any:
     return DTYPES[name]
 
 
-def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Clipping by global norm, then the named optimizer. Raises UsageError for an unknown one."""
+def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformationExtraArgs:
+    """Clipping by global norm, then the named optimizer, guarded. Raises UsageError for an unknown one."""
     rate = learning_rate(config)
     moment = first_moment_dtype(config)
     match config.name:
@@ -119,4 +120,4 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
             )
         case _:
             raise UsageError(f"optimizer.name {config.name!r} is not known: choose adam, adafactor or muon")
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+    return skip_bad_updates(optax.chain(optax.clip_by_global_norm(config.clip_norm), update), config.spike_factor)

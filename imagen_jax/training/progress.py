@@ -52,7 +52,8 @@ class Progress:
         log_every: steps between records.
         records: where they go.
         broken: what was found of the source's records; each that is broken is named in the log.
-        before_stop: called when the data end the run, before its sentence is said: completes what is being saved.
+        see: is shown each step and its metrics as they are read.
+        times: where the time went so far, to be recorded too.
     """
 
     def __init__(
@@ -64,11 +65,13 @@ class Progress:
         log_every: int,
         records: Records | NoRecords,
         broken: Broken,
-        before_stop: Callable[[], None],
+        see: Callable[[int, dict[str, float]], None],
+        times: Callable[[], dict[str, float]],
     ) -> None:
+        self._see, self._times = see, times
         self._batch_size, self._log_every, self._records = batch_size, log_every, records
         self._name, self._first, self._steps = name, first, steps
-        self._broken, self._before_stop = broken, before_stop
+        self._broken = broken
         self._waited, self._since = 0.0, time.perf_counter()
         self._bar: tqdm | None = None
         self._bands = NoiseBands()
@@ -83,7 +86,6 @@ class Progress:
             batch = next(batches)
         except UsageError:  # of too many broken records, says the log which
             self._name_the_broken()
-            self._before_stop()
             raise
         self._waited += time.perf_counter() - before
         return batch
@@ -100,6 +102,7 @@ class Progress:
         self._waiting = None
         # reads every step, though few are recorded: the queue of a device stays one step long
         values = {name: float(value) for name, value in metrics.items() if not value.ndim}
+        self._see(step, values)
         self._bands.add(*(np.asarray(metrics[name]) for name in ("band_losses", "band_counts")))
         if self._bar is None:
             # The clock starts after the first step: compilation would spoil images/s and the time left.
@@ -111,8 +114,8 @@ class Progress:
             self._bar.set_postfix(step=step, loss=f"{values['loss']:.4f}", refresh=False)
             values |= self._of_the_data()
             means = self._bands.means()
-            self._records.scalars(step, {**values, **means, "images_per_second": rate})
-            said = [f"{name} {value:.4g}" for name, value in values.items()]
+            self._records.scalars(step, {**values, **means, "images_per_second": rate, **self._times()})
+            said = [f"{name} {value:.4g}" for name, value in values.items() if value or "skipped" not in name]
             said.append("loss from little to much noise " + " ".join(self._bands.words()))
             self._records.log(f"step {step}: " + ", ".join(said))
             self._bands = NoiseBands()

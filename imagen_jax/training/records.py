@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tensorboardX import SummaryWriter
+from tqdm import tqdm
 
+from imagen_jax import processes
 from imagen_jax.figures import draw_loss, draw_run_diagnostics
 
 METRICS_FILE = "metrics.jsonl"
@@ -46,8 +49,7 @@ class Records:
 
     def log(self, text: str) -> None:
         """A line for people, with the time."""
-        with (self._workdir / LOG_FILE).open("a") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        write_log(self._workdir, text)
 
     def close(self) -> None:
         """Completes what is being written and draws the curves of all that there is."""
@@ -73,6 +75,19 @@ class NoRecords:
 
     def close(self) -> None:
         """Nothing."""
+
+
+def write_log(workdir: Path, text: str) -> None:
+    """A line for people in a folder's log, with the time."""
+    with (workdir / LOG_FILE).open("a") as file:
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+
+def announce(workdir: Path, text: str) -> None:
+    """A sentence that nobody must miss: on the screen, and in the log, which one of several processes writes."""
+    tqdm.write(text, file=sys.stderr)
+    if processes.writes():
+        write_log(workdir, text)
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from imagen_jax.losses import Losses, losses_at
 from imagen_jax.resizing import resize
 from imagen_jax.sharding import lay_examples, micro_batches, replicated
 from imagen_jax.stage import Stage, crop_size
+from imagen_jax.training.guard import keep_unless
 from imagen_jax.training.state import TrainState, update_ema
 
 Batch = dict[str, jax.Array]
@@ -136,12 +137,13 @@ def mean_gradients(
 
 
 def make_train_step(
-    stage: Stage, optimizer: optax.GradientTransformation, abstract: TrainState, mesh: Mesh
+    stage: Stage, optimizer: optax.GradientTransformationExtraArgs, abstract: TrainState, mesh: Mesh
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]:
     """The jitted ``(state, encoder_params, batch) -> (state, metrics)``; the state is donated.
 
     Metrics are scalars, and of ``by_noise_level`` two arrays. ``full_captions`` is the share of captions that fill all
-    tokens there are: those that were cut, and the few that just fit.
+    tokens there are: those that were cut, and the few that just fit. Where the optimizer, which is that of
+    ``make_optimizer``, skips an update, parameters, moments and EMA stay; it counts the ``skipped`` ones of the run.
     The randomness of a step is a function of (seed, step), so a resumed run draws what the unbroken one would have.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -152,14 +154,18 @@ def make_train_step(
         examples = lay_examples(draw_examples(stage, encoder_params, batch, key), mesh)
         accumulation = stage.config.training.accumulation
         gradients, losses = mean_gradients(stage, state.params, examples, accumulation, abstract.params, mesh)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        loss = jnp.mean(losses.loss)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, loss=loss)
         params = optax.apply_updates(state.params, updates)
         ema_params = update_ema(state.ema_params, params, state.step, stage.config.optimizer.ema_decay)
+        ema_params = keep_unless(opt_state.skipped_in_a_row == 0, ema_params, state.ema_params)
         metrics = {
-            "loss": jnp.mean(losses.loss),
+            "loss": loss,
             "gradient_norm": optax.tree.norm(gradients),
             "parameter_norm": optax.tree.norm(params),
             "full_captions": jnp.mean(batch["mask"][:, -1]),
+            "skipped": opt_state.skipped,
+            "skipped_in_a_row": opt_state.skipped_in_a_row,
             **by_noise_level(losses),
         }
         if losses.bound is not None:

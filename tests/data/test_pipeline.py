@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from imagen_jax.data.examples import Examples
-from imagen_jax.data.pipeline import RowsOfBatches, training_batches
+from imagen_jax.data.pipeline import RowsOfBatches, names_in_batch, position_in_batches_of, training_batches
 from imagen_jax.data.records import Record
 from imagen_jax.errors import UsageError
 
@@ -137,3 +137,23 @@ def test_images_of_16_bits_stay_so_and_of_other_types_are_refused():
 def test_an_empty_source_is_refused():
     with pytest.raises(UsageError, match=r"Numbered\(0\) is empty"):
         batches(length=0)
+
+
+def test_the_examples_of_a_batch_can_be_named():
+    seen = indices(batches(length=20, seed=3), 6)
+    examples = Examples(Numbered(20), channels=1)
+    found = [names_in_batch(examples, 8, 3, number) for number in range(6)]
+    assert found == [[f"number {index}" for index in batch] for batch in seen]
+
+
+@pytest.mark.parametrize("before, now, skipped", [(8, 8, 0), (8, 4, 0), (8, 12, 0), (8, 5, 1), (8, 16, 8)])
+def test_batches_of_another_size_repeat_no_example_and_skip_few(before, now, skipped):
+    old = batches(length=200, batch_size=before)
+    stream = indices(batches(length=200, batch_size=1), 80).ravel()
+    seen = indices(old, 3).ravel()
+    state, left_out = position_in_batches_of(old.get_state(), before, now)
+    assert left_out == skipped
+    new = batches(length=200, batch_size=now)
+    new.set_state(state)
+    place = len(seen) + skipped
+    np.testing.assert_array_equal(indices(new, 2).ravel(), stream[place : place + 2 * now])

@@ -23,6 +23,7 @@ def config(**changes):
             "first_moment_dtype": "float32",
             "weight_decay": 0.0,
             "clip_norm": 1.0,
+            "spike_factor": 0.0,
             **changes,
         }
     )

@@ -30,8 +30,8 @@ def metrics():
     return {"loss": np.float32(1.0), "band_losses": np.ones(5), "band_counts": np.ones(5)}
 
 
-def progress_of(records, broken=None, before_stop=lambda: None):
-    return Progress("it", 0, 3, 8, 1, records, broken or Broken("it", 10, 1.0), before_stop)
+def progress_of(records, broken=None):
+    return Progress("it", 0, 3, 8, 1, records, broken or Broken("it", 10, 1.0), lambda step, values: None, dict)
 
 
 def test_the_wait_for_data_is_a_share_of_the_time(monkeypatch):
@@ -66,16 +66,16 @@ def test_broken_records_are_named_once_and_counted():
     assert named == [f"broken, another is in its place: {name}.png: the file is empty" for name in "ab"]
 
 
-def test_what_is_being_saved_is_completed_before_the_data_end_a_run():
+def test_the_broken_are_named_before_they_end_a_run():
     def batches():
         raise UsageError("too many broken records")
         yield
 
-    kept, broken, stopped = Kept(), Broken("it", 10, 1.0), []
+    kept, broken = Kept(), Broken("it", 10, 1.0)
     broken.read(BrokenRecord("a.png", "the file is empty"))
     with pytest.raises(UsageError, match="too many"):
-        progress_of(kept, broken, lambda: stopped.append(kept.lines[-1])).next_of(batches())
-    assert stopped == ["broken, another is in its place: a.png: the file is empty"]
+        progress_of(kept, broken).next_of(batches())
+    assert kept.lines == ["broken, another is in its place: a.png: the file is empty"]
 
 
 def test_too_many_broken_images_end_a_run_with_a_sentence_and_their_names_in_its_log(tmp_path):

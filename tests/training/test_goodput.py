@@ -1,0 +1,62 @@
+"""Where the time goes adds up, over restarts too, and steps that were made twice are lost work."""
+
+import json
+import time
+
+import pytest
+
+from imagen_jax.training.goodput import GOODPUT_FILE, PHASES, Clock, Goodput, account, age_of_process, share_of_steps
+
+
+def line(number, at, **seconds):
+    return {"start_number": number, "at_step": at, **dict.fromkeys(PHASES, 0.0), **seconds}
+
+
+def test_phases_add_up_to_the_time_there_was():
+    before = age_of_process()
+    clock = Clock()
+    with clock.spend("step", 1):
+        time.sleep(0.02)
+        with clock.spend("data", 1):
+            time.sleep(0.03)
+        assert clock.phase.name == "step"
+    spent = clock.seconds()
+    assert sum(spent.values()) == pytest.approx(age_of_process(), abs=0.2)
+    assert before > 0
+    assert spent["start"] >= before
+    assert spent["data"] >= 0.03
+    assert spent["step"] >= 0.02
+    assert spent["compile"] == 0
+
+
+def test_steps_that_a_kill_made_in_vain_are_lost():
+    lines = [
+        line(1, 0, start=5.0),
+        line(1, 100, start=5.0, compile=10.0, step=50.0),  # saved here
+        line(1, 140, start=5.0, compile=10.0, step=70.0),  # killed after this
+        line(2, 100, start=6.0),
+        line(2, 200, start=6.0, compile=1.0, step=50.0, checkpoint=3.0),
+    ]
+    spent = account(lines)
+    assert spent == {
+        **dict.fromkeys(PHASES, 0.0),
+        "start": 11.0,
+        "compile": 11.0,
+        "step": 100.0,
+        "checkpoint": 3.0,
+        "lost": 20.0,
+    }
+    assert share_of_steps(spent) == 100 / 145
+
+
+def test_a_run_that_goes_on_adds_to_what_there_was_and_drops_a_torn_line(tmp_path):
+    file = tmp_path / GOODPUT_FILE
+    file.write_text(json.dumps(line(1, 4, start=1.0, step=9.0)) + "\n" + '{"start_number": 1, "at_st')
+    goodput = Goodput(tmp_path, 4, Clock())
+    goodput.tick(5)  # too soon after the last for another line
+    lines = [json.loads(text) for text in file.read_text().splitlines()]
+    assert [(each["start_number"], each["at_step"]) for each in lines] == [(1, 4), (2, 4)]
+    metrics = goodput.metrics()
+    assert metrics["time/step"] == 9.0
+    assert 0 < metrics["goodput"] == 9.0 / sum(value for name, value in metrics.items() if name.startswith("time/"))
+    assert "in 2 start(s)" in goodput.words()
