@@ -18,6 +18,7 @@ import ml_collections
 import orbax.checkpoint.experimental.v1 as ocp
 
 from imagen_jax import processes
+from imagen_jax.config_rules import flatten
 from imagen_jax.errors import UsageError
 from imagen_jax.sharding import path_of
 
@@ -189,11 +190,3 @@ def check_same_run(workdir: Path, config: ml_collections.ConfigDict) -> None:
             f"{str(workdir)!r} holds a run with another config: {'; '.join(changed[:5])}; "
             "give the config it was begun with, or another --workdir"
         )
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one dict, its keys joined by dots."""
-    flat = {}
-    for name, value in tree.items():
-        flat.update(flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
-    return flat

@@ -21,7 +21,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from imagen_jax import processes
-from imagen_jax.checkpoints import flatten
+from imagen_jax.config_rules import flatten
 from imagen_jax.errors import UsageError
 
 OVERRIDE = "--config."

@@ -19,8 +19,8 @@ from imagen_jax.cascade import place_encoder
 from imagen_jax.checkpoints import Checkpoints, open_workdir
 from imagen_jax.data.pipeline import training_batches
 from imagen_jax.data.sources import make_source
-from imagen_jax.errors import UsageError
 from imagen_jax.grids import save_png
+from imagen_jax.training.checks import check_training
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.previews import make_preview
 from imagen_jax.training.progress import Progress
@@ -41,9 +41,8 @@ def main() -> None:
 def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Trains a stage, from its last checkpoint or from nothing, to its last step. Raises UsageError at the start."""
     training = config.training
-    check_counts(training)
+    check_training(config)
     mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(training.batch_size, mesh, training.accumulation)
     stage = stages.build(config)
 
     source = make_source(config.data, config.data.split, config.image_size)
@@ -100,13 +99,6 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     records.log(f"done at step {int(state.step)}")
     records.close()
     print(f"{workdir}: trained to step {int(state.step)}; previews, loss.png, diagnostics.png and log.txt are there")
-
-
-def check_counts(training: ml_collections.ConfigDict) -> None:
-    """Raises UsageError unless every count of a config's ``training`` is at least 1."""
-    for name, value in training.items():
-        if name != "remat" and value < 1:
-            raise UsageError(f"config.training.{name} {value} must be at least 1")
 
 
 if __name__ == "__main__":

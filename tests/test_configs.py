@@ -4,7 +4,7 @@ import pytest
 
 from imagen_jax import stage as stages
 from imagen_jax.cascade import check_chain
-from imagen_jax.checkpoints import flatten
+from imagen_jax.config_rules import flatten
 from imagen_jax.data.sources import make_source
 from tests.tiny import ROOT, as_written
 
