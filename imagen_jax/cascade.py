@@ -23,13 +23,14 @@ from tqdm import tqdm
 from imagen_jax import processes, samplers
 from imagen_jax.checkpoints import Checkpoints, read_config
 from imagen_jax.diffusion import to_x_and_eps
-from imagen_jax.errors import UsageError
+from imagen_jax.errors import UsageError, all_at_once
 from imagen_jax.guidance import Guidance, threshold
 from imagen_jax.images import Size, dtype_of, said, size_of, to_float, to_whole
 from imagen_jax.schedules import noise_angle, signal
 from imagen_jax.sharding import abstract_sharded, batch_parts, example_sharding, put_examples
 from imagen_jax.stage import (
     Stage,
+    aug_levels,
     build,
     check_fingerprint,
     check_rows,
@@ -70,16 +71,11 @@ def make_sample_fn(stage: Stage, settings: ml_collections.ConfigDict) -> SampleF
     Raises:
         UsageError: unknown names or values out of range in the settings.
     """
+    check_sampling(stage.config, settings)
     sampler = chosen_sampler(settings, stage.learns_variance)
     limit = threshold(settings.threshold, settings.percentile)
     usual_guidance = guidance_of(settings)
     predict = chosen_predict(stage, settings)
-    if not 0 <= settings.aug_level <= 1:
-        raise UsageError(
-            f"aug_level {settings.aug_level} is not in [0, 1]: 0 adds no noise to the low-resolution image"
-        )
-    if stage.is_super_resolution:
-        stage.aug_levels.check_sampling(settings.aug_level)
 
     def sample(
         params: Any,
@@ -113,6 +109,39 @@ def make_sample_fn(stage: Stage, settings: ml_collections.ConfigDict) -> SampleF
         return jnp.clip(sampler(denoise, z, walk_key, stage.schedule, settings.steps), -1.0, 1.0)
 
     return sample
+
+
+def check_sampling(config: ml_collections.ConfigDict, settings: ml_collections.ConfigDict) -> None:
+    """Raises UsageError for whatever a config's stage cannot be sampled with, of settings such as its ``sampling``."""
+    all_at_once(
+        lambda: chosen_sampler(settings, config.diffusion.variance == "learned"),
+        lambda: threshold(settings.threshold, settings.percentile),
+        lambda: guidance_of(settings),
+        lambda: check_tiling(config, settings),
+        lambda: check_aug_level(config, settings.aug_level),
+        lambda: dtype_of(settings.bits, "sampling bits"),
+    )
+
+
+def check_aug_level(config: ml_collections.ConfigDict, level: float) -> None:
+    """Raises UsageError unless a config's stage can be given a low-resolution image with so much noise."""
+    if not 0 <= level <= 1:
+        raise UsageError(f"aug_level {level} is not in [0, 1]: 0 adds no noise to the low-resolution image")
+    if is_super_resolution(config):
+        aug_levels(config).check_sampling(level)
+
+
+def check_tiling(config: ml_collections.ConfigDict, settings: ml_collections.ConfigDict) -> None:
+    """Raises UsageError for tiles that the network of a config cannot take."""
+    tile = size_of(settings.tile_size, "tile_size")
+    if not any(tile):
+        return
+    if config.model.positions:
+        raise UsageError(
+            f"tile_size {said(tile)} is for stages that do not know the places of pixels, and this one has "
+            f"model.positions {config.model.positions}: set tile_size to 0"
+        )
+    check_tiles(image_size(config), tile, settings.tile_overlap, side_multiple(config.model))
 
 
 def guidance_of(settings: ml_collections.ConfigDict) -> Guidance:
@@ -164,12 +193,6 @@ def chosen_predict(stage: Stage, settings: ml_collections.ConfigDict) -> Predict
     tile, overlap = size_of(settings.tile_size, "tile_size"), settings.tile_overlap
     if not any(tile):
         return stage.predict
-    if stage.config.model.positions:
-        raise UsageError(
-            f"tile_size {said(tile)} is for stages that do not know the places of pixels, and this one has "
-            f"model.positions {stage.config.model.positions}: set tile_size to 0"
-        )
-    check_tiles(stage.image_shape[:2], tile, overlap, side_multiple(stage.config.model))
 
     def predict(
         params: Any, z: jax.Array, logsnr: jax.Array, text: jax.Array, mask: jax.Array, condition: dict[str, jax.Array]

@@ -32,6 +32,7 @@ import ml_collections
 import orbax.checkpoint.experimental.v1 as ocp
 
 from imagen_jax import manifests, processes
+from imagen_jax.config_rules import flatten
 from imagen_jax.errors import RunError, UsageError
 from imagen_jax.sharding import path_of
 
@@ -410,11 +411,3 @@ def check_batch_size(before: int, now: int, allowed: bool) -> None:
             f"--config.training.batch_size={before} goes on as before; --config.training.allow_batch_change=True goes "
             f"on from the same example in steps of {now}, by which learning rate and EMA then go"
         )
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one dict, its keys joined by dots."""
-    flat = {}
-    for name, value in tree.items():
-        flat.update(flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
-    return flat

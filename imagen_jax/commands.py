@@ -21,7 +21,8 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from imagen_jax import processes
-from imagen_jax.checkpoints import flatten, is_for_want_of_room
+from imagen_jax.checkpoints import is_for_want_of_room
+from imagen_jax.config_rules import flatten
 from imagen_jax.errors import RunError, UsageError
 
 OVERRIDE = "--config."

@@ -30,6 +30,7 @@ VarianceFn = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 Sampler = Callable[[DenoiseFn, jax.Array, jax.Array, Schedule, int], jax.Array]
 Variance = Literal["small", "large", "learned"]
 VARIANCES: tuple[str, ...] = get_args(Variance)
+SAMPLERS = ("ddpm", "ddim", "dpm_solver", "heun")
 
 # The solvers of higher order start at this log(alpha / sigma), or later. Cosine schedules go down to -10, where steps
 # in log(alpha / sigma) or sigma / alpha are so long that they spoil what follows, and z tells of the image nothing.
@@ -279,4 +280,4 @@ def by_name(
             if not 0 <= low <= high:
                 raise UsageError(f"churn_range {low}, {high} is no range of noise levels: give the lower one first")
             return partial(heun, grid=times, churn=churn, churn_range=(low, high), churn_noise=churn_noise)
-    raise UsageError(f"sampler {name!r} is not known: choose ddpm, ddim, dpm_solver or heun")
+    raise UsageError(f"sampler {name!r} is not known: choose one of {', '.join(SAMPLERS)}")

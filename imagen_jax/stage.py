@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +18,17 @@ import ml_collections
 
 from imagen_jax import schedules
 from imagen_jax.augmentation import AugLevels
+from imagen_jax.config_rules import DTYPES, NETWORKS, check_values
 from imagen_jax.data.buckets import bucket_sizes
-from imagen_jax.diffusion import PREDICTIONS, WEIGHTS, Prediction, add_noise
-from imagen_jax.errors import UsageError
+from imagen_jax.diffusion import Prediction, add_noise
+from imagen_jax.errors import UsageError, all_at_once
 from imagen_jax.images import Size, said, scaled, size_of
-from imagen_jax.models.denoiser import REMAT, Denoiser
-from imagen_jax.models.efficient_unet import EfficientUNet
-from imagen_jax.models.unet import UNet
+from imagen_jax.models.denoiser import Denoiser
 from imagen_jax.resizing import resize
 from imagen_jax.schedules import Schedule, noise_angle
 from imagen_jax.sharding import check_rules
 from imagen_jax.text.cache import EmbeddingCache, cached_encoder
 from imagen_jax.text.encoder import TextEncoder, load_encoder
-
-NETWORKS: dict[str, type[Denoiser]] = {"unet": UNet, "efficient_unet": EfficientUNet}
-# fields of a network that do not stand in config.model: flax's own, and what follows from the rest of the config
-GIVEN_FIELDS = ("parent", "name", "image_channels", "out_channels", "remat")
-VARIANCES = ("fixed", "learned")
-UNCONDITIONALS = ("zero", "empty")
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,12 +201,6 @@ def make_network(config: ml_collections.ConfigDict) -> Denoiser:
     network = NETWORKS[model.pop("network")]
     fields = {name: freeze(value) for name, value in model.items()}
     fields["dtype"] = DTYPES[fields["dtype"]]
-    expected = {field.name for field in dataclasses.fields(network)} - set(GIVEN_FIELDS)
-    if set(fields) != expected:
-        missing, surplus = ", ".join(sorted(expected - set(fields))), ", ".join(sorted(set(fields) - expected))
-        raise UsageError(
-            f"config.model does not fit {config.model.network}: missing [{missing}], not known to it [{surplus}]"
-        )
     outputs = 2 if config.diffusion.variance == "learned" else 1
     return network(
         image_channels=config.channels,
@@ -278,50 +265,58 @@ def freeze(value: Any) -> Any:
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raises UsageError for what can be seen to be wrong before anything is built."""
+    """Raises UsageError for all that is wrong and can be seen before anything is built: values, then how they fit."""
+    check_values(config.to_dict())
     model = config.model
-    choices = {
-        "model.network": (model.network, NETWORKS),
-        "model.dtype": (model.dtype, DTYPES),
-        "text.dtype": (config.text.dtype, DTYPES),
-        "training.remat": (config.training.remat, REMAT),
-        "diffusion.prediction": (config.diffusion.prediction, PREDICTIONS),
-        "diffusion.weight": (config.diffusion.weight, WEIGHTS),
-        "diffusion.variance": (config.diffusion.variance, VARIANCES),
-        "diffusion.unconditional": (config.diffusion.unconditional, UNCONDITIONALS),
-        "diffusion.schedule": (config.diffusion.schedule, schedules.SCHEDULES),
-        "diffusion.aug_schedule": (config.diffusion.aug_schedule, schedules.SCHEDULES),
-    }
-    for name, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise UsageError(f"config.{name} {value!r} is not known: choose one of {', '.join(allowed)}")
-    for name in ("min_snr_gamma", "sigma_data", "vlb_weight"):
-        if not 0 < config.diffusion[name] < math.inf:
-            raise UsageError(f"config.diffusion.{name} {config.diffusion[name]} must be above 0 and finite")
-    if not 0 <= config.diffusion.caption_dropout <= 1:
-        raise UsageError(f"config.diffusion.caption_dropout {config.diffusion.caption_dropout} is not in [0, 1]")
-    aug_levels(config)
-    check_rules(config.sharding_rules)
+    all_at_once(
+        lambda: aug_levels(config),
+        lambda: check_rules(config.sharding_rules),
+        lambda: check_levels(model),
+        lambda: check_multiple("config.image_size", image_size(config), model),
+        lambda: check_heads(model),
+        lambda: check_text_heads(model),
+        lambda: check_enlargement(config) if is_super_resolution(config) else None,
+        lambda: check_crops(config) if any(crop_size(config)) else None,
+        lambda: check_buckets(config) if bucket_sizes(config.data) else None,
+    )
+
+
+def check_levels(model: ml_collections.ConfigDict) -> None:
+    """Raises UsageError unless a config's ``model`` says of each of its levels what it consists of."""
     levels = len(model.multipliers)
-    for name in ("blocks", "attention"):
-        if len(model[name]) != levels:
-            raise UsageError(
-                f"config.model.{name} has {len(model[name])} entries for the {levels} levels of model.multipliers: "
-                "give one a level"
-            )
-    check_multiple("config.image_size", image_size(config), model)
-    for multiplier, kinds in zip(model.multipliers, model.attention, strict=True):
-        channels = multiplier * model.channels
-        if kinds and channels % model.head_channels:
+    all_at_once(*(partial(check_level_entries, model, name, levels) for name in ("blocks", "attention")))
+
+
+def check_level_entries(model: ml_collections.ConfigDict, name: str, levels: int) -> None:
+    """Raises UsageError unless a key of ``model`` has an entry for each level."""
+    if len(model[name]) != levels:
+        raise UsageError(
+            f"config.model.{name} has {len(model[name])} entries for the {levels} levels of model.multipliers: "
+            "give one a level"
+        )
+
+
+def check_heads(model: ml_collections.ConfigDict) -> None:
+    """Raises UsageError unless heads of attention divide the channels that they are made of."""
+    # what has the wrong number of entries is told of by check_levels
+    attending = {channels for channels, kinds in zip(model.multipliers, model.attention, strict=False) if kinds}
+    if model.network == "unet" and model.middle_attention:
+        attending.add(model.multipliers[-1])
+    for channels in sorted(multiplier * model.channels for multiplier in attending):
+        if channels % model.head_channels:
             raise UsageError(
                 f"config.model.head_channels {model.head_channels} does not divide the {channels} channels of a level"
             )
-    if is_super_resolution(config):
-        check_enlargement(config)
-    if any(crop_size(config)):
-        check_crops(config)
-    if bucket_sizes(config.data):
-        check_buckets(config)
+
+
+def check_text_heads(model: ml_collections.ConfigDict) -> None:
+    """Raises UsageError unless the heads that pool the text divide the vector that they make."""
+    width = model.channels * model.embedding_multiplier
+    if width % model.text_heads:
+        raise UsageError(
+            f"config.model.text_heads {model.text_heads} does not divide {width}, the width of the conditioning "
+            "(model.channels × model.embedding_multiplier)"
+        )
 
 
 def check_multiple(name: str, size: Size, model: ml_collections.ConfigDict) -> None:

@@ -30,6 +30,7 @@ from imagen_jax.errors import UsageError
 from imagen_jax.grids import save_png
 from imagen_jax.losses import mean_of_curve
 from imagen_jax.text.cache import EmbeddingCache
+from imagen_jax.training.checks import check_training
 from imagen_jax.training.goodput import Clock, Goodput
 from imagen_jax.training.guard import BadSteps
 from imagen_jax.training.lock import check_writable, lock_workdir
@@ -45,7 +46,6 @@ from imagen_jax.training.watchdog import Watchdog
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The stage to train, such as configs/shapes_base.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The stage's folder: checkpoints, config, metrics, previews.")
-ON_FAILED_SAVE = ("stop", "go on")
 
 
 def main() -> None:
@@ -61,7 +61,6 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         UsageError: at the start.
         RunError: where it cannot go on; what it saved stays.
     """
-    check_counts(config.training)
     check_writable(workdir)
     with stop_on_signals() as stop, memory_told(config):
         run(config, workdir, stop)
@@ -71,9 +70,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: Stop) -> None:
     """``train``, once signals are looked after: the whole story, in the order of time."""
     clock = Clock()
     training = config.training
+    check_training(config)
     mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(training.batch_size, mesh, training.accumulation)
-    stages.check_rows(config, mesh.shape["spatial"])
     stage = stages.build(config, from_cache=bool(config.text.cache))
     if isinstance(stage.encoder.tokenize, EmbeddingCache):
         check_captions(stage.encoder.tokenize, training_captions(config))
@@ -203,18 +201,6 @@ def check_captions(cache: EmbeddingCache, captions: Captions) -> None:
     hidden = not processes.writes()
     with tqdm(part, desc="captions in cache", unit=" examples", unit_scale=True, disable=hidden) as bar:
         cache.check(caption for example in bar for caption in captions[example])
-
-
-def check_counts(training: ml_collections.ConfigDict) -> None:
-    """Raises UsageError unless every number of a config's ``training`` is at least 1, and every word a known one."""
-    for name, value in training.items():
-        if not isinstance(value, (str, bool)) and value < 1:
-            raise UsageError(f"config.training.{name} {value} must be at least 1")
-    if training.on_failed_save not in ON_FAILED_SAVE:
-        raise UsageError(
-            f"config.training.on_failed_save {training.on_failed_save!r} is not known: "
-            f"choose one of {', '.join(ON_FAILED_SAVE)}"
-        )
 
 
 if __name__ == "__main__":

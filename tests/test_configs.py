@@ -7,7 +7,7 @@ from PIL import Image
 
 from imagen_jax import stage as stages
 from imagen_jax.cascade import check_chain
-from imagen_jax.checkpoints import flatten
+from imagen_jax.config_rules import flatten
 from imagen_jax.data.examples import first_examples, make_examples
 from tests.data.builders.font import prepare_emoji
 from tests.tiny import ROOT, as_written

@@ -11,10 +11,9 @@ from benchmarks import presets
 from imagen_jax import sharding
 from imagen_jax import stage as stages
 from imagen_jax.cascade import check_chain, chosen_sampler
-from imagen_jax.checkpoints import flatten
+from imagen_jax.config_rules import flatten
 from imagen_jax.data.sources import make_source
 from imagen_jax.guidance import threshold
-from imagen_jax.train import check_counts
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import abstract_state
 from tests.tiny import ROOT, as_written, one_device
@@ -66,7 +65,6 @@ def test_every_preset_has_the_parameters_that_are_expected():
 def test_every_part_of_a_preset_can_be_made(name):
     config = CONFIGS[name]
     stages.check(config)
-    check_counts(config.training)
     make_optimizer(config.optimizer)
     chosen_sampler(config.sampling, learns_variance=False)
     threshold(config.sampling.threshold, config.sampling.percentile)

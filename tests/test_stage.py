@@ -149,7 +149,7 @@ def test_the_network_is_told_more_noise_as_more():
         ({"diffusion.min_snr_gamma": 0.0}, "config.diffusion.min_snr_gamma 0.0 must be above 0"),
         ({"diffusion.sigma_data": -0.5}, "config.diffusion.sigma_data -0.5 must be above 0"),
         ({"diffusion.vlb_weight": float("nan")}, "config.diffusion.vlb_weight nan must be above 0"),
-        ({"diffusion.caption_dropout": 10.0}, "config.diffusion.caption_dropout 10.0 is not in"),
+        ({"diffusion.caption_dropout": 10.0}, r"config.diffusion.caption_dropout 10.0 is not in \[0, 1\]"),
         (
             {"diffusion.unconditional": "none"},
             "config.diffusion.unconditional 'none' is not known: choose one of zero, empty",
@@ -178,11 +178,14 @@ def test_the_network_is_told_more_noise_as_more():
             "config.data.crop_size 6×8 is not a multiple of 3: from config.image_size 12×24 to .* 8×16 it would not",
         ),
         ({"diffusion.aug_level_distribution": "beta"}, "aug_level_distribution 'beta' is not known: choose one of"),
-        ({"diffusion.aug_level_range": (0.5, 0.2)}, r"aug_level_range 0.5, 0.2 is no interval of \[0, 1\]"),
-        ({"diffusion.aug_level_range": (0.5,)}, "aug_level_range 0.5 is no interval of .*: give two levels, the lower"),
+        (
+            {"diffusion.aug_level_range": (0.5, 0.2)},
+            r"aug_level_range \(0.5, 0.2\) must be two numbers",
+        ),
+        ({"diffusion.aug_level_range": (0.5,)}, r"aug_level_range \(0.5,\) must be two numbers"),
         ({"diffusion.aug_level_range": (0.5, 1.2)}, r"aug_level_range 0.5, 1.2 is no interval of \[0, 1\]"),
-        ({"diffusion.aug_level_std": 0.0}, "aug_level_mean -3.0 must be finite, aug_level_std 0.0 so and above 0"),
-        ({"diffusion.aug_level_mean": float("inf")}, "aug_level_mean inf must be finite"),
+        ({"diffusion.aug_level_std": 0.0}, "aug_level_std 0.0 must be above 0 and finite"),
+        ({"diffusion.aug_level_mean": float("inf")}, "aug_level_mean inf must be a finite number"),
         (
             {**NO_POSITIONS, "low_res_size": 4, "data.crop_size": 4, "diffusion.align_corners": True},
             "config.diffusion.align_corners enlarges a crop otherwise than .* set one of them to False or 0",
@@ -192,7 +195,7 @@ def test_the_network_is_told_more_noise_as_more():
             "config.diffusion.align_corners needs 2 pixels each way, and config.low_res_size is 1",
         ),
         ({"text.model": "t6"}, '"t6" is neither'),
-        ({"text.length": 1}, "text length is 1"),
+        ({"text.length": 1}, r"config.text.length 1 is no whole number in \[2, 65536\]"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -238,15 +241,6 @@ def test_a_crop_is_conditioned_on_at_its_own_size(sr_stage):
     crop = sr_stage.condition_on(low_res[:, 2:6, :4], levels, eps[:, 2:6, :4])["low_res"]
     assert crop.shape == (1, 8, 8, 3)
     np.testing.assert_allclose(crop[:, 1:-1, :-1], whole[:, 5:11, :7], atol=1e-5)
-
-
-def test_a_field_that_the_network_does_not_have_is_refused():
-    config = base_config()
-    del config.model.skip_scale
-    with config.unlocked():
-        config.model.skipscale = 1.0
-    with pytest.raises(UsageError, match=r"missing \[skip_scale\], not known to it \[skipscale\]"):
-        stages.build(config)
 
 
 class TestRowsThatDevicesShare:

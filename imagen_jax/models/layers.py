@@ -241,6 +241,9 @@ def upsample(x: jax.Array) -> jax.Array:
     return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
+ATTENTION_KINDS = ("self", "self+text", "text")
+
+
 class Attention(nn.Module):
     """Attention of an image's pixels to ``self``, to the text, or to both with the keys and values concatenated.
 

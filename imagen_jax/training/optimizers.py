@@ -10,10 +10,10 @@ import ml_collections
 import optax
 import optax.contrib
 
+from imagen_jax.config_rules import DTYPES
 from imagen_jax.errors import UsageError
 from imagen_jax.sharding import path_of
 from imagen_jax.stacks import is_stacked
-from imagen_jax.stage import DTYPES
 from imagen_jax.training.guard import skip_bad_updates
 
 
@@ -21,7 +21,7 @@ def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
     """Linear warm-up to ``learning_rate`` over ``warmup_steps``, then a cosine down to 0 at ``decay_steps``."""
     if not 0 <= config.warmup_steps < config.decay_steps:
         raise UsageError(
-            f"optimizer.warmup_steps {config.warmup_steps} is not in [0, {config.decay_steps}): "
+            f"config.optimizer.warmup_steps {config.warmup_steps} is not in [0, {config.decay_steps}): "
             "it must end before optimizer.decay_steps"
         )
     return optax.warmup_cosine_decay_schedule(

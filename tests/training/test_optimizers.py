@@ -158,7 +158,7 @@ def test_adafactor_is_that_of_optax():
     mine = make_optimizer(config(name="adafactor", warmup_steps=0, weight_decay=0.1, clip_norm=1e9))
     rate = learning_rate(config(warmup_steps=0))
     theirs = optax.adafactor(rate, multiply_by_parameter_scale=False, weight_decay_rate=0.1)
-    assert jax.tree.map(jnp.shape, mine.init(params)[1]) == jax.tree.map(jnp.shape, theirs.init(params))
+    assert jax.tree.map(jnp.shape, mine.init(params).inner[1]) == jax.tree.map(jnp.shape, theirs.init(params))
     jax.tree.map(np.testing.assert_array_equal, *(after_one(update, params, params) for update in (mine, theirs)))
 
 
