@@ -32,6 +32,7 @@ from imagen_jax.stage import Stage, build, image_size, is_super_resolution, low_
 from imagen_jax.tiles import check_tiles, in_tiles
 from imagen_jax.time_grids import check_steps
 
+SAMPLING_MESH = {"data": -1, "fsdp": 1}  # every device has whole networks, and pictures of its own
 SampleFn = Callable[..., jax.Array]
 PredictFn = Callable[..., tuple[jax.Array, jax.Array | None]]
 

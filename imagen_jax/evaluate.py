@@ -15,7 +15,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from imagen_jax import commands, processes, sampling_flags, sharding
-from imagen_jax.cascade import load_cascade
+from imagen_jax.cascade import SAMPLING_MESH, load_cascade
 from imagen_jax.data.sources import make_source
 from imagen_jax.errors import UsageError
 from imagen_jax.evaluation.alignment import make_judge, scores_table
@@ -36,7 +36,7 @@ def main() -> None:
         raise UsageError(f"config.count {config.count} and config.batch_size {config.batch_size} must be at least 1")
     judge = make_judge(config.judge)
     folders = commands.stage_folders(STAGES.value)
-    mesh = sharding.make_mesh({"data": -1, "fsdp": 1})
+    mesh = sharding.make_mesh(SAMPLING_MESH)
     cascade = load_cascade(folders, mesh, sampling_flags.stage_changes(len(folders)))
     source = make_source(config.data, config.data.split, cascade.image_size)
     captions = [source[i % len(source)]["caption"] for i in range(config.count)]

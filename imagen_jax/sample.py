@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from imagen_jax import commands, processes, sampling_flags, sharding
-from imagen_jax.cascade import load_cascade
+from imagen_jax.cascade import SAMPLING_MESH, load_cascade
 from imagen_jax.errors import UsageError
 from imagen_jax.grids import draw_grid, save_png
 
@@ -34,7 +34,7 @@ def main() -> None:
     folders = commands.stage_folders(STAGES.value)
     weights = sampling_flags.prompt_weights(len(folders), len(prompts))
     changes = sampling_flags.stage_changes(len(folders), with_guidance=weights is None)
-    cascade = load_cascade(folders, sharding.make_mesh({"data": -1, "fsdp": 1}), changes)
+    cascade = load_cascade(folders, sharding.make_mesh(SAMPLING_MESH), changes)
     out = commands.writable_folder(OUT.value, "out", "runs/samples")
 
     images = cascade.draw_all(prompts, SEED.value, BATCH_SIZE.value, weights)[-1]

@@ -141,13 +141,17 @@ class Stage:
         }
 
 
-def build(config: ml_collections.ConfigDict) -> Stage:
-    """The stage that a config describes. Raises UsageError where the config cannot work."""
+def build(config: ml_collections.ConfigDict, encoder: TextEncoder | None = None) -> Stage:
+    """The stage that a config describes, with another text encoder than it names if one is given.
+
+    Raises UsageError where the config cannot work.
+    """
     network = make_network(config)
-    try:
-        encoder = load_encoder(config.text.model, config.text.length, DTYPES[config.text.dtype])
-    except ValueError as error:
-        raise UsageError(f"config.text: {error}") from error
+    if encoder is None:
+        try:
+            encoder = load_encoder(config.text.model, config.text.length, DTYPES[config.text.dtype])
+        except ValueError as error:
+            raise UsageError(f"config.text: {error}") from error
     return Stage(
         config=config,
         network=network,
