@@ -7,7 +7,10 @@ fits, what it does, and how fast it can be at best. Without libtpu it says what 
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,10 @@ from imagen_jax.planning.compiling import has_compiler
 from imagen_jax.planning.levers import fastest, search, what_fits
 from imagen_jax.planning.plans import WHATS, Question, check, plan, plan_without_compiler
 
-INSTALL = "libtpu is not installed, so nothing is compiled: pip install libtpu, or pip install -e '.[tpu]'"
+INSTALL = (
+    "libtpu, which compiles for TPUs, is not installed: pip install -e '.[tpu]', or the tested version of it alone, "
+    "pip install --no-deps -r launch/libtpu.lock"
+)
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The stage to plan, such as configs/imagen_base_64.py.")
 TOPOLOGY = flags.DEFINE_string("topology", None, "v4:8x8x4, v5e:16x16, v5p:4x4x8, v6e:16x16; of two slices v4:4x4x4*2.")
@@ -33,6 +39,7 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Prompts or captions at once
 QUICK = flags.DEFINE_bool("quick", False, "Compile with little effort: minutes instead of many.")
 SEARCH = flags.DEFINE_bool("search", False, "Find the fastest mesh, batch and remat that fit; compiles each.")
 JSON = flags.DEFINE_string("json", None, "Write the plan to this file; --json alone prints it, and nothing else.")
+PROGRAM = flags.DEFINE_string("program", None, "Write the compiled program to this file, to be read.")
 
 
 def main() -> None:
@@ -59,7 +66,7 @@ def main() -> None:
     elif SEARCH.value:
         show_search(question)
     else:
-        found = plan(question)
+        found = plan(question, Path(PROGRAM.value) if PROGRAM.value else None)
         say(found)
         if question.what == "train" and not found["fits"]:
             found["tried"] = tried(question, found)
@@ -103,12 +110,24 @@ def tell(line: str) -> None:
 
 
 def write(found: dict[str, Any]) -> None:
-    """The plan as JSON, where it is asked for."""
-    text = json.dumps(found, indent=2)
+    """The plan as JSON, where it is asked for, with the command that makes it."""
+    text = json.dumps({"command": command(), "versions": versions(), **found}, indent=2)
     if JSON.value == "-":
         print(text)
     elif JSON.value:
         Path(JSON.value).write_text(text + "\n")
+
+
+def command() -> str:
+    """The command that was given, but for where it writes."""
+    kept = [argument for argument in sys.argv[1:] if not argument.startswith(("--json", "--program"))]
+    return shlex.join(["python", "-m", "imagen_jax.plan", *kept])
+
+
+def versions() -> dict[str, str]:
+    """Of what compiles, as far as it is installed, and the flags that it was given."""
+    found = {name: metadata.version(name) for name in ("jax", "libtpu") if name == "jax" or has_compiler()}
+    return found | {"LIBTPU_INIT_ARGS": os.environ.get("LIBTPU_INIT_ARGS", "")}
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ class Compiled:
         temporary_bytes: the last of these alone.
         code_bytes: of the program itself.
         seconds: that XLA took.
+        processor_seconds: that it kept processors busy, whatever else they had to do.
     """
 
     text: str | None
@@ -37,6 +38,7 @@ class Compiled:
     temporary_bytes: int
     code_bytes: int
     seconds: float
+    processor_seconds: float
 
 
 def has_compiler() -> bool:
@@ -66,19 +68,20 @@ def compile_for_chips(lowered: jax.stages.Lowered, held_bytes: int, quick: bool)
 
     ``held_bytes`` is what a chip is given: of a program that does not fit XLA may say only what comes on top.
     """
-    start = time.perf_counter()
+    start, processor_start = time.perf_counter(), time.process_time()
     try:
         compiled = lowered.compile(compiler_options=QUICK if quick else None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         peak, temporary = asked_for(str(error), held_bytes)
-        return Compiled(None, peak, temporary, 0, time.perf_counter() - start)
-    seconds = time.perf_counter() - start
+        spent = time.perf_counter() - start, time.process_time() - processor_start
+        return Compiled(None, peak, temporary, 0, *spent)
+    spent = time.perf_counter() - start, time.process_time() - processor_start
     memory: Any = compiled.memory_analysis()
     own = memory.temp_size_in_bytes, memory.generated_code_size_in_bytes
     given = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return Compiled(compiled.as_text(), given + sum(own), *own, seconds)
+    return Compiled(compiled.as_text(), given + sum(own), *own, *spent)
 
 
 def asked_for(message: str, held_bytes: int) -> tuple[int, int]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -14,8 +16,8 @@ from imagen_jax import sharding
 from imagen_jax.cascade import SAMPLING_MESH
 from imagen_jax.errors import UsageError
 from imagen_jax.planning import hlo, work
-from imagen_jax.planning.bounds import Bounds, bounds, places_of
-from imagen_jax.planning.chips import Topology
+from imagen_jax.planning.bounds import Bounds, bounds, kernel_seconds, places_of
+from imagen_jax.planning.chips import Chip, Topology
 from imagen_jax.planning.compiling import Compiled, compile_for_chips, devices_of
 from imagen_jax.planning.encoders import from_cache, planned_encoder
 from imagen_jax.planning.programs import AnyMesh, Program, embed_program, sample_program, train_program
@@ -71,8 +73,11 @@ def plan_without_compiler(question: Question) -> dict[str, Any]:
     return of_program(question, mesh, program_of(question, mesh))
 
 
-def plan(question: Question) -> dict[str, Any]:
-    """All that can be said, by compiling the program for the topology. Raises UsageError if there is no such one."""
+def plan(question: Question, program_file: Path | None = None) -> dict[str, Any]:
+    """All that can be said, by compiling the program for the topology. Raises UsageError if there is no such one.
+
+    The compiled program is written to ``program_file``, if given.
+    """
     mesh = sharding.make_mesh(question.mesh_axes, devices_of(question.topology))
     program = program_of(question, mesh)
     report = of_program(question, mesh, program)
@@ -80,7 +85,11 @@ def plan(question: Question) -> dict[str, Any]:
         return report | {"fits": False, "peak_bytes_per_chip": report["held_bytes_per_chip"]}
     compiled = compile_for_chips(program.lower(), report["held_bytes_per_chip"], question.quick)
     report |= of_memory(question, compiled)
-    return report if compiled.text is None else report | of_work(question, mesh, program, compiled.text)
+    if compiled.text is None:
+        return report
+    if program_file is not None:
+        program_file.write_text(compiled.text)
+    return report | of_work(question, mesh, program, compiled.text)
 
 
 def of_program(question: Question, mesh: AnyMesh, program: Program) -> dict[str, Any]:
@@ -115,6 +124,7 @@ def of_memory(question: Question, compiled: Compiled) -> dict[str, Any]:
     return {
         "quick": question.quick,
         "compile_s": round(compiled.seconds, 1),
+        "compile_processor_s": round(compiled.processor_seconds, 1),
         # what XLA keeps for itself it does not give away: a program that is larger is refused
         "fits": compiled.text is not None and compiled.peak_bytes <= question.topology.chip.hbm_bytes,
         "peak_bytes_per_chip": compiled.peak_bytes,
@@ -141,6 +151,7 @@ def of_work(question: Question, mesh: Mesh, program: Program, text: str) -> dict
         "collectives": by_kind(collectives),
         "loops_of_unknown_length": module.endless,
         **seconds(found),
+        "slowest": slowest(kernels, chip),
         "images_per_s_upper_bound": program.examples / found.step,
         "mfu_upper_bound": share_of_peak(found.step),
         "mfu_upper_bound_of_kernels": share_of_peak(max(found.kernels, found.ici, found.network)),
@@ -158,6 +169,16 @@ def seconds(found: Bounds) -> dict[str, float]:
         "kernels_s": found.kernels,
         "step_s_lower_bound": found.step,
     }
+
+
+def slowest(kernels: list[work.Kernel], chip: Chip, count: int = 8) -> list[dict[str, Any]]:
+    """Where most time goes if one kernel follows the other, by place in the network without the numbers of blocks."""
+    spent: Counter[str] = Counter()
+    for kernel in kernels:
+        spent[re.sub(r"\d+", "#", kernel.label.rpartition("UNet.trunk/")[2])] += kernel.times * kernel_seconds(
+            kernel, chip
+        )
+    return [{"place": place, "seconds": total} for place, total in spent.most_common(count)]
 
 
 def of_run(question: Question, found: Bounds) -> dict[str, Any]:

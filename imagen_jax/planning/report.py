@@ -25,7 +25,8 @@ def lines(report: dict[str, Any]) -> list[str]:
         )
     if "compile_s" in report:
         effort = ", with little effort (--quick): memory may be off by 20–40%" if report["quick"] else ""
-        said.append(f"compiled     in {report['compile_s']:,.0f} s{effort}")
+        spent = f"{report['compile_s']:,.0f} s ({report['compile_processor_s']:,.0f} s of processors)"
+        said.append(f"compiled     in {spent}{effort}")
     return said
 
 
@@ -63,6 +64,7 @@ def work(report: dict[str, Any]) -> list[str]:
         f"at least     compute {report['compute_s']:.4f} s, memory {report['hbm_s']:.4f} s, interconnect "
         f"{report['ici_s']:.4f} s, between slices {report['network_s']:.4f} s; kernels one by one "
         f"{report['kernels_s']:.4f} s",
+        *(f"  {place['seconds']:.4f} s in {place['place']}" for place in report["slowest"]),
         f"at best      {report['images_per_s_upper_bound']:,.1f} examples/s, {report['mfu_upper_bound']:.1%} of peak "
         f"({report['mfu_upper_bound_of_kernels']:.1%} with kernels one by one)",
     ]

@@ -1,5 +1,6 @@
 """The command, with and without a compiler of TPUs, and the levers it tries."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,12 +11,13 @@ from absl.testing import flagsaver
 from configs import imagen_base_64
 from imagen_jax import commands, plan, sharding
 from imagen_jax import stage as stages
+from imagen_jax.costs import cost
 from imagen_jax.errors import UsageError
 from imagen_jax.planning import compiling, hlo, levers, plans, work
 from imagen_jax.planning.bounds import exchange_seconds
 from imagen_jax.planning.chips import CHIPS, GIB, parse_topology
 from imagen_jax.planning.encoders import planned_encoder, published
-from imagen_jax.planning.programs import chip_bytes, parameter_count, train_program
+from imagen_jax.planning.programs import caption_flops, chip_bytes, parameter_count, train_program
 from tests.tiny import ROOT, base_config, quick_compilation, split_devices, sr_config
 
 BASE = f"--config={ROOT}/configs/imagen_base_64.py"
@@ -86,6 +88,21 @@ def test_overrides_count_and_the_text_encoder_is_part_of_the_step(run):
     matrices = 24 * (4 * 4096 * 4096 + 3 * 4096 * 10240)
     assert embedding == pytest.approx(2 * 128 * matrices, rel=0.05)
     assert with_encoder["bytes_per_chip"]["text encoder"] > without["bytes_per_chip"]["text encoder"] == 0
+
+
+def test_sampling_and_embedding_have_plans_too():
+    config = sr_config(**{"sampling.steps": 3, "sampling.guidance": 2.0, "sampling.sampler": "ddpm"})
+    asked = question(config, "v5e:2x2", what="sample", batch_size=6)
+    drawn = plans.plan_without_compiler(asked)
+    encoder = planned_encoder(config.text)
+    forward = cost(config, encoder.width).training_flops // 3
+    assert drawn["examples_per_step"] == 8  # as many on each chip
+    # two predictions at each of three steps, and the text; to enlarge what it starts from takes products as well
+    needed = 8 * (6 * forward + caption_flops(encoder))
+    assert needed < drawn["model_flops_per_step"] < 1.01 * needed
+    embedded = plans.plan_without_compiler(dataclasses.replace(asked, what="embed"))
+    assert embedded["mesh"] == {"data": 1, "fsdp": 4}
+    assert embedded["params"] == parameter_count(encoder.shapes)
 
 
 @pytest.mark.parametrize(
