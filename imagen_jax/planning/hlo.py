@@ -129,26 +129,22 @@ class Module:
             return int(known[1])
         condition = re.search(r"condition=%([\w.\-]+)", loop.attributes)
         assert condition is not None  # every loop has one
-        inside = self.computations[condition[1]]
-        ends = [found for callee in (condition[1], *self.below(condition[1])) for found in self.whole_numbers(callee)]
-        counters = [re.search(r"index=(\d+)", i.attributes) for i in inside.values() if i.opcode == "get-tuple-element"]
-        if len(ends) != 1 or len(counters) != 1 or counters[0] is None:
+        inside = list(self.within(condition[1]))
+        ends = [i for i in inside if i.opcode == "constant"]
+        counters = [i for i in inside if i.opcode == "get-tuple-element"]
+        below_end = [i for i in inside if i.opcode == "compare" and "direction=LT" in i.attributes]
+        if not len(ends) == len(counters) == len(below_end) == 1:
             return None
-        start = self.constant_at(caller, loop.operands[0], int(counters[0][1]))
-        return max(ends[0] - start, 0)
+        place = re.search(r"index=(\d+)", counters[0].attributes)
+        assert place is not None  # what takes a part of a tuple says which
+        return max(int(ends[0].inside) - self.constant_at(caller, loop.operands[0], int(place[1])), 0)
 
-    def below(self, name: str) -> Iterator[str]:
-        """The computations that one calls."""
+    def within(self, name: str) -> Iterator[Instruction]:
+        """The instructions of a computation, and of those that it calls."""
         for instruction in self.computations[name].values():
-            yield from called(instruction)
-
-    def whole_numbers(self, name: str) -> Iterator[int]:
-        """The whole numbers that stand in a computation as scalar constants."""
-        for instruction in self.computations[name].values():
-            if instruction.opcode == "constant":
-                (array,) = instruction.outputs
-                if array.dtype[0] in "su" and not array.dims:
-                    yield int(instruction.inside)
+            yield instruction
+            for callee in called(instruction):
+                yield from self.within(callee)
 
     def constant_at(self, name: str, pair: str, index: int) -> int:
         """The constant at a place of a tuple; 0, where nearly all loops start, if it cannot be seen."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -173,12 +173,13 @@ def seconds(found: Bounds) -> dict[str, float]:
 
 def slowest(kernels: list[work.Kernel], chip: Chip, count: int = 8) -> list[dict[str, Any]]:
     """Where most time goes if one kernel follows the other, by place in the network without the numbers of blocks."""
-    spent: Counter[str] = Counter()
+    spent: dict[str, float] = defaultdict(float)
     for kernel in kernels:
         spent[re.sub(r"\d+", "#", kernel.label.rpartition("UNet.trunk/")[2])] += kernel.times * kernel_seconds(
             kernel, chip
         )
-    return [{"place": place, "seconds": total} for place, total in spent.most_common(count)]
+    longest = sorted(spent.items(), key=lambda place: place[1], reverse=True)[:count]
+    return [{"place": place, "seconds": total} for place, total in longest]
 
 
 def of_run(question: Question, found: Bounds) -> dict[str, Any]:
