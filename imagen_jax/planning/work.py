@@ -145,12 +145,14 @@ def dot_flops(computation: Computation, instruction: Instruction) -> int:
 def convolution_flops(computation: Computation, instruction: Instruction) -> int:
     """2 for every number of the output and every weight that meets a number of the input or its padding.
 
-    That is what ``flops.convolution_flops`` counts, but for holes that a dilation leaves: they hold no number. A TPU
-    does batches of products as convolutions over such holes.
+    That is what ``flops.convolution_flops`` counts, but for holes that a dilation leaves: they hold no number. Nor does
+    padding count where there is no less of it than of the input. XLA writes products of matrices of many axes as
+    convolutions with such holes, or such padding.
     """
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     assert labels is not None  # every convolution has them
-    _, weights, results = labels.groups()
+    inputs, weights, results = labels.groups()
+    given = computation[instruction.operands[0]].outputs[0].dims
     output = instruction.outputs[0].dims
     kernel = computation[instruction.operands[1]].outputs[0].dims
     window = window_of(instruction.attributes)
@@ -159,7 +161,11 @@ def convolution_flops(computation: Computation, instruction: Instruction) -> int
         size, stride, pad, holes = (window[field][int(axis)] for field in ("size", "stride", "pad", "lhs_dilate"))
         dilation = window["rhs_dilate"][int(axis)]
         places = np.arange(output[results.index(axis)])[:, None] * stride + np.arange(size) * dilation - pad
-        met *= int(np.count_nonzero(places % holes == 0))
+        length = given[inputs.index(axis)]
+        counts = places % holes == 0
+        if pad >= length:
+            counts &= (places >= 0) & (places < length * holes)
+        met *= int(np.count_nonzero(counts))
     return 2 * met * output[results.index("b")] * output[results.index("f")] * kernel[weights.index("i")]
 
 

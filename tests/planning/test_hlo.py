@@ -101,17 +101,26 @@ def test_what_a_chip_has_to_send(kind, sent):
     assert work.Collective(kind, 1, 400, np.arange(4)[None]).sent_bytes == sent
 
 
-def test_a_batch_of_products_that_is_a_convolution_with_holes_counts_as_products():
-    text = """HloModule jit_f
+@pytest.mark.parametrize(
+    "left, right, window, labels, needed",
+    [
+        ("5,7,3", "5,3,11", "size=5 stride=4 lhs_dilate=5", "0bf_0io->0bf", 2 * 5 * 7 * 3 * 11),
+        ("2,7,3,1", "4,6,3,1", "size=1x4 pad=0_0x3_3 rhs_reversal=0x1", "0bf1_1oi0->0b1f", 2 * 2 * 7 * 3 * 4 * 6),
+    ],
+    ids=["a batch of products, over holes", "an output of several axes, over padding"],
+)
+def test_products_that_are_written_as_convolutions_count_as_products(left, right, window, labels, needed):
+    sizes = {"0bf": "5,7,11", "0b1f": "2,7,4,6"}[labels.partition("->")[2]]
+    text = f"""HloModule jit_f
 
-ENTRY %main (a: bf16[5,7,3], b: bf16[5,3,11]) -> bf16[5,7,11] {
-  %a = bf16[5,7,3]{2,1,0} parameter(0)
-  %b = bf16[5,3,11]{2,1,0} parameter(1)
-  ROOT %c = bf16[5,7,11]{2,1,0} convolution(%a, %b), window={size=5 stride=4 lhs_dilate=5}, dim_labels=0bf_0io->0bf
-}
+ENTRY %main (a: bf16[{left}], b: bf16[{right}]) -> bf16[{sizes}] {{
+  %a = bf16[{left}] parameter(0)
+  %b = bf16[{right}] parameter(1)
+  ROOT %c = bf16[{sizes}] convolution(%a, %b), window={{{window}}}, dim_labels={labels}
+}}
 """
     (kernel,) = work.kernels(hlo.parse(text))
-    assert kernel.flops == 2 * 5 * 7 * 3 * 11
+    assert kernel.flops == needed
 
 
 def test_what_is_no_program_is_refused():
