@@ -138,7 +138,8 @@ def of_work(question: Question, mesh: Mesh, program: Program, text: str) -> dict
     chip, chips = question.topology.chip, question.topology.chips
     module = hlo.parse(text)
     kernels, collectives = work.kernels(module), work.collectives(module)
-    found = bounds(kernels, collectives, places_of(list(mesh.devices.flat)), chip)
+    network_bytes = work.network_bytes(module)
+    found = bounds(kernels, collectives, network_bytes, places_of(list(mesh.devices.flat)), chip)
     executed = chips * sum(kernel.times * kernel.flops for kernel in kernels)
 
     def share_of_peak(seconds: float) -> float:
@@ -149,6 +150,7 @@ def of_work(question: Question, mesh: Mesh, program: Program, text: str) -> dict
         "executed_over_model_flops": executed / program.flops,
         "bytes_accessed_per_chip": sum(kernel.times * kernel.bytes for kernel in kernels),
         "collectives": by_kind(collectives),
+        "network_bytes_per_chip": network_bytes,
         "loops_of_unknown_length": module.endless,
         **seconds(found),
         "slowest": slowest(kernels, chip),

@@ -101,7 +101,7 @@ def kernels(module: Module) -> list[Kernel]:
 
 
 def collectives(module: Module) -> list[Collective]:
-    """All that chips do together, in fusions too; a group of one does nothing."""
+    """All that chips of a slice do together, in fusions too; a group of one does nothing."""
     found = []
     for name, times in module.runs.items():
         computation = module.computations[name]
@@ -114,6 +114,19 @@ def collectives(module: Module) -> list[Collective]:
             size = sum(computation[operand].bytes for operand in instruction.operands)
             found.append(Collective(kind, times, size, groups_of(instruction.attributes, module.chips)))
     return [collective for collective in found if collective.groups.shape[1] > 1]
+
+
+def network_bytes(module: Module) -> int:
+    """What each chip sends to other slices: XLA does that by its host, apart from what chips of a slice do together.
+
+    A program for several slices is that of one of them.
+    """
+    return sum(
+        times * module.computations[name][instruction.operands[0]].bytes
+        for name, times in module.runs.items()
+        for instruction in module.computations[name].values()
+        if instruction.opcode == "send" and "_xla_megascale_target" in instruction.attributes
+    )
 
 
 def label(instruction: Instruction) -> str:

@@ -181,19 +181,14 @@ def test_the_compiled_step_gathers_parameters_one_by_one_and_never_a_batch(split
 
 def test_a_ring_of_two_chips_has_one_link_and_longer_ones_two_for_each_axis():
     chip = CHIPS["v4"]
-    places = np.array([(s, x, y, 0) for s in range(2) for x in range(4) for y in range(2)])
-    row, square, all_slices = np.arange(0, 8, 2)[None], np.arange(8)[None], np.arange(16)[None]
+    places = np.array([(x, y, 0) for x in range(4) for y in range(2)])
 
-    def seconds(groups, kind="all-reduce"):
-        return exchange_seconds(work.Collective(kind, 1, 8_000_000, groups), places, chip)
+    def seconds(*group):
+        return exchange_seconds(work.Collective("all-reduce", 1, 8_000_000, np.array([group])), places, chip)
 
-    pair = np.array([[0, 1]])
-    assert seconds(pair) == (8e6 / chip.link_bytes_per_s, 0)
-    assert seconds(row) == (pytest.approx(12e6 / (2 * chip.link_bytes_per_s)), 0)
-    assert seconds(square) == (pytest.approx(14e6 / (3 * chip.link_bytes_per_s)), 0)
-    inside, between = seconds(all_slices)
-    assert inside == seconds(square)[0]
-    assert between == pytest.approx(1e6 / chip.network_bytes_per_s)
+    assert seconds(0, 1) == 8e6 / chip.link_bytes_per_s
+    assert seconds(0, 2, 4, 6) == pytest.approx(12e6 / (2 * chip.link_bytes_per_s))
+    assert seconds(*range(8)) == pytest.approx(14e6 / (3 * chip.link_bytes_per_s))
 
 
 def planner_that_fits(enough):
@@ -276,6 +271,18 @@ def test_a_step_is_compiled_for_chips_that_are_not_there():
     assert found["loops_of_unknown_length"] == []
     assert {kind["kind"] for kind in found["collectives"]} == {"all-reduce"}
     assert 0 < found["mfu_upper_bound"] <= 1
+    assert found["network_s"] == 0
+
+
+@needs_libtpu
+def test_gradients_go_between_slices_over_the_network():
+    """Of two slices of four chips each: each chip sends a part of the gradients, small ones in whole tiles."""
+    with quick_compilation():
+        found = plans.plan(question(base_config(), "v5e:2x2*2"))
+    assert found["chips"] == 8
+    assert {kind["chips_in_group"] for kind in found["collectives"]} == {4}
+    assert 1 <= found["network_bytes_per_chip"] / found["params"] < 8
+    assert found["network_s"] > 0
 
 
 @needs_libtpu
