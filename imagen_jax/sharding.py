@@ -72,7 +72,9 @@ def make_mesh(axes: Mapping[str, int], devices: list[jax.Device] | None = None) 
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices > 1:
         return Mesh(slice_grid(sizes["data"], sizes["fsdp"], slices, devices), AXES, axis_types=types)
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
+    # an axis may take a part of one of the machine's, as 8 of 16 × 16 chips
+    grid = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=types)
 
 
 def slice_grid(data: int, fsdp: int, slices: int, devices: Sequence[Any]) -> np.ndarray:

@@ -137,7 +137,25 @@ class Module:
             return None
         place = re.search(r"index=(\d+)", counters[0].attributes)
         assert place is not None  # what takes a part of a tuple says which
-        return max(int(ends[0].inside) - self.constant_at(caller, loop.operands[0], int(place[1])), 0)
+        start = self.constant_at(caller, loop.operands[0], int(place[1]))
+        step = self.step_of(loop, int(place[1]))
+        return None if step is None else max(-(-(int(ends[0].inside) - start) // step), 0)
+
+    def step_of(self, loop: Instruction, index: int) -> int | None:
+        """What a turn of a loop adds to the counter at a place of its tuple; None if it cannot be seen."""
+        body = re.search(r"body=%([\w.\-]+)", loop.attributes)
+        assert body is not None  # every loop has one
+        inside = self.computations[body[1]]
+        root = next(instruction for instruction in inside.values() if instruction.is_root)
+        found, step = through_copies(inside, inside[root.operands[index]]), 0
+        while found.opcode == "add":
+            terms = [through_copies(inside, inside[name]) for name in found.operands]
+            constants = [term for term in terms if term.opcode == "constant"]
+            if len(constants) != 1:
+                return None
+            step += int(constants[0].inside)
+            (found,) = (term for term in terms if term is not constants[0])
+        return step if found.opcode == "get-tuple-element" and step > 0 else None
 
     def within(self, name: str) -> Iterator[Instruction]:
         """The instructions of a computation, and of those that it calls."""
@@ -152,10 +170,15 @@ class Module:
         place = computation[pair]
         if place.opcode != "tuple":
             return 0
-        found = computation[place.operands[index]]
-        while found.opcode in ("copy", "bitcast", "convert"):
-            found = computation[found.operands[0]]
+        found = through_copies(computation, computation[place.operands[index]])
         return int(found.inside) if found.opcode == "constant" else 0
+
+
+def through_copies(computation: Computation, instruction: Instruction) -> Instruction:
+    """What a chain of copies begins with."""
+    while instruction.opcode in ("copy", "bitcast", "convert"):
+        instruction = computation[instruction.operands[0]]
+    return instruction
 
 
 def called(instruction: Instruction) -> Iterator[str]:

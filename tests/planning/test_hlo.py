@@ -60,6 +60,11 @@ def test_a_loop_runs_from_its_first_number_to_the_one_it_is_held_against():
     assert module.endless == []
 
 
+def test_a_loop_may_take_two_at_a_time():
+    module = hlo.parse(LOOP.replace("%one = s32[]{:T(128)} constant(1)", "%one = s32[]{:T(128)} constant(3)"))
+    assert module.runs["body"] == 2
+
+
 def test_a_loop_of_unknown_length_is_named_and_counts_once():
     module = hlo.parse(LOOP.replace("%end = s32[]{:T(128)} constant(6)", "%end = s32[]{:T(128)} parameter(1)"))
     assert module.endless == ["loop"]

@@ -286,6 +286,15 @@ def test_gradients_go_between_slices_over_the_network():
 
 
 @needs_libtpu
+@pytest.mark.parametrize("topology", ["v6e:16x16", "v5e:16x16", "v4:4x4x4", "v5p:4x4x8"])
+def test_the_mesh_of_the_presets_lies_on_every_kind_of_pod(topology):
+    devices = compiling.devices_of(parse_topology(topology))
+    mesh = sharding.make_mesh({"data": -1, "fsdp": 8}, devices)
+    assert sorted(device.id for device in mesh.devices.flat) == sorted(device.id for device in devices)
+    assert mesh.shape == {"data": len(devices) // 8, "fsdp": 8}
+
+
+@needs_libtpu
 def test_a_shape_that_no_tpu_has_is_refused():
     with pytest.raises(UsageError, match="'v4:5x5x5' is none of libtpu's"):
         plans.plan(question(base_config(), "v4:5x5x5"))
