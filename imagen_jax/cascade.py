@@ -42,6 +42,7 @@ from imagen_jax.stage import (
 from imagen_jax.tiles import check_tiles, in_tiles
 from imagen_jax.time_grids import check_steps
 
+SAMPLING_MESH = {"data": -1, "fsdp": 1}  # every device has whole networks, and pictures of its own
 SampleFn = Callable[..., jax.Array]
 PredictFn = Callable[..., tuple[jax.Array, jax.Array | None]]
 

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from imagen_jax.errors import UsageError
 from imagen_jax.stacks import is_stacked
@@ -35,16 +35,14 @@ MIN_SPLIT_SIZE = 2**14
 Rules = Sequence[tuple[str, Sequence[str | None]]]
 
 
-def make_mesh(axes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh of all devices with the given axis sizes; one of them may be -1, "what is left".
+def axis_sizes(axes: Mapping[str, int], devices: int) -> dict[str, int]:
+    """The sizes of a mesh of so many devices; one of those given may be -1, "what is left".
 
     Without ``spatial`` rows are not split.
 
     Raises:
-        UsageError: an unknown axis, more than one -1, or sizes that do not multiply to the number of devices, or that
-            split parameters between slices.
+        UsageError: an unknown axis, more than one -1, or sizes that do not multiply to the number of devices.
     """
-    devices = jax.devices() if devices is None else devices
     axes = {"spatial": 1, **axes}
     if set(axes) != set(AXES):
         raise UsageError(f"mesh has the axes {', '.join(axes)}: give exactly {', '.join(AXES)}")
@@ -56,18 +54,34 @@ def make_mesh(axes: Mapping[str, int], devices: list[jax.Device] | None = None) 
         raise UsageError(f"mesh {described} has more than one -1: only one axis can be what is left")
     # each size by itself: -2 and -4 multiply to 8 as well
     positive = all(size == -1 or size > 0 for size in sizes.values())
-    if not positive or len(devices) % known or (not free and known != len(devices)):
-        raise UsageError(
-            f"mesh {described} does not fit {len(devices)} devices: the sizes must multiply to {len(devices)}"
-        )
+    if not positive or devices % known or (not free and known != devices):
+        raise UsageError(f"mesh {described} does not fit {devices} devices: the sizes must multiply to {devices}")
     for name in free:
-        sizes[name] = len(devices) // known
+        sizes[name] = devices // known
+    return sizes
+
+
+def abstract_mesh(axes: Mapping[str, int], devices: int) -> AbstractMesh:
+    """A mesh of devices that are not there: enough to say how arrays would lie. Raises UsageError as ``axis_sizes``."""
+    return AbstractMesh(tuple(axis_sizes(axes, devices).values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def make_mesh(axes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh of all devices with the given axis sizes; one of them may be -1, "what is left".
+
+    Raises:
+        UsageError: as ``axis_sizes``, or sizes that split parameters between slices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = axis_sizes(axes, len(devices))
     types = (AxisType.Auto,) * len(AXES)
     # only devices that know slices have them: TPUs, and GPUs of several hosts
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices > 1:
         return Mesh(slice_grid(sizes["data"], sizes["fsdp"], sizes["spatial"], slices, devices), AXES, axis_types=types)
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
+    # an axis may take a part of one of the machine's, as 8 of 16 × 16 chips
+    grid = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=types)
 
 
 def said_sizes(sizes: Mapping[str, int]) -> str:
@@ -90,12 +104,12 @@ def slice_grid(data: int, fsdp: int, spatial: int, slices: int, devices: Sequenc
     )
 
 
-def batch_parts(mesh: Mesh) -> int:
+def batch_parts(mesh: Mesh | AbstractMesh) -> int:
     """In how many parts a batch is cut: what its size must be a multiple of."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def check_batch(batch_size: int, mesh: Mesh, accumulation: int = 1) -> None:
+def check_batch(batch_size: int, mesh: Mesh | AbstractMesh, accumulation: int = 1) -> None:
     """Raises UsageError unless every device gets the same share of each of a global batch's micro-batches."""
     parts = batch_parts(mesh) * accumulation
     if batch_size < 1 or batch_size % parts:
@@ -140,7 +154,9 @@ def check_rules(rules: Rules) -> None:
             raise UsageError(f"{where} has other axes than {', '.join(AXES)} and None, or one of them twice")
 
 
-def ruled_specs(shapes: Mapping[str, tuple[int, ...]], rules: Rules, mesh: Mesh) -> dict[str, PartitionSpec]:
+def ruled_specs(
+    shapes: Mapping[str, tuple[int, ...]], rules: Rules, mesh: Mesh | AbstractMesh
+) -> dict[str, PartitionSpec]:
     """What the rules say of parameters, their shapes given by path; of each the first that is found in its path.
 
     Raises:
@@ -181,7 +197,7 @@ def spec_of_part(spec: PartitionSpec, whole: tuple[int, ...], shape: tuple[int, 
     return PartitionSpec()
 
 
-def shard_parameters(abstract: Any, mesh: Mesh, rules: Rules = (), params: Any = None) -> Any:
+def shard_parameters(abstract: Any, mesh: Mesh | AbstractMesh, rules: Rules = (), params: Any = None) -> Any:
     """A tree of shardings for a tree of abstract arrays: parameters, optimizer states and EMA alike.
 
     What a rule is found for lies as it says, and all else by FSDP's rule. Both speak of layers: of a stack the axis in
@@ -222,7 +238,7 @@ def path_of(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def abstract_sharded(shapes: Any, mesh: Mesh, rules: Rules = (), params: Any = None) -> Any:
+def abstract_sharded(shapes: Any, mesh: Mesh | AbstractMesh, rules: Rules = (), params: Any = None) -> Any:
     """A tree of abstract arrays, with the shardings that ``shard_parameters`` gives them."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -260,7 +276,7 @@ def load_parameters(shapes: Any, read: ReadPart, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(load, shapes, shard_parameters(shapes, mesh))
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The first axis over the devices of ``data`` and ``fsdp``."""
     return NamedSharding(mesh, BATCH)
 
@@ -270,7 +286,7 @@ def example_spec(ndim: int) -> PartitionSpec:
     return IMAGES if ndim == 4 else BATCH
 
 
-def example_sharding(mesh: Mesh, ndim: int) -> NamedSharding:
+def example_sharding(mesh: Mesh | AbstractMesh, ndim: int) -> NamedSharding:
     """See ``example_spec``."""
     return NamedSharding(mesh, example_spec(ndim))
 
@@ -296,7 +312,7 @@ def micro_batches(batch: Any, count: int, mesh: Mesh) -> Any:
     return jax.tree.map(cut, batch)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 

@@ -136,15 +136,15 @@ class Stage:
         }
 
 
-def build(config: ml_collections.ConfigDict, from_cache: bool = False) -> Stage:
-    """The stage that a config describes; with ``from_cache``, its text as ``make_cached_encoder`` reads it.
+def build(config: ml_collections.ConfigDict, encoder: TextEncoder | None = None) -> Stage:
+    """The stage that a config describes, with another text encoder than ``make_encoder`` makes if one is given.
 
     Raises UsageError where the config cannot work.
     """
     return Stage(
         config=config,
         network=make_network(config),
-        encoder=make_cached_encoder(config.text) if from_cache else make_encoder(config.text),
+        encoder=encoder or make_encoder(config.text),
         schedule=schedules.by_name(config.diffusion.schedule, config.diffusion.schedule_shift),
         aug_schedule=schedules.by_name(config.diffusion.aug_schedule, config.diffusion.aug_schedule_shift),
         aug_levels=aug_levels(config),

@@ -72,7 +72,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: Stop) -> None:
     training = config.training
     check_training(config)
     mesh = sharding.make_mesh(config.mesh)
-    stage = stages.build(config, from_cache=bool(config.text.cache))
+    stage = stages.build(config, stages.make_cached_encoder(config.text) if config.text.cache else None)
     if isinstance(stage.encoder.tokenize, EmbeddingCache):
         check_captions(stage.encoder.tokenize, training_captions(config))
 

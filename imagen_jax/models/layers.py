@@ -235,10 +235,14 @@ def from_patches(x: jax.Array, side: int) -> jax.Array:
 
 
 def upsample(x: jax.Array) -> jax.Array:
-    """[B, H, W, C] → [B, 2H, 2W, C], nearest."""
+    """[B, H, W, C] → [B, 2H, 2W, C], nearest.
+
+    By concatenation: behind a broadcast XLA no longer sees that each device has examples of its own, and has the
+    convolutions that follow done for those of others too.
+    """
     batch, height, width, channels = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
-    return x.reshape(batch, 2 * height, 2 * width, channels)
+    columns = jnp.concatenate([x, x], axis=3).reshape(batch, height, 2 * width, channels)
+    return jnp.concatenate([columns, columns], axis=2).reshape(batch, 2 * height, 2 * width, channels)
 
 
 ATTENTION_KINDS = ("self", "self+text", "text")

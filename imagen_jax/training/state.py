@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from imagen_jax.sharding import Rules, abstract_sharded
 
@@ -25,10 +25,15 @@ class TrainState:
 
 
 def abstract_state(
-    init: Callable[[jax.Array], Any], optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, rules: Rules = ()
+    init: Callable[[jax.Array], Any],
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    mesh: Mesh | AbstractMesh,
+    rules: Rules = (),
 ) -> tuple[TrainState, Callable[[], TrainState]]:
     """(the state's shapes with their shardings, a function that makes it); nothing is ever held unsharded.
 
+    Of an abstract mesh, which has no devices, only the shapes are of use.
     The rules are of ``sharding.shard_parameters``: moments and EMA lie as their parameters do.
     """
 
@@ -44,8 +49,9 @@ def abstract_state(
     shapes = jax.eval_shape(make)
     abstract = abstract_sharded(shapes, mesh, rules, shapes.params)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    on_cpu = isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"
     # On a CPU, optimising this program of random numbers takes many times longer than its only call.
-    options = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
+    options = {"xla_backend_optimization_level": 0} if on_cpu else None
     return abstract, jax.jit(make, out_shardings=shardings, compiler_options=options)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -138,7 +137,7 @@ def mean_gradients(
 
 def make_train_step(
     stage: Stage, optimizer: optax.GradientTransformationExtraArgs, abstract: TrainState, mesh: Mesh
-) -> Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]:
+) -> jax.stages.Wrapped:
     """The jitted ``(state, encoder_params, batch) -> (state, metrics)``; the state is donated.
 
     Metrics are scalars, and of ``by_noise_level`` two arrays. ``full_captions`` is the share of captions that fill all

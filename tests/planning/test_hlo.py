@@ -1,0 +1,174 @@
+"""Programs as XLA prints them for TPUs and for this machine."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagen_jax.flops import count_flops
+from imagen_jax.planning import hlo, work
+
+# of the form that XLA gives programs for TPUs: layouts with tiles and memory spaces, no counts of turns
+LOOP = """HloModule jit_f, is_scheduled=true, num_partitions=8
+
+%inside (param_0: bf16[6,128,512], param_1: s32[]) -> bf16[1,128,512] {
+  %param_0 = bf16[6,128,512]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %param_1 = s32[]{:T(128)} parameter(1)
+  %zero = s32[]{:T(128)} constant(0)
+  ROOT %cut = bf16[1,128,512]{2,1,0:T(8,128)(2,1)} dynamic-slice(%param_0, %param_1, %zero, /*index=3*/%zero), dynamic_slice_sizes={1,128,512}
+}
+
+%body (state: (s32[], bf16[6,128,512])) -> (s32[], bf16[6,128,512]) {
+  %state = (s32[]{:T(128)}, bf16[6,128,512]{2,1,0:T(8,128)(2,1)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%state), index=0
+  %all = bf16[6,128,512]{2,1,0:T(8,128)(2,1)} get-tuple-element(%state), index=1
+  %one = s32[]{:T(128)} constant(1)
+  %part = bf16[1,128,512]{2,1,0:T(8,128)(2,1)} fusion(%all, %i), kind=kLoop, calls=%inside, metadata={op_name="jit(f)/cut"}
+  %near = bf16[1,128,512]{2,1,0:T(8,128)(2,1)S(1)} copy(%part)
+  %whole = bf16[1,512,512]{2,1,0:T(8,128)(2,1)} all-gather(%near), channel_id=1, replica_groups=GROUPS, dimensions={1}
+  %next = s32[]{:T(128)} add(%i, %one)
+  ROOT %out = (s32[]{:T(128)}, bf16[6,128,512]{2,1,0:T(8,128)(2,1)}) tuple(%next, %all)
+}
+
+%until (state.1: (s32[], bf16[6,128,512])) -> pred[] {
+  %state.1 = (s32[]{:T(128)}, bf16[6,128,512]{2,1,0:T(8,128)(2,1)}) parameter(0)
+  %end = s32[]{:T(128)} constant(6)
+  %j = s32[]{:T(128)} get-tuple-element(%state.1), index=0
+  ROOT %less = pred[]{:T(512)} compare(%j, %end), direction=LT
+}
+
+ENTRY %main (x: bf16[6,128,512]) -> bf16[6,128,512] {
+  %x = bf16[6,128,512]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %start = s32[]{:T(128)} constant(2)
+  %copied = s32[]{:T(128)} copy(%start)
+  %pair = (s32[]{:T(128)}, bf16[6,128,512]{2,1,0:T(8,128)(2,1)}) tuple(%copied, %x)
+  %loop = (s32[]{:T(128)}, bf16[6,128,512]{2,1,0:T(8,128)(2,1)}) while(%pair), condition=%until, body=%body
+  ROOT %result = bf16[6,128,512]{2,1,0:T(8,128)(2,1)} get-tuple-element(%loop), index=1
+}
+"""  # noqa: E501  as XLA breaks lines
+PART = 128 * 512 * 2
+
+
+def of_loop(groups="{{0,1,2,3},{4,5,6,7}}"):
+    return hlo.parse(LOOP.replace("GROUPS", groups))
+
+
+def test_a_loop_runs_from_its_first_number_to_the_one_it_is_held_against():
+    module = of_loop()
+    assert module.runs["body"] == module.runs["inside"] == 4
+    assert module.runs["main"] == 1
+    assert module.endless == []
+
+
+def test_a_loop_may_take_two_at_a_time():
+    module = hlo.parse(LOOP.replace("%one = s32[]{:T(128)} constant(1)", "%one = s32[]{:T(128)} constant(3)"))
+    assert module.runs["body"] == 2
+
+
+def test_a_loop_of_unknown_length_is_named_and_counts_once():
+    module = hlo.parse(LOOP.replace("%end = s32[]{:T(128)} constant(6)", "%end = s32[]{:T(128)} parameter(1)"))
+    assert module.endless == ["loop"]
+    assert module.runs["body"] == 1
+
+
+def test_of_what_is_only_cut_the_part_counts_and_vector_memory_is_free():
+    traffic = {kernel.label: (kernel.times, kernel.bytes) for kernel in work.kernels(of_loop())}
+    assert traffic["jit(f)/cut"] == (4, 2 * PART + 4)  # and its counter
+    assert traffic["near"] == (4, PART)
+
+
+@pytest.mark.parametrize(
+    "groups, members",
+    [
+        ("{{0,1,2,3},{4,5,6,7}}", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("[2,4]<=[8]", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("[4,2]<=[2,4]T(1,0)", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("mesh['a'=2,'b'=4] {'b'}", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("mesh['a'=8] {'a':(2)4}", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("mesh['a'=8] {'a':(1)2}", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("{}", [[0, 1, 2, 3, 4, 5, 6, 7]]),
+    ],
+)
+def test_groups_of_chips(groups, members):
+    (gather,) = work.collectives(of_loop(groups))
+    np.testing.assert_array_equal(gather.groups, members)
+    assert (gather.kind, gather.times, gather.bytes) == ("all-gather", 4, PART)
+    assert gather.sent_bytes == PART * (len(members[0]) - 1)
+
+
+@pytest.mark.parametrize(
+    "kind, sent", [("all-reduce", 2 * 300), ("reduce-scatter", 300), ("all-to-all", 300), ("collective-permute", 400)]
+)
+def test_what_a_chip_has_to_send(kind, sent):
+    """Of 400 bytes in a group of 4: three quarters, or all of them; for a sum twice."""
+    assert work.Collective(kind, 1, 400, np.arange(4)[None]).sent_bytes == sent
+
+
+@pytest.mark.parametrize(
+    "left, right, window, labels, needed",
+    [
+        ("5,7,3", "5,3,11", "size=5 stride=4 lhs_dilate=5", "0bf_0io->0bf", 2 * 5 * 7 * 3 * 11),
+        ("2,7,3,1", "4,6,3,1", "size=1x4 pad=0_0x3_3 rhs_reversal=0x1", "0bf1_1oi0->0b1f", 2 * 2 * 7 * 3 * 4 * 6),
+    ],
+    ids=["a batch of products, over holes", "an output of several axes, over padding"],
+)
+def test_products_that_are_written_as_convolutions_count_as_products(left, right, window, labels, needed):
+    sizes = {"0bf": "5,7,11", "0b1f": "2,7,4,6"}[labels.partition("->")[2]]
+    text = f"""HloModule jit_f
+
+ENTRY %main (a: bf16[{left}], b: bf16[{right}]) -> bf16[{sizes}] {{
+  %a = bf16[{left}] parameter(0)
+  %b = bf16[{right}] parameter(1)
+  ROOT %c = bf16[{sizes}] convolution(%a, %b), window={{{window}}}, dim_labels={labels}
+}}
+"""
+    (kernel,) = work.kernels(hlo.parse(text))
+    assert kernel.flops == needed
+
+
+def test_what_is_no_program_is_refused():
+    with pytest.raises(ValueError, match="no ENTRY"):
+        hlo.parse("HloModule nothing")
+
+
+X, W = jnp.ones((2, 8, 8, 4)), jnp.ones((3, 3, 4, 6))
+
+
+def convolve(x, w, strides=(1, 1)):
+    return jax.lax.conv_general_dilated(x, w, strides, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def halve(x, w):
+    return convolve(x, w, (2, 2))
+
+
+def scanned(x, w):
+    return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, jnp.stack([w] * 5))[0]
+
+
+@pytest.mark.parametrize(
+    "function, arguments",
+    [
+        (convolve, (X, W)),
+        (jax.grad(lambda x, w: jnp.sum(jnp.sin(convolve(x, w))), argnums=(0, 1)), (X, W)),
+        (halve, (X, W)),
+        (scanned, (jnp.ones((3, 5)), jnp.ones((5, 5)))),
+        (lambda q, k: jnp.einsum("bqnk,bsnk->bnqs", q, k), (jnp.ones((2, 3, 4, 5)), jnp.ones((2, 7, 4, 5)))),
+    ],
+    ids=["convolution", "its gradient", "strided", "scan", "attention"],
+)
+def test_a_compiled_program_multiplies_as_often_as_its_jaxpr(function, arguments):
+    module = hlo.parse(jax.jit(function).lower(*arguments).compile().as_text())
+    executed = sum(kernel.times * kernel.flops for kernel in work.kernels(module))
+    assert executed == count_flops(jax.make_jaxpr(function)(*arguments)) > 0
+
+
+def test_the_holes_of_a_strided_convolution_s_gradient_do_not_count():
+    gradient = jax.grad(lambda x, w: jnp.sum(jnp.sin(halve(x, w))), argnums=(0, 1))
+    module = hlo.parse(jax.jit(gradient).lower(X, W).compile().as_text())
+    executed = sum(kernel.times * kernel.flops for kernel in work.kernels(module))
+    forward = count_flops(jax.make_jaxpr(halve)(X, W))
+    # the jaxpr counts four times as much of the gradient of x
+    assert executed < 3.1 * forward < count_flops(jax.make_jaxpr(gradient)(X, W))
