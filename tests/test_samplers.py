@@ -431,7 +431,7 @@ def test_samplers_by_name(name, settings, same):
 @pytest.mark.parametrize(
     "name, settings, said",
     [
-        ("euler", {}, "'euler' is not known: choose ddpm, ddim, dpm_solver or heun"),
+        ("euler", {}, "'euler' is not known: choose one of ddpm, ddim, dpm_solver, heun"),
         ("ddpm", {"variance": "medium"}, "variance 'medium' is not known: choose one of small, large, learned"),
         ("ddpm", {"grid": "cubic"}, "grid 'cubic' is not known"),
         ("ddim", {"eta": -0.1}, "eta -0.1 is not in"),
