@@ -107,7 +107,7 @@ def test_processes_and_restarts_see_the_same_batches(photos):
     [
         ("folder_base.py", {"data.buckets": ((16, 30),)}, "config.data.buckets 16×30 is not a multiple of 4"),
         ("folder_base.py", {"data.buckets": ((16,),), "model.positions": 8}, "model.positions 8 goes with one size"),
-        ("folder_base.py", {"data.buckets": ("wide",)}, "config.data.buckets 'wide' is not a whole number"),
+        ("folder_base.py", {"data.buckets": ("wide",)}, r"config.data.buckets \('wide',\) must be a tuple of sizes"),
         ("folder_sr.py", {"data.buckets": ((32, 36),), "low_res_size": 4}, "buckets 32×36 is not a multiple of 8"),
         ("folder_sr.py", {"data.buckets": ((32, 64),), "data.crop_size": 16}, "config.data.crop_size 16 goes with"),
     ],
