@@ -152,7 +152,7 @@ def test_two_processes_embed_what_one_does(tmp_path):
     with quick_compilation():
         embed(config, tmp_path / "one", "bfloat16", batch_size=8, shard_rows=8)
     flag_values = ["--config.data.examples=22", "--batch_size=8", "--shard_rows=8", f"--out={tmp_path}/two"]
-    ended = by_two_processes("embed", f"--config={ROOT}/tests/launch/tiny_base.py", *flag_values)
+    ended = by_two_processes("imagen_jax.embed", f"--config={ROOT}/tests/launch/tiny_base.py", *flag_values)
     assert ended.stdout.count("distinct of 44 captions and the empty one, in 6 shard(s)") == 1
     assert "24 captions embedded by this process just now" in ended.stdout  # three shards of six
     one, two = (EmbeddingCache(tmp_path / name) for name in ("one", "two"))

@@ -1,15 +1,17 @@
 """The command, with and without a compiler of TPUs, and the levers it tries."""
 
 import dataclasses
+import importlib
 import json
 
 import jax
 import numpy as np
 import pytest
+from absl import flags
 from absl.testing import flagsaver
 
 from configs import imagen_base_64
-from imagen_jax import commands, plan, sharding
+from imagen_jax import commands, sharding
 from imagen_jax import stage as stages
 from imagen_jax.costs import cost
 from imagen_jax.errors import UsageError
@@ -45,8 +47,24 @@ KEYS = {
 }
 
 
+@pytest.fixture(scope="module")
+def plan():
+    """The command, in a process where others may have flags of the same names."""
+    before = {name: flags.FLAGS[name] for name in flags.FLAGS}
+    for name in ("config", "batch_size"):
+        if name in before:
+            delattr(flags.FLAGS, name)
+    yield importlib.import_module("imagen_jax.plan")
+    for name in list(flags.FLAGS):
+        if name not in before or flags.FLAGS[name] is not before[name]:
+            delattr(flags.FLAGS, name)
+    for name, flag in before.items():
+        if name not in flags.FLAGS:
+            flags.FLAGS[name] = flag
+
+
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(plan, monkeypatch, capsys):
     """Runs the command in this process as if libtpu were not installed: (exit code, stdout, stderr)."""
 
     def run(*arguments):
