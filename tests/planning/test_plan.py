@@ -89,7 +89,7 @@ def test_without_libtpu_it_says_how_to_install_it_and_all_that_needs_no_compiler
     assert "pip install -e '.[tpu]'" in error
     found = json.loads(out)
     assert found["chips"] == 256
-    assert found["mesh"] == {"data": 32, "fsdp": 8}
+    assert found["mesh"] == {"data": 32, "fsdp": 8, "spatial": 1}
     assert round(found["params"] / 1e6) == 2402
     assert found["model_flops_per_step"] / 2048e12 == pytest.approx(4.758, rel=1e-3)
     held = found["bytes_per_chip"]
@@ -119,7 +119,7 @@ def test_sampling_and_embedding_have_plans_too():
     needed = 8 * (6 * forward + caption_flops(encoder))
     assert needed < drawn["model_flops_per_step"] < 1.01 * needed
     embedded = plans.plan_without_compiler(dataclasses.replace(asked, what="embed"))
-    assert embedded["mesh"] == {"data": 1, "fsdp": 4}
+    assert embedded["mesh"] == {"data": 1, "fsdp": 4, "spatial": 1}
     assert embedded["params"] == parameter_count(encoder.shapes)
 
 
@@ -309,7 +309,7 @@ def test_the_mesh_of_the_presets_lies_on_every_kind_of_pod(topology):
     devices = compiling.devices_of(parse_topology(topology))
     mesh = sharding.make_mesh({"data": -1, "fsdp": 8}, devices)
     assert sorted(device.id for device in mesh.devices.flat) == sorted(device.id for device in devices)
-    assert mesh.shape == {"data": len(devices) // 8, "fsdp": 8}
+    assert mesh.shape == {"data": len(devices) // 8, "fsdp": 8, "spatial": 1}
 
 
 @needs_libtpu
