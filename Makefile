@@ -33,7 +33,7 @@ demo: $(SETUP) ## train a small cascade on this machine, draw with it, and score
 		wait $$other || { cat $(RUN)/sr.out; exit 1; }; tail -n 1 $(RUN)/sr.out
 	@echo '== 2 of 3: drawing configs/shapes_prompts.txt'
 	@$(BIN)/python -m imagen_jax.sample --stages=$(RUN)/base,$(RUN)/sr --prompts_file=configs/shapes_prompts.txt \
-		--out=$(RUN)
+		--out=$(RUN) --overwrite
 	@echo '== 3 of 3: scoring pictures of held-out captions'
 	@$(BIN)/python -m imagen_jax.evaluate --stages=$(RUN)/base,$(RUN)/sr --config=configs/shapes_eval.py --out=$(RUN)
 	@echo

@@ -25,7 +25,7 @@ from imagen_jax.embedding import embed
 
 KILLS = flags.DEFINE_integer("kills", 20, "How often to kill.", lower_bound=1)
 EXAMPLES = flags.DEFINE_integer("examples", 4000, "Captions to embed.", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "Of the times of kills.")
+SEED = flags.DEFINE_integer("kill_seed", 0, "Of the times of kills.")
 
 
 class Outcome(NamedTuple):

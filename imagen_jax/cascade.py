@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -328,27 +328,51 @@ class Cascade:
     def draw_all(
         self, prompts: Sequence[str], seed: int, batch_size: int, guidance: np.ndarray | None = None
     ) -> list[np.ndarray]:
-        """The images of every stage of any number of prompts, [N, H, W, C] each, drawn in batches with a bar.
+        """The images of every stage of any number of prompts, [N, H, W, C] each, as of ``draw_batches``."""
+        batches = [images for _, images in self.draw_batches(prompts, seed, batch_size, guidance)]
+        return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
-        Weights ``guidance`` [stages, N] take the place of the configs' ones. Says how many prompts had to be cut.
+    def draw_batches(
+        self,
+        prompts: Sequence[str],
+        seed: int,
+        batch_size: int,
+        guidance: np.ndarray | None = None,
+        wanted: np.ndarray | None = None,
+    ) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """Draws any number of prompts in batches, with a bar; says how many had to be cut.
+
+        Args:
+            prompts: N of them.
+            seed: of the noise.
+            batch_size: prompts to draw at once.
+            guidance: weights [stages, N], which take the place of the configs' ones.
+            wanted: bool [N]; batches in which nothing is are left out. The others are what they are without it.
+
+        Yields:
+            Of each batch the number of its first prompt, and the images of every stage, [B, H, W, C] each.
         """
         cut = max(trained.stage.encoder.tokenize.overlong(prompts) for trained in self.stages)
         if cut:
             print(f"{cut} of {len(prompts)} prompts have more tokens than config.text.length: their ends are not read")
         batch_size = min(batch_size, len(prompts))
-        batches = []
-        with tqdm(total=len(prompts), desc="drawing", unit=" images", disable=not processes.writes()) as bar:
-            for start in range(0, len(prompts), batch_size):
-                chosen = list(prompts[start : start + batch_size])
+        batches = [slice(start, start + batch_size) for start in range(0, len(prompts), batch_size)]
+        if wanted is not None:
+            batches = [batch for batch in batches if wanted[batch].any()]
+        kept = len(prompts) - sum(len(prompts[batch]) for batch in batches)
+        with tqdm(
+            total=len(prompts), initial=kept, desc="drawing", unit=" images", disable=not processes.writes()
+        ) as bar:
+            for batch in batches:
+                chosen = list(prompts[batch])
                 # The last batch is filled up, so that nothing is compiled twice.
                 surplus = batch_size - len(chosen)
                 weights = None
                 if guidance is not None:
-                    weights = np.pad(guidance[:, start : start + batch_size], ((0, 0), (0, surplus)), constant_values=1)
-                drawn = self.draw([*chosen, *[""] * surplus], seed, start, weights)
-                batches.append([images[: len(chosen)] for images in drawn])
+                    weights = np.pad(guidance[:, batch], ((0, 0), (0, surplus)), constant_values=1)
+                drawn = self.draw([*chosen, *[""] * surplus], seed, batch.start, weights)
+                yield batch.start, [images[: len(chosen)] for images in drawn]
                 bar.update(len(chosen))
-        return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
 
 def check_chain(configs: Sequence[ml_collections.ConfigDict]) -> None:

@@ -23,6 +23,7 @@ from ml_collections import config_flags
 from imagen_jax import processes
 from imagen_jax.checkpoints import flatten
 from imagen_jax.errors import UsageError
+from imagen_jax.grids import printable
 
 OVERRIDE = "--config."
 COMPILED = "~/.cache/imagen_jax/xla"
@@ -52,7 +53,9 @@ def run(main: Callable[[], None], several_processes: bool = False) -> None:
         main()
         code = 0
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # what a file or a prompt says must not speak to the terminal
+        said = "\n".join(map(printable, str(error).split("\n")))
+        print(f"error: {said}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
