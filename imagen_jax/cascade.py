@@ -6,6 +6,7 @@ the mesh.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -21,7 +22,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from imagen_jax import processes, samplers
-from imagen_jax.checkpoints import Checkpoints, read_config
+from imagen_jax.checkpoints import CONFIG_FILE, Checkpoints, read_config
 from imagen_jax.diffusion import to_x_and_eps
 from imagen_jax.errors import UsageError
 from imagen_jax.guidance import Guidance, threshold
@@ -402,13 +403,42 @@ def load_cascade(workdirs: Sequence[Path], mesh: Mesh, changes: Sequence[dict[st
     """
     changes = changes or [{}] * len(workdirs)
     # The configs first: whether the stages chain is known before any weight is read.
-    configs = [read_config(workdir) for workdir in workdirs]
+    configs = [stage_config(workdir) for workdir in workdirs]
     check_chain(configs)
     for config, change in zip(configs, changes, strict=True):
         # a file may say 8 where a change says 7.5
         with config.ignore_type():
             config.sampling.update(change)
     return Cascade([load_stage(workdir, config, mesh) for workdir, config in zip(workdirs, configs, strict=True)], mesh)
+
+
+def stage_config(workdir: Path) -> ml_collections.ConfigDict:
+    """The config of a stage's folder, which says at least what pictures the stage makes of what, and how.
+
+    Raises:
+        UsageError: as ``read_config``, or it does not say that.
+    """
+    with blaming_the_config(workdir):
+        config = read_config(workdir)
+        image_size(config), low_res_size(config)
+        if not isinstance(config.channels, int) or not isinstance(config.sampling, ml_collections.ConfigDict):
+            raise TypeError("channels is no whole number, or sampling no group")
+    return config
+
+
+@contextlib.contextmanager
+def blaming_the_config(workdir: Path) -> Iterator[None]:
+    """Raises a UsageError that names the folder's config where it is not understood: it may be anybody's."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
+        said = str(error).strip().partition("\n")[0]
+        raise UsageError(
+            f"{str(workdir / CONFIG_FILE)!r} describes no stage ({said or type(error).__name__}): restore it from a "
+            "checkpoint's metadata"
+        ) from error
 
 
 def load_stage(workdir: Path, config: ml_collections.ConfigDict, mesh: Mesh) -> TrainedStage:
@@ -422,7 +452,8 @@ def load_stage(workdir: Path, config: ml_collections.ConfigDict, mesh: Mesh) -> 
     Raises:
         UsageError: no checkpoint in the folder, or one of another model.
     """
-    built = build(config)
+    with blaming_the_config(workdir):
+        built = build(config)
     abstract = abstract_sharded(jax.eval_shape(built.init, jax.random.key(0)), mesh)
     checkpoints = Checkpoints(workdir)
     step = checkpoints.latest_step

@@ -38,12 +38,10 @@ def read_json(path: Path) -> Any:
         OSError: it cannot be read.
         ValueError: it is not JSON, is longer than MAX_JSON, or nested deeper than Python's stack.
     """
-    with path.open("rb") as file:
-        data = file.read(MAX_JSON + 1)
-    if len(data) > MAX_JSON:
+    if path.stat().st_size > MAX_JSON:
         raise ValueError(f"it is longer than {MAX_JSON:,} bytes")
     try:
-        return json.loads(data)
+        return json.loads(path.read_bytes())
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
 
