@@ -95,11 +95,11 @@ lock: ## resolve requirements.lock again (needs uv); make lock ARGS=--upgrade mo
 		awk '/^libtpu==/ { on = 1 } on { print } on && !/\\$$/ { on = 0 }' > launch/libtpu.lock
 	echo uv | uv pip compile - $(FOR_TPUS) > launch/uv.lock
 
-# pip-audit asks pypi.org, which answers with the advisories of the Python Packaging Authority and of OSV.
+# pip-audit asks pypi.org, package by package. --strict: one that it does not know of fails, and is not passed over.
 audit: $(AUDIT)/.complete ## look up what is known to be vulnerable of all that is locked; needs a network
 	@$(PYTHON) -c 'import urllib.request; urllib.request.urlopen("https://pypi.org/pypi/pip/json", timeout=20)' \
 		2>/dev/null || { echo 'pypi.org cannot be reached: nothing has been looked up' >&2; exit 1; }
-	$(AUDIT)/bin/pip-audit --disable-pip --require-hashes --progress-spinner=off \
+	$(AUDIT)/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner=off \
 		--requirement=requirements.lock --requirement=launch/libtpu.lock --requirement=launch/uv.lock $(ARGS)
 
 licences: $(SETUP) ## write docs/licences.md again, and check that no licence is in the way
