@@ -142,16 +142,16 @@ def opened(path: Path) -> Iterator[Any]:
         check_header(path)
         with safe_open(path, framework="numpy") as file:
             yield file
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError) as error:
         raise UsageError(f"{path} is not a whole safetensors file ({error}): copy it again") from error
 
 
 def check_header(path: Path) -> None:
-    """Raises ValueError for a header that is longer than any encoder's: it is parsed in memory, many times its size."""
+    """Raises UsageError for a header that is longer than any encoder's: it is parsed in memory, many times its size."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > MAX_HEADER:
-        raise ValueError(f"its header has {length:,} bytes, more than {MAX_HEADER:,}")
+        raise UsageError(f"{path} says its header has {length:,} bytes, more than {MAX_HEADER:,}: copy it again")
 
 
 def weight_files(folder: Path) -> list[Path]:

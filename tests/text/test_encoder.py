@@ -240,7 +240,7 @@ def test_broken_files_are_refused(folder):
     with pytest.raises(ValueError, match="not a whole safetensors file"):
         load_encoder(str(folder), length=32)
     weights.write_bytes((2**62).to_bytes(8, "little") + b"{}")
-    with pytest.raises(ValueError, match="not a whole safetensors file .*its header has 4,611"):
+    with pytest.raises(ValueError, match="says its header has 4,611"):
         load_encoder(str(folder), length=32)
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
