@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.complete
 PARITY := .venv-parity
+AUDIT := .venv-audit
 RUN := runs/demo
 PHASES := setup format-check lint shell types imports pytest
 
@@ -16,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP_LOCKED := $(BIN)/python -m pip install --no-deps --no-build-isolation --use-pep517 --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test parity goldens lock format clean $(PHASES)
+.PHONY: help demo test parity goldens lock audit licences format clean $(PHASES)
 
 help: ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,7 +34,7 @@ demo: $(SETUP) ## train a small cascade on this machine, draw with it, and score
 		wait $$other || { cat $(RUN)/sr.out; exit 1; }; tail -n 1 $(RUN)/sr.out
 	@echo '== 2 of 3: drawing configs/shapes_prompts.txt'
 	@$(BIN)/python -m imagen_jax.sample --stages=$(RUN)/base,$(RUN)/sr --prompts_file=configs/shapes_prompts.txt \
-		--out=$(RUN)
+		--out=$(RUN) --overwrite
 	@echo '== 3 of 3: scoring pictures of held-out captions'
 	@$(BIN)/python -m imagen_jax.evaluate --stages=$(RUN)/base,$(RUN)/sr --config=configs/shapes_eval.py --out=$(RUN)
 	@echo
@@ -94,9 +95,24 @@ lock: ## resolve requirements.lock again (needs uv); make lock ARGS=--upgrade mo
 		awk '/^libtpu==/ { on = 1 } on { print } on && !/\\$$/ { on = 0 }' > launch/libtpu.lock
 	echo uv | uv pip compile - $(FOR_TPUS) > launch/uv.lock
 
+# pip-audit asks pypi.org, package by package. --strict: one that it does not know of fails, and is not passed over.
+audit: $(AUDIT)/.complete ## look up what is known to be vulnerable of all that is locked; needs a network
+	@$(PYTHON) -c 'import urllib.request; urllib.request.urlopen("https://pypi.org/pypi/pip/json", timeout=20)' \
+		2>/dev/null || { echo 'pypi.org cannot be reached: nothing has been looked up' >&2; exit 1; }
+	$(AUDIT)/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner=off \
+		--requirement=requirements.lock --requirement=launch/libtpu.lock --requirement=launch/uv.lock $(ARGS)
+
+licences: $(SETUP) ## write docs/licences.md again, and check that no licence is in the way
+	$(BIN)/python -m benchmarks.licences
+
 clean: ## delete .venv and all caches; runs/ is kept
-	rm -rf $(VENV) $(PARITY) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist *.egg-info
+	rm -rf $(VENV) $(PARITY) $(AUDIT) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist *.egg-info
 	find imagen_jax benchmarks configs tests -name __pycache__ -prune -exec rm -rf {} +
+
+$(AUDIT)/.complete:
+	$(PYTHON) -m venv --clear $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet 'pip-audit==2.10.1'
+	@touch $@
 
 # Beside what is tested, torch and diffusers: nothing but these two commands needs them.
 $(PARITY)/.complete: requirements.lock setup.py

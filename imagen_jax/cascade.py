@@ -6,10 +6,11 @@ the mesh.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from imagen_jax import processes, samplers
-from imagen_jax.checkpoints import Checkpoints, read_config
+from imagen_jax.checkpoints import CONFIG_FILE, Checkpoints, read_config
 from imagen_jax.diffusion import to_x_and_eps
 from imagen_jax.errors import UsageError, all_at_once
 from imagen_jax.guidance import Guidance, threshold
@@ -354,27 +355,51 @@ class Cascade:
     def draw_all(
         self, prompts: Sequence[str], seed: int, batch_size: int, guidance: np.ndarray | None = None
     ) -> list[np.ndarray]:
-        """The images of every stage of any number of prompts, [N, H, W, C] each, drawn in batches with a bar.
+        """The images of every stage of any number of prompts, [N, H, W, C] each, as of ``draw_batches``."""
+        batches = [images for _, images in self.draw_batches(prompts, seed, batch_size, guidance)]
+        return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
-        Weights ``guidance`` [stages, N] take the place of the configs' ones. Says how many prompts had to be cut.
+    def draw_batches(
+        self,
+        prompts: Sequence[str],
+        seed: int,
+        batch_size: int,
+        guidance: np.ndarray | None = None,
+        wanted: np.ndarray | None = None,
+    ) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """Draws any number of prompts in batches, with a bar; says how many had to be cut.
+
+        Args:
+            prompts: N of them.
+            seed: of the noise.
+            batch_size: prompts to draw at once.
+            guidance: weights [stages, N], which take the place of the configs' ones.
+            wanted: bool [N]; batches in which nothing is are left out. The others are what they are without it.
+
+        Yields:
+            Of each batch the number of its first prompt, and the images of every stage, [B, H, W, C] each.
         """
         cut = max(trained.stage.encoder.tokenize.overlong(prompts) for trained in self.stages)
         if cut:
             print(f"{cut} of {len(prompts)} prompts have more tokens than config.text.length: their ends are not read")
         batch_size = min(batch_size, len(prompts))
-        batches = []
-        with tqdm(total=len(prompts), desc="drawing", unit=" images", disable=not processes.writes()) as bar:
-            for start in range(0, len(prompts), batch_size):
-                chosen = list(prompts[start : start + batch_size])
+        batches = [slice(start, start + batch_size) for start in range(0, len(prompts), batch_size)]
+        if wanted is not None:
+            batches = [batch for batch in batches if wanted[batch].any()]
+        kept = len(prompts) - sum(len(prompts[batch]) for batch in batches)
+        with tqdm(
+            total=len(prompts), initial=kept, desc="drawing", unit=" images", disable=not processes.writes()
+        ) as bar:
+            for batch in batches:
+                chosen = list(prompts[batch])
                 # The last batch is filled up, so that nothing is compiled twice.
                 surplus = batch_size - len(chosen)
                 weights = None
                 if guidance is not None:
-                    weights = np.pad(guidance[:, start : start + batch_size], ((0, 0), (0, surplus)), constant_values=1)
-                drawn = self.draw([*chosen, *[""] * surplus], seed, start, weights)
-                batches.append([images[: len(chosen)] for images in drawn])
+                    weights = np.pad(guidance[:, batch], ((0, 0), (0, surplus)), constant_values=1)
+                drawn = self.draw([*chosen, *[""] * surplus], seed, batch.start, weights)
+                yield batch.start, [images[: len(chosen)] for images in drawn]
                 bar.update(len(chosen))
-        return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
 
 def check_chain(configs: Sequence[ml_collections.ConfigDict]) -> None:
@@ -404,13 +429,42 @@ def load_cascade(workdirs: Sequence[Path], mesh: Mesh, changes: Sequence[dict[st
     """
     changes = changes or [{}] * len(workdirs)
     # The configs first: whether the stages chain is known before any weight is read.
-    configs = [read_config(workdir) for workdir in workdirs]
+    configs = [stage_config(workdir) for workdir in workdirs]
     check_chain(configs)
     for config, change in zip(configs, changes, strict=True):
         # a file may say 8 where a change says 7.5
         with config.ignore_type():
             config.sampling.update(change)
     return Cascade([load_stage(workdir, config, mesh) for workdir, config in zip(workdirs, configs, strict=True)], mesh)
+
+
+def stage_config(workdir: Path) -> ml_collections.ConfigDict:
+    """The config of a stage's folder, which says at least what pictures the stage makes of what, and how.
+
+    Raises:
+        UsageError: as ``read_config``, or it does not say that.
+    """
+    with blaming_the_config(workdir):
+        config = read_config(workdir)
+        image_size(config), low_res_size(config)
+        if not isinstance(config.channels, int) or not isinstance(config.sampling, ml_collections.ConfigDict):
+            raise TypeError("channels is no whole number, or sampling no group")
+    return config
+
+
+@contextlib.contextmanager
+def blaming_the_config(workdir: Path) -> Iterator[None]:
+    """Raises a UsageError that names the folder's config where it is not understood: it may be anybody's."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
+        said = str(error).strip().partition("\n")[0]
+        raise UsageError(
+            f"{str(workdir / CONFIG_FILE)!r} describes no stage ({said or type(error).__name__}): restore it from a "
+            "checkpoint's metadata"
+        ) from error
 
 
 def load_stage(workdir: Path, config: ml_collections.ConfigDict, mesh: Mesh) -> TrainedStage:
@@ -425,7 +479,8 @@ def load_stage(workdir: Path, config: ml_collections.ConfigDict, mesh: Mesh) -> 
         UsageError: no checkpoint in the folder, or one of another model.
         RunError: every checkpoint is damaged.
     """
-    built = build(config)
+    with blaming_the_config(workdir):
+        built = build(config)
     abstract = abstract_sharded(jax.eval_shape(built.init, jax.random.key(0)), mesh)
     checkpoints = Checkpoints(workdir)
     if checkpoints.latest_step is None:

@@ -34,6 +34,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 from imagen_jax import manifests, processes
 from imagen_jax.config_rules import flatten
 from imagen_jax.errors import RunError, UsageError
+from imagen_jax.files import read_json, write_json
 from imagen_jax.sharding import path_of
 
 CONFIG_FILE = "config.json"
@@ -339,9 +340,7 @@ def misfits(stored: Any, expected: Any, item: str) -> list[str]:
 
 def write_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
     """Puts the config into the stage's folder, by a rename."""
-    unfinished = workdir / f".{CONFIG_FILE}.unfinished"
-    unfinished.write_text(json.dumps(json.loads(config.to_json()), indent=2, sort_keys=True) + "\n")
-    os.replace(unfinished, workdir / CONFIG_FILE)
+    write_json(workdir / CONFIG_FILE, json.loads(config.to_json(sort_keys=True)))
 
 
 def read_config(workdir: Path) -> ml_collections.ConfigDict:
@@ -353,7 +352,7 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
     if not workdir.is_dir():
         raise UsageError(f"stage folder {str(workdir)!r} does not exist: give the --workdir of a training run")
     try:
-        found = json.loads((workdir / CONFIG_FILE).read_text())
+        found = read_json(workdir / CONFIG_FILE)
         if not isinstance(found, dict):
             raise ValueError("a config is a JSON object")
         return ml_collections.ConfigDict(found)

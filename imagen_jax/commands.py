@@ -24,6 +24,7 @@ from imagen_jax import processes
 from imagen_jax.checkpoints import is_for_want_of_room
 from imagen_jax.config_rules import flatten
 from imagen_jax.errors import RunError, UsageError
+from imagen_jax.grids import printable
 
 OVERRIDE = "--config."
 COMPILED = "~/.cache/imagen_jax/xla"
@@ -53,10 +54,10 @@ def run(main: Callable[[], None], several_processes: bool = False) -> None:
         main()
         code = 0
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(error)
         code = 2
     except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
     except Exception as error:
@@ -65,6 +66,11 @@ def run(main: Callable[[], None], several_processes: bool = False) -> None:
         else:
             traceback.print_exc()
     processes.end(code)
+
+
+def tell(error: Exception) -> None:
+    """Prints what went wrong; what a file or a prompt says must not speak to the terminal."""
+    print("error: " + "\n".join(map(printable, str(error).split("\n"))), file=sys.stderr)
 
 
 def parse_flags(argv: list[str]) -> None:

@@ -8,8 +8,6 @@ level, the consistency with the stage before, the drift of colours and the share
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 from absl import flags
 from ml_collections import config_flags
@@ -21,6 +19,7 @@ from imagen_jax.data.sources import make_source
 from imagen_jax.errors import UsageError
 from imagen_jax.evaluation.alignment import make_judge, scores_table
 from imagen_jax.evaluation.diagnostics import diagnose, diagnostics_table, write_diagnostics
+from imagen_jax.files import write_json
 from imagen_jax.grids import draw_grid, save_png
 
 STAGES = flags.DEFINE_string("stages", None, "Stage folders, the base first, separated by commas.")
@@ -49,7 +48,7 @@ def main() -> None:
         return
     images = drawn[-1]
     scores, right = judge(images, captions)
-    (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+    write_json(out / "scores.json", scores)
     for name, chosen in (("right", np.flatnonzero(right)[:SHOWN]), ("wrong", np.flatnonzero(~right)[:SHOWN])):
         if len(chosen):
             save_png(draw_grid(images[chosen], [captions[i] for i in chosen], columns=8), out / f"{name}.png")

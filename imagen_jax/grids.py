@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,15 +11,17 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from imagen_jax import png
+from imagen_jax.files import write_whole
 from imagen_jax.images import composite, to_8_bits
 
 MARGIN = 8
 TEXT_SIZE = 13
+MAX_LINES = 12  # of a caption: the rest is not shown
 CHECKS = 8  # of a checkerboard, along the shorter side of a picture
 
 
 def draw_grid(images: np.ndarray, captions: Sequence[str], columns: int, cell: int = 160) -> Image.Image:
-    """One picture of images [N, H, W, C], enlarged to about ``cell`` pixels, their captions below.
+    """One picture of images [N, H, W, C], enlarged to about ``cell`` pixels, captions below.
 
     Of 16 bits the upper 8 are shown, of RGBA what it makes of a checkerboard; other numbers of channels as of
     ``viewable``.
@@ -34,7 +36,10 @@ def draw_grid(images: np.ndarray, captions: Sequence[str], columns: int, cell: i
     scale = max(1, round(cell / width))
     wide, high = width * scale, height * scale
     font = ImageFont.load_default(size=TEXT_SIZE)
-    lines = [textwrap.wrap(printable(caption), max(8, int(wide / (TEXT_SIZE * 0.52)))) for caption in captions]
+    in_a_line = max(8, int(wide / (TEXT_SIZE * 0.52)))
+    lines = [
+        textwrap.wrap(printable(caption), in_a_line, max_lines=MAX_LINES, placeholder=" ...") for caption in captions
+    ]
     text_height = (TEXT_SIZE + 3) * max((len(wrapped) for wrapped in lines), default=0)
     rows = -(-len(images) // columns)
     sheet = Image.new(
@@ -80,16 +85,29 @@ def save_png(image: Image.Image | np.ndarray, path: Path) -> None:
             numbers of channels are laid out as of ``viewable``.
         path: where it goes.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    if isinstance(image, np.ndarray):
+        image = viewable(image)
+        if image.dtype == np.uint16:
+            write_whole(path, png.encode(image))
+            return
+        image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    data = io.BytesIO()
+    image.save(data, format="PNG")
+    write_whole(path, data.getvalue())
+
+
+def read_png(path: Path) -> np.ndarray:
+    """A picture of a file of ``save_png`` [H, W, C], as ``draw_grid`` takes it: of colours of 16 bits the upper 8."""
+    with Image.open(path, formats=["PNG"]) as image:
+        pixels = np.asarray(image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def is_whole_png(path: Path) -> bool:
+    """Whether a file is a PNG with all its parts, each of them as its checksum says."""
     try:
-        if isinstance(image, Image.Image):
-            image.save(unfinished, format="PNG")
-        elif image.dtype == np.uint16:
-            unfinished.write_bytes(png.encode(viewable(image)))
-        else:
-            array = viewable(image)
-            Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(unfinished, format="PNG")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        with Image.open(path, formats=["PNG"]) as image:
+            image.verify()
+    except (OSError, SyntaxError, ValueError):  # what Pillow raises of a file that is missing, cut or spoilt
+        return False
+    return True

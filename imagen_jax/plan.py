@@ -20,6 +20,7 @@ from ml_collections import config_flags
 
 from imagen_jax import commands
 from imagen_jax.errors import UsageError
+from imagen_jax.files import write_whole
 from imagen_jax.planning import report
 from imagen_jax.planning.chips import parse_topology
 from imagen_jax.planning.compiling import has_compiler
@@ -116,7 +117,7 @@ def write(found: dict[str, Any]) -> None:
     if JSON.value == "-":
         print(text)
     elif JSON.value:
-        Path(JSON.value).write_text(text + "\n")
+        write_whole(Path(JSON.value), (text + "\n").encode())
 
 
 def command() -> str:

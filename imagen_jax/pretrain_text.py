@@ -30,6 +30,7 @@ from imagen_jax.data.shapes.captions import MAX_BYTES, parse, word
 from imagen_jax.data.shapes.scenes import BACKGROUNDS, COLOURS, MIRRORED, POSITIONS, SHAPES, SIZES
 from imagen_jax.data.shapes.source import ShapesSource
 from imagen_jax.errors import UsageError
+from imagen_jax.files import write_json
 from imagen_jax.models.t5 import T5Encoder
 from imagen_jax.text.encoder import TextEncoder, folder_encoder, in_memory, text_encoder
 from imagen_jax.text.huggingface import save_folder
@@ -87,7 +88,7 @@ def main() -> None:
         "untrained": probe(text_encoder(fields, in_memory(untrained), byte_tokenizer(length), "float32"), config),
         "pretrained": probe(folder_encoder(out, length), config),
     }
-    (out / "probe.json").write_text(json.dumps(figures, indent=2) + "\n")
+    write_json(out / "probe.json", figures)
     print(f"{out}: accuracy of linear probes\n{json.dumps(figures, indent=2)}")
 
 

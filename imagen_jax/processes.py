@@ -97,6 +97,11 @@ def gather(array: jax.Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
+def of_the_writer(values: np.ndarray) -> np.ndarray:
+    """The booleans of the process that writes, on every process; each must give as many."""
+    return multihost_utils.broadcast_one_to_all(values.astype(np.int32)) != 0
+
+
 def wait(name: str) -> None:
     """Returns when all processes have come to where they wait by this name."""
     multihost_utils.sync_global_devices(name)

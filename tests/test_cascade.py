@@ -1,6 +1,7 @@
 """A picture is a function of (seed, its number), its prompt and the weights: of nothing else."""
 
 import dataclasses
+import json
 import types
 
 import jax
@@ -411,6 +412,33 @@ def refused(folders, said, changes=None):
 def test_what_is_no_stage_is_refused(tmp_path):
     refused([tmp_path / "none"], "does not exist")
     refused([tmp_path], "is no stage folder, it has no config.json")
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        "",
+        "[]",
+        '"text"',
+        "[" * 10**6,
+        '{"a":' * 10**6,
+        '{"a":' * 900 + "1" + "}" * 900,
+        "{}",
+        json.dumps({"image_size": "8", "low_res_size": 0, "channels": 3, "sampling": {}}),
+        json.dumps({"image_size": 8, "low_res_size": 0, "channels": [], "sampling": {}}),
+        json.dumps({"image_size": 8, "low_res_size": 0, "channels": 3, "sampling": []}),
+        json.dumps({"image_size": 8, "low_res_size": 0, "channels": 3, "sampling": {}}),
+        json.dumps(json.loads(BASE.to_json()) | {"model": 8}),
+        json.dumps(json.loads(BASE.to_json()) | {"text": {"model": ["shapes"]}}),
+        json.dumps(json.loads(BASE.to_json()) | {"diffusion": {"schedule": None}}),
+        json.dumps(json.loads(BASE.to_json()) | {"\u001b[31m": {}, "model": {"multipliers": [[]]}}),
+    ],
+    ids=lambda text: text[:40],
+)
+def test_a_spoilt_config_is_refused_in_a_sentence(tmp_path, spoilt):
+    folder = write_stage(tmp_path / "base", BASE)
+    (folder / "config.json").write_text(spoilt)
+    refused([folder], "config.json.*restore it from a checkpoint's metadata|config|size|channels")
 
 
 def test_a_stage_without_a_checkpoint_is_refused(tmp_path):

@@ -22,6 +22,7 @@ from imagen_jax.text import cache as cache_module
 from imagen_jax.text import cache_writer
 from imagen_jax.text.cache import DTYPES, EmbeddingCache, key_of, read_manifest
 from imagen_jax.text.cache_writer import Embedder, quantise, survey
+from tests.kills import Killed, killing
 from tests.tiny import base_config, contents, quick_compilation
 
 SHARD_ROWS = 16
@@ -188,35 +189,10 @@ def test_the_survey_needs_little_memory_however_long_captions_are(monkeypatch):
     assert peak < 20_000 * 250
 
 
-class Killed(BaseException):
-    """What a kill is to a test."""
-
-
-def killing(patch, at):
-    """Makes the process die when it is about to do a thing to the disk for the ``at``-th time."""
-    count = 0
-
-    def dying(do):
-        def do_or_die(*arguments, **settings):
-            nonlocal count
-            count += 1
-            if count > at:  # and nothing more is done after it
-                raise Killed
-            return do(*arguments, **settings)
-
-        return do_or_die
-
-    for name in ("fsync", "replace", "unlink"):
-        patch.setattr(os, name, dying(getattr(os, name)))
-    patch.setattr(cache_module.Path, "write_bytes", dying(cache_module.Path.write_bytes))
-    patch.setattr(cache_module.Path, "unlink", dying(cache_module.Path.unlink))
-    patch.setattr(cache_writer, "pack", dying(cache_writer.pack))
-
-
 def killed(write, out, at):
     """Whether the command was killed before it came to its end."""
     with pytest.MonkeyPatch.context() as patch:
-        killing(patch, at)
+        killing(patch, at, (cache_writer, "pack"))
         try:
             write(out)
         except Killed:

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -106,14 +108,15 @@ def test_a_failed_save_leaves_the_old_picture(tmp_path, monkeypatch):
     save_png(some_images(1, 3)[0], path)
     before = path.read_bytes()
 
-    def half_written(image, file, format):
-        file.write_bytes(before[:20])
+    def half_written(path, data, write=Path.write_bytes):
+        write(path, data[:20])
         raise OSError("disk full")
 
-    monkeypatch.setattr(Image.Image, "save", half_written)
+    monkeypatch.setattr(Path, "write_bytes", half_written)
     with pytest.raises(OSError, match="disk full"):
         save_png(some_images(1, 3)[0], path)
     assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_sheet_is_saved_over_an_older_one(tmp_path):

@@ -7,13 +7,12 @@ all of them.
 
 from __future__ import annotations
 
-import json
-
 from absl import flags
 
 from benchmarks.claims.claims import CLAIMS
-from benchmarks.claims.experiment import Workplace, machine, write
+from benchmarks.claims.experiment import Workplace, machine
 from imagen_jax import commands
+from imagen_jax.files import write_json, write_whole
 
 CLAIM = flags.DEFINE_enum("claim", None, list(CLAIMS), "What to measure.")
 OUT = flags.DEFINE_string("out", None, "The folder to train in and to write to.")
@@ -30,9 +29,9 @@ def main() -> None:
 
     claim = CLAIMS[name]
     figures = {"machine": machine()} | claim.measure(work)
-    write(work.out / f"{name}.json", json.dumps(figures, indent=1) + "\n")
+    write_json(work.out / f"{name}.json", figures)
     told = f"{claim.find(figures)}\n\n{claim.tell(figures)}\n"
-    write(work.out / f"{name}.md", told)
+    write_whole(work.out / f"{name}.md", told.encode())
     claim.plot(figures).savefig(work.out / f"{name}.png", dpi=110)
     print(told)
     print(f"{work.out / name}.json, .md and .png have these figures")

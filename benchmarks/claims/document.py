@@ -11,9 +11,10 @@ from pathlib import Path
 from absl import flags
 
 from benchmarks.claims.claims import CLAIMS
-from benchmarks.claims.experiment import Figures, write
+from benchmarks.claims.experiment import Figures
 from imagen_jax import commands
 from imagen_jax.errors import UsageError
+from imagen_jax.files import write_json, write_whole
 
 FIGURES = flags.DEFINE_string("figures", None, "The folder with the JSON files of all claims; DOCS/claims by default.")
 DOCS = flags.DEFINE_string("docs", "docs", "The folder to write claims.md, claims/ and images/ to.")
@@ -26,9 +27,9 @@ def main() -> None:
     for folder in ("claims", "images"):
         (docs / folder).mkdir(exist_ok=True)
     for name, found in figures.items():
-        write(docs / "claims" / f"{name}.json", json.dumps(found, indent=1) + "\n")
+        write_json(docs / "claims" / f"{name}.json", found)
         CLAIMS[name].plot(found).savefig(docs / "images" / f"claims_{name}.png", dpi=90)
-    write(docs / "claims.md", document(figures))
+    write_whole(docs / "claims.md", document(figures).encode())
     print(f"{docs / 'claims.md'} tells of {', '.join(figures)}")
 
 

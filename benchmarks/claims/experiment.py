@@ -22,6 +22,7 @@ from imagen_jax.cascade import StageSampler, TrainedStage, load_stage
 from imagen_jax.checkpoints import Checkpoints, read_config
 from imagen_jax.data.examples import first_examples, make_examples
 from imagen_jax.errors import UsageError
+from imagen_jax.files import write_json
 from imagen_jax.train import train
 
 Figures = dict[str, Any]  # what JSON can hold
@@ -92,8 +93,7 @@ class Workplace:
         if file.exists():
             return json.loads(file.read_text())
         found = measure()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write(file, json.dumps(found, indent=1) + "\n")
+        write_json(file, found)
         return found
 
     def check_begun_alike(self) -> None:
@@ -114,13 +114,6 @@ def machine() -> str:
         lines = []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{os.cpu_count()} cores ({names[0] if names else platform.machine()})"
-
-
-def write(file: Path, text: str) -> None:
-    """Puts a text file in place by a rename: never half written."""
-    unfinished = file.with_name(f".{file.name}.unfinished")
-    unfinished.write_text(text)
-    os.replace(unfinished, file)
 
 
 def load(folder: Path, **sampling: Any) -> TrainedStage:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from imagen_jax.data.records import Source
 from imagen_jax.data.sources import make_source
 from imagen_jax.data.transforms import Transform
 from imagen_jax.errors import UsageError
+from imagen_jax.files import write_json, write_whole
 from imagen_jax.grids import draw_grid, save_png
 from imagen_jax.text.encoder import load_tokenizer
 from imagen_jax.text.tokens import Tokenizer
@@ -60,9 +60,9 @@ def check(
         "columns": columns(looks),
         "groups": [comparison(looks, grouping) for grouping in groupings],
     }
-    (out / "findings.json").write_text(json.dumps(found, indent=2) + "\n")
+    write_json(out / "findings.json", found)
     shown = draw(source, transform, looks, doubles, out)
-    (out / "report.html").write_text(report.page(found, f"{source!r}, split {split}", shown))
+    write_whole(out / "report.html", report.page(found, f"{source!r}, split {split}", shown).encode())
     return found
 
 

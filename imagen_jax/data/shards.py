@@ -190,7 +190,7 @@ def keep_index(shard: str, stamp: storage.Stamp, index: Index) -> None:
     head = {"shard": stamp, "crc32": zlib.crc32(places), "ignored": index.ignored}
     for place in index_places(shard):
         try:
-            storage.write_whole(place, MAGIC + json.dumps(head).encode() + b"\n" + places)
+            storage.put(place, MAGIC + json.dumps(head).encode() + b"\n" + places)
             return
         except OSError:
             continue

@@ -40,7 +40,7 @@ def read_part(path: str, at: int, count: int) -> bytes:
         os.close(descriptor)
 
 
-def write_whole(path: str, data: bytes) -> None:
+def put(path: str, data: bytes) -> None:
     """Writes a file in one piece: whoever reads meanwhile finds the old one or the new. Raises OSError."""
     if is_remote(path):
         _filesystem().pipe_file(path, data)

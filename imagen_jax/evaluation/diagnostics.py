@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from imagen_jax.cascade import TrainedStage
 from imagen_jax.data.examples import first_examples, make_examples
 from imagen_jax.figures import draw_cascade_diagnostics
+from imagen_jax.files import write_json
 from imagen_jax.losses import loss_curve, make_held_out_loss
 from imagen_jax.measures import measure
 
@@ -76,5 +77,5 @@ def write_diagnostics(out: Path, stages: Sequence[TrainedStage], found: Sequence
         }
         for trained, values in zip(stages, found, strict=True)
     ]
-    (out / "diagnostics.json").write_text(json.dumps(rows, indent=2) + "\n")
+    write_json(out / "diagnostics.json", rows)
     draw_cascade_diagnostics(dict(zip(stage_names(stages), found, strict=True)), out / "diagnostics.png")

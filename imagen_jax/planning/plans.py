@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from imagen_jax import sharding
 from imagen_jax.cascade import SAMPLING_MESH
 from imagen_jax.errors import UsageError
+from imagen_jax.files import write_whole
 from imagen_jax.planning import hlo, work
 from imagen_jax.planning.bounds import Bounds, bounds, kernel_seconds, places_of
 from imagen_jax.planning.chips import Chip, Topology
@@ -88,7 +89,7 @@ def plan(question: Question, program_file: Path | None = None) -> dict[str, Any]
     if compiled.text is None:
         return report
     if program_file is not None:
-        program_file.write_text(compiled.text)
+        write_whole(program_file, compiled.text.encode())
     return report | of_work(question, mesh, program, compiled.text)
 
 

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax.errors import UsageError
+from imagen_jax.files import read_json
 from imagen_jax.text.encoder import TextEncoder, in_memory
 
 MANIFEST = "manifest.json"
@@ -113,7 +114,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a cache. Raises UsageError if there is none, or if it is not as it was written."""
     path = folder / MANIFEST
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         parts = found.pop("shards")
         manifest = Manifest(typed(Plan, found), [typed(Shard, part) for part in parts])
         if len(parts) != manifest.plan.shards or manifest.plan.dtype not in DTYPES:

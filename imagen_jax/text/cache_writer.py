@@ -12,9 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -26,6 +24,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from imagen_jax.errors import UsageError
+from imagen_jax.files import file_hash, put_in_place, read_json, unfinished_of, write_whole
 from imagen_jax.sharding import batch_sharding, put_whole
 from imagen_jax.text.cache import (
     BFLOAT16,
@@ -45,7 +44,6 @@ from imagen_jax.text.cache import (
 from imagen_jax.text.encoder import TextEncoder
 
 PLAN = "plan.json"
-UNFINISHED = ".unfinished"
 CHUNK = 2**20  # captions that are looked at before they are sorted
 # embeddings [B, L, D] → values [B, L, D] as they are kept, scales [B, L], 1 - cosine of both [B, L]
 Quantised = tuple[jax.Array, jax.Array, jax.Array]
@@ -216,7 +214,7 @@ def existing_plan(folder: Path) -> Plan | None:
     if not path.exists():
         return None
     try:
-        return typed(Plan, json.loads(path.read_bytes()))
+        return typed(Plan, read_json(path))
     except (ValueError, TypeError) as error:
         raise UsageError(f"{path} is damaged ({error}): remove it, and run the command again") from error
 
@@ -232,7 +230,7 @@ def recorded_shard(folder: Path, plan: Plan, shard: int) -> Shard | None:
     path = record_path(folder, plan, shard)
     if path.exists():
         with contextlib.suppress(ValueError, TypeError):  # what is damaged says nothing
-            return typed(Shard, json.loads(path.read_bytes()))
+            return typed(Shard, read_json(path))
     return read_manifest(folder).shards[shard] if (folder / MANIFEST).exists() else None
 
 
@@ -257,7 +255,7 @@ def write_shard(
     from array_record.python.array_record_module import ArrayRecordWriter
 
     path = folder / plan.shard_name(shard)
-    unfinished = path.with_name(path.name + UNFINISHED)
+    unfinished = unfinished_of(path)
     # a row at a time can be read; embeddings hardly become smaller by compression
     file = ArrayRecordWriter(str(unfinished), "group_size:1,uncompressed")
     tokens, cut, worst, total = 0, 0, 0.0, 0.0
@@ -304,32 +302,3 @@ def captions_of(shard: int, plan: Plan, found: Survey, captions: OfExamples) -> 
             raise UsageError(f"the captions of example {example} have changed since this command began: run it again")
         chosen.append(of_example[place])
     return chosen
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file so that it is there whole or not at all."""
-    unfinished = path.with_name(path.name + UNFINISHED)
-    unfinished.write_bytes(data)
-    put_in_place(unfinished, path)
-
-
-def put_in_place(unfinished: Path, path: Path) -> None:
-    """Gives a file its name, once its contents are on the disk, and then the name too."""
-    sync(unfinished)
-    os.replace(unfinished, path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Returns when a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -86,6 +86,11 @@ def load_encoder(model: str, length: int, dtype: Any = jnp.float32) -> TextEncod
     if model == "shapes":
         return folder_encoder(SHAPES_ENCODER, length=length, dtype=dtype)
     folder = Path(model).expanduser()
+    if folder.is_file():
+        raise UsageError(
+            f"text encoder {model!r} is a file, expected a folder with config.json, tokenizer files and safetensors: "
+            "give that folder; of other files of weights none is read"
+        )
     return folder_encoder(folder if folder.is_dir() else hub_folder(model), length=length, dtype=dtype)
 
 

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from imagen_jax.errors import UsageError
+from imagen_jax.files import read_json, write_json, write_whole
 from imagen_jax.models.t5 import T5Encoder
 from imagen_jax.sharding import Index, ParameterPath, ReadPart
 
@@ -40,8 +41,10 @@ CONFIG_DEFAULTS = {
     "relative_attention_max_distance": 128,
     "layer_norm_epsilon": 1e-6,
 }
+MAX_HEADER = 2**22  # bytes of a safetensors file's header; a T5's has less than 100,000
 FLOATS = ("F64", "F32", "F16", "BF16")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+NAMED = 5  # tensors that a refusal names
 EMBEDDING = "shared.weight"
 EMBEDDING_COPY = "encoder.embed_tokens.weight"  # the same tensor again, or the only one in some encoder-only files
 RELATIVE_BIAS = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
@@ -57,7 +60,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"{folder} has no config.json, expected a Hugging Face T5 folder: copy that file there")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except ValueError as error:
         raise UsageError(f"{path} is not valid JSON ({error}): copy it again") from error
     found = config.get("model_type") if isinstance(config, dict) else type(config).__name__
@@ -130,12 +133,25 @@ class TensorFiles:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """A safetensors file. Raises UsageError when it is broken or cannot be read."""
+    """A safetensors file. Raises UsageError when it is broken or cannot be read.
+
+    That offsets are within the file and do not overlap, and that each tensor has the bytes of its shape and dtype, the
+    library checks.
+    """
     try:
+        check_header(path)
         with safe_open(path, framework="numpy") as file:
             yield file
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{path} is not a whole safetensors file ({error}): copy it again") from error
+
+
+def check_header(path: Path) -> None:
+    """Raises UsageError for a header that is longer than any encoder's: it is parsed in memory, many times its size."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > MAX_HEADER:
+        raise UsageError(f"{path} says its header has {length:,} bytes, more than {MAX_HEADER:,}: copy it again")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -145,7 +161,7 @@ def weight_files(folder: Path) -> list[Path]:
         return [single]
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted(set(read_json(index)["weight_map"].values()))
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise UsageError(f"{index} is not a safetensors index ({error!r}): copy it again") from error
         absent = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
@@ -171,7 +187,7 @@ def conversion(folder: Path) -> str:
 
 
 def check_tensors(folder: Path, files: TensorFiles, wanted: dict[str, tuple[int, ...]]) -> None:
-    """Raise UsageError listing every missing, surplus, misshapen or quantised tensor; a decoder beside is fine."""
+    """Raise UsageError that names missing, surplus, misshapen and quantised tensors; a decoder beside is fine."""
     faults = [f"missing {name}" for name in wanted if name not in files.shapes]
     for name, shape in files.shapes.items():
         if name not in wanted:
@@ -182,7 +198,8 @@ def check_tensors(folder: Path, files: TensorFiles, wanted: dict[str, tuple[int,
         elif files.dtypes[name] not in FLOATS:
             faults.append(f"{name} is stored as {files.dtypes[name]}, expected one of {', '.join(FLOATS)}")
     if faults:
-        raise UsageError(f"the tensors in {folder} do not fit its config.json: {'; '.join(faults)}")
+        more = f" and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
+        raise UsageError(f"the tensors in {folder} do not fit its config.json: {'; '.join(faults[:NAMED])}{more}")
 
 
 def parameter_reader(folder: Path, encoder: T5Encoder, shapes: dict) -> ReadPart:
@@ -214,14 +231,13 @@ def save_folder(folder: Path, config: dict[str, Any], params: dict) -> None:
     transformers' `T5EncoderModel.from_pretrained` and `AutoTokenizer.from_pretrained` read the folder.
     """
     encoder = T5Encoder(**config)
-    folder.mkdir(parents=True, exist_ok=True)
     flat = traverse_util.flatten_dict(params)
     tensors = {}
     for path, (name, flip) in tensor_names(encoder).items():
         array = np.asarray(flat[path])
         tensors[name] = np.ascontiguousarray(array.T if flip else array)
     # written by ourselves: save_file lets nobody but the user read the file
-    (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
+    write_whole(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
     about = {
         "architectures": ["UMT5EncoderModel" if encoder.relative_bias_per_layer else "T5EncoderModel"],
         "model_type": "umt5" if encoder.relative_bias_per_layer else "t5",
@@ -231,5 +247,5 @@ def save_folder(folder: Path, config: dict[str, Any], params: dict) -> None:
         "dropout_rate": 0.0,
     }
     fields = {name: getattr(encoder, name) for name in CONFIG_FIELDS}
-    (folder / "config.json").write_text(json.dumps(about | fields, indent=2) + "\n")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ByT5Tokenizer"}, indent=2) + "\n")
+    write_json(folder / "config.json", about | fields)
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "ByT5Tokenizer"})

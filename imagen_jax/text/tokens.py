@@ -5,7 +5,6 @@ guidance. Truncation keeps the end-of-sequence token.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from imagen_jax.errors import UsageError
+from imagen_jax.files import read_json
 
 PAD_ID = 0
 BYTE_EOS_ID = 1
@@ -152,13 +152,12 @@ def folder_tokenizer(folder: Path, length: int) -> Tokenizer:
 
     Raises UsageError when the folder holds no readable tokenizer.
     """
-    config = folder / "tokenizer_config.json"
-    if config.is_file() and json.loads(config.read_text()).get("tokenizer_class") == "ByT5Tokenizer":
+    if names_byte_tokenizer(folder / "tokenizer_config.json"):
         return byte_tokenizer(length)
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever its readers raise
         mend = "put tokenizer.json and tokenizer_config.json there"
         if (folder / "spiece.model").is_file() and find_spec("sentencepiece") is None:
@@ -181,6 +180,15 @@ def folder_tokenizer(folder: Path, length: int) -> Tokenizer:
         vocab_size=len(tokenizer),
         fingerprint=files_fingerprint([folder / name for name in FILES]),
     )
+
+
+def names_byte_tokenizer(config: Path) -> bool:
+    """Whether a tokenizer_config.json names ByT5Tokenizer; what is missing or damaged names none."""
+    try:
+        found = read_json(config)
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("tokenizer_class") == "ByT5Tokenizer"
 
 
 def files_fingerprint(paths: Sequence[Path]) -> str:

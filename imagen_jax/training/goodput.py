@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imagen_jax import processes
+from imagen_jax.files import write_whole
 
 GOODPUT_FILE = "goodput.jsonl"
 PHASES = ("start", "compile", "data", "step", "checkpoint", "evaluation")
@@ -90,9 +91,7 @@ class Goodput:
         self._start = max((line["start_number"] for line in self._lines), default=0) + 1
         if processes.writes():
             # written anew: a line that a kill cut short must not stick to the next one
-            unfinished = workdir / f".{GOODPUT_FILE}.unfinished"
-            unfinished.write_text("".join(json.dumps(line) + "\n" for line in self._lines))
-            os.replace(unfinished, self._file)
+            write_whole(self._file, "".join(json.dumps(line) + "\n" for line in self._lines).encode())
         self.record(first)
 
     def record(self, step: int) -> None:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from imagen_jax import processes
 from imagen_jax.figures import draw_loss, draw_run_diagnostics
+from imagen_jax.files import write_whole
 
 METRICS_FILE = "metrics.jsonl"
 LOG_FILE = "log.txt"
@@ -33,7 +34,7 @@ class Records:
         self._workdir = workdir
         self._metrics = workdir / METRICS_FILE
         kept = [line for line in read_metrics(workdir) if line["step"] <= step]
-        self._metrics.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        write_whole(self._metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._summaries = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:

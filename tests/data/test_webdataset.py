@@ -105,14 +105,14 @@ def test_a_changed_shard_is_indexed_anew(tmp_path):
 
 def test_an_index_lies_in_the_cache_where_the_folder_cannot_be_written(tmp_path, monkeypatch, cache):
     write_shards(tmp_path / "shards", [2])
-    write = storage.write_whole
+    write = storage.put
 
     def refuse(path, data):
         if not path.startswith(str(cache)):
             raise PermissionError(path)
         write(path, data)
 
-    monkeypatch.setattr(storage, "write_whole", refuse)
+    monkeypatch.setattr(storage, "put", refuse)
     before = contents(tmp_path / "shards")
     shard_index(shard_names(str(tmp_path / "shards"))[0])
     assert contents(tmp_path / "shards") == before

@@ -1,6 +1,8 @@
 import ast
 import json
+import pickle
 import shlex
+import tracemalloc
 from pathlib import Path
 
 import jax
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from imagen_jax.errors import UsageError
 from imagen_jax.text.encoder import RANDOM_CONFIG, load_encoder, parameter_shapes, random_encoder
 from imagen_jax.text.huggingface import conversion, read_config, save_folder
 from tests.tiny import eight_devices, one_device, quick_compilation, split_devices
@@ -237,11 +240,88 @@ def test_broken_files_are_refused(folder):
     with pytest.raises(ValueError, match="not a whole safetensors file"):
         load_encoder(str(folder), length=32)
     weights.write_bytes((2**62).to_bytes(8, "little") + b"{}")
-    with pytest.raises(ValueError, match="not a whole safetensors file .*header too large"):
+    with pytest.raises(ValueError, match="says its header has 4,611"):
         load_encoder(str(folder), length=32)
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
         load_encoder(str(folder), length=32)
+
+
+def header_of(**changes):
+    """A header of safetensors for a tensor of four numbers, with changes."""
+    return {"shared.weight": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]} | changes}
+
+
+@pytest.mark.parametrize(
+    "header, said",
+    [
+        (header_of(data_offsets=[0, 2**40]), "not a whole safetensors file"),
+        (header_of(data_offsets=[2**40, 2**40 + 16]), "not a whole safetensors file"),
+        (header_of(data_offsets=[16, 0]), "not a whole safetensors file"),
+        (header_of(data_offsets=[-16, 0]), "not a whole safetensors file"),
+        (header_of() | {"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, "not a whole safetensors file"),
+        (header_of() | {"a": {"dtype": "F32", "shape": [3], "data_offsets": [4, 16]}}, "not a whole safetensors file"),
+        (header_of(dtype="F64"), "not a whole safetensors file"),
+        (header_of(dtype="OBJECT"), "not a whole safetensors file"),
+        (header_of(shape=[2**62, 8]), "not a whole safetensors file"),
+        (header_of(shape=[-4]), "not a whole safetensors file"),
+        (header_of(dtype="I32"), "missing encoder.block.0"),
+        (b"[" * 10**6, "not a whole safetensors file"),
+        (b" " * (2**22 + 1), "its header has 4,194,305 bytes, more than 4,194,304"),
+        (b"\xff\xfe{}", "not a whole safetensors file"),
+    ],
+    ids=lambda header: str(header)[:80],
+)
+def test_spoilt_headers_are_refused_in_a_sentence_and_little_memory(folder, header, said):
+    data = header if isinstance(header, bytes) else json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(data).to_bytes(8, "little") + data + bytes(16))
+    tracemalloc.start()
+    with pytest.raises(UsageError, match=said) as caught:
+        load_encoder(str(folder), length=32)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1500
+    assert peak < 2**24
+
+
+def test_a_refusal_of_many_tensors_names_a_few(folder):
+    rewrite(folder, lambda tensors: tensors.update({f"extra.{i}": np.ones(1, np.int8) for i in range(1000)}))
+    with pytest.raises(UsageError, match="surplus extra.* and 995 more"):
+        load_encoder(str(folder), length=32)
+
+
+@pytest.mark.parametrize("spoilt", ["[" * 10**6, "[]", '"text"', "{", "\0"])
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_spoilt_json_is_refused_in_a_sentence(folder, file, spoilt):
+    (folder / file).write_text(spoilt)
+    with pytest.raises(UsageError) as caught:
+        load_encoder(str(folder), length=32)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "pytorch_model.bin", "weights.npy", "model.safetensors"])
+def test_a_file_is_no_encoder(tmp_path, name):
+    canary = tmp_path / "canary"
+    (tmp_path / name).write_bytes(pickle.dumps(Touching(canary)))
+    with pytest.raises(UsageError, match="is a file, expected a folder .* of other files of weights none is read"):
+        load_encoder(str(tmp_path / name), length=32)
+    with pytest.raises(UsageError):
+        load_encoder(str(tmp_path), length=32)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"} | CONFIG))
+    with pytest.raises(UsageError):
+        load_encoder(str(tmp_path), length=32)
+    assert not canary.exists()
+
+
+class Touching:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
 
 
 def test_pickled_weights_are_refused(folder):
