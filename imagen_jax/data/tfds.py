@@ -93,7 +93,10 @@ class TfdsSource:
         if not 0 <= i < len(self):
             raise IndexError(f"index {i} is outside [0, {len(self)}) of {self!r}")
         try:
-            return features.deserialize_example_np(self._records[i], **settings)
+            record = self._records[i]
+            if not record:  # what is left of some cut files
+                raise ValueError("there are no bytes")
+            return features.deserialize_example_np(record, **settings)
         except Exception as error:  # of a cut file an AttributeError, of a damaged one whatever its readers raise
             reason = f"{self._shard(i)} is cut or damaged ({error}): copy or prepare the data set again"
             raise BrokenRecord(f"{self._name}[{i}]", reason) from error

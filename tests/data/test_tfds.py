@@ -210,6 +210,17 @@ def test_a_cut_file_is_named(copied):
     assert "\n" not in str(error.value)
 
 
+def test_of_a_file_that_is_cut_to_its_first_blocks_no_example_is_made_up(copied):
+    """Its reader then gives no bytes for an example, and TFDS None for each feature."""
+    shard = shard_of(copied, "val")
+    os.truncate(shard, 2**16)
+    for captions in (("label",), ("image/filename",)):
+        source = source_of(copied, "val", captions=captions)
+        for read in (source.__getitem__, source.captions, source.columns):
+            with pytest.raises(BrokenRecord, match=f"{shard} is cut or damaged"):
+                read(0)
+
+
 def test_every_example_comes_once_an_epoch_and_a_restart_goes_on(photos):
     transform = Transform((4, 4), 3, 8, crop="random", flip=True, background=0, upscale=False, max_pixels=1000)
     assert_order_holds(Examples(source_of(photos), 3, transform))
