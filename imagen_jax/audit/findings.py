@@ -11,6 +11,7 @@ import numpy as np
 from imagen_jax.audit.duplicates import alike
 from imagen_jax.audit.survey import Look
 from imagen_jax.audit.words import Grouping, compare, words_of
+from imagen_jax.data.broken import allowed
 from imagen_jax.images import Size, in_pixels
 from imagen_jax.text.tokens import Tokenizer
 
@@ -37,7 +38,7 @@ def findings(
     verdict = ""
     if not readable:
         verdict = f"none of {len(looks)} records can be read"
-    elif len(broken) > max_broken * len(looks):
+    elif len(broken) > allowed(max_broken, len(looks)):
         verdict = f"{len(broken)} of {len(looks)} records cannot be read: config.data.max_broken is {max_broken}"
     return {
         "records": records,

@@ -145,8 +145,8 @@ def test_the_page_says_the_same_and_runs_nothing(checked):
 
 
 def test_too_many_broken_records_and_none_that_can_be_read_are_unusable(folder, tmp_path):
-    found = check(folder_config(folder, **{"data.max_broken": 0.2}), "train", 0, [], tmp_path)
-    assert found["unusable"] == "3 of 14 records cannot be read: config.data.max_broken is 0.2"
+    found = check(folder_config(folder, **{"data.max_broken": 0.1}), "train", 0, [], tmp_path)
+    assert found["unusable"] == "3 of 14 records cannot be read: config.data.max_broken is 0.1"
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.png").write_bytes(b"no image")
     found = check(folder_config(tmp_path / "bad", **{"data.max_broken": 1.0}), "train", 0, [], tmp_path)
