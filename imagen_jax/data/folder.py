@@ -22,8 +22,9 @@ from imagen_jax.errors import UsageError
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 SPLITS = ("train", "validation", "all")
 MAX_IMAGE_BYTES = 2**28  # of a file; a longer one is broken, before it fills the memory
-# what is wrong with a file, or with its name, and stays so
-OF_THE_FILE = (errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
+# what is wrong with a file, or with its name, and stays so; file systems in the cloud raise the first without numbers
+OF_THE_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+OF_ITS_NAME = (errno.ELOOP, errno.ENAMETOOLONG)
 MAX_CAPTION_BYTES = 2**16  # of a file of captions; the rest is not read
 
 
@@ -93,7 +94,7 @@ class FolderSource:
         try:
             return self._files.cat_file(posixpath.join(self._root, name), end=end)
         except OSError as error:
-            if error.errno not in OF_THE_FILE and not isinstance(error, FileNotFoundError):
+            if not isinstance(error, OF_THE_FILE) and error.errno not in OF_ITS_NAME:
                 raise  # whatever else goes wrong, such as a network, may go right another time: that ends the run
             raise BrokenRecord(name, error.strerror or "the file cannot be read") from error
 
