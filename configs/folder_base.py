@@ -45,7 +45,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.transform.max_pixels = 50_000_000  # of an image; a thread takes up to 12 bytes for each
 
     config.text = ml_collections.ConfigDict()
-    config.text.model = "random" if tiny else "google/t5-v1_1-xl"  # README.md, "Text encoders", says how to get it
+    config.text.model = "random" if tiny else "google/flan-t5-xl"  # README.md, "Text encoders", says how to get it
     config.text.length = 24 if tiny else 128
     config.text.dtype = "float32" if tiny else "bfloat16"
     config.text.cache = ""  # a folder of the embed command: training reads embeddings there, and no encoder

@@ -36,6 +36,11 @@ def said(size: Size) -> str:
     return f"{height}" if height == width else f"{height}×{width}"
 
 
+def in_pixels(size: Size) -> str:
+    """The size of a picture in messages: "64×64"."""
+    return "×".join(map(str, size))
+
+
 def scaled(part: Sequence[int], before: Size, after: Size) -> Size:
     """The (height, width) that a part of an image has once the whole has come from one size to another."""
     height, width = (side * new // old for side, old, new in zip(part, before, after, strict=True))

@@ -329,7 +329,7 @@ def test_evaluate_refuses_an_unknown_judge(tmp_path):
     config = f"--config={ROOT}/configs/shapes_eval.py"
     ended = in_a_process_of_its_own("evaluate", config, "--config.judge=people", "--stages=x", f"--out={tmp_path}/out")
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr == "error: config.judge 'people' is not known: choose one of shapes, digits\n"
+    assert ended.stderr == "error: config.judge 'people' is not known: choose one of shapes, digits, or '' for none\n"
     assert not (tmp_path / "out").exists()
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from imagen_jax.audit.duplicates import alike
 from imagen_jax.audit.survey import Look
 from imagen_jax.audit.words import Grouping, compare, words_of
-from imagen_jax.images import Size, said
+from imagen_jax.data.broken import allowed
+from imagen_jax.images import Size, in_pixels
 from imagen_jax.text.tokens import Tokenizer
 
 NAMED = 1000  # files, captions and groups of doubles to name at most
@@ -37,7 +38,7 @@ def findings(
     verdict = ""
     if not readable:
         verdict = f"none of {len(looks)} records can be read"
-    elif len(broken) > max_broken * len(looks):
+    elif len(broken) > allowed(max_broken, len(looks)):
         verdict = f"{len(broken)} of {len(looks)} records cannot be read: config.data.max_broken is {max_broken}"
     return {
         "records": records,
@@ -64,11 +65,11 @@ def sizes(found: Sequence[Size], image_size: Size) -> dict[str, Any]:
         for low, high, count in zip(borders[:-1], borders[1:], counts, strict=True)
     }
     return {
-        "smallest": said(by_area[0]),
-        "median": said(by_area[len(by_area) // 2]),
-        "largest": said(by_area[-1]),
+        "smallest": in_pixels(by_area[0]),
+        "median": in_pixels(by_area[len(by_area) // 2]),
+        "largest": in_pixels(by_area[-1]),
         "smaller_than_image_size": int(np.sum((heights < image_size[0]) | (widths < image_size[1]))),
-        "image_size": said(image_size),
+        "image_size": in_pixels(image_size),
         "aspects": aspects,
     }
 

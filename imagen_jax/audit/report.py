@@ -9,6 +9,7 @@ from typing import Any
 from imagen_jax.grids import printable
 
 SHOWN = 50  # rows of a table
+NAMED = 3  # files that cannot be read, among the figures
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 62em; padding: 0 1em; color: #222; }
@@ -70,6 +71,7 @@ def lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("records", f"{found['records']:,}, of which {found['looked_at']:,} were looked at"),
         ("cannot be read", f"{found['unreadable']:,} ({share(found['unreadable'], found['looked_at'])})"),
+        *[("", f"{file['name']}: {file['reason']}") for file in found["unreadable_files"][:NAMED]],
         ("captions", f"{said['captions']:,}, of which {said['distinct']:,} are distinct"),
         ("records without a caption", f"{said['records_without']:,}"),
         ("records with several captions", f"{said['records_with_several']:,}"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
 from imagen_jax.data.records import BrokenRecord
@@ -10,6 +11,11 @@ from imagen_jax.errors import UsageError
 # The share of broken records is judged by as many reads, or by all records where these are fewer: by less it would be
 # chance.
 JUDGED_BY = 2000
+
+
+def allowed(max_share: float, count: int) -> int:
+    """How many of so many may be broken: a share, rounded up, since of a few each is more than a small share."""
+    return math.ceil(max_share * count)
 
 
 class Broken:
@@ -49,7 +55,7 @@ class Broken:
                 return
             self._broken_reads += 1
             self.name(broken)
-            if self._broken_reads > self._max_share * max(self._reads, min(self._records, JUDGED_BY)):
+            if self._broken_reads > allowed(self._max_share, max(self._reads, min(self._records, JUDGED_BY))):
                 raise self.too_many(broken)
 
     def name(self, broken: BrokenRecord) -> None:

@@ -6,6 +6,7 @@ The captions of ``a/fox.jpg`` are the lines of ``a/fox.txt``, or those of its ro
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import operator
 import posixpath
@@ -21,6 +22,9 @@ from imagen_jax.errors import UsageError
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 SPLITS = ("train", "validation", "all")
 MAX_IMAGE_BYTES = 2**28  # of a file; a longer one is broken, before it fills the memory
+# what is wrong with a file, or with its name, and stays so; file systems in the cloud raise the first without numbers
+OF_THE_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+OF_ITS_NAME = (errno.ELOOP, errno.ENAMETOOLONG)
 MAX_CAPTION_BYTES = 2**16  # of a file of captions; the rest is not read
 
 
@@ -89,18 +93,22 @@ class FolderSource:
     def _read(self, name: str, end: int | None = None) -> bytes:
         try:
             return self._files.cat_file(posixpath.join(self._root, name), end=end)
-        except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-            # whatever else goes wrong, such as a network, may go right another time: that ends the run
+        except OSError as error:
+            if not isinstance(error, OF_THE_FILE) and error.errno not in OF_ITS_NAME:
+                raise  # whatever else goes wrong, such as a network, may go right another time: that ends the run
             raise BrokenRecord(name, error.strerror or "the file cannot be read") from error
 
     def _listed(self) -> dict[str, int]:
-        """Bytes of every file within the folder by its path; no hidden ones, but links to files, and dead ones too."""
+        """Bytes of every file within the folder by its path; no hidden ones, but links to files, and dead ones too.
+
+        Neither pipes nor devices, nor links to such: to read them may never end.
+        """
         sizes = {}
         for path, entry in self._files.find(self._root, detail=True).items():
             name = path.removeprefix(self._root).lstrip("/")
             hidden = any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
-            is_file = entry["type"] == "file" or (entry.get("islink") and not self._files.isdir(path))
-            if is_file and not hidden:
+            is_link = entry.get("islink") and (self._files.isfile(path) or not self._files.exists(path))
+            if (entry["type"] == "file" or is_link) and not hidden:
                 sizes[name] = entry["size"] or 0
         return sizes
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import posixpath
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -65,7 +66,7 @@ def read_rows(data: bytes, path: str, caption_column: str) -> dict[str, Row]:
 
 def json_rows(data: bytes) -> Iterator[Mapping[str, Any]]:
     """An object a line; empty lines are skipped."""
-    for line in data.decode("utf-8-sig").splitlines():
+    for line in data.decode("utf-8-sig").split("\n"):  # strings may have other ends of lines in them
         if line.strip():
             cells = json.loads(line)
             if not isinstance(cells, dict):
@@ -93,6 +94,10 @@ def inside(name: Any) -> str:
     """A row's path to its image, in its shortest form. Raises ValueError if it leads out of the folder."""
     if not isinstance(name, str) or not name:
         raise ValueError(f"its {FILE_NAME} is {name!r}: expected a path")
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"its {FILE_NAME} {name!r} is no path") from error
     path = posixpath.normpath(name)
     if path.startswith(("/", "../")) or path in (".", "..") or "\0" in path:
         raise ValueError(f"its {FILE_NAME} {name!r} is outside of the folder")

@@ -66,6 +66,7 @@ class TfdsSource:
         self._decoders = nested([self._leaves[image].keys], tfds.decode.SkipDecoding())
         self._decoded = self._part(builder.info.features, (image, *captions, *self._columns))
         self._captions_decoded = self._part(builder.info.features, captions)
+        self._columns_decoded = self._part(builder.info.features, self._columns)
         self._name = f"{builder.info.full_name} {split}"
 
     def __len__(self) -> int:
@@ -74,13 +75,16 @@ class TfdsSource:
     def __getitem__(self, index: SupportsIndex) -> Record:
         i = index.__index__()
         example = self._read(i, self._decoded, decoders=self._decoders)
-        columns = {key: self._text(key, example[key]) for key in self._columns}
         (image,) = self._values(example, self._image)
-        return Record(image, self._worded(example), f"{self._name}[{i}]", columns)
+        return Record(image, self._worded(example), f"{self._name}[{i}]", self._columned(example))
 
     def captions(self, index: SupportsIndex) -> tuple[str, ...]:
         """The captions of an example; its picture is left encoded."""
         return self._worded(self._read(index.__index__(), self._captions_decoded)) if self._captions else ()
+
+    def columns(self, index: SupportsIndex) -> dict[str, str]:
+        """The columns of an example; its picture is left encoded."""
+        return self._columned(self._read(index.__index__(), self._columns_decoded)) if self._columns else {}
 
     def __repr__(self) -> str:
         return f"TfdsSource({self._name!r} in {self._folder})"
@@ -89,7 +93,10 @@ class TfdsSource:
         if not 0 <= i < len(self):
             raise IndexError(f"index {i} is outside [0, {len(self)}) of {self!r}")
         try:
-            return features.deserialize_example_np(self._records[i], **settings)
+            record = self._records[i]
+            if not record:  # what is left of some cut files
+                raise ValueError("there are no bytes")
+            return features.deserialize_example_np(record, **settings)
         except Exception as error:  # of a cut file an AttributeError, of a damaged one whatever its readers raise
             reason = f"{self._shard(i)} is cut or damaged ({error}): copy or prepare the data set again"
             raise BrokenRecord(f"{self._name}[{i}]", reason) from error
@@ -115,6 +122,9 @@ class TfdsSource:
     def _worded(self, example: dict[str, Any]) -> tuple[str, ...]:
         texts = (self._text(path, value) for path in self._captions for value in self._values(example, path))
         return tuple(template.replace("{}", text) for text in texts if text for template in self._templates)
+
+    def _columned(self, example: dict[str, Any]) -> dict[str, str]:
+        return {key: self._text(key, example[key]) for key in self._columns}
 
     def _text(self, path: str, value: Any) -> str:
         feature = self._leaves[path].feature

@@ -19,7 +19,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from imagen_jax.data.records import BrokenRecord
 from imagen_jax.errors import UsageError
-from imagen_jax.images import Size, composite, dtype_of, said, to_8_bits
+from imagen_jax.images import Size, composite, dtype_of, in_pixels, to_8_bits
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 CROPS = ("centre", "random")
@@ -88,7 +88,7 @@ class Transform:
             )
         if self.max_pixels < self.size[0] * self.size[1]:
             raise UsageError(
-                f"config.data.transform.max_pixels {self.max_pixels} is less than the {said(self.size)} pixels of "
+                f"config.data.transform.max_pixels {self.max_pixels} is less than the {in_pixels(self.size)} pixels of "
                 "config.image_size"
             )
 
@@ -135,14 +135,13 @@ class Transform:
 
     def _covering(self, before: Size, name: str) -> Size:
         """The least (height, width) of the same aspect that has room for the picture."""
+        sides, asked = in_pixels(before), in_pixels(self.size)
         scale = max(new / old for new, old in zip(self.size, before, strict=True))
         if scale > 1 and not self.upscale:
-            raise BrokenRecord(
-                name, f"{said(before)} is smaller than {said(self.size)}: data.transform.upscale enlarges such pictures"
-            )
+            raise BrokenRecord(name, f"{sides} is smaller than {asked}: data.transform.upscale enlarges such pictures")
         height, width = (max(new, round(old * scale)) for new, old in zip(self.size, before, strict=True))
         if height * width > self.max_pixels:
-            raise BrokenRecord(name, f"its sides, {said(before)}, are too different to fill {said(self.size)}")
+            raise BrokenRecord(name, f"its sides, {sides}, are too different to fill {asked}")
         return height, width
 
     def _of_colours(self, image: Image.Image) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -53,14 +54,33 @@ def judge_digits(images: np.ndarray, captions: Sequence[str]) -> tuple[Scores, n
     return scores, right
 
 
+def read_digit(caption: str) -> int:
+    """The digit that a caption names. Raises ValueError if it names none or several."""
+    from imagen_jax.data.digits import label_of  # as above
+
+    return label_of(caption)
+
+
 JUDGES: dict[str, Judge] = {"shapes": judge_shapes, "digits": judge_digits}
+READS: dict[str, Callable[[str], Any]] = {"shapes": parse, "digits": read_digit}  # what a caption claims, or ValueError
 
 
 def make_judge(name: str) -> Judge:
     """The judge of that name. Raises UsageError if there is none."""
     if name not in JUDGES:
-        raise UsageError(f"config.judge {name!r} is not known: choose one of {', '.join(JUDGES)}")
+        raise UsageError(f"config.judge {name!r} is not known: choose one of {', '.join(JUDGES)}, or '' for none")
     return JUDGES[name]
+
+
+def check_captions(name: str, captions: Sequence[str]) -> None:
+    """Raises UsageError for a caption that the judge of that name does not understand."""
+    for caption in captions:
+        try:
+            READS[name](caption)
+        except ValueError as error:
+            raise UsageError(
+                f"config.judge {name!r} cannot judge these (set it to '' for no judge): {error}"
+            ) from error
 
 
 def scores_table(scores: Scores) -> str:

@@ -15,6 +15,7 @@ from imagen_jax.cascade import TrainedStage
 from imagen_jax.data.examples import first_examples, make_examples
 from imagen_jax.figures import draw_cascade_diagnostics
 from imagen_jax.files import write_json
+from imagen_jax.images import in_pixels
 from imagen_jax.losses import loss_curve, make_held_out_loss
 from imagen_jax.measures import measure
 
@@ -52,7 +53,7 @@ def diagnose(
 
 def stage_names(stages: Sequence[TrainedStage]) -> list[str]:
     """Their image sizes, of which no two are the same."""
-    return ["×".join(map(str, trained.stage.image_shape[:2])) for trained in stages]
+    return [in_pixels(trained.stage.image_shape[:2]) for trained in stages]
 
 
 def diagnostics_table(stages: Sequence[TrainedStage], found: Sequence[dict[str, float]]) -> str:

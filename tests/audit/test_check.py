@@ -80,7 +80,7 @@ def test_what_cannot_be_read_is_named_with_the_reason(checked):
 
 def test_sizes_and_aspects_are_counted(checked):
     sizes = checked[0]["sizes"]
-    assert (sizes["smallest"], sizes["median"], sizes["largest"]) == ("40×10", "40", "40")
+    assert (sizes["smallest"], sizes["median"], sizes["largest"]) == ("40×10", "40×40", "40×40")
     assert sizes["smaller_than_image_size"] == 1
     assert {kind: count for kind, count in sizes["aspects"].items() if count} == {
         "0 to 0.5": 1,
@@ -145,8 +145,8 @@ def test_the_page_says_the_same_and_runs_nothing(checked):
 
 
 def test_too_many_broken_records_and_none_that_can_be_read_are_unusable(folder, tmp_path):
-    found = check(folder_config(folder, **{"data.max_broken": 0.2}), "train", 0, [], tmp_path)
-    assert found["unusable"] == "3 of 14 records cannot be read: config.data.max_broken is 0.2"
+    found = check(folder_config(folder, **{"data.max_broken": 0.1}), "train", 0, [], tmp_path)
+    assert found["unusable"] == "3 of 14 records cannot be read: config.data.max_broken is 0.1"
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.png").write_bytes(b"no image")
     found = check(folder_config(tmp_path / "bad", **{"data.max_broken": 1.0}), "train", 0, [], tmp_path)
@@ -215,3 +215,4 @@ def test_the_exit_code_says_whether_the_data_can_be_used(folder, tmp_path):
     ended = run(*config, "--config.data.max_broken=0.5", "--groups=woman,man", "--column=place")
     assert ended.returncode == 0, ended.stderr
     assert "cannot be read                 3 (21.43%)" in ended.stdout
+    assert "cut.png: " in ended.stdout

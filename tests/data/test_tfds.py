@@ -107,6 +107,13 @@ def test_texts_classes_and_numbers_are_columns(photos):
     assert source_of(photos)[5].columns == {"image/filename": "5.png", "label": "", "height": "4"}
 
 
+def test_columns_are_read_without_the_picture(photos):
+    source = source_of(photos)
+    assert [source.columns(i) for i in range(COUNT)] == [source[i].columns for i in range(COUNT)]
+    with pytest.raises(IndexError, match="index 12 is outside"):
+        source.columns(COUNT)
+
+
 def test_labels_become_captions_by_templates(photos):
     source = source_of(photos, captions=("label",), templates=("a photo of a {}", "{}"))
     assert source[2].captions == ("a photo of a hot dog", "hot dog")
@@ -197,10 +204,21 @@ def test_a_cut_file_is_named(copied):
     os.truncate(shard, shard.stat().st_size // 2)
     source = source_of(copied, "train[:1]+val")
     assert source[0].image == png.encode(picture(0))
-    for read in (source.__getitem__, source.captions):
+    for read in (source.__getitem__, source.captions, source.columns):
         with pytest.raises(BrokenRecord, match=rf"photos/1\.0\.0 .*\[2\]: {shard} is cut or damaged") as error:
             read(2)
     assert "\n" not in str(error.value)
+
+
+def test_of_a_file_that_is_cut_to_its_first_blocks_no_example_is_made_up(copied):
+    """Its reader then gives no bytes for an example, and TFDS None for each feature."""
+    shard = shard_of(copied, "val")
+    os.truncate(shard, 2**16)
+    for captions in (("label",), ("image/filename",)):
+        source = source_of(copied, "val", captions=captions)
+        for read in (source.__getitem__, source.captions, source.columns):
+            with pytest.raises(BrokenRecord, match=f"{shard} is cut or damaged"):
+                read(0)
 
 
 def test_every_example_comes_once_an_epoch_and_a_restart_goes_on(photos):

@@ -231,14 +231,14 @@ def test_of_an_animation_the_first_frame_is_taken(kind):
 
 def test_small_pictures_are_enlarged_only_if_asked():
     image = Image.fromarray(gradient(7, 30))
-    with pytest.raises(BrokenRecord, match="it: 7×30 is smaller than 8: data.transform.upscale enlarges"):
+    with pytest.raises(BrokenRecord, match="it: 7×30 is smaller than 8×8: data.transform.upscale enlarges"):
         decoded(image)
     assert decoded(image, to(upscale=True)).shape == (8, 34, 3)
     assert (decoded(Image.new("RGB", (1, 1), "white"), to(upscale=True)) == 255).all()
 
 
 def test_a_line_is_not_enlarged_to_a_huge_picture():
-    with pytest.raises(BrokenRecord, match="its sides, 1×60000, are too different to fill 8"):
+    with pytest.raises(BrokenRecord, match="its sides, 1×60000, are too different to fill 8×8"):
         decoded(Image.new("RGB", (60000, 1)), to(upscale=True))
 
 
@@ -353,7 +353,7 @@ def test_what_is_no_image_is_broken_and_why_is_said(data, reason):
         ({"bits": 12}, "config.data.bits 12 is not known: choose 8 or 16"),
         ({"background": 256}, "background 256 is neither a gray level"),
         ({"background": (1, 2)}, r"background \(1, 2\) is neither"),
-        ({"max_pixels": 63}, "max_pixels 63 is less than the 8 pixels of config.image_size"),
+        ({"max_pixels": 63}, "max_pixels 63 is less than the 8×8 pixels of config.image_size"),
     ],
 )
 def test_a_wrong_transform_is_refused(wrong, message):

@@ -6,7 +6,7 @@ import pytest
 from imagen_jax.data.digits import DigitsSource
 from imagen_jax.data.shapes.source import ShapesSource
 from imagen_jax.errors import UsageError
-from imagen_jax.evaluation.alignment import make_judge, scores_table
+from imagen_jax.evaluation.alignment import check_captions, make_judge, scores_table
 
 COUNT = 200
 
@@ -103,6 +103,14 @@ def test_other_digits_are_wrong(digits):
 def test_an_unknown_judge_is_refused():
     with pytest.raises(UsageError, match="config.judge 'people' is not known: choose one of shapes, digits"):
         make_judge("people")
+
+
+def test_captions_that_a_judge_does_not_read_are_refused_before_anything_is_drawn(drawn, digits):
+    check_captions("shapes", drawn[1])
+    check_captions("digits", digits[1])
+    for name, caption in (("shapes", "a fox"), ("digits", "a red circle")):
+        with pytest.raises(UsageError, match=f"config.judge '{name}' cannot judge these .*'{caption}'"):
+            check_captions(name, [caption])
 
 
 def test_the_table_has_a_line_a_row(drawn):
