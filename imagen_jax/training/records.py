@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -33,7 +34,10 @@ class Records:
         self._workdir = workdir
         self._metrics = workdir / METRICS_FILE
         kept = [line for line in read_metrics(workdir) if line["step"] <= step]
-        self._metrics.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        # by a rename: a kill here must not cost the metrics of all that was done
+        unfinished = workdir / f".{METRICS_FILE}.unfinished"
+        unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(unfinished, self._metrics)
         self._summaries = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
