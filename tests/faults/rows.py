@@ -18,6 +18,9 @@ from imagen_jax.training.lock import LOCK_FILE
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import abstract_state
 from tests.faults.harness import Result, Training, leftovers, losses, resumed_step, steps_in, trained
+from tests.faults.inputs import killed_embedding, mutated_configs
+from tests.faults.long_runs import blocking_saves, flat_memory, goodput_under_kills
+from tests.faults.several import killed_member, other_devices, other_processes, stalled_member
 from tests.faults.tiny import SAVE_EVERY, STEPS, get_config
 from tests.tiny import contents, eight_devices, one_device, restored, split_devices
 
@@ -342,4 +345,13 @@ ROWS = {
     "writers": (second_writer, 2),
     "nan": (bad_gradients, 2),
     "model": (another_model, 1),
+    "member": (killed_member, 2),
+    "stalled_member": (stalled_member, 1),
+    "processes": (other_processes, 3),
+    "devices": (other_devices, 4),
+    "configs": (mutated_configs, 10_000),
+    "embed": (killed_embedding, 20),
+    "memory": (flat_memory, 10_000),
+    "blocking": (blocking_saves, 1),
+    "goodput": (goodput_under_kills, 3),
 }

@@ -13,6 +13,8 @@ def get_config():
             "model.blocks": (0,),
             "model.attention": ((),),
             "model.middle_attention": ("text",),
+            # with Adam's usual eps, what two orders of a sum differ by makes large steps of almost nothing
+            "optimizer.eps": 1e-3,
             "training.steps": STEPS,
             "training.save_every": SAVE_EVERY,
             "training.preview_every": STEPS,
