@@ -47,6 +47,8 @@ from imagen_jax.training.stopping import Stop, stop_on_signals, stopped_at
 from imagen_jax.training.watchdog import Watchdog
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The stage to train, such as configs/shapes_base.py.")
+# Orbax has up to 128 of each item of a checkpoint open, and shards of data and logs are open too.
+OPEN_FILES = 512
 WORKDIR = flags.DEFINE_string("workdir", None, "The stage's folder: checkpoints, config, metrics, previews.")
 
 
@@ -64,6 +66,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         RunError: where it cannot go on; what it saved stays.
     """
     check_writable(workdir)
+    processes.allow_open_files(OPEN_FILES, "training")
     with stop_on_signals() as stop, memory_told(config):
         run(config, workdir, stop)
 

@@ -34,7 +34,7 @@ PATIENCE = 600  # seconds, after which a process is taken to hang
 class Training:
     """A train command in a process of its own, killed at the end of its ``with`` block."""
 
-    def __init__(self, workdir, fault=None, file_limit=None, said=None, variables=None, **changes):
+    def __init__(self, workdir, fault=None, limits=None, said=None, variables=None, **changes):
         self.workdir = workdir
         self.said = said or workdir.with_suffix(".said")
         self.said.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,8 @@ class Training:
         self._file = self.said.open("wb")
 
         def limit():
-            resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+            for resource_, most in (limits or {}).items():
+                resource.setrlimit(resource_, (most, most))
 
         self.process = subprocess.Popen(
             [sys.executable, "-m", module, f"--config={ROOT}/tests/faults/tiny.py", f"--workdir={workdir}", *flags],
@@ -51,7 +52,7 @@ class Training:
             env=ENVIRONMENT | (variables or {}) | ({"TRAIN_FAULT": fault} if fault else {}),
             stdout=self._file,
             stderr=subprocess.STDOUT,
-            preexec_fn=limit if file_limit else None,
+            preexec_fn=limit,
         )
         self.began = time.monotonic()
 

@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import resource
 import shutil
 import signal
+import socket
 import subprocess
 import time
 
@@ -17,6 +19,7 @@ from imagen_jax.errors import UsageError
 from imagen_jax.training.lock import LOCK_FILE
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import abstract_state
+from tests.conftest import CACHE
 from tests.faults.harness import Result, Training, leftovers, losses, resumed_step, steps_in, trained
 from tests.faults.inputs import killed_embedding, mutated_configs
 from tests.faults.long_runs import blocking_saves, flat_memory, goodput_under_kills
@@ -200,7 +203,7 @@ def disk_full(bench, trials):
     place = bench.halted("full")
     before, kept = steps_in(place), contents(place / "checkpoints")
     largest = max(path.stat().st_size for path in checkpoint_files(place)[1])
-    with Training(place, file_limit=int(0.8 * largest)) as training:
+    with Training(place, limits={resource.RLIMIT_FSIZE: int(0.8 * largest)}) as training:
         code, said = training.ended()
     held = code == 1 and "could not be written to" in said and "bytes are free" in said and "Traceback" not in said
     held = held and steps_in(place) == before and contents(place / "checkpoints") == kept
@@ -328,6 +331,31 @@ def another_model(bench, trials):
     return Result("a checkpoint of another model", 1, held, f"{said.count(' is ')} leaves named")
 
 
+def surroundings(bench, trials):
+    """A cache of compiled programs that holds noise; 64 file descriptors; a port that something else listens at."""
+    place, noise = bench.new("noise"), bench.folder / "noise" / "cache"
+    noise.mkdir(parents=True)
+    for path in CACHE.iterdir():
+        (noise / path.name).write_bytes(os.urandom(200))
+    trained(place, variables={"JAX_COMPILATION_CACHE_DIR": str(noise)})
+    worst = bench.difference(place)
+    held = int(worst == 0)
+    with Training(bench.new("descriptors"), limits={resource.RLIMIT_NOFILE: 64}) as training:
+        code, said = training.ended()
+    held += (
+        code == 2 and "open files, and this process may have 64: run `ulimit -n " in said and "compiling" not in said
+    )
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
+        with Training(bench.new("port"), variables=variables) as training:
+            code, said = training.ended()
+    held += code == 2 and f"do not find each other at {address}" in said and "Traceback" not in said
+    return Result("a compile cache of noise; 64 open files; a port that is taken", 3, held, f"difference {worst:g}")
+
+
 # fault -> (function, trials)
 ROWS = {
     "kill": (kill_at_random, 100),
@@ -345,6 +373,7 @@ ROWS = {
     "writers": (second_writer, 2),
     "nan": (bad_gradients, 2),
     "model": (another_model, 1),
+    "surroundings": (surroundings, 3),
     "member": (killed_member, 2),
     "stalled_member": (stalled_member, 1),
     "processes": (other_processes, 3),
