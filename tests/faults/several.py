@@ -40,8 +40,8 @@ def killed_member(bench, trials):
 
 
 def stalled_member(bench, trials):
-    """A step that never ends in one of two processes; then both again."""
-    unbroken, place, limit = unbroken_pair(bench), bench.new("stalled_member"), 10
+    """A step that never ends in one of two processes. How they go on is a matter of ``killed_member``."""
+    place, limit = bench.new("stalled_member"), 10
     with together(place, 2, faults={1: "stall:7:7"}, stall_seconds=limit, steps=STEPS) as members:
         members[0].reach(SAVE_EVERY + 1)
         begun = time.monotonic()
@@ -49,11 +49,8 @@ def stalled_member(bench, trials):
     seconds = time.monotonic() - begun
     named = "step 7 stands still: no end of its phase 'step'" in ends[1][1] and "in process 1" in ends[1][1]
     named = named and "broken_train.py" in (place / "stacks.txt.1").read_text()
-    trained_together(place, 2, steps=STEPS)
-    worst = difference(place, unbroken)
-    held = named and all(code for code, _ in ends) and worst == 0
-    said = f"{seconds:.1f} s to exit; difference {worst:g}"
-    return Result(f"one of 2 processes stalls; limit {limit} s", 1, int(held), said)
+    held = named and all(code for code, _ in ends) and seconds < limit + MARGIN
+    return Result(f"one of 2 processes stalls; limit {limit} s", 1, int(held), f"{seconds:.1f} s to exit")
 
 
 def farthest(workdir, other):
