@@ -201,12 +201,14 @@ def damaged_then_trained(bench, trials):
 def disk_full(bench, trials):
     """A limit on the size of files, below that of a checkpoint's largest; then without it."""
     place = bench.halted("full")
-    before, kept = steps_in(place), contents(place / "checkpoints")
+    before = steps_in(place)
+    step = place / "checkpoints" / str(before[-1])
+    kept = contents(step)  # without what the kill left beside it, which the next start deletes
     largest = max(path.stat().st_size for path in checkpoint_files(place)[1])
     with Training(place, limits={resource.RLIMIT_FSIZE: int(0.8 * largest)}) as training:
         code, said = training.ended()
     held = code == 1 and "could not be written to" in said and "bytes are free" in said and "Traceback" not in said
-    held = held and steps_in(place) == before and contents(place / "checkpoints") == kept
+    held = held and steps_in(place) == before and contents(step) == kept
     trained(place)
     worst = bench.difference(place)
     return Result("no room for a checkpoint", 1, int(held and worst == 0), f"difference {worst:g} after it")
