@@ -52,7 +52,7 @@ class Training:
             env=ENVIRONMENT | (variables or {}) | ({"TRAIN_FAULT": fault} if fault else {}),
             stdout=self._file,
             stderr=subprocess.STDOUT,
-            preexec_fn=limit,
+            preexec_fn=limit if limits else None,
         )
         self.began = time.monotonic()
 
