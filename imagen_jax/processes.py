@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import socket
 import sys
 from importlib import util
 from pathlib import Path
@@ -39,11 +40,13 @@ def start(coordinator: str | None, count: int | None, index: int | None) -> None
         index: which of them this is.
 
     Raises:
-        UsageError: arguments that are not complete, or name no place among the processes.
+        UsageError: arguments that are not complete, or name no place among the processes; a port that is taken.
     """
     given = (coordinator, count, index)
     if any(value is not None for value in given):
         coordinator, count, index = check_place(coordinator, count, index)
+        if index == 0:
+            check_port(coordinator)
         join(coordinator, count, index)
     elif is_tpu_host():
         join()
@@ -63,6 +66,19 @@ def check_place(coordinator: str | None, count: int | None, index: int | None) -
     if not 0 <= index < count:
         raise UsageError(f"--process_index {index} is not in [0, {count}): --process_count is {count}")
     return coordinator, count, index
+
+
+def check_port(coordinator: str) -> None:
+    """Raises UsageError if something listens already at the port where process 0, which this is, will be reached.
+
+    Found out by jaxlib 0.10.2, a port that is taken can end the process by a segmentation fault.
+    """
+    with socket.socket() as here:
+        here.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was left just now is free
+        try:
+            here.bind(("", int(coordinator.rpartition(":")[2])))
+        except (OSError, OverflowError) as error:
+            raise UsageError(f"process 0 cannot be reached at {coordinator} ({error}): give a free port") from error
 
 
 def is_tpu_host(devices: Path = Path("/dev")) -> bool:
@@ -94,8 +110,7 @@ def join(coordinator: str | None = None, count: int | None = None, index: int | 
     except jax.errors.JaxRuntimeError as error:
         raise UsageError(
             f"the processes of the run do not find each other at {coordinator or 'the address that the TPU gives'} "
-            f"({str(error).splitlines()[0]}): its port may be taken, or out of reach; give --coordinator=HOST:PORT, a "
-            "free port of process 0 that all can reach"
+            f"({str(error).splitlines()[0]}): give --coordinator=HOST:PORT, a port of process 0 that all can reach"
         ) from error
 
 

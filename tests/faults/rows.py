@@ -354,7 +354,7 @@ def surroundings(bench, trials):
         variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
         with Training(bench.new("port"), variables=variables) as training:
             code, said = training.ended()
-    held += code == 2 and f"do not find each other at {address}" in said and "Traceback" not in said
+    held += code == 2 and f"process 0 cannot be reached at {address}" in said and "Traceback" not in said
     return Result("a compile cache of noise; 64 open files; a port that is taken", 3, held, f"difference {worst:g}")
 
 
