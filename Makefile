@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP_LOCKED := $(BIN)/python -m pip install --no-deps --no-build-isolation --use-pep517 --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test parity goldens lock audit licences format clean $(PHASES)
+.PHONY: help demo test faults parity goldens lock audit licences format clean $(PHASES)
 
 help: ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ imports: $(SETUP) ## check that imports go down the layers only
 # Tests of one file stay together: they share what they compile and train.
 pytest: $(SETUP) ## run the tests on every core; make pytest ARGS='-n 0 -k name' runs some in one process
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile $(ARGS)
+
+faults: $(SETUP) ## break training in every way that docs/faults.md tells of (hours); make faults ARGS='kill=20 flip=500'
+	$(BIN)/python -m tests.faults $(ARGS)
 
 parity: $(PARITY)/.complete ## run samplers, weights and T5 beside diffusers and transformers; print the differences
 	JAX_PLATFORMS=cpu $(PARITY)/bin/python -m tests.goldens --compare

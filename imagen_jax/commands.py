@@ -160,7 +160,13 @@ def place_among_processes() -> tuple[str | None, int | None, int | None]:
 def quiet_libraries() -> None:
     """Keeps what libraries say of their insides off the screen, where our progress is; warnings of ours stay."""
     logging.getLogger("absl").setLevel(logging.WARNING)
+    logging.getLogger("absl").addFilter(is_not_told_again)
     warnings.filterwarnings("ignore", module="orbax|jax|flax|grain|PIL")
+
+
+def is_not_told_again(record: logging.LogRecord) -> bool:
+    """Whether a log record is none of Orbax's with the stack of an exception: it raises those too, and we tell them."""
+    return not (record.exc_info and "orbax" in record.pathname)
 
 
 def keep_compiled_programs() -> None:

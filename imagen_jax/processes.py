@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
+import socket
 import sys
 from importlib import util
 from pathlib import Path
@@ -38,11 +40,13 @@ def start(coordinator: str | None, count: int | None, index: int | None) -> None
         index: which of them this is.
 
     Raises:
-        UsageError: arguments that are not complete, or name no place among the processes.
+        UsageError: arguments that are not complete, or name no place among the processes; a port that is taken.
     """
     given = (coordinator, count, index)
     if any(value is not None for value in given):
         coordinator, count, index = check_place(coordinator, count, index)
+        if index == 0:
+            check_port(coordinator)
         join(coordinator, count, index)
     elif is_tpu_host():
         join()
@@ -64,6 +68,19 @@ def check_place(coordinator: str | None, count: int | None, index: int | None) -
     return coordinator, count, index
 
 
+def check_port(coordinator: str) -> None:
+    """Raises UsageError if something listens already at the port where process 0, which this is, will be reached.
+
+    Found out by jaxlib 0.10.2, a port that is taken can end the process by a segmentation fault.
+    """
+    with socket.socket() as here:
+        here.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was left just now is free
+        try:
+            here.bind(("", int(coordinator.rpartition(":")[2])))
+        except (OSError, OverflowError) as error:
+            raise UsageError(f"process 0 cannot be reached at {coordinator} ({error}): give a free port") from error
+
+
 def is_tpu_host(devices: Path = Path("/dev")) -> bool:
     """Whether this machine has TPU chips, jax can use them, and was not told to use something else."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
@@ -73,18 +90,28 @@ def is_tpu_host(devices: Path = Path("/dev")) -> bool:
 
 
 def join(coordinator: str | None = None, count: int | None = None, index: int | None = None) -> None:
-    """Joins the processes of a run; without arguments, those that the hosts of a TPU say there are."""
+    """Joins the processes of a run; without arguments, those that the hosts of a TPU say there are.
+
+    Raises:
+        UsageError: they do not find each other.
+    """
     # what jax would say of proxies and clusters is not for those who watch the run
     logging.getLogger("jax._src.distributed").setLevel(logging.ERROR)
-    jax.distributed.initialize(
-        coordinator,
-        count,
-        index,
-        # who says where a process stands means just that, also within SLURM's or MPI's jobs
-        cluster_detection_method=None if coordinator is None else "deactivate",
-        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        shutdown_timeout_seconds=END_SECONDS,
-    )
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            count,
+            index,
+            # who says where a process stands means just that, also within SLURM's or MPI's jobs
+            cluster_detection_method=None if coordinator is None else "deactivate",
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=END_SECONDS,
+        )
+    except jax.errors.JaxRuntimeError as error:
+        raise UsageError(
+            f"the processes of the run do not find each other at {coordinator or 'the address that the TPU gives'} "
+            f"({str(error).splitlines()[0]}): give --coordinator=HOST:PORT, a port of process 0 that all can reach"
+        ) from error
 
 
 def writes() -> bool:
@@ -136,6 +163,22 @@ class Vote:
         own = np.full(jax.local_device_count(), int(yes), np.int32)
         before, self._counted = self._counted, self._any(jax.make_array_from_process_local_data(self._split, own))
         return before is not None and bool(before)
+
+
+def allow_open_files(count: int, what: str, instead: str = "") -> None:
+    """Lets this process have so many files open, which ``what`` needs.
+
+    Raises:
+        UsageError: it may not; ``instead`` is what else can be done.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        if hard != resource.RLIM_INFINITY and hard < count:
+            raise UsageError(
+                f"{what} needs {count} open files, and this process may have {hard}: run `ulimit -n {count}` "
+                f"first{instead}"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
 def end(code: int) -> None:

@@ -12,11 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 import ml_collections
 import numpy as np
 from absl import flags
 from ml_collections import config_flags
+from PIL import Image
 from tqdm import tqdm
 
 from imagen_jax import commands, processes, sharding
@@ -24,7 +26,7 @@ from imagen_jax import stage as stages
 from imagen_jax.cascade import place_encoder
 from imagen_jax.checkpoints import Checkpoints, check_batch_size, open_workdir
 from imagen_jax.data.captions import Captions, training_captions
-from imagen_jax.data.examples import make_buckets
+from imagen_jax.data.examples import Examples, make_buckets
 from imagen_jax.data.pipeline import names_in_batch, position_in_batches_of, training_batches
 from imagen_jax.errors import UsageError
 from imagen_jax.grids import save_png
@@ -39,12 +41,14 @@ from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.previews import make_preview
 from imagen_jax.training.progress import Progress
 from imagen_jax.training.records import NoRecords, Records, announce
-from imagen_jax.training.state import abstract_state
+from imagen_jax.training.state import TrainState, abstract_state
 from imagen_jax.training.step import make_train_step
-from imagen_jax.training.stopping import Stop, stop_on_signals
+from imagen_jax.training.stopping import Stop, stop_on_signals, stopped_at
 from imagen_jax.training.watchdog import Watchdog
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The stage to train, such as configs/shapes_base.py.")
+# Orbax has up to 128 of each item of a checkpoint open, and shards of data and logs are open too.
+OPEN_FILES = 512
 WORKDIR = flags.DEFINE_string("workdir", None, "The stage's folder: checkpoints, config, metrics, previews.")
 
 
@@ -62,6 +66,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         RunError: where it cannot go on; what it saved stays.
     """
     check_writable(workdir)
+    processes.allow_open_files(OPEN_FILES, "training")
     with stop_on_signals() as stop, memory_told(config):
         run(config, workdir, stop)
 
@@ -73,19 +78,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: Stop) -> None:
     check_training(config)
     mesh = sharding.make_mesh(config.mesh)
     stage = stages.build(config, stages.make_cached_encoder(config.text) if config.text.cache else None)
-    if isinstance(stage.encoder.tokenize, EmbeddingCache):
-        check_captions(stage.encoder.tokenize, training_captions(config))
-
-    buckets = make_buckets(config.data, config.data.split, config.image_size, config.channels)
-    batches = training_batches(
-        buckets,
-        text=stage.encoder.tokenize.arrays,
-        batch_size=training.batch_size,
-        seed=config.seed,
-        threads=config.data.threads,
-        prefetch=config.data.prefetch,
-        rows=sharding.own_rows(training.batch_size, mesh),
-    )
+    buckets, batches = open_data(config, stage, mesh)
 
     optimizer = make_optimizer(config.optimizer)
     abstract, init_state = abstract_state(stage.init, optimizer, config.seed, mesh, config.sharding_rules)
@@ -106,18 +99,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: Stop) -> None:
             state, about = checkpoints.restore(abstract)
             batches.set_state(position_after(about, training, len(buckets), say))
 
-        first, first_batch = int(state.step), batches.get_state()["next_index"]
-        records = Records(workdir, first) if processes.writes() else NoRecords()
-        count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        records.log(
-            f"{'resumed' if first else 'started'} at step {first}: {count:,} parameters, {mesh.size} device(s) of "
-            f"{jax.process_count()} process(es)"
-        )
-        bad_steps = BadSteps(
-            training.max_bad_steps,
-            lambda step: names_in_batch(buckets, training.batch_size, config.seed, first_batch + step - first - 1),
-            say,
-        )
+        first = int(state.step)
+        records = begin_records(workdir, state, mesh)
         goodput = Goodput(workdir, first, clock)
         progress = Progress(
             workdir.name,
@@ -127,7 +110,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: Stop) -> None:
             training.log_every,
             records,
             buckets[0].broken,
-            bad_steps.see,
+            watch_updates(config, buckets, first, batches.get_state()["next_index"], say).see,
             goodput.metrics,
         )
         held.enter_context(Watchdog(clock, training.stall_seconds, workdir, say))
@@ -145,12 +128,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: Stop) -> None:
             score = None
             if step % training.preview_every == 0 or step == training.steps:
                 with clock.spend("evaluation", step):
-                    grid, measured = preview(state.ema_params, encoder_params)
-                    records.scalars(step, measured)
-                    score = mean_of_curve(measured)
-                    if processes.writes():
-                        save_png(grid, workdir / "previews" / f"{step:08d}.png")
-                        records.image(step, "preview", np.asarray(grid))
+                    score = record_preview(step, *preview(state.ema_params, encoder_params), workdir, records)
             if step % training.save_every == 0 or step == training.steps:
                 with clock.spend("checkpoint", step):
                     checkpoints.save(state, batches.get_state(), config, score)
@@ -159,10 +137,10 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: Stop) -> None:
                 checkpoints.wait()
 
         progress.close()
-        with clock.spend("checkpoint", int(state.step)):
+        step = int(state.step)
+        with clock.spend("checkpoint", step):
             checkpoints.save(state, batches.get_state(), config)
             checkpoints.close()
-        step = int(state.step)
         goodput.record(step)
         stopped = stop.asked and step < training.steps
         records.log(goodput.words())
@@ -170,9 +148,68 @@ def run(config: ml_collections.ConfigDict, workdir: Path, stop: Stop) -> None:
         records.close()
     print(goodput.words())
     if stopped:
-        print(f"{workdir}: stopped by {stop.reason}; step {step} is saved, and the same command goes on from there")
+        print(stopped_at(str(workdir), stop.reason, step))
     else:
         print(f"{workdir}: trained to step {step}; previews, loss.png, diagnostics.png and log.txt are there")
+
+
+def open_data(
+    config: ml_collections.ConfigDict, stage: stages.Stage, mesh: jax.sharding.Mesh
+) -> tuple[list[Examples], grain.DatasetIterator]:
+    """(the examples, those of each bucket of sizes; this process's part of the batches of them, without end).
+
+    Raises:
+        UsageError: the data cannot be opened, or the cache of embeddings lacks a caption of theirs.
+    """
+    tokenize = stage.encoder.tokenize
+    if isinstance(tokenize, EmbeddingCache):
+        check_captions(tokenize, training_captions(config))
+    buckets = make_buckets(config.data, config.data.split, config.image_size, config.channels)
+    batches = training_batches(
+        buckets,
+        text=tokenize.arrays,
+        batch_size=config.training.batch_size,
+        seed=config.seed,
+        threads=config.data.threads,
+        prefetch=config.data.prefetch,
+        rows=sharding.own_rows(config.training.batch_size, mesh),
+    )
+    return buckets, batches
+
+
+def begin_records(workdir: Path, state: TrainState, mesh: jax.sharding.Mesh) -> Records | NoRecords:
+    """The records of a run that goes on from a state; the process that does not write has none."""
+    first = int(state.step)
+    records = Records(workdir, first) if processes.writes() else NoRecords()
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    records.log(
+        f"{'resumed' if first else 'started'} at step {first}: {count:,} parameters, {mesh.size} device(s) of "
+        f"{jax.process_count()} process(es)"
+    )
+    return records
+
+
+def watch_updates(
+    config: ml_collections.ConfigDict, buckets: list[Examples], first: int, batch: int, say: Callable[[str], None]
+) -> BadSteps:
+    """Tells of skipped updates by the examples of their batches, of which ``batch`` is that of step ``first`` + 1."""
+    size, seed = config.training.batch_size, config.seed
+    return BadSteps(
+        config.training.max_bad_steps,
+        lambda step: names_in_batch(buckets, size, seed, batch + step - first - 1),
+        say,
+    )
+
+
+def record_preview(
+    step: int, grid: Image.Image, measured: dict[str, float], workdir: Path, records: Records | NoRecords
+) -> float:
+    """Writes down the previews of a step and what was measured of them; returns the mean of their held-out losses."""
+    records.scalars(step, measured)
+    if processes.writes():
+        save_png(grid, workdir / "previews" / f"{step:08d}.png")
+        records.image(step, "preview", np.asarray(grid))
+    return mean_of_curve(measured)
 
 
 def position_after(

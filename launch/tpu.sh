@@ -174,7 +174,7 @@ word() {
     if [[ $dry_run == yes ]]; then
         "$@"
     elif found=$("$@" 2>&1); then
-        found=$(grep -Ex '[A-Z_]+|absent|idle|running|exited [0-9]+' <<<"$found" | tail -n 1) || true
+        found=$(grep -Ex '[A-Z_]+|absent|idle|running|stopped|exited [0-9]+' <<<"$found" | tail -n 1) || true
         echo "${found:-UNKNOWN}"
     elif [[ $found == *NOT_FOUND* ]]; then
         echo ABSENT
@@ -184,7 +184,7 @@ word() {
     fi
 }
 
-# absent, idle, running or "exited CODE", as worker 0 says; UNKNOWN if it does not answer.
+# absent, idle, running, stopped or "exited CODE", as worker 0 says; UNKNOWN if it does not answer.
 run_state() {
     local script=imagen_jax/launch/worker.sh
     word tpus tpu-vm ssh --worker=0 "--command=if test -e $script; then bash $script state; else echo absent; fi"
@@ -249,8 +249,9 @@ watch() {
         case $tpu:$now in
         READY:'exited 0') return 0 ;;
         READY:'exited 2') return 2 ;;
-        READY:exited*)
-            # A run ends, too, when its TPU is being taken away, which the next look will show.
+        READY:exited* | READY:stopped)
+            # A run ends, too, when its TPU is being taken away, which the next look will show. One that was stopped has
+            # saved, and has not failed.
             if [[ $now == "$before" ]]; then
                 begin "$@"
             fi
@@ -281,7 +282,7 @@ begin() {
 
 # The commands of `watch`, each after the state in which it runs them.
 watch_dry() {
-    echo "# every $poll seconds, until the run has exited with 0:"
+    echo "# every $poll seconds, until the run has exited with 0, and not because a signal stopped it:"
     state
     echo '# when the TPU is ready and nothing runs:'
     install

@@ -5,7 +5,7 @@
 #   launch/worker.sh mount SHARED             gs://BUCKET or HOST:/FOLDER (NFS) at /mnt/shared
 #   launch/worker.sh start COMMAND [FLAG …]   python -m imagen_jax.COMMAND, which goes on when the connection ends
 #   launch/worker.sh stop                     end it
-#   launch/worker.sh state                    idle, running, or exited CODE
+#   launch/worker.sh state                    idle, running, stopped (by a signal, to go on later), or exited CODE
 #   launch/worker.sh log LINES                the last lines it said, and what it says from now on
 #
 # run/ has its log and its exit code.
@@ -14,6 +14,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 shared=/mnt/shared
 run=run
+# What a run says when a signal has ended it before its end: imagen_jax/training/stopping.py. It exits with 0 all the same.
+stopped='stopped .*the same command (goes on|begins again)'
 
 # apt, patient with the updates that a fresh machine is busy with
 apt_install() {
@@ -77,10 +79,15 @@ start() {
 
 # The exit code becomes known at once or not at all: a rename.
 supervise() {
-    local code=0 command=$1
+    local code=0 command=$1 before
     shift
     printf '== %s: %s\n' "$(date -u '+%F %T')" "$command $*"
+    before=$(wc -c <"$run/log.txt")
     PYTHONUNBUFFERED=1 .venv/bin/python -m "imagen_jax.$command" "$@" || code=$?
+    # no -q: grep must read to the end, or tail fails
+    if ((code == 0)) && tail -c "+$((before + 1))" "$run/log.txt" | grep -E "$stopped" >/dev/null; then
+        code=stopped
+    fi
     echo "$code" >"$run/exit_code.unfinished"
     mv "$run/exit_code.unfinished" "$run/exit_code"
 }
@@ -99,7 +106,9 @@ stop() {
 
 state() {
     if [[ -f $run/exit_code ]]; then
-        echo "exited $(cat "$run/exit_code")"
+        local code
+        code=$(cat "$run/exit_code")
+        [[ $code == stopped ]] && echo stopped || echo "exited $code"
     elif is_running; then
         echo running
     elif [[ -f $run/pid ]]; then

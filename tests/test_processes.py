@@ -1,5 +1,7 @@
 """What a process does where it is alone, and what it refuses; `launch/` has the tests of several."""
 
+import socket
+
 import jax
 import numpy as np
 import pytest
@@ -50,6 +52,18 @@ def test_a_place_that_is_none_is_refused_before_anything_is_waited_for(place, sa
         processes.start(*place)
     assert "\n" not in str(refused.value)
     assert not jax.distributed.is_initialized()
+
+
+def test_a_port_that_is_taken_is_refused():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(UsageError, match=f"process 0 cannot be reached at {address} .*: give a free port"):
+            processes.start(address, 2, 0)
+    processes.check_port(address)
+    with pytest.raises(UsageError, match="cannot be reached at host:70000"):
+        processes.check_port("host:70000")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import runpy
+import socket
 from pathlib import Path
 
 import jax
@@ -116,3 +117,10 @@ def write_stage(folder, config):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(json.loads(config.to_json())))
     return folder
+
+
+def free_port():
+    """A port of this machine that nothing listens at."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]

@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import resource
 import struct
 import threading
 from collections.abc import Iterable, Sequence
@@ -27,6 +26,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from imagen_jax import processes
 from imagen_jax.errors import UsageError
 from imagen_jax.files import read_json
 from imagen_jax.text.encoder import TextEncoder, in_memory
@@ -197,7 +197,8 @@ class EmbeddingCache:
             if found != shard.bytes:
                 said = "is missing" if found is None else f"has {found} bytes, not {shard.bytes}"
                 raise UsageError(f"{path} {said}: {AGAIN}")
-        allow_open_files(len(shards) + OTHER_FILES, folder)
+        instead = ", or write it with more --shard_rows"
+        processes.allow_open_files(len(shards) + OTHER_FILES, repr(str(folder)), instead)
         self._readers: dict[int, Any] = {}
         self._lock = threading.Lock()
 
@@ -294,18 +295,6 @@ def read_keys(folder: Path, plan: Plan) -> np.ndarray:
     if hashlib.sha256(data).hexdigest() != plan.captions_hash or len(data) != plan.captions * KEY_BYTES:
         raise UsageError(f"{path} is damaged: {AGAIN}")
     return np.frombuffer(data, f"S{KEY_BYTES}")
-
-
-def allow_open_files(count: int, folder: Path) -> None:
-    """Lets this process have so many files open. Raises UsageError if it may not."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < count:
-        if hard != resource.RLIM_INFINITY and hard < count:
-            raise UsageError(
-                f"{str(folder)!r} needs {count} open files, and this process may have {hard}: "
-                f"run `ulimit -n {count}` first, or write it with more --shard_rows"
-            )
-        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
 def cached_encoder(cache: EmbeddingCache, dtype: Any) -> TextEncoder:

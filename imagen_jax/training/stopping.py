@@ -44,6 +44,11 @@ class Stop:
         print(f"{name}: saves after this step, then stops; a second signal stops at once", file=sys.stderr, flush=True)
 
 
+def stopped_at(name: str, reason: str, step: int) -> str:
+    """What a run says at the end if it was asked to stop; launchers know by it that the run is not done."""
+    return f"{name}: stopped by {reason}; step {step} is saved, and the same command goes on from there"
+
+
 def leave(text: str, code: int) -> None:
     """Says why and ends the process as it stands; what was being written has no name yet."""
     print(f"\n{text}", file=sys.stderr, flush=True)

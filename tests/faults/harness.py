@@ -1,5 +1,6 @@
 """Starts real training commands, breaks them, and compares what they leave with a run that nothing broke."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -18,10 +19,10 @@ from imagen_jax.training.goodput import PHASES
 from imagen_jax.training.records import read_metrics
 from tests.conftest import CACHE
 from tests.faults.tiny import get_config
-from tests.tiny import ROOT, one_device, restored
+from tests.tiny import ROOT, free_port, one_device, restored
 
 ENVIRONMENT = os.environ | {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=1",  # `devices` has more
     # programs are small, and read from the cache from the second start on
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     "JAX_COMPILATION_CACHE_DIR": str(CACHE),
@@ -33,7 +34,7 @@ PATIENCE = 600  # seconds, after which a process is taken to hang
 class Training:
     """A train command in a process of its own, killed at the end of its ``with`` block."""
 
-    def __init__(self, workdir, fault=None, file_limit=None, said=None, **changes):
+    def __init__(self, workdir, fault=None, limits=None, said=None, variables=None, **changes):
         self.workdir = workdir
         self.said = said or workdir.with_suffix(".said")
         self.said.parent.mkdir(parents=True, exist_ok=True)
@@ -42,15 +43,16 @@ class Training:
         self._file = self.said.open("wb")
 
         def limit():
-            resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+            for resource_, most in (limits or {}).items():
+                resource.setrlimit(resource_, (most, most))
 
         self.process = subprocess.Popen(
             [sys.executable, "-m", module, f"--config={ROOT}/tests/faults/tiny.py", f"--workdir={workdir}", *flags],
             cwd=ROOT,
-            env=ENVIRONMENT | ({"TRAIN_FAULT": fault} if fault else {}),
+            env=ENVIRONMENT | (variables or {}) | ({"TRAIN_FAULT": fault} if fault else {}),
             stdout=self._file,
             stderr=subprocess.STDOUT,
-            preexec_fn=limit if file_limit else None,
+            preexec_fn=limit if limits else None,
         )
         self.began = time.monotonic()
 
@@ -95,6 +97,44 @@ def trained(workdir, **options):
         code, said = training.ended()
     assert code == 0, said
     return said
+
+
+@contextlib.contextmanager
+def together(workdir, count, faults=None, **options):
+    """Training commands that are one run, of a device each; ``faults`` are by the number of the process."""
+    with contextlib.ExitStack() as held:
+        port = free_port()
+        yield [
+            held.enter_context(
+                Training(
+                    workdir,
+                    fault=(faults or {}).get(index),
+                    said=workdir.with_suffix(f".said.{index}"),
+                    variables={
+                        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                        "JAX_NUM_PROCESSES": str(count),
+                        "JAX_PROCESS_ID": str(index),
+                        # as launch/local.sh has it
+                        "JAX_ENABLE_COMPILATION_CACHE": "false",
+                    },
+                    **options,
+                )
+            )
+            for index in range(count)
+        ]
+
+
+def trained_together(workdir, count, **options):
+    """Training commands that are one run and must succeed."""
+    with together(workdir, count, **options) as members:
+        for member in members:
+            code, said = member.ended()
+            assert code == 0, said
+
+
+def devices(count):
+    """The environment of a command that has so many simulated devices."""
+    return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
 
 
 def losses(workdir):

@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import resource
 import shutil
 import signal
+import socket
 import subprocess
 import time
 
@@ -14,9 +16,14 @@ from imagen_jax import manifests
 from imagen_jax import stage as stages
 from imagen_jax.checkpoints import Checkpoints
 from imagen_jax.errors import UsageError
+from imagen_jax.training.lock import LOCK_FILE
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import abstract_state
+from tests.conftest import CACHE
 from tests.faults.harness import Result, Training, leftovers, losses, resumed_step, steps_in, trained
+from tests.faults.inputs import killed_embedding, mutated_configs
+from tests.faults.long_runs import blocking_saves, flat_memory, goodput_under_kills
+from tests.faults.several import killed_member, other_devices, other_processes, stalled_member
 from tests.faults.tiny import SAVE_EVERY, STEPS, get_config
 from tests.tiny import contents, eight_devices, one_device, restored, split_devices
 
@@ -194,12 +201,14 @@ def damaged_then_trained(bench, trials):
 def disk_full(bench, trials):
     """A limit on the size of files, below that of a checkpoint's largest; then without it."""
     place = bench.halted("full")
-    before, kept = steps_in(place), contents(place / "checkpoints")
+    before = steps_in(place)
+    step = place / "checkpoints" / str(before[-1])
+    kept = contents(step)  # without what the kill left beside it, which the next start deletes
     largest = max(path.stat().st_size for path in checkpoint_files(place)[1])
-    with Training(place, file_limit=int(0.8 * largest)) as training:
+    with Training(place, limits={resource.RLIMIT_FSIZE: int(0.8 * largest)}) as training:
         code, said = training.ended()
     held = code == 1 and "could not be written to" in said and "bytes are free" in said and "Traceback" not in said
-    held = held and steps_in(place) == before and contents(place / "checkpoints") == kept
+    held = held and steps_in(place) == before and contents(step) == kept
     trained(place)
     worst = bench.difference(place)
     return Result("no room for a checkpoint", 1, int(held and worst == 0), f"difference {worst:g} after it")
@@ -240,13 +249,19 @@ def other_meshes(bench, trials):
     return Result("another mesh: 1, 8, 2 × 4 devices", len(states), held, "restored to the bit")
 
 
+def without_lock(files):
+    """Files of a folder but its lock, which the next run takes from a dead owner, even one that is refused."""
+    return {name: content for name, content in files.items() if name != LOCK_FILE}
+
+
 def other_batch(bench, trials):
     """Another global batch: refused; then allowed."""
     place = bench.halted("batch")
     before = contents(place)
     with Training(place, batch_size=16) as training:
         code, said = training.ended()
-    held = code == 2 and "training.batch_size was 8 and is now 16" in said and contents(place) == before
+    held = code == 2 and "training.batch_size was 8 and is now 16" in said
+    held = held and without_lock(before) == without_lock(contents(place))
     saved = max(steps_in(place))
     said = trained(place, batch_size=16, allow_batch_change=True, steps=saved + 2)
     held += f"the data go on with batch {saved // 2}, 0 example(s) being skipped and none repeated" in said
@@ -318,6 +333,31 @@ def another_model(bench, trials):
     return Result("a checkpoint of another model", 1, held, f"{said.count(' is ')} leaves named")
 
 
+def surroundings(bench, trials):
+    """A cache of compiled programs that holds noise; 64 file descriptors; a port that something else listens at."""
+    place, noise = bench.new("noise"), bench.folder / "noise" / "cache"
+    noise.mkdir(parents=True)
+    for path in CACHE.iterdir():
+        (noise / path.name).write_bytes(os.urandom(200))
+    trained(place, variables={"JAX_COMPILATION_CACHE_DIR": str(noise)})
+    worst = bench.difference(place)
+    held = int(worst == 0)
+    with Training(bench.new("descriptors"), limits={resource.RLIMIT_NOFILE: 64}) as training:
+        code, said = training.ended()
+    held += (
+        code == 2 and "open files, and this process may have 64: run `ulimit -n " in said and "compiling" not in said
+    )
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
+        with Training(bench.new("port"), variables=variables) as training:
+            code, said = training.ended()
+    held += code == 2 and f"process 0 cannot be reached at {address}" in said and "Traceback" not in said
+    return Result("a compile cache of noise; 64 open files; a port that is taken", 3, held, f"difference {worst:g}")
+
+
 # fault -> (function, trials)
 ROWS = {
     "kill": (kill_at_random, 100),
@@ -335,4 +375,14 @@ ROWS = {
     "writers": (second_writer, 2),
     "nan": (bad_gradients, 2),
     "model": (another_model, 1),
+    "surroundings": (surroundings, 3),
+    "member": (killed_member, 2),
+    "stalled_member": (stalled_member, 1),
+    "processes": (other_processes, 3),
+    "devices": (other_devices, 4),
+    "configs": (mutated_configs, 10_000),
+    "embed": (killed_embedding, 20),
+    "memory": (flat_memory, 10_000),
+    "blocking": (blocking_saves, 1),
+    "goodput": (goodput_under_kills, 3),
 }

@@ -1,11 +1,11 @@
-"""A few of the faults; ``python -m tests.faults`` has all of them, with more trials."""
+"""The faults that need one run alone; ``make faults`` has all of them, with more trials."""
 
 import pytest
 
 from tests.faults.harness import Bench
 from tests.faults.rows import ROWS
 
-FEW = {"sigterm": 1, "flip": 200, "cut": 10, "mesh": 3, "model": 1}
+FEW = {"flip": 200, "cut": 10, "mesh": 3, "model": 1}
 
 
 @pytest.fixture(scope="module")

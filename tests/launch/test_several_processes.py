@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from imagen_jax.train import train
 from imagen_jax.training.records import read_metrics
 from tests.launch.cloud import Cloud, make_project
 from tests.launch.tiny_base import get_config
-from tests.tiny import ROOT, eight_devices, one_device, quick_compilation, restored
+from tests.tiny import ROOT, eight_devices, free_port, one_device, quick_compilation, restored
 
 # What local.sh sets, for workers that no local.sh starts.
 SIMULATED = {
@@ -200,9 +199,3 @@ def test_the_workers_of_a_tpu_draw_what_one_process_draws_in_its_order(two, tmp_
     for path, image in zip(files, np.delete(drawn, 2, axis=0), strict=True):
         assert np.abs(pixels(path) - image.astype(int)).max() <= 1
     assert len({image.tobytes() for image in drawn}) == len(PROMPTS)
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]

@@ -7,6 +7,7 @@ from importlib import metadata
 
 import pytest
 
+from imagen_jax.training.stopping import stopped_at
 from tests.launch.cloud import Cloud, make_project
 from tests.tiny import ROOT
 
@@ -314,6 +315,16 @@ def test_a_run_that_was_given_something_wrong_is_not_begun_again(cloud, watch):
     cloud.python("exit 2")
     assert watch().wait() == 2
     assert cloud.verbs == ["queued-resources create", *INSTALL, START]
+
+
+def test_a_run_that_a_signal_stopped_is_begun_again_and_does_not_count_as_failed(cloud, watch, tmp_path):
+    once = f"[[ ! -e {cloud.world}/once$JAX_PROCESS_ID ]] || exit 0; touch {cloud.world}/once$JAX_PROCESS_ID"
+    cloud.python(f"{once}; echo '{stopped_at('runs/base', 'SIGTERM', 7)}'")
+    assert watch("--attempts=0").wait() == 0
+    assert cloud.verbs == ["queued-resources create", *[*INSTALL, START] * 2]
+    said = (tmp_path / "watch.txt").read_text()
+    assert said.splitlines()[-1].endswith("TPU READY, run exited 0")
+    assert "TPU READY, run stopped" in said
 
 
 def test_a_run_that_fails_by_itself_is_begun_again_a_few_times(cloud, watch, tmp_path):

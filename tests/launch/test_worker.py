@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
 
+from imagen_jax.training import stopping
 from tests.tiny import ROOT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers of TPUs run Linux")
@@ -163,6 +165,25 @@ def test_an_exit_code_stays_known(folder, tmp_path, code):
     while state(folder, tmp_path) == "running":
         time.sleep(0.05)
     assert state(folder, tmp_path) == f"exited {code}"
+
+
+def said_before_the_first_step(monkeypatch, capfd):
+    monkeypatch.setattr(stopping.os, "_exit", lambda code: None)
+    stopping.Stop().take(signal.SIGTERM)
+    return capfd.readouterr().err.strip().splitlines()[0]
+
+
+def test_a_run_that_a_signal_stopped_is_not_done(folder, tmp_path, monkeypatch, capfd):
+    sentences = [
+        stopping.stopped_at("runs/base", "SIGTERM", 12),
+        said_before_the_first_step(monkeypatch, capfd),
+    ]
+    for said, expected in [*((sentence, "stopped") for sentence in sentences), ("runs/base: trained", "exited 0")]:
+        program(folder / ".venv" / "bin" / "python", f"echo '{said}'")
+        worker(folder, tmp_path, "start", "train")
+        while state(folder, tmp_path) == "running":
+            time.sleep(0.05)
+        assert state(folder, tmp_path) == expected, said
 
 
 def test_another_process_of_the_same_number_is_not_the_run(folder, tmp_path):
