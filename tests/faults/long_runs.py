@@ -57,7 +57,7 @@ def blocking_saves(bench, trials):
 
 
 def goodput_under_kills(bench, trials):
-    """Kills 50 steps after a save: what each costs of the clock's time, and what that is with one every five minutes."""
+    """Kills 50 steps after a save: what each costs by the clock, and what that is with one every five minutes."""
     place, changes = bench.new("goodput"), {"save_every": 100, "preview_every": 10_000, "log_every": 10}
     begun = time.monotonic()
     for _ in range(trials):
