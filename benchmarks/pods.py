@@ -82,7 +82,7 @@ COLUMNS = (
 
 def cells(name: str, plan: dict[str, Any]) -> list[str]:
     """A plan's line of the table; what is not known of one that does not fit is left open."""
-    mesh = " × ".join(str(size) for size in plan["mesh"].values())
+    mesh = " × ".join(str(size) for axis, size in plan["mesh"].items() if axis != "spatial" or size > 1)
     peak, capacity = (plan[f"{kind}_bytes_per_chip"] / GIB for kind in ("peak", "capacity"))
     said = [f"`{name}`", plan["topology"], mesh, f"{plan['examples_per_step']:,}", "yes" if plan["fits"] else "**no**"]
     said.append(f"{peak:.1f} of {capacity:.0f}")

@@ -77,7 +77,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.model.norm_groups = 32
     config.model.skip_scale = 1 / math.sqrt(2)
     config.model.dropout = 0.0
-    config.model.scan_blocks = True  # blocks of a level that are alike are one that is repeated: compiles faster
+    config.model.scan_blocks = not paper  # blocks that are alike are one that is repeated; docs/pods.md: why not all
     config.model.dtype = "bfloat16"
 
     config.diffusion = ml_collections.ConfigDict()

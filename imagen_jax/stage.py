@@ -23,7 +23,7 @@ from imagen_jax.data.buckets import bucket_sizes
 from imagen_jax.diffusion import Prediction, add_noise
 from imagen_jax.errors import UsageError, all_at_once
 from imagen_jax.images import Size, said, scaled, size_of
-from imagen_jax.models.denoiser import Denoiser
+from imagen_jax.models.denoiser import Denoiser, as_they_lie
 from imagen_jax.resizing import resize
 from imagen_jax.schedules import Schedule, noise_angle
 from imagen_jax.sharding import check_rules
@@ -206,6 +206,7 @@ def make_network(config: ml_collections.ConfigDict) -> Denoiser:
         image_channels=config.channels,
         out_channels=outputs * config.channels,
         remat=config.training.remat,
+        lay=as_they_lie,
         **fields,
     )
 

@@ -27,6 +27,12 @@ from imagen_jax.models.layers import (
 from imagen_jax.stacks import stack_name
 
 ModuleMaker = Callable[..., Any]  # makes a module of a name
+Lay = Callable[[Any], Any]  # of features [B, H, W, C], or a tree of them: the same, with a say in which device has what
+
+
+def as_they_lie(features: Any) -> Any:
+    """Features with no say in which device has what."""
+    return features
 
 
 def keeps_dots(primitive: Any, *_: Any, **parameters: Any) -> bool:
@@ -77,13 +83,16 @@ class Turn(nn.Module):
 
     res: ModuleMaker
     attend: ModuleMaker
+    lay: Lay
 
     @nn.compact
     def __call__(
         self, x: jax.Array, skip: jax.Array | None, place: jax.Array, given: Given
     ) -> tuple[jax.Array, jax.Array]:
+        # else XLA may lay what goes round in a loop as the parameters there: channels over devices, and not examples
+        x, skip = self.lay((x, skip))
         x = self.res(name="res")(joined(x, skip), given.embedding, given.keys_at(place))
-        x = self.attend(name="attend")(x, given.text, given.text_mask)
+        x = self.lay(self.attend(name="attend")(x, given.text, given.text_mask))
         return x, x
 
 
@@ -118,6 +127,7 @@ class Denoiser(nn.Module):
         scan_blocks: whether blocks of a level that are alike are one that is repeated, its parameters stacked: the same
             network in a shorter program.
         remat: of ``REMAT``, what is computed again in the backward pass instead of kept: time for memory.
+        lay: what lays features on devices that share a batch, for blocks that are repeated.
     """
 
     image_channels: int
@@ -139,6 +149,7 @@ class Denoiser(nn.Module):
     out_channels: int
     scan_blocks: bool
     remat: str
+    lay: Lay
 
     @nn.compact
     def __call__(
@@ -240,7 +251,7 @@ class Denoiser(nn.Module):
             length=count,
         )
         return functools.partial(
-            run, self.res_maker(channels, repeated=True), self.attention_maker(kinds, repeated=True)
+            run, self.res_maker(channels, repeated=True), self.attention_maker(kinds, repeated=True), self.lay
         )
 
     def res_maker(self, channels: int, resample: str = "", repeated: bool = False) -> ModuleMaker:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from imagen_jax.models import layers
-from imagen_jax.models.denoiser import REMAT
+from imagen_jax.models.denoiser import REMAT, as_they_lie
 from imagen_jax.models.efficient_unet import EfficientUNet
 from imagen_jax.models.unet import UNet
 from imagen_jax.stacks import is_stacked
@@ -35,6 +35,7 @@ COMMON = {
     "out_channels": 3,
     "scan_blocks": False,
     "remat": "none",
+    "lay": as_they_lie,
 }
 FIELDS = {UNet: {**COMMON, "middle_attention": ("text",)}, EfficientUNet: COMMON}
 

@@ -18,7 +18,7 @@ from imagen_jax.errors import UsageError
 from imagen_jax.planning import compiling, hlo, levers, plans, work
 from imagen_jax.planning.bounds import exchange_seconds
 from imagen_jax.planning.chips import CHIPS, GIB, parse_topology
-from imagen_jax.planning.encoders import planned_encoder, published
+from imagen_jax.planning.encoders import from_cache, planned_encoder, published
 from imagen_jax.planning.programs import caption_flops, chip_bytes, parameter_count, train_program
 from tests.tiny import ROOT, base_config, quick_compilation, split_devices, sr_config
 
@@ -171,12 +171,22 @@ def test_what_a_chip_holds_is_what_devices_are_given():
 
 @pytest.fixture(scope="module")
 def split_step():
-    """(program, what it was compiled to) of a training step over 2 × 4 devices, of a U-Net with every kind of block."""
-    wide = {"model.channels": 64, "model.multipliers": (1, 2), "model.blocks": (1, 1), "model.head_channels": 64}
+    """(program, what it was compiled to) of a training step over 2 × 4 devices, of a U-Net with every kind of block.
+
+    Of its first level two blocks are one that is repeated, on the way down and on the way up.
+    """
+    wide = {"model.channels": 64, "model.multipliers": (1, 2), "model.blocks": (2, 1), "model.head_channels": 64}
     config = base_config(
-        **wide, **{"image_size": 16, "model.attention": ((), ("self+text",)), "training.batch_size": 32}
+        **wide,
+        **{
+            "image_size": 16,
+            "model.attention": ((), ()),
+            "model.middle_attention": ("self+text",),
+            "model.scan_blocks": True,
+            "training.batch_size": 32,
+        },
     )
-    program = train_program(config, split_devices(), stages.build(config).encoder)
+    program = train_program(config, split_devices(), from_cache(stages.build(config).encoder))
     with quick_compilation():
         return program, hlo.parse(program.lower().compile().as_text())
 
@@ -195,6 +205,17 @@ def test_the_compiled_step_gathers_parameters_one_by_one_and_never_a_batch(split
     whole = 8 * program.held["parameters"] / 2  # nearly: small ones are not split
     # 3 × 3 × 256 × 128, its largest kernel
     assert max(found.bytes * found.groups.shape[1] for found in gathers) <= 4 * 9 * 256 * 128 < whole / 2
+
+
+def test_blocks_that_are_repeated_exchange_parameters_and_gradients_and_never_features(split_step):
+    _, module = split_step
+    repeated = [found for found in work.collectives(module) if found.times > 1]
+    assert {found.times for found in repeated} == {2}
+    assert {found.kind for found in repeated} == {"all-gather", "all-reduce"}
+    # 3 × 3 × 128 × 64, the largest kernel of its level
+    assert max(found.bytes * found.groups.shape[1] for found in repeated if found.kind == "all-gather") <= (
+        4 * 9 * 128 * 64
+    )
 
 
 def test_a_ring_of_two_chips_has_one_link_and_longer_ones_two_for_each_axis():
