@@ -135,7 +135,9 @@ class Cloud:
     def begin(self, queued):
         """The TPU is there, its workers empty."""
         for worker in range(WORKERS):
-            self.home(worker).mkdir()
+            # what ran on the machines before may have written once more while they were taken away
+            shutil.rmtree(self.home(worker), ignore_errors=True)
+            self.home(worker).mkdir(exist_ok=True)
         self.set_state(queued=queued, node="READY")
 
     def _delete(self, kind, rest, flags):

@@ -256,9 +256,12 @@ def test_the_words_of_a_run_arrive_on_every_worker_as_they_are(cloud, tpu):
 
 
 def wait_for(condition):
-    """However long it takes: what waits is ended with the test run."""
-    while not condition():
+    """Fails if it takes so long that it will never come."""
+    for _ in range(4000):
+        if condition():
+            return
         time.sleep(0.05)
+    raise AssertionError("what was waited for did not come")
 
 
 @pytest.fixture
