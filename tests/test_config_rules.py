@@ -17,7 +17,7 @@ CONFIGS = sorted(
     path.name for path in (ROOT / "configs").glob("*.py") if path.stem.split("_")[-1] not in ("eval", "text")
 )
 # what of a network does not stand in config.model: flax's own fields, and what follows from the rest of the config
-GIVEN_FIELDS = {"parent", "name", "image_channels", "out_channels", "remat"}
+GIVEN_FIELDS = {"parent", "name", "image_channels", "out_channels", "remat", "lay"}
 
 
 @pytest.mark.parametrize("file", CONFIGS)

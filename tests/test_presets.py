@@ -34,6 +34,7 @@ MILLIONS = {
 OF_A_VARIANT = {
     "model.channels",
     "model.head_channels",
+    "model.scan_blocks",  # the same network, compiled in another way
     "optimizer.decay_steps",
     "training.batch_size",
     "training.steps",
