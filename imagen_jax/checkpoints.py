@@ -380,9 +380,12 @@ def open_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
         if processes.writes():
             write_config(workdir, config)
     except OSError as error:
-        raise UsageError(
-            f"--workdir {str(workdir)!r} cannot be written ({error.strerror}): give another folder"
-        ) from error
+        raise unwritable(workdir, error) from error
+
+
+def unwritable(workdir: Path, error: OSError) -> UsageError:
+    """What to say of a folder that cannot be written."""
+    return UsageError(f"--workdir {str(workdir)!r} cannot be written ({error.strerror}): give another folder")
 
 
 def check_same_run(workdir: Path, config: ml_collections.ConfigDict) -> None:

@@ -62,13 +62,13 @@ def run(main: Callable[[], None], several_processes: bool = False) -> None:
         print("interrupted", file=sys.stderr)
     except Exception as error:
         if is_for_want_of_room(error):
-            print(f"error: {error}: free some room, and run the same command again", file=sys.stderr)
+            tell(f"{error}: free some room, and run the same command again")
         else:
             traceback.print_exc()
     processes.end(code)
 
 
-def tell(error: Exception) -> None:
+def tell(error: Exception | str) -> None:
     """Prints what went wrong; what a file or a prompt says must not speak to the terminal."""
     print("error: " + "\n".join(map(printable, str(error).split("\n"))), file=sys.stderr)
 

@@ -113,6 +113,7 @@ SWITCH = Rule(lambda value: isinstance(value, bool), "must be True or False")
 TEXT = Rule(lambda value: isinstance(value, str) and bool(value) and "\0" not in value, "must be a name, not empty")
 NUMBER = Rule(is_number, "must be a finite number")
 POSITIVE = Rule(lambda value: is_number(value) and value > 0, "must be above 0 and finite")
+BELOW_1 = Rule(lambda value: is_number(value) and 0 <= value < 1, "is not in [0, 1)")
 NOT_NEGATIVE = Rule(lambda value: is_number(value) and value >= 0, "must be at least 0 and finite")
 SIZE = Rule(is_size, f"is not a whole number, for a square, nor a pair (height, width) of them, up to {MAX_SIDE}")
 ANY_TEXT = Rule(lambda value: isinstance(value, str) and "\0" not in value, "must be text")
@@ -168,7 +169,7 @@ RULES: dict[str, Rule] = {
     "model.text_heads": whole(1, 1024),
     "model.norm_groups": whole(1, MAX_CHANNELS),
     "model.skip_scale": POSITIVE,
-    "model.dropout": Rule(lambda value: is_number(value) and 0 <= value < 1, "is not in [0, 1)"),
+    "model.dropout": BELOW_1,
     "model.scan_blocks": SWITCH,
     "model.dtype": choice(DTYPES),
     "diffusion.schedule": choice(SCHEDULES),
@@ -193,14 +194,14 @@ RULES: dict[str, Rule] = {
     "optimizer.learning_rate": between(0, 10, last=True),
     "optimizer.warmup_steps": whole(0),
     "optimizer.decay_steps": COUNT,
-    "optimizer.b1": Rule(lambda value: is_number(value) and 0 <= value < 1, "is not in [0, 1)"),
-    "optimizer.b2": Rule(lambda value: is_number(value) and 0 <= value < 1, "is not in [0, 1)"),
+    "optimizer.b1": BELOW_1,
+    "optimizer.b2": BELOW_1,
     "optimizer.eps": between(0, 1),
     "optimizer.first_moment_dtype": choice(DTYPES),
     "optimizer.weight_decay": NOT_NEGATIVE,
     "optimizer.clip_norm": POSITIVE,
     "optimizer.spike_factor": NOT_NEGATIVE,
-    "optimizer.ema_decay": Rule(lambda value: is_number(value) and 0 <= value < 1, "is not in [0, 1)"),
+    "optimizer.ema_decay": BELOW_1,
     "training.batch_size": whole(1, 2**24),
     "training.accumulation": whole(1, 2**24),
     "training.remat": choice(REMAT),
@@ -261,9 +262,8 @@ OF_SOURCES: dict[str, dict[str, Rule]] = {
     "webdataset": FILES | {"data.shards": GROUP},
     "mixture": {"data.parts": GROUP},
 }
-# What may be left out; of a mixture also what is said of image files, if it has none.
+# What may be left out.
 OPTIONAL = {"data.balance": GROUP, "data.buckets": each(is_size, "must be a tuple of sizes; () for none")}
-OPTIONAL_OF_MIXTURES = FILES
 OPAQUE = ("data.shards", "data.parts", "data.balance")
 
 
@@ -277,7 +277,8 @@ def rules_of(config: Mapping[str, Any]) -> dict[str, Rule]:
     optional = dict(OPTIONAL)
     if isinstance(source, str) and source in OF_SOURCES:
         rules |= OF_SOURCES[source]
-        optional |= OPTIONAL_OF_MIXTURES if source == "mixture" else {}
+        # its parts may have no image files
+        optional |= FILES if source == "mixture" else {}
     else:
         optional |= {key: rule for of_one in OF_SOURCES.values() for key, rule in of_one.items()}
     rules |= {key: rule for key, rule in optional.items() if key in config}

@@ -17,6 +17,8 @@ from imagen_jax.text.cache import Manifest, Plan
 from imagen_jax.text.cache_writer import Embedder, Survey, begin, captions_of, finish, is_whole, survey, write_shard
 from imagen_jax.text.encoder import TextEncoder
 
+EMBEDDING_MESH = {"data": 1, "fsdp": -1}  # of a process's own devices: together they hold one encoder
+
 
 def embed(config: ml_collections.ConfigDict, out: Path, dtype: str, batch_size: int, shard_rows: int) -> None:
     """Writes the cache of a config's captions, or what is missing of it. Raises UsageError at the start.
@@ -38,7 +40,7 @@ def embed(config: ml_collections.ConfigDict, out: Path, dtype: str, batch_size: 
 
     own = range(jax.process_index(), plan.shards, jax.process_count())
     to_write = [shard for shard in own if not is_whole(out, plan, shard)]
-    mesh = sharding.make_mesh({"data": 1, "fsdp": -1}, jax.local_devices())
+    mesh = sharding.make_mesh(EMBEDDING_MESH, jax.local_devices())
     embedder = Embedder(encoder, mesh, batch_size, dtype)
     total = sum(len(plan.rows(shard)) for shard in to_write)
     start = time.perf_counter()

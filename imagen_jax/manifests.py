@@ -5,12 +5,13 @@ Every byte of that file counts: a name in it that was altered is of no file, and
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from imagen_jax.files import file_hash
 
 MANIFEST = "SHA256SUMS"
 LINE = re.compile(r"([0-9a-f]{64})  (.+)")
@@ -29,8 +30,7 @@ def checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
     def checksum(name: str) -> str:
         try:
-            with (folder / name).open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+            return file_hash(folder / name)
         except OSError as error:
             return str(error.strerror)
 

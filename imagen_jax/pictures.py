@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from imagen_jax.cascade import TrainedStage
-from imagen_jax.checkpoints import CHECKPOINTS, flatten
+from imagen_jax.checkpoints import CHECKPOINTS
+from imagen_jax.config_rules import flatten
 from imagen_jax.errors import UsageError
 from imagen_jax.files import file_hash, read_json, write_json
 from imagen_jax.grids import is_whole_png, save_png

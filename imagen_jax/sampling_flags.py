@@ -14,6 +14,7 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 
+from imagen_jax.cascade import SAMPLING_MESH
 from imagen_jax.errors import UsageError
 from imagen_jax.sharding import make_mesh
 
@@ -95,7 +96,7 @@ SPATIAL = flags.DEFINE_integer(
 
 def sampling_mesh() -> Mesh:
     """All devices, ``--spatial`` of them for each picture. Raises UsageError where that does not divide them."""
-    return make_mesh({"data": -1, "fsdp": 1, "spatial": SPATIAL.value})
+    return make_mesh(SAMPLING_MESH | {"spatial": SPATIAL.value})
 
 
 def stage_changes(stages: int, with_guidance: bool = True) -> list[dict[str, object]]:

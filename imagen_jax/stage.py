@@ -370,25 +370,19 @@ def check_enlargement(config: ml_collections.ConfigDict) -> None:
 
 def check_buckets(config: ml_collections.ConfigDict) -> None:
     """Raises UsageError unless a config's network can be trained at the sizes of its buckets."""
-    size, low = image_size(config), low_res_size(config)
     for name, value in (("model.positions", config.model.positions), ("data.crop_size", config.data.crop_size)):
         if value not in (0, (0, 0)):
             raise UsageError(
                 f"config.{name} {value} goes with one size alone, and config.data.buckets has others: set it to 0"
             )
-    step = size[0] // math.gcd(size[0], low[0])
     for bucket in bucket_sizes(config.data):
         check_multiple("config.data.buckets", bucket, config.model)
-        if any(low) and any(side % step for side in bucket):
-            raise UsageError(
-                f"config.data.buckets {said(bucket)} is not a multiple of {step}: from config.image_size {said(size)} "
-                f"to config.low_res_size {said(low)} it would not become whole pixels"
-            )
+        check_whole_pixels("config.data.buckets", bucket, config)
 
 
 def check_crops(config: ml_collections.ConfigDict) -> None:
     """Raises UsageError unless a config's network can be trained on its crops."""
-    crop, size, low = crop_size(config), image_size(config), low_res_size(config)
+    crop, size = crop_size(config), image_size(config)
     if not all(0 < part <= whole for part, whole in zip(crop, size, strict=True)):
         raise UsageError(
             f"config.data.crop_size {said(crop)} is not in [1, {said(size)}]: a crop is part of an image of "
@@ -405,10 +399,16 @@ def check_crops(config: ml_collections.ConfigDict) -> None:
             f"config.data.crop_size {said(crop)} trains on crops: set one of them to False or 0"
         )
     check_multiple("config.data.crop_size", crop, config.model)
+    check_whole_pixels("config.data.crop_size", crop, config)
+
+
+def check_whole_pixels(name: str, part: Size, config: ml_collections.ConfigDict) -> None:
+    """Raises UsageError unless what a network is trained on has whole pixels at the low resolution, if there is one."""
+    size, low = image_size(config), low_res_size(config)
     # the same for both sides: they are enlarged by as much
     step = size[0] // math.gcd(size[0], low[0])
-    if any(low) and any(part % step for part in crop):
+    if any(low) and any(side % step for side in part):
         raise UsageError(
-            f"config.data.crop_size {said(crop)} is not a multiple of {step}: from config.image_size {said(size)} to "
+            f"{name} {said(part)} is not a multiple of {step}: from config.image_size {said(size)} to "
             f"config.low_res_size {said(low)} it would not become whole pixels"
         )

@@ -47,9 +47,9 @@ from imagen_jax.training.stopping import Stop, stop_on_signals, stopped_at
 from imagen_jax.training.watchdog import Watchdog
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The stage to train, such as configs/shapes_base.py.")
+WORKDIR = flags.DEFINE_string("workdir", None, "The stage's folder: checkpoints, config, metrics, previews.")
 # Orbax has up to 128 of each item of a checkpoint open, and shards of data and logs are open too.
 OPEN_FILES = 512
-WORKDIR = flags.DEFINE_string("workdir", None, "The stage's folder: checkpoints, config, metrics, previews.")
 
 
 def main() -> None:
@@ -162,9 +162,9 @@ def open_data(
         UsageError: the data cannot be opened, or the cache of embeddings lacks a caption of theirs.
     """
     tokenize = stage.encoder.tokenize
-    if isinstance(tokenize, EmbeddingCache):
-        check_captions(tokenize, training_captions(config))
     buckets = make_buckets(config.data, config.data.split, config.image_size, config.channels)
+    if isinstance(tokenize, EmbeddingCache):
+        check_captions(tokenize, training_captions(config, [examples.source for examples in buckets]))
     batches = training_batches(
         buckets,
         text=tokenize.arrays,

@@ -7,7 +7,8 @@ import jax
 import ml_collections
 import pytest
 
-from imagen_jax.config_rules import NETWORKS, OPAQUE, RULES, check_values, flatten, rules_of
+from imagen_jax.config_rules import NETWORKS, OF_SOURCES, OPAQUE, RULES, check_values, flatten, rules_of
+from imagen_jax.data.sources import SOURCES
 from imagen_jax.errors import UsageError, all_at_once
 from imagen_jax.training.checks import check_training
 from tests.faults.configs import mutated, survives
@@ -31,6 +32,10 @@ def test_configs_have_each_key_that_has_a_rule_and_no_other(file):
 def test_each_field_of_a_network_has_a_rule():
     fields = {field.name for network in NETWORKS.values() for field in dataclasses.fields(network)} - GIVEN_FIELDS
     assert fields | {"network"} == {key.removeprefix("model.") for key in RULES if key.startswith("model.")}
+
+
+def test_each_source_has_rules():
+    assert OF_SOURCES.keys() == SOURCES.keys()
 
 
 def test_all_mistakes_are_told_at_once():

@@ -30,10 +30,13 @@ class Captions:
         raise IndexError(f"there are captions of {len(self)} examples")
 
 
-def training_captions(config: ml_collections.ConfigDict) -> Captions:
+def training_captions(config: ml_collections.ConfigDict, training: Sequence[Source] = ()) -> Captions:
     """The captions of both splits of a stage's config: a preview shows any example in the place of a broken one.
 
-    Raises UsageError as ``make_source``.
+    ``training`` are the sources of the training split, if they are open: to list a large folder takes its time. Raises
+    UsageError as ``make_source``.
     """
     splits = dict.fromkeys((config.data.split, config.data.validation_split))
-    return Captions([make_source(config.data, split, config.image_size) for split in splits])
+    if training:
+        del splits[config.data.split]
+    return Captions([*training, *(make_source(config.data, split, config.image_size) for split in splits)])

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from imagen_jax import sharding
 from imagen_jax.cascade import SAMPLING_MESH
+from imagen_jax.embedding import EMBEDDING_MESH
 from imagen_jax.errors import UsageError
 from imagen_jax.files import write_whole
 from imagen_jax.planning import hlo, work
@@ -24,7 +25,6 @@ from imagen_jax.planning.encoders import from_cache, planned_encoder
 from imagen_jax.planning.programs import AnyMesh, Program, embed_program, sample_program, train_program
 
 WHATS = ("train", "sample", "embed")
-EMBEDDING_MESH = {"data": 1, "fsdp": -1}
 SECONDS_A_DAY = 86_400
 
 

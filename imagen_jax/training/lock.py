@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from imagen_jax import processes
+from imagen_jax.checkpoints import unwritable
 from imagen_jax.errors import UsageError
 
 LOCK_FILE = ".lock"
+ADVICE = "wait for it, end it, or give another folder"
 
 
 def check_writable(workdir: Path) -> None:
@@ -28,11 +30,6 @@ def check_writable(workdir: Path) -> None:
             pass
     except OSError as error:
         raise unwritable(workdir, error) from error
-
-
-def unwritable(workdir: Path, error: OSError) -> UsageError:
-    """What to say of a folder that cannot be written."""
-    return UsageError(f"--workdir {str(workdir)!r} cannot be written ({error.strerror}): give another folder")
 
 
 @contextlib.contextmanager
@@ -64,9 +61,6 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
-
-
-ADVICE = "wait for it, end it, or give another folder"
 
 
 def owner(workdir: Path) -> str:
