@@ -57,11 +57,11 @@ def skip_bad_updates(
                 good &= (usual_loss == 0) | (loss <= spike_factor * usual_loss)
             mean = jnp.where(usual_loss == 0, loss, MEMORY * usual_loss + (1 - MEMORY) * loss)
             usual_loss = jnp.where(good, mean, usual_loss)
-        updates, inner = optimizer.update(gradients, state.inner, params)
-        updates = jax.tree.map(lambda leaf: jnp.where(good, leaf, jnp.zeros_like(leaf)), updates)
+        # one branch for all: a choice for every array of the optimizer made a step of a small network a fifth longer
+        updates, inner = jax.lax.cond(good, optimizer.update, skip, gradients, state.inner, params)
         skipped = 1 - good.astype(jnp.int32)
         return updates, GuardState(
-            keep_unless(good, inner, state.inner),
+            inner,
             usual_loss,
             state.skipped + skipped,
             jnp.where(good, 0, state.skipped_in_a_row + 1),
@@ -70,9 +70,10 @@ def skip_bad_updates(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def keep_unless(good: jax.Array, new: Any, old: Any) -> Any:
-    """The new tree where ``good``, a scalar, holds, and the old one otherwise."""
-    return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+def skip(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    """An update of nothing, as an optimizer's: zeros, and its state as it was."""
+    del params
+    return jax.tree.map(jnp.zeros_like, gradients), state
 
 
 class BadSteps:

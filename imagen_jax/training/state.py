@@ -55,7 +55,10 @@ def abstract_state(
     return abstract, jax.jit(make, out_shardings=shardings, compiler_options=options)
 
 
-def update_ema(ema: Any, params: Any, step: jax.Array, decay: float) -> Any:
-    """ema ← d · ema + (1 - d) · params with d = min(decay, (1 + step) / (10 + step)): a short memory while young."""
-    d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+def update_ema(ema: Any, params: Any, step: jax.Array, decay: float, made: jax.Array | bool = True) -> Any:
+    """ema ← d · ema + (1 - d) · params with d = min(decay, (1 + step) / (10 + step)): a short memory while young.
+
+    Where no update was ``made``, d is 1, and the EMA stays: one number is chosen, not every array.
+    """
+    d = jnp.where(made, jnp.minimum(decay, (1.0 + step) / (10.0 + step)), 1.0)
     return jax.tree.map(lambda e, p: e + (1.0 - d) * (p - e), ema, params)

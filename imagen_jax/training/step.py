@@ -17,7 +17,6 @@ from imagen_jax.losses import Losses, losses_at
 from imagen_jax.resizing import resize
 from imagen_jax.sharding import lay_examples, micro_batches, replicated
 from imagen_jax.stage import Stage, crop_size
-from imagen_jax.training.guard import keep_unless
 from imagen_jax.training.state import TrainState, update_ema
 
 Batch = dict[str, jax.Array]
@@ -165,8 +164,8 @@ def make_train_step(
         loss = jnp.mean(losses.loss)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, loss=loss)
         params = optax.apply_updates(state.params, updates)
-        ema_params = update_ema(state.ema_params, params, state.step, stage.config.optimizer.ema_decay)
-        ema_params = keep_unless(opt_state.skipped_in_a_row == 0, ema_params, state.ema_params)
+        made = opt_state.skipped_in_a_row == 0
+        ema_params = update_ema(state.ema_params, params, state.step, stage.config.optimizer.ema_decay, made)
         metrics = {
             "loss": loss,
             "gradient_norm": optax.tree.norm(gradients),
