@@ -28,13 +28,14 @@ ENVIRONMENT = os.environ | {
     "JAX_COMPILATION_CACHE_DIR": str(CACHE),
     "PYTHONUNBUFFERED": "1",
 }
+TINY = "tests/faults/tiny.py"
 PATIENCE = 600  # seconds, after which a process is taken to hang
 
 
 class Training:
     """A train command in a process of its own, killed at the end of its ``with`` block."""
 
-    def __init__(self, workdir, fault=None, limits=None, said=None, variables=None, **changes):
+    def __init__(self, workdir, fault=None, limits=None, said=None, variables=None, config=TINY, **changes):
         self.workdir = workdir
         self.said = said or workdir.with_suffix(".said")
         self.said.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +48,7 @@ class Training:
                 resource.setrlimit(resource_, (most, most))
 
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module, f"--config={ROOT}/tests/faults/tiny.py", f"--workdir={workdir}", *flags],
+            [sys.executable, "-m", module, f"--config={ROOT}/{config}", f"--workdir={workdir}", *flags],
             cwd=ROOT,
             env=ENVIRONMENT | (variables or {}) | ({"TRAIN_FAULT": fault} if fault else {}),
             stdout=self._file,

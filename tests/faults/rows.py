@@ -383,6 +383,6 @@ ROWS = {
     "configs": (mutated_configs, 10_000),
     "embed": (killed_embedding, 20),
     "memory": (flat_memory, 10_000),
-    "blocking": (blocking_saves, 1),
+    "blocking": (blocking_saves, 4),
     "goodput": (goodput_under_kills, 3),
 }
