@@ -29,7 +29,9 @@ class Judgement:
     objects: as many as claimed were found.
     count: the same, of a caption that claims two to four things.
     colour, shape: all that are claimed are there, of two objects on whichever of them.
-    size, position, relation: right of the objects that agree best with the caption.
+    size, position: right of the objects that agree best with the caption; of malformed ones too, if there are no more
+        objects than are claimed.
+    relation: right of the objects that agree best with the caption, if they are not malformed.
     binding: of two objects, each has its own colour and shape, and they stand in the claimed relation, if one is.
     all: everything at once, with nothing wrong, missing, extra or malformed.
     """
@@ -55,10 +57,11 @@ def compare(picture: Picture, description: Description) -> Judgement:
     """Whether what was read from a picture is what is described."""
     claims = [claim for claim in description.claims for _ in range(claim.count)]
     kind = category(description)
-    trials = [_try(claims, found, description.relation) for found in _candidates(claims, picture.things)]
+    objects = len(picture.things) == len(claims)
+    candidates = _candidates(claims, picture.things, objects)
+    trials = [_try(claims, found, description.relation, objects) for found in candidates]
     # Objects are told apart by their looks; only where these leave it open, by the relation.
     best = max(trials, key=lambda trial: (sum(trial.values()) - trial.get("relation", 0), trial.get("relation", 0)))
-    objects = len(picture.things) == len(claims)
     background = picture.background == description.background if description.background else None
     formed = all(found.shape for found in picture.things)  # also where the caption says only 'an object'
     return Judgement(
@@ -75,19 +78,22 @@ def compare(picture: Picture, description: Description) -> Judgement:
     )
 
 
-def _candidates(claims: Sequence[Claim], things: tuple[Found, ...]) -> Iterator[tuple[Found | None, ...]]:
+def _candidates(
+    claims: Sequence[Claim], things: tuple[Found, ...], objects: bool
+) -> Iterator[tuple[Found | None, ...]]:
     """Choices of an object for each claim; None stands for one that is missing."""
     if len(set(claims)) == 1:  # all alike, so the best are the best of each
-        things = tuple(sorted(things, key=lambda found: -sum(_agree([claims[0]], (found,)).values())))[: len(claims)]
+        best_first = sorted(things, key=lambda found: -sum(_agree([claims[0]], (found,), objects).values()))
+        things = tuple(best_first)[: len(claims)]
         yield things + (None,) * (len(claims) - len(things))
     else:
         missing = max(0, len(claims) - len(things))
         yield from itertools.permutations(things[:CANDIDATES] + (None,) * missing, len(claims))
 
 
-def _try(claims: Sequence[Claim], found: tuple[Found | None, ...], relation: str) -> dict[str, bool]:
-    """For each attribute that is claimed, whether the objects found have it."""
-    agreement = _agree(claims, found)
+def _try(claims: Sequence[Claim], found: tuple[Found | None, ...], relation: str, objects: bool) -> dict[str, bool]:
+    """For each attribute that is claimed, whether the objects found have it; ``objects``: there are no others."""
+    agreement = _agree(claims, found, objects)
     if relation:
         first, second = found
         agreement["relation"] = (
@@ -99,11 +105,11 @@ def _try(claims: Sequence[Claim], found: tuple[Found | None, ...], relation: str
     return agreement
 
 
-def _agree(claims: Sequence[Claim], found: tuple[Found | None, ...]) -> dict[str, bool]:
+def _agree(claims: Sequence[Claim], found: tuple[Found | None, ...], objects: bool) -> dict[str, bool]:
     agreement = {}
-    # Where a blot of no known shape lies, or how large it is, says nothing: noise has blots everywhere.
-    formed = [thing if thing and thing.shape else None for thing in found]
-    for attribute, things in (("colour", found), ("shape", found), ("size", formed), ("position", formed)):
+    # Among others, where a blot of no known shape lies, or how large it is, says nothing: noise has blots everywhere.
+    placed = found if objects else tuple(thing if thing and thing.shape else None for thing in found)
+    for attribute, things in (("colour", found), ("shape", found), ("size", placed), ("position", placed)):
         said = [
             (getattr(claim, attribute), getattr(thing, attribute, None))
             for claim, thing in zip(claims, things, strict=True)

@@ -274,6 +274,23 @@ def test_malformed_objects_have_no_shape(shape, radius):
         assert [thing.shape for thing in read(image).things] != [shape], what
 
 
+def test_a_malformed_object_has_a_place_unless_there_are_more_than_claimed():
+    whole = draw(Thing("ring", "green", "large", 0.25, 0.25, 0.2))
+    rows, columns = np.indices((64, 64)) - 15.5
+    filled = whole.copy()
+    filled[np.hypot(rows, columns) < 9] = COLOURS["green"]
+    filled[np.hypot(rows, columns) < 3] = 255
+    (found,) = read(filled).things
+    assert (found.shape, found.colour, found.position) == (None, "green", "top left")
+    right, wrong = (parse(f"a large green ring in the {place}") for place in ("top left", "centre"))
+    said = judge(filled, right)
+    assert (said.size, said.position, said.shape, said.all) == (True, True, False, False)
+    assert judge(filled, wrong).position is False
+    two = np.minimum(filled, np.roll(filled, (30, 30), (0, 1)))
+    assert len(read(two).things) == 2
+    assert (judge(two, right).size, judge(two, right).position) == (False, False)
+
+
 def test_outlines_that_are_none_of_the_shapes_have_no_shape():
     rows, columns = np.indices((64, 64)) - 31.5
     outlines = {
