@@ -74,9 +74,9 @@ types: $(SETUP) ## check the types
 imports: $(SETUP) ## check that imports go down the layers only
 	$(BIN)/lint-imports
 
-# Tests of one file stay together: they share what they compile and train.
+# Tests of one file stay together: they share what they compile and train. Those that take longest begin (conftest.py).
 pytest: $(SETUP) ## run the tests on every core; make pytest ARGS='-n 0 -k name' runs some in one process
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 faults: $(SETUP) ## break training in every way that docs/faults.md tells of (hours); make faults ARGS='kill=20 flip=500'
 	$(BIN)/python -m tests.faults $(ARGS)

@@ -16,3 +16,24 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+# These files take a minute and more: they are begun first, lest one core wait for the other at the end.
+LONGEST = (
+    "training/test_step.py",
+    "test_cascade.py",
+    "test_commands.py",
+    "launch/test_several_processes.py",
+    "models/test_unets.py",
+    "test_kinds_of_images.py",
+    "test_recipes.py",
+    "training/test_resume.py",
+    "test_seams.py",
+    "test_training_from_cache.py",
+    "planning/test_plan.py",
+    "test_samplers.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    order = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
