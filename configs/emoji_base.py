@@ -8,8 +8,8 @@ encoders"). It has 101 million parameters, and has not been trained.
 
 `:tiny` learns the pictures of 133 names by heart, food, plants and animals, with the recipe of shapes_base.py: patches
 of 4×4 pixels, x under sigmoid weights, Muon. Its conditioning vector is twice as wide, for all of a name has to go
-through it or through attention. The text encoder is the untrained one: names are few, and only have to differ. It took
-31 minutes on 2 cores that other work shared, and 9 of processor time; docs/recipes.md shows what it draws.
+through it or through attention. The text encoder is the untrained one: names are few, and only have to differ. It
+takes 8 minutes on one core; docs/recipes.md shows what it draws.
 """
 
 import ml_collections

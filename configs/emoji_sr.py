@@ -3,7 +3,7 @@
     python -m imagen_jax.train --config=configs/emoji_sr.py:tiny --workdir=runs/emoji/sr
 
 emoji_base.py says how the data are prepared. The network of one GPU has 28 million parameters; `:tiny` has the recipe
-of shapes_sr.py. Neither has been trained to its end.
+of shapes_sr.py, and takes 5 minutes on one core. The other has not been trained.
 """
 
 import ml_collections
