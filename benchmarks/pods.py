@@ -31,6 +31,7 @@ def runs() -> dict[str, str]:
     """What is asked of the plan command, by the name of the plan."""
     asked = {f"base_{kind}": f"--config={BASE} --topology={pod} --cached_text {DOTS}" for kind, pod in PODS.items()}
     asked["base_v5p"] = asked["base_v5p"].removesuffix(f" {DOTS}")
+    asked["base_scanned_v4"] = f"{asked['base_v4']} --config.model.scan_blocks=True"
     for name, config in (("sr_256", SR_256), ("sr_1024", SR_1024)):
         for kind, pod in HALVES.items():
             asked[f"{name}_{kind}"] = f"--config={config} --topology={pod} --cached_text {DOTS}"
