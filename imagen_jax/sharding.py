@@ -110,7 +110,16 @@ def batch_parts(mesh: Mesh | AbstractMesh) -> int:
 
 
 def check_batch(batch_size: int, mesh: Mesh | AbstractMesh, accumulation: int = 1) -> None:
-    """Raises UsageError unless every device gets the same share of each of a global batch's micro-batches."""
+    """Raises UsageError unless every device gets the same share of each of a global batch's micro-batches.
+
+    And if micro-batches meet a mesh that splits both parameters and rows: XLA's program is then wrong (gradients up to
+    seven times as large), as none is where one of the three is left out.
+    """
+    if accumulation > 1 and mesh.shape["fsdp"] > 1 and mesh.shape["spatial"] > 1:
+        raise UsageError(
+            f"training.accumulation {accumulation} would give wrong gradients on a mesh that splits parameters and rows of "
+            f"images at once ({said_sizes(mesh.shape)}): set training.accumulation, mesh.fsdp or mesh.spatial to 1"
+        )
     parts = batch_parts(mesh) * accumulation
     if batch_size < 1 or batch_size % parts:
         spatial = mesh.shape["spatial"]
