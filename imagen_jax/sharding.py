@@ -117,8 +117,8 @@ def check_batch(batch_size: int, mesh: Mesh | AbstractMesh, accumulation: int = 
     """
     if accumulation > 1 and mesh.shape["fsdp"] > 1 and mesh.shape["spatial"] > 1:
         raise UsageError(
-            f"training.accumulation {accumulation} would give wrong gradients on a mesh that splits parameters and rows of "
-            f"images at once ({said_sizes(mesh.shape)}): set training.accumulation, mesh.fsdp or mesh.spatial to 1"
+            f"training.accumulation {accumulation} would give wrong gradients on a mesh that splits parameters and "
+            f"rows of images at once ({said_sizes(mesh.shape)}): set it, mesh.fsdp or mesh.spatial to 1"
         )
     parts = batch_parts(mesh) * accumulation
     if batch_size < 1 or batch_size % parts:

@@ -105,7 +105,7 @@ def test_micro_batches_must_divide_it_too():
 def test_micro_batches_are_refused_where_parameters_and_rows_are_split_at_once():
     mesh = make_mesh({"data": 1, "fsdp": 2, "spatial": 4})
     check_batch(8, mesh)
-    expected = r"training.accumulation 2 would give wrong gradients .*\(data=1, fsdp=2, spatial=4\): set training.acc"
+    expected = r"training.accumulation 2 would give wrong gradients .*\(data=1, fsdp=2, spatial=4\): set it"
     with pytest.raises(UsageError, match=expected):
         check_batch(8, mesh, accumulation=2)
 
