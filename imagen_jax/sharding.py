@@ -110,16 +110,7 @@ def batch_parts(mesh: Mesh | AbstractMesh) -> int:
 
 
 def check_batch(batch_size: int, mesh: Mesh | AbstractMesh, accumulation: int = 1) -> None:
-    """Raises UsageError unless every device gets the same share of each of a global batch's micro-batches.
-
-    And if micro-batches meet a mesh that splits both parameters and rows: XLA's program is then wrong (gradients up to
-    seven times as large), as none is where one of the three is left out.
-    """
-    if accumulation > 1 and mesh.shape["fsdp"] > 1 and mesh.shape["spatial"] > 1:
-        raise UsageError(
-            f"training.accumulation {accumulation} would give wrong gradients on a mesh that splits parameters and "
-            f"rows of images at once ({said_sizes(mesh.shape)}): set it, mesh.fsdp or mesh.spatial to 1"
-        )
+    """Raises UsageError unless every device gets the same share of each of a global batch's micro-batches."""
     parts = batch_parts(mesh) * accumulation
     if batch_size < 1 or batch_size % parts:
         spatial = mesh.shape["spatial"]
@@ -319,6 +310,18 @@ def micro_batches(batch: Any, count: int, mesh: Mesh) -> Any:
         return jax.lax.with_sharding_constraint(rows.swapaxes(0, 1), sharding)
 
     return jax.tree.map(cut, batch)
+
+
+def whole_kernels(params: Any, mesh: Mesh) -> Any:
+    """In a program, parameters with those of convolutions whole where the mesh splits both them and rows.
+
+    There, in a loop, XLA (jaxlib 0.10.2) splits a convolution over the input channels of its kernel too, but adds up
+    the parts of all devices, also those of the ones that share an image, which are the same.
+    """
+    if mesh.shape["fsdp"] == 1 or mesh.shape["spatial"] == 1:
+        return params
+    whole = replicated(mesh)
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, whole) if leaf.ndim > 3 else leaf, params)
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:

@@ -102,14 +102,6 @@ def test_micro_batches_must_divide_it_too():
         check_batch(72, mesh, accumulation=4)
 
 
-def test_micro_batches_are_refused_where_parameters_and_rows_are_split_at_once():
-    mesh = make_mesh({"data": 1, "fsdp": 2, "spatial": 4})
-    check_batch(8, mesh)
-    expected = r"training.accumulation 2 would give wrong gradients .*\(data=1, fsdp=2, spatial=4\): set it"
-    with pytest.raises(UsageError, match=expected):
-        check_batch(8, mesh, accumulation=2)
-
-
 def test_micro_batches_are_all_of_the_batch_and_nothing_travels():
     mesh = make_mesh({"data": 2, "fsdp": 4})
     batch = put_batch({"image": np.arange(48 * 3).reshape(48, 3), "mask": np.arange(48)}, mesh)

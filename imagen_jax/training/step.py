@@ -15,7 +15,7 @@ from imagen_jax.diffusion import stratified_times
 from imagen_jax.images import Size, scaled, to_float
 from imagen_jax.losses import Losses, losses_at
 from imagen_jax.resizing import resize
-from imagen_jax.sharding import lay_examples, micro_batches, replicated
+from imagen_jax.sharding import lay_examples, micro_batches, replicated, whole_kernels
 from imagen_jax.stage import Stage, crop_size
 from imagen_jax.training.state import TrainState, update_ema
 
@@ -127,7 +127,7 @@ def mean_gradients(
     def add(total: Any, examples: Examples) -> tuple[Any, Losses]:
         # each time anew: XLA would gather split parameters once, before the loop, and hold all of them at once
         here, total = jax.lax.optimization_barrier((params, total))
-        gradients, losses = jax.grad(mean_loss, has_aux=True)(here, examples)
+        gradients, losses = jax.grad(mean_loss, has_aux=True)(whole_kernels(here, mesh), examples)
         total = jax.tree.map(lambda t, g: t + g / accumulation, total, gradients)
         return jax.lax.with_sharding_constraint(total, layout), losses
 

@@ -156,8 +156,8 @@ WAYS = {
     "data and fsdp": ({"data": 2, "fsdp": 4}, {}, 1e-5),
     "fsdp and spatial": ({"data": 1, "fsdp": 2, "spatial": 4}, {}, 1e-5),
     "accumulation": ({"data": 1, "fsdp": 1}, {"training.accumulation": 4}, 1e-6),
-    "spatial, accumulation and remat": (
-        {"data": 2, "fsdp": 1, "spatial": 4},
+    "fsdp, spatial, accumulation and remat": (
+        {"data": 1, "fsdp": 2, "spatial": 4},
         {"training.accumulation": 2, "training.remat": "full"},
         1e-5,
     ),
@@ -256,16 +256,17 @@ CONVOLVED = re.compile(r"= \w+\[\d+,(?P<rows>\d+),(?P<columns>\d+),\d+\]\S* conv
 
 def test_devices_that_share_an_image_convolve_its_parts(base, run_of_base):
     """Of eight rows in patches of 2 × 2 each of 4 devices makes one. What is not 4 wide is a gradient of kernels."""
-    run = run_of_base("spatial, accumulation and remat")
+    run = run_of_base("fsdp, spatial, accumulation and remat")
     run(run.state(), batch_of(base))
     rows = [int(rows) for rows, columns in CONVOLVED.findall(run.compiled.as_text()) if columns == "4"]
     assert len(rows) > 5
     assert set(rows) == {1}
 
 
-def test_each_micro_batch_gathers_parameters_anew(base, run_of_base):
+@pytest.mark.parametrize("way", [way for way in WAYS if "fsdp" in way and "accumulation" in way])
+def test_each_micro_batch_gathers_parameters_anew(base, run_of_base, way):
     """Before the loop over micro-batches they would all be held at once; there only the text encoder's are."""
-    run = run_of_base("fsdp, accumulation and remat")
+    run = run_of_base(way)
     run(run.state(), batch_of(base))
     of_the_network = [place for place, name, _ in gathers_of(run) if "T5Encoder" not in name]
     assert len(of_the_network) > 10
