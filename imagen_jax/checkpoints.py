@@ -148,6 +148,8 @@ class Checkpoints:
                 self._delete_old()
         except Exception as error:
             raise self._failure(error, step, size) from error
+        finally:
+            processes.give_back_memory()
 
     def _failure(self, error: Exception, step: int, size: int) -> RunError:
         """What to say of a step that could not be written; what was written of it is deleted."""

@@ -45,6 +45,7 @@ def run(main: Callable[[], None], several_processes: bool = False) -> None:
     try:
         parse_flags(sys.argv)
         quiet_libraries()
+        processes.few_memory_pools()
         keep_compiled_programs()
         place = place_among_processes()
         if several_processes:

@@ -1,6 +1,11 @@
 """What a process does where it is alone, and what it refuses; `launch/` has the tests of several."""
 
+import ctypes
+import os
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,7 +14,7 @@ import pytest
 from imagen_jax import processes
 from imagen_jax.errors import UsageError
 from imagen_jax.sharding import batch_sharding, put_whole
-from tests.tiny import eight_devices
+from tests.tiny import ROOT, eight_devices
 
 
 def test_one_process_is_alone_and_writes(capfd):
@@ -86,3 +91,51 @@ def test_a_tpu_is_its_chips_and_the_library_that_jax_needs(tmp_path, monkeypatch
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
     monkeypatch.setattr(processes.util, "find_spec", lambda name: object() if libtpu and name == "libtpu" else None)
     assert processes.is_tpu_host(tmp_path) is expected
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells what is resident in this way")
+def test_what_was_freed_is_given_back():
+    """Pieces too small to be given back by themselves, between others that stay."""
+    pieces = [bytes(60_000) for _ in range(4000)]
+    kept = pieces[::40]
+    most = resident_bytes()
+    del pieces
+    assert most - resident_bytes() < 0.1 * 4000 * 60_000
+    processes.give_back_memory()
+    assert most - resident_bytes() > 0.6 * 4000 * 60_000
+    assert len(kept) == 100
+
+
+THREADS = """
+import ctypes, threading
+from imagen_jax import processes
+
+processes.few_memory_pools()
+together = threading.Barrier(32)
+
+def work():
+    together.wait()
+    held = [bytes(2000) for _ in range(1000)]
+    together.wait()
+
+threads = [threading.Thread(target=work) for _ in range(32)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+ctypes.CDLL(None).malloc_stats()  # to stderr, glibc's pools are "arenas"
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_stats"), reason="not glibc")
+@pytest.mark.parametrize("wanted", [None, 2])
+def test_many_threads_use_few_pools_of_memory(wanted):
+    variables = {} if wanted is None else {"MALLOC_ARENA_MAX": str(wanted)}
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS], env=os.environ | variables, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stderr.count("Arena ") == (wanted or processes.MEMORY_POOLS), done.stderr
