@@ -33,7 +33,6 @@ from tests.tiny import (
     eight_devices,
     one_device,
     perturbed_params,
-    quick_compilation,
     split_devices,
     sr_config,
     write_stage,
@@ -42,12 +41,6 @@ from tests.tiny import (
 pytest_plugins = ("tests.trained",)
 PROMPTS = ["a red circle", "two blue squares", "a ring", "a small green cross", "an object"]
 SEED = 5
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly():
-    with quick_compilation():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from imagen_jax.cascade import TrainedStage, place_encoder
 from imagen_jax.costs import cost
 from imagen_jax.errors import UsageError
 from imagen_jax.evaluation.reader import rate
-from tests.tiny import ROOT, STEPS, base_config, fresh_params, one_device, quick_compilation
+from tests.tiny import ROOT, STEPS, base_config, fresh_params, one_device
 
 pytest_plugins = ("tests.trained",)
 
@@ -55,8 +55,7 @@ def test_the_error_of_a_network_that_says_nothing_is_that_of_a_gray_picture():
     stage = stages.build(base_config(**{"diffusion.prediction": "x"}))
     seen = examples("validation", 8, 4)
     trained = TrainedStage(stage, fresh_params(stage), place_encoder(stage, one_device()), 0)
-    with quick_compilation():
-        errors = denoising_errors(trained, seen)
+    errors = denoising_errors(trained, seen)
     square = np.mean((seen.images.astype(np.float32) / 127.5 - 1) ** 2)
     assert errors == pytest.approx([float(square)] * len(NOISE_LEVELS), rel=1e-5)
 
@@ -147,8 +146,7 @@ def test_guidance_is_measured_once(tmp_path, base_folder, monkeypatch):
     monkeypatch.setattr(guidance, "THRESHOLDS", ("static",))
     monkeypatch.setattr(guidance, "BASES", {"trained": "A base"})
     work = Workplace(tmp_path, [base_folder], quick=True)
-    with quick_compilation():
-        figures = guidance.measure(work)
+    figures = guidance.measure(work)
     found = figures["bases"]["trained"]["static"]
     assert list(found) == [str(weight) for weight in guidance.WEIGHTS[:2]]
     assert found["1.0"]["scores"]["all"]["total"] == BATCH
@@ -169,8 +167,7 @@ def test_an_objective_is_trained_once_and_measured(tmp_path, base_folder, monkey
     monkeypatch.setattr(experiment, "QUICK_STEPS", STEPS)
     monkeypatch.setattr(experiment, "train", copy_trained)
     work = Workplace(tmp_path, quick=True)
-    with quick_compilation():
-        found = objectives.measure_one(work, "base", "v", "min_snr")
+    found = objectives.measure_one(work, "base", "v", "min_snr")
     assert (found["prediction"], found["weight"], len(found["errors"])) == ("v", "min_snr", len(NOISE_LEVELS))
     assert all(0 < error < 4 for error in found["errors"])
     (config,) = configs

@@ -15,7 +15,7 @@ from PIL import Image
 from imagen_jax import commands, sample, train
 from imagen_jax import stage as stages
 from imagen_jax.errors import UsageError
-from tests.tiny import ROOT, STEPS, base_config, contents, quick_compilation, sr_config, write_stage
+from tests.tiny import ROOT, STEPS, base_config, contents, sr_config, write_stage
 
 pytest_plugins = ("tests.trained",)
 # ml_collections loads config files by it
@@ -29,7 +29,7 @@ def run(monkeypatch, capsys):
 
     def run(command, *arguments):
         monkeypatch.setattr(sys, "argv", [command.__name__, *map(str, arguments)])
-        with flagsaver.flagsaver(), quick_compilation(), pytest.raises(SystemExit) as ended:
+        with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
             commands.run(command.main)
         return ended.value.code, *capsys.readouterr()
 

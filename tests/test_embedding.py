@@ -23,7 +23,7 @@ from imagen_jax.text import cache_writer
 from imagen_jax.text.cache import DTYPES, EmbeddingCache, key_of, read_manifest
 from imagen_jax.text.cache_writer import Embedder, quantise, survey
 from tests.kills import Killed, killing
-from tests.tiny import base_config, contents, quick_compilation
+from tests.tiny import base_config, contents
 
 SHARD_ROWS = 16
 ODD = ["  ", "", "nul \0 inside", "lone \ud800", "lone ?", "‮ right to left שלום", "😀" * 9, "x" * 10_000, "</s>"]
@@ -51,8 +51,7 @@ def encode(encoder):
     program = jax.jit(encoder.encode)
 
     def encode(captions):
-        with quick_compilation():
-            return np.asarray(program(encoder.params, *encoder.tokenize(captions)))
+        return np.asarray(program(encoder.params, *encoder.tokenize(captions)))
 
     return encode
 
@@ -70,7 +69,7 @@ def write(encoder, embedders):
 
     def write(out, dtype="bfloat16", **changes):
         out.mkdir(exist_ok=True)
-        with pytest.MonkeyPatch.context() as patch, quick_compilation():
+        with pytest.MonkeyPatch.context() as patch:
             patch.setattr(embedding, "make_encoder", lambda _: encoder)
             patch.setattr(embedding, "Embedder", lambda *_: embedders[dtype])
             embed(config_of(**changes), out, dtype, batch_size=8, shard_rows=SHARD_ROWS)

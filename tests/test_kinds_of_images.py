@@ -10,7 +10,7 @@ from imagen_jax.cascade import load_cascade
 from imagen_jax.data.sources import make_source
 from imagen_jax.evaluation.alignment import make_judge
 from imagen_jax.train import train
-from tests.tiny import as_written, config_of, eight_devices, quick_compilation
+from tests.tiny import as_written, config_of, eight_devices
 
 PROMPTS = ["a red circle", "two blue squares", "a ring"]
 SHORT = {
@@ -25,15 +25,14 @@ SHORT = {
 
 
 def trained(folder, file, variant):
-    with quick_compilation():
-        train(config_of(file, variant, **SHORT), folder)
+    train(config_of(file, variant, **SHORT), folder)
     return folder
 
 
 def drawn(folders, out, *arguments):
     """(format, mode, pixels) of the pictures of the prompts, and the grid's pixels."""
     stages, prompts = ",".join(map(str, folders)), ";".join(PROMPTS)
-    with flagsaver.flagsaver(), quick_compilation():
+    with flagsaver.flagsaver():
         commands.parse_flags(["sample", f"--stages={stages}", f"--prompts={prompts}", f"--out={out}", *arguments])
         sample.main()
     pictures = []
@@ -67,9 +66,8 @@ def test_wide_pictures(wide, tmp_path):
 
 
 def test_wide_pictures_are_scored(wide):
-    with quick_compilation():
-        cascade = load_cascade(wide, eight_devices())
-        images = cascade.draw_all(PROMPTS, seed=0, batch_size=3)[-1]
+    cascade = load_cascade(wide, eight_devices())
+    images = cascade.draw_all(PROMPTS, seed=0, batch_size=3)[-1]
     scores, right = make_judge("shapes")(images, PROMPTS)
     assert (scores["all"]["total"], right.shape) == (3, (3,))
     source = make_source(as_written("shapes_base.py", "wide").data, "held_out", cascade.image_size)

@@ -11,7 +11,7 @@ from imagen_jax import stage as stages
 from imagen_jax.cascade import place_encoder
 from imagen_jax.losses import NOISE_LEVELS, loss_curve, make_held_out_loss
 from imagen_jax.sharding import make_mesh
-from tests.tiny import base_config, one_device, perturbed_params, quick_compilation, sr_config
+from tests.tiny import base_config, one_device, perturbed_params, sr_config
 
 pytest_plugins = ("tests.trained",)
 CAPTIONS = ["a red circle", "two blue squares", "a ring", "a small green cross", "an object"]
@@ -30,9 +30,8 @@ def with_network(config, says):
 
 def held_out(stage, images, mesh=None, batch_size=2, params=None):
     mesh = mesh or one_device()
-    with quick_compilation():
-        loss = make_held_out_loss(stage, mesh, batch_size)
-        return loss(params, place_encoder(stage, mesh), images, CAPTIONS[: len(images)])
+    loss = make_held_out_loss(stage, mesh, batch_size)
+    return loss(params, place_encoder(stage, mesh), images, CAPTIONS[: len(images)])
 
 
 WHITE = np.full((3, 8, 8, 3), 255, np.uint8)

@@ -15,7 +15,7 @@ from imagen_jax import commands, sample
 from imagen_jax.cascade import load_cascade
 from imagen_jax.errors import UsageError
 from tests.kills import Killed, killing
-from tests.tiny import ROOT, contents, eight_devices, quick_compilation
+from tests.tiny import ROOT, contents, eight_devices
 
 pytest_plugins = ("tests.trained",)
 PROMPTS = ["a red circle", "two blue squares", "a ring", "a small green cross", "an object"]
@@ -46,7 +46,7 @@ def draw(base_folder, cascade, monkeypatch):
         counted.clear()
         # a later flag takes the place of an earlier one
         usual = [f"--stages={base_folder}", f"--prompts={';'.join(prompts)}", f"--out={out}", f"--batch_size={BATCH}"]
-        with flagsaver.flagsaver(), quick_compilation():
+        with flagsaver.flagsaver():
             commands.parse_flags(["sample", *usual, *arguments])
             sample.main()
         return sum(counted)

@@ -13,7 +13,7 @@ from imagen_jax.tiles import in_tiles
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import abstract_state
 from imagen_jax.training.step import make_train_step
-from tests.tiny import one_device, quick_compilation, sr_config
+from tests.tiny import one_device, sr_config
 
 COUNT = 64
 STEPS_OF_TRAINING = 150
@@ -109,16 +109,15 @@ def params():
     optimizer = make_optimizer(config.optimizer)
     abstract, init = abstract_state(stage.init, optimizer, config.seed, mesh)
     source, size = make_source(config.data, "train", config.image_size), config.training.batch_size
-    with quick_compilation():
-        state, step = init(), make_train_step(stage, optimizer, abstract, mesh)
-        losses = []
-        for first in range(0, STEPS_OF_TRAINING * size, size):
-            examples = [source[first + i] for i in range(size)]
-            tokens, mask = stage.encoder.tokenize([example.captions[0] for example in examples])
-            images = np.stack([example.image for example in examples])
-            batch = sharding.put_batch({"image": images, "tokens": tokens, "mask": mask}, mesh)
-            state, metrics = step(state, stage.encoder.params, batch)
-            losses.append(float(metrics["loss"]))
+    state, step = init(), make_train_step(stage, optimizer, abstract, mesh)
+    losses = []
+    for first in range(0, STEPS_OF_TRAINING * size, size):
+        examples = [source[first + i] for i in range(size)]
+        tokens, mask = stage.encoder.tokenize([example.captions[0] for example in examples])
+        images = np.stack([example.image for example in examples])
+        batch = sharding.put_batch({"image": images, "tokens": tokens, "mask": mask}, mesh)
+        state, metrics = step(state, stage.encoder.params, batch)
+        losses.append(float(metrics["loss"]))
     assert np.mean(losses[-20:]) < 0.5 * losses[0]
     return state.ema_params
 
@@ -138,9 +137,8 @@ def enlarged(params, low_res, **settings):
     stage = stages.build(crop_config(**{f"sampling.{name}": value for name, value in settings.items()}))
     tokens, mask = stage.encoder.tokenize([""] * COUNT)
     keys = stage_keys(0, jnp.arange(COUNT), 1)
-    with quick_compilation():
-        sample = jax.jit(make_sample_fn(stage, stage.config.sampling))
-        images = np.asarray(sample(params, stage.encoder.params, tokens, mask, keys, low_res))
+    sample = jax.jit(make_sample_fn(stage, stage.config.sampling))
+    images = np.asarray(sample(params, stage.encoder.params, tokens, mask, keys, low_res))
     assert images.shape == (COUNT, LARGE, LARGE, 3)
     return gradients(images)[1::2]
 

@@ -10,7 +10,7 @@ from imagen_jax import stage as stages
 from imagen_jax.errors import UsageError
 from imagen_jax.resizing import resize
 from imagen_jax.schedules import noise_angle
-from tests.tiny import base_config, fresh_params, perturbed_params, quick_compilation, sr_config
+from tests.tiny import base_config, fresh_params, perturbed_params, sr_config
 
 pytest_plugins = ("tests.trained",)
 NO_POSITIONS = {"model.positions": 0}
@@ -106,9 +106,8 @@ def outputs(stage, *trees):
     text = stage.encoder.length, stage.encoder.width
     z = jax.random.normal(jax.random.key(0), (2, *stage.image_shape))
     arguments = z, jnp.zeros(2), jnp.ones((2, *text)), jnp.ones((2, text[0]), bool), {}
-    with quick_compilation():
-        predict = jax.jit(stage.predict)
-        return [predict(params, *arguments) for params in trees]
+    predict = jax.jit(stage.predict)
+    return [predict(params, *arguments) for params in trees]
 
 
 def test_a_learned_variance_has_the_shape_of_images_and_no_inputs_skip_to_it(learned_stage):

@@ -18,7 +18,7 @@ from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.records import read_metrics
 from imagen_jax.training.state import abstract_state
 from imagen_jax.training.step import make_train_step
-from tests.tiny import STEPS, base_config, one_device, quick_compilation, restored
+from tests.tiny import STEPS, base_config, one_device, restored
 
 BFLOAT16 = 2**-8  # of a number, at most
 
@@ -32,8 +32,7 @@ def config_of(**changes):
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
-    with quick_compilation():
-        embed(config_of(), folder, "bfloat16", batch_size=8, shard_rows=16)
+    embed(config_of(), folder, "bfloat16", batch_size=8, shard_rows=16)
     return folder
 
 
@@ -59,11 +58,10 @@ def in_the_loop():
     optimizer = make_optimizer(config.optimizer)
     abstract, init_state = abstract_state(stage.init, optimizer, config.seed, mesh)
     losses = []
-    with quick_compilation():
-        state, step = init_state(), make_train_step(stage, optimizer, abstract, mesh)
-        for _ in range(STEPS):
-            state, metrics = step(state, stage.encoder.load(mesh), sharding.put_batch(next(batches), mesh))
-            losses.append(float(metrics["loss"]))
+    state, step = init_state(), make_train_step(stage, optimizer, abstract, mesh)
+    for _ in range(STEPS):
+        state, metrics = step(state, stage.encoder.load(mesh), sharding.put_batch(next(batches), mesh))
+        losses.append(float(metrics["loss"]))
     return losses, jax.device_get(state.params)
 
 
@@ -73,8 +71,7 @@ def from_cache(tmp_path_factory, cached_config):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "load_encoder", lambda *_: pytest.fail("the encoder was asked for"))
         folder = tmp_path_factory.mktemp("cached") / "stage"
-        with quick_compilation():
-            train(cached_config, folder)
+        train(cached_config, folder)
         return folder
 
 

@@ -1,6 +1,5 @@
 """Configs of stages so small that they train in seconds, 8×8 and 8 to 16, and what their tests share."""
 
-import contextlib
 import functools
 import json
 import runpy
@@ -74,19 +73,8 @@ def split_devices():
     return sharding.make_mesh({"data": 2, "fsdp": 4})
 
 
-@contextlib.contextmanager
-def quick_compilation():
-    """Programs that run once are not worth optimising; compiling is nearly all that these tests cost."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
-
-
 def fresh_params(stage):
-    with quick_compilation():
-        return jax.jit(stage.init)(jax.random.key(0))
+    return jax.jit(stage.init)(jax.random.key(0))
 
 
 def perturbed_params(stage, scale=0.1):

@@ -4,7 +4,7 @@ import pytest
 
 from imagen_jax import stage as stages
 from imagen_jax.train import train
-from tests.tiny import base_config, quick_compilation, sr_config
+from tests.tiny import base_config, sr_config
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +31,5 @@ def sr_folder(tmp_path_factory):
 
 def trained_without_a_break(tmp_path_factory, name, config):
     folder = tmp_path_factory.mktemp("unbroken") / name
-    with quick_compilation():
-        train(config, folder)
+    train(config, folder)
     return folder

@@ -21,7 +21,7 @@ from imagen_jax.train import train
 from imagen_jax.training.records import read_metrics
 from tests.launch.cloud import Cloud, make_project
 from tests.launch.tiny_base import get_config
-from tests.tiny import ROOT, eight_devices, free_port, one_device, quick_compilation, restored
+from tests.tiny import ROOT, eight_devices, free_port, one_device, restored
 
 # What local.sh sets, for workers that no local.sh starts.
 SIMULATED = {
@@ -53,8 +53,7 @@ def test_processes_read_the_examples_that_their_devices_share():
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one") / "base"
-    with quick_compilation():
-        train(get_config(), folder)
+    train(get_config(), folder)
     return folder
 
 
@@ -105,8 +104,7 @@ def test_the_checkpoint_restored_onto_one_device_is_the_same(one, two):
 def test_one_process_goes_on_from_where_two_stopped(one, two, tmp_path):
     shutil.copytree(two, tmp_path / "base")
     shutil.rmtree(tmp_path / "base" / "checkpoints" / "4")
-    with quick_compilation():
-        train(get_config(), tmp_path / "base")
+    train(get_config(), tmp_path / "base")
     assert "resumed at step 2" in (tmp_path / "base" / "log.txt").read_text()
     same(one, tmp_path / "base")
 
@@ -149,8 +147,7 @@ def test_two_processes_embed_what_one_does(tmp_path):
     config = get_config()
     config.data.examples = 22
     (tmp_path / "one").mkdir()
-    with quick_compilation():
-        embed(config, tmp_path / "one", "bfloat16", batch_size=8, shard_rows=8)
+    embed(config, tmp_path / "one", "bfloat16", batch_size=8, shard_rows=8)
     flag_values = ["--config.data.examples=22", "--batch_size=8", "--shard_rows=8", f"--out={tmp_path}/two"]
     ended = by_two_processes("imagen_jax.embed", f"--config={ROOT}/tests/launch/tiny_base.py", *flag_values)
     assert ended.stdout.count("distinct of 44 captions and the empty one, in 6 shard(s)") == 1
@@ -180,8 +177,7 @@ def test_the_workers_of_a_tpu_draw_what_one_process_draws_in_its_order(two, tmp_
 
     tpu("install")
     # one picture is there already, as of a run that was broken off, and marked
-    with quick_compilation():
-        cascade = load_cascade([two], eight_devices())
+    cascade = load_cascade([two], eight_devices())
     out = tmp_path / "drawn"
     pictures.begin(out, pictures.asked_for(cascade.stages, [two], PROMPTS, 0, None), overwrite=False)
     pictures.save(out, np.full((5, 8, 8, 3), 77, np.uint8), 0, np.arange(5) == 2)
@@ -191,8 +187,7 @@ def test_the_workers_of_a_tpu_draw_what_one_process_draws_in_its_order(two, tmp_
         time.sleep(1)
     cloud.end_workers()
     assert state == "TPU READY, run exited 0\n"
-    with quick_compilation():
-        drawn = cascade.draw(PROMPTS, seed=0)[-1]
+    drawn = cascade.draw(PROMPTS, seed=0)[-1]
     files = sorted((out / "images").iterdir())
     assert len(files) == len(PROMPTS)
     assert (pixels(files.pop(2)) == 77).all()

@@ -20,7 +20,7 @@ from imagen_jax.planning.bounds import exchange_seconds
 from imagen_jax.planning.chips import CHIPS, GIB, parse_topology
 from imagen_jax.planning.encoders import from_cache, planned_encoder, published
 from imagen_jax.planning.programs import caption_flops, chip_bytes, parameter_count, train_program
-from tests.tiny import ROOT, base_config, quick_compilation, split_devices, sr_config
+from tests.tiny import ROOT, base_config, split_devices, sr_config
 
 BASE = f"--config={ROOT}/configs/imagen_base_64.py"
 needs_libtpu = pytest.mark.skipif(not compiling.has_compiler(), reason="libtpu is not installed")
@@ -187,8 +187,7 @@ def split_step():
         },
     )
     program = train_program(config, split_devices(), from_cache(stages.build(config).encoder))
-    with quick_compilation():
-        return program, hlo.parse(program.lower().compile().as_text())
+    return program, hlo.parse(program.lower().compile().as_text())
 
 
 def test_the_compiled_step_multiplies_no_more_than_the_model_needs(split_step):
@@ -302,8 +301,7 @@ def test_xla_says_how_much_a_program_needs_that_does_not_fit(message, peak, temp
 
 @needs_libtpu
 def test_a_step_is_compiled_for_chips_that_are_not_there():
-    with quick_compilation():
-        found = plans.plan(question(base_config()))
+    found = plans.plan(question(base_config()))
     assert found.keys() >= KEYS
     assert found["fits"]
     assert found["chips"] == 4
@@ -316,8 +314,7 @@ def test_a_step_is_compiled_for_chips_that_are_not_there():
 @needs_libtpu
 def test_gradients_go_between_slices_over_the_network():
     """Of two slices of four chips each: each chip sends a part of the gradients, small ones in whole tiles."""
-    with quick_compilation():
-        found = plans.plan(question(base_config(), "v5e:2x2*2"))
+    found = plans.plan(question(base_config(), "v5e:2x2*2"))
     assert found["chips"] == 8
     assert {kind["chips_in_group"] for kind in found["collectives"]} == {4}
     assert 1 <= found["network_bytes_per_chip"] / found["params"] < 8

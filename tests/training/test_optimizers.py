@@ -7,7 +7,6 @@ import pytest
 
 from imagen_jax.errors import UsageError
 from imagen_jax.training.optimizers import learning_rate, make_optimizer
-from tests.tiny import quick_compilation
 
 
 def config(**changes):
@@ -144,8 +143,7 @@ def test_layers_of_a_stack_move_as_if_they_stood_alone(name):
             params = optax.apply_updates(params, updates)
         return params
 
-    with quick_compilation():
-        found, expected = after_two(stacked)["blocks_0_to_2"], after_two(apart)
+    found, expected = after_two(stacked)["blocks_0_to_2"], after_two(apart)
     for i in range(3):
         for key in shapes:
             assert np.abs(expected[f"block_{i}"][key] - apart[f"block_{i}"][key]).max() > 1e-2

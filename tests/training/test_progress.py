@@ -10,7 +10,7 @@ from imagen_jax.data.records import BrokenRecord
 from imagen_jax.errors import UsageError
 from imagen_jax.train import train
 from imagen_jax.training.progress import Progress
-from tests.tiny import base_config, config_of, quick_compilation
+from tests.tiny import base_config, config_of
 
 
 class Kept:
@@ -89,7 +89,7 @@ def test_too_many_broken_images_end_a_run_with_a_sentence_and_their_names_in_its
     with config.unlocked():
         config.data = config_of("folder_base.py").data
         config.data.update(path=str(photos), max_broken=0.01)
-    with pytest.raises(UsageError, match=r"too many broken records, \d in \d+ reads of its 26"), quick_compilation():
+    with pytest.raises(UsageError, match=r"too many broken records, \d in \d+ reads of its 26"):
         train(config, tmp_path / "run")
     log = (tmp_path / "run" / "log.txt").read_text()
     assert re.search(r"broken, another is in its place: 0[345].png: the file is empty", log)

@@ -9,7 +9,7 @@ import pytest
 from imagen_jax import stage as stages
 from imagen_jax.train import train
 from imagen_jax.training.records import read_metrics
-from tests.tiny import STEPS, base_config, eight_devices, fresh_params, one_device, quick_compilation, restored
+from tests.tiny import STEPS, base_config, eight_devices, fresh_params, one_device, restored
 
 pytest_plugins = ("tests.trained",)
 OF_THE_CLOCK = ("images_per_second", "data_wait", "time/", "goodput")
@@ -19,14 +19,12 @@ OF_THE_CLOCK = ("images_per_second", "data_wait", "time/", "goodput")
 def resumed_folder(tmp_path_factory):
     """Trained to step 3, killed between steps 5 and 6 in the middle of a save and of a line, and trained to the end."""
     folder = tmp_path_factory.mktemp("resumed") / "base"
-    with quick_compilation():
-        train(base_config(**{"training.steps": 3}), folder)
+    train(base_config(**{"training.steps": 3}), folder)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "loss": 99.0}\n{"step": 5, "loss": 99.0}\n{"step": 6, "lo')
     checkpoints = folder / "checkpoints"
     shutil.copytree(checkpoints / "3", checkpoints / "5.orbax-checkpoint-tmp")
-    with quick_compilation():
-        train(base_config(), folder)
+    train(base_config(), folder)
     return folder
 
 
@@ -82,8 +80,7 @@ def test_training_moved_parameters_and_the_average_apart(base_folder):
 
 def test_a_finished_run_is_left_as_it_is(resumed_folder):
     before, _ = state_of(resumed_folder, one_device())
-    with quick_compilation():
-        train(base_config(), resumed_folder)
+    train(base_config(), resumed_folder)
     after, _ = state_of(resumed_folder, one_device())
     for leaf, other in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         np.testing.assert_array_equal(leaf, other)

@@ -1,6 +1,5 @@
 """One step is one step on any mesh, and its randomness is a function of (seed, step)."""
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -35,7 +34,6 @@ from tests.tiny import (
     eight_devices,
     one_device,
     perturbed_params,
-    quick_compilation,
     sr_config,
 )
 
@@ -77,9 +75,7 @@ class Run:
     def __call__(self, state, batch):
         arguments = state, self._encoder_params, sharding.put_batch(batch, self.mesh)
         if self.compiled is None:
-            # unoptimised, the collectives of split parameters would take minutes
-            with quick_compilation() if self.mesh.shape["fsdp"] == 1 else contextlib.nullcontext():
-                self.compiled = self._step.lower(*arguments).compile()
+            self.compiled = self._step.lower(*arguments).compile()
         return self.compiled(*arguments)
 
 
@@ -360,11 +356,10 @@ def losses_at_rate(stage, rate):
 def test_captions_matter_unless_all_are_dropped(base, rate):
     batch, other = as_device_batch(base), as_device_batch(base, first=100)
     recaptioned = {**batch, "tokens": other["tokens"], "mask": other["mask"]}
-    with quick_compilation():
-        losses, others = (
-            losses_at_rate(base, rate)(host_params(base), base.encoder.params, chosen, jax.random.key(1)).loss
-            for chosen in (batch, recaptioned)
-        )
+    losses, others = (
+        losses_at_rate(base, rate)(host_params(base), base.encoder.params, chosen, jax.random.key(1)).loss
+        for chosen in (batch, recaptioned)
+    )
     assert losses.shape == (BATCH,)
     if rate == 1:
         np.testing.assert_array_equal(losses, others)
@@ -557,8 +552,7 @@ def gradients(stage, batch):
         losses = example_losses(stage, params, stage.encoder.params, batch, jax.random.key(3))
         return losses.loss.mean(), losses
 
-    with quick_compilation():
-        return jax.jit(jax.grad(mean_loss, has_aux=True))(host_params(stage))
+    return jax.jit(jax.grad(mean_loss, has_aux=True))(host_params(stage))
 
 
 @pytest.mark.parametrize("make_config", [base_config, sr_config])
