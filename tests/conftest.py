@@ -24,20 +24,22 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-# These files take a minute and more: they are begun first, lest one core wait for the other at the end.
+# These files take longest: they are begun first, lest one core wait for the other at the end.
 LONGEST = (
     "training/test_step.py",
     "test_cascade.py",
-    "test_commands.py",
-    "launch/test_several_processes.py",
     "models/test_unets.py",
+    "launch/test_several_processes.py",
     "test_kinds_of_images.py",
     "test_recipes.py",
-    "training/test_resume.py",
-    "test_seams.py",
-    "test_training_from_cache.py",
-    "planning/test_plan.py",
+    "test_commands.py",
     "test_samplers.py",
+    "planning/test_plan.py",
+    "training/test_resume.py",
+    "faults/test_faults.py",
+    "test_training_from_cache.py",
+    "test_seams.py",
+    "launch/test_tpu.py",
 )
 
 

@@ -39,6 +39,8 @@ SMALL = {
     "training.preview_count": 3,
     "sampling.steps": 2,
 }
+# attention in one place: the more parameters there are, the longer each program is compiled
+MIDDLE = {"model.attention": ((),), "model.middle_attention": ("self+text",)}
 
 
 @functools.cache
@@ -54,11 +56,13 @@ def config_of(file, variant="tiny", **changes):
 
 
 def base_config(**changes):
-    return config_of("shapes_base.py", **{"image_size": 8, "model.patch": 2, "sampling.sampler": "ddpm", **changes})
+    return config_of(
+        "shapes_base.py", **{"image_size": 8, "model.patch": 2, "sampling.sampler": "ddpm", **MIDDLE, **changes}
+    )
 
 
 def sr_config(**changes):
-    return config_of("shapes_sr.py", **{"image_size": 16, "low_res_size": 8, **changes})
+    return config_of("shapes_sr.py", **{"image_size": 16, "low_res_size": 8, **MIDDLE, **changes})
 
 
 def one_device():

@@ -109,7 +109,9 @@ def changed(stage, **changes):
 @pytest.fixture(scope="module")
 def base():
     # Where a gradient is rounding noise, Adam would make a whole step of it: a large eps does not.
-    return stages.build(base_config(**{"optimizer.eps": 1e-3}))
+    return stages.build(
+        base_config(**{"optimizer.eps": 1e-3, "optimizer.decay_steps": 100, "diffusion.weight_bias": -3.0})
+    )
 
 
 @pytest.fixture(scope="module")
