@@ -51,6 +51,8 @@ def devices_of(topology: Topology) -> list[jax.Device]:
     # This machine is not asked for TPUs of its own.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    # nor kept from others: two plans may be made at once, or one beside a run
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     options: dict[str, object] = {"num_slices": topology.slices} if topology.slices > 1 else {}
     if topology.chip.cores_are_one:
         options["chip_config_name"] = "megacore"

@@ -20,6 +20,7 @@ from imagen_jax.training.lock import LOCK_FILE
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import abstract_state
 from tests.conftest import CACHE
+from tests.faults.by_tests import TESTED
 from tests.faults.harness import Result, Training, leftovers, losses, resumed_step, steps_in, trained
 from tests.faults.inputs import killed_embedding, mutated_configs
 from tests.faults.long_runs import blocking_saves, flat_memory, goodput_under_kills
@@ -385,4 +386,5 @@ ROWS = {
     "memory": (flat_memory, 10_000),
     "blocking": (blocking_saves, 4),
     "goodput": (goodput_under_kills, 3),
+    **{name: (row, 1) for name, row in TESTED.items()},
 }
