@@ -5,15 +5,20 @@ from pathlib import Path
 
 CACHE = Path(__file__).parent.parent / ".cache" / "jax"
 
+
+def xla_flags(devices):
+    """$XLA_FLAGS for so many simulated devices, and for little effort.
+
+    Compiling is most of what the tests cost, and most of it would be optimising what runs for a moment.
+    """
+    return (
+        f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 "
+        "--xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
+    )
+
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-XLA_FLAGS = (
-    "--xla_force_host_platform_device_count=8",
-    # Compiling is most of what the tests cost, and most of it would be optimising what runs for a moment.
-    "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
-    "--xla_cpu_use_fusion_emitters=false",
-)
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *XLA_FLAGS]).strip()
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(devices=8)}".strip()
 # Eight simulated devices on two cores can wait for each other for ever; a thread pool of this size prevents it.
 os.environ["NPROC"] = "16"
 # No test asks the network for anything.

@@ -1,7 +1,6 @@
 """Every wrong use ends in one sentence and exit code 2, and has written nothing."""
 
 import json
-import os
 import subprocess
 import sys
 import types
@@ -309,7 +308,6 @@ def in_a_process_of_its_own(module, *arguments):
     return subprocess.run(
         [sys.executable, "-m", f"imagen_jax.{module}", *map(str, arguments)],
         cwd=ROOT,
-        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
         capture_output=True,
         text=True,
         timeout=120,

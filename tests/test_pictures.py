@@ -1,7 +1,6 @@
 """A run that draws can be broken off at any moment, and ends with the bytes of one that was not."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -241,7 +240,6 @@ def test_killed_by_the_system_too(draw, base_folder, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "imagen_jax.sample", *arguments, f"--out={tmp_path}/killed"],
         cwd=ROOT,
-        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
         stderr=subprocess.DEVNULL,
     )
     while process.poll() is None and not (tmp_path / "killed" / "images" / "0008.png").exists():

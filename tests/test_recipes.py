@@ -9,6 +9,7 @@ import sys
 import pytest
 from PIL import Image
 
+from tests.conftest import xla_flags
 from tests.data.archives import picture
 from tests.tiny import ROOT, contents
 
@@ -40,8 +41,7 @@ def typed(desk, lines):
     """Types lines of a shell; what they print. One that fails is the last."""
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "XLA_FLAGS": xla_flags(devices=1),
     }
     ended = subprocess.run(
         [sys.executable, "-m", "tests.shell"],

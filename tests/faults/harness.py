@@ -17,14 +17,13 @@ import numpy as np
 
 from imagen_jax.training.goodput import PHASES
 from imagen_jax.training.records import read_metrics
-from tests.conftest import CACHE
+from tests.conftest import CACHE, xla_flags
 from tests.faults.tiny import get_config
 from tests.tiny import ROOT, free_port, one_device, restored
 
 ENVIRONMENT = os.environ | {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=1",  # `devices` has more
-    # programs are small, and read from the cache from the second start on
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "XLA_FLAGS": xla_flags(devices=1),  # `devices` has more
+    # programs are read from the cache from the second start on
     "JAX_COMPILATION_CACHE_DIR": str(CACHE),
     "PYTHONUNBUFFERED": "1",
 }
@@ -135,7 +134,7 @@ def trained_together(workdir, count, **options):
 
 def devices(count):
     """The environment of a command that has so many simulated devices."""
-    return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+    return {"XLA_FLAGS": xla_flags(count)}
 
 
 def losses(workdir):

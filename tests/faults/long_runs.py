@@ -51,7 +51,7 @@ def blocking_saves(bench, trials):
     place, every = bench.new("shapes"), get_config().training.save_every // 2
     steps = (trials + 1) * every
     changes = {"steps": steps, "save_every": every, "preview_every": steps}
-    trained(place, config="configs/shapes_base.py", variables={"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}, **changes)
+    trained(place, config="configs/shapes_base.py", variables={"XLA_FLAGS": ""}, **changes)
     lines = [line for line in read_lines(place / "goodput.jsonl") if 0 < line["at_step"] < steps]
     spent = lines[-1]
     share = spent["checkpoint"] / spent["step"]

@@ -1,6 +1,5 @@
 """Two processes of four devices each, started by the local launcher, are one process of eight."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -27,7 +26,6 @@ from tests.tiny import ROOT, eight_devices, free_port, one_device, restored
 SIMULATED = {
     "JAX_NUM_CPU_DEVICES": "4",
     "JAX_ENABLE_COMPILATION_CACHE": "false",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
 }
 PROMPTS = ["a red circle", "two blue squares", "a ring", "a small green cross", "an object"]
 
@@ -37,7 +35,6 @@ def by_two_processes(module, *arguments):
         ["launch/local.sh", "--processes=2", "--devices=4", "--", sys.executable, "-m", module]
         + [str(argument) for argument in arguments],
         cwd=ROOT,
-        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
         capture_output=True,
         text=True,
         timeout=600,
