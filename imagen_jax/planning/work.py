@@ -207,6 +207,10 @@ def traffic(module: Module, computation: Computation, instruction: Instruction) 
         return 2 * operands[1].hbm_bytes
     if instruction.opcode == "fusion":
         return fusion_traffic(module, operands, instruction)
+    if instruction.opcode.removesuffix("-start") in SLICES:
+        # begun here, and waited for later: it gives its operands, and then the part
+        part = instruction.outputs[len(operands)]
+        return part.bytes * (operands[0].outputs[0].in_hbm + part.in_hbm)
     read = sum(operand.hbm_bytes for operand in operands)
     if instruction.opcode.endswith("-start"):
         # it gives its operands too, and numbers to wait for

@@ -128,6 +128,20 @@ ENTRY %main (a: bf16[{left}], b: bf16[{right}]) -> bf16[{sizes}] {{
     assert kernel.flops == needed
 
 
+@pytest.mark.parametrize("space, moved", [("S(3)", 1), ("", 2)], ids=["to near memory", "in main memory"])
+def test_of_a_part_that_is_fetched_ahead_the_part_is_moved(space, moved):
+    text = f"""HloModule jit_f
+
+ENTRY %main (x: bf16[4096,1024]) -> bf16[1024,1024] {{
+  %x = bf16[4096,1024]{{1,0:T(8,128)(2,1)}} parameter(0)
+  %begun = ((bf16[4096,1024]{{1,0:T(8,128)(2,1)}}), bf16[1024,1024]{{1,0:T(8,128)(2,1){space}}}, s32[]{{:S(2)}}) slice-start(%x), slice={{[0:1024], [0:1024]}}
+  ROOT %part = bf16[1024,1024]{{1,0:T(8,128)(2,1){space}}} slice-done(%begun)
+}}
+"""  # noqa: E501  as XLA breaks lines
+    (kernel,) = work.kernels(hlo.parse(text))
+    assert kernel.bytes == moved * 1024 * 1024 * 2
+
+
 def test_what_is_no_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
         hlo.parse("HloModule nothing")
