@@ -316,7 +316,8 @@ def whole_kernels(params: Any, mesh: Mesh) -> Any:
     """In a program, parameters with those of convolutions whole where the mesh splits both them and rows.
 
     There, in a loop, XLA (jaxlib 0.10.2) splits a convolution over the input channels of its kernel too, but adds up
-    the parts of all devices, also those of the ones that share an image, which are the same.
+    the parts of all devices, also those of the ones that share an image, which are the same. Of repeated blocks the
+    whole stack is made whole.
     """
     if mesh.shape["fsdp"] == 1 or mesh.shape["spatial"] == 1:
         return params

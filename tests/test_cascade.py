@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagen_jax import sharding
 from imagen_jax import stage as stages
 from imagen_jax.cascade import (
     Cascade,
@@ -25,7 +26,6 @@ from imagen_jax.cascade import (
 from imagen_jax.checkpoints import read_config
 from imagen_jax.errors import UsageError
 from imagen_jax.guidance import Guidance
-from imagen_jax.sharding import make_mesh, shard_parameters
 from tests.tiny import (
     STEPS,
     base_config,
@@ -51,7 +51,9 @@ def trained(base_stage, sr_stage):
 
 def on(mesh, trained):
     return [
-        TrainedStage(stage, jax.device_put(params, shard_parameters(params, mesh)), place_encoder(stage, mesh), 0)
+        TrainedStage(
+            stage, jax.device_put(params, sharding.shard_parameters(params, mesh)), place_encoder(stage, mesh), 0
+        )
         for stage, params in trained
     ]
 
@@ -95,10 +97,13 @@ def test_pictures_do_not_depend_on_devices_or_batch(trained, drawn):
             assert near(images, others[i : i + 1])
 
 
-def test_devices_that_share_a_picture_draw_the_same(trained, drawn):
-    """Four for each: two rows at the network's only level."""
-    mesh = make_mesh({"data": 2, "fsdp": 1, "spatial": 4})
+@pytest.mark.parametrize("data, fsdp", [(2, 1), (1, 2)], ids=["whole parameters", "split parameters"])
+def test_devices_that_share_a_picture_draw_the_same(trained, drawn, data, fsdp, monkeypatch):
+    """Four for each: two rows at the network's only level. Previews are drawn where parameters are split."""
+    monkeypatch.setattr(sharding, "MIN_SPLIT_SIZE", 2**8)
+    mesh = sharding.make_mesh({"data": data, "fsdp": fsdp, "spatial": 4})
     (_, trained_sr) = on(mesh, trained)
+    assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(trained_sr.params)) == (fsdp > 1)
     sampler = StageSampler(trained_sr.stage, mesh, place=1)
     images = sampler.draw(trained_sr.params, trained_sr.encoder_params, PROMPTS, SEED, 0, drawn[0])
     assert near(images, drawn[1])
@@ -106,7 +111,7 @@ def test_devices_that_share_a_picture_draw_the_same(trained, drawn):
 
 def test_rows_that_devices_cannot_share_are_refused(base_stage):
     with pytest.raises(UsageError, match="config.image_size 8 cannot be split over 8 devices"):
-        StageSampler(base_stage, make_mesh({"data": 1, "fsdp": 1, "spatial": 8}), place=0)
+        StageSampler(base_stage, sharding.make_mesh({"data": 1, "fsdp": 1, "spatial": 8}), place=0)
 
 
 def test_pictures_do_not_depend_on_how_they_are_batched(cascade, drawn):
