@@ -22,7 +22,7 @@ PODS = {"v4": "v4:8x8x4", "v5e": "v5e:16x16", "v5p": "v5p:4x8x8", "v6e": "v6e:16
 HALVES = {"v4": "v4:4x4x8", "v5e": "v5e:8x16", "v5p": "v5p:4x4x8", "v6e": "v6e:8x16"}
 HOSTS = {"v4": "v4:2x2x1", "v5e": "v5e:2x4", "v5p": "v5p:2x2x1", "v6e": "v6e:2x4"}
 BASE, SR_256, SR_1024 = (f"configs/imagen_{name}.py" for name in ("base_64", "sr_256", "sr_1024"))
-# the same work for each chip
+# the same work for each chip; on 256 it is base_v4
 WEAK = {8: "v4:2x2x2", 16: "v4:2x2x4", 32: "v4:2x4x4", 64: "v4:4x4x4", 128: "v4:4x4x8"}
 DOTS = "--config.training.remat=dots"
 
@@ -43,7 +43,8 @@ def runs() -> dict[str, str]:
     for chips, pod in WEAK.items():
         batch = f"--config.training.batch_size={8 * chips}"
         asked[f"weak_{chips:03}"] = f"--config={BASE} --topology={pod} --cached_text {DOTS} {batch}"
-    return {name: f"{flags} --quick" for name, flags in asked.items()}
+    quick = {name: f"{flags} --quick" for name, flags in asked.items()}
+    return quick | {"base_v4_full": asked["weak_128"]}
 
 
 def make(names: Sequence[str]) -> None:
@@ -104,8 +105,53 @@ def cells(name: str, plan: dict[str, Any]) -> list[str]:
 
 def table() -> str:
     """What the plans say, as Markdown."""
-    lines: Iterable[Sequence[str]] = [COLUMNS, ["---"] * len(COLUMNS), *(cells(*plan) for plan in plans().items())]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(COLUMNS, [cells(name, plan) for name, plan in plans().items() if name not in weak_names()[:-1]])
+
+
+def markdown(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in [columns, ["---"] * len(columns), *lines])
+
+
+def weak_names() -> list[str]:
+    """The plans of weak scaling, from the fewest chips to the most."""
+    return [*(f"weak_{chips:03}" for chips in WEAK), "base_v4"]
+
+
+WEAK_COLUMNS = (
+    "chips",
+    "mesh",
+    "examples a step",
+    "GiB sent a chip",
+    "interconnect ms",
+    "compute ms",
+    "of the rate of 8",
+)
+
+
+def weak_table() -> str:
+    """What more chips cost the base with 8 examples on each, as Markdown: what is sent, and what is left of the rate.
+
+    The last column holds two bounds of a chip's examples/s against those on the fewest chips: if compute, memory and
+    interconnect go on at once, and if nothing is sent while a kernel runs.
+    """
+    found = [plan for name, plan in plans().items() if name in weak_names()]
+    seconds = [(plan["step_s_lower_bound"], plan["kernels_s"] + plan["ici_s"]) for plan in found]
+    lines = []
+    for plan, (at_once, one_by_one) in zip(found, seconds, strict=True):
+        sent = sum(one["bytes_sent_per_chip"] for one in plan["collectives"])
+        lines.append(
+            (
+                str(plan["chips"]),
+                " × ".join(str(plan["mesh"][axis]) for axis in ("data", "fsdp")),
+                f"{plan['examples_per_step']:,}",
+                f"{sent / GIB:.2f}",
+                f"{plan['ici_s'] * 1e3:.0f}",
+                f"{plan['compute_s'] * 1e3:.0f}",
+                f"{seconds[0][0] / at_once:.1%}, {seconds[0][1] / one_by_one:.1%}",
+            )
+        )
+    return markdown(WEAK_COLUMNS, lines)
 
 
 def commands() -> str:
@@ -116,6 +162,4 @@ def commands() -> str:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["make"]:
         make(sys.argv[2:])
-    print(table())
-    print()
-    print(commands())
+    print(table(), weak_table(), commands(), sep="\n\n")

@@ -12,6 +12,7 @@ from tests.tiny import ROOT
 def test_the_document_has_what_its_command_prints():
     document = (ROOT / "docs" / "pods.md").read_text()
     assert pods.table() in document
+    assert pods.weak_table() in document
     assert pods.commands() in document
 
 
