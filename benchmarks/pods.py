@@ -135,7 +135,8 @@ def weak_table() -> str:
     The last column holds two bounds of a chip's examples/s against those on the fewest chips: if compute, memory and
     interconnect go on at once, and if nothing is sent while a kernel runs.
     """
-    found = [plan for name, plan in plans().items() if name in weak_names()]
+    made = plans()
+    found = [made[name] for name in weak_names() if name in made]
     seconds = [(plan["step_s_lower_bound"], plan["kernels_s"] + plan["ici_s"]) for plan in found]
     lines = []
     for plan, (at_once, one_by_one) in zip(found, seconds, strict=True):
