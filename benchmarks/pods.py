@@ -42,9 +42,9 @@ def runs() -> dict[str, str]:
         asked[f"sample_{name}_v4"] = f"--config={config} --topology={HOSTS['v4']} --what=sample --batch_size=16"
     for chips, pod in WEAK.items():
         batch = f"--config.training.batch_size={8 * chips}"
-        asked[f"weak_{chips:03}"] = f"--config={BASE} --topology={pod} --cached_text {DOTS} {batch}"
+        asked[weak_name(chips)] = f"--config={BASE} --topology={pod} --cached_text {DOTS} {batch}"
     quick = {name: f"{flags} --quick" for name, flags in asked.items()}
-    return quick | {"base_v4_full": asked["weak_128"]}
+    return quick | {"base_v4_full": asked[weak_name(128)]}
 
 
 def make(names: Sequence[str]) -> None:
@@ -115,7 +115,12 @@ def markdown(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 def weak_names() -> list[str]:
     """The plans of weak scaling, from the fewest chips to the most."""
-    return [*(f"weak_{chips:03}" for chips in WEAK), "base_v4"]
+    return [*map(weak_name, WEAK), "base_v4"]
+
+
+def weak_name(chips: int) -> str:
+    """The plan of weak scaling on so many chips."""
+    return f"weak_{chips:03}"
 
 
 WEAK_COLUMNS = (
