@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from tqdm import tqdm
 
 from imagen_jax import processes, samplers
@@ -28,7 +28,7 @@ from imagen_jax.errors import UsageError, all_at_once
 from imagen_jax.guidance import Guidance, threshold
 from imagen_jax.images import Size, dtype_of, said, size_of, to_float, to_whole
 from imagen_jax.schedules import noise_angle, signal
-from imagen_jax.sharding import abstract_sharded, batch_parts, example_sharding, put_examples
+from imagen_jax.sharding import abstract_sharded, batch_parts, example_sharding, put_examples, whole_kernels
 from imagen_jax.stage import (
     Stage,
     aug_levels,
@@ -43,7 +43,7 @@ from imagen_jax.stage import (
 from imagen_jax.tiles import check_tiles, in_tiles
 from imagen_jax.time_grids import check_steps
 
-SAMPLING_MESH = {"data": -1, "fsdp": 1}  # every device has whole networks, and pictures of its own
+SAMPLING_MESH = {"data": -1, "fsdp": 1, "spatial": 1}  # every device has whole networks, and pictures of its own
 SampleFn = Callable[..., jax.Array]
 PredictFn = Callable[..., tuple[jax.Array, jax.Array | None]]
 
@@ -111,6 +111,18 @@ def make_sample_fn(stage: Stage, settings: ml_collections.ConfigDict) -> SampleF
         return jnp.clip(sampler(denoise, z, walk_key, stage.schedule, settings.steps), -1.0, 1.0)
 
     return sample
+
+
+def make_sampler(stage: Stage, mesh: Mesh | AbstractMesh) -> jax.stages.Wrapped:
+    """The jitted sampler of a stage, as ``make_sample_fn`` has it, its images laid on the mesh.
+
+    Raises UsageError as ``make_sample_fn``, or where rows of the images cannot be split as the mesh says.
+    """
+    check_rows(stage.config, mesh.shape["spatial"])
+    sample = make_sample_fn(stage.laid_on(mesh), stage.config.sampling)
+    return jax.jit(
+        lambda params, *rest: sample(whole_kernels(params, mesh), *rest), out_shardings=example_sharding(mesh, 4)
+    )
 
 
 def check_sampling(config: ml_collections.ConfigDict, settings: ml_collections.ConfigDict) -> None:
@@ -274,8 +286,7 @@ class StageSampler:
     def __init__(self, stage: Stage, mesh: Mesh, place: int) -> None:
         self._stage, self._mesh, self._place = stage, mesh, place
         self._dtype = dtype_of(stage.config.sampling.bits, "sampling bits")
-        check_rows(stage.config, mesh.shape["spatial"])
-        self._program = jax.jit(make_sample_fn(stage, stage.config.sampling), out_shardings=example_sharding(mesh, 4))
+        self._program = make_sampler(stage, mesh)
 
     def draw(
         self,
@@ -435,7 +446,10 @@ def load_cascade(workdirs: Sequence[Path], mesh: Mesh, changes: Sequence[dict[st
         # a file may say 8 where a change says 7.5
         with config.ignore_type():
             config.sampling.update(change)
-    return Cascade([load_stage(workdir, config, mesh) for workdir, config in zip(workdirs, configs, strict=True)], mesh)
+    loaded: list[TrainedStage] = []
+    for workdir, config in zip(workdirs, configs, strict=True):
+        loaded.append(load_stage(workdir, config, mesh, loaded))
+    return Cascade(loaded, mesh)
 
 
 def stage_config(workdir: Path) -> ml_collections.ConfigDict:
@@ -467,20 +481,25 @@ def blaming_the_config(workdir: Path) -> Iterator[None]:
         ) from error
 
 
-def load_stage(workdir: Path, config: ml_collections.ConfigDict, mesh: Mesh) -> TrainedStage:
+def load_stage(
+    workdir: Path, config: ml_collections.ConfigDict, mesh: Mesh, others: Sequence[TrainedStage] = ()
+) -> TrainedStage:
     """The stage of a config, with the EMA weights of its folder.
 
     Args:
         workdir: the folder of a training run.
         config: what ``read_config`` found there, its sampling settings perhaps changed.
         mesh: where the weights go.
+        others: stages that are there already; with one that reads text by the same encoder this one shares it.
 
     Raises:
         UsageError: no checkpoint in the folder, or one of another model.
         RunError: every checkpoint is damaged.
     """
     with blaming_the_config(workdir):
-        built = build(config)
+        # of a large encoder there may be room for one copy, and not for one of each stage
+        twin = next((other for other in others if encoder_named(other.stage.config) == encoder_named(config)), None)
+        built = build(config, twin.stage.encoder if twin else None)
     abstract = abstract_sharded(jax.eval_shape(built.init, jax.random.key(0)), mesh)
     checkpoints = Checkpoints(workdir)
     if checkpoints.latest_step is None:
@@ -488,7 +507,14 @@ def load_stage(workdir: Path, config: ml_collections.ConfigDict, mesh: Mesh) -> 
     params = checkpoints.restore_ema(abstract)
     step = checkpoints.latest_step
     checkpoints.close()
-    return TrainedStage(built, params, place_encoder(built, mesh), step)
+    if twin:
+        check_fingerprint(built.encoder, config.text)
+    return TrainedStage(built, params, twin.encoder_params if twin else place_encoder(built, mesh), step)
+
+
+def encoder_named(config: ml_collections.ConfigDict) -> tuple[str, int, str]:
+    """What tells a config's text encoder from others."""
+    return config.text.model, config.text.length, config.text.dtype
 
 
 def place_encoder(stage: Stage, mesh: Mesh) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from imagen_jax import commands, processes, sampling_flags
+from imagen_jax import commands, mesh_flags, processes, sampling_flags
 from imagen_jax.cascade import load_cascade
 from imagen_jax.data.captions import Captions
 from imagen_jax.data.examples import first_caption
@@ -30,6 +30,7 @@ from imagen_jax.grids import draw_grid, save_png
 STAGES = flags.DEFINE_string("stages", None, "Stage folders, the base first, separated by commas.")
 CONFIG = config_flags.DEFINE_config_file("config", None, "What to score, such as configs/shapes_eval.py.")
 OUT = flags.DEFINE_string("out", None, "The folder to write to.")
+flags.adopt_module_key_flags(mesh_flags)
 flags.adopt_module_key_flags(sampling_flags)
 SHOWN = 32
 
@@ -41,7 +42,7 @@ def main() -> None:
         raise UsageError(f"config.count {config.count} and config.batch_size {config.batch_size} must be at least 1")
     judge = make_judge(config.judge) if config.judge else None
     folders = commands.stage_folders(STAGES.value)
-    mesh = sampling_flags.sampling_mesh()
+    mesh = mesh_flags.sampling_mesh()
     cascade = load_cascade(folders, mesh, sampling_flags.stage_changes(len(folders)))
     found = Captions([make_source(config.data, config.data.split, cascade.image_size)])
     captions = [first_caption(found[i % len(found)]) for i in range(config.count)]

@@ -18,7 +18,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from imagen_jax import commands
+from imagen_jax import commands, mesh_flags
 from imagen_jax.errors import UsageError
 from imagen_jax.files import write_whole
 from imagen_jax.planning import report
@@ -41,6 +41,7 @@ QUICK = flags.DEFINE_bool("quick", False, "Compile with little effort: minutes i
 SEARCH = flags.DEFINE_bool("search", False, "Find the fastest mesh, batch and remat that fit; compiles each.")
 JSON = flags.DEFINE_string("json", None, "Write the plan to this file; --json alone prints it, and nothing else.")
 PROGRAM = flags.DEFINE_string("program", None, "Write the compiled program to this file, to be read.")
+flags.adopt_module_key_flags(mesh_flags)
 
 
 def main() -> None:
@@ -54,6 +55,7 @@ def main() -> None:
         cached_text=CACHED_TEXT.value or bool(config.text.cache),
         batch_size=BATCH_SIZE.value,
         quick=QUICK.value,
+        sampling_axes=mesh_flags.sampling_axes(),
     )
     check(question)
     # the TPUs of this machine, if it has any, are left to others

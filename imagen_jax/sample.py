@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from imagen_jax import commands, pictures, processes, sampling_flags
+from imagen_jax import commands, mesh_flags, pictures, processes, sampling_flags
 from imagen_jax.cascade import load_cascade
 from imagen_jax.errors import UsageError
 from imagen_jax.grids import draw_grid, read_png, save_png
@@ -29,6 +29,7 @@ SEED = flags.DEFINE_integer("seed", 0, "Another seed gives other pictures.", low
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Pictures to draw at once.", lower_bound=1)
 COLUMNS = flags.DEFINE_integer("columns", 0, "Columns of the grid; 0: about as many as rows.", lower_bound=0)
 OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Pictures of another run that OUT has are removed.")
+flags.adopt_module_key_flags(mesh_flags)
 flags.adopt_module_key_flags(sampling_flags)
 SHOWN = 100  # pictures of the grid at most: it has to fit into memory, and into a viewer
 
@@ -39,7 +40,7 @@ def main() -> None:
     folders = commands.stage_folders(STAGES.value)
     weights = sampling_flags.prompt_weights(len(folders), len(prompts))
     changes = sampling_flags.stage_changes(len(folders), with_guidance=weights is None)
-    cascade = load_cascade(folders, sampling_flags.sampling_mesh(), changes)
+    cascade = load_cascade(folders, mesh_flags.sampling_mesh(), changes)
     out = commands.writable_folder(OUT.value, "out", "runs/samples")
 
     wanted = np.ones(len(prompts), bool)

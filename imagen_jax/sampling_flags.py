@@ -12,11 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 from absl import flags
-from jax.sharding import Mesh
 
-from imagen_jax.cascade import SAMPLING_MESH
 from imagen_jax.errors import UsageError
-from imagen_jax.sharding import make_mesh
 
 
 class Kind(NamedTuple):
@@ -87,16 +84,6 @@ FLAGS = {
     name: flags.DEFINE_string(name, None, f"Sampling: {text}. One for all stages, or one for each; else the configs'.")
     for name, (_, text) in SETTINGS.items()
 }
-
-
-SPATIAL = flags.DEFINE_integer(
-    "spatial", 1, "Devices that share each picture, some rows each, as large ones may need.", lower_bound=1
-)
-
-
-def sampling_mesh() -> Mesh:
-    """All devices, ``--spatial`` of them for each picture. Raises UsageError where that does not divide them."""
-    return make_mesh(SAMPLING_MESH | {"spatial": SPATIAL.value})
 
 
 def stage_changes(stages: int, with_guidance: bool = True) -> list[dict[str, object]]:

@@ -291,7 +291,7 @@ def example_sharding(mesh: Mesh | AbstractMesh, ndim: int) -> NamedSharding:
     return NamedSharding(mesh, example_spec(ndim))
 
 
-def lay_examples(examples: Any, mesh: Mesh) -> Any:
+def lay_examples(examples: Any, mesh: Mesh | AbstractMesh) -> Any:
     """A tree of [B, ...] arrays, in a program, laid out as ``example_spec`` says."""
     return jax.tree.map(
         lambda leaf: jax.lax.with_sharding_constraint(leaf, example_sharding(mesh, leaf.ndim)), examples
@@ -312,7 +312,7 @@ def micro_batches(batch: Any, count: int, mesh: Mesh) -> Any:
     return jax.tree.map(cut, batch)
 
 
-def whole_kernels(params: Any, mesh: Mesh) -> Any:
+def whole_kernels(params: Any, mesh: Mesh | AbstractMesh) -> Any:
     """In a program, parameters with those of convolutions whole where the mesh splits both them and rows.
 
     There, in a loop, XLA (jaxlib 0.10.2) splits a convolution over the input channels of its kernel too, but adds up

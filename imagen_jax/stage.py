@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jax.sharding import AbstractMesh, Mesh
 
 from imagen_jax import schedules
 from imagen_jax.augmentation import AugLevels
@@ -26,7 +27,7 @@ from imagen_jax.images import Size, said, scaled, size_of
 from imagen_jax.models.denoiser import Denoiser, as_they_lie
 from imagen_jax.resizing import resize
 from imagen_jax.schedules import Schedule, noise_angle
-from imagen_jax.sharding import check_rules
+from imagen_jax.sharding import check_rules, lay_examples
 from imagen_jax.text.cache import EmbeddingCache, cached_encoder
 from imagen_jax.text.encoder import TextEncoder, load_encoder
 
@@ -76,6 +77,10 @@ class Stage:
         """Whether its network says the variance of reverse steps too."""
         return self.config.diffusion.variance == "learned"
 
+    def laid_on(self, mesh: Mesh | AbstractMesh) -> Stage:
+        """The stage with a network that keeps features where the mesh has their examples, within loops too."""
+        return dataclasses.replace(self, network=self.network.clone(lay=partial(lay_examples, mesh=mesh)))
+
     def init(self, key: jax.Array) -> Any:
         """Fresh parameters, a plain nested dict; call it under ``jax.jit`` with ``out_shardings``."""
         arguments = network_arguments(self.config, self.encoder.width, image_size(self.config))
@@ -96,6 +101,7 @@ class Stage:
 
         ``condition`` is from ``condition_on``, or empty; ``dropout_keys`` [B] are of each example's dropout, if any.
         """
+        z, logsnr, text, text_mask, condition = self.network.lay((z, logsnr, text, text_mask, condition))
         output = self.network.apply(
             {"params": params},
             z,
@@ -340,6 +346,7 @@ def check_rows(config: ml_collections.ConfigDict, spatial: int) -> None:
     multiple = spatial * side_multiple(config.model)
     heights = {"config.image_size": image_size(config), "config.data.crop_size": crop_size(config)}
     heights["config.low_res_size"] = low_res_size(config)
+    heights["config.sampling.tile_size"] = size_of(config.sampling.tile_size, "config.sampling.tile_size")
     sizes = [*heights.items(), *(("config.data.buckets", bucket) for bucket in bucket_sizes(config.data))]
     for name, size in sizes:
         # of a low-resolution image the network sees an enlarged one

@@ -97,11 +97,11 @@ def test_pictures_do_not_depend_on_devices_or_batch(trained, drawn):
             assert near(images, others[i : i + 1])
 
 
-@pytest.mark.parametrize("data, fsdp", [(2, 1), (1, 2)], ids=["whole parameters", "split parameters"])
-def test_devices_that_share_a_picture_draw_the_same(trained, drawn, data, fsdp, monkeypatch):
-    """Four for each: two rows at the network's only level. Previews are drawn where parameters are split."""
+@pytest.mark.parametrize("fsdp, spatial", [(1, 4), (2, 4), (4, 1)], ids=["rows", "rows and parameters", "parameters"])
+def test_devices_that_share_a_picture_or_parameters_draw_the_same(trained, drawn, fsdp, spatial, monkeypatch):
+    """Four for a picture: two rows at the network's only level."""
     monkeypatch.setattr(sharding, "MIN_SPLIT_SIZE", 2**8)
-    mesh = sharding.make_mesh({"data": data, "fsdp": fsdp, "spatial": 4})
+    mesh = sharding.make_mesh({"data": -1, "fsdp": fsdp, "spatial": spatial})
     (_, trained_sr) = on(mesh, trained)
     assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(trained_sr.params)) == (fsdp > 1)
     sampler = StageSampler(trained_sr.stage, mesh, place=1)
@@ -356,6 +356,19 @@ def test_a_stage_is_loaded_onto_any_mesh(sr_folder):
     stages_loaded = [load_stage(sr_folder, read_config(sr_folder), mesh) for mesh in (one_device(), split_devices())]
     assert [stage.step for stage in stages_loaded] == [STEPS, STEPS]
     jax.tree.map(np.testing.assert_array_equal, *(stage.params for stage in stages_loaded))
+
+
+def test_stages_that_read_text_by_the_same_encoder_share_its_parameters(base_folder, sr_folder):
+    mesh = eight_devices()
+    base, sr = load_cascade([base_folder, sr_folder], mesh).stages
+    assert sr.encoder_params is base.encoder_params
+    config = read_config(sr_folder)
+    config.text.length += 8
+    assert load_stage(sr_folder, config, mesh, [base]).encoder_params is not base.encoder_params
+    config = read_config(sr_folder)
+    config.text.fingerprint = "0123456789abcdef"
+    with pytest.raises(UsageError, match=r"config.text.fingerprint is 0123456789abcdef"):
+        load_stage(sr_folder, config, mesh, [base])
 
 
 def test_sampling_settings_can_be_changed_for_each_stage(base_folder, sr_folder, loaded_draw):

@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from imagen_jax import sampling_flags
+from imagen_jax import mesh_flags, sampling_flags
 from imagen_jax.errors import UsageError
 from tests.tiny import base_config
 
@@ -96,3 +96,15 @@ def test_weights_of_prompts_that_mean_nothing_are_refused(given, argument, said)
     given(argument)
     with pytest.raises(UsageError, match=said):
         sampling_flags.prompt_weights(2, 3)
+
+
+@pytest.mark.parametrize("fsdp, spatial", [(1, 1), (4, 1), (1, 2), (2, 2)])
+def test_devices_that_share_no_picture_draw_some_of_their_own(given, fsdp, spatial):
+    given(f"--fsdp={fsdp}", f"--spatial={spatial}")
+    assert mesh_flags.sampling_mesh().shape == {"data": 8 // (fsdp * spatial), "fsdp": fsdp, "spatial": spatial}
+
+
+def test_devices_that_cannot_be_shared_so_are_refused(given):
+    given("--fsdp=3")
+    with pytest.raises(UsageError, match="mesh data=-1, fsdp=3 does not fit 8 devices"):
+        mesh_flags.sampling_mesh()

@@ -37,8 +37,9 @@ class Question:
         config: the stage's.
         topology: where it is to run.
         cached_text: whether embeddings of captions come with the batch of training, so that no encoder is needed.
-        batch_size: prompts or captions at once, of all chips, where it is not training; filled up to as many as chips.
+        batch_size: prompts or captions at once, where it is not training; filled up to as many for each chip.
         quick: whether XLA is to take little effort.
+        sampling_axes: of the mesh that pictures are drawn on.
     """
 
     what: str
@@ -47,18 +48,20 @@ class Question:
     cached_text: bool
     batch_size: int
     quick: bool
+    sampling_axes: dict[str, int] = dataclasses.field(default_factory=SAMPLING_MESH.copy)
 
     @property
     def mesh_axes(self) -> dict[str, int]:
         """The axes of the mesh that the command uses."""
-        of_commands = {"train": self.config.mesh.to_dict(), "sample": SAMPLING_MESH, "embed": EMBEDDING_MESH}
+        of_commands = {"train": self.config.mesh.to_dict(), "sample": self.sampling_axes, "embed": EMBEDDING_MESH}
         return of_commands[self.what]
 
 
 def program_of(question: Question, mesh: AnyMesh) -> Program:
     """The program that a question is about. Raises UsageError where its config cannot work."""
     encoder = planned_encoder(question.config.text)
-    size = math.ceil(question.batch_size / mesh.size) * mesh.size
+    parts = sharding.batch_parts(mesh)
+    size = math.ceil(question.batch_size / parts) * parts
     match question.what:
         case "train":
             return train_program(question.config, mesh, from_cache(encoder) if question.cached_text else encoder)
@@ -212,3 +215,8 @@ def check(question: Question) -> None:
     """Raises UsageError for a question that has no answer."""
     if question.cached_text and question.what != "train":
         raise UsageError(f"--cached_text is of training, and --what is {question.what}: leave one of them out")
+    if question.sampling_axes != SAMPLING_MESH and question.what != "sample":
+        raise UsageError(
+            f"--fsdp and --spatial are of drawing, and --what is {question.what}: training has config.mesh instead, "
+            "and an encoder is split over all devices of a host"
+        )

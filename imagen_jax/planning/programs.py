@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from imagen_jax import sharding
 from imagen_jax import stage as stages
-from imagen_jax.cascade import make_sample_fn
+from imagen_jax.cascade import make_sample_fn, make_sampler
 from imagen_jax.costs import cost
 from imagen_jax.flops import count_flops
 from imagen_jax.images import dtype_of
@@ -86,7 +86,7 @@ def sample_program(config: ml_collections.ConfigDict, mesh: AnyMesh, encoder: Te
         given["low_res"] = jax.ShapeDtypeStruct((size, *stage.low_res_shape), jnp.float32)
     batch = on_mesh(given, mesh)
     arguments = (params, encoder_params, batch["tokens"], batch["mask"], batch["keys"], batch.get("low_res"))
-    sample = make_sample_fn(stage, config.sampling)
+    sampler = make_sampler(stage, mesh)
     return Program(
         held={
             "parameters": chip_bytes(params),
@@ -96,7 +96,7 @@ def sample_program(config: ml_collections.ConfigDict, mesh: AnyMesh, encoder: Te
         params=parameter_count(params),
         flops=sample_flops(stage, size),
         examples=size,
-        lower=lambda: jax.jit(sample, out_shardings=sharding.example_sharding(mesh, 4)).lower(*arguments),
+        lower=lambda: sampler.lower(*arguments),
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -136,12 +134,6 @@ def mean_gradients(
     return gradients, jax.tree.map(lambda values: values.T.ravel(), losses)
 
 
-def laid_on(stage: Stage, mesh: Mesh) -> Stage:
-    """A stage whose network keeps features where the mesh has their examples, in blocks that are repeated too."""
-    network = stage.network.clone(lay=functools.partial(lay_examples, mesh=mesh))
-    return dataclasses.replace(stage, network=network)
-
-
 def make_train_step(
     stage: Stage, optimizer: optax.GradientTransformationExtraArgs, abstract: TrainState, mesh: Mesh
 ) -> jax.stages.Wrapped:
@@ -152,7 +144,7 @@ def make_train_step(
     ``make_optimizer``, skips an update, parameters, moments and EMA stay; it counts the ``skipped`` ones of the run.
     The randomness of a step is a function of (seed, step), so a resumed run draws what the unbroken one would have.
     """
-    stage = laid_on(stage, mesh)
+    stage = stage.laid_on(mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     root = stage.config.seed
 

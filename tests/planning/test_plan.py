@@ -118,6 +118,12 @@ def test_sampling_and_embedding_have_plans_too():
     # two predictions at each of three steps, and the text; to enlarge what it starts from takes products as well
     needed = 8 * (6 * forward + caption_flops(encoder))
     assert needed < drawn["model_flops_per_step"] < 1.01 * needed
+    split = plans.plan_without_compiler(
+        dataclasses.replace(asked, sampling_axes={"data": -1, "fsdp": 2, "spatial": 2}, batch_size=1)
+    )
+    assert split["mesh"] == {"data": 1, "fsdp": 2, "spatial": 2}
+    assert split["examples_per_step"] == 2
+    assert split["bytes_per_chip"]["text encoder"] < drawn["bytes_per_chip"]["text encoder"]
     embedded = plans.plan_without_compiler(dataclasses.replace(asked, what="embed"))
     assert embedded["mesh"] == {"data": 1, "fsdp": 4, "spatial": 1}
     assert embedded["params"] == parameter_count(encoder.shapes)
@@ -133,6 +139,12 @@ def test_sampling_and_embedding_have_plans_too():
         ([BASE, "--topology=h100:8"], "is of chips 'h100', which are not known: choose v4, v5e, v5p, v6e"),
         ([BASE, "--topology=v4:1x1x3", "--cached_text"], "mesh data=-1, fsdp=8 does not fit 3 devices"),
         ([BASE, "--topology=v4:2x2x2", "--what=sample", "--cached_text"], "--cached_text is of training"),
+        ([BASE, "--topology=v4:2x2x2", "--fsdp=4"], "--fsdp and --spatial are of drawing, and --what is train"),
+        ([BASE, "--topology=v4:2x2x2", "--what=sample", "--fsdp=3"], "mesh data=-1, fsdp=3 does not fit 8 devices"),
+        (
+            [BASE, "--topology=v4:2x2x2", "--what=sample", "--spatial=32"],
+            "mesh data=-1, fsdp=1, spatial=32 does not fit 8 devices",
+        ),
     ],
 )
 def test_wrong_use_is_told_in_a_sentence(run, arguments, said):
