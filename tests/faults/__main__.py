@@ -24,7 +24,7 @@ def main(arguments):
             except AssertionError:  # of a command that had to succeed: the other rows are made all the same
                 traceback.print_exc()
                 result = Result(name, int(trials), 0, "broken off")
-            print(f"| `{name}` | {result.fault} | {result.trials} | {result.held} | {result.worst} |", flush=True)
+            print(f"| `{name}` | {result.fault} | {result.trials:,} | {result.held:,} | {result.worst} |", flush=True)
             held &= result.held == result.trials
     return 0 if held else 1
 

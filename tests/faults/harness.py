@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -28,6 +27,14 @@ ENVIRONMENT = os.environ | {
     "PYTHONUNBUFFERED": "1",
 }
 TINY = "tests/faults/tiny.py"
+# Sets limits of resources, by their numbers, and becomes a command. Done in the fork of a process with threads, such as
+# this one, it could hang.
+LIMITED = """
+import json, os, resource, sys
+for number, most in json.loads(sys.argv[1]).items():
+    resource.setrlimit(int(number), (most, most))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 PATIENCE = 600  # seconds, after which a process is taken to hang
 
 
@@ -42,17 +49,13 @@ class Training:
         flags = [f"--config.training.{name}={value}" for name, value in changes.items()]
         self._file = self.said.open("wb")
 
-        def limit():
-            for resource_, most in (limits or {}).items():
-                resource.setrlimit(resource_, (most, most))
-
+        command = [sys.executable, "-m", module, f"--config={ROOT}/{config}", f"--workdir={workdir}", *flags]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module, f"--config={ROOT}/{config}", f"--workdir={workdir}", *flags],
+            [sys.executable, "-c", LIMITED, json.dumps(limits), *command] if limits else command,
             cwd=ROOT,
             env=ENVIRONMENT | (variables or {}) | ({"TRAIN_FAULT": fault} if fault else {}),
             stdout=self._file,
             stderr=subprocess.STDOUT,
-            preexec_fn=limit if limits else None,
         )
         self.began = time.monotonic()
 

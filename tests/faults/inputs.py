@@ -16,7 +16,7 @@ def mutated_configs(bench, trials):
         config.mesh.data = 1
         outcomes += [survives(mutated(config, rng)) for _ in range(trials // 2)]
     failed = [outcome for outcome in outcomes if outcome not in ("refused", "works")]
-    said = f"{outcomes.count('refused')} refused, {outcomes.count('works')} work"
+    said = f"{outcomes.count('refused'):,} refused, {outcomes.count('works'):,} work"
     return Result("configs with mistakes", len(outcomes), len(outcomes) - len(failed), "; ".join([said, *failed[:1]]))
 
 
@@ -25,4 +25,4 @@ def killed_embedding(bench, trials):
     folder = bench.new("embedding").parent
     folder.mkdir(parents=True)
     found = embed_kills.kill(embed_kills.tiny_config(1000), folder, trials, 0)
-    return Result("embedding, kill -9", trials, len(found.shards_at_kills), f"{found.caches} cache(s), to the byte")
+    return Result("embedding, kill -9", trials, len(found.shards_at_kills), f"{found.caches} caches, to the byte")

@@ -40,7 +40,7 @@ def flat_memory(bench, trials):
     more_files = np.median(files[half:]) - np.median(files[:half])
     said = f"{slope:+.2f} MB per 1,000 steps, at {np.median(memory):.0f} MB"
     said += f"; {more_files:+.0f} open files, at {np.median(files):.0f}"
-    return Result(f"memory of {trials} steps", 1, int(slope < 1 and more_files <= 0), said)
+    return Result(f"memory of {trials:,} steps", 1, int(slope < 1 and more_files <= 0), said)
 
 
 def blocking_saves(bench, trials):
