@@ -80,7 +80,7 @@ def trial_line(trial: dict[str, Any]) -> str:
     changes = " ".join(f"--config.{name}={value}" for name, value in trial["changes"].items())
     said = f"{'fits' if trial['fits'] else 'does not fit'}, {in_gib(trial['peak_bytes_per_chip'])}: {changes}"
     if trial.get("images_per_s_upper_bound"):
-        said += (
-            f"  ({trial['images_per_s_upper_bound']:,.1f} examples/s, {trial['mfu_upper_bound']:.1%} of peak at best)"
-        )
+        at_best, one_by_one = trial["mfu_upper_bound"], trial["mfu_upper_bound_of_kernels"]
+        said += f"  ({trial['images_per_s_upper_bound']:,.1f} examples/s, {at_best:.1%} of peak at best; "
+        said += f"{one_by_one:.1%} with kernels one by one)"
     return said
