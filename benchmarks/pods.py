@@ -40,6 +40,9 @@ def runs() -> dict[str, str]:
         asked[f"embed_{kind}"] = f"--config={BASE} --topology={host} --what=embed --batch_size=1024"
     for name, config in (("base", BASE), ("sr_256", SR_256), ("sr_1024", SR_1024)):
         asked[f"sample_{name}_v4"] = f"--config={config} --topology={HOSTS['v4']} --what=sample --batch_size=16"
+        asked[f"sample_{name}_v5e"] = (
+            f"--config={config} --topology={HOSTS['v5e']} --what=sample --batch_size=16 --fsdp=8"
+        )
     for chips, pod in WEAK.items():
         batch = f"--config.training.batch_size={8 * chips}"
         asked[weak_name(chips)] = f"--config={BASE} --topology={pod} --cached_text {DOTS} {batch}"

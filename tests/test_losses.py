@@ -1,7 +1,6 @@
 """Held-out losses: at the levels that they say, and of each picture alone."""
 
 import dataclasses
-import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +10,7 @@ from imagen_jax import stage as stages
 from imagen_jax.cascade import place_encoder
 from imagen_jax.losses import NOISE_LEVELS, loss_curve, make_held_out_loss
 from imagen_jax.sharding import make_mesh
-from tests.tiny import base_config, one_device, perturbed_params, sr_config
+from tests.tiny import FunctionNetwork, base_config, one_device, perturbed_params, sr_config
 
 pytest_plugins = ("tests.trained",)
 CAPTIONS = ["a red circle", "two blue squares", "a ring", "a small green cross", "an object"]
@@ -25,7 +24,7 @@ def with_network(config, says):
         aug_level = None if aug_level is None else aug_level[:, None, None, None]
         return jnp.broadcast_to(says(z, level[:, None, None, None], aug_level), z.shape)
 
-    return dataclasses.replace(stages.build(config), network=types.SimpleNamespace(apply=apply))
+    return dataclasses.replace(stages.build(config), network=FunctionNetwork(apply))
 
 
 def held_out(stage, images, mesh=None, batch_size=2, params=None):

@@ -1,11 +1,18 @@
 import pytest
 
-from benchmarks import training_speed
 from configs import shapes_base, shapes_sr
+from tests.flags import imported
+
+
+@pytest.fixture(scope="module")
+def training_speed():
+    """The benchmark."""
+    with imported("benchmarks.training_speed", "config", "steps", "json") as benchmark:
+        yield benchmark
 
 
 @pytest.mark.parametrize("preset", [shapes_base, shapes_sr])
-def test_the_step_of_a_config_is_measured_on_all_devices(preset):
+def test_the_step_of_a_config_is_measured_on_all_devices(training_speed, preset):
     config = preset.get_config("tiny")
     config.mesh.update(data=-1, fsdp=2)
     found = training_speed.measure(config, steps=1, peak_flops=1e12)
@@ -33,9 +40,9 @@ def test_the_step_of_a_config_is_measured_on_all_devices(preset):
         ("TPU v4", 275),
     ],
 )
-def test_the_peak_of_a_device_is_known_by_its_name(device, tflops):
+def test_the_peak_of_a_device_is_known_by_its_name(training_speed, device, tflops):
     assert training_speed.peak_of(device) == tflops * 1e12
 
 
-def test_of_an_unknown_device_no_share_is_said():
+def test_of_an_unknown_device_no_share_is_said(training_speed):
     assert training_speed.peak_of("NVIDIA TITAN V") is None

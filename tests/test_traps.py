@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import functools
-import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +12,7 @@ from imagen_jax import stage as stages
 from imagen_jax.cascade import StageSampler, place_encoder
 from imagen_jax.diffusion import prediction_target
 from imagen_jax.measures import colour_drift
-from tests.tiny import ROOT, one_device, sr_config
+from tests.tiny import ROOT, FunctionNetwork, one_device, sr_config
 
 TRAPS = {
     "uniform instead of Gaussian noise": [
@@ -101,7 +100,7 @@ def tint(kind):
         return prediction_target(x, (z - alpha * x) / sigma, alpha, sigma, kind) + params["params"]
 
     config = sr_config(**{"diffusion.prediction": kind, "sampling.sampler": "ddim", "sampling.steps": 16})
-    stage = dataclasses.replace(stages.build(config), network=types.SimpleNamespace(apply=apply))
+    stage = dataclasses.replace(stages.build(config), network=FunctionNetwork(apply))
     sampler, encoder = StageSampler(stage, one_device(), place=1), place_encoder(stage, one_device())
     low_res = np.full((4, 8, 8, 3), 128, np.uint8)
     off, right = (sampler.draw(jnp.array([red, 0.0, 0.0]), encoder, [""] * 4, 0, 0, low_res) for red in (OFF, 0.0))

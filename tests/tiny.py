@@ -43,6 +43,19 @@ SMALL = {
 MIDDLE = {"model.attention": ((),), "model.middle_attention": ("self+text",)}
 
 
+class FunctionNetwork:
+    """In the place of a network: a function of what it is applied to, wherever that lies."""
+
+    def __init__(self, apply):
+        self.apply = apply
+
+    def lay(self, arrays):
+        return arrays
+
+    def clone(self, **fields):
+        return self
+
+
 @functools.cache
 def as_written(file, variant="tiny"):
     return runpy.run_path(str(ROOT / "configs" / file))["get_config"](variant)

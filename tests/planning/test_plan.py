@@ -1,13 +1,11 @@
 """The command, with and without a compiler of TPUs, and the levers it tries."""
 
 import dataclasses
-import importlib
 import json
 
 import jax
 import numpy as np
 import pytest
-from absl import flags
 from absl.testing import flagsaver
 
 from configs import imagen_base_64
@@ -20,6 +18,7 @@ from imagen_jax.planning.bounds import exchange_seconds
 from imagen_jax.planning.chips import CHIPS, GIB, parse_topology
 from imagen_jax.planning.encoders import from_cache, planned_encoder, published
 from imagen_jax.planning.programs import caption_flops, chip_bytes, parameter_count, train_program
+from tests.flags import imported
 from tests.tiny import ROOT, base_config, split_devices, sr_config
 
 BASE = f"--config={ROOT}/configs/imagen_base_64.py"
@@ -49,18 +48,9 @@ KEYS = {
 
 @pytest.fixture(scope="module")
 def plan():
-    """The command, in a process where others may have flags of the same names."""
-    before = {name: flags.FLAGS[name] for name in flags.FLAGS}
-    for name in ("config", "batch_size"):
-        if name in before:
-            delattr(flags.FLAGS, name)
-    yield importlib.import_module("imagen_jax.plan")
-    for name in list(flags.FLAGS):
-        if name not in before or flags.FLAGS[name] is not before[name]:
-            delattr(flags.FLAGS, name)
-    for name, flag in before.items():
-        if name not in flags.FLAGS:
-            flags.FLAGS[name] = flag
+    """The command."""
+    with imported("imagen_jax.plan", "config", "batch_size", "json") as command:
+        yield command
 
 
 @pytest.fixture
