@@ -9,8 +9,9 @@ How well it draws after some minutes depends on the number of updates, not on th
 of patches of 4×4 pixels, few channels and batches of 16. Pixels that know their place (model.positions) find the words
 about it by two layers of attention to the text; residual blocks then draw what these say.
 
-Guidance makes more right of combinations that training never showed; weight 3 bends edges. After its 7,000 updates,
-nine minutes on 2 cores beside super-resolution, 94% of held-out captions are right in all they claim.
+Guidance makes more right of combinations that training never showed; weight 3 bends edges. After its 6,000 updates,
+seven minutes on 2 cores beside super-resolution, 94% of held-out captions are right in all they claim. Of samplings with
+6, 8, 12 and 24 steps those with fewer have less grain; 6, 8 and 12 are right as often.
 
 The bias of the weight says how much more strong noise counts than little. Of 1,024 held-out captions, after 7,600
 updates with a bias of -2, -3, -4.5 and -6 (--config.diffusion.weight_bias), 92, 90, 95 and 92% were right in all, and
@@ -139,7 +140,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.sampling.churn = 0.0
     config.sampling.churn_range = (0.05, 50.0)
     config.sampling.churn_noise = 1.003
-    config.sampling.steps = 4 if tiny else 12
+    config.sampling.steps = 4 if tiny else 8
     config.sampling.guidance = 1.5
     config.sampling.guidance_from = 0.0  # the interval of noise levels, of [0, 1], in which there is guidance
     config.sampling.guidance_to = 1.0
