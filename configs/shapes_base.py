@@ -10,8 +10,8 @@ of patches of 4×4 pixels, few channels and batches of 16. Pixels that know thei
 about it by two layers of attention to the text; residual blocks then draw what these say.
 
 Guidance makes more right of combinations that training never showed; weight 3 bends edges. After its 6,000 updates,
-seven minutes on 2 cores beside super-resolution, 94% of held-out captions are right in all they claim. Of samplings with
-6, 8, 12 and 24 steps those with fewer have less grain; 6, 8 and 12 are right as often.
+seven minutes on 2 cores beside super-resolution, 94% of held-out captions are right in all they claim. Of 6, 8, 12 and
+24 sampling steps fewer leave less grain; 6, 8 and 12 are right as often.
 
 The bias of the weight says how much more strong noise counts than little. Of 1,024 held-out captions, after 7,600
 updates with a bias of -2, -3, -4.5 and -6 (--config.diffusion.weight_bias), 92, 90, 95 and 92% were right in all, and
