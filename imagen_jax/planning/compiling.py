@@ -56,6 +56,9 @@ def devices_of(topology: Topology) -> list[jax.Device]:
     options: dict[str, object] = {"num_slices": topology.slices} if topology.slices > 1 else {}
     if topology.chip.cores_are_one:
         options["chip_config_name"] = "megacore"
+    if topology.chips == topology.slices:
+        # a host has more than one chip, if nothing is said
+        options["chips_per_host_bounds"] = (1, 1, 1)
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology.slice_name, **options)
     except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:

@@ -99,18 +99,25 @@ def search(question: Question, planner: Planner) -> Iterator[dict[str, Any]]:
     """Plans of meshes, batches and remat: all of them, for what is made again may take less time than to be kept.
 
     Batches are the config's, half of it and twice as much. Yields changes with the plan's verdict and bounds.
+
+    Raises UsageError if none of them can be planned.
     """
     batch = question.config.training.batch_size
+    planned, refused = 0, None  # of those that cannot be planned, why the first cannot
     for fsdp, size in itertools.product(fsdp_sizes(question.topology), (batch, 2 * batch, batch // 2)):
         for remat in REMAT:
             changes = {"mesh.data": -1, "mesh.fsdp": fsdp, "training.batch_size": size, "training.remat": remat}
             try:
                 trial = planner(changed(question, changes))
-            except UsageError:
+            except UsageError as error:
+                refused = refused or error
                 break
+            planned += 1
             yield {"changes": changes} | {name: trial.get(name) for name in KEPT}
             if trial["held_bytes_per_chip"] > trial["capacity_bytes_per_chip"]:
                 break
+    if refused and not planned:
+        raise refused
 
 
 def fastest(trials: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -290,6 +290,13 @@ def test_a_search_tries_all_and_finds_the_fastest_that_fits():
     assert levers.fastest([]) is None
 
 
+def test_a_search_that_can_plan_nothing_says_why():
+    asked = question(imagen_base_64.get_config("200m"), "v5e:4x4")
+    asked.config.training.batch_size = 10
+    with pytest.raises(UsageError, match="batch_size 10 is not divisible by 16 devices"):
+        list(levers.search(asked, planner_that_fits(lambda config: True)))
+
+
 @pytest.mark.parametrize(
     "message, peak, temporary",
     [
@@ -332,6 +339,12 @@ def test_the_mesh_of_the_presets_lies_on_every_kind_of_pod(topology):
     mesh = sharding.make_mesh({"data": -1, "fsdp": 8}, devices)
     assert sorted(device.id for device in mesh.devices.flat) == sorted(device.id for device in devices)
     assert mesh.shape == {"data": len(devices) // 8, "fsdp": 8, "spatial": 1}
+
+
+@needs_libtpu
+@pytest.mark.parametrize("topology", ["v5e:1x1", "v6e:1x1", "v4:1x1x1"])
+def test_a_chip_may_be_alone_on_its_host(topology):
+    assert len(compiling.devices_of(parse_topology(topology))) == 1
 
 
 @needs_libtpu
