@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import statistics
 import time
 from importlib import metadata
@@ -32,7 +33,7 @@ from imagen_jax.images import dtype_of
 from imagen_jax.planning.chips import CHIPS, GIB
 from imagen_jax.planning.encoders import from_cache, planned_encoder
 from imagen_jax.planning.programs import train_program
-from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.stage import Stage
 from imagen_jax.training.memory import memory_told
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import TrainState, abstract_state
@@ -92,6 +93,11 @@ class Measured:
     peak_bytes: int | None
 
     @property
+    def devices(self) -> int:
+        """Of the mesh."""
+        return math.prod(self.mesh.values())
+
+    @property
     def images_per_s(self) -> float:
         """Of the median timing."""
         return self.images / statistics.median(self.step_s)
@@ -99,7 +105,7 @@ class Measured:
     @property
     def flops_per_s(self) -> float:
         """Of each device, in the median timing."""
-        return self.flops / statistics.median(self.step_s) / np.prod([*self.mesh.values()]).item()
+        return self.flops / statistics.median(self.step_s) / self.devices
 
     @property
     def share_of_peak(self) -> float | None:
@@ -112,12 +118,12 @@ def peak_of(device: str) -> float | None:
     return next((peak for name, peak in PEAKS.items() if name in device), None)
 
 
-def noise(config: ml_collections.ConfigDict, encoder: TextEncoder, rows: int) -> dict[str, np.ndarray]:
+def noise(stage: Stage, rows: int) -> dict[str, np.ndarray]:
     """So many examples of a batch as training has them, of numbers without meaning."""
-    rng = np.random.default_rng(0)
-    image_shape, dtype = stages.build(config, encoder).image_shape, dtype_of(config.data.bits, "config.data.bits")
+    rng, encoder = np.random.default_rng(0), stage.encoder
+    dtype = dtype_of(stage.config.data.bits, "config.data.bits")
     return {
-        "image": rng.integers(0, np.iinfo(dtype).max, (rows, *image_shape), dtype, endpoint=True),
+        "image": rng.integers(0, np.iinfo(dtype).max, (rows, *stage.image_shape), dtype, endpoint=True),
         "tokens": rng.standard_normal((rows, encoder.length, encoder.width), np.float32).astype(jnp.bfloat16),
         "mask": np.arange(encoder.length) < rng.integers(1, encoder.length + 1, (rows, 1)),
     }
@@ -134,11 +140,11 @@ def measure(config: ml_collections.ConfigDict, steps: int, peak_flops: float | N
     begun = time.perf_counter()
     step = program.lower().compile()
     compiled = time.perf_counter()
-    init, optimizer = stages.build(config, encoder).init, make_optimizer(config.optimizer)
-    _, make = abstract_state(init, optimizer, config.seed, mesh, config.sharding_rules)
+    stage, optimizer = stages.build(config, encoder), make_optimizer(config.optimizer)
+    _, make = abstract_state(stage.init, optimizer, config.seed, mesh, config.sharding_rules)
     state = make()
     rows = len(sharding.own_rows(config.training.batch_size, mesh))
-    batch = sharding.put_batch(noise(config, encoder, rows), mesh)
+    batch = sharding.put_batch(noise(stage, rows), mesh)
     state, _ = timed(step, state, batch, WARM_UP)
     timings = []
     for _ in range(TIMINGS):
@@ -171,12 +177,11 @@ def timed(step: Any, state: TrainState, batch: dict[str, jax.Array], steps: int)
 
 def row(found: Measured) -> str:
     """A line of the table; what is not known is left open."""
-    devices = np.prod([*found.mesh.values()]).item()
     mesh = " × ".join(f"{size} {axis}" for axis, size in found.mesh.items() if size > 1) or "one device"
     fastest, slowest = min(found.step_s) * 1e3, max(found.step_s) * 1e3
     share, memory = found.share_of_peak, found.peak_bytes
     cells = [
-        f"{devices} × {found.device}",
+        f"{found.devices} × {found.device}",
         mesh,
         f"{found.images:,}",
         f"{found.compile_s:.0f}",

@@ -507,9 +507,8 @@ def load_stage(
     params = checkpoints.restore_ema(abstract)
     step = checkpoints.latest_step
     checkpoints.close()
-    if twin:
-        check_fingerprint(built.encoder, config.text)
-    return TrainedStage(built, params, twin.encoder_params if twin else place_encoder(built, mesh), step)
+    check_fingerprint(built.encoder, config.text)
+    return TrainedStage(built, params, twin.encoder_params if twin else built.encoder.load(mesh), step)
 
 
 def encoder_named(config: ml_collections.ConfigDict) -> tuple[str, int, str]:
