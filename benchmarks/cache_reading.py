@@ -19,8 +19,8 @@ import numpy as np
 from absl import flags
 
 from imagen_jax import commands
-from imagen_jax.text.cache import DTYPES, EmbeddingCache, Plan, pack
-from imagen_jax.text.cache_writer import Packed, begin, captions_of, finish, quantise, survey, write_shard
+from imagen_jax.text.embedding_cache import DTYPES, EmbeddingCache, Plan, pack
+from imagen_jax.text.embedding_cache_writer import Packed, begin, captions_of, finish, quantise, survey, write_shard
 
 ROWS = flags.DEFINE_integer("rows", 1000, "Captions in each cache.", lower_bound=1)
 TOKENS = flags.DEFINE_integer("tokens", 30, "Tokens of each.", lower_bound=1, upper_bound=128)

@@ -17,8 +17,8 @@ import ml_collections
 from absl import app, flags
 
 from benchmarks.presets import configs
-from imagen_jax import sharding
-from imagen_jax import stage as stages
+from imagen_jax.parallel import sharding
+from imagen_jax.stages import stage as stages
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import abstract_state
 from imagen_jax.training.step import make_train_step

@@ -21,7 +21,7 @@ from absl import flags
 
 from configs import shapes_base
 from imagen_jax import commands
-from imagen_jax.embedding import embed
+from imagen_jax.stages.precompute_text import embed
 
 KILLS = flags.DEFINE_integer("kills", 20, "How often to kill.", lower_bound=1)
 EXAMPLES = flags.DEFINE_integer("examples", 4000, "Captions to embed.", lower_bound=1)
@@ -54,7 +54,7 @@ def kill(config: ml_collections.ConfigDict, folder: Path, kills: int, seed: int)
     """Kills so often, at random times of a run. Raises AssertionError for a cache with other bytes."""
     processes = multiprocessing.get_context("forkserver")
     # forked from a process that has imported all: else most of a run, and of kills, would be imports
-    processes.set_forkserver_preload(["imagen_jax.embedding"])
+    processes.set_forkserver_preload(["imagen_jax.stages.precompute_text"])
     rng = np.random.default_rng(seed)
 
     def start(out: Path) -> multiprocessing.process.BaseProcess:

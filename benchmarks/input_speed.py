@@ -24,7 +24,8 @@ from PIL import Image
 
 from configs import folder_base, shapes_base
 from imagen_jax import commands
-from imagen_jax.data.examples import Examples, make_examples
+from imagen_jax.data.dataset import Examples
+from imagen_jax.datasets.from_config import make_examples
 
 RATE = flags.DEFINE_float("rate", 50.0, "Images per second that each chip is trained on.", lower_bound=0.0)
 SECONDS = flags.DEFINE_float("seconds", 2.0, "Of processor time for each figure.", lower_bound=0.1)

@@ -14,7 +14,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from imagen_jax.files import write_whole
+from imagen_jax.io.atomic import write_whole
 
 DOCUMENT = Path("docs/licences.md")
 KNOWN = re.compile(r"Apache|MIT|BSD|ISC|Zlib|Mozilla|MPL|Python Software Foundation|PSF", re.IGNORECASE)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ml_collections
 
 from configs import imagen_base_64, imagen_sr_256, imagen_sr_1024
-from imagen_jax.costs import cost
-from imagen_jax.images import said, scaled
-from imagen_jax.stage import crop_size, image_size, low_res_size
+from imagen_jax.images.array import said, scaled
+from imagen_jax.planning.cost import cost
+from imagen_jax.stages.stage import crop_size, image_size, low_res_size
 
 T5_XXL_WIDTH = 4096  # d_model of google/t5-v1_1-xxl, the encoder that the presets name
 PRESETS = (imagen_base_64, imagen_sr_256, imagen_sr_1024)

@@ -24,9 +24,9 @@ from safetensors.numpy import save_file
 
 from imagen_jax import commands
 from imagen_jax.models.t5 import T5Encoder
-from imagen_jax.sharding import load_parameters, make_mesh
+from imagen_jax.parallel.sharding import load_parameters, make_mesh
 from imagen_jax.text.encoder import parameter_shapes
-from imagen_jax.text.huggingface import parameter_reader, read_config, tensor_names
+from imagen_jax.text.t5_weights import parameter_reader, read_config, tensor_names
 
 GIGABYTES = flags.DEFINE_float("gigabytes", 3.0, "Size of the weights in their files.", lower_bound=1.0)
 DEVICES = flags.DEFINE_integer("devices", 8, "Simulated devices to split the weights over.", lower_bound=1)

@@ -26,15 +26,16 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from imagen_jax import commands, processes, sharding
-from imagen_jax import stage as stages
-from imagen_jax.files import write_whole
-from imagen_jax.images import dtype_of
-from imagen_jax.planning.chips import CHIPS, GIB
+from imagen_jax import commands
+from imagen_jax.images.array import dtype_of
+from imagen_jax.io.atomic import write_whole
+from imagen_jax.parallel import multihost, sharding
 from imagen_jax.planning.encoders import from_cache, planned_encoder
+from imagen_jax.planning.hardware import CHIPS, GIB
 from imagen_jax.planning.programs import train_program
-from imagen_jax.stage import Stage
-from imagen_jax.training.memory import memory_told
+from imagen_jax.stages import stage as stages
+from imagen_jax.stages.stage import Stage
+from imagen_jax.training.oom import memory_told
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import TrainState, abstract_state
 
@@ -202,7 +203,7 @@ def main() -> None:
     with memory_told(config):
         found = measure(config, STEPS.value, PEAK.value and PEAK.value * 1e12)
     print("\n".join((*HEADER, row(found))), flush=True)
-    if JSON.value and processes.writes():
+    if JSON.value and multihost.is_main_process():
         figures = dataclasses.asdict(found) | {
             "images_per_s": found.images_per_s,
             "flops_per_s_per_device": found.flops_per_s,

@@ -1,7 +1,7 @@
 """scikit-learn's handwritten digits at their own 8×8, one channel, one stage: real pictures on a CPU.
 
-python -m imagen_jax.train --config=configs/digits.py --workdir=runs/digits
-python -m imagen_jax.evaluate --stages=runs/digits --config=configs/digits_eval.py --out=runs/digits
+imagen train --config=configs/digits.py --workdir=runs/digits
+imagen evaluate --stages=runs/digits --config=configs/digits_eval.py --out=runs/digits
 
 `:sixteen_bit` reads and draws pictures of 16 bits.
 """

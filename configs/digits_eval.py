@@ -1,6 +1,6 @@
 """What a `digits` stage is scored on: 500 captions, judged by a classifier that was fitted to real training images.
 
-python -m imagen_jax.evaluate --stages=runs/digits --config=configs/digits_eval.py --out=runs/digits
+imagen evaluate --stages=runs/digits --config=configs/digits_eval.py --out=runs/digits
 """
 
 import ml_collections

@@ -1,7 +1,7 @@
 """The base stage on emoji: their names to pictures of 64×64, on one GPU; `:tiny`, of 32×32, on a CPU.
 
-    python -m imagen_jax.prepare --dataset=emoji/white --out=runs/data
-    python -m imagen_jax.train --config=configs/emoji_base.py:tiny --workdir=runs/emoji/base
+    imagen prepare --dataset=emoji/white --out=runs/data
+    imagen train --config=configs/emoji_base.py:tiny --workdir=runs/emoji/base
 
 The first command is for `:tiny`; the other needs `--dataset=emoji/colours`, and google/flan-t5-base (README.md, "Text
 encoders"). It has 101 million parameters, and has not been trained.

@@ -1,6 +1,6 @@
 """The base stage on a folder of images with captions, for one GPU: captions to pictures of 64×64.
 
-    python -m imagen_jax.train --config=configs/folder_base.py --workdir=runs/base --config.data.path=DIR
+    imagen train --config=configs/folder_base.py --workdir=runs/base --config.data.path=DIR
 
 docs/data.md says how captions lie beside images, and what becomes of those that are broken or of other sizes.
 folder_sr.py enlarges what this stage draws.

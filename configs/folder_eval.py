@@ -1,6 +1,6 @@
 """What a cascade that was trained on a folder of images is looked at by: captions and images of its validation split.
 
-    python -m imagen_jax.evaluate --stages=runs/base,runs/sr --config=configs/folder_eval.py --out=runs/scores \\
+    imagen evaluate --stages=runs/base,runs/sr --config=configs/folder_eval.py --out=runs/scores \\
         --config.data.path=DIR
 
 No program can tell whether a photograph shows what its caption says, and so nothing is scored: there are pictures with

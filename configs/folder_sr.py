@@ -1,6 +1,6 @@
 """The super-resolution stage on a folder of images with captions, for one GPU: 64×64 to 256×256.
 
-    python -m imagen_jax.train --config=configs/folder_sr.py --workdir=runs/sr --config.data.path=DIR
+    imagen train --config=configs/folder_sr.py --workdir=runs/sr --config.data.path=DIR
 
 docs/data.md says how captions lie beside images, and what becomes of those that are broken or of other sizes. Images
 smaller than 256×256 count as broken, unless data.transform.upscale is set.

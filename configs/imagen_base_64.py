@@ -1,6 +1,6 @@
 """Imagen's base stage: captions to pictures of 64×64 (arXiv:2205.11487, Appendix F), 2.4 billion parameters.
 
-    python -m imagen_jax.train --config=configs/imagen_base_64.py --workdir=runs/base_64
+    imagen train --config=configs/imagen_base_64.py --workdir=runs/base_64
 
 `:400m` and `:200m` are narrower members of the family for one GPU of 80 GB, with smaller batches and fewer steps; all
 else is the paper's. docs/presets.md has the costs of each. None has been trained yet; that a batch of 64 fits is an

@@ -1,6 +1,6 @@
 """Imagen's second super-resolution stage: 256×256 to 1024×1024 (arXiv:2205.11487, Appendix F), 470 million parameters.
 
-    python -m imagen_jax.train --config=configs/imagen_sr_1024.py --workdir=runs/sr_1024
+    imagen train --config=configs/imagen_sr_1024.py --workdir=runs/sr_1024
 
 `:small` has half the channels, for one GPU of 80 GB, with smaller batches and fewer steps; all else is the paper's.
 docs/presets.md has the costs. Neither has been trained yet; that a batch of 64 fits is an estimate.

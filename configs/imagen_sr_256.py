@@ -1,6 +1,6 @@
 """Imagen's first super-resolution stage: 64×64 to 256×256 (arXiv:2205.11487, Appendix F), 470 million parameters.
 
-    python -m imagen_jax.train --config=configs/imagen_sr_256.py --workdir=runs/sr_256
+    imagen train --config=configs/imagen_sr_256.py --workdir=runs/sr_256
 
 `:small` has half the channels, for one GPU of 80 GB, with smaller batches and fewer steps; all else is the paper's.
 docs/presets.md has the costs. Neither has been trained yet; that a batch of 64 fits is an estimate.

@@ -1,6 +1,6 @@
 """Pretrain the text encoder that comes with the package.
 
-python -m imagen_jax.pretrain_text --config=configs/pretrain_text.py --out=DIR
+imagen pretrain_text --config=configs/pretrain_text.py --out=DIR
 """
 
 import ml_collections

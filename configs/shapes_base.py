@@ -1,6 +1,6 @@
 """The base stage on `shapes`: captions to pictures of 32×32, on a CPU.
 
-    python -m imagen_jax.train --config=configs/shapes_base.py --workdir=runs/base
+    imagen train --config=configs/shapes_base.py --workdir=runs/base
 
 `:wide` draws 32×48 (height × width), `:transparent` things without a background, as RGBA; `:tiny` is narrower, and
 compiles and runs in seconds, for tests.

@@ -1,6 +1,6 @@
 """What a `shapes` cascade is scored on: held-out captions, of attribute combinations that training never shows.
 
-    python -m imagen_jax.evaluate --stages=runs/base,runs/sr --config=configs/shapes_eval.py --out=runs/scores
+    imagen evaluate --stages=runs/base,runs/sr --config=configs/shapes_eval.py --out=runs/scores
 
 `--config.data.split=validation` scores captions of combinations that training does show.
 """

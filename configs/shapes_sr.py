@@ -1,6 +1,6 @@
 """The super-resolution stage on `shapes`: pictures of 32×32 to 64×64, on a CPU.
 
-    python -m imagen_jax.train --config=configs/shapes_sr.py --workdir=runs/sr
+    imagen train --config=configs/shapes_sr.py --workdir=runs/sr
 
 `:wide` and `:transparent` enlarge what those of shapes_base.py draw, 32×48 to 64×96 and RGBA; `:tiny` is narrower,
 attends to the text too, and compiles and runs in seconds, for tests.

@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-from tests.tiny import ROOT
+from tests.helpers.configs import ROOT
 
 MODULES = sorted((ROOT / "imagen_jax").rglob("*.py"))
 # they make objects, or programs, of what a file says

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax import stage as stages
-from imagen_jax.cascade import StageSampler, place_encoder
-from imagen_jax.diffusion import prediction_target
-from imagen_jax.measures import colour_drift
-from tests.tiny import ROOT, FunctionNetwork, one_device, sr_config
+from imagen_jax.diffusion.process import prediction_target
+from imagen_jax.evaluation.cascade_metrics import colour_drift
+from imagen_jax.stages import stage as stages
+from imagen_jax.stages.sampling import StageSampler
+from imagen_jax.stages.stage import load_encoder_params
+from tests.helpers.configs import ROOT, FunctionNetwork, one_device, sr_config
 
 TRAPS = {
     "uniform instead of Gaussian noise": [
@@ -101,9 +102,9 @@ def tint(kind):
 
     config = sr_config(**{"diffusion.prediction": kind, "sampling.sampler": "ddim", "sampling.steps": 16})
     stage = dataclasses.replace(stages.build(config), network=FunctionNetwork(apply))
-    sampler, encoder = StageSampler(stage, one_device(), place=1), place_encoder(stage, one_device())
+    sampler, encoder = StageSampler(stage, one_device(), place=1), load_encoder_params(stage, one_device())
     low_res = np.full((4, 8, 8, 3), 128, np.uint8)
-    off, right = (sampler.draw(jnp.array([red, 0.0, 0.0]), encoder, [""] * 4, 0, 0, low_res) for red in (OFF, 0.0))
+    off, right = (sampler.sample(jnp.array([red, 0.0, 0.0]), encoder, [""] * 4, 0, 0, low_res) for red in (OFF, 0.0))
     return np.abs(colour_drift(off, right).mean(axis=0)) / 127.5
 
 

@@ -12,7 +12,7 @@ from absl import flags
 from benchmarks.claims.claims import CLAIMS
 from benchmarks.claims.experiment import Workplace, machine
 from imagen_jax import commands
-from imagen_jax.files import write_json, write_whole
+from imagen_jax.io.atomic import write_json, write_whole
 
 CLAIM = flags.DEFINE_enum("claim", None, list(CLAIMS), "What to measure.")
 OUT = flags.DEFINE_string("out", None, "The folder to train in and to write to.")

@@ -13,8 +13,8 @@ from absl import flags
 from benchmarks.claims.claims import CLAIMS
 from benchmarks.claims.experiment import Figures
 from imagen_jax import commands
-from imagen_jax.errors import UsageError
-from imagen_jax.files import write_json, write_whole
+from imagen_jax.errors import ConfigError
+from imagen_jax.io.atomic import write_json, write_whole
 
 FIGURES = flags.DEFINE_string("figures", None, "The folder with the JSON files of all claims; DOCS/claims by default.")
 DOCS = flags.DEFINE_string("docs", "docs", "The folder to write claims.md, claims/ and images/ to.")
@@ -37,7 +37,7 @@ def read_figures(folder: Path) -> dict[str, Figures]:
     """The figures of every claim. Raises UsageError where one was not measured."""
     missing = [name for name in CLAIMS if not (folder / f"{name}.json").exists()]
     if missing:
-        raise UsageError(
+        raise ConfigError(
             f"{str(folder)!r} has no figures of {', '.join(missing)}: run python -m benchmarks.claims "
             f"--claim={missing[0]} --out={folder}"
         )

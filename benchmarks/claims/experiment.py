@@ -17,13 +17,15 @@ import ml_collections
 import numpy as np
 
 from configs import shapes_base, shapes_eval, shapes_sr
-from imagen_jax import sharding
-from imagen_jax.cascade import StageSampler, TrainedStage, load_stage
-from imagen_jax.checkpoints import Checkpoints, read_config
-from imagen_jax.data.examples import first_examples, make_examples
-from imagen_jax.errors import UsageError
-from imagen_jax.files import write_json
-from imagen_jax.train import train
+from imagen_jax.data.dataset import first_examples
+from imagen_jax.datasets.from_config import make_examples
+from imagen_jax.errors import ConfigError
+from imagen_jax.io.atomic import write_json
+from imagen_jax.parallel import sharding
+from imagen_jax.pipelines.loading import TrainedStage, load_stage
+from imagen_jax.stages.checkpoints import Checkpoints, read_config
+from imagen_jax.stages.sampling import StageSampler
+from imagen_jax.training.loop import train
 
 Figures = dict[str, Any]  # what JSON can hold
 Item = TypeVar("Item")
@@ -101,7 +103,7 @@ class Workplace:
         begun_with = {"stages": [str(folder) for folder in self.stages], "quick": self.quick}
         before = self.remember("begun_with", lambda: begun_with)
         if before != begun_with:
-            raise UsageError(
+            raise ConfigError(
                 f"--out {str(self.out)!r} holds figures that were begun with {before}: give another folder"
             )
 
@@ -145,7 +147,7 @@ def draw(
 
     def draw_batch(first: int, weight: float | None) -> np.ndarray:
         chosen = slice(first, first + BATCH)
-        return sampler.draw(
+        return sampler.sample(
             trained.params,
             trained.encoder_params,
             captions[chosen],

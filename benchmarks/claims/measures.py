@@ -11,13 +11,13 @@ import numpy as np
 
 from benchmarks.claims.experiment import Examples, Figures
 from configs import shapes_eval
-from imagen_jax.cascade import TrainedStage
-from imagen_jax.diffusion import add_noise, squared_error, to_x_and_eps
-from imagen_jax.evaluation.alignment import make_judge
-from imagen_jax.guidance import static_threshold
-from imagen_jax.images import to_float, to_whole
-from imagen_jax.resizing import resize
-from imagen_jax.schedules import cosine, signal
+from imagen_jax.diffusion.guidance import static_threshold
+from imagen_jax.diffusion.process import add_noise, squared_error, to_x_and_eps
+from imagen_jax.diffusion.schedules import cosine, signal
+from imagen_jax.evaluation.judges import make_judge
+from imagen_jax.images.array import to_float, to_whole
+from imagen_jax.images.resize import resize
+from imagen_jax.pipelines.loading import TrainedStage
 
 NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # angles, as of ``schedules.noise_angle``
 # of the rows of scores, those that are kept

@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from benchmarks.claims.experiment import Figures, Workplace, draw, examples, load
 from benchmarks.claims.measures import NOISE_LEVELS, denoising_errors, judged, mean_error, shrunk
 from benchmarks.claims.report import change, interval, table
-from imagen_jax import sharding
-from imagen_jax import stage as stages
-from imagen_jax.cascade import place_encoder
-from imagen_jax.costs import cost
-from imagen_jax.data.examples import make_examples
 from imagen_jax.data.pipeline import training_batches
+from imagen_jax.datasets.from_config import make_examples
+from imagen_jax.parallel import sharding
+from imagen_jax.planning.cost import cost
+from imagen_jax.stages import stage as stages
+from imagen_jax.stages.stage import load_encoder_params
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import abstract_state
 from imagen_jax.training.step import make_train_step
@@ -97,7 +97,7 @@ def training_step(config: ml_collections.ConfigDict) -> Callable[[], Any]:
     batch = sharding.put_batch(next(batches), mesh)
     optimizer = make_optimizer(config.optimizer)
     abstract, init_state = abstract_state(stage.init, optimizer, config.seed, mesh)
-    encoder_params = place_encoder(stage, mesh)
+    encoder_params = load_encoder_params(stage, mesh)
     train_step = make_train_step(stage, optimizer, abstract, mesh)
     state = init_state()
 

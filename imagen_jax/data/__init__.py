@@ -1,1 +1,4 @@
-"""Where training examples come from: sources, transforms and the pipeline that feeds a training step."""
+"""From records to batches: image decoding, shuffling, bucketing, corrupt records, the Grain pipeline.
+
+Where records come from is the job of `datasets`.
+"""

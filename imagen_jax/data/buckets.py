@@ -13,9 +13,9 @@ from typing import SupportsIndex
 import ml_collections
 import numpy as np
 
-from imagen_jax.data.records import BrokenRecord, Record, Source
+from imagen_jax.data.record import BrokenRecord, Record, Source
 from imagen_jax.data.transforms import size_in
-from imagen_jax.images import Size, said, size_of
+from imagen_jax.images.array import Size, said, size_of
 
 
 def bucket_sizes(config: ml_collections.ConfigDict) -> list[Size]:

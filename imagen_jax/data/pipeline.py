@@ -12,8 +12,8 @@ from typing import Any
 import grain
 import numpy as np
 
-from imagen_jax.data.examples import Examples, any_caption
-from imagen_jax.data.orders import order
+from imagen_jax.data.dataset import Examples, any_caption
+from imagen_jax.data.shuffle import order
 
 Text = Callable[[str], dict[str, np.ndarray]]
 

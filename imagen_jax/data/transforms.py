@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from imagen_jax.data.records import BrokenRecord
-from imagen_jax.errors import UsageError
-from imagen_jax.images import Size, composite, dtype_of, in_pixels, to_8_bits
+from imagen_jax.data.record import BrokenRecord
+from imagen_jax.errors import ConfigError
+from imagen_jax.images.array import Size, composite, dtype_of, in_pixels, to_8_bits
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 CROPS = ("centre", "random")
@@ -77,17 +77,17 @@ class Transform:
 
     def __post_init__(self) -> None:
         if self.channels not in MODES:
-            raise UsageError(f"config.channels {self.channels} is not of image files: choose 1, 3 or 4")
+            raise ConfigError(f"config.channels {self.channels} is not of image files: choose 1, 3 or 4")
         if self.crop not in CROPS:
-            raise UsageError(f"config.data.transform.crop {self.crop!r} is not known: choose centre or random")
+            raise ConfigError(f"config.data.transform.crop {self.crop!r} is not known: choose centre or random")
         dtype_of(self.bits, "config.data.bits")
         levels = np.atleast_1d(self.background)
         if levels.shape not in ((1,), (3,)) or not ((levels >= 0) & (levels <= 255)).all():
-            raise UsageError(
+            raise ConfigError(
                 f"config.data.transform.background {self.background!r} is neither a gray level of [0, 255] nor three"
             )
         if self.max_pixels < self.size[0] * self.size[1]:
-            raise UsageError(
+            raise ConfigError(
                 f"config.data.transform.max_pixels {self.max_pixels} is less than the {in_pixels(self.size)} pixels of "
                 "config.image_size"
             )

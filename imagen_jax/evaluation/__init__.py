@@ -1,1 +1,4 @@
-"""How good the pictures are: whether they obey their captions, and how far they are from real ones."""
+"""Metrics of sampled images: alignment scores, diagnostics of a cascade, validation losses, previews.
+
+Judges of a data set live with that data set; nothing here trains.
+"""

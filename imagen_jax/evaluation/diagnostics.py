@@ -11,13 +11,14 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from imagen_jax.cascade import TrainedStage
-from imagen_jax.data.examples import first_examples, make_examples
-from imagen_jax.figures import draw_cascade_diagnostics
-from imagen_jax.files import write_json
-from imagen_jax.images import in_pixels
-from imagen_jax.losses import loss_curve, make_held_out_loss
-from imagen_jax.measures import measure
+from imagen_jax.data.dataset import first_examples
+from imagen_jax.datasets.from_config import make_examples
+from imagen_jax.evaluation.cascade_metrics import measure
+from imagen_jax.images.array import in_pixels
+from imagen_jax.images.plots import draw_cascade_diagnostics
+from imagen_jax.io.atomic import write_json
+from imagen_jax.pipelines.loading import TrainedStage
+from imagen_jax.stages.loss import loss_curve, make_held_out_loss
 
 # Real pictures that losses and their saturation are measured on, if as many are drawn: enough for the means.
 REAL = 128

@@ -1,1 +1,4 @@
-"""Networks: the only room that imports flax.linen."""
+"""The networks: U-Net, Efficient U-Net and T5 encoder; the only room that imports `flax.linen`.
+
+Networks know nothing of configs, meshes or diffusion.
+"""

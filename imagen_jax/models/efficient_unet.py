@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import jax
 
-from imagen_jax.models.denoiser import Denoiser, Given, joined
 from imagen_jax.models.layers import conv, upsample
+from imagen_jax.models.unet_base import Denoiser, Given, joined
 
 
 class EfficientUNet(Denoiser):

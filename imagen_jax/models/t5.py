@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagen_jax.errors import UsageError
+from imagen_jax.errors import ConfigError
 
 # Low enough that exp underflows to exactly 0, finite so that a row without any token stays free of NaN.
 MASKED_LOGIT = -1e9
@@ -162,7 +162,7 @@ class T5Encoder(nn.Module):
     def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """tokens int32 [B, L], mask bool [B, L] (True = a token) -> [B, L, D] in `dtype`, zero where mask is False."""
         if self.feed_forward_proj not in NONLINEARITIES:
-            raise UsageError(
+            raise ConfigError(
                 f'feed_forward_proj is "{self.feed_forward_proj}", expected one of {", ".join(NONLINEARITIES)}:'
                 " choose an encoder that has one of these"
             )

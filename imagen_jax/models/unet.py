@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from imagen_jax.models.denoiser import Denoiser, Given
+from imagen_jax.models.unet_base import Denoiser, Given
 
 
 class UNet(Denoiser):

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from imagen_jax.config_rules import DTYPES
-from imagen_jax.sharding import Index, ParameterPath
+from imagen_jax.config.rules import DTYPES
+from imagen_jax.parallel.sharding import Index, ParameterPath
 from imagen_jax.text.encoder import TextEncoder, load_encoder, text_encoder
 from imagen_jax.text.hub import COPIES
-from imagen_jax.text.tokens import byte_tokenizer
+from imagen_jax.text.tokenizer import byte_tokenizer
 
 # d_model, d_ff, layers and heads, of the config.json files of google/t5-v1_1-… and google/flan-t5-…, which agree
 SIZES = {

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import ml_collections
 from jax.sharding import AbstractMesh, Mesh
 
-from imagen_jax import sharding
-from imagen_jax import stage as stages
-from imagen_jax.cascade import make_sample_fn, make_sampler
-from imagen_jax.costs import cost
-from imagen_jax.flops import count_flops
-from imagen_jax.images import dtype_of
-from imagen_jax.stage import Stage
+from imagen_jax.images.array import dtype_of
+from imagen_jax.parallel import sharding
+from imagen_jax.planning.cost import cost
+from imagen_jax.planning.flops import count_flops
+from imagen_jax.stages import stage as stages
+from imagen_jax.stages.sampling import make_sample_fn, make_sampler
+from imagen_jax.stages.stage import Stage
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import abstract_state

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from imagen_jax.planning.compiling import in_gib
+from imagen_jax.planning.aot import in_gib
 
 
 def lines(report: dict[str, Any]) -> list[str]:

@@ -1,1 +1,4 @@
-"""Captions to embeddings: tokens, Hugging Face T5 weights, the frozen text encoder."""
+"""Tokenizers, the frozen T5 encoder with its weights, and caches of text embeddings.
+
+The T5 network itself lives in `models`.
+"""

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,16 @@ import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from imagen_jax.errors import UsageError
+from imagen_jax.errors import ConfigError
 from imagen_jax.models.t5 import T5Encoder
-from imagen_jax.sharding import ReadPart, load_parameters, make_mesh
+from imagen_jax.parallel.sharding import ReadPart, load_parameters, make_mesh
 from imagen_jax.text.fingerprint import encoder_fingerprint
 from imagen_jax.text.hub import cached_folder, check_name, hub_folder
-from imagen_jax.text.huggingface import parameter_reader, read_config
-from imagen_jax.text.tokens import BYTE_VOCAB_SIZE, CaptionReader, Tokenizer, byte_tokenizer, folder_tokenizer
+from imagen_jax.text.t5_weights import parameter_reader, read_config
+from imagen_jax.text.tokenizer import BYTE_VOCAB_SIZE, CaptionReader, Tokenizer, byte_tokenizer, folder_tokenizer
 
-SHAPES_ENCODER = Path(__file__).parent / "shapes_encoder"
+# encoders that ship with the package, by name: their folders
+SHAPES_ENCODER = Path(__file__).parents[1] / "datasets" / "shapes" / "encoder"
 
 RANDOM_CONFIG: dict[str, Any] = {
     "vocab_size": BYTE_VOCAB_SIZE,
@@ -33,6 +34,13 @@ RANDOM_CONFIG: dict[str, Any] = {
     "num_layers": 2,
     "num_heads": 4,
 }
+
+
+class TextCondition(NamedTuple):
+    """Text that a stage is conditioned on: embeddings [B, L, D] and mask bool [B, L], True where there is a token."""
+
+    embeddings: jax.Array
+    mask: jax.Array
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,7 @@ def load_encoder(model: str, length: int, dtype: Any = jnp.float32) -> TextEncod
         return folder_encoder(SHAPES_ENCODER, length=length, dtype=dtype)
     folder = Path(model).expanduser()
     if folder.is_file():
-        raise UsageError(
+        raise ConfigError(
             f"text encoder {model!r} is a file, expected a folder with config.json, tokenizer files and safetensors: "
             "give that folder; of other files of weights none is read"
         )
@@ -108,7 +116,7 @@ def load_tokenizer(model: str, length: int) -> Tokenizer:
         check_name(model)
         cached = cached_folder(model)
         if cached is None:
-            raise UsageError(f'text encoder "{model}" is not on this machine yet')
+            raise ConfigError(f'text encoder "{model}" is not on this machine yet')
         folder = cached
     return folder_tokenizer(folder, length)
 
@@ -126,7 +134,7 @@ def folder_encoder(folder: Path, length: int, dtype: Any = jnp.float32) -> TextE
     read = parameter_reader(folder, T5Encoder(**config), parameter_shapes(config))
     tokenizer = folder_tokenizer(folder, length)
     if tokenizer.vocab_size > config["vocab_size"]:
-        raise UsageError(
+        raise ConfigError(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the embedding only {config['vocab_size']}:"
             " give the tokenizer files that came with the weights"
         )

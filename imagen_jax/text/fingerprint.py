@@ -12,9 +12,9 @@ import numpy as np
 from flax import traverse_util
 
 from imagen_jax.models.t5 import T5Encoder
-from imagen_jax.sharding import ReadPart
-from imagen_jax.text.huggingface import CONFIG_FIELDS
-from imagen_jax.text.tokens import Tokenizer
+from imagen_jax.parallel.sharding import ReadPart
+from imagen_jax.text.t5_weights import CONFIG_FIELDS
+from imagen_jax.text.tokenizer import Tokenizer
 
 DIGITS = 32  # hexadecimal: 128 bits
 

@@ -3,9 +3,9 @@
 from fnmatch import fnmatch
 from pathlib import Path
 
-from imagen_jax.errors import UsageError
-from imagen_jax.text.huggingface import conversion, weight_files
-from imagen_jax.text.tokens import FILES as TOKENIZER_FILES
+from imagen_jax.errors import ConfigError
+from imagen_jax.text.t5_weights import conversion, weight_files
+from imagen_jax.text.tokenizer import FILES as TOKENIZER_FILES
 
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 # all that is ever taken: no pickled weights, and no program
@@ -39,7 +39,7 @@ def check_name(name: str) -> None:
     except HFValidationError:
         valid = False
     if not valid:
-        raise UsageError(
+        raise ConfigError(
             f'text encoder "{name}" is neither "shapes", "random" nor a folder on this machine, nor has it the form of'
             " a name on the Hugging Face Hub, such as google/flan-t5-xl: give one of these"
         )
@@ -53,7 +53,7 @@ def cached_folder(name: str) -> Path | None:
     try:
         folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=list(FILES), local_files_only=True))
         weight_files(folder)
-    except (LocalEntryNotFoundError, UsageError):
+    except (LocalEntryNotFoundError, ConfigError):
         return None
     return folder if all((folder / file).is_file() for file in ("config.json", "tokenizer_config.json")) else None
 
@@ -68,14 +68,14 @@ def download(name: str) -> Path:
         if any(fnmatch(file, pattern) for file in files for pattern in WEIGHTS):
             return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(FILES)))
     except Exception as error:  # whatever the network, the Hub and the disk have to say
-        raise UsageError(
+        raise ConfigError(
             f'text encoder "{name}" is neither a folder on this machine nor whole in the Hugging Face cache'
             f" ({constants.HF_HUB_CACHE}), and cannot be downloaded ({first_line(error)}): where there"
             f" is a network, run {fetching(COPIES.get(name, name), 'model*.safetensors*', name)} and put the folder"
             f" {name} into the folder that the command is started in, or name its place as text.model"
             f"{' (it is a copy: the original has pickled weights only)' if name in COPIES else ''}"
         ) from error
-    raise UsageError(
+    raise ConfigError(
         f'text encoder "{name}" has no safetensors weights on the Hugging Face Hub, and pickled ones run code from the'
         f" file: {copy_of(name)}where torch is installed and you trust the author, once run:"
         f" {fetching(name, 'pytorch_model*.bin', name)} && {conversion(Path(name))}"

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from imagen_jax import processes
-from imagen_jax.files import write_whole
+from imagen_jax.io.atomic import write_whole
+from imagen_jax.parallel import multihost
 
 GOODPUT_FILE = "goodput.jsonl"
 PHASES = ("start", "compile", "data", "step", "checkpoint", "evaluation")
@@ -33,13 +33,22 @@ class Phase(NamedTuple):
 
 
 class Clock:
-    """Adds up the time in each phase of this start of a run, from the process's own start on."""
+    """Adds up the time in each phase of this start of a run.
 
-    def __init__(self) -> None:
+    Args:
+        age: seconds that the start has taken already.
+    """
+
+    def __init__(self, age: float = 0.0) -> None:
         self._seconds = dict.fromkeys(PHASES, 0.0)
-        self._begun = time.monotonic() - age_of_process()
+        self._begun = time.monotonic() - age
         self.phase = Phase("start", 0, self._begun, False)
         self._done: set[str] = set()
+
+    @classmethod
+    def of_process(cls) -> Clock:
+        """Returns a clock that counts from the start of this process: imports are part of a command's time."""
+        return cls(age_of_process())
 
     @contextlib.contextmanager
     def spend(self, name: str, step: int) -> Iterator[None]:
@@ -59,7 +68,7 @@ class Clock:
         return before
 
     def seconds(self) -> dict[str, float]:
-        """Phase → seconds since the process began; they add up to all of them."""
+        """Phase → seconds since the clock was started; they add up to all of them."""
         now = time.monotonic()
         return {
             name: spent + (now - self.phase.since if name == self.phase.name else 0.0)
@@ -89,7 +98,7 @@ class Goodput:
         self._file, self._clock = workdir / GOODPUT_FILE, clock
         self._lines = read_lines(self._file)
         self._start = max((line["start_number"] for line in self._lines), default=0) + 1
-        if processes.writes():
+        if multihost.is_main_process():
             # written anew: a line that a kill cut short must not stick to the next one
             write_whole(self._file, "".join(json.dumps(line) + "\n" for line in self._lines).encode())
         self.record(first)
@@ -97,7 +106,7 @@ class Goodput:
     def record(self, step: int) -> None:
         """Writes down the time so far, at the end of a step."""
         line = {"start_number": self._start, "at_step": step, **self._clock.seconds()}
-        if processes.writes():
+        if multihost.is_main_process():
             with self._file.open("a") as file:
                 file.write(json.dumps(line) + "\n")
         self._lines.append(line)

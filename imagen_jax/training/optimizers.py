@@ -10,17 +10,17 @@ import ml_collections
 import optax
 import optax.contrib
 
-from imagen_jax.config_rules import DTYPES
-from imagen_jax.errors import UsageError
-from imagen_jax.sharding import path_of
-from imagen_jax.stacks import is_stacked
-from imagen_jax.training.guard import skip_bad_updates
+from imagen_jax.config.rules import DTYPES
+from imagen_jax.errors import ConfigError
+from imagen_jax.parallel.scan_params import is_stacked
+from imagen_jax.parallel.sharding import path_of
+from imagen_jax.training.skip_updates import skip_bad_updates
 
 
 def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
     """Linear warm-up to ``learning_rate`` over ``warmup_steps``, then a cosine down to 0 at ``decay_steps``."""
     if not 0 <= config.warmup_steps < config.decay_steps:
-        raise UsageError(
+        raise ConfigError(
             f"config.optimizer.warmup_steps {config.warmup_steps} is not in [0, {config.decay_steps}): "
             "it must end before optimizer.decay_steps"
         )
@@ -81,9 +81,9 @@ def first_moment_dtype(config: ml_collections.ConfigDict) -> Any:
     """Of the running mean of gradients: bfloat16 halves its memory. Raises UsageError where there is none to halve."""
     name = config.first_moment_dtype
     if name not in DTYPES:
-        raise UsageError(f"optimizer.first_moment_dtype {name!r} is not known: choose one of {', '.join(DTYPES)}")
+        raise ConfigError(f"optimizer.first_moment_dtype {name!r} is not known: choose one of {', '.join(DTYPES)}")
     if config.name == "adafactor" and name != "float32":
-        raise UsageError(
+        raise ConfigError(
             f"optimizer.first_moment_dtype {name!r} is of no use to optimizer.name 'adafactor', which has no first "
             "moment: leave it 'float32', or choose adam or muon"
         )
@@ -119,5 +119,5 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
                 muon_weight_dimension_numbers=matrices,
             )
         case _:
-            raise UsageError(f"optimizer.name {config.name!r} is not known: choose adam, adafactor or muon")
+            raise ConfigError(f"optimizer.name {config.name!r} is not known: choose adam, adafactor or muon")
     return skip_bad_updates(optax.chain(optax.clip_by_global_norm(config.clip_norm), update), config.spike_factor)

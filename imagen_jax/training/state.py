@@ -11,7 +11,7 @@ import optax
 from flax import struct
 from jax.sharding import AbstractMesh, Mesh
 
-from imagen_jax.sharding import Rules, abstract_sharded
+from imagen_jax.parallel.sharding import Rules, abstract_sharded
 
 
 @struct.dataclass

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from imagen_jax.diffusion import stratified_times
-from imagen_jax.images import Size, scaled, to_float
-from imagen_jax.losses import Losses, losses_at
-from imagen_jax.resizing import resize
-from imagen_jax.sharding import lay_examples, micro_batches, replicated, whole_kernels
-from imagen_jax.stage import Stage, crop_size
+from imagen_jax.diffusion.process import stratified_times
+from imagen_jax.images.array import Size, scaled, to_float
+from imagen_jax.images.resize import resize
+from imagen_jax.parallel.sharding import lay_examples, micro_batches, replicated, whole_kernels
+from imagen_jax.stages.loss import Losses, losses_at
+from imagen_jax.stages.stage import Stage, crop_size
 from imagen_jax.training.state import TrainState, update_ema
 
 Batch = dict[str, jax.Array]

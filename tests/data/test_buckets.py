@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax import stage as stages
 from imagen_jax.data.buckets import Bucket, in_buckets
-from imagen_jax.data.examples import make_buckets
-from imagen_jax.data.folder import FolderSource
 from imagen_jax.data.pipeline import training_batches
-from imagen_jax.errors import UsageError
-from tests.tiny import as_written, config_of
+from imagen_jax.datasets.folder import FolderSource
+from imagen_jax.datasets.from_config import make_buckets
+from imagen_jax.errors import ConfigError
+from imagen_jax.stages import stage as stages
+from tests.helpers.configs import as_written, config_of
 
 SIZES = {(8, 8): [(8, 8), (20, 22), (9, 10)] * 4, (8, 16): [(10, 20), (16, 40)] * 5, (16, 8): [(30, 14)] * 6}
 BATCH = 2
@@ -113,7 +113,7 @@ def test_processes_and_restarts_see_the_same_batches(photos):
     ],
 )
 def test_sizes_that_a_stage_cannot_be_trained_at_are_refused(file, changes, said):
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(ConfigError, match=said):
         stages.check(config_of(file, **changes))
 
 

@@ -4,10 +4,10 @@ import grain
 import numpy as np
 import pytest
 
-from imagen_jax.data.examples import Examples
+from imagen_jax.data.dataset import Examples
 from imagen_jax.data.pipeline import RowsOfBatches, names_in_batch, position_in_batches_of, training_batches
-from imagen_jax.data.records import Record
-from imagen_jax.errors import UsageError
+from imagen_jax.data.record import Record
+from imagen_jax.errors import ConfigError
 
 LENGTH = 24
 
@@ -124,18 +124,18 @@ def test_a_position_holds_for_another_number_of_processes():
 
 
 def test_images_of_other_channels_are_refused():
-    with pytest.raises(UsageError, match=r"Numbered\(24\) have 1 channels, config.channels is 3: set it to 1"):
+    with pytest.raises(ConfigError, match=r"Numbered\(24\) have 1 channels, config.channels is 3: set it to 1"):
         Examples(Numbered(), channels=3)
 
 
 def test_images_of_16_bits_stay_so_and_of_other_types_are_refused():
     assert next(batches(dtype=np.uint16))["image"].dtype == np.uint16
-    with pytest.raises(UsageError, match=r"images of Numbered\(24\) are float32: a source gives uint8 or uint16"):
+    with pytest.raises(ConfigError, match=r"images of Numbered\(24\) are float32: a source gives uint8 or uint16"):
         batches(dtype=np.float32)
 
 
 def test_an_empty_source_is_refused():
-    with pytest.raises(UsageError, match=r"Numbered\(0\) is empty"):
+    with pytest.raises(ConfigError, match=r"Numbered\(0\) is empty"):
         batches(length=0)
 
 

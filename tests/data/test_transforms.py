@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax.data.records import BrokenRecord
+from imagen_jax.data.record import BrokenRecord
 from imagen_jax.data.transforms import TURNED, Transform
-from imagen_jax.errors import UsageError
-from imagen_jax.processes import give_back_memory
+from imagen_jax.errors import ConfigError
+from imagen_jax.parallel.multihost import malloc_trim
 
 # what PIL has to say of odd files is not of use here: they are read, or refused
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -280,7 +280,7 @@ def rise_of_memory(action):
     def kilobytes(name):
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(name))
 
-    give_back_memory()  # what other tests freed would be taken again, and nothing rise
+    malloc_trim()  # what other tests freed would be taken again, and nothing rise
     forget.write_text("5")  # the peak is that from now on
     before = kilobytes("VmRSS:")
     action()
@@ -359,5 +359,5 @@ def test_what_is_no_image_is_broken_and_why_is_said(data, reason):
     ],
 )
 def test_a_wrong_transform_is_refused(wrong, message):
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(ConfigError, match=message):
         to(**wrong)

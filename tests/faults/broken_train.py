@@ -6,7 +6,8 @@ import time
 import jax
 import jax.numpy as jnp
 
-from imagen_jax import commands, train
+from imagen_jax import commands
+from imagen_jax.training import loop
 
 
 def with_fault(make_train_step, kind, first, last):
@@ -28,5 +29,5 @@ def with_fault(make_train_step, kind, first, last):
 
 if __name__ == "__main__":
     kind, first, last = os.environ["TRAIN_FAULT"].split(":")
-    train.make_train_step = with_fault(train.make_train_step, kind, int(first), int(last))
-    commands.run(train.main, several_processes=True)
+    loop.make_train_step = with_fault(loop.make_train_step, kind, int(first), int(last))
+    commands.run(loop.main, several_processes=True)

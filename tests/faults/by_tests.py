@@ -6,7 +6,7 @@ import sys
 from xml.etree import ElementTree
 
 from tests.faults.harness import Result
-from tests.tiny import ROOT
+from tests.helpers.configs import ROOT
 
 
 def of_tests(fault, *paths):

@@ -8,10 +8,10 @@ import traceback
 import jax
 import ml_collections
 
-from imagen_jax import stage as stages
-from imagen_jax.data.sources import make_source
-from imagen_jax.errors import UsageError
-from imagen_jax.training.checks import check_training
+from imagen_jax.datasets.registry import make_source
+from imagen_jax.errors import ConfigError
+from imagen_jax.stages import stage as stages
+from imagen_jax.training.validate import check_training
 
 # what people and programs put where something else belongs
 VALUES = [
@@ -85,7 +85,7 @@ def survives(config: ml_collections.ConfigDict | tuple[dict, list[str]]) -> str:
     try:
         check_training(made, jax.devices()[:1])
         make_source(made.data, made.data.split, made.image_size)
-    except UsageError as error:
+    except ConfigError as error:
         sentences = all("\n" not in problem and 20 < len(problem) < 1000 for problem in error.problems)
         return "refused" if sentences else f"said: {error}"
     except Exception:

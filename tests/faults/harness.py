@@ -15,10 +15,10 @@ import jax
 import numpy as np
 
 from imagen_jax.training.goodput import PHASES
-from imagen_jax.training.records import read_metrics
+from imagen_jax.training.metric_writer import read_metrics
 from tests.conftest import CACHE, xla_flags
 from tests.faults.tiny import get_config
-from tests.tiny import ROOT, free_port, one_device, restored
+from tests.helpers.configs import ROOT, free_port, one_device, restored
 
 ENVIRONMENT = os.environ | {
     "XLA_FLAGS": xla_flags(devices=1),  # `devices` has more

@@ -5,7 +5,7 @@ import random
 from benchmarks import embed_kills
 from tests.faults.configs import mutated, survives
 from tests.faults.harness import Result
-from tests.tiny import base_config, sr_config
+from tests.helpers.configs import base_config, sr_config
 
 
 def mutated_configs(bench, trials):

@@ -12,13 +12,13 @@ import time
 import jax
 import numpy as np
 
-from imagen_jax import manifests
-from imagen_jax import stage as stages
-from imagen_jax.checkpoints import Checkpoints
-from imagen_jax.errors import UsageError
-from imagen_jax.training.lock import LOCK_FILE
+from imagen_jax.errors import ConfigError
+from imagen_jax.io import checksums
+from imagen_jax.stages import stage as stages
+from imagen_jax.stages.checkpoints import Checkpoints
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import abstract_state
+from imagen_jax.training.workdir_lock import LOCK_FILE
 from tests.conftest import CACHE
 from tests.faults.by_tests import TESTED
 from tests.faults.harness import Result, Training, leftovers, losses, resumed_step, steps_in, trained
@@ -26,7 +26,7 @@ from tests.faults.inputs import killed_embedding, mutated_configs
 from tests.faults.long_runs import blocking_saves, flat_memory, goodput_under_kills
 from tests.faults.several import killed_member, other_devices, other_processes, stalled_member
 from tests.faults.tiny import SAVE_EVERY, STEPS, get_config
-from tests.tiny import contents, eight_devices, one_device, restored, split_devices
+from tests.helpers.configs import contents, eight_devices, one_device, restored, split_devices
 
 
 def kill_at_random(bench, trials):
@@ -160,7 +160,7 @@ def flipped_bits(bench, trials):
             path.write_bytes(data)
 
         with altered(path, flip):
-            held += bool(manifests.damage(step, lambda name: True))
+            held += bool(checksums.damage(step, lambda name: True))
     return Result(f"a bit flipped in any of {len(files)} checkpoint files", trials, held, "found at restore")
 
 
@@ -173,7 +173,7 @@ def cut_or_deleted(bench, trials):
     for path in files[:trials]:
         for change in changes if path.stat().st_size else changes[-1:]:
             with altered(path, change):
-                held += bool(manifests.damage(step, lambda name: True))
+                held += bool(checksums.damage(step, lambda name: True))
             done += 1
     return Result("a checkpoint file cut or deleted", done, held, f"each of {len(files[:trials])} files")
 
@@ -328,7 +328,7 @@ def another_model(bench, trials):
     try:
         checkpoints.restore(abstract)
         held, said = 0, ""
-    except UsageError as error:
+    except ConfigError as error:
         held, said = 1, str(error)
     checkpoints.close()
     return Result("a checkpoint of another model", 1, held, f"{said.count(' is ')} leaves named")

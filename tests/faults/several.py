@@ -3,7 +3,7 @@
 import signal
 import time
 
-from imagen_jax import processes
+from imagen_jax.parallel import multihost
 from tests.faults.harness import Result, devices, difference, losses, steps_in, together, trained, trained_together
 from tests.faults.tiny import SAVE_EVERY
 
@@ -34,7 +34,7 @@ def killed_member(bench, trials):
         reached = max(losses(place))
         trained_together(place, 2, steps=STEPS)
         apart = difference(place, unbroken)
-        held += code != 0 and reached < STEPS and seconds < processes.HEARTBEAT_SECONDS + MARGIN and apart == 0
+        held += code != 0 and reached < STEPS and seconds < multihost.HEARTBEAT_SECONDS + MARGIN and apart == 0
         slowest, worst = max(slowest, seconds), max(worst, apart)
     return Result("one of 2 processes killed", trials, held, f"{slowest:.1f} s to exit; difference {worst:g}")
 

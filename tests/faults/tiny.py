@@ -1,6 +1,6 @@
 """A stage that starts in seconds and saves often: there is much to interrupt."""
 
-from tests.tiny import base_config
+from tests.helpers.configs import base_config
 
 STEPS = 40
 SAVE_EVERY = 4

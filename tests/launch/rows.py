@@ -5,8 +5,8 @@ import os
 import jax
 import numpy as np
 
-from imagen_jax import processes
-from imagen_jax.sharding import make_mesh, own_rows, put_batch
+from imagen_jax.parallel import multihost
+from imagen_jax.parallel.sharding import make_mesh, own_rows, put_batch
 
 # (data, fsdp, spatial) of 8 devices, and how many of 4 examples each of two processes reads
 READS = {(4, 1, 2): 2, (1, 2, 4): 2, (2, 2, 2): 2, (1, 1, 8): 4}
@@ -14,7 +14,7 @@ READS = {(4, 1, 2): 2, (1, 2, 4): 2, (2, 2, 2): 2, (1, 1, 8): 4}
 
 def main():
     count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
-    processes.start(os.environ["JAX_COORDINATOR_ADDRESS"], count, index)
+    multihost.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], count, index)
     whole = {"image": np.arange(4 * 16 * 3).reshape(4, 16, 1, 3), "tokens": np.arange(4 * 5).reshape(4, 5)}
     for (data, fsdp, spatial), examples in READS.items():
         mesh = make_mesh({"data": data, "fsdp": fsdp, "spatial": spatial})
@@ -28,7 +28,7 @@ def main():
         height = {shard.data.shape[1] for shard in placed["image"].addressable_shards}
         assert height == {16 // spatial}, height
     assert jax.process_count() == count == 2
-    processes.end(0)
+    multihost.shutdown(0)
 
 
 if __name__ == "__main__":

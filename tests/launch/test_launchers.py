@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.tiny import ROOT
+from tests.helpers.configs import ROOT
 
 SAY = 'echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES at $JAX_COORDINATOR_ADDRESS on ${CUDA_VISIBLE_DEVICES-all}"'
 DEAF = "trap '' TERM; while :; do sleep 0.05; done"

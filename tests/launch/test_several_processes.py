@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax import pictures
-from imagen_jax.cascade import load_cascade
-from imagen_jax.data.captions import training_captions
-from imagen_jax.embedding import embed
-from imagen_jax.sharding import make_mesh
-from imagen_jax.text.cache import EmbeddingCache
-from imagen_jax.train import train
-from imagen_jax.training.records import read_metrics
+from imagen_jax.datasets.captions import training_captions
+from imagen_jax.parallel.sharding import make_mesh
+from imagen_jax.pipelines import output_dir
+from imagen_jax.pipelines.imagen import ImagenPipeline
+from imagen_jax.stages.precompute_text import embed
+from imagen_jax.text.embedding_cache import EmbeddingCache
+from imagen_jax.training.loop import train
+from imagen_jax.training.metric_writer import read_metrics
+from tests.helpers.configs import ROOT, eight_devices, free_port, one_device, restored
 from tests.launch.cloud import Cloud, make_project
 from tests.launch.tiny_base import get_config
-from tests.tiny import ROOT, eight_devices, free_port, one_device, restored
 
 # What local.sh sets, for workers that no local.sh starts.
 SIMULATED = {
@@ -174,17 +174,17 @@ def test_the_workers_of_a_tpu_draw_what_one_process_draws_in_its_order(two, tmp_
 
     tpu("install")
     # one picture is there already, as of a run that was broken off, and marked
-    cascade = load_cascade([two], eight_devices())
+    cascade = ImagenPipeline.from_pretrained([two], eight_devices())
     out = tmp_path / "drawn"
-    pictures.begin(out, pictures.asked_for(cascade.stages, [two], PROMPTS, 0, None), overwrite=False)
-    pictures.save(out, np.full((5, 8, 8, 3), 77, np.uint8), 0, np.arange(5) == 2)
+    output_dir.prepare(out, output_dir.run_manifest(cascade.stages, [two], PROMPTS, 0, None), overwrite=False)
+    output_dir.save(out, np.full((5, 8, 8, 3), 77, np.uint8), 0, np.arange(5) == 2)
     prompts = "; ".join(PROMPTS)
     tpu("run", "--", "sample", f"--stages={two}", f"--prompts={prompts}", f"--out={tmp_path}/drawn")
     while (state := tpu("state")) == "TPU READY, run running\n":
         time.sleep(1)
     cloud.end_workers()
     assert state == "TPU READY, run exited 0\n"
-    drawn = cascade.draw(PROMPTS, seed=0)[-1]
+    drawn = cascade.sample(PROMPTS, seed=0)[-1]
     files = sorted((out / "images").iterdir())
     assert len(files) == len(PROMPTS)
     assert (pixels(files.pop(2)) == 77).all()

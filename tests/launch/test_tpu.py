@@ -7,9 +7,9 @@ from importlib import metadata
 
 import pytest
 
-from imagen_jax.training.stopping import stopped_at
+from imagen_jax.training.preemption import stopped_at
+from tests.helpers.configs import ROOT
 from tests.launch.cloud import Cloud, make_project
-from tests.tiny import ROOT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers of TPUs run Linux")
 TPU = ["--name=imagen", "--project=my-project-123", "--zone=us-central2-b"]

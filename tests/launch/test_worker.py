@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from imagen_jax.training import stopping
-from tests.tiny import ROOT
+from imagen_jax.training import preemption
+from tests.helpers.configs import ROOT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers of TPUs run Linux")
 SHARED = "/mnt/shared"
@@ -168,14 +168,14 @@ def test_an_exit_code_stays_known(folder, tmp_path, code):
 
 
 def said_before_the_first_step(monkeypatch, capfd):
-    monkeypatch.setattr(stopping.os, "_exit", lambda code: None)
-    stopping.Stop().take(signal.SIGTERM)
+    monkeypatch.setattr(preemption.os, "_exit", lambda code: None)
+    preemption.Stop().take(signal.SIGTERM)
     return capfd.readouterr().err.strip().splitlines()[0]
 
 
 def test_a_run_that_a_signal_stopped_is_not_done(folder, tmp_path, monkeypatch, capfd):
     sentences = [
-        stopping.stopped_at("runs/base", "SIGTERM", 12),
+        preemption.stopped_at("runs/base", "SIGTERM", 12),
         said_before_the_first_step(monkeypatch, capfd),
     ]
     for said, expected in [*((sentence, "stopped") for sentence in sentences), ("runs/base: trained", "exited 0")]:

@@ -1,6 +1,6 @@
 """A config for processes of their own: as small as it can be with a parameter that is split over all devices."""
 
-from tests.tiny import base_config
+from tests.helpers.configs import base_config
 
 CHANGES = {
     "mesh.data": 1,

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from imagen_jax.models import layers
-from imagen_jax.models.denoiser import REMAT, as_they_lie
 from imagen_jax.models.efficient_unet import EfficientUNet
 from imagen_jax.models.unet import UNet
-from imagen_jax.stacks import is_stacked
+from imagen_jax.models.unet_base import REMAT, as_they_lie
+from imagen_jax.parallel.scan_params import is_stacked
 
 COMMON = {
     "image_channels": 3,

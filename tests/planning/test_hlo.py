@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax.flops import count_flops
-from imagen_jax.planning import hlo, work
+from imagen_jax.planning import hlo, hlo_cost
+from imagen_jax.planning.flops import count_flops
 
 # of the form that XLA gives programs for TPUs: layouts with tiles and memory spaces, no counts of turns
 LOOP = """HloModule jit_f, is_scheduled=true, num_partitions=8
@@ -72,7 +72,7 @@ def test_a_loop_of_unknown_length_is_named_and_counts_once():
 
 
 def test_of_what_is_only_cut_the_part_counts_and_vector_memory_is_free():
-    traffic = {kernel.label: (kernel.times, kernel.bytes) for kernel in work.kernels(of_loop())}
+    traffic = {kernel.label: (kernel.times, kernel.bytes) for kernel in hlo_cost.kernels(of_loop())}
     assert traffic["jit(f)/cut"] == (4, 2 * PART + 4)  # and its counter
     assert traffic["near"] == (4, PART)
 
@@ -92,7 +92,7 @@ def test_of_what_is_only_cut_the_part_counts_and_vector_memory_is_free():
     ],
 )
 def test_groups_of_chips(groups, members):
-    (gather,) = work.collectives(of_loop(groups))
+    (gather,) = hlo_cost.collectives(of_loop(groups))
     np.testing.assert_array_equal(gather.groups, members)
     assert (gather.kind, gather.times, gather.bytes) == ("all-gather", 4, PART)
     assert gather.sent_bytes == PART * (len(members[0]) - 1)
@@ -103,7 +103,7 @@ def test_groups_of_chips(groups, members):
 )
 def test_what_a_chip_has_to_send(kind, sent):
     """Of 400 bytes in a group of 4: three quarters, or all of them; for a sum twice."""
-    assert work.Collective(kind, 1, 400, np.arange(4)[None]).sent_bytes == sent
+    assert hlo_cost.Collective(kind, 1, 400, np.arange(4)[None]).sent_bytes == sent
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ ENTRY %main (a: bf16[{left}], b: bf16[{right}]) -> bf16[{sizes}] {{
   ROOT %c = bf16[{sizes}] convolution(%a, %b), window={{{window}}}, dim_labels={labels}
 }}
 """
-    (kernel,) = work.kernels(hlo.parse(text))
+    (kernel,) = hlo_cost.kernels(hlo.parse(text))
     assert kernel.flops == needed
 
 
@@ -138,7 +138,7 @@ ENTRY %main (x: bf16[4096,1024]) -> bf16[1024,1024] {{
   ROOT %part = bf16[1024,1024]{{1,0:T(8,128)(2,1){space}}} slice-done(%begun)
 }}
 """  # noqa: E501  as XLA breaks lines
-    (kernel,) = work.kernels(hlo.parse(text))
+    (kernel,) = hlo_cost.kernels(hlo.parse(text))
     assert kernel.bytes == moved * 1024 * 1024 * 2
 
 
@@ -175,14 +175,14 @@ def scanned(x, w):
 )
 def test_a_compiled_program_multiplies_as_often_as_its_jaxpr(function, arguments):
     module = hlo.parse(jax.jit(function).lower(*arguments).compile().as_text())
-    executed = sum(kernel.times * kernel.flops for kernel in work.kernels(module))
+    executed = sum(kernel.times * kernel.flops for kernel in hlo_cost.kernels(module))
     assert executed == count_flops(jax.make_jaxpr(function)(*arguments)) > 0
 
 
 def test_the_holes_of_a_strided_convolution_s_gradient_do_not_count():
     gradient = jax.grad(lambda x, w: jnp.sum(jnp.sin(halve(x, w))), argnums=(0, 1))
     module = hlo.parse(jax.jit(gradient).lower(X, W).compile().as_text())
-    executed = sum(kernel.times * kernel.flops for kernel in work.kernels(module))
+    executed = sum(kernel.times * kernel.flops for kernel in hlo_cost.kernels(module))
     forward = count_flops(jax.make_jaxpr(halve)(X, W))
     # the jaxpr counts four times as much of the gradient of x
     assert executed < 3.1 * forward < count_flops(jax.make_jaxpr(gradient)(X, W))

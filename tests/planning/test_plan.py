@@ -9,20 +9,22 @@ import pytest
 from absl.testing import flagsaver
 
 from configs import imagen_base_64
-from imagen_jax import commands, sharding
-from imagen_jax import stage as stages
-from imagen_jax.costs import cost
-from imagen_jax.errors import UsageError
-from imagen_jax.planning import compiling, hlo, levers, plans, work
-from imagen_jax.planning.bounds import exchange_seconds
-from imagen_jax.planning.chips import CHIPS, GIB, parse_topology
+from imagen_jax import commands
+from imagen_jax.errors import ConfigError
+from imagen_jax.parallel import sharding
+from imagen_jax.planning import aot, hlo, hlo_cost, search
+from imagen_jax.planning import plan as plans
+from imagen_jax.planning.cost import cost
 from imagen_jax.planning.encoders import from_cache, planned_encoder, published
+from imagen_jax.planning.hardware import CHIPS, GIB, parse_topology
 from imagen_jax.planning.programs import caption_flops, chip_bytes, parameter_count, train_program
-from tests.flags import imported
-from tests.tiny import ROOT, base_config, split_devices, sr_config
+from imagen_jax.planning.roofline import exchange_seconds
+from imagen_jax.stages import stage as stages
+from tests.helpers.configs import ROOT, base_config, split_devices, sr_config
+from tests.helpers.flags import imported
 
 BASE = f"--config={ROOT}/configs/imagen_base_64.py"
-needs_libtpu = pytest.mark.skipif(not compiling.has_compiler(), reason="libtpu is not installed")
+needs_libtpu = pytest.mark.skipif(not aot.has_compiler(), reason="libtpu is not installed")
 # ml_collections loads config files by it
 pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
 # of the report that an issue of a pod is opened with; scripts read them
@@ -195,13 +197,13 @@ def split_step():
 def test_the_compiled_step_multiplies_no_more_than_the_model_needs(split_step):
     """Which it would if a device did convolutions for examples of others; first layers need no gradient of inputs."""
     program, module = split_step
-    executed = 8 * sum(kernel.times * kernel.flops for kernel in work.kernels(module))
+    executed = 8 * sum(kernel.times * kernel.flops for kernel in hlo_cost.kernels(module))
     assert 0.9 < executed / program.flops < 1.05
 
 
 def test_the_compiled_step_gathers_parameters_one_by_one_and_never_a_batch(split_step):
     program, module = split_step
-    gathers = [found for found in work.collectives(module) if found.kind == "all-gather"]
+    gathers = [found for found in hlo_cost.collectives(module) if found.kind == "all-gather"]
     assert gathers
     whole = 8 * program.held["parameters"] / 2  # nearly: small ones are not split
     # 3 × 3 × 256 × 128, its largest kernel
@@ -210,7 +212,7 @@ def test_the_compiled_step_gathers_parameters_one_by_one_and_never_a_batch(split
 
 def test_blocks_that_are_repeated_exchange_parameters_and_gradients_and_never_features(split_step):
     _, module = split_step
-    repeated = [found for found in work.collectives(module) if found.times > 1]
+    repeated = [found for found in hlo_cost.collectives(module) if found.times > 1]
     assert {found.times for found in repeated} == {2}
     assert {found.kind for found in repeated} == {"all-gather", "all-reduce"}
     # 3 × 3 × 128 × 64, the largest kernel of its level
@@ -224,7 +226,7 @@ def test_a_ring_of_two_chips_has_one_link_and_longer_ones_two_for_each_axis():
     places = np.array([(x, y, 0) for x in range(4) for y in range(2)])
 
     def seconds(*group):
-        return exchange_seconds(work.Collective("all-reduce", 1, 8_000_000, np.array([group])), places, chip)
+        return exchange_seconds(hlo_cost.Collective("all-reduce", 1, 8_000_000, np.array([group])), places, chip)
 
     assert seconds(0, 1) == 8e6 / chip.link_bytes_per_s
     assert seconds(0, 2, 4, 6) == pytest.approx(12e6 / (2 * chip.link_bytes_per_s))
@@ -260,9 +262,9 @@ def planner_that_fits(enough):
 )
 def test_the_first_lever_that_makes_a_run_fit_is_found_by_trying(enough, lever):
     asked = question(imagen_base_64.get_config("200m"), "v5e:4x4").config
-    asked = question(levers.changed(question(asked), {"training.batch_size": 256}).config, "v5e:4x4")
+    asked = question(search.changed(question(asked), {"training.batch_size": 256}).config, "v5e:4x4")
     planner = planner_that_fits(enough)
-    trials = list(levers.what_fits(asked, planner(asked), planner))
+    trials = list(search.what_fits(asked, planner(asked), planner))
     assert [trial["fits"] for trial in trials] == [False] * (len(trials) - 1) + [True]
     assert trials[-1]["changes"] == lever
 
@@ -271,7 +273,7 @@ def test_what_is_given_and_does_not_fit_is_helped_by_the_mesh_alone():
     asked = question(imagen_base_64.get_config("200m"), "v5e:4x4")
     planner = planner_that_fits(lambda config: False)
     report = planner(asked) | {"held_bytes_per_chip": 17 * GIB}
-    assert {tuple(trial["changes"]) for trial in levers.what_fits(asked, report, planner)} == {
+    assert {tuple(trial["changes"]) for trial in search.what_fits(asked, report, planner)} == {
         ("mesh.data", "mesh.fsdp")
     }
 
@@ -279,22 +281,22 @@ def test_what_is_given_and_does_not_fit_is_helped_by_the_mesh_alone():
 def test_a_search_tries_all_and_finds_the_fastest_that_fits():
     asked = question(imagen_base_64.get_config("200m"), "v5e:4x4")
     trials = list(
-        levers.search(asked, planner_that_fits(lambda config: config.mesh.fsdp > 1 and config.training.remat != "none"))
+        search.search(asked, planner_that_fits(lambda config: config.mesh.fsdp > 1 and config.training.remat != "none"))
     )
     tried = {tuple(trial["changes"].values()) for trial in trials}
     assert len(tried) == len(trials) == 5 * 3 * 3
-    best = levers.fastest(trials)
+    best = search.fastest(trials)
     assert best["changes"]["training.remat"] == "dots"
     assert best["changes"]["training.batch_size"] == 128
     assert not any(trial["fits"] for trial in trials if trial["changes"]["mesh.fsdp"] == 1)
-    assert levers.fastest([]) is None
+    assert search.fastest([]) is None
 
 
 def test_a_search_that_can_plan_nothing_says_why():
     asked = question(imagen_base_64.get_config("200m"), "v5e:4x4")
     asked.config.training.batch_size = 10
-    with pytest.raises(UsageError, match="batch_size 10 is not divisible by 16 devices"):
-        list(levers.search(asked, planner_that_fits(lambda config: True)))
+    with pytest.raises(ConfigError, match="batch_size 10 is not divisible by 16 devices"):
+        list(search.search(asked, planner_that_fits(lambda config: True)))
 
 
 @pytest.mark.parametrize(
@@ -305,9 +307,9 @@ def test_a_search_that_can_plan_nothing_says_why():
     ],
 )
 def test_xla_says_how_much_a_program_needs_that_does_not_fit(message, peak, temporary):
-    assert compiling.asked_for(f"RESOURCE_EXHAUSTED: {message}", GIB) == (peak * GIB, temporary * GIB)
+    assert aot.asked_for(f"RESOURCE_EXHAUSTED: {message}", GIB) == (peak * GIB, temporary * GIB)
     with pytest.raises(ValueError, match="not how much it needs"):
-        compiling.asked_for("RESOURCE_EXHAUSTED: of patience", GIB)
+        aot.asked_for("RESOURCE_EXHAUSTED: of patience", GIB)
 
 
 @needs_libtpu
@@ -335,7 +337,7 @@ def test_gradients_go_between_slices_over_the_network():
 @needs_libtpu
 @pytest.mark.parametrize("topology", ["v6e:16x16", "v5e:16x16", "v4:4x4x4", "v5p:4x4x8"])
 def test_the_mesh_of_the_presets_lies_on_every_kind_of_pod(topology):
-    devices = compiling.devices_of(parse_topology(topology))
+    devices = aot.devices_of(parse_topology(topology))
     mesh = sharding.make_mesh({"data": -1, "fsdp": 8}, devices)
     assert sorted(device.id for device in mesh.devices.flat) == sorted(device.id for device in devices)
     assert mesh.shape == {"data": len(devices) // 8, "fsdp": 8, "spatial": 1}
@@ -344,10 +346,10 @@ def test_the_mesh_of_the_presets_lies_on_every_kind_of_pod(topology):
 @needs_libtpu
 @pytest.mark.parametrize("topology", ["v5e:1x1", "v6e:1x1", "v4:1x1x1"])
 def test_a_chip_may_be_alone_on_its_host(topology):
-    assert len(compiling.devices_of(parse_topology(topology))) == 1
+    assert len(aot.devices_of(parse_topology(topology))) == 1
 
 
 @needs_libtpu
 def test_a_shape_that_no_tpu_has_is_refused():
-    with pytest.raises(UsageError, match="'v4:5x5x5' is none of libtpu's"):
+    with pytest.raises(ConfigError, match="'v4:5x5x5' is none of libtpu's"):
         plans.plan(question(base_config(), "v4:5x5x5"))

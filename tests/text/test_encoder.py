@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from imagen_jax.errors import UsageError
+from imagen_jax.errors import ConfigError
 from imagen_jax.text.encoder import RANDOM_CONFIG, load_encoder, parameter_shapes, random_encoder
-from imagen_jax.text.huggingface import conversion, read_config, save_folder
-from tests.tiny import eight_devices, one_device, split_devices
+from imagen_jax.text.t5_weights import conversion, read_config, save_folder
+from tests.helpers.configs import eight_devices, one_device, split_devices
 
 CAPTIONS = ["red circle, blue square", "blue circle, red square", ""]
 CONFIG = {
@@ -274,7 +274,7 @@ def test_spoilt_headers_are_refused_in_a_sentence_and_little_memory(folder, head
     data = header if isinstance(header, bytes) else json.dumps(header).encode()
     (folder / "model.safetensors").write_bytes(len(data).to_bytes(8, "little") + data + bytes(16))
     tracemalloc.start()
-    with pytest.raises(UsageError, match=said) as caught:
+    with pytest.raises(ConfigError, match=said) as caught:
         load_encoder(str(folder), length=32)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -285,7 +285,7 @@ def test_spoilt_headers_are_refused_in_a_sentence_and_little_memory(folder, head
 
 def test_a_refusal_of_many_tensors_names_a_few(folder):
     rewrite(folder, lambda tensors: tensors.update({f"extra.{i}": np.ones(1, np.int8) for i in range(1000)}))
-    with pytest.raises(UsageError, match="surplus extra.* and 995 more"):
+    with pytest.raises(ConfigError, match="surplus extra.* and 995 more"):
         load_encoder(str(folder), length=32)
 
 
@@ -293,7 +293,7 @@ def test_a_refusal_of_many_tensors_names_a_few(folder):
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
 def test_spoilt_json_is_refused_in_a_sentence(folder, file, spoilt):
     (folder / file).write_text(spoilt)
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(ConfigError) as caught:
         load_encoder(str(folder), length=32)
     assert "\n" not in str(caught.value)
 
@@ -302,12 +302,12 @@ def test_spoilt_json_is_refused_in_a_sentence(folder, file, spoilt):
 def test_a_file_is_no_encoder(tmp_path, name):
     canary = tmp_path / "canary"
     (tmp_path / name).write_bytes(pickle.dumps(Touching(canary)))
-    with pytest.raises(UsageError, match="is a file, expected a folder .* of other files of weights none is read"):
+    with pytest.raises(ConfigError, match="is a file, expected a folder .* of other files of weights none is read"):
         load_encoder(str(tmp_path / name), length=32)
-    with pytest.raises(UsageError):
+    with pytest.raises(ConfigError):
         load_encoder(str(tmp_path), length=32)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"} | CONFIG))
-    with pytest.raises(UsageError):
+    with pytest.raises(ConfigError):
         load_encoder(str(tmp_path), length=32)
     assert not canary.exists()
 

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from imagen_jax.errors import UsageError
+from imagen_jax.errors import ConfigError
 from imagen_jax.training.optimizers import learning_rate, make_optimizer
 
 
@@ -46,19 +46,19 @@ def test_without_warm_up_it_starts_at_its_height():
 
 @pytest.mark.parametrize("warmup_steps", [-1, 110, 200])
 def test_a_warm_up_that_does_not_end_is_refused(warmup_steps):
-    with pytest.raises(UsageError, match=f"optimizer.warmup_steps {warmup_steps} is not in \\[0, 110\\)"):
+    with pytest.raises(ConfigError, match=f"optimizer.warmup_steps {warmup_steps} is not in \\[0, 110\\)"):
         make_optimizer(config(warmup_steps=warmup_steps))
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(UsageError, match="optimizer.name 'sgd' is not known: choose adam, adafactor"):
+    with pytest.raises(ConfigError, match="optimizer.name 'sgd' is not known: choose adam, adafactor"):
         make_optimizer(config(name="sgd"))
 
 
 def test_a_first_moment_of_another_type_is_refused():
-    with pytest.raises(UsageError, match="first_moment_dtype 'float16' is not known: choose one of float32, bfloat16"):
+    with pytest.raises(ConfigError, match="first_moment_dtype 'float16' is not known: choose one of float32, bfloat16"):
         make_optimizer(config(first_moment_dtype="float16"))
-    with pytest.raises(UsageError, match="'bfloat16' is of no use to optimizer.name 'adafactor'"):
+    with pytest.raises(ConfigError, match="'bfloat16' is of no use to optimizer.name 'adafactor'"):
         make_optimizer(config(name="adafactor", first_moment_dtype="bfloat16"))
 
 

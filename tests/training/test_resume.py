@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from imagen_jax import stage as stages
-from imagen_jax.train import train
-from imagen_jax.training.records import read_metrics
-from tests.tiny import STEPS, base_config, eight_devices, fresh_params, one_device, restored
+from imagen_jax.stages import stage as stages
+from imagen_jax.training.loop import train
+from imagen_jax.training.metric_writer import read_metrics
+from tests.helpers.configs import STEPS, base_config, eight_devices, fresh_params, one_device, restored
 
-pytest_plugins = ("tests.trained",)
+pytest_plugins = ("tests.helpers.fixtures",)
 OF_THE_CLOCK = ("images_per_second", "data_wait", "time/", "goodput")
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import optax
 import pytest
 
-from imagen_jax import sharding
+from imagen_jax.parallel import sharding
 from imagen_jax.training.state import abstract_state, update_ema
-from tests.tiny import eight_devices, one_device, split_devices
+from tests.helpers.configs import eight_devices, one_device, split_devices
 
 
 def init(key):

@@ -11,13 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax import schedules, sharding
-from imagen_jax import stage as stages
-from imagen_jax.cascade import make_sample_fn, place_encoder
-from imagen_jax.data.sources import make_source
-from imagen_jax.images import to_float
-from imagen_jax.losses import Losses, losses_at
-from imagen_jax.resizing import resize
+from imagen_jax.datasets.registry import make_source
+from imagen_jax.diffusion import schedules
+from imagen_jax.images.array import to_float
+from imagen_jax.images.resize import resize
+from imagen_jax.parallel import sharding
+from imagen_jax.stages import stage as stages
+from imagen_jax.stages.loss import Losses, losses_at
+from imagen_jax.stages.sampling import make_sample_fn
+from imagen_jax.stages.stage import load_encoder_params
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import TrainState, abstract_state
 from imagen_jax.training.step import (
@@ -29,13 +31,7 @@ from imagen_jax.training.step import (
     make_train_step,
     random_crops,
 )
-from tests.tiny import (
-    base_config,
-    eight_devices,
-    one_device,
-    perturbed_params,
-    sr_config,
-)
+from tests.helpers.configs import base_config, eight_devices, one_device, perturbed_params, sr_config
 
 BATCH = 8
 
@@ -64,7 +60,7 @@ class Run:
         self._abstract, _ = abstract_state(stage.init, optimizer, 0, mesh)
         params = host_params(stage) if params is None else params
         self._host = TrainState(np.int32(0), params, jax.jit(optimizer.init)(params), params)
-        self._encoder_params = place_encoder(stage, mesh)
+        self._encoder_params = load_encoder_params(stage, mesh)
         self._step = make_train_step(stage, optimizer, self._abstract, mesh)
 
     def state(self, step=0):

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagen_jax import guidance, samplers
-from imagen_jax.diffusion import PREDICTIONS, loss_weight
-from imagen_jax.schedules import Schedule, cosine
-from imagen_jax.time_grids import KARRAS_MAX, karras
+from imagen_jax.diffusion import guidance, samplers
+from imagen_jax.diffusion.process import PREDICTIONS, loss_weight
+from imagen_jax.diffusion.schedules import Schedule, cosine
+from imagen_jax.diffusion.timesteps import KARRAS_MAX, karras
 
 BETAS = ("linear", "squaredcos_cap_v2")
 STEPS = (5, 20, 50, 250)

@@ -23,8 +23,8 @@ from diffusers import (
 )
 from diffusers.training_utils import compute_snr
 
-from imagen_jax.diffusion import PREDICTIONS
-from imagen_jax.time_grids import KARRAS_MAX, KARRAS_MIN
+from imagen_jax.diffusion.process import PREDICTIONS
+from imagen_jax.diffusion.timesteps import KARRAS_MAX, KARRAS_MIN
 from tests.goldens.samplers.cases import (
     BETAS,
     GAMMA,

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 
 from imagen_jax.models.t5 import T5Encoder, relative_position_bucket
-from imagen_jax.sharding import load_parameters, make_mesh
+from imagen_jax.parallel.sharding import load_parameters, make_mesh
 from imagen_jax.text.encoder import parameter_shapes
-from imagen_jax.text.huggingface import parameter_reader, read_config
+from imagen_jax.text.t5_weights import parameter_reader, read_config
 
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden.npz"

@@ -1,0 +1,46 @@
+"""Score a cascade: `imagen evaluate --stages=DIR,DIR --config=configs/shapes_eval.py --out=DIR`.
+
+Samples the config's captions and judges whether each image shows what its caption says. Writes `OUT/scores.json` (for
+each row: correct, total, rate and its 95% interval), and `OUT/correct.png` and `OUT/incorrect.png`, grids of some
+images; without a judge (`judge = ""`), as for photographs, `OUT/samples.png`. In any case `OUT/diagnostics.json` and
+`OUT/diagnostics.png`: for each stage the losses on real images of the split by noise level, the consistency with the
+stage before, the color drift and the share of saturated values.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from imagen_jax.cli.flags import (
+    CommandFlags,
+    define_config,
+    define_mesh,
+    define_sampling,
+    mesh_axes,
+    stage_changes,
+)
+
+SEVERAL_PROCESSES = True
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_string("stages", None, "Stage folders, the base first, separated by commas.", flag_values=values)
+    define_config(values, "What to score, such as configs/shapes_eval.py.")
+    flags.DEFINE_string("out", None, "The folder to write to.", flag_values=values)
+    define_mesh(values)
+    define_sampling(values)
+
+
+def run(args: CommandFlags) -> None:
+    """Scores the cascade, and prints the figures."""
+    from imagen_jax.evaluation.evaluate import check_judge, evaluate
+    from imagen_jax.pipelines.imagen import ImagenPipeline
+
+    config = args.load_config()
+    check_judge(config)
+    folders = args.stage_folders()
+    pipeline = ImagenPipeline.from_pretrained(folders, mesh_axes(args), stage_changes(args, len(folders)))
+    result = evaluate(pipeline, config, args.output_folder("runs/scores"))
+    if result is not None:
+        print(result.summary())

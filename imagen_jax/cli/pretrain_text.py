@@ -1,0 +1,30 @@
+"""Train the text encoder of the shapes data set: `imagen pretrain_text --config=configs/pretrain_text.py --out=DIR`.
+
+DIR becomes a Hugging Face T5 folder. The figures printed at the end are accuracies of linear probes on the embeddings.
+"""
+
+from __future__ import annotations
+
+import json
+
+from absl import flags
+
+from imagen_jax.cli.flags import CommandFlags, define_config
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of the command."""
+    define_config(values, "What to train: configs/pretrain_text.py.")
+    flags.DEFINE_string(
+        "out", None, "The folder to write: config.json, model.safetensors, probe.json.", flag_values=values
+    )
+
+
+def run(args: CommandFlags) -> None:
+    """Trains the encoder, writes it and probes it."""
+    from imagen_jax.datasets.shapes.pretrain_encoder import pretrain
+
+    config = args.load_config()
+    out = args.output_folder("runs/text")
+    figures = pretrain(config, out)
+    print(f"{out}: accuracy of linear probes\n{json.dumps(figures, indent=2)}")

@@ -1,0 +1,75 @@
+"""Generate images: `imagen sample --stages=DIR,DIR --prompts='a red circle; two blue squares' --out=DIR`.
+
+Writes `OUT/images/NNNN.png`, an image for each prompt, batch by batch; `OUT/samples.png`, a grid of the first ones with
+their prompts; and `OUT/samples.json`, the prompts and settings. Run again with the same prompts, seed and settings
+after a break, it continues: complete images are kept. The same seed, prompt and position in the list give the same
+image, at any batch size and on any mesh.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from imagen_jax.cli.flags import (
+    CommandFlags,
+    define_mesh,
+    define_sampling,
+    mesh_axes,
+    prompt_weights,
+    stage_changes,
+)
+from imagen_jax.errors import ConfigError
+
+SEVERAL_PROCESSES = True
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_string("stages", None, "Stage folders, the base first, separated by commas.", flag_values=values)
+    flags.DEFINE_string("prompts", None, "The prompts, separated by semicolons.", flag_values=values)
+    flags.DEFINE_string(
+        "prompts_file", None, "A text file with a prompt on each line, instead of --prompts.", flag_values=values
+    )
+    flags.DEFINE_string("out", None, "The folder to write to.", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "Another seed gives other images.", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer("batch_size", 64, "Images to sample at once.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer(
+        "columns", 0, "Columns of the grid; 0 for about as many as rows.", lower_bound=0, flag_values=values
+    )
+    flags.DEFINE_boolean("overwrite", False, "Remove images of another run from OUT.", flag_values=values)
+    define_mesh(values)
+    define_sampling(values)
+
+
+def run(args: CommandFlags) -> None:
+    """Samples the prompts into a folder."""
+    from imagen_jax.pipelines.imagen import ImagenPipeline
+    from imagen_jax.pipelines.sample_to_folder import SampleRequest, sample_to_folder
+
+    prompts = read_prompts(args.prompts, args.prompts_file)
+    folders = args.stage_folders()
+    scales = prompt_weights(args, len(folders), len(prompts))
+    changes = stage_changes(args, len(folders), with_guidance=scales is None)
+    pipeline = ImagenPipeline.from_pretrained(folders, mesh_axes(args), changes)
+    out = args.output_folder("runs/samples")
+    request = SampleRequest(prompts, args.seed, args.batch_size, scales)
+    result = sample_to_folder(pipeline, request, out, columns=args.columns, overwrite=args.overwrite)
+    if result is not None:
+        print(result.summary())
+
+
+def read_prompts(text: str | None, file: str | None) -> list[str]:
+    """Returns the prompts of the flags. Raises ConfigError if there are none, or the file cannot be read."""
+    if file is not None:
+        try:
+            lines = Path(file).expanduser().read_text(encoding="utf-8-sig").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--prompts_file {file!r} cannot be read as text: {error}") from error
+    else:
+        lines = (text or "").split(";")
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ConfigError("there are no prompts: give for example --prompts='a red circle; two blue squares'")
+    return prompts

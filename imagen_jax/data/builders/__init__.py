@@ -1,1 +1,0 @@
-"""TFDS builders: data sets that are prepared without TensorFlow, and examples of how to write one."""

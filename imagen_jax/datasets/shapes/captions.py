@@ -1,0 +1,142 @@
+"""The grammar of captions: descriptions to words and back.
+
+    caption    = [on a BACKGROUND background,] statement | statement [on a BACKGROUND background]
+    statement  = things | thing PLACE | POSITION: thing | thing [is] RELATED thing | thing and thing
+    things     = (a | an | one | two | three | four) [small | large] [COLOUR] (SHAPE | object | shape, plural in s)
+
+Every caption is lower-case ASCII of at most 96 bytes, because a byte is a token to the text encoder.
+"""
+
+import re
+from collections.abc import Iterable
+
+import numpy as np
+
+from imagen_jax.datasets.shapes.descriptions import Claim, Description, category, describe
+from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLOURS, MIRRORED, POSITIONS, SHAPES, SIZES
+from imagen_jax.errors import ConfigError
+
+__all__ = ["MAX_BYTES", "Claim", "Description", "category", "describe", "parse", "word"]
+
+MAX_BYTES = 96
+
+_NUMBERS = {2: "two", 3: "three", 4: "four"}
+_COUNTS = {"a": 1, "an": 1, "one": 1, "1": 1, "two": 2, "2": 2, "three": 3, "3": 3, "four": 4, "4": 4}
+_PREPOSITIONS = {"top": "at", "bottom": "at", "left": "on", "right": "on"}
+_PLACES = {position: f"{_PREPOSITIONS.get(position, 'in')} the {position}" for position in POSITIONS}
+_RELATED = {
+    "left of": ("left of", "to the left of"),
+    "right of": ("right of", "to the right of"),
+    "above": ("above",),
+    "below": ("below",),
+}
+_PLURALS = {noun: noun + ("es" if noun == "cross" else "s") for noun in (*SHAPES, "object", "shape")}
+_SINGULARS = {plural: noun for noun, plural in _PLURALS.items()}
+
+
+def word(description: Description, rng: np.random.Generator) -> str:
+    """One of the wordings of a description: `parse` gives the description back."""
+    if len(description.claims) == 2:
+        statement = _word_pair(description, rng)
+    else:
+        statement = _word_things(description.claims[0], rng)
+        position = description.claims[0].position
+        if position:
+            # Said first only without a background: 'top left: a red circle'.
+            first = not description.background and rng.random() < 0.3
+            statement = f"{position}: {statement}" if first else f"{statement} {_PLACES[position]}"
+    if not description.background:
+        return statement
+    ground = f"on a {description.background} background"
+    return f"{ground}, {statement}" if rng.random() < 0.3 else f"{statement} {ground}"
+
+
+def _word_pair(description: Description, rng: np.random.Generator) -> str:
+    first, second = (_word_things(claim, rng) for claim in description.claims)
+    relation = description.relation
+    if rng.random() < 0.5:
+        first, second, relation = second, first, MIRRORED.get(relation, "")
+    if not relation:
+        return f"{first} and {second}"
+    ways = _RELATED[relation]
+    way = ways[int(rng.random() * len(ways))]
+    return f"{first} is {way} {second}" if rng.random() < 0.25 else f"{first} {way} {second}"
+
+
+def _word_things(claim: Claim, rng: np.random.Generator) -> str:
+    noun = claim.shape or ("object" if rng.random() < 0.5 else "shape")
+    if claim.count > 1:
+        noun = _PLURALS[noun]
+    words = [said for said in (claim.size, claim.colour, noun) if said]
+    if claim.count > 1:
+        number = _NUMBERS[claim.count]
+    elif rng.random() < 0.1:
+        number = "one"
+    else:
+        number = "an" if words[0][0] in "aeiou" else "a"
+    return " ".join((number, *words))
+
+
+def _any(words: Iterable[str]) -> str:
+    return "|".join(sorted(words, key=len, reverse=True))
+
+
+_GROUND = rf"on an? ({_any(BACKGROUNDS)}) background"
+_GROUND_FIRST = re.compile(rf"{_GROUND}[,:]? (.+)")
+_GROUND_LAST = re.compile(rf"(.+?),? {_GROUND}")
+_PLACE_FIRST = re.compile(rf"(?:(?:in|on|at) the )?({_any(POSITIONS)})[:,] (.+)")
+_PLACE_LAST = re.compile(rf"(.+?),? (?:in|on|at) the ({_any(POSITIONS)})")
+_PAIR = re.compile(r"(.+?) (?:is )?(?:(?:to the )?(left of|right of)|(above|below)|and) (.+)")
+_THINGS = re.compile(
+    rf"(?:({_any(_COUNTS)}) )?(?:({_any(SIZES)}) )?(?:({_any(COLOURS)}) )?({_any([*_PLURALS, *_SINGULARS])})"
+)
+_WORDS = frozenset(
+    f"{' '.join((*_COUNTS, *SIZES, *COLOURS, *BACKGROUNDS, *POSITIONS, *_PLURALS, *_SINGULARS))}"
+    " on in at the background is to of and above below".split()
+)
+
+
+def parse(text: str) -> Description:
+    """What a caption claims: the inverse of every wording, whatever the case and the white space.
+
+    Also read are 'grey', 'center', digits, a missing article and a full stop, since people type captions too.
+
+    Raises:
+      UsageError: a ValueError; the text is outside the grammar.
+    """
+    rest = " ".join(text.lower().split()).rstrip(" .").replace("grey", "gray").replace("center", "centre")
+    background = ""
+    if match := _GROUND_FIRST.fullmatch(rest):
+        background, rest = match.groups()
+    elif match := _GROUND_LAST.fullmatch(rest):
+        rest, background = match.groups()
+    position = ""
+    if match := _PLACE_FIRST.fullmatch(rest):
+        position, rest = match.groups()
+    elif match := _PLACE_LAST.fullmatch(rest):
+        rest, position = match.groups()
+    if claim := _parse_things(rest, position):
+        return Description((claim,), background=background)
+    if not position and (match := _PAIR.fullmatch(rest)):
+        first, second = _parse_things(match[1]), _parse_things(match[4])
+        if first and second and first.count == second.count == 1:
+            return Description((first, second), match[2] or match[3] or "", background)
+    raise ConfigError(_complaint(text))
+
+
+def _parse_things(text: str, position: str = "") -> Claim | None:
+    match = _THINGS.fullmatch(text)
+    if match is None:
+        return None
+    number, size, colour, noun = match.groups()
+    count = _COUNTS[number or "a"]
+    singular = _SINGULARS.get(noun, noun)
+    if (noun in _SINGULARS) != (count > 1) or (position and count > 1):
+        return None
+    return Claim(count, size or "", colour or "", singular if singular in SHAPES else "", position)
+
+
+def _complaint(text: str) -> str:
+    unknown = [found for found in re.findall(r"[^\s,:.]+", text.lower()) if found not in _WORDS | {"grey", "center"}]
+    why = f"it has no word {unknown[0]!r}" if unknown else "it has no such sentence"
+    return f"the caption {text!r} is outside the shapes grammar: {why}; try 'a small red circle left of a blue square'"

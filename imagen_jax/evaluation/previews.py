@@ -1,0 +1,48 @@
+"""Pictures drawn during training, from the EMA weights, so that a person can watch a run, and what they measure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from PIL import Image
+
+from imagen_jax.data.dataset import first_examples
+from imagen_jax.datasets.from_config import make_examples
+from imagen_jax.evaluation.cascade_metrics import measure
+from imagen_jax.images.array import to_float, to_whole
+from imagen_jax.images.grid import draw_grid
+from imagen_jax.images.resize import resize
+from imagen_jax.stages.loss import loss_curve, make_held_out_loss
+from imagen_jax.stages.sampling import StageSampler
+from imagen_jax.stages.stage import Stage
+
+COLUMNS = 4
+SEED = 0
+
+
+def make_preview(stage: Stage, mesh: Mesh) -> Callable[[Any, Any], tuple[Image.Image, dict[str, float]]]:
+    """A function ``(params, encoder_params) -> (grid, metrics)`` of the first examples of the validation split.
+
+    The grid has the pictures of their captions; a super-resolution stage starts from the data set's own pictures, made
+    small. The metrics are those of ``measures.measure``, and of ``losses.loss_curve`` on the data set's own pictures.
+    """
+    config = stage.config
+    examples = make_examples(config.data, config.data.validation_split, config.image_size, config.channels)
+    real, prompts = first_examples(examples, config.training.preview_count)
+    low_res = None
+    if stage.is_super_resolution:
+        small = resize(to_float(jnp.asarray(real)), *stage.low_res_shape[:2])
+        low_res = np.asarray(to_whole(small, real.dtype))
+    sampler = StageSampler(stage, mesh, place=0)
+    held_out_loss = make_held_out_loss(stage, mesh, len(real))
+
+    def preview(params: Any, encoder_params: Any) -> tuple[Image.Image, dict[str, float]]:
+        images = sampler.sample(params, encoder_params, prompts, SEED, 0, low_res)
+        curve = loss_curve(held_out_loss(params, encoder_params, real, prompts))
+        return draw_grid(images, prompts, COLUMNS), {**measure(images, low_res, real), **curve}
+
+    return preview

@@ -1,0 +1,170 @@
+"""Trained stages, loaded from their folders and checked to chain."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+from jax.sharding import Mesh
+
+from imagen_jax.errors import ConfigError
+from imagen_jax.images.array import said
+from imagen_jax.parallel.sharding import abstract_sharded
+from imagen_jax.stages.checkpoints import CONFIG_FILE, Checkpoints, read_config
+from imagen_jax.stages.stage import (
+    Stage,
+    build,
+    check_fingerprint,
+    image_size,
+    is_super_resolution,
+    low_res_size,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedStage:
+    """A stage with the weights to sample from.
+
+    Attributes:
+        stage: what its config describes.
+        params: EMA weights of its network.
+        encoder_params: weights of its text encoder.
+        step: the training step of the weights.
+        folder: where the stage was loaded from.
+    """
+
+    stage: Stage
+    params: Any
+    encoder_params: Any
+    step: int
+    folder: Path = Path()
+
+
+def check_chain(configs: Sequence[ml_collections.ConfigDict]) -> None:
+    """Raises UsageError unless the first stage is a base and each other starts from the size of the one before."""
+    if not configs:
+        raise ConfigError("no stages given: name their folders, the base first")
+    first = configs[0]
+    if is_super_resolution(first):
+        low, size = low_res_size(first), image_size(first)
+        raise ConfigError(
+            f"the first stage is a super-resolution stage ({said(low)} to {said(size)}): "
+            f"put a base stage of {low[0]}×{low[1]} before it"
+        )
+    for before, after in itertools.pairwise(configs):
+        found, needed = (*image_size(before), before.channels), (*low_res_size(after), after.channels)
+        if found != needed:
+            given, wanted = ("×".join(map(str, shape)) for shape in (found, needed))
+            next_one = f"one that starts from {wanted}" if is_super_resolution(after) else "a base stage"
+            raise ConfigError(f"the stages do not chain: one that draws {given} is followed by {next_one}")
+
+
+def load_stages(
+    workdirs: Sequence[Path], mesh: Mesh, changes: Sequence[dict[str, Any]] | None = None
+) -> list[TrainedStage]:
+    """Returns the stages of some folders, base first, with `changes` to the sampling settings of each.
+
+    Raises:
+        ConfigError: as `check_chain` and `load_stage`.
+    """
+    changes = changes or [{}] * len(workdirs)
+    # The configs first: whether the stages chain is known before any weight is read.
+    configs = [stage_config(workdir) for workdir in workdirs]
+    check_chain(configs)
+    for config, change in zip(configs, changes, strict=True):
+        # a file may say 8 where a change says 7.5
+        with config.ignore_type():
+            config.sampling.update(change)
+    loaded: list[TrainedStage] = []
+    for workdir, config in zip(workdirs, configs, strict=True):
+        loaded.append(load_stage(workdir, config, mesh, loaded))
+    return loaded
+
+
+def find_stages(folder: Path) -> list[Path]:
+    """Returns the stage folders of a cascade: the folder itself if it is one, else those in it, smallest image first.
+
+    Raises:
+        ConfigError: there is no such folder, or no stage in it.
+    """
+    if (folder / CONFIG_FILE).is_file():
+        return [folder]
+    if not folder.is_dir():
+        raise ConfigError(f"stage folder {str(folder)!r} does not exist: give the --workdir of a training run")
+    found = [path.parent for path in sorted(folder.glob(f"*/{CONFIG_FILE}")) if (path.parent / "checkpoints").is_dir()]
+    if not found:
+        raise ConfigError(
+            f"{str(folder)!r} is not a stage folder and has none in it: give the --workdir of a training run, or a "
+            "folder of such folders"
+        )
+    return sorted(found, key=lambda path: image_size(stage_config(path)))
+
+
+def stage_config(workdir: Path) -> ml_collections.ConfigDict:
+    """The config of a stage's folder, which says at least what pictures the stage makes of what, and how.
+
+    Raises:
+        UsageError: as ``read_config``, or it does not say that.
+    """
+    with blaming_the_config(workdir):
+        config = read_config(workdir)
+        image_size(config), low_res_size(config)
+        if not isinstance(config.channels, int) or not isinstance(config.sampling, ml_collections.ConfigDict):
+            raise TypeError("channels is no whole number, or sampling no group")
+    return config
+
+
+@contextlib.contextmanager
+def blaming_the_config(workdir: Path) -> Iterator[None]:
+    """Raises a UsageError that names the folder's config where it is not understood: it may be anybody's."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
+        said = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            f"{str(workdir / CONFIG_FILE)!r} describes no stage ({said or type(error).__name__}): restore it from a "
+            "checkpoint's metadata"
+        ) from error
+
+
+def load_stage(
+    workdir: Path, config: ml_collections.ConfigDict, mesh: Mesh, others: Sequence[TrainedStage] = ()
+) -> TrainedStage:
+    """The stage of a config, with the EMA weights of its folder.
+
+    Args:
+        workdir: the folder of a training run.
+        config: what ``read_config`` found there, its sampling settings perhaps changed.
+        mesh: where the weights go.
+        others: stages that are there already; with one that reads text by the same encoder this one shares it.
+
+    Raises:
+        UsageError: no checkpoint in the folder, or one of another model.
+        RunError: every checkpoint is damaged.
+    """
+    with blaming_the_config(workdir):
+        # of a large encoder there may be room for one copy, and not for one of each stage
+        twin = next((other for other in others if encoder_named(other.stage.config) == encoder_named(config)), None)
+        built = build(config, twin.stage.encoder if twin else None)
+    abstract = abstract_sharded(jax.eval_shape(built.init, jax.random.key(0)), mesh)
+    checkpoints = Checkpoints(workdir)
+    if checkpoints.latest_step is None:
+        raise ConfigError(f"stage folder {str(workdir)!r} has no complete checkpoint: train it first")
+    params = checkpoints.restore_ema(abstract)
+    step = checkpoints.latest_step
+    checkpoints.close()
+    check_fingerprint(built.encoder, config.text)
+    return TrainedStage(built, params, twin.encoder_params if twin else built.encoder.load(mesh), step, workdir)
+
+
+def encoder_named(config: ml_collections.ConfigDict) -> tuple[str, int, str]:
+    """What tells a config's text encoder from others."""
+    return config.text.model, config.text.length, config.text.dtype

@@ -1,0 +1,96 @@
+"""Sampling prompts into a folder, image by image, resumable after a kill."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from imagen_jax.images.grid import draw_grid, read_png, save_png
+from imagen_jax.parallel import multihost
+from imagen_jax.pipelines import output_dir
+from imagen_jax.pipelines.imagen import ImagenPipeline
+
+MAX_GRID = 100  # images of the grid: it has to fit into memory, and into a viewer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleRequest:
+    """What to sample.
+
+    Attributes:
+        prompts: N prompts.
+        seed: of the noise.
+        batch_size: prompts to sample at once.
+        guidance_scale: float [stages, N], in place of the scales of the configs; None for those.
+    """
+
+    prompts: Sequence[str]
+    seed: int = 0
+    batch_size: int = 64
+    guidance_scale: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderResult:
+    """What `sample_to_folder` has written: `total` images, of which `existing` were there before."""
+
+    out: Path
+    total: int
+    existing: int
+
+    def summary(self) -> str:
+        """Returns the result as lines of text."""
+        shown = "all of them" if self.total <= MAX_GRID else f"the first {MAX_GRID}"
+        sheet, images = self.out / output_dir.SHEET, self.out / output_dir.IMAGES
+        lines = [f"{self.existing} of {self.total} images existed already"] if self.existing else []
+        return "\n".join([*lines, f"{self.total} images: {sheet} shows {shown}, {images} has each"])
+
+
+def sample_to_folder(
+    pipeline: ImagenPipeline,
+    request: SampleRequest,
+    out: Path,
+    *,
+    columns: int = 0,
+    overwrite: bool = False,
+) -> FolderResult | None:
+    """Samples prompts into a folder; images that are complete from an earlier call with the same request are kept.
+
+    Args:
+        pipeline: the cascade.
+        request: what to sample.
+        out: the folder.
+        columns: of the grid; 0 for about as many as rows.
+        overwrite: whether images of another request are removed.
+
+    Returns:
+        What was written, in the main process; None in the others.
+
+    Raises:
+        ConfigError: the folder holds images of another request.
+    """
+    prompts = list(request.prompts)
+    pending = np.ones(len(prompts), bool)
+    if multihost.is_main_process():
+        manifest = output_dir.run_manifest(pipeline.stages, prompts, request.seed, request.guidance_scale)
+        output_dir.prepare(out, manifest, overwrite)
+        pending = output_dir.missing_images(out, len(prompts))
+    # as the main process sees it: the folder may be on its machine alone
+    pending = multihost.broadcast_from_main(pending)
+    batches = pipeline.iter_batches(prompts, request.seed, request.batch_size, request.guidance_scale, pending)
+    for first, images in batches:
+        if multihost.is_main_process():
+            output_dir.save(out, images[-1], first, pending)
+    if not multihost.is_main_process():
+        return None
+    shown = prompts[:MAX_GRID]
+    images = np.stack([read_png(output_dir.image_path(out, index)) for index in range(len(shown))])
+    save_png(draw_grid(images, shown, columns or math.ceil(math.sqrt(len(shown)))), out / output_dir.SHEET)
+    return FolderResult(out, len(prompts), int(np.sum(~pending)))

@@ -1,0 +1,123 @@
+"""The embedding cache of the captions that training a stage reads: who writes what of it, and what is told of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from pathlib import Path
+
+import jax
+import ml_collections
+from tqdm import tqdm
+
+from imagen_jax.datasets.captions import training_captions
+from imagen_jax.parallel import multihost, sharding
+from imagen_jax.stages.stage import check_fingerprint, make_encoder
+from imagen_jax.text.embedding_cache import Manifest, Plan
+from imagen_jax.text.embedding_cache_writer import (
+    Embedder,
+    Survey,
+    begin,
+    captions_of,
+    finish,
+    is_whole,
+    survey,
+    write_shard,
+)
+from imagen_jax.text.encoder import TextEncoder
+
+EMBEDDING_MESH = {"data": 1, "fsdp": -1}  # of a process's own devices: together they hold one encoder
+
+
+def embed(
+    config: ml_collections.ConfigDict, out: Path, dtype: str = "bfloat16", batch_size: int = 64, shard_rows: int = 8192
+) -> None:
+    """Writes the cache of a config's captions, or what is missing of it. Raises UsageError at the start.
+
+    Args:
+        config: of a stage.
+        out: the folder.
+        dtype: of what is kept, of ``cache.DTYPES``.
+        batch_size: captions to embed at once.
+        shard_rows: captions in a shard.
+    """
+    encoder = make_encoder(config.text)
+    check_fingerprint(encoder, config.text)
+    captions = training_captions(config)
+    found = survey(captions, hidden=not multihost.is_main_process())
+    plan = make_plan(encoder, found, dtype, shard_rows)
+    begin(out, plan, found.keys, multihost.is_main_process())
+    multihost.barrier("the plan is written")
+
+    own = range(jax.process_index(), plan.shards, jax.process_count())
+    to_write = [shard for shard in own if not is_whole(out, plan, shard)]
+    mesh = sharding.make_mesh(EMBEDDING_MESH, jax.local_devices())
+    embedder = Embedder(encoder, mesh, batch_size, dtype)
+    total = sum(len(plan.rows(shard)) for shard in to_write)
+    start = time.perf_counter()
+    with tqdm(total=total, desc="embedding", unit=" captions", disable=not multihost.is_main_process()) as bar:
+        for shard in to_write:
+            write_shard(out, plan, shard, captions_of(shard, plan, found, captions), embedder, bar.update)
+    seconds = time.perf_counter() - start
+    multihost.barrier("all shards are written")
+
+    if not multihost.is_main_process():
+        return None
+    return EmbeddingResult(out, plan.fingerprint, report(finish(out, plan)), total, seconds)
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingResult:
+    """What `embed` has written.
+
+    Attributes:
+        out: the cache's folder.
+        fingerprint: of the text encoder.
+        report: the cache's content as lines of text.
+        embedded: captions embedded by this process in this call.
+        seconds: time that this took.
+    """
+
+    out: Path
+    fingerprint: str
+    report: str
+    embedded: int
+    seconds: float
+
+    def summary(self) -> str:
+        """Returns the result as lines of text."""
+        lines = [f"{self.out}: {self.report}"]
+        if self.embedded:
+            rate = self.embedded / self.seconds
+            lines.append(f"{self.embedded:,} captions embedded by this process just now, {rate:,.1f} captions/s")
+        lines.append(f"to train from it: --config.text.cache={self.out} --config.text.fingerprint={self.fingerprint}")
+        return "\n".join(lines)
+
+
+def make_plan(encoder: TextEncoder, found: Survey, dtype: str, shard_rows: int) -> Plan:
+    """What the cache of these captions will be; reads all of the encoder's weights for their fingerprint."""
+    return Plan(
+        fingerprint=encoder.fingerprint(),
+        length=encoder.length,
+        width=encoder.width,
+        dtype=dtype,
+        captions=len(found.keys),
+        given=found.given,
+        shard_rows=shard_rows,
+        captions_hash=hashlib.sha256(found.keys.tobytes()).hexdigest(),
+    )
+
+
+def report(manifest: Manifest) -> str:
+    """What a cache is, as lines for people."""
+    plan, shards = manifest
+    tokens, size, cut = (sum(getattr(shard, name) for shard in shards) for name in ("tokens", "bytes", "cut"))
+    error, worst = sum(shard.cosine_error for shard in shards) / tokens, max(s.worst_cosine_error for s in shards)
+    return (
+        f"{plan.captions - 1:,} distinct of {plan.given:,} captions and the empty one, in {plan.shards:,} shard(s) of "
+        f"{size / 1e6:,.1f} MB\n"
+        f"a caption has {tokens / plan.captions:.1f} tokens and {size / plan.captions:,.0f} bytes\n"
+        f"{cut:,} captions have more than {plan.length} tokens: their ends are not read\n"
+        f"1 - cosine of what the encoder said and {plan.dtype} keeps: {error:.1e}, of the worst token {worst:.1e}"
+    )

@@ -1,0 +1,261 @@
+"""The training loop: one stage, from its last checkpoint or from random weights, to its last step."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import ml_collections
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from imagen_jax.data.dataset import Examples
+from imagen_jax.data.pipeline import names_in_batch, position_in_batches_of, training_batches
+from imagen_jax.datasets.captions import Captions, training_captions
+from imagen_jax.datasets.from_config import make_buckets
+from imagen_jax.errors import ConfigError
+from imagen_jax.evaluation.previews import make_preview
+from imagen_jax.images.grid import save_png
+from imagen_jax.parallel import multihost, sharding
+from imagen_jax.stages import stage as stages
+from imagen_jax.stages.checkpoints import Checkpoints, check_batch_size, open_workdir
+from imagen_jax.stages.loss import mean_of_curve
+from imagen_jax.stages.stage import load_encoder_params
+from imagen_jax.text.embedding_cache import EmbeddingCache
+from imagen_jax.training.goodput import Clock, Goodput
+from imagen_jax.training.metric_writer import NoRecords, Records, announce
+from imagen_jax.training.oom import memory_told
+from imagen_jax.training.optimizers import make_optimizer
+from imagen_jax.training.preemption import Stop, stop_message
+from imagen_jax.training.progress_bar import Progress
+from imagen_jax.training.skip_updates import BadSteps
+from imagen_jax.training.state import TrainState, abstract_state
+from imagen_jax.training.step import make_train_step
+from imagen_jax.training.validate import check_training
+from imagen_jax.training.watchdog import Watchdog
+from imagen_jax.training.workdir_lock import check_writable, lock_workdir
+
+# Orbax has up to 128 of each item of a checkpoint open, and shards of data and logs are open too.
+OPEN_FILES = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingResult:
+    """How a call of `train` ended.
+
+    Attributes:
+        workdir: the stage's folder.
+        step: the last step, which is saved.
+        goodput: where the run's time went, as a sentence.
+        stopped_by: what asked the run to stop before its last step; empty if it is complete.
+    """
+
+    workdir: Path
+    step: int
+    goodput: str
+    stopped_by: str = ""
+
+    def summary(self) -> str:
+        """Returns the result as two lines of text."""
+        if self.stopped_by:
+            return f"{self.goodput}\n{stop_message(str(self.workdir), self.stopped_by, self.step)}"
+        files = "previews, loss.png, diagnostics.png and log.txt are there"
+        return f"{self.goodput}\n{self.workdir}: trained to step {self.step}; {files}"
+
+
+def train(
+    config: ml_collections.ConfigDict, workdir: str | Path, *, stop: Stop | None = None, clock: Clock | None = None
+) -> TrainingResult:
+    """Trains a stage, from its last checkpoint or from random weights, to its last step, or until asked to stop.
+
+    It runs in any thread, and does not handle signals; `preemption.stop_on_signals` makes a `stop` that does.
+
+    Args:
+        config: the stage.
+        workdir: the stage's folder; created if it does not exist.
+        stop: asks the run to save and to return.
+        clock: measures the run's time from its start; from this call on by default.
+
+    Returns:
+        The last step and how the run ended.
+
+    Raises:
+        ConfigError: at the start, before anything is written.
+        TrainingError: the run cannot continue; what it saved stays.
+    """
+    workdir = Path(workdir).expanduser()
+    check_writable(workdir)
+    multihost.allow_open_files(OPEN_FILES, "training")
+    with memory_told(config):
+        return _run(config, workdir, stop or Stop(), clock or Clock())
+
+
+def _run(config: ml_collections.ConfigDict, workdir: Path, stop: Stop, clock: Clock) -> TrainingResult:
+    """Trains a stage: the full story, in time order."""
+    training = config.training
+    check_training(config)
+    mesh = sharding.make_mesh(config.mesh)
+    stage = stages.build(config, stages.make_cached_encoder(config.text) if config.text.cache else None)
+    buckets, batches = open_data(config, stage, mesh)
+
+    optimizer = make_optimizer(config.optimizer)
+    abstract, init_state = abstract_state(stage.init, optimizer, config.seed, mesh, config.sharding_rules)
+    encoder_params = load_encoder_params(stage, mesh)
+    train_step = make_train_step(stage, optimizer, abstract, mesh)
+    preview = make_preview(stage, mesh)
+
+    say = functools.partial(announce, workdir)
+    with contextlib.ExitStack() as held:
+        held.enter_context(lock_workdir(workdir))
+        open_workdir(workdir, config)
+        go_on = training.on_failed_save == "go on"
+        checkpoints = Checkpoints(workdir, training.keep_checkpoints, training.keep_best, go_on, say)
+        held.callback(checkpoints.close)
+        if checkpoints.latest_step is None:
+            state = init_state()
+        else:
+            state, about = checkpoints.restore(abstract)
+            batches.set_state(position_after(about, training, len(buckets), say))
+
+        first = int(state.step)
+        records = begin_records(workdir, state, mesh)
+        goodput = Goodput(workdir, first, clock)
+        progress = Progress(
+            workdir.name,
+            first,
+            training.steps,
+            training.batch_size,
+            training.log_every,
+            records,
+            buckets[0].broken,
+            watch_updates(config, buckets, first, batches.get_state()["next_index"], say).see,
+            goodput.metrics,
+        )
+        held.enter_context(Watchdog(clock, training.stall_seconds, workdir, say))
+
+        for step in range(first + 1, training.steps + 1):
+            with clock.spend("step" if stop.ready else "compile", step):
+                with clock.spend("data", step):
+                    batch = sharding.put_batch(progress.next_of(batches), mesh)
+                state, metrics = train_step(state, encoder_params, batch)
+                progress.step(step, metrics)
+            stop.ready = True
+            goodput.tick(step)
+            if stop.agreed():
+                break
+            score = None
+            if step % training.preview_every == 0 or step == training.steps:
+                with clock.spend("evaluation", step):
+                    score = record_preview(step, *preview(state.ema_params, encoder_params), workdir, records)
+            if step % training.save_every == 0 or step == training.steps:
+                with clock.spend("checkpoint", step):
+                    checkpoints.save(state, batches.get_state(), config, score)
+                goodput.record(step)
+            elif checkpoints.failed():
+                checkpoints.wait()
+
+        progress.close()
+        step = int(state.step)
+        with clock.spend("checkpoint", step):
+            checkpoints.save(state, batches.get_state(), config)
+            checkpoints.close()
+        goodput.record(step)
+        stopped_by = stop.reason if stop.asked and step < training.steps else ""
+        records.log(goodput.words())
+        records.log(f"stopped by {stopped_by} at step {step}, which is saved" if stopped_by else f"done at step {step}")
+        records.close()
+    return TrainingResult(workdir, step, goodput.words(), stopped_by)
+
+
+def open_data(
+    config: ml_collections.ConfigDict, stage: stages.Stage, mesh: jax.sharding.Mesh
+) -> tuple[list[Examples], grain.DatasetIterator]:
+    """(the examples, those of each bucket of sizes; this process's part of the batches of them, without end).
+
+    Raises:
+        UsageError: the data cannot be opened, or the cache of embeddings lacks a caption of theirs.
+    """
+    tokenize = stage.encoder.tokenize
+    buckets = make_buckets(config.data, config.data.split, config.image_size, config.channels)
+    if isinstance(tokenize, EmbeddingCache):
+        check_captions(tokenize, training_captions(config, [examples.source for examples in buckets]))
+    batches = training_batches(
+        buckets,
+        text=tokenize.arrays,
+        batch_size=config.training.batch_size,
+        seed=config.seed,
+        threads=config.data.threads,
+        prefetch=config.data.prefetch,
+        rows=sharding.own_rows(config.training.batch_size, mesh),
+    )
+    return buckets, batches
+
+
+def begin_records(workdir: Path, state: TrainState, mesh: jax.sharding.Mesh) -> Records | NoRecords:
+    """The records of a run that goes on from a state; the process that does not write has none."""
+    first = int(state.step)
+    records = Records(workdir, first) if multihost.is_main_process() else NoRecords()
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    records.log(
+        f"{'resumed' if first else 'started'} at step {first}: {count:,} parameters, {mesh.size} device(s) of "
+        f"{jax.process_count()} process(es)"
+    )
+    return records
+
+
+def watch_updates(
+    config: ml_collections.ConfigDict, buckets: list[Examples], first: int, batch: int, say: Callable[[str], None]
+) -> BadSteps:
+    """Tells of skipped updates by the examples of their batches, of which ``batch`` is that of step ``first`` + 1."""
+    size, seed = config.training.batch_size, config.seed
+    return BadSteps(
+        config.training.max_bad_steps,
+        lambda step: names_in_batch(buckets, size, seed, batch + step - first - 1),
+        say,
+    )
+
+
+def record_preview(
+    step: int, grid: Image.Image, measured: dict[str, float], workdir: Path, records: Records | NoRecords
+) -> float:
+    """Writes down the previews of a step and what was measured of them; returns the mean of their held-out losses."""
+    records.scalars(step, measured)
+    if multihost.is_main_process():
+        save_png(grid, workdir / "previews" / f"{step:08d}.png")
+        records.image(step, "preview", np.asarray(grid))
+    return mean_of_curve(measured)
+
+
+def position_after(
+    about: dict[str, Any], training: ml_collections.ConfigDict, buckets: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """The data iterator's state after a checkpoint, in batches of this run. Raises UsageError if it may not change."""
+    before, now = about["config"]["training"]["batch_size"], training.batch_size
+    check_batch_size(before, now, training.allow_batch_change)
+    if before != now and buckets > 1:
+        raise ConfigError(
+            f"training.batch_size {now} instead of {before} would lose the position in the data: batches of {buckets} "
+            "sizes (data.buckets) take turns; keep it"
+        )
+    position, skipped = position_in_batches_of(about["data"], before, now)
+    if before != now:
+        say(
+            f"training.batch_size is {now} instead of {before}: the data go on with batch {position['next_index']}, "
+            f"{skipped} example(s) being skipped and none repeated"
+        )
+    return position
+
+
+def check_captions(cache: EmbeddingCache, captions: Captions) -> None:
+    """Raises UsageError if the cache lacks a caption of an example; of several processes each looks at some."""
+    part = range(jax.process_index(), len(captions), jax.process_count())
+    hidden = not multihost.is_main_process()
+    with tqdm(part, desc="captions in cache", unit=" examples", unit_scale=True, disable=hidden) as bar:
+        cache.check(caption for example in bar for caption in captions[example])

@@ -1,0 +1,384 @@
+"""Every wrong use ends in one sentence and exit code 2, and has written nothing."""
+
+import json
+import subprocess
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+from PIL import Image
+
+from imagen_jax import commands, sample
+from imagen_jax.errors import ConfigError
+from imagen_jax.stages import stage as stages
+from imagen_jax.training import loop
+from tests.helpers.configs import ROOT, STEPS, base_config, contents, sr_config, write_stage
+
+pytest_plugins = ("tests.helpers.fixtures",)
+# ml_collections loads config files by it
+pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
+BASE = f"--config={ROOT}/configs/shapes_base.py:tiny"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a command within this process: (exit code, stdout, stderr)."""
+
+    def run(command, *arguments):
+        monkeypatch.setattr(sys, "argv", [command.__name__, *map(str, arguments)])
+        with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
+            commands.run(command.main)
+        return ended.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def refused(run, tmp_path):
+    """Runs a command that must be refused; its sentence."""
+
+    def refused(command, *arguments):
+        before = contents(tmp_path)
+        code, out, error = run(command, *arguments)
+        assert code == 2
+        assert error.startswith("error: ")
+        assert error.endswith("\n")
+        assert error.count("\n") == 1
+        assert "Traceback" not in error
+        assert contents(tmp_path) == before
+        return error.removeprefix("error: ").strip()
+
+    return refused
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ([], "--config is missing"),
+        ([BASE], "--workdir is missing"),
+        (["--config=configs/none.py"], "config file 'configs/none.py' does not exist"),
+        ([f"{BASE}ny"], "has no variant 'tinyny': give none, :wide, :transparent or :tiny"),
+        ([BASE, "--config.model.chanels=8"], "the config has no key 'model.chanels': the nearest is 'model.channels'"),
+        ([BASE, "--config.optimizer.lr=1"], "the config has no key 'optimizer.lr'"),
+        ([BASE, "--config.model=8"], "config key 'model' is a group: set its members one by one"),
+        ([BASE, "--config.training.steps=many"], "many"),
+        ([BASE, "--config.optimizer.learning_rate=high"], "high"),
+        (
+            [BASE, "--config.image_size=(48,64)"],
+            "'image_size' is one number in its file, and no flag makes it '(48,64)'",
+        ),
+        (["--config.seed=1"], "changes a config, but no --config=FILE is given"),
+        ([BASE, "--workdri=x"], "workdri"),
+        ([BASE, "runs/base"], "'runs/base' is not a flag: give flags as --name=value"),
+    ],
+    ids=str,
+)
+def test_wrong_flags_of_train_are_refused(refused, arguments, said):
+    assert said in refused(loop, *arguments)
+
+
+@pytest.fixture
+def cache_of():
+    """What jax is told of a folder for compiled programs when it has been told ``told``."""
+    before = jax.config.jax_compilation_cache_dir
+
+    def cache_of(told):
+        jax.config.update("jax_compilation_cache_dir", told)
+        commands.keep_compiled_programs()
+        return jax.config.jax_compilation_cache_dir
+
+    yield cache_of
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_compiled_programs_are_kept_at_home_unless_told_where(cache_of, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_of("elsewhere") == "elsewhere"
+    assert not list(tmp_path.iterdir())
+    home = tmp_path / ".cache" / "imagen_jax" / "xla"
+    assert cache_of(None) == str(home)
+    assert home.is_dir()
+
+
+def test_without_a_home_to_write_to_commands_run_all_the_same(cache_of, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    assert cache_of(None) is None
+
+
+@pytest.fixture
+def overridden(monkeypatch):
+    """The config that a command line gives."""
+
+    def overridden(*arguments):
+        argv = ["train", *arguments]
+        monkeypatch.setattr(sys, "argv", argv)
+        with flagsaver.flagsaver():
+            commands.parse_flags(argv)
+            return loop.CONFIG.value
+
+    return overridden
+
+
+def test_overrides_reach_the_config(overridden):
+    config = overridden(BASE, "--config.model.channels=8", "--config.training.steps=7", "--config.text.model=random")
+    assert (config.model.channels, config.training.steps, config.text.model) == (8, 7, "random")
+
+
+def test_sizes_can_be_overridden(overridden):
+    assert stages.image_size(overridden(BASE, "--config.image_size=64")) == (64, 64)
+    # a config whose size is a pair takes both
+    wide = BASE.replace(":tiny", ":wide")
+    assert stages.image_size(overridden(wide, "--config.image_size=(48,64)")) == (48, 64)
+    assert stages.image_size(overridden(wide, "--config.image_size=64")) == (64, 64)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"training.batch_size": 12}, "batch_size 12 is not divisible by 8 devices .*: give 8 or 16"),
+        ({"training.accumulation": 2}, "batch_size 8 is not divisible by 8 devices .* × 2 micro-batches .*: give 16"),
+        ({"training.accumulation": 0}, "config.training.accumulation 0 is no whole number"),
+        ({"training.remat": "some"}, "config.training.remat 'some' is not known: choose one of none, dots, full"),
+        ({"sharding_rules": (("stem", ("model",)),)}, r"config.sharding_rules\[0\] .* has other axes than data, fsdp"),
+        ({"sharding_rules": (("sten", ()),)}, "config.sharding_rules: 'sten' is found in the path of no parameter"),
+        ({"mesh.data": 3}, "mesh data=3, fsdp=1 does not fit 8 devices"),
+        ({"mesh.fsdp": -1}, "more than one -1"),
+        ({"mesh.spatial": 8}, "config.image_size 8 cannot be split over 8 devices"),
+        ({"model.network": "vit"}, "config.model.network 'vit' is not known"),
+        ({"text.model": "/none/there"}, "/none/there"),
+        ({"diffusion.prediction": "y"}, "config.diffusion.prediction 'y' is not known"),
+        ({"diffusion.schedule": "y"}, "config.diffusion.schedule 'y' is not known"),
+        ({"data.source": "cats"}, "config.data.source 'cats' is not known: choose one of shapes, digits, folder"),
+        ({"data.split": "all"}, "split 'all'"),
+        ({"data.validation_split": "all"}, "split 'all'"),
+        ({"data.examples": 0}, "config.data.examples 0 is no whole number in"),
+        ({"data.bits": 12}, "config.data.bits 12 is not known: choose one of 8, 16"),
+        ({"data.transparent": True}, "have 4 channels, config.channels is 3: set it to 4"),
+        ({"sampling.bits": 10}, "config.sampling.bits 10 is not known: choose one of 8, 16"),
+        ({"sampling.tile_size": 4}, "tile_size 4 is for stages that do not know the places of pixels"),
+        ({"channels": 1}, "have 3 channels, config.channels is 1: set it to 3"),
+        ({"optimizer.name": "sgd"}, "optimizer.name 'sgd' is not known"),
+        ({"optimizer.warmup_steps": 99}, "optimizer.warmup_steps 99"),
+        ({"optimizer.first_moment_dtype": "int8"}, "optimizer.first_moment_dtype 'int8' is not known"),
+        ({"sampling.sampler": "euler"}, "sampler 'euler' is not known"),
+        ({"sampling.threshold": "soft"}, "threshold 'soft' is not known"),
+        ({"sampling.threshold": "dynamic", "sampling.percentile": 120.0}, "percentile 120.0"),
+        ({"sampling.steps": 0}, "config.sampling.steps 0 is no whole number in"),
+        ({"training.log_every": 0}, "config.training.log_every 0 must be a whole number of at least 1"),
+        ({"training.save_every": 0}, "config.training.save_every 0 must be a whole number of at least 1"),
+        ({"training.preview_every": -1}, "config.training.preview_every -1 must be a whole number of at least 1"),
+        ({"training.preview_count": 0}, "config.training.preview_count 0 is no whole number"),
+        ({"training.keep_checkpoints": 0}, "config.training.keep_checkpoints 0 must be a whole number of at least 1"),
+    ],
+    ids=str,
+)
+def test_a_config_that_cannot_be_trained_is_refused_before_anything_is_written(tmp_path, changes, said):
+    with pytest.raises(ConfigError, match=said) as refused:
+        loop.train(base_config(**changes), tmp_path / "stage")
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "stage").exists()
+
+
+def test_a_run_with_another_config_is_refused(base_folder):
+    before = contents(base_folder)
+    with pytest.raises(ConfigError, match="seed was 0 and is now 1"):
+        loop.train(base_config(seed=1), base_folder)
+    assert contents(base_folder) == before
+
+
+def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigError, match="--workdir .* cannot be written"):
+        loop.train(base_config(), tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.fixture
+def chain(tmp_path):
+    """Stage folders that chain and have no checkpoint, as a flag."""
+    folders = [write_stage(tmp_path / "base", base_config()), write_stage(tmp_path / "sr", sr_config())]
+    return f"--stages={folders[0]},{folders[1]}"
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--prompts="], "there is no prompt to draw"),
+        (["--prompts= ; ;"], "there is no prompt to draw"),
+        (["--prompts_file=none.txt"], "--prompts_file 'none.txt' cannot be read"),
+        (["--prompts=a ring", "--stages="], "--stages is missing"),
+        (["--prompts=a ring", "--stages=runs/none"], "stage folder 'runs/none' does not exist"),
+        (["--prompts=a ring", "--steps=1,2,3"], "--steps has 3 values for 2 stages: give one for all, or one for each"),
+        (["--prompts=a ring", "--sampler=ddim,ddim,ddpm"], "--sampler has 3 values for 2 stages"),
+        (["--prompts=a ring", "--guidance=much"], "--guidance 'much' is not a number"),
+        (["--prompts=a ring", "--churn=much"], "--churn 'much' is not a number"),
+        (["--prompts=a ring", "--grid=karras,uniform,karras"], "--grid has 3 values for 2 stages"),
+        (["--prompts=a ring", "--steps=1.5"], "--steps '1.5' is not a whole number"),
+        (["--prompts=a ring;a cross", "--guidance=1;2;3"], "--guidance has weights for 3 prompts, and there are 2"),
+        (["--prompts=a ring", "--guidance_resclae=1"], "Did you mean: guidance_rescale ?"),
+        (["--prompts=a ring", "--batch_size=0"], "batch_size"),
+        (["--prompts=a ring", "--seed=-1"], "seed"),
+        (["--prompts=a ring"], "has no complete checkpoint: train it first"),
+    ],
+    ids=str,
+)
+def test_wrong_flags_of_sample_are_refused(refused, chain, tmp_path, arguments, said):
+    assert said in refused(sample, chain, f"--out={tmp_path}/out", *arguments)
+
+
+def test_stages_in_the_wrong_order_are_refused(refused, chain, tmp_path):
+    first, second = chain.removeprefix("--stages=").split(",")
+    said = refused(sample, f"--stages={second},{first}", "--prompts=a ring", f"--out={tmp_path}/out")
+    assert said.endswith("put a base stage of 8×8 before it")
+
+
+def test_a_file_in_the_place_of_out_is_refused(refused, base_folder, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    said = refused(sample, f"--stages={base_folder}", "--prompts=a ring", f"--out={tmp_path}/file")
+    assert "--out" in said
+    assert "cannot be written" in said
+    said = refused(sample, f"--stages={base_folder}", "--prompts=a ring")
+    assert said.startswith("--out is missing")
+
+
+@pytest.mark.parametrize(
+    "environment, flag_values, place",
+    [
+        ({}, [], (None, None, None)),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "0"}, [], ("a:1", 4, 0)),
+        ({"JAX_NUM_PROCESSES": "4"}, ["--process_count=8", "--process_index=7"], (None, 8, 7)),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, ["--coordinator=b:2"], ("b:2", None, None)),
+    ],
+    ids=str,
+)
+def test_launchers_say_in_the_environment_where_a_process_stands_and_flags_say_it_louder(
+    monkeypatch, environment, flag_values, place
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with flagsaver.flagsaver():
+        commands.parse_flags(["train", *flag_values])
+        assert commands.place_among_processes() == place
+
+
+def test_a_place_that_is_no_number_is_refused(refused, monkeypatch):
+    monkeypatch.setenv("JAX_PROCESS_ID", "first")
+    assert refused(sample) == "$JAX_PROCESS_ID 'first' is not a number: set it to one, or give --process_index"
+
+
+def test_a_command_for_one_process_is_not_run_by_several(refused):
+    command = types.SimpleNamespace(__name__="alone", main=lambda: pytest.fail("it ran"))
+    place = ["--coordinator=localhost:1", "--process_count=2", "--process_index=1"]
+    said = "--process_count is 2, but this command runs in one process: start it once"
+    assert refused(command, *place) == said
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
+
+
+def test_sample_draws_each_prompt(run, base_folder, sr_folder, tmp_path):
+    prompts = "a red circle; ; two blue squares;a ring "
+    stages = f"--stages={base_folder}, {sr_folder},"
+    walk = ["--sampler=dpm_solver,ddpm", "--steps=3", "--grid=karras,quadratic", "--variance=large"]
+    code, out, _ = run(
+        sample, stages, f"--prompts={prompts}", f"--out={tmp_path}/a", "--guidance=3,1;2;4", "--columns=2", *walk
+    )
+    assert code == 0
+    assert out.startswith("3 pictures: ")
+    names = sorted(path.name for path in (tmp_path / "a" / "images").iterdir())
+    assert names == ["0000.png", "0001.png", "0002.png"]
+    assert pixels(tmp_path / "a" / "samples.png").std() > 10
+    # from a file, in other batches: the same pictures
+    (tmp_path / "prompts.txt").write_text(prompts.replace(";", "\n"))
+    file = f"--prompts_file={tmp_path}/prompts.txt"
+    code, *_ = run(sample, stages, file, f"--out={tmp_path}/b", "--guidance=3,1;2;4", "--batch_size=2", *walk)
+    assert code == 0
+    for name in names:
+        first, second = (pixels(tmp_path / out / "images" / name) for out in ("a", "b"))
+        assert first.shape == (16, 16, 3)
+        assert np.abs(first - second).max() <= 1
+
+
+def in_a_process_of_its_own(module, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", f"imagen_jax.{module}", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_process_that_is_used_wrongly_ends_with_2_and_one_line(tmp_path):
+    ended = in_a_process_of_its_own("train", BASE, f"--workdir={tmp_path}/stage", "--config.training.batch_size=9")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: batch_size 9 is not divisible by 8 devices")
+    assert ended.stderr.count("\n") == 1
+    assert ended.stdout == ""
+    assert not (tmp_path / "stage").exists()
+
+
+def test_evaluate_refuses_an_unknown_judge(tmp_path):
+    config = f"--config={ROOT}/configs/shapes_eval.py"
+    ended = in_a_process_of_its_own("evaluate", config, "--config.judge=people", "--stages=x", f"--out={tmp_path}/out")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "error: config.judge 'people' is not known: choose one of shapes, digits, or '' for none\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluate_scores_a_cascade(base_folder, sr_folder, tmp_path):
+    config = [f"--config={ROOT}/configs/shapes_eval.py", "--config.count=10", "--config.batch_size=4"]
+    settings = ["--steps=1,2", "--guidance=3", "--churn_range=0.1:inf"]
+    stages = f"--stages={base_folder},{sr_folder}"
+    ended = in_a_process_of_its_own("evaluate", *config, stages, f"--out={tmp_path}", *settings)
+    assert ended.returncode == 0, ended.stderr
+    assert "Traceback" not in ended.stderr
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["all"]["total"] == 10
+    assert "rate" in ended.stdout
+    # what was trained for six steps draws nothing right
+    assert scores["all"]["right"] <= 1
+    assert pixels(tmp_path / "wrong.png").std() > 10
+    base, larger = json.loads((tmp_path / "diagnostics.json").read_text())
+    assert (base["image_size"], larger["image_size"], larger["step"]) == (8, 16, STEPS)
+    for stage, steps in ((base, 1), (larger, 2)):
+        drawn_with = {name: stage["sampling"][name] for name in ("steps", "guidance", "churn_range")}
+        assert drawn_with == {"steps": steps, "guidance": 3.0, "churn_range": [0.1, float("inf")]}
+        assert 0 <= stage["measures"]["saturation"] <= 1
+        assert stage["measures"]["held_out_loss_at_noise/0.95"] > 0
+    assert "consistency_db" not in base["measures"]
+    assert 0 < larger["measures"]["consistency_db"] < 59
+    for name, value in larger["measures"].items():
+        assert any(name in line and f"{value:.4g}" in line for line in ended.stdout.splitlines())
+    with Image.open(tmp_path / "diagnostics.png") as figure:
+        assert figure.width > 600
+
+
+def test_help_names_the_flags():
+    ended = in_a_process_of_its_own("sample", "--help")
+    assert ended.returncode == 0
+    for flag in ("--stages", "--prompts", "--out", "--seed", "--guidance_rescale"):
+        assert flag in ended.stdout
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_run_saves_when_it_is_due_and_at_its_end(base_folder):
+    assert sorted(path.name for path in (base_folder / "checkpoints").iterdir()) == ["3", str(STEPS)]
+
+
+def test_prepare_writes_a_data_set_once(tmp_path):
+    to_digits = ("prepare", "--dataset=digits", f"--out={tmp_path}")
+    first = in_a_process_of_its_own(*to_digits)
+    assert first.returncode == 0, first.stderr
+    assert f"{tmp_path}/digits/1.0.0 is prepared: train 1437, test 360 examples" in first.stdout
+    before = contents(tmp_path)
+    again = in_a_process_of_its_own(*to_digits)
+    assert again.returncode == 0, again.stderr
+    assert f"{tmp_path}/digits/1.0.0 is there already" in again.stdout
+    assert contents(tmp_path) == before

@@ -1,0 +1,191 @@
+import collections
+import itertools
+import re
+
+import numpy as np
+import pytest
+
+from imagen_jax.datasets.shapes.captions import MAX_BYTES, Claim, Description, category, describe, parse, word
+from imagen_jax.datasets.shapes.scene_sampling import sample
+from imagen_jax.datasets.shapes.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    POSITIONS,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    SPLITS,
+    USUAL_BACKGROUND,
+    USUAL_POSITION,
+    position,
+)
+from imagen_jax.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def worded():
+    rng = np.random.default_rng(0)
+    scenes = [sample(split, rng) for split in SPLITS for _ in range(3000)]
+    descriptions = [describe(scene, rng) for scene in scenes]
+    return [(scene, d, word(d, rng)) for scene, d in zip(scenes, descriptions, strict=True)]
+
+
+def test_parse_is_the_inverse_of_word(worded):
+    for _, description, caption in worded:
+        assert parse(caption) == description, caption
+
+
+def test_parse_is_the_inverse_of_word_over_the_whole_grammar():
+    rng = np.random.default_rng(0)
+    looks = list(itertools.product(("", *SIZES), ("", *COLOURS), ("", *SHAPES)))
+    grounds, places = ("", *BACKGROUNDS), ("", *POSITIONS)
+    for look in looks:
+        for count in (1, 2, 3, 4):
+            position = places[rng.integers(len(places))] if count == 1 else ""
+            description = Description((Claim(count, *look, position),), background=grounds[rng.integers(len(grounds))])
+            assert parse(word(description, rng)) == description
+        for relation in ("", *RELATIONS):
+            other = looks[rng.integers(len(looks))]
+            ground = grounds[rng.integers(len(grounds))]
+            description = Description((Claim(1, *look), Claim(1, *other)), relation, ground)
+            assert parse(word(description, rng)) == description
+
+
+def test_captions_are_short_lower_case_ascii(worded):
+    lengths = [len(caption.encode("ascii")) for _, _, caption in worded]
+    assert all(caption == caption.lower() for _, _, caption in worded)
+    assert max(lengths) <= MAX_BYTES
+    assert 30 <= np.mean(lengths) <= 55
+
+
+def test_the_longest_caption_fits():
+    rng = np.random.default_rng(0)
+    longest = max(SIZES, key=len), max(COLOURS, key=len), max(SHAPES, key=len)
+    ground = max(BACKGROUNDS, key=len)
+    pair = [Description((Claim(1, *longest), Claim(1, *longest)), relation, ground) for relation in RELATIONS]
+    single = [Description((Claim(1, *longest, max(POSITIONS, key=len)),), background=ground)]
+    lengths = [len(word(description, rng)) for description in pair + single for _ in range(300)]
+    assert 85 <= max(lengths) <= MAX_BYTES
+
+
+def test_descriptions_are_true_of_their_scene(worded):
+    for scene, description, caption in worded:
+        assert description.background in ("", scene.background), caption
+        assert sum(claim.count for claim in description.claims) == len(scene.things), caption
+        for claim in description.claims:
+            alike = [t for t in scene.things if claim.size in ("", t.size) and claim.colour in ("", t.colour)]
+            assert any(claim.shape in ("", thing.shape) for thing in alike), caption
+        if description.relation:
+            # One thing fits each claim, so that the relation has one meaning.
+            first, second = ([t for t in scene.things if _fits(claim, t)] for claim in description.claims)
+            chosen = [(a, b) for a in first for b in second if a is not b]
+            assert len(chosen) == 1, caption
+            (a, b), axis = chosen[0], "x" if description.relation == "left of" else "y"
+            assert getattr(a, axis) < getattr(b, axis), caption
+
+
+def _fits(claim, thing):
+    said = (claim.size, thing.size), (claim.colour, thing.colour), (claim.shape, thing.shape)
+    return all(claimed in ("", true) for claimed, true in said)
+
+
+def test_held_out_captions_say_what_is_held_out(worded):
+    for _, description, caption in worded[-3000:]:
+        assert all(claim.colour and claim.shape for claim in description.claims), caption
+        assert description.relation or len(description.claims) == 1, caption
+
+
+def test_every_word_occurs(worded):
+    words = collections.Counter(w for _, _, caption in worded for w in re.findall(r"[a-z]+", caption))
+    nouns = (*SHAPES, "object", "shape")
+    plurals = {noun + ("es" if noun == "cross" else "s") for noun in nouns}
+    positions = {w for position in POSITIONS for w in position.split()}
+    expected = {*nouns, *plurals, *COLOURS, *SIZES, *BACKGROUNDS, *positions, "a", "an", "one", "two", "three", "four"}
+    expected |= {"on", "in", "at", "the", "to", "of", "is", "and", "above", "below", "background"}
+    assert set(words) == expected
+    assert min(words.values()) >= 10
+
+
+def test_every_category_and_attribute_is_claimed_and_left_unsaid(worded):
+    assert {category(d) for _, d, _ in worded} == {"single object", "two objects", "count"}
+    for kind in ("single object", "two objects", "count"):
+        claims = [(d, claim) for _, d, _ in worded if category(d) == kind for claim in d.claims]
+        for attribute in ("size", "colour", "shape"):
+            said = np.mean([bool(getattr(claim, attribute)) for _, claim in claims])
+            assert 0.1 < said < 1, (kind, attribute)
+        assert 0.75 < np.mean([bool(d.background) for d, _ in claims]) < 0.95
+
+
+def test_only_the_usual_background_goes_unsaid(worded):
+    assert {scene.background for scene, d, _ in worded if not d.background} == {USUAL_BACKGROUND}
+    assert {d.background for _, d, _ in worded} == {"", *BACKGROUNDS}
+
+
+def test_only_the_usual_position_goes_unsaid(worded):
+    singles = [(scene.things[0], d.claims[0].position) for scene, d, _ in worded if len(scene.things) == 1]
+    unsaid = [position(thing.x, thing.y) for thing, said in singles if not said]
+    assert set(unsaid) == {USUAL_POSITION}
+    assert 0.1 < len(unsaid) / len(singles) < 0.3
+    assert {said for _, said in singles} == {"", *POSITIONS}
+
+
+def test_one_scene_has_several_wordings():
+    description = parse("a red circle to the left of a blue square on a black background")
+    rng = np.random.default_rng(0)
+    captions = {word(description, rng) for _ in range(400)}
+    assert "on a black background, a red circle is to the left of a blue square" in captions
+    assert "a blue square right of a red circle on a black background" in captions
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("a blue square to the right of a red circle", "a red circle left of a blue square"),
+        ("a pink ring is below a cross", "a cross above a pink ring"),
+        ("a green ring and a cyan cross", "a cyan cross and a green ring"),
+        ("  A   Small RED\tcircle in the Top Left. ", "top left: a small red circle"),
+        ("on a grey background, 3 yellow crosses", "three yellow crosses on a gray background"),
+        ("red circle in the center", "one red circle in the centre"),
+        ("a red shape", "a red object"),
+    ],
+)
+def test_statements_that_say_the_same_are_equal(text, same):
+    assert parse(text) == parse(same)
+
+
+def test_parse_reads_what_is_said():
+    assert parse("two large orange triangles on a tan background") == Description(
+        (Claim(2, "large", "orange", "triangle"),), background="tan"
+    )
+    assert parse("top: a ring").claims == (Claim(1, shape="ring", position="top"),)
+    assert parse("a red ring below a circle") == Description(
+        (Claim(shape="circle"), Claim(1, "", "red", "ring")), "above"
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a red fox",
+        "circles",
+        "a red circles",
+        "two red circle",
+        "five red circles",
+        "two red circles in the top left",
+        "two red circles left of a blue square",
+        "a red circle left of a blue square above a ring",
+        "a circle red",
+        "a red circle on a blue background",
+        "a red circle on a black background on a black background",
+    ],
+)
+def test_parse_names_a_text_outside_the_grammar(text):
+    with pytest.raises(ValueError, match=re.escape(repr(text))) as caught:
+        parse(text)
+    assert isinstance(caught.value, ConfigError)
+
+
+def test_parse_names_the_first_word_it_does_not_know():
+    with pytest.raises(ValueError, match="no word 'fox'"):
+        parse("a red fox on a sledge")

@@ -1,0 +1,388 @@
+"""The reader must believe true pictures, also slightly blemished ones, and no others."""
+
+import collections
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from imagen_jax.datasets.shapes import scenes
+from imagen_jax.datasets.shapes.captions import Claim, Description, category, parse
+from imagen_jax.datasets.shapes.judge import compare, judge, read, score, wilson
+from imagen_jax.datasets.shapes.render import render
+from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLOURS, SHAPES, Scene, Thing
+from imagen_jax.datasets.shapes.source import ShapesSource
+from imagen_jax.errors import ConfigError
+
+ATTRIBUTES = ("objects", "colour", "shape", "size", "count", "position", "relation", "attribute binding", "background")
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Scenes with all that is true of them said, and what is read from their pictures."""
+    examples = []
+    for split in ("train", "held_out"):
+        source = ShapesSource(11, split, 64, 400)
+        for i in range(400):
+            scene = source.scene(i)
+            examples.append((scene, said_in_full(scene), read(source[i].image)))
+    return examples
+
+
+def said_in_full(scene):
+    kind, things = scenes.kind(scene), scene.things
+    if kind == "pair":
+        claims = tuple(Claim(1, t.size, t.colour, t.shape) for t in things)
+        relation = scenes.relation(*((t.x, t.y) for t in things))
+        return Description(claims, relation, scene.background)
+    position = scenes.position(things[0].x, things[0].y) if kind == "single" else ""
+    claim = Claim(len(things), things[0].size, things[0].colour, things[0].shape, position)
+    return Description((claim,), background=scene.background)
+
+
+def blemished(image, rng, blur, noise):
+    pixels = ndimage.gaussian_filter(image / 255.0, (blur, blur, 0)) + rng.normal(0, noise, image.shape)
+    return np.uint8(np.clip(pixels, 0, 1) * 255 + 0.5)
+
+
+def test_true_pictures_are_right_in_every_attribute(drawn):
+    outcomes = collections.defaultdict(list)
+    for _, description, picture in drawn:
+        for attribute, right in dataclasses.asdict(compare(picture, description)).items():
+            if right is not None:
+                outcomes[attribute].append(right)
+    assert len(outcomes) == 10
+    for attribute, right in outcomes.items():
+        assert len(right) >= 80
+        assert np.mean(right) >= 0.995, attribute
+
+
+def test_things_are_found_where_they_are(drawn):
+    for scene, _, picture in drawn:
+        for thing in scene.things:
+            found = min(picture.things, key=lambda f: abs(f.x - thing.x) + abs(f.y - thing.y))
+            assert (found.x, found.y, found.radius) == pytest.approx((thing.x, thing.y, thing.radius), abs=0.005)
+            assert found.fit > 0.95
+
+
+@pytest.mark.parametrize(
+    ("split", "resolution", "blur", "noise", "least"),
+    [
+        ("train", 64, 0.7, 0.05, 0.98),
+        ("held_out", 64, 0.7, 0.05, 0.98),
+        ("train", 32, 0.0, 0.0, 0.98),
+        ("train", 32, 0.35, 0.03, 0.98),
+        ("train", 128, 0.0, 0.0, 0.995),
+        ("train", 128, 1.4, 0.05, 0.98),
+        ("held_out", (48, 96), 0.35, 0.03, 0.98),
+        ("train", (96, 64), 0.7, 0.05, 0.98),
+    ],
+)
+def test_blemishes_and_other_resolutions_change_little(split, resolution, blur, noise, least):
+    rng = np.random.default_rng(0)
+    number = 100 if resolution == 128 else 300
+    source = ShapesSource(12, split, resolution, number)
+    images = [blemished(source[i].image, rng, blur, noise) for i in range(number)]
+    table = score(images, [said_in_full(source.scene(i)) for i in range(number)])
+    for attribute in (*ATTRIBUTES, "all"):
+        assert table[attribute]["rate"] >= least, attribute
+
+
+def test_things_are_found_where_they_are_in_pictures_of_any_aspect():
+    source = ShapesSource(11, "train", (48, 96), 60)
+    for i in range(60):
+        picture = read(source[i].image)
+        for thing in source.scene(i).things:
+            found = min(picture.things, key=lambda f: abs(f.x - thing.x) + abs(f.y - thing.y))
+            assert (found.x, found.y, found.radius) == pytest.approx((thing.x, thing.y, thing.radius), abs=0.008)
+
+
+@pytest.mark.parametrize("shift", [(18, 0, 0), (0, -18, 0), (10, 10, -10), (-10, 0, 15)])
+def test_a_slight_error_of_colour_is_forgiven(shift):
+    source = ShapesSource(13, "train", 64, 60)
+    images = [np.uint8(np.clip(source[i].image + np.array(shift), 0, 255)) for i in range(60)]
+    assert score(images, [source.description(i) for i in range(60)])["all"]["rate"] >= 0.98
+
+
+# How a caption can be wrong in one thing: each changes that in a full description; None if it says no such thing.
+
+
+def other(of, true, rng):
+    rest = [name for name in of if name not in true]
+    return rest[rng.integers(len(rest))]
+
+
+def with_claim(description, which, **changes):
+    claims = list(description.claims)
+    claims[which] = dataclasses.replace(claims[which], **changes)
+    return dataclasses.replace(description, claims=tuple(claims))
+
+
+def wrong_colour(d, rng):
+    return with_claim(d, rng.integers(len(d.claims)), colour=other(COLOURS, {c.colour for c in d.claims}, rng))
+
+
+def wrong_shape(d, rng):
+    return with_claim(d, rng.integers(len(d.claims)), shape=other(SHAPES, {c.shape for c in d.claims}, rng))
+
+
+def wrong_size(d, rng):
+    which = rng.integers(len(d.claims))
+    return with_claim(d, which, size={"small": "large", "large": "small"}[d.claims[which].size])
+
+
+def wrong_count(d, rng):
+    count = d.claims[0].count
+    return with_claim(d, 0, count=other((1, 2, 3, 4), {count}, rng)) if count > 1 else None
+
+
+def wrong_position(d, rng):
+    claim = d.claims[0]
+    return with_claim(d, 0, position=other(scenes.POSITIONS, {claim.position}, rng)) if claim.position else None
+
+
+def wrong_relation(d, rng):
+    return dataclasses.replace(d, relation=other(scenes.RELATIONS, {d.relation}, rng)) if d.relation else None
+
+
+def wrong_background(d, rng):
+    return dataclasses.replace(d, background=other(BACKGROUNDS, {d.background}, rng))
+
+
+def swapped_colours(d, rng):
+    if len({claim.colour for claim in d.claims}) < 2 or len({claim.shape for claim in d.claims}) < 2:
+        return None
+    first, second = d.claims
+    return with_claim(with_claim(d, 0, colour=second.colour), 1, colour=first.colour)
+
+
+WRONG = {
+    wrong_colour: "colour",
+    wrong_shape: "shape",
+    wrong_size: "size",
+    wrong_count: "count",
+    wrong_position: "position",
+    wrong_relation: "relation",
+    wrong_background: "background",
+    swapped_colours: "binding",
+}
+
+
+@pytest.mark.parametrize("change", WRONG, ids=lambda change: change.__name__)
+def test_captions_with_one_thing_wrong_are_rejected(drawn, change):
+    rng = np.random.default_rng(0)
+    changed = [(change(d, rng), picture) for _, d, picture in drawn]
+    judged = [(d, compare(picture, d)) for d, picture in changed if d is not None]
+    assert len(judged) >= 120
+    assert np.mean([not j.all for _, j in judged]) >= 0.98
+    if WRONG[change] == "count":  # said of one object, the number is no count
+        blamed = [j.objects for _, j in judged]
+    else:
+        blamed = [getattr(j, WRONG[change]) for _, j in judged]
+    assert np.mean([right is False for right in blamed]) >= 0.98
+
+
+@pytest.mark.parametrize("change", WRONG, ids=lambda change: change.__name__)
+def test_blemishes_do_not_make_wrong_captions_right(change):
+    rng = np.random.default_rng(0)
+    source = ShapesSource(14, "train", 64, 100)
+    rejected = []
+    for i in range(100):
+        wrong = change(said_in_full(source.scene(i)), rng)
+        if wrong is not None:
+            rejected.append(not judge(blemished(source[i].image, rng, 0.7, 0.05), wrong).all)
+    assert np.mean(rejected) >= 0.98
+
+
+def test_swapped_binding_keeps_colours_and_shapes_right():
+    image = draw(Thing("circle", "red", "large", 0.25, 0.5, 0.2), Thing("square", "blue", "large", 0.75, 0.5, 0.2))
+    true = judge(image, parse("a red circle left of a blue square"))
+    assert true.all
+    assert true.binding
+    swapped = judge(image, parse("a blue circle left of a red square"))
+    assert (swapped.objects, swapped.colour, swapped.shape) == (True, True, True)
+    assert (swapped.binding, swapped.all) == (False, False)
+    turned = judge(image, parse("a red circle right of a blue square"))
+    assert (turned.colour, turned.shape, turned.relation, turned.binding, turned.all) == (
+        True,
+        True,
+        False,
+        False,
+        False,
+    )
+
+
+def draw(*things, background="white"):
+    return render(Scene(things, background), 64)
+
+
+def test_what_is_unsaid_is_not_judged():
+    judgement = judge(draw(Thing("ring", "red", "small", 0.5, 0.5, 0.12)), parse("a red object"))
+    assert judgement.all
+    unsaid = (judgement.shape, judgement.size, judgement.count, judgement.position, judgement.relation)
+    assert unsaid == (None,) * 5
+    assert (judgement.binding, judgement.background) == (None, None)
+
+
+@pytest.mark.parametrize("caption", ["a red circle", "a red circle and a blue square", "two red circles"])
+def test_an_empty_picture_shows_nothing(caption):
+    picture = draw()
+    assert read(picture).things == ()
+    judgement = judge(picture, parse(caption))
+    assert not (judgement.objects or judgement.colour or judgement.shape or judgement.all)
+
+
+def test_a_missing_and_an_extra_object_are_errors():
+    first, second = Thing("circle", "red", "small", 0.2, 0.5, 0.12), Thing("square", "blue", "small", 0.7, 0.5, 0.12)
+    missing = judge(draw(first), parse("a red circle left of a blue square"))
+    assert (missing.objects, missing.relation, missing.binding, missing.all) == (False, False, False, False)
+    extra = judge(draw(first, second), parse("a red circle"))
+    assert (extra.objects, extra.colour, extra.shape, extra.all) == (False, True, True, False)
+
+
+def test_a_small_extra_object_is_seen_and_a_speck_is_not():
+    for size, things in ((2, 1), (6, 2)):
+        image = draw(Thing("circle", "red", "large", 0.3, 0.5, 0.2))
+        image[30 : 30 + size, 50 : 50 + size] = COLOURS["blue"]
+        assert len(read(image).things) == things
+
+
+def covered(image, corner):
+    image = image.copy()
+    image[corner] = 255
+    return image
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("radius", [0.12, 0.2])
+def test_malformed_objects_have_no_shape(shape, radius):
+    whole = draw(Thing(shape, "blue", "large", 0.5, 0.5, radius))
+    assert read(whole).things[0].shape == shape
+    rows, columns = np.indices((64, 64))
+    pixels = round(radius * 64)
+    spoiled = {
+        "half of it": covered(whole, rows < 32),
+        "a quarter gone": covered(whole, (rows < 32) & (columns < 32)),
+        "squeezed": np.pad(whole[:, ::2], ((0, 0), (16, 16), (0, 0)), constant_values=255),
+        "with a tail": covered(whole, np.zeros((64, 64), bool)),
+        "two of them grown together": np.minimum(whole, np.roll(whole, round(1.4 * pixels), 1)),
+    }
+    spoiled["with a tail"][31:34, 32 + pixels // 2 : 60] = COLOURS["blue"]
+    for what, image in spoiled.items():
+        assert [thing.shape for thing in read(image).things] != [shape], what
+
+
+def test_a_malformed_object_has_a_place_unless_there_are_more_than_claimed():
+    whole = draw(Thing("ring", "green", "large", 0.25, 0.25, 0.2))
+    rows, columns = np.indices((64, 64)) - 15.5
+    filled = whole.copy()
+    filled[np.hypot(rows, columns) < 9] = COLOURS["green"]
+    filled[np.hypot(rows, columns) < 3] = 255
+    (found,) = read(filled).things
+    assert (found.shape, found.colour, found.position) == (None, "green", "top left")
+    right, wrong = (parse(f"a large green ring in the {place}") for place in ("top left", "centre"))
+    said = judge(filled, right)
+    assert (said.size, said.position, said.shape, said.all) == (True, True, False, False)
+    assert judge(filled, wrong).position is False
+    two = np.minimum(filled, np.roll(filled, (30, 30), (0, 1)))
+    assert len(read(two).things) == 2
+    assert (judge(two, right).size, judge(two, right).position) == (False, False)
+
+
+def test_outlines_that_are_none_of_the_shapes_have_no_shape():
+    rows, columns = np.indices((64, 64)) - 31.5
+    outlines = {
+        "diamond": abs(rows) + abs(columns) < 13,
+        "ellipse": (rows / 8) ** 2 + (columns / 13) ** 2 < 1,
+        "bar": (abs(rows) < 5) & (abs(columns) < 14),
+        "triangle upside down": (rows > -10) & (rows < 10 - 1.73 * abs(columns)),
+        "square tilted": np.maximum(abs(rows + 0.27 * columns), abs(columns - 0.27 * rows)) < 10,
+        "disc with a hole": (np.hypot(rows, columns) < 12) & (np.hypot(rows, columns) > 3.5),
+    }
+    for what, outline in outlines.items():
+        image = np.full((64, 64, 3), 255, np.uint8)
+        image[outline] = COLOURS["green"]
+        assert [thing.shape for thing in read(image).things] == [None], what
+
+
+def test_touching_objects_of_two_colours_are_two():
+    image = draw(Thing("square", "red", "large", 0.3, 0.5, 0.2))
+    image[21:44, 30:53] = COLOURS["blue"]
+    assert sorted(thing.colour for thing in read(image).things) == ["blue", "red"]
+
+
+def test_a_colour_between_two_has_no_name():
+    image = draw(Thing("square", "red", "large", 0.5, 0.5, 0.2))
+    image[(image != 255).any(-1)] = (90, 100, 20)
+    assert read(image).things[0].colour is None
+    assert read(np.full((64, 64, 3), 170, np.uint8)).background is None
+
+
+def test_thin_objects_keep_their_colour_at_blurred_edges():
+    """Red that mixes with white is nearest to pink."""
+    rng = np.random.default_rng(0)
+    for colour in COLOURS:
+        for background in BACKGROUNDS:
+            image = draw(Thing("ring", colour, "small", 0.45, 0.52, 0.12), background=background)
+            picture = read(blemished(image, rng, 1.0, 0.02))
+            assert [(t.colour, t.shape) for t in picture.things] == [(colour, "ring")]
+
+
+def test_any_picture_is_read_without_complaint():
+    rng = np.random.default_rng(0)
+    description = parse("a red circle")
+    checks = np.uint8(255 * (np.indices((64, 64)).sum(0) % 2))[..., None].repeat(3, -1)
+    flat = [np.full((64, 64, 3), rgb, np.uint8) for rgb in COLOURS.values()]
+    noise = [ndimage.gaussian_filter(rng.normal(128, 300, (48, 48, 3)), (b, b, 0)) for b in np.linspace(0, 4, 30)]
+    for image in [checks, *flat, *(np.uint8(np.clip(n, 0, 255)) for n in noise)]:
+        assert not judge(image, description).all
+
+
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((64, 64)), np.zeros((64, 64, 3)), np.zeros((64, 64, 3), np.uint16), np.zeros((64, 64, 4), np.uint8)],
+)
+def test_other_arrays_are_refused(image):
+    with pytest.raises(ConfigError, match=r"the reader of shapes wants uint8 \[H, W, 3\], not"):
+        read(image)
+
+
+def test_score_counts_by_category():
+    thing = Thing("circle", "red", "small", 0.5, 0.5, 0.12)
+    image = draw(thing)
+    captions = [
+        "a red circle",
+        "a blue circle",
+        "a red circle in the centre",
+        "two red circles",
+        "a red circle above a ring",
+    ]
+    table = score([image] * 5, [parse(caption) for caption in captions])
+    assert (table["single object"]["right"], table["single object"]["total"]) == (2, 3)
+    assert (table["single object: colour"]["right"], table["single object: shape"]["right"]) == (2, 3)
+    assert (table["single object: position"]["right"], table["single object: position"]["total"]) == (1, 1)
+    assert (table["count"]["right"], table["count"]["total"]) == (0, 1)
+    assert table["two objects: relation with both attributes bound"]["total"] == 1
+    assert (table["all"]["right"], table["all"]["total"]) == (2, 5)
+    assert "background" not in table
+    assert json.loads(json.dumps(table)) == table
+
+
+def test_score_wants_as_many_images_as_descriptions():
+    with pytest.raises(ValueError, match="longer"):
+        score([draw()], [parse("a ring")] * 2)
+
+
+def test_categories_of_descriptions():
+    captions = {"a ring": "single object", "a ring and a circle": "two objects", "two rings": "count"}
+    assert {caption: category(parse(caption)) for caption in captions} == captions
+
+
+def test_wilson_against_published_values():
+    """Newcombe, Statistics in Medicine 17 (1998), table I, method 3."""
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=1e-4)
+    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+    assert wilson(1, 29) == pytest.approx((0.0061, 0.1718), abs=1e-4)

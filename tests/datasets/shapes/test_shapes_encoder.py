@@ -1,0 +1,93 @@
+"""The encoder that comes with the package, and the command that made it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imagen_jax.text.encoder import SHAPES_ENCODER, load_encoder
+from imagen_jax.text.t5_weights import read_config
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def embed():
+    encoder = load_encoder("shapes", length=96)
+
+    def embed(*captions):
+        embeddings, mask = encoder(captions)
+        return [np.asarray(row)[np.asarray(used)] for row, used in zip(embeddings, mask, strict=True)]
+
+    return embed
+
+
+def test_is_small_and_complete():
+    files = {path.name: path.stat().st_size for path in SHAPES_ENCODER.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer_config.json"} <= files.keys()
+    assert sum(files.values()) < 1_100_000
+    assert read_config(SHAPES_ENCODER)["vocab_size"] == 384
+
+
+def test_tells_which_thing_is_red(embed):
+    one, other = embed("a red circle and a blue square", "a blue circle and a red square")
+    assert cosine(one[len("a red circle") - 1], other[len("a blue circle") - 1]) < 0.9
+
+
+def test_a_thing_is_the_same_in_another_wording_but_not_in_another_scene(embed):
+    wordings = (
+        "a red circle left of a blue square",
+        "a blue square to the right of a red circle",
+        "a red circle right of a blue square",
+        "a blue circle left of a red square",
+    )
+    said, mirrored, *others = (
+        embedding[wording.index("circle")] for wording, embedding in zip(wordings, embed(*wordings), strict=True)
+    )
+    same = cosine(said, mirrored)
+    assert same > 0.95
+    assert all(cosine(said, other) < same - 0.05 for other in others)
+
+
+def test_is_what_its_probes_were_measured_on():
+    figures = json.loads((SHAPES_ENCODER / "probe.json").read_text())
+    assert min(figures["pretrained"].values()) > 0.95 > max(figures["untrained"].values())
+
+
+def cosine(a, b):
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def pretrain(out, *overrides):
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "imagen_jax.pretrain_text",
+            "--config=configs/pretrain_text.py:tiny",
+            f"--out={out}",
+            *overrides,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_command_writes_a_folder_that_loads(tmp_path):
+    done = pretrain(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "role" in done.stdout
+    embeddings, _ = load_encoder(str(tmp_path), length=16)(["a red circle"])
+    assert embeddings.shape == (1, 16, 48)
+
+
+def test_an_encoder_too_narrow_for_the_answers_is_refused(tmp_path):
+    done = pretrain(tmp_path / "out", "--config.encoder.d_model=41")
+    assert done.returncode == 2
+    assert "d_model 41" in done.stderr and "42 answers" in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,80 @@
+import ml_collections
+import numpy as np
+import pytest
+
+from imagen_jax.datasets.digits import NAMES, WORDINGS, DigitsSource, label_of, load_split
+from imagen_jax.datasets.registry import make_source
+from imagen_jax.errors import ConfigError
+from imagen_jax.images.array import to_8_bits
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_split_has_pictures_of_every_digit(split):
+    images, labels = load_split(split)
+    assert images.shape == (len(labels), 8, 8, 1)
+    assert images.dtype == np.uint8
+    assert images.min() == 0 and images.max() == 255
+    assert np.bincount(labels, minlength=10).min() >= 25
+
+
+def test_a_split_of_16_bits_has_the_same_pictures():
+    (images, labels), (fine, fine_labels) = load_split("test"), load_split("test", 16)
+    assert fine.dtype == np.uint16
+    assert fine.max() == 65535
+    np.testing.assert_array_equal(labels, fine_labels)
+    np.testing.assert_array_equal(to_8_bits(fine), images)
+    # of 17 shades only black and white are those of 8 bits
+    assert set(np.unique(fine[fine % 257 == 0] // 257)) == {0, 255}
+    np.testing.assert_array_equal(DigitsSource("test", 8, 16)[3].image, fine[3])
+
+
+def test_every_picture_is_in_just_one_split():
+    train, test = load_split("train")[0], load_split("test")[0]
+    assert len(train) + len(test) == 1797
+    assert len(test) == 360
+    train_images, test_images = ({image.tobytes() for image in images} for images in (train, test))
+    assert not train_images & test_images
+
+
+def test_a_caption_names_the_digit_of_its_picture():
+    source = DigitsSource("test", 8)
+    images, labels = load_split("test")
+    assert len(source) == len(labels)
+    captions = set()
+    for i in range(len(source)):
+        example = source[np.int64(i)]  # as Grain asks
+        np.testing.assert_array_equal(example.image, images[i])
+        assert label_of(example.captions[0]) == labels[i]
+        captions.add(example.captions[0])
+    assert len(captions) == len(NAMES) * len(WORDINGS)
+
+
+def test_captions_are_read_whatever_their_case():
+    assert label_of("A handwritten SEVEN") == 7
+
+
+@pytest.mark.parametrize("caption", ["", "a fox", "one two", "someone"])
+def test_a_caption_without_one_digit_is_refused(caption):
+    with pytest.raises(ValueError, match=f"caption {caption!r} must name one digit"):
+        label_of(caption)
+
+
+def test_wrong_uses_are_refused_with_the_value():
+    with pytest.raises(ValueError, match="image_size 16 .* 8×8"):
+        DigitsSource("train", 16)
+    with pytest.raises(ValueError, match="image_size 8×16 .* 8×8"):
+        DigitsSource("train", (8, 16))
+    with pytest.raises(ValueError, match="bits 4 is not known: choose 8 or 16"):
+        DigitsSource("train", 8, 4)
+    with pytest.raises(ValueError, match="split 'validate'"):
+        DigitsSource("validate", 8)
+
+
+def test_sources_by_name():
+    config = ml_collections.ConfigDict({"source": "digits", "bits": 8})
+    assert len(make_source(config, "test", 8)) == 360
+    with pytest.raises(ConfigError, match="config.data: image_size 16"):
+        make_source(config, "test", 16)
+    config.source = "cats"
+    with pytest.raises(ConfigError, match="'cats' is not known: choose one of shapes, digits, folder"):
+        make_source(config, "test", 8)

@@ -1,0 +1,295 @@
+import json
+import os
+
+import fsspec
+import numpy as np
+import pyarrow
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from imagen_jax.data.record import BrokenRecord
+from imagen_jax.datasets.folder import FolderSource, split_of
+from imagen_jax.datasets.from_config import make_examples
+from imagen_jax.datasets.registry import make_source
+from imagen_jax.errors import ConfigError
+from tests.helpers.configs import as_written
+from tests.helpers.orders import assert_order_holds
+
+
+def put(folder, name, colour=0, size=(8, 8)):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (colour, 0, 0)).save(path)
+    return path
+
+
+def folder_source(path, split="all", share=0.25, column="text"):
+    return FolderSource(str(path), split, share, column)
+
+
+def captions(source):
+    return {source[i].name: source[i].captions for i in range(len(source))}
+
+
+def examples_of(path, size=8, max_broken=0.0, split="all", **transform):
+    data = as_written("folder_base.py", "tiny").data.copy_and_resolve_references()
+    data.update(path=str(path), max_broken=max_broken)
+    data.transform.update(transform)
+    return make_examples(data, split, size, 3)
+
+
+@pytest.fixture
+def nested(tmp_path):
+    """Captions in every way there is, and what is no image."""
+    for name in ("a.jpg", "b/c.PNG", "b/d/e.webp", "b/d/f.gif", "g.png"):
+        put(tmp_path, name)
+    for hidden in ("b/.hidden/h.png", "._i.png", "__MACOSX/j.png"):
+        put(tmp_path, hidden)
+    (tmp_path / "a.txt").write_bytes("\ufeffa red fox\r\n\n  ein Fuchs, größer \n".encode())
+    (tmp_path / "b" / "c.txt").write_text("\n \n")
+    (tmp_path / "b" / "metadata.jsonl").write_text(
+        '{"file_name": "d/e.webp", "text": ["one", "two", " "], "year": 1999, "note": null}\n\n'
+        '{"file_name": "./d/../d/e.webp", "text": "three", "artist": "Ann"}\n'
+    )
+    (tmp_path / "b" / "d" / "metadata.csv").write_text('file_name,text\nf.gif,"a, b"\nf.gif,c\n')
+    (tmp_path / "readme.md").write_text("not an image")
+    return tmp_path
+
+
+def test_captions_lie_beside_their_images(nested):
+    assert captions(folder_source(nested)) == {
+        "a.jpg": ("a red fox", "ein Fuchs, größer"),
+        "b/c.PNG": (),
+        "b/d/e.webp": ("one", "two", "three"),
+        "b/d/f.gif": ("a, b", "c"),
+        "g.png": (),
+    }
+
+
+def test_captions_are_had_without_the_picture(nested):
+    source = folder_source(nested)
+    for i in range(len(source)):
+        expected = source[i].captions
+        (nested / source[i].name).unlink()
+        assert source.captions(i) == expected
+
+
+def test_other_columns_are_of_the_record(nested):
+    source = folder_source(nested)
+    assert source[2].columns == {"year": "1999", "artist": "Ann"}
+    assert source[0].columns == {}
+
+
+def test_parquet_holds_lists_or_one_caption(tmp_path):
+    for name in ("a.png", "b.png"):
+        put(tmp_path, name)
+    rows = [{"file_name": "a.png", "prompt": ["x", "y"], "n": 1}, {"file_name": "b.png", "prompt": None, "n": 2}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "metadata.parquet")
+    source = folder_source(tmp_path, column="prompt")
+    assert captions(source) == {"a.png": ("x", "y"), "b.png": ()}
+    assert source[1].columns == {"n": "2"}
+
+
+def test_a_folder_may_lie_where_fsspec_reaches():
+    files = fsspec.filesystem("memory")
+    Image.new("RGB", (8, 8)).save(files.open("/bucket/photos/a/b.png", "wb"), "PNG")
+    files.pipe("/bucket/photos/a/b.txt", b"a cat")
+    source = folder_source("memory://bucket/photos")
+    assert captions(source) == {"a/b.png": ("a cat",)}
+    assert examples_of("memory://bucket/photos")[0].image.shape == (8, 8, 3)
+
+
+def test_splits_share_no_image_and_leave_none_out(tmp_path):
+    for number in range(60):
+        put(tmp_path, f"{number}.png")
+    names = {split: set(captions(folder_source(tmp_path, split))) for split in ("train", "validation", "all")}
+    assert names["train"] | names["validation"] == names["all"]
+    assert not names["train"] & names["validation"]
+    assert 5 <= len(names["validation"]) <= 25
+    (tmp_path / "0.png").unlink()
+    assert set(captions(folder_source(tmp_path, "validation"))) == names["validation"] - {"0.png"}
+    assert (split_of("x", 0.0), split_of("x", 1.0)) == ("train", "validation")
+
+
+def test_the_order_holds(tmp_path):
+    for number in range(10):
+        put(tmp_path, f"{number}.png", number * 20, (8, 12))
+    (tmp_path / "3.png").write_bytes(b"")
+    assert_order_holds(examples_of(tmp_path, max_broken=0.2, crop="random", flip=True))
+
+
+def test_links_are_followed_to_files_and_not_in_circles(tmp_path):
+    put(tmp_path, "real/a.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "real" / "a.png")
+    (tmp_path / "real" / "loop").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "loop.png").symlink_to(tmp_path / "real")
+    os.mkfifo(tmp_path / "pipe.png")  # to read it would be to wait for ever
+    assert set(captions(folder_source(tmp_path))) == {"link.png", "real/a.png"}
+
+
+@pytest.mark.parametrize("kind", ["named in metadata", "a dead link"])
+def test_missing_files_are_broken(tmp_path, kind):
+    put(tmp_path, "a.png")
+    if kind == "a dead link":
+        (tmp_path / "b.png").symlink_to(tmp_path / "nothing.png")
+    else:
+        (tmp_path / "metadata.jsonl").write_text('{"file_name": "b.png", "text": "x"}\n')
+    source = folder_source(tmp_path)
+    assert len(source) == 2
+    with pytest.raises(BrokenRecord, match="^b.png: No such file"):
+        source[1]
+
+
+def test_huge_files_are_broken_before_they_are_read(tmp_path):
+    with put(tmp_path, "a.png").open("r+b") as file:
+        file.truncate(2**40)  # of holes
+    with pytest.raises(BrokenRecord, match="^a.png: the file is longer than 268435456 bytes"):
+        folder_source(tmp_path)[0]
+
+
+def test_odd_captions_are_read(tmp_path):
+    put(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfe broken \xc3\nnull \0 byte\n" + b"x" * 10**6)
+    broken, null, long = folder_source(tmp_path).captions(0)
+    assert broken == "\ufffd\ufffd broken \ufffd"
+    assert null == "null \0 byte"
+    assert len(long) < 2**16
+
+
+def test_odd_names_stay_one_line_of_a_log(tmp_path):
+    name = b"two\nlines\xff.png"
+    with open(os.path.join(os.fsencode(tmp_path), name), "wb"):
+        pass
+    with pytest.raises(ConfigError) as stopped:
+        examples_of(tmp_path)
+    assert "\n" not in str(stopped.value)
+    str(stopped.value).encode()
+
+
+@pytest.mark.parametrize(
+    "name, content, said",
+    [
+        ("metadata.jsonl", '{"file_name": "a.png", "text": "x"}\n{"file_', "metadata.jsonl cannot be read, at row 2: "),
+        ("metadata.jsonl", "[1]", r"at row 1: '\[1\]' is not an object"),
+        ("metadata.jsonl", "[" * 10**5, "cannot be read, at row 1: "),
+        ("metadata.jsonl", '{"text": "x"}', "at row 1: its file_name is None: expected a path"),
+        (
+            "metadata.jsonl",
+            '{"file_name": "../../etc/passwd", "text": "x"}',
+            "'../../etc/passwd' is outside",
+        ),
+        ("metadata.jsonl", '{"file_name": "a/../../b.png", "text": "x"}', "is outside of the folder"),
+        ("metadata.jsonl", '{"file_name": "/etc/passwd", "text": "x"}', "'/etc/passwd' is outside of the folder"),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": 7}', "its caption 7 is not a string"),
+        ("metadata.jsonl", '{"file_name": "a.png", "prompt": "x"}', "has no column 'text', but file_name, prompt: set"),
+        ("metadata.jsonl", b"\xff\xfe", "cannot be read, at row 1: 'utf-8' codec"),
+        ("metadata.csv", "file_name,text\na.png,x,y\n", "at row 1: it has more cells than there are columns"),
+        ("metadata.csv", 'file_name,text\na.png,"x', "cannot be read, at row 1: "),
+        ("metadata.csv", "file_name,text\na.png," + "x" * 200_000, "field larger than field limit"),
+        ("metadata.parquet", b"PAR1 rubbish", "metadata.parquet cannot be read, at row 1: "),
+    ],
+)
+def test_wrong_metadata_are_refused_with_the_row(tmp_path, name, content, said):
+    put(tmp_path, "a.png")
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError, match=said):
+        folder_source(tmp_path)
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="has no images: expected files that end in .jpg"):
+        folder_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"path": ""}, "config.data.path is empty: give your folder"),
+        ({"path": "/no/such/place"}, "config.data.path '/no/such/place' is not a folder"),
+        ({"path": "gs://bucket/photos"}, "'gs://bucket/photos' cannot be opened: Please install gcsfs"),
+        ({"path": "nonsense://bucket"}, "cannot be opened: Protocol not known: nonsense"),
+        ({"split": "test"}, "split 'test' of a folder is not known: choose one of train, validation, all"),
+        ({"validation_share": 2.0}, r"validation_share 2.0 is not a share in \[0, 1\]"),
+        ({"validation_share": 0.0, "split": "validation"}, "the validation split of .* has none of its 1 images"),
+        ({"max_broken": -1.0}, r"config.data.max_broken -1.0 is not a share"),
+    ],
+)
+def test_wrong_use_is_refused(tmp_path, changes, said):
+    put(tmp_path, "a.png")
+    data = as_written("folder_base.py", "tiny").data.copy_and_resolve_references()
+    data.update(**{"path": str(tmp_path), "split": "all", **changes})
+    with pytest.raises(ConfigError, match=said):
+        make_examples(data, data.split, 8, 3)
+
+
+def test_image_files_need_a_transform(tmp_path):
+    put(tmp_path, "a.png")
+    data = as_written("folder_base.py", "tiny").data.copy_and_resolve_references()
+    data.path = str(tmp_path)
+    del data.transform
+    with pytest.raises(ConfigError, match="config.data has no transform, .* copy that of configs/folder_base.py"):
+        make_examples(data, "all", 8, 3)
+    assert len(make_source(data, "all", 8)) == 1
+
+
+@pytest.fixture
+def half_broken(tmp_path):
+    """40 images, of which every second cannot be read, each for a reason of its own."""
+    whole = put(tmp_path, "00.png").read_bytes()
+    for number in range(1, 40):
+        path = put(tmp_path, f"{number:02d}.png", number)
+        if number % 2:
+            path.write_bytes([b"", b"rubbish", whole[: len(whole) // 2], whole[:30]][number // 2 % 4])
+    return tmp_path
+
+
+def test_broken_images_are_replaced_counted_and_named(half_broken):
+    examples = examples_of(half_broken, max_broken=0.5)
+    first = [examples[i].image for i in range(40)]
+    assert examples.broken.count == 20
+    news = examples.broken.news()
+    assert sorted(line.split(": ")[0] for line in news) == [f"{number:02d}.png" for number in range(1, 40, 2)]
+    assert {"the file is empty", "not an image in any of JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF"} == {
+        line.split(": ")[1] for line in news
+    }
+    assert not examples.broken.news()
+    for number in range(0, 40, 2):
+        assert (first[number][..., 0] == number).all()
+    assert all(image[0, 0, 0] % 2 == 0 for image in first)
+    again = examples_of(half_broken, max_broken=0.5)
+    for number in reversed(range(40)):
+        np.testing.assert_array_equal(again[number].image, first[number])
+
+
+def test_too_many_broken_images_stop_the_run(half_broken):
+    examples = examples_of(half_broken, max_broken=0.4)
+    with pytest.raises(ConfigError, match=r"too many broken records, 17 in \d+ reads of its 40: .*max_broken is 0.4"):
+        for i in range(40):
+            examples[i]
+
+
+@pytest.mark.parametrize("max_broken", [0.01, 1.0])
+def test_a_folder_of_broken_images_is_refused_at_once(tmp_path, max_broken):
+    for number in range(300):
+        (tmp_path / f"{number}.jpg").write_bytes(b"")
+    with pytest.raises(ConfigError, match="too many broken records.* the last is .*jpg: the file is empty"):
+        examples_of(tmp_path, max_broken=max_broken)
+
+
+def test_nothing_is_written(half_broken):
+    def seen():
+        return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in half_broken.rglob("*")}
+
+    before = seen()
+    examples = examples_of(half_broken, max_broken=1.0)
+    assert len([examples[i] for i in range(40)]) == 40
+    assert seen() == before
+
+
+def test_metadata_of_columns_that_differ_by_row(tmp_path):
+    put(tmp_path, "a.png")
+    put(tmp_path, "b.png")
+    rows = [{"file_name": "a.png", "text": "x"}, {"file_name": "b.png"}]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert captions(folder_source(tmp_path)) == {"a.png": ("x",), "b.png": ()}

@@ -1,0 +1,218 @@
+"""The reader of tar headers, held against the standard library's, and on what is broken or hostile."""
+
+import io
+import subprocess
+import tarfile
+
+import numpy as np
+import pytest
+
+from imagen_jax.datasets import tar
+from imagen_jax.datasets.tar import BLOCK, FILE, FOLDER, TarError, members
+
+FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
+LONG = "a long folder/" * 20
+
+
+def read_all(data):
+    return list(members(lambda at, count: data[at : at + count], len(data)))
+
+
+def archive(entries, form=tarfile.PAX_FORMAT):
+    """The bytes of a tar file of (TarInfo, bytes)."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=form) as writer:
+        for info, data in entries:
+            writer.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+def info(name, size=0, kind=tarfile.REGTYPE, **fields):
+    made = tarfile.TarInfo(name)
+    made.size, made.type = size, kind
+    for field, value in fields.items():
+        setattr(made, field, value)
+    return made
+
+
+def files(*pairs, **options):
+    return archive([(info(name, len(data)), data) for name, data in pairs], **options)
+
+
+def with_checksum(block):
+    """A header block with the checksum that it should have."""
+    blank = block[:148] + b" " * 8 + block[156:]
+    return blank[:148] + b"%06o\0 " % sum(blank) + blank[156:]
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("seed", range(5))
+def test_every_member_is_where_the_standard_library_finds_it(form, seed):
+    rng = np.random.default_rng(seed)
+    names = ["a.jpg", "folder/b.txt", f"{'d' * 60}/{'e' * 90}"]
+    if form != tarfile.USTAR_FORMAT:
+        names += [f"{LONG}c.json", "ünïcödé 写真.png"]
+    entries = [(name, rng.bytes(int(rng.integers(0, 3 * BLOCK)))) for name in rng.permutation(names)]
+    data = files(*entries, form=form)
+    found = read_all(data)
+    with tarfile.open(fileobj=io.BytesIO(data)) as reader:
+        assert [(m.name, m.data, m.size) for m in found] == [(m.name, m.offset_data, m.size) for m in reader]
+    assert [(m.name, data[m.data : m.data + m.size]) for m in found] == entries
+    assert {m.kind for m in found} == {FILE}
+    # each lies between its headers and the next one's, so that it can be read from its own place alone
+    assert [m.start for m in found] == [0, *(m.end for m in found[:-1])]
+    for member in found:
+        alone = data[member.start : member.end]
+        again = tar.member_at(lambda at, count, alone=alone: alone[at : at + count], 0)
+        assert (again.name, alone[again.data : again.data + again.size]) == (
+            member.name,
+            data[member.data : member.data + member.size],
+        )
+
+
+def test_what_is_no_file_is_said_to_be_none_and_the_next_member_is_found():
+    kinds = {
+        tarfile.SYMTYPE: "a link",
+        tarfile.LNKTYPE: "a link",
+        tarfile.CHRTYPE: "a device",
+        tarfile.BLKTYPE: "a device",
+        tarfile.FIFOTYPE: "a pipe",
+        tarfile.DIRTYPE: FOLDER,
+    }
+    entries = []
+    for kind in kinds:
+        entries += [(info("odd", kind=kind, linkname="/etc/passwd"), b""), (info("file", 3), b"abc")]
+    found = read_all(archive(entries))
+    assert [m.kind for m in found[::2]] == list(kinds.values())
+    assert [(m.name, m.kind, m.size) for m in found[1::2]] == [("file", FILE, 3)] * len(kinds)
+
+
+def test_the_size_that_a_link_claims_is_not_skipped():
+    """A link has no data, whatever its header says: else the members that follow it would be hidden in them."""
+    data = archive([(info("link", kind=tarfile.SYMTYPE, linkname="x"), b""), (info("file", 3), b"abc")])
+    lying = with_checksum(data[:124] + b"%011o\0" % BLOCK + data[136:BLOCK]) + data[BLOCK:]
+    assert [m.name for m in read_all(lying)] == ["link", "file"]
+
+
+def test_sparse_files_are_named_and_skipped(tmp_path):
+    """As GNU tar writes them, of both formats."""
+    (tmp_path / "sparse.png").touch()
+    with open(tmp_path / "sparse.png", "r+b") as file:
+        for place in range(12):  # more islands than a header has room for
+            file.seek(place << 20)
+            file.write(b"island")
+    (tmp_path / "file.txt").write_text("abc")
+    for form in ("gnu", "pax"):
+        command = ["tar", "--sparse", f"--format={form}", "-cf", f"{form}.tar", "sparse.png", "file.txt"]
+        subprocess.run(command, cwd=tmp_path, check=True)
+        first, second = read_all((tmp_path / f"{form}.tar").read_bytes())
+        assert first.kind == "a sparse file"
+        assert (second.name, second.kind, second.size) == ("file.txt", FILE, 3)
+
+
+def test_bytes_that_are_no_utf_8_keep_names_apart():
+    data = archive([(info("a\udcff"), b""), (info("a\udcfe"), b"")], form=tarfile.GNU_FORMAT)
+    assert [m.name for m in read_all(data)] == ["a\\xff", "a\\xfe"]
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+def test_wherever_an_archive_is_cut_it_is_noticed(form):
+    data = files(("a.png", b"x" * 700), ("b.txt", b"y" * 10), form=form)
+    end = read_all(data)[-1].end
+    for length in range(0, end + BLOCK, 64):
+        with pytest.raises(TarError, match="is cut short|goes on to byte"):
+            read_all(data[:length])
+    assert len(read_all(data[: end + BLOCK])) == 2
+
+
+def test_a_changed_byte_of_a_header_is_noticed():
+    """Or does not matter, as behind the end of a number; noise anywhere ends in no other error."""
+    data = bytearray(files(("n" * 120, b"x" * 700), ("b.txt", b"y")))
+    said = read_all(bytes(data))
+    rng = np.random.default_rng(0)
+    for place in range(2 * BLOCK, 3 * BLOCK):  # the header proper, after the extended one
+        changed = data.copy()
+        changed[place] ^= int(rng.integers(1, 256))
+        try:
+            assert read_all(bytes(changed)) == said
+            assert place in range(2 * BLOCK + 148, 2 * BLOCK + 156)
+        except TarError:
+            continue
+    for _ in range(2000):
+        noise = data.copy()
+        for place in rng.integers(0, len(noise), 4):
+            noise[place] = rng.integers(256)
+        try:
+            found = read_all(bytes(noise))
+        except TarError:
+            continue
+        assert len(found) <= len(said)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_is_no_archive(seed):
+    with pytest.raises(TarError, match="has no tar header at byte 0"):
+        read_all(np.random.default_rng(seed).bytes(4096))
+
+
+def test_an_extended_header_takes_no_more_memory_than_it_may():
+    asked = []
+    huge = with_checksum(info("x", 1 << 40, tarfile.XHDTYPE).tobuf(tarfile.GNU_FORMAT))
+
+    def read(at, count):
+        asked.append(count)
+        return huge[at : at + count]
+
+    with pytest.raises(TarError, match=r"has an extended header of 1,099,511,627,776 bytes"):
+        list(members(read, 1 << 50))
+    assert max(asked) <= BLOCK
+
+
+def test_extended_headers_do_not_go_on_for_ever():
+    one = info("x", 0, tarfile.XHDTYPE).tobuf(tarfile.USTAR_FORMAT)
+    with pytest.raises(TarError, match="more than 8 extended headers in a row, from byte 0"):
+        read_all(one * 1000)
+
+
+def pax(records, name="plain.png"):
+    return info("x", len(records), tarfile.XHDTYPE).tobuf(tarfile.USTAR_FORMAT) + (
+        records + bytes(-len(records) % BLOCK) + info(name).tobuf(tarfile.USTAR_FORMAT) + bytes(2 * BLOCK)
+    )
+
+
+def test_pax_headers_name_members_and_give_sizes():
+    (found,) = read_all(pax(b"15 path=ab.png\n"))
+    assert found.name == "ab.png"
+    with pytest.raises(TarError, match="'plain.png' goes on to byte 9,728"):
+        read_all(pax(b"13 size=7777\n"))
+
+
+@pytest.mark.parametrize(
+    "records",
+    [b"path=a\n", b"0 path=a\n", b"99 path=a\n", b"9 path=a ", b"8 patha\n", b"-9 path=a\n", b"9", b"\xff" * 9],
+    ids=str,
+)
+def test_broken_pax_headers_are_refused(records):
+    with pytest.raises(TarError, match="has a broken pax header before byte 1,024"):
+        read_all(pax(records))
+
+
+@pytest.mark.parametrize("size", [b"-1", b"1e9", b"9" * 40, "٣".encode()], ids=str)
+def test_sizes_that_are_none_are_refused(size):
+    record = b" size=" + size + b"\n"
+    record = b"%d%s" % (len(record) + 2, record)
+    with pytest.raises(TarError, match="has a pax header with the size"):
+        read_all(pax(record))
+
+
+def test_archives_that_were_joined_are_refused():
+    """Readers stop at the first end mark, and the rest would go unnoticed."""
+    one = files(("a.png", b"x"))
+    with pytest.raises(TarError, match="goes on after the end mark at byte 1,024"):
+        read_all(one + one)
+
+
+def test_a_size_of_many_gigabytes_is_understood():
+    header = with_checksum(info("big", 3 << 33).tobuf(tarfile.GNU_FORMAT))
+    found = tar.member_at(lambda at, count: header[at : at + count], 0)
+    assert found.size == 3 << 33

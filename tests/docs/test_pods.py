@@ -1,0 +1,34 @@
+"""docs/pods.md says what the plans beside it do."""
+
+import shlex
+
+import pytest
+
+from benchmarks import pods
+from imagen_jax.planning.hardware import CHIPS, parse_topology
+from tests.helpers.configs import ROOT
+
+
+def test_the_document_has_what_its_command_prints():
+    document = (ROOT / "docs" / "pods.md").read_text()
+    assert pods.table() in document
+    assert pods.weak_table() in document
+    assert pods.commands() in document
+
+
+@pytest.mark.parametrize("name", pods.plans())
+def test_a_plan_is_of_its_command_and_its_figures_agree(name):
+    plan = pods.plans()[name]
+    flags = dict(flag.split("=", 1) for flag in shlex.split(plan["command"]) if flag.startswith("--") and "=" in flag)
+    topology = parse_topology(flags["--topology"])
+    assert str(topology) == plan["topology"]
+    assert plan["chips"] == topology.chips
+    assert plan["capacity_bytes_per_chip"] == CHIPS[topology.kind].hbm_bytes
+    assert sum(plan["bytes_per_chip"].values()) == plan["held_bytes_per_chip"] <= plan["peak_bytes_per_chip"]
+    if "step_s_lower_bound" in plan:
+        seconds = [plan[f"{kind}_s"] for kind in ("compute", "hbm", "ici", "network")]
+        assert plan["step_s_lower_bound"] == max(seconds) <= plan["kernels_s"] + sum(seconds[2:])
+        peak = plan["chips"] * topology.chip.peak_flops
+        assert plan["mfu_upper_bound"] == pytest.approx(
+            plan["model_flops_per_step"] / plan["step_s_lower_bound"] / peak
+        )

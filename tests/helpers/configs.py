@@ -1,0 +1,131 @@
+"""Configs of stages so small that they train in seconds, 8×8 and 8 to 16, and what their tests share."""
+
+import functools
+import json
+import runpy
+import socket
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from imagen_jax.parallel import sharding
+from imagen_jax.stages import stage as stages
+from imagen_jax.stages.checkpoints import Checkpoints
+from imagen_jax.training.optimizers import make_optimizer
+from imagen_jax.training.state import abstract_state
+
+ROOT = Path(__file__).parents[2]
+STEPS = 6
+
+SMALL = {
+    "text.model": "random",
+    "text.length": 24,
+    "data.prefetch": 16,
+    "model.channels": 8,
+    "model.head_channels": 8,
+    # one level
+    "model.multipliers": (1,),
+    "model.blocks": (1,),
+    "model.attention": (("self+text",),),
+    "optimizer.name": "adam",
+    "optimizer.learning_rate": 1e-2,
+    "optimizer.warmup_steps": 0,
+    "training.batch_size": 8,
+    "training.steps": STEPS,
+    "training.log_every": 1,
+    "training.save_every": 3,
+    "training.preview_every": 3,
+    "training.preview_count": 3,
+    "sampling.steps": 2,
+}
+# attention in one place: the more parameters there are, the longer each program is compiled
+MIDDLE = {"model.attention": ((),), "model.middle_attention": ("self+text",)}
+
+
+class FunctionNetwork:
+    """In the place of a network: a function of what it is applied to, wherever that lies."""
+
+    def __init__(self, apply):
+        self.apply = apply
+
+    def lay(self, arrays):
+        return arrays
+
+    def clone(self, **fields):
+        return self
+
+
+@functools.cache
+def as_written(file, variant="tiny"):
+    return runpy.run_path(str(ROOT / "configs" / file))["get_config"](variant)
+
+
+def config_of(file, variant="tiny", **changes):
+    config = as_written(file, variant).copy_and_resolve_references()
+    with config.ignore_type():  # a size may be one number or two
+        config.update_from_flattened_dict({**SMALL, **changes})
+    return config
+
+
+def base_config(**changes):
+    return config_of(
+        "shapes_base.py", **{"image_size": 8, "model.patch": 2, "sampling.sampler": "ddpm", **MIDDLE, **changes}
+    )
+
+
+def sr_config(**changes):
+    return config_of("shapes_sr.py", **{"image_size": 16, "low_res_size": 8, **MIDDLE, **changes})
+
+
+def one_device():
+    return sharding.make_mesh({"data": 1, "fsdp": 1}, jax.devices()[:1])
+
+
+def eight_devices():
+    return sharding.make_mesh({"data": 8, "fsdp": 1})
+
+
+def split_devices():
+    return sharding.make_mesh({"data": 2, "fsdp": 4})
+
+
+def fresh_params(stage):
+    return jax.jit(stage.init)(jax.random.key(0))
+
+
+def perturbed_params(stage, scale=0.1):
+    """Host parameters of a stage in which nothing is zero: at initialisation most of a network has no effect."""
+    rng = np.random.default_rng(0)
+    params = fresh_params(stage)
+    return jax.tree.map(lambda leaf: np.asarray(leaf) + scale * rng.standard_normal(leaf.shape, np.float32), params)
+
+
+def restored(folder, config, mesh):
+    """(TrainState, position in the data) of the latest checkpoint of a stage's folder, on a mesh."""
+    abstract, _ = abstract_state(stages.build(config).init, make_optimizer(config.optimizer), config.seed, mesh)
+    checkpoints = Checkpoints(folder)
+    state, about = checkpoints.restore(abstract)
+    checkpoints.close()
+    return state, about["data"]
+
+
+def contents(folder):
+    """Every file below a folder with its bytes; None if there is no folder."""
+    if not folder.exists():
+        return None
+    return {str(path.relative_to(folder)): path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+def write_stage(folder, config):
+    """A stage's folder without a checkpoint."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(json.loads(config.to_json())))
+    return folder
+
+
+def free_port():
+    """A port of this machine that nothing listens at."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]

@@ -1,0 +1,35 @@
+"""A pytest plugin: each tiny stage is built, and trained, once a session."""
+
+import pytest
+
+from imagen_jax.stages import stage as stages
+from imagen_jax.training.loop import train
+from tests.helpers.configs import base_config, sr_config
+
+
+@pytest.fixture(scope="session")
+def base_stage():
+    return stages.build(base_config())
+
+
+@pytest.fixture(scope="session")
+def sr_stage():
+    return stages.build(sr_config())
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory):
+    """A base stage, trained in one go."""
+    return trained_without_a_break(tmp_path_factory, "base", base_config())
+
+
+@pytest.fixture(scope="session")
+def sr_folder(tmp_path_factory):
+    """A super-resolution stage, trained in one go."""
+    return trained_without_a_break(tmp_path_factory, "sr", sr_config())
+
+
+def trained_without_a_break(tmp_path_factory, name, config):
+    folder = tmp_path_factory.mktemp("unbroken") / name
+    train(config, folder)
+    return folder

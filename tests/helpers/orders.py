@@ -1,0 +1,55 @@
+"""What must hold of the order of any source's examples: for the tests of each."""
+
+import json
+
+import numpy as np
+
+from imagen_jax.data.dataset import Example
+from imagen_jax.data.pipeline import training_batches
+
+EPOCHS = 2
+
+
+class Counted:
+    """Examples whose one caption is their index."""
+
+    def __init__(self, examples):
+        self._examples, self.fit, self.source = examples, examples.fit, examples.source
+
+    def __len__(self):
+        return len(self._examples)
+
+    def __getitem__(self, index):
+        return Example(self._examples[index].image, (str(index),))
+
+
+def assert_order_holds(examples, batch_size=4):
+    """Each example comes once an epoch, over 1, 2 and 4 processes, whose batches are the same; so are those after a
+    restart, on any number of them."""
+    count = EPOCHS * len(examples) // batch_size
+
+    def batches(rows):
+        text = lambda caption: {"index": np.int64(caption)}  # noqa: E731
+        return training_batches(Counted(examples), text, batch_size, 0, threads=2, prefetch=2, rows=rows)
+
+    def taken(iterator, count):
+        found = [next(iterator) for _ in range(count)]
+        return {name: np.stack([batch[name] for batch in found], 0) for name in ("index", "image")}
+
+    whole = taken(batches(range(batch_size)), count)
+    epoch = whole["index"].ravel()[: len(examples)]
+    assert sorted(epoch) == list(range(len(examples))), "an epoch has each example once"
+    for processes in (2, 4):
+        parts = [range(p, batch_size, processes) for p in range(processes)]
+        done = count // 2
+        for rows in parts:
+            iterator = batches(rows)
+            first, position = taken(iterator, done), json.loads(json.dumps(iterator.get_state()))
+            restarted = batches(rows)
+            restarted.set_state(position)
+            rest = taken(restarted, count - done)
+            for name, of_one in whole.items():
+                np.testing.assert_array_equal(np.concatenate([first[name], rest[name]]), of_one[:, list(rows)])
+    other = batches(range(batch_size))
+    other.set_state(position)
+    np.testing.assert_array_equal(taken(other, count - done)["index"], whole["index"][done:])

@@ -1,0 +1,113 @@
+"""Fingerprints know a picture again, and near ones are found as if each were compared with each."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from imagen_jax.inspection import near_duplicates
+from imagen_jax.inspection.near_duplicates import NEAR, alike, fingerprint, near_pairs
+
+PHOTO = Image.fromarray(load_sample_image("china.jpg"))
+
+
+def distance(one, other):
+    return (one ^ other).bit_count()
+
+
+def crop(left, top):
+    return PHOTO.crop((left, top, left + 160, top + 160))
+
+
+CROPS = [crop(left, top) for left in (0, 160, 320, 480) for top in (0, 160, 260)]
+
+
+def compressed(image):
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=40)
+    return Image.open(file)
+
+
+CHANGES = {
+    "compressed": compressed,
+    "smaller": lambda image: image.resize((50, 50), Image.Resampling.BICUBIC),
+    "larger": lambda image: image.resize((400, 400), Image.Resampling.BICUBIC),
+    "brighter": lambda image: image.point(lambda level: min(255, level + 15)),
+    "transparent": lambda image: image.convert("RGBA"),
+}
+
+
+def fingerprint_of(image):
+    array = np.asarray(image)
+    return fingerprint(array if array.ndim == 3 else array[..., None])
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_changed_picture_is_known_again_and_taken_for_no_other(change):
+    groups = alike([fingerprint_of(image) for image in [*CROPS, *map(change, CROPS)]])
+    assert all(len(group) == 2 and group[1] - group[0] == len(CROPS) for group in groups)
+    assert len(groups) >= 0.9 * len(CROPS)
+
+
+def test_other_colours_make_another_picture():
+    red, blue = (np.zeros((32, 32, 3), np.uint8) for _ in range(2))
+    red[8:16, 8:24, 0] = blue[8:16, 8:24, 2] = 200
+    assert fingerprint(red)[:8] == fingerprint(blue)[:8]
+    assert alike([fingerprint(red), fingerprint(blue)]) == []
+
+
+def test_16_bits_and_gray_of_one_channel_are_the_same_picture():
+    image = np.asarray(CROPS[4])
+    assert fingerprint(image.astype(np.uint16) * 257) == fingerprint(image)
+    gray = np.asarray(CROPS[4].convert("L"))[..., None]
+    assert fingerprint(np.repeat(gray, 3, axis=-1)) == fingerprint(gray)
+
+
+def test_pictures_of_one_shade_are_the_same():
+    assert alike([fingerprint(np.full((20, 30, 3), shade, np.uint8)) for shade in (0, 7, 128)]) == [[0, 1, 2]]
+
+
+def random_hashes(seed, count, close):
+    """Hashes, and for some of them others that differ in so many bits."""
+    rng = np.random.default_rng(seed)
+    hashes = rng.integers(0, 2**64, count, np.uint64)
+    others = []
+    for bits in close:
+        flips = rng.choice(64, bits, replace=False)
+        others.append(hashes[rng.integers(count)] ^ np.uint64(sum(1 << int(bit) for bit in flips)))
+    return rng.permutation(np.unique(np.concatenate([hashes, np.array(others, np.uint64)])))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_all_near_pairs_are_found_and_no_others(seed):
+    hashes = random_hashes(seed, 60, close=[*range(1, 12)] * 6)
+    every = [(i, j) for i in range(len(hashes)) for j in range(i) if distance(int(hashes[i]), int(hashes[j])) <= NEAR]
+    found = {tuple(sorted(pair, reverse=True)) for pairs in near_pairs(hashes) for pair in pairs.tolist()}
+    assert found == set(every)
+    assert len(every) >= 20
+
+
+def of_hashes(hashes):
+    """Fingerprints of pictures of one colour."""
+    return [int(value).to_bytes(8, "big") + bytes(192) for value in hashes]
+
+
+def test_groups_are_of_the_same_and_the_near():
+    one, other, alone = (int(value) for value in np.random.default_rng(0).integers(0, 2**63, 3))
+    assert alike(of_hashes([one, alone, other, one ^ 1, other, one ^ 0b111])) == [[0, 3, 5], [2, 4]]
+    assert alike([]) == alike(of_hashes([one])) == alike(of_hashes([one, other])) == []
+    assert alike(of_hashes([one, one])) == [[0, 1]]
+
+
+def test_a_crowd_is_not_compared_each_with_each(monkeypatch):
+    """Hashes that all share a band: the number of pairs that are looked at grows as their number."""
+    monkeypatch.setattr(near_duplicates, "CROWD", 10)
+    looked_at = []
+    count_bits = np.bitwise_count
+    monkeypatch.setattr(np, "bitwise_count", lambda bits: looked_at.append(len(bits)) or count_bits(bits))
+    hashes = np.random.default_rng(0).integers(0, 2**48, 3000, np.uint64) << np.uint64(16)
+    assert alike(of_hashes(hashes)) == []
+    assert sum(looked_at) < 3000 * 10 * 1.5
+    assert max(looked_at) <= near_duplicates.ROWS * 10

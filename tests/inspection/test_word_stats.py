@@ -1,0 +1,62 @@
+"""What captions speak of, and how evenly."""
+
+import pytest
+
+from imagen_jax.errors import ConfigError
+from imagen_jax.inspection.word_stats import column_groups, compare, word_groups, words_of
+
+
+def test_words_are_those_of_any_script_and_no_marks_or_numbers():
+    said = ["A red-haired Woman's hat, 3 (of 12)!", "WOMAN … ein süßes Mädchen; женщина_写真 <b>", "", "\ud800 9"]
+    assert words_of(said) == set(
+        ["a", "red-haired", "woman's", "hat", "of", "woman", "ein", "süßes", "mädchen", "женщина", "写真", "b"]
+    )
+
+
+def records(*counted):
+    return [(words_of([text]), columns) for text, columns, count in counted for _ in range(count)]
+
+
+RECORDS = records(
+    ("a woman cooking", {"place": "home"}, 30),
+    ("a woman at work", {"place": "office"}, 10),
+    ("two men at work", {"place": "office"}, 60),
+    ("a man cooking", {"place": "home"}, 20),
+    ("a man and a woman dancing", {}, 7),
+    ("a fox", {}, 5),
+)
+
+
+def test_groups_of_words_are_counted_and_what_comes_with_each_more_often_is_named():
+    men, women = compare(RECORDS, word_groups("woman|women, man|men"))
+    assert (men.name, men.records, women.name, women.records) == ("man|men", 87, "woman|women", 47)
+    assert {skew.word for skew in women.skewed} == {"cooking", "a"}
+    assert {skew.word for skew in men.skewed} == {"work", "at", "two"}
+    cooking = next(skew for skew in women.skewed if skew.word == "cooking")
+    assert (cooking.with_group, cooking.with_others) == (30 / 40, 20 / 80)  # records of one group alone
+
+
+def test_groups_of_a_column_are_its_values():
+    office, home = compare(RECORDS, column_groups("place"))
+    assert (office.name, office.records, home.name, home.records) == ("office", 70, "home", 50)
+    assert "work" in {skew.word for skew in office.skewed}
+    assert "woman" in {skew.word for skew in home.skewed}
+
+
+def test_a_group_that_nobody_speaks_of_is_counted_too():
+    groups = compare(RECORDS, word_groups("fox,owl"))
+    assert [(group.name, group.records) for group in groups] == [("fox", 5), ("owl", 0)]
+    assert compare([], column_groups("place")) == []
+
+
+def test_groups_that_are_alike_have_no_word_of_their_own():
+    even = records(
+        ("a woman at work", {}, 50), ("a man at work", {}, 50), ("a man at home", {}, 3), ("a woman at home", {}, 2)
+    )
+    assert [group.skewed for group in compare(even, word_groups("woman,man"))] == [[], []]
+
+
+@pytest.mark.parametrize("text", ["woman", "woman,", "woman|,man", ",", "woman,woman"])
+def test_less_than_two_groups_are_refused(text):
+    with pytest.raises(ConfigError, match="are no two groups of words: give for example"):
+        word_groups(text)

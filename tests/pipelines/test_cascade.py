@@ -1,0 +1,505 @@
+"""A picture is a function of (seed, its number), its prompt and the weights: of nothing else."""
+
+import dataclasses
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagen_jax.diffusion.guidance import Guidance
+from imagen_jax.errors import ConfigError
+from imagen_jax.parallel import sharding
+from imagen_jax.pipelines.imagen import ImagenPipeline
+from imagen_jax.pipelines.loading import TrainedStage, check_chain, load_stage
+from imagen_jax.stages import stage as stages
+from imagen_jax.stages.checkpoints import read_config
+from imagen_jax.stages.sampling import StageSampler, guided_prediction, make_sample_fn, stage_keys
+from imagen_jax.stages.stage import load_encoder_params
+from tests.helpers.configs import (
+    STEPS,
+    base_config,
+    contents,
+    eight_devices,
+    one_device,
+    perturbed_params,
+    split_devices,
+    sr_config,
+    write_stage,
+)
+
+pytest_plugins = ("tests.helpers.fixtures",)
+PROMPTS = ["a red circle", "two blue squares", "a ring", "a small green cross", "an object"]
+SEED = 5
+
+
+@pytest.fixture(scope="module")
+def trained(base_stage, sr_stage):
+    """Both stages, their weights such that everything has an effect."""
+    return [(stage, perturbed_params(stage)) for stage in (base_stage, sr_stage)]
+
+
+def on(mesh, trained):
+    return [
+        TrainedStage(
+            stage, jax.device_put(params, sharding.shard_parameters(params, mesh)), load_encoder_params(stage, mesh), 0
+        )
+        for stage, params in trained
+    ]
+
+
+@pytest.fixture(scope="module")
+def cascade(trained):
+    mesh = eight_devices()
+    return ImagenPipeline(on(mesh, trained), mesh)
+
+
+@pytest.fixture(scope="module")
+def drawn(cascade):
+    return cascade.sample(PROMPTS, SEED)
+
+
+def near(images, others):
+    """The same pictures, but for the rounding of another order of sums."""
+    assert images.shape == others.shape
+    return np.abs(images.astype(int) - others.astype(int)).max() <= 1
+
+
+def test_every_stage_draws_pictures_of_its_size(cascade, drawn):
+    assert [(images.shape, images.dtype) for images in drawn] == [
+        ((5, 8, 8, 3), np.uint8),
+        ((5, 16, 16, 3), np.uint8),
+    ]
+    assert cascade.image_size == (16, 16)
+    assert all(images.std() > 5 for images in drawn)
+
+
+def test_the_same_again_is_the_same(cascade, drawn):
+    for images, others in zip(cascade.sample(PROMPTS, SEED), drawn, strict=True):
+        np.testing.assert_array_equal(images, others)
+
+
+def test_pictures_do_not_depend_on_devices_or_batch(trained, drawn):
+    mesh = one_device()
+    alone = ImagenPipeline(on(mesh, trained), mesh)
+    for i in (0, 4):
+        for images, others in zip(alone.sample(PROMPTS[i : i + 1], SEED, first_index=i), drawn, strict=True):
+            assert near(images, others[i : i + 1])
+
+
+@pytest.mark.parametrize("fsdp, spatial", [(1, 4), (2, 4), (4, 1)], ids=["rows", "rows and parameters", "parameters"])
+def test_devices_that_share_a_picture_or_parameters_draw_the_same(trained, drawn, fsdp, spatial, monkeypatch):
+    """Four for a picture: two rows at the network's only level."""
+    monkeypatch.setattr(sharding, "MIN_SPLIT_SIZE", 2**8)
+    mesh = sharding.make_mesh({"data": -1, "fsdp": fsdp, "spatial": spatial})
+    (_, trained_sr) = on(mesh, trained)
+    assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(trained_sr.params)) == (fsdp > 1)
+    sampler = StageSampler(trained_sr.stage, mesh, place=1)
+    images = sampler.sample(trained_sr.params, trained_sr.encoder_params, PROMPTS, SEED, 0, drawn[0])
+    assert near(images, drawn[1])
+
+
+def test_rows_that_devices_cannot_share_are_refused(base_stage):
+    with pytest.raises(ConfigError, match="config.image_size 8 cannot be split over 8 devices"):
+        StageSampler(base_stage, sharding.make_mesh({"data": 1, "fsdp": 1, "spatial": 8}), place=0)
+
+
+def test_pictures_do_not_depend_on_how_they_are_batched(cascade, drawn):
+    """The last batch of two is a partial one."""
+    for batch_size in (1, 2, 64):
+        for images, others in zip(cascade.sample_all(PROMPTS, SEED, batch_size), drawn, strict=True):
+            assert near(images, others)
+
+
+def test_prompts_that_are_cut_are_counted(cascade, monkeypatch, capsys):
+    monkeypatch.setattr(cascade, "sample", lambda prompts, *rest: [np.zeros((len(prompts), 8, 8, 3), np.uint8)])
+    cascade.sample_all(["a red circle", "x" * 23, "x" * 24], SEED, 2)  # of 24 tokens the last ends the sequence
+    assert "1 of 3 prompts have more tokens" in capsys.readouterr().out
+    cascade.sample_all(["a red circle"], SEED, 2)
+    assert "prompts" not in capsys.readouterr().out
+
+
+def test_a_prompt_changes_its_own_picture_alone(cascade, drawn):
+    changed = cascade.sample([PROMPTS[0], "four yellow rings", *PROMPTS[2:]], SEED)
+    for images, others in zip(changed, drawn, strict=True):
+        assert not near(images[1:2], others[1:2])
+        assert near(np.delete(images, 1, axis=0), np.delete(others, 1, axis=0))
+
+
+def test_another_seed_and_another_number_draw_other_pictures(cascade, drawn):
+    for others in (cascade.sample(PROMPTS, SEED + 1), cascade.sample(PROMPTS, SEED, first_index=1)):
+        for images, usual in zip(others, drawn, strict=True):
+            for image, other in zip(images, usual, strict=True):
+                assert not near(image, other)
+
+
+def test_the_same_prompt_is_drawn_in_many_ways(cascade):
+    images = cascade.sample(["a red circle"] * 5, SEED)[-1]
+    assert len({image.tobytes() for image in images}) == 5
+
+
+def test_stages_at_other_places_draw_other_noise(trained):
+    mesh = eight_devices()
+    stage, params = trained[0]
+    encoder = load_encoder_params(stage, mesh)
+    first, second = (StageSampler(stage, mesh, place).sample(params, encoder, PROMPTS, SEED, 0) for place in (0, 1))
+    assert not near(first, second)
+
+
+def with_settings(trained, **settings):
+    """The samplers' pictures of the super-resolution stage, from one low-resolution picture."""
+    stage, params = trained[1]
+    mesh = eight_devices()
+    config = sr_config(**{f"sampling.{name}": value for name, value in settings.items()})
+    sampler = StageSampler(stages.build(config), mesh, place=1)
+
+    def draw(low_res):
+        return sampler.sample(params, load_encoder_params(stage, mesh), PROMPTS, SEED, 0, low_res)
+
+    return draw
+
+
+def test_a_larger_picture_is_made_of_the_smaller_one_and_of_its_noise(trained, drawn):
+    low_res = drawn[0]
+    usual = with_settings(trained)(low_res)
+    assert near(usual, drawn[1])
+    assert not near(with_settings(trained)(255 - low_res), usual)
+    assert not near(with_settings(trained, aug_level=0.7)(low_res), usual)
+
+
+def test_one_tile_draws_the_whole_and_smaller_ones_what_they_see(trained, drawn):
+    assert near(with_settings(trained, tile_size=16, tile_overlap=8)(drawn[0]), drawn[1])
+    assert not near(with_settings(trained, tile_size=8, tile_overlap=4)(drawn[0]), drawn[1])
+
+
+def test_a_stage_draws_as_many_bits_as_it_is_told(trained, drawn):
+    low_res = drawn[0]
+    fine = with_settings(trained, bits=16)(low_res)
+    assert fine.dtype == np.uint16
+    np.testing.assert_allclose(fine / 257, drawn[1], atol=0.6)
+    # and starts from as many as it is given
+    np.testing.assert_allclose(with_settings(trained)(low_res.astype(np.uint16) * 257).astype(int), drawn[1], atol=1)
+
+
+def test_guidance_leads_away_from_no_guidance(trained, drawn):
+    assert not near(with_settings(trained, guidance=4.0)(drawn[0]), with_settings(trained, guidance=1.0)(drawn[0]))
+
+
+def of_base(trained, weights=None, unconditional="zero", **settings):
+    """Pictures of the base stage, on one device, with other settings."""
+    stage, params = trained[0]
+    sampling = {f"sampling.{name}": value for name, value in settings.items()}
+    config = base_config(**{"diffusion.unconditional": unconditional, **sampling})
+    mesh = one_device()
+    sampler = StageSampler(stages.build(config), mesh, place=0)
+    return sampler.sample(params, load_encoder_params(stage, mesh), PROMPTS, SEED, 0, guidance=weights)
+
+
+@pytest.fixture(scope="module")
+def unguided(trained):
+    return of_base(trained, guidance=1.0)
+
+
+@pytest.fixture(scope="module")
+def guided(trained):
+    return of_base(trained, guidance=3.0)
+
+
+def test_weights_of_samples_draw_what_each_would_draw_for_all(trained, unguided, guided):
+    mixed = of_base(trained, np.float32([1, 3, 1, 3, 1]), guidance=7.0)
+    assert near(mixed[::2], unguided[::2])
+    assert near(mixed[1::2], guided[1::2])
+    assert not near(guided, unguided)
+
+
+def test_every_prompt_may_have_its_own_weight_in_every_stage(cascade, trained, drawn):
+    usual = np.array([[stage.config.sampling.guidance] * 5 for stage, _ in trained], np.float32)
+    other = usual.copy()
+    other[1, 1], other[0, 4] = 9.0, 9.0
+    # batches of two: the last is filled up
+    for images, expected in zip(cascade.sample_all(PROMPTS, SEED, 2, usual), drawn, strict=True):
+        assert near(images, expected)
+    base, large = cascade.sample_all(PROMPTS, SEED, 2, other)
+    assert near(base[:4], drawn[0][:4])
+    assert not near(base[4:], drawn[0][4:])
+    assert near(large[[0, 2, 3]], drawn[1][[0, 2, 3]])
+    assert not near(large[1:2], drawn[1][1:2])
+
+
+def test_guidance_in_an_interval_that_no_step_meets_is_none(trained, unguided):
+    # of the two steps one is at pure noise, the other in the middle
+    assert near(of_base(trained, guidance=3.0, guidance_from=0.6, guidance_to=0.9), unguided)
+
+
+def test_an_oscillation_between_equal_weights_is_none_and_between_others_is_one(trained, unguided, guided):
+    assert near(of_base(trained, guidance=3.0, guidance_oscillates=True, guidance_low=3.0), guided)
+    oscillating = of_base(trained, guidance=3.0, guidance_oscillates=True, guidance_low=1.0)
+    assert not near(oscillating, guided)
+    assert not near(oscillating, unguided)
+
+
+def test_settings_of_guidance_reach_the_pictures(trained, guided):
+    assert not near(of_base(trained, guidance=3.0, guidance_rescale=0.7), guided)
+    assert not near(of_base(trained, guidance=3.0, unconditional="empty"), guided)
+
+
+def test_a_stage_that_learned_variances_draws_with_them():
+    mesh, drawn = one_device(), []
+    for variance in ("learned", "small"):
+        stage = stages.build(base_config(**{"diffusion.variance": "learned", "sampling.variance": variance}))
+        sampler = StageSampler(stage, mesh, place=0)
+        drawn.append(sampler.sample(perturbed_params(stage), load_encoder_params(stage, mesh), PROMPTS, SEED, 0))
+    assert drawn[0].shape == (5, 8, 8, 3)
+    assert not near(*drawn)
+
+
+class Recorded:
+    """A stage without a network, which remembers what it was asked."""
+
+    def __init__(self, stage):
+        self.config, self.image_shape, self.schedule, self.prediction = stage.config, (16, 16, 3), stage.schedule, "v"
+        self.encoder = types.SimpleNamespace(encode=lambda params, tokens, mask: jnp.ones((*tokens.shape, 4)))
+        self.asked, self.conditions, self.learns_variance = [], [], False
+        self.is_super_resolution, self.aug_levels = True, stage.aug_levels
+
+    def unconditional(self, encoder_params):
+        return jnp.full((2, 4), 7.0), jnp.array([True, False])
+
+    def condition_on(self, low_res, level, eps):
+        self.conditions.append((np.asarray(low_res), np.asarray(level), np.asarray(eps)))
+        return {"low_res": low_res, "aug_level": level}
+
+    def predict(self, params, z, logsnr, text, mask, condition):
+        self.asked.append((z.shape, logsnr.shape, text, mask, condition))
+        marks = jnp.mean(text, axis=(1, 2))
+        return 0 * z + marks[:, None, None, None], 0 * z - marks[:, None, None, None]
+
+
+def test_one_forward_of_a_doubled_batch_is_all_of_guidance(sr_stage):
+    stage = Recorded(sr_stage)
+    z = jnp.ones((3, 16, 16, 3))
+    text, no_text = (jnp.ones((3, 2, 4)), jnp.ones((3, 2), bool)), stage.unconditional({})
+    condition = {"low_res": jnp.arange(3.0), "aug_level": jnp.arange(3.0)}
+    prediction, v = guided_prediction(
+        stage.predict, {}, z, jnp.float32(0), text, no_text, condition, Guidance(5.0), jnp.float32(0)
+    )
+    ((z_shape, logsnr_shape, both_text, both_mask, both_condition),) = stage.asked
+    assert z_shape == (6, 16, 16, 3)
+    assert logsnr_shape == (6,)
+    np.testing.assert_array_equal(both_text, np.concatenate([text[0], np.full((3, 2, 4), 7)]))
+    np.testing.assert_array_equal(both_mask, [[True, True]] * 3 + [[True, False]] * 3)
+    for array in both_condition.values():
+        np.testing.assert_array_equal(array, [0, 1, 2, 0, 1, 2])
+    # 1 with the caption and 7 without it; a variance is that of the conditional half
+    np.testing.assert_allclose(prediction, 7 + 5 * (1 - 7))
+    np.testing.assert_array_equal(v, -1)
+
+
+def test_at_sampling_the_condition_has_the_noise_of_its_level_which_is_not_the_image_s(sr_stage, monkeypatch):
+    starts = []
+    monkeypatch.setattr(
+        "imagen_jax.stages.sampling.samplers.by_name",
+        lambda *names, **settings: lambda denoise, z, keys, schedule, steps: starts.append(np.asarray(z)) or z,
+    )
+    stage = Recorded(sr_stage)
+    settings = sr_stage.config.sampling.copy_and_resolve_references()
+    settings.aug_level = 0.35
+    low_res = jax.random.uniform(jax.random.key(0), (64, 8, 8, 3), minval=-1)
+    tokens = jnp.zeros((64, 2), jnp.int32)
+    keys = stage_keys(SEED, jnp.arange(64), 1)
+    make_sample_fn(stage, settings)({}, {}, tokens, tokens > 0, keys, low_res)
+    ((given, level, eps),) = stage.conditions
+    np.testing.assert_array_equal(given, low_res)
+    np.testing.assert_allclose(level, 0.35)
+    assert np.std(eps) == pytest.approx(1, abs=0.05)
+    assert np.mean(eps**4) == pytest.approx(3, abs=0.3)
+    (start,) = starts
+    assert np.mean(start**4) == pytest.approx(3, abs=0.3)
+    small = start.reshape(64, 8, 2, 8, 2, 3).mean(axis=(2, 4))
+    for other in (small, start[:, :8, :8]):
+        assert abs(np.corrcoef(other.ravel(), eps.ravel())[0, 1]) < 0.05
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"sampler": "heun", "grid": "karras"}, {"variance": "large"}],
+    ids=str,
+)
+def test_the_sampler_and_its_settings_make_another_picture(trained, drawn, settings):
+    assert not near(with_settings(trained, steps=3, **settings)(drawn[0]), with_settings(trained, steps=3)(drawn[0]))
+
+
+@pytest.fixture(scope="module")
+def loaded_draw(base_folder, sr_folder):
+    return ImagenPipeline.from_pretrained([base_folder, sr_folder], eight_devices()).sample(PROMPTS, SEED)
+
+
+def test_a_trained_cascade_draws_and_its_folders_stay_as_they_are(base_folder, sr_folder, loaded_draw):
+    before = contents(base_folder), contents(sr_folder)
+    again = ImagenPipeline.from_pretrained([base_folder, sr_folder], eight_devices()).sample(PROMPTS, SEED)
+    for images, others in zip(again, loaded_draw, strict=True):
+        np.testing.assert_array_equal(images, others)
+    assert (contents(base_folder), contents(sr_folder)) == before
+
+
+def test_a_stage_is_loaded_onto_any_mesh(sr_folder):
+    stages_loaded = [load_stage(sr_folder, read_config(sr_folder), mesh) for mesh in (one_device(), split_devices())]
+    assert [stage.step for stage in stages_loaded] == [STEPS, STEPS]
+    jax.tree.map(np.testing.assert_array_equal, *(stage.params for stage in stages_loaded))
+
+
+def test_stages_that_read_text_by_the_same_encoder_share_its_parameters(base_folder, sr_folder):
+    mesh = eight_devices()
+    base, sr = ImagenPipeline.from_pretrained([base_folder, sr_folder], mesh).stages
+    assert sr.encoder_params is base.encoder_params
+    config = read_config(sr_folder)
+    config.text.length += 8
+    assert load_stage(sr_folder, config, mesh, [base]).encoder_params is not base.encoder_params
+    config = read_config(sr_folder)
+    config.text.fingerprint = "0123456789abcdef"
+    with pytest.raises(ConfigError, match=r"config.text.fingerprint is 0123456789abcdef"):
+        load_stage(sr_folder, config, mesh, [base])
+
+
+def test_sampling_settings_can_be_changed_for_each_stage(base_folder, sr_folder, loaded_draw):
+    changes = [{}, {"aug_level": 0.9, "churn_range": (0.0, 1.0)}]
+    changed = ImagenPipeline.from_pretrained([base_folder, sr_folder], eight_devices(), changes).sample(PROMPTS, SEED)
+    np.testing.assert_array_equal(changed[0], loaded_draw[0])
+    assert not near(changed[1], loaded_draw[1])
+
+
+# Chains are judged by their configs, before any weight is read.
+
+BASE, SR = base_config(), sr_config()
+WIDE_SR = sr_config(image_size=(16, 24), low_res_size=(8, 12))
+
+
+@pytest.mark.parametrize(
+    "configs, said",
+    [
+        ([], "no stages given"),
+        ([SR], "the first stage is a super-resolution stage .8 to 16.: put a base stage of 8×8 before it"),
+        ([SR, BASE], "the first stage is a super-resolution stage"),
+        ([BASE, base_config()], "8×8×3 is followed by a base stage"),
+        ([base_config(image_size=10), SR], "draws 10×10×3 is followed by one that starts from 8×8×3"),
+        ([base_config(channels=1), SR], "draws 8×8×1 is followed by one that starts from 8×8×3"),
+        ([BASE, SR, sr_config()], "draws 16×16×3 is followed by one that starts from 8×8×3"),
+        ([WIDE_SR], "the first stage is a super-resolution stage .8×12 to 16×24.: put a base stage of 8×12 before it"),
+        ([base_config(image_size=(12, 8)), WIDE_SR], "draws 12×8×3 is followed by one that starts from 8×12×3"),
+        ([BASE, WIDE_SR], "draws 8×8×3 is followed by one that starts from 8×12×3"),
+    ],
+)
+def test_stages_that_do_not_chain_are_refused(configs, said):
+    with pytest.raises(ConfigError, match=said):
+        check_chain(configs)
+
+
+def test_stages_that_chain_are_not_refused():
+    check_chain([BASE])
+    check_chain([BASE, SR, sr_config(low_res_size=16, image_size=32)])
+    check_chain([base_config(image_size=(8, 12)), WIDE_SR])
+    check_chain([base_config(image_size=(8, 8)), SR])
+
+
+def refused(folders, said, changes=None):
+    """Each folder is as it was before."""
+    before = [contents(folder) for folder in folders]
+    with pytest.raises(ConfigError, match=said) as error:
+        ImagenPipeline.from_pretrained(folders, one_device(), changes)
+    assert not [problem for problem in error.value.problems if "\n" in problem]
+    assert [contents(folder) for folder in folders] == before
+
+
+def test_what_is_no_stage_is_refused(tmp_path):
+    refused([tmp_path / "none"], "does not exist")
+    refused([tmp_path], "is no stage folder, it has no config.json")
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        "",
+        "[]",
+        '"text"',
+        "[" * 10**6,
+        '{"a":' * 10**6,
+        '{"a":' * 900 + "1" + "}" * 900,
+        "{}",
+        json.dumps({"image_size": "8", "low_res_size": 0, "channels": 3, "sampling": {}}),
+        json.dumps({"image_size": 8, "low_res_size": 0, "channels": [], "sampling": {}}),
+        json.dumps({"image_size": 8, "low_res_size": 0, "channels": 3, "sampling": []}),
+        json.dumps({"image_size": 8, "low_res_size": 0, "channels": 3, "sampling": {}}),
+        json.dumps(json.loads(BASE.to_json()) | {"model": 8}),
+        json.dumps(json.loads(BASE.to_json()) | {"text": {"model": ["shapes"]}}),
+        json.dumps(json.loads(BASE.to_json()) | {"diffusion": {"schedule": None}}),
+        json.dumps(json.loads(BASE.to_json()) | {"\u001b[31m": {}, "model": {"multipliers": [[]]}}),
+    ],
+    ids=lambda text: text[:40],
+)
+def test_a_spoilt_config_is_refused_in_a_sentence(tmp_path, spoilt):
+    folder = write_stage(tmp_path / "base", BASE)
+    (folder / "config.json").write_text(spoilt)
+    refused([folder], "config.json.*restore it from a checkpoint's metadata|config|size|channels")
+
+
+def test_a_stage_without_a_checkpoint_is_refused(tmp_path):
+    refused([write_stage(tmp_path / "base", BASE)], "has no complete checkpoint: train it first")
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, base_folder):
+    folder = write_stage(tmp_path / "base", base_config(**{"model.channels": 16}))
+    (folder / "checkpoints").symlink_to(base_folder / "checkpoints")
+    refused([folder], "of another model or optimizer than its config describes: .*/kernel is float32")
+
+
+def test_folders_in_the_wrong_order_are_refused(base_folder, sr_folder):
+    refused([sr_folder, base_folder], "put a base stage of 8×8 before it")
+    refused([base_folder, base_folder], "followed by a base stage")
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"sampler": "euler"}, "sampler 'euler' is not known: choose one of ddpm"),
+        ({"sampler": "ddim", "eta": 1.5}, "eta 1.5 is not in"),
+        ({"sampler": "heun", "churn": -1.0}, "config.sampling.churn -1.0 must be at least 0 and finite"),
+        ({"grid": "cubic"}, "grid 'cubic' is not known: choose one of uniform"),
+        ({"variance": "medium"}, "variance 'medium' is not known: choose one of small"),
+        ({"variance": "learned"}, "variance 'learned' needs a stage trained with diffusion.variance 'learned'"),
+        ({"guidance_oscillates": True, "grid": "karras"}, "guidance_oscillates counts steps of .*, not of 'karras'"),
+        ({"steps": 0}, "config.sampling.steps 0 is no whole number in"),
+        ({"threshold": "soft"}, "threshold 'soft' is not known: choose one of none, static, dynamic"),
+        ({"threshold": "dynamic", "percentile": 101.0}, "percentile 101.0 is not in"),
+        ({"threshold": "dynamic", "percentile": 0.0}, "percentile 0.0 is not in"),
+        ({"guidance_from": 0.8, "guidance_to": 0.2}, "guidance from noise level 0.8 to 0.2 is no interval"),
+        ({"guidance_rescale": 2.0}, "guidance_rescale 2.0 is not in"),
+        ({"guidance_constant_steps": -1}, "guidance_constant_steps -1 must be a whole number of at least 0"),
+        ({"aug_level": 1.5}, "aug_level 1.5 is not in"),
+        ({"aug_level": -0.1}, "aug_level -0.1 is not in"),
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_are_refused(base_folder, change, said):
+    refused([base_folder], said, [change])
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"tile_size": 12, "tile_overlap": 8}, r"tile_overlap 8 is not in \[1, 6\]"),
+        ({"tile_size": 24, "tile_overlap": 8}, r"tile_size 24 is not in \[1, 16\]"),
+        ({"tile_size": 8, "tile_overlap": 2}, "tile_size 8 and tile_overlap 2 are not multiples of 4"),
+        ({"tile_size": (8, 8, 8)}, "tile_size .* is not a whole number, for a square, nor a pair"),
+        ({"aug_level": 0.8}, r"aug_level 0.8 is not in \[0.0, 0.5\], the levels that the stage is trained at"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_fit_a_super_resolution_stage_are_refused(sr_stage, settings, said):
+    config = sr_config(
+        **{"diffusion.aug_level_range": (0.0, 0.5)}, **{f"sampling.{name}": value for name, value in settings.items()}
+    )
+    stage = dataclasses.replace(sr_stage, config=config, aug_levels=stages.aug_levels(config))
+    with pytest.raises(ConfigError, match=said):
+        make_sample_fn(stage, config.sampling)

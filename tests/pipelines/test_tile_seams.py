@@ -1,0 +1,176 @@
+"""Where an image is put together, nothing tells: gradients there are as strong as elsewhere."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagen_jax.datasets.registry import make_source
+from imagen_jax.diffusion import samplers, schedules, tiling
+from imagen_jax.diffusion.tiling import in_tiles
+from imagen_jax.parallel import sharding
+from imagen_jax.stages import stage as stages
+from imagen_jax.stages.sampling import make_sample_fn, stage_keys
+from imagen_jax.training.optimizers import make_optimizer
+from imagen_jax.training.state import abstract_state
+from imagen_jax.training.step import make_train_step
+from tests.helpers.configs import one_device, sr_config
+
+COUNT = 64
+STEPS_OF_TRAINING = 150
+SCHEDULE = schedules.cosine()
+
+
+def gradients(images):
+    """Mean squares of the differences across each border between columns, [W - 1], relative to what is usual."""
+    energy = np.mean(np.diff(images, axis=2) ** 2, axis=(0, 1, 3))
+    return energy / np.median(energy)
+
+
+def side_by_side(monkeypatch, side):
+    """Makes of tiles that overlap ones that do not: what a seam looks like."""
+
+    def cut(whole, *_):
+        starts = list(range(0, whole, side))
+        return starts, [np.ones(side)] * len(starts)
+
+    monkeypatch.setattr(tiling, "cuts", cut)
+
+
+class TestOfAGaussianField:
+    """Images of a smooth random field, whose denoiser is exact: of a tile, it knows nothing of what lies beyond."""
+
+    SIDE, TILE = 48, 24
+
+    @staticmethod
+    def denoise(z, t):
+        """E[x | z_t] where x has the covariance exp(-d² / 18) of pixels d apart."""
+        rows, columns = (np.arange(side) for side in z.shape[1:3])
+        (by_row, row_modes), (by_column, column_modes) = (
+            np.linalg.eigh(np.exp(-((place[:, None] - place) ** 2) / 18) + 1e-3 * np.eye(len(place)))
+            for place in (rows, columns)
+        )
+        variance = jnp.float32(np.outer(by_row, by_column))[..., None]
+        alpha, sigma = SCHEDULE.alpha(t), SCHEDULE.sigma(t)
+        modes = jnp.einsum("ri,brcx,cj->bijx", jnp.float32(row_modes), z, jnp.float32(column_modes))
+        modes *= alpha * variance / (alpha**2 * variance + sigma**2)
+        return jnp.einsum("ri,bijx,cj->brcx", jnp.float32(row_modes), modes, jnp.float32(column_modes))
+
+    def drawn(self, overlap=None):
+        def denoise(z, t):
+            if overlap is None:
+                return self.denoise(z, t)
+            return in_tiles(lambda tile: self.denoise(tile, t), [z], (self.TILE, self.TILE), overlap)
+
+        keys = samplers.sample_keys(0, jnp.arange(COUNT))
+        z = samplers.noise(keys, 0, (self.SIDE, self.SIDE, 1))
+        return np.asarray(jax.jit(lambda z: samplers.ddpm(denoise, z, keys, SCHEDULE, 20))(z))
+
+    @pytest.mark.parametrize("overlap", [4, 8])
+    def test_tiles_that_overlap_leave_no_seams(self, overlap):
+        found, whole = self.drawn(overlap), self.drawn()
+        assert gradients(found).max() < 1.25
+        # nor are tiles blurred where they overlap
+        assert gradients(found).min() > 0.75
+        assert np.diff(found, axis=2).std() == pytest.approx(np.diff(whole, axis=2).std(), rel=0.05)
+        assert found.std() == pytest.approx(whole.std(), rel=0.1)
+
+    def test_tiles_side_by_side_do(self, monkeypatch):
+        side_by_side(monkeypatch, self.TILE)
+        assert gradients(self.drawn(0))[self.TILE - 1] > 10
+
+
+# Super-resolution to 32×32, trained on crops of 16×16. Patches of 2×2 pixels have gradients of their own.
+LARGE, CROP = 32, 16
+
+
+def crop_config(**changes):
+    return sr_config(
+        **{
+            "image_size": LARGE,
+            "low_res_size": LARGE // 2,
+            "data.crop_size": CROP,
+            "model.patch": 2,
+            "model.channels": 16,
+            "model.blocks": (0,),
+            "model.attention": ((),),
+            "model.middle_attention": (),
+            "training.batch_size": 16,
+            "sampling.steps": 4,
+            "sampling.aug_level": 0.3,
+            **changes,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def params():
+    config = crop_config()
+    stage, mesh = stages.build(config), one_device()
+    optimizer = make_optimizer(config.optimizer)
+    abstract, init = abstract_state(stage.init, optimizer, config.seed, mesh)
+    source, size = make_source(config.data, "train", config.image_size), config.training.batch_size
+    state, step = init(), make_train_step(stage, optimizer, abstract, mesh)
+    losses = []
+    for first in range(0, STEPS_OF_TRAINING * size, size):
+        examples = [source[first + i] for i in range(size)]
+        tokens, mask = stage.encoder.tokenize([example.captions[0] for example in examples])
+        images = np.stack([example.image for example in examples])
+        batch = sharding.put_batch({"image": images, "tokens": tokens, "mask": mask}, mesh)
+        state, metrics = step(state, stage.encoder.params, batch)
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-20:]) < 0.5 * losses[0]
+    return state.ema_params
+
+
+@pytest.fixture(scope="module")
+def low_res():
+    """Smooth pictures that are everywhere alike: what differs between places is not theirs."""
+    frequency = np.fft.fftfreq(LARGE // 2)
+    smooth = np.exp(-60 * (frequency[:, None] ** 2 + frequency**2))[..., None]
+    noise = np.random.default_rng(0).standard_normal((COUNT, LARGE // 2, LARGE // 2, 3))
+    fields = np.fft.ifft2(np.fft.fft2(noise, axes=(1, 2)) * smooth, axes=(1, 2)).real
+    return jnp.float32(0.4 * fields / fields.std())
+
+
+def enlarged(params, low_res, **settings):
+    """Gradients across the borders of patches; entry i is of column 2 i + 2."""
+    stage = stages.build(crop_config(**{f"sampling.{name}": value for name, value in settings.items()}))
+    tokens, mask = stage.encoder.tokenize([""] * COUNT)
+    keys = stage_keys(0, jnp.arange(COUNT), 1)
+    sample = jax.jit(make_sample_fn(stage, stage.config.sampling))
+    images = np.asarray(sample(params, stage.encoder.params, tokens, mask, keys, low_res))
+    assert images.shape == (COUNT, LARGE, LARGE, 3)
+    return gradients(images)[1::2]
+
+
+def test_a_whole_image_has_no_seam_at_the_size_of_crops(params, low_res):
+    found = enlarged(params, low_res)
+    assert found[CROP // 2 - 1] == pytest.approx(np.median(found), rel=0.2)
+
+
+def test_an_image_of_tiles_that_overlap_has_none_where_they_end(params, low_res):
+    found = enlarged(params, low_res, tile_size=CROP, tile_overlap=8)
+    for border in (8, 16, 24):
+        assert found[border // 2 - 1] == pytest.approx(np.median(found), rel=0.2)
+
+
+def test_tiles_side_by_side_have_one(params, low_res, monkeypatch):
+    side_by_side(monkeypatch, CROP)
+    found = enlarged(params, low_res, tile_size=CROP, tile_overlap=8)
+    assert found[CROP // 2 - 1] > 3 * np.median(found)
+
+
+def test_tiles_need_less_memory_than_the_whole():
+    def needed(**settings):
+        sampling = {f"sampling.{name}": value for name, value in settings.items()}
+        stage = stages.build(crop_config(**{"image_size": 256, "low_res_size": 128, "model.channels": 64}, **sampling))
+        tokens, mask = stage.encoder.tokenize([""])
+        params = jax.eval_shape(stage.init, jax.random.key(0))
+        low_res = jax.ShapeDtypeStruct((1, *stage.low_res_shape), jnp.float32)
+        sample = jax.jit(make_sample_fn(stage, stage.config.sampling))
+        keys = stage_keys(0, jnp.arange(1), 1)
+        compiled = sample.lower(params, stage.encoder.params, tokens, mask, keys, low_res).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert needed(tile_size=64, tile_overlap=16) < needed() / 2
