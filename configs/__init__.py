@@ -1,0 +1,1 @@
+"""Config files of the experiments; installed with the package as `imagen_jax.configs`."""
