@@ -157,7 +157,6 @@ def _silence_libraries() -> None:
     warnings.filterwarnings("ignore", module="orbax|jax|flax|grain|PIL")
     logger = logging.getLogger("imagen_jax")
     logger.setLevel(logging.INFO)
-    logger.propagate = False
     logger.handlers = [_ProgressBarHandler()]
 
 

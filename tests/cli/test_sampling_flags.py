@@ -4,23 +4,23 @@ import math
 
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
-from imagen_jax import mesh_flags, sampling_flags
+from imagen_jax.cli import sample
+from imagen_jax.cli.flags import SETTINGS, CommandFlags, mesh_axes, prompt_weights, stage_changes
 from imagen_jax.errors import ConfigError
+from imagen_jax.parallel.sharding import make_mesh
 from tests.helpers.configs import base_config
 
 
-@pytest.fixture
-def given():
-    """Parses flags for the length of a test."""
-    with flagsaver.flagsaver():
-        yield lambda *arguments: flags.FLAGS(["sample", *arguments])
+def given(*arguments):
+    """The flags of a command line."""
+    args = CommandFlags(sample)
+    args.parse(arguments)
+    return args
 
 
 def test_there_is_a_flag_for_each_key_and_no_other():
-    assert set(sampling_flags.FLAGS) == set(base_config().sampling)
+    assert set(SETTINGS) == set(base_config().sampling)
 
 
 def as_text(value):
@@ -28,35 +28,35 @@ def as_text(value):
 
 
 @pytest.mark.parametrize("name, value", base_config().sampling.to_dict().items(), ids=str)
-def test_a_value_of_a_config_survives_its_flag(given, name, value):
-    given(f"--{name}={as_text(value)}")
-    (change,) = sampling_flags.stage_changes(1)
+def test_a_value_of_a_config_survives_its_flag(name, value):
+    args = given(f"--{name}={as_text(value)}")
+    (change,) = stage_changes(args, 1)
     assert change == {name: value}
     assert type(change[name]) is type(value)
 
 
-def test_without_flags_nothing_is_changed(given):
-    given()
-    assert sampling_flags.stage_changes(2) == [{}, {}]
-    assert sampling_flags.prompt_weights(2, 5) is None
+def test_without_flags_nothing_is_changed():
+    args = given()
+    assert stage_changes(args, 2) == [{}, {}]
+    assert prompt_weights(args, 2, 5) is None
 
 
-def test_a_value_is_of_all_stages_or_each_has_its_own(given):
-    given("--steps=30, 20", "--guidance=1.5", "--sampler=ddpm,heun", "--churn_range=0:inf,0.1:9")
-    assert sampling_flags.stage_changes(2) == [
+def test_a_value_is_of_all_stages_or_each_has_its_own():
+    args = given("--steps=30, 20", "--guidance=1.5", "--sampler=ddpm,heun", "--churn_range=0:inf,0.1:9")
+    assert stage_changes(args, 2) == [
         {"steps": 30, "guidance": 1.5, "sampler": "ddpm", "churn_range": (0.0, math.inf)},
         {"steps": 20, "guidance": 1.5, "sampler": "heun", "churn_range": (0.1, 9.0)},
     ]
-    assert sampling_flags.prompt_weights(2, 5) is None
+    assert prompt_weights(args, 2, 5) is None
 
 
-def test_a_prompt_may_have_weights_of_its_own(given):
-    given("--guidance=1.5,3; 2;7,1", "--eta=1")
-    np.testing.assert_array_equal(sampling_flags.prompt_weights(2, 3), np.float32([[1.5, 2, 7], [3, 2, 1]]))
-    assert sampling_flags.stage_changes(2, with_guidance=False) == [{"eta": 1.0}, {"eta": 1.0}]
+def test_a_prompt_may_have_weights_of_its_own():
+    args = given("--guidance=1.5,3; 2;7,1", "--eta=1")
+    np.testing.assert_array_equal(prompt_weights(args, 2, 3), np.float32([[1.5, 2, 7], [3, 2, 1]]))
+    assert stage_changes(args, 2, with_guidance=False) == [{"eta": 1.0}, {"eta": 1.0}]
     # they are no change of a config
     with pytest.raises(ConfigError, match="--guidance has 3 values for 2 stages"):
-        sampling_flags.stage_changes(2)
+        stage_changes(args, 2)
 
 
 @pytest.mark.parametrize(
@@ -75,36 +75,36 @@ def test_a_prompt_may_have_weights_of_its_own(given):
         ("--guidance=4;5", "--guidance '4;5' is not a number"),
     ],
 )
-def test_values_that_mean_nothing_are_refused(given, argument, said):
-    given(argument)
+def test_values_that_mean_nothing_are_refused(argument, said):
+    args = given(argument)
     with pytest.raises(ConfigError, match=said):
-        sampling_flags.stage_changes(2)
+        stage_changes(args, 2)
 
 
 @pytest.mark.parametrize(
     "argument, said",
     [
-        ("--guidance=1;2", "--guidance has weights for 2 prompts, and there are 3: give them once for all"),
-        ("--guidance=1;2;3;", "--guidance has weights for 4 prompts, and there are 3"),
+        ("--guidance=1;2", "2 prompts, and there are 3"),
+        ("--guidance=1;2;3;", "4 prompts, and there are 3"),
         ("--guidance=1;2,3,4;3", "--guidance has 3 values for 2 stages"),
         ("--guidance=1;much;3", "--guidance 'much' is not a number"),
         ("--guidance=1;;3", "--guidance '' is not a number"),
         ("--guidance=1;nan;3", "--guidance 'nan' is not a number"),
     ],
 )
-def test_weights_of_prompts_that_mean_nothing_are_refused(given, argument, said):
-    given(argument)
+def test_weights_of_prompts_that_mean_nothing_are_refused(argument, said):
+    args = given(argument)
     with pytest.raises(ConfigError, match=said):
-        sampling_flags.prompt_weights(2, 3)
+        prompt_weights(args, 2, 3)
 
 
 @pytest.mark.parametrize("fsdp, spatial", [(1, 1), (4, 1), (1, 2), (2, 2)])
-def test_devices_that_share_no_picture_draw_some_of_their_own(given, fsdp, spatial):
-    given(f"--fsdp={fsdp}", f"--spatial={spatial}")
-    assert mesh_flags.sampling_mesh().shape == {"data": 8 // (fsdp * spatial), "fsdp": fsdp, "spatial": spatial}
+def test_devices_that_share_no_picture_draw_some_of_their_own(fsdp, spatial):
+    args = given(f"--fsdp={fsdp}", f"--spatial={spatial}")
+    assert make_mesh(mesh_axes(args)).shape == {"data": 8 // (fsdp * spatial), "fsdp": fsdp, "spatial": spatial}
 
 
-def test_devices_that_cannot_be_shared_so_are_refused(given):
-    given("--fsdp=3")
+def test_devices_that_cannot_be_shared_so_are_refused():
+    args = given("--fsdp=3")
     with pytest.raises(ConfigError, match="mesh data=-1, fsdp=3 does not fit 8 devices"):
-        mesh_flags.sampling_mesh()
+        make_mesh(mesh_axes(args))

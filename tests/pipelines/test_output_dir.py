@@ -7,10 +7,10 @@ import sys
 import time
 
 import pytest
-from absl.testing import flagsaver
 from PIL import Image
 
-from imagen_jax import commands, sample
+from imagen_jax.cli import sample
+from imagen_jax.cli.flags import CommandFlags
 from imagen_jax.errors import ConfigError
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from tests.helpers.configs import ROOT, contents, eight_devices
@@ -28,26 +28,26 @@ def cascade(base_folder):
 
 @pytest.fixture
 def draw(base_folder, cascade, monkeypatch):
-    """Draws into a folder, by a cascade that is compiled once; how many pictures the cascade drew."""
-    load, counted = sample.load_cascade, []
+    """Samples into a folder, by a cascade that is compiled once; returns how many images the cascade sampled."""
+    load, counted = ImagenPipeline.from_pretrained, []
 
     def loaded(folders, mesh, changes):
         return cascade if not any(changes) else load(folders, mesh, changes)
 
-    def counting(prompts, *rest, draw=cascade.draw):
+    def counting(prompts, *rest, sample=cascade.sample):
         counted.append(len(prompts))
-        return draw(prompts, *rest)
+        return sample(prompts, *rest)
 
-    monkeypatch.setattr(sample, "load_cascade", loaded)
+    monkeypatch.setattr(ImagenPipeline, "from_pretrained", loaded)
     monkeypatch.setattr(cascade, "sample", counting)
 
     def draw(out, *arguments, prompts=PROMPTS):
         counted.clear()
         # a later flag takes the place of an earlier one
         usual = [f"--stages={base_folder}", f"--prompts={';'.join(prompts)}", f"--out={out}", f"--batch_size={BATCH}"]
-        with flagsaver.flagsaver():
-            commands.parse_flags(["sample", *usual, *arguments])
-            sample.main()
+        args = CommandFlags(sample)
+        args.parse([*usual, *arguments])
+        sample.run(args)
         return sum(counted)
 
     draw.counted = counted
@@ -110,7 +110,7 @@ def test_killed_at_any_point_it_loses_a_batch_at_most_and_ends_with_the_bytes_of
 def test_what_is_there_is_not_drawn_again(draw, copied, whole, capsys):
     before = {path: path.stat().st_mtime_ns for path in (copied / "images").iterdir()}
     assert draw(copied) == 0
-    assert "5 of 5 pictures are there already" in capsys.readouterr().out
+    assert "5 of 5 images existed already" in capsys.readouterr().out
     (copied / "images" / "0001.png").unlink()
     (copied / "images" / "0004.png").write_bytes(whole["images/0004.png"][:-20])
     # the first and the last batch; of the first only what is missing is written
@@ -238,7 +238,7 @@ def test_killed_by_the_system_too(draw, base_folder, tmp_path):
     prompts = [f"{number} rings" for number in range(96)]
     arguments = [f"--stages={base_folder}", f"--prompts={';'.join(prompts)}", "--batch_size=8"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "imagen_jax.sample", *arguments, f"--out={tmp_path}/killed"],
+        [sys.executable, "-m", "imagen_jax", "sample", *arguments, f"--out={tmp_path}/killed"],
         cwd=ROOT,
         stderr=subprocess.DEVNULL,
     )
