@@ -102,7 +102,7 @@ def tint(kind):
 
     config = sr_config(**{"diffusion.prediction": kind, "sampling.sampler": "ddim", "sampling.steps": 16})
     stage = dataclasses.replace(stages.build(config), network=FunctionNetwork(apply))
-    sampler, encoder = StageSampler(stage, one_device(), place=1), load_encoder_params(stage, one_device())
+    sampler, encoder = StageSampler(stage, one_device(), stage_index=1), load_encoder_params(stage, one_device())
     low_res = np.full((4, 8, 8, 3), 128, np.uint8)
     off, right = (sampler.sample(jnp.array([red, 0.0, 0.0]), encoder, [""] * 4, 0, 0, low_res) for red in (OFF, 0.0))
     return np.abs(colour_drift(off, right).mean(axis=0)) / 127.5

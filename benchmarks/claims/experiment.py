@@ -143,7 +143,7 @@ def draw(
     Without weights once, with the config's. A super-resolution stage enlarges ``low_res``, uint8 [N, h, w, C].
     """
     mesh = sharding.make_mesh({"data": -1, "fsdp": 1})
-    sampler = StageSampler(trained.stage, mesh, place=int(trained.stage.is_super_resolution))
+    sampler = StageSampler(trained.stage, mesh, stage_index=int(trained.stage.is_super_resolution))
 
     def draw_batch(first: int, weight: float | None) -> np.ndarray:
         chosen = slice(first, first + BATCH)

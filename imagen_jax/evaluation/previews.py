@@ -37,7 +37,7 @@ def make_preview(stage: Stage, mesh: Mesh) -> Callable[[Any, Any], tuple[Image.I
     if stage.is_super_resolution:
         small = resize(to_float(jnp.asarray(real)), *stage.low_res_shape[:2])
         low_res = np.asarray(to_whole(small, real.dtype))
-    sampler = StageSampler(stage, mesh, place=0)
+    sampler = StageSampler(stage, mesh, stage_index=0)
     held_out_loss = make_held_out_loss(stage, mesh, len(real))
 
     def preview(params: Any, encoder_params: Any) -> tuple[Image.Image, dict[str, float]]:

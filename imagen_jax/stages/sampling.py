@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,10 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from imagen_jax.diffusion import samplers
-from imagen_jax.diffusion.guidance import Guidance, threshold
-from imagen_jax.diffusion.process import to_x_and_eps
-from imagen_jax.diffusion.schedules import noise_angle, signal
-from imagen_jax.diffusion.tiling import check_tiles, in_tiles
+from imagen_jax.diffusion.guidance import Guidance, get_threshold_fn
+from imagen_jax.diffusion.process import predict_x0_and_eps
+from imagen_jax.diffusion.schedules import cosine_time, alpha_from_logsnr
+from imagen_jax.diffusion.tiling import check_tiles, tiled_predict
 from imagen_jax.diffusion.timesteps import check_steps
 from imagen_jax.errors import ConfigError, collect_errors
 from imagen_jax.images.array import dtype_of, said, size_of, to_float, to_whole
@@ -31,6 +31,7 @@ from imagen_jax.stages.stage import (
     is_super_resolution,
     side_multiple,
 )
+from imagen_jax.text.encoder import TextCondition
 
 SAMPLING_MESH = {"data": -1, "fsdp": 1, "spatial": 1}  # every device has full networks, and images of its own
 SampleFn = Callable[..., jax.Array]
@@ -38,25 +39,24 @@ PredictFn = Callable[..., tuple[jax.Array, jax.Array | None]]
 
 
 def make_sample_fn(stage: Stage, settings: ml_collections.ConfigDict) -> SampleFn:
-    """The sampler of a stage as one pure function, to be compiled.
+    """Makes the sampler of a stage as one pure function, to be compiled.
 
     Args:
-        stage: what to sample from.
-        settings: a config's ``sampling``.
+        stage: the stage to sample from.
+        settings: sampling settings, such as the `sampling` of its config.
 
     Returns:
-        ``(params, encoder_params, tokens [B, L], mask [B, L], keys [B], low_res, weights=None) -> [B, H, W, C]``;
-        ``low_res`` is [B, h, w, C] or None; ``weights`` [B] of guidance take the place of the settings' one; images are
-        in [-1, 1].
+        `(params, encoder_params, tokens [B, L], mask [B, L], keys [B], low_res, guidance_scale=None) -> [B, H, W, C]`;
+        `low_res` is [B, h, w, C] or None; `guidance_scale` [B] replaces that of the settings; images are in [-1, 1].
 
     Raises:
-        UsageError: unknown names or values out of range in the settings.
+        ConfigError: unknown names or values out of range in the settings.
     """
     check_sampling(stage.config, settings)
-    sampler = chosen_sampler(settings, stage.learns_variance)
-    limit = threshold(settings.threshold, settings.percentile)
-    usual_guidance = guidance_of(settings)
-    predict = chosen_predict(stage, settings)
+    sampler = make_sampler(settings, stage.learns_variance)
+    limit = get_threshold_fn(settings.threshold, settings.percentile)
+    default_guidance = make_guidance(settings)
+    predict = make_predict_fn(stage, settings)
 
     def sample(
         params: Any,
@@ -65,37 +65,42 @@ def make_sample_fn(stage: Stage, settings: ml_collections.ConfigDict) -> SampleF
         mask: jax.Array,
         keys: jax.Array,
         low_res: jax.Array | None,
-        weights: jax.Array | None = None,
+        guidance_scale: jax.Array | None = None,
     ) -> jax.Array:
-        guidance = usual_guidance if weights is None else dataclasses.replace(usual_guidance, weight=weights)
-        start_key, walk_key, aug_key = jnp.unstack(jax.vmap(functools.partial(jax.random.split, num=3))(keys), axis=1)
+        guidance = default_guidance
+        if guidance_scale is not None:
+            guidance = dataclasses.replace(default_guidance, weight=guidance_scale)
+        init_key, step_key, aug_key = jnp.unstack(jax.vmap(functools.partial(jax.random.split, num=3))(keys), axis=1)
         text = stage.encoder.encode(encoder_params, tokens, mask)
-        no_text = stage.unconditional(encoder_params)
+        null_text = TextCondition(*stage.unconditional(encoder_params))
         condition = {}
         if low_res is not None:
             levels = jnp.full(low_res.shape[:1], settings.aug_level)
-            condition = stage.condition_on(low_res, levels, samplers.noise(aug_key, 0, low_res.shape[1:]))
+            condition = stage.condition_on(low_res, levels, samplers.gaussian_noise(aug_key, 0, low_res.shape[1:]))
+
+        def predict_fn(inputs: StageInputs) -> tuple[jax.Array, jax.Array | None]:
+            return predict(params, inputs.z, inputs.logsnr, *inputs.text, inputs.condition)
 
         def denoise(z: jax.Array, t: jax.Array) -> Any:
             logsnr = stage.schedule.logsnr(t)
-            # counted on the uniform grid of times that samplers walk down
+            # the step's index on a uniform grid of times
             step = jnp.round((1.0 - t) * settings.steps)
-            prediction, v = guided_prediction(
-                predict, params, z, logsnr, (text, mask), no_text, condition, guidance, step
-            )
-            x_hat, _ = to_x_and_eps(prediction, z, signal(logsnr), signal(-logsnr), stage.prediction)
-            return (limit(x_hat), v) if takes_variance(settings) else limit(x_hat)
+            inputs = StageInputs(z, logsnr, TextCondition(text, mask), condition)
+            prediction, v = guided_prediction(predict_fn, inputs, null_text, guidance, step)
+            x_hat, _ = predict_x0_and_eps(prediction, z, alpha_from_logsnr(logsnr), alpha_from_logsnr(-logsnr), stage.prediction)
+            return (limit(x_hat), v) if needs_variance(settings) else limit(x_hat)
 
-        z = samplers.noise(start_key, 0, stage.image_shape)
-        return jnp.clip(sampler(denoise, z, walk_key, stage.schedule, settings.steps), -1.0, 1.0)
+        z = samplers.gaussian_noise(init_key, 0, stage.image_shape)
+        return jnp.clip(sampler(denoise, z, step_key, stage.schedule, settings.steps), -1.0, 1.0)
 
     return sample
 
 
-def make_sampler(stage: Stage, mesh: Mesh | AbstractMesh) -> jax.stages.Wrapped:
-    """The jitted sampler of a stage, as ``make_sample_fn`` has it, its images laid on the mesh.
+def jit_sample_fn(stage: Stage, mesh: Mesh | AbstractMesh) -> jax.stages.Wrapped:
+    """Returns the jitted sampler of a stage, see `make_sample_fn`, with images sharded over the mesh.
 
-    Raises UsageError as ``make_sample_fn``, or where rows of the images cannot be split as the mesh says.
+    Raises:
+        ConfigError: as `make_sample_fn`, or the rows of the images cannot be sharded as the mesh says.
     """
     check_rows(stage.config, mesh.shape["spatial"])
     sample = make_sample_fn(stage.laid_on(mesh), stage.config.sampling)
@@ -105,11 +110,11 @@ def make_sampler(stage: Stage, mesh: Mesh | AbstractMesh) -> jax.stages.Wrapped:
 
 
 def check_sampling(config: ml_collections.ConfigDict, settings: ml_collections.ConfigDict) -> None:
-    """Raises UsageError for whatever a config's stage cannot be sampled with, of settings such as its ``sampling``."""
+    """Raises ConfigError for all sampling settings that a config's stage cannot be sampled with."""
     collect_errors(
-        lambda: chosen_sampler(settings, config.diffusion.variance == "learned"),
-        lambda: threshold(settings.threshold, settings.percentile),
-        lambda: guidance_of(settings),
+        lambda: make_sampler(settings, config.diffusion.variance == "learned"),
+        lambda: get_threshold_fn(settings.threshold, settings.percentile),
+        lambda: make_guidance(settings),
         lambda: check_tiling(config, settings),
         lambda: check_aug_level(config, settings.aug_level),
         lambda: dtype_of(settings.bits, "sampling bits"),
@@ -117,7 +122,7 @@ def check_sampling(config: ml_collections.ConfigDict, settings: ml_collections.C
 
 
 def check_aug_level(config: ml_collections.ConfigDict, level: float) -> None:
-    """Raises UsageError unless a config's stage can be given a low-resolution image with so much noise."""
+    """Raises ConfigError unless a config's stage was trained with this level of noise augmentation."""
     if not 0 <= level <= 1:
         raise ConfigError(f"aug_level {level} is not in [0, 1]: 0 adds no noise to the low-resolution image")
     if is_super_resolution(config):
@@ -125,7 +130,7 @@ def check_aug_level(config: ml_collections.ConfigDict, level: float) -> None:
 
 
 def check_tiling(config: ml_collections.ConfigDict, settings: ml_collections.ConfigDict) -> None:
-    """Raises UsageError for tiles that the network of a config cannot take."""
+    """Raises ConfigError for tiles that the network of a config cannot sample."""
     tile = size_of(settings.tile_size, "tile_size")
     if not any(tile):
         return
@@ -137,8 +142,8 @@ def check_tiling(config: ml_collections.ConfigDict, settings: ml_collections.Con
     check_tiles(image_size(config), tile, settings.tile_overlap, side_multiple(config.model))
 
 
-def guidance_of(settings: ml_collections.ConfigDict) -> Guidance:
-    """The guidance of a config's ``sampling``. Raises UsageError for values that mean none."""
+def make_guidance(settings: ml_collections.ConfigDict) -> Guidance:
+    """Returns the guidance of sampling settings. Raises ConfigError for values out of range."""
     return Guidance(
         weight=settings.guidance,
         start=settings.guidance_from,
@@ -150,14 +155,14 @@ def guidance_of(settings: ml_collections.ConfigDict) -> Guidance:
     )
 
 
-def takes_variance(settings: ml_collections.ConfigDict) -> bool:
-    """Whether the sampler of a config's ``sampling`` has to be told v."""
+def needs_variance(settings: ml_collections.ConfigDict) -> bool:
+    """Returns whether the sampler uses the learned variance, v."""
     return settings.sampler == "ddpm" and settings.variance == "learned"
 
 
-def chosen_sampler(settings: ml_collections.ConfigDict, learns_variance: bool) -> samplers.Sampler:
-    """The sampler of a config's ``sampling``. Raises UsageError for unknown names and numbers out of range."""
-    if takes_variance(settings) and not learns_variance:
+def make_sampler(settings: ml_collections.ConfigDict, learns_variance: bool) -> samplers.Sampler:
+    """Returns the sampler of sampling settings. Raises ConfigError for unknown names and values out of range."""
+    if needs_variance(settings) and not learns_variance:
         raise ConfigError(
             "variance 'learned' needs a stage trained with diffusion.variance 'learned': use small or large"
         )
@@ -166,7 +171,7 @@ def chosen_sampler(settings: ml_collections.ConfigDict, learns_variance: bool) -
             f"guidance_oscillates counts steps of the uniform grid, not of {settings.grid!r}: turn one off"
         )
     check_steps(settings.steps)
-    return samplers.by_name(
+    return samplers.get_sampler(
         settings.sampler,
         grid=settings.grid,
         eta=settings.eta,
@@ -177,11 +182,13 @@ def chosen_sampler(settings: ml_collections.ConfigDict, learns_variance: bool) -
     )
 
 
-def chosen_predict(stage: Stage, settings: ml_collections.ConfigDict) -> PredictFn:
-    """The stage's ``predict``, of whole images or of their tiles, as its ``sampling`` says.
+def make_predict_fn(stage: Stage, settings: ml_collections.ConfigDict) -> PredictFn:
+    """Returns the stage's `predict`, for full images or, as the settings say, in tiles.
 
-    Predictions are put together before anything else is done with them, so that guidance and thresholds look at whole
-    images. Raises UsageError for tiles that the network cannot take.
+    Predictions of tiles are merged before guidance and thresholding, which then see the full image.
+
+    Raises:
+        ConfigError: tiles that the network cannot sample.
     """
     tile, overlap = size_of(settings.tile_size, "tile_size"), settings.tile_overlap
     if not any(tile):
@@ -194,78 +201,88 @@ def chosen_predict(stage: Stage, settings: ml_collections.ConfigDict) -> Predict
             here = condition | ({"low_res": low_res[0]} if low_res else {})
             return stage.predict(params, z, logsnr, text, mask, here)
 
-        return in_tiles(of_tile, [z, condition["low_res"]] if condition else [z], tile, overlap)
+        return tiled_predict(of_tile, [z, condition["low_res"]] if condition else [z], tile, overlap)
 
     return predict
 
 
+class StageInputs(NamedTuple):
+    """What a stage's network is called with.
+
+    Attributes:
+        z: noisy images z_t [B, H, W, C].
+        logsnr: their log signal-to-noise ratio, a scalar.
+        text: the text condition.
+        condition: from `Stage.condition_on`, or empty for a base stage.
+    """
+
+    z: jax.Array
+    logsnr: jax.Array
+    text: TextCondition
+    condition: dict[str, jax.Array]
+
+
 def guided_prediction(
-    predict: PredictFn,
-    params: Any,
-    z: jax.Array,
-    logsnr: jax.Array,
-    text: tuple[jax.Array, jax.Array],
-    no_text: tuple[jax.Array, jax.Array],
-    condition: dict[str, jax.Array],
+    predict_fn: Callable[[StageInputs], tuple[jax.Array, jax.Array | None]],
+    inputs: StageInputs,
+    null_text: TextCondition,
     guidance: Guidance,
     step: jax.Array,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """(prediction, v) [B, H, W, C] at z_t under guidance, both halves in one forward of a doubled batch.
+    """Returns (prediction, v) at z_t under guidance, [B, H, W, C] each; both halves in one forward of a doubled batch.
 
     Args:
-        predict: a stage's, or one with its arguments and result.
-        params: of its network.
-        z: [B, H, W, C] at a noise level.
-        logsnr: of that level, a scalar.
-        text: embeddings [B, L, D] and mask [B, L].
-        no_text: what stands for a dropped caption, [L, D] and [L].
-        condition: from ``Stage.condition_on``, or empty.
-        guidance: of both halves.
-        step: of the sampler, counted from 0, a scalar.
+        predict_fn: a stage's network with its parameters.
+        inputs: of the conditional half.
+        null_text: stands for a dropped caption, embeddings [L, D] and mask [L].
+        guidance: combines both halves.
+        step: the sampler's step, counted from 0, a scalar.
 
     Returns:
-        The guided prediction, and the v of the conditional one: variances are not guided; None if not learned.
+        The guided prediction, and the v of the conditional half: variances are not guided. None if not learned.
     """
+    z, logsnr, text, condition = inputs
     if guidance.is_none:
-        return predict(params, z, jnp.broadcast_to(logsnr, z.shape[:1]), *text, condition)
+        return predict_fn(StageInputs(z, jnp.broadcast_to(logsnr, z.shape[:1]), text, condition))
 
     def doubled(array: jax.Array, other: jax.Array) -> jax.Array:
         return jnp.concatenate([array, jnp.broadcast_to(other, array.shape).astype(array.dtype)])
 
-    both, both_v = predict(
-        params,
-        doubled(z, z),
-        jnp.broadcast_to(logsnr, (2 * z.shape[0],)),
-        doubled(text[0], no_text[0]),
-        doubled(text[1], no_text[1]),
-        {name: doubled(array, array) for name, array in condition.items()},
+    both, both_v = predict_fn(
+        StageInputs(
+            doubled(z, z),
+            jnp.broadcast_to(logsnr, (2 * z.shape[0],)),
+            TextCondition(doubled(text.embeddings, null_text.embeddings), doubled(text.mask, null_text.mask)),
+            {name: doubled(array, array) for name, array in condition.items()},
+        )
     )
     conditional, unconditional = jnp.split(both, 2)
-    guided = guidance(conditional, unconditional, noise_angle(logsnr), step)
+    guided = guidance(conditional, unconditional, cosine_time(logsnr), step)
     return guided, None if both_v is None else jnp.split(both_v, 2)[0]
 
 
-def stage_keys(seed: int, indices: jax.Array, place: int) -> jax.Array:
-    """The keys [B] of samples ``indices`` in the stage at a place of the cascade."""
-    return jax.vmap(lambda key: jax.random.fold_in(key, place))(samplers.sample_keys(seed, indices))
+def stage_keys(seed: int, indices: jax.Array, stage_index: int) -> jax.Array:
+    """Returns the keys [B] of samples `indices` in the stage with an index in the cascade."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, stage_index))(samplers.sample_keys(seed, indices))
 
 
 class StageSampler:
     """The sampler of one stage, compiled for a mesh.
 
     Args:
-        stage: what to sample from.
-        mesh: batches are spread over all its devices.
-        place: where in the cascade the stage stands; stages at other places draw other noise.
+        stage: the stage to sample from.
+        mesh: batches are split over all its devices.
+        stage_index: the stage's index in the cascade; each index has noise of its own.
 
     Raises:
-        UsageError: the config's sampling settings are wrong, or rows of its images cannot be split as the mesh says.
+        ConfigError: the config's sampling settings are wrong, or the rows of its images cannot be sharded as the mesh
+            says.
     """
 
-    def __init__(self, stage: Stage, mesh: Mesh, place: int) -> None:
-        self._stage, self._mesh, self._place = stage, mesh, place
+    def __init__(self, stage: Stage, mesh: Mesh, stage_index: int) -> None:
+        self._stage, self._mesh, self._stage_index = stage, mesh, stage_index
         self._dtype = dtype_of(stage.config.sampling.bits, "sampling bits")
-        self._program = make_sampler(stage, mesh)
+        self._program = jit_sample_fn(stage, mesh)
 
     def sample(
         self,
@@ -275,23 +292,34 @@ class StageSampler:
         seed: int,
         first_index: int,
         low_res: np.ndarray | None = None,
-        guidance: np.ndarray | None = None,
+        guidance_scale: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Images [B, H, W, C] of the prompts of samples ``first_index`` and on, uint8 or uint16 as the config says.
+        """Samples one batch.
 
-        A super-resolution stage enlarges ``low_res`` [B, h, w, C], of either type. Weights ``guidance`` [B], one a
-        sample, take the place of the config's one.
+        Args:
+            params: weights of the network.
+            encoder_params: weights of the text encoder.
+            prompts: of samples `first_index`, `first_index` + 1, …; B of them.
+            seed: of the noise.
+            first_index: index of the first sample.
+            low_res: the images that a super-resolution stage enlarges, uint8 or uint16 [B, h, w, C].
+            guidance_scale: float [B], in place of the config's scale.
+
+        Returns:
+            Images [B, H, W, C], uint8 or uint16 as the config's `sampling.bits` says.
         """
         count = len(prompts)
-        # Every device needs the same share: a short batch is filled up, and its surplus cut off again.
-        surplus = -count % batch_parts(self._mesh)
-        tokens, mask = self._stage.encoder.tokenize([*prompts, *[""] * surplus])
-        keys = stage_keys(seed, jnp.arange(first_index, first_index + count + surplus), self._place)
+        # Every device needs the same share: a short batch is padded, and the padding cut off again.
+        padding = -count % batch_parts(self._mesh)
+        tokens, mask = self._stage.encoder.tokenize([*prompts, *[""] * padding])
+        keys = stage_keys(seed, jnp.arange(first_index, first_index + count + padding), self._stage_index)
         batch = {"tokens": tokens, "mask": mask, "keys": np.asarray(jax.random.key_data(keys))}
         if low_res is not None:
-            batch["low_res"] = np.concatenate([low_res, np.zeros((surplus, *low_res.shape[1:]), low_res.dtype)])
-        if guidance is not None:
-            batch["guidance"] = np.concatenate([np.asarray(guidance, np.float32), np.ones(surplus, np.float32)])
+            batch["low_res"] = np.concatenate([low_res, np.zeros((padding, *low_res.shape[1:]), low_res.dtype)])
+        if guidance_scale is not None:
+            batch["guidance_scale"] = np.concatenate(
+                [np.asarray(guidance_scale, np.float32), np.ones(padding, np.float32)]
+            )
         placed = put_examples(batch, self._mesh)
         images = self._program(
             params,
@@ -300,6 +328,6 @@ class StageSampler:
             placed["mask"],
             jax.random.wrap_key_data(placed["keys"]),
             to_float(placed["low_res"]) if low_res is not None else None,
-            placed.get("guidance"),
+            placed.get("guidance_scale"),
         )
         return multihost.gather(to_whole(images, self._dtype))[:count]

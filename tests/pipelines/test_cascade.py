@@ -16,8 +16,9 @@ from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.pipelines.loading import TrainedStage, check_chain, load_stage
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.checkpoints import read_config
-from imagen_jax.stages.sampling import StageSampler, guided_prediction, make_sample_fn, stage_keys
+from imagen_jax.stages.sampling import StageInputs, StageSampler, guided_prediction, make_sample_fn, stage_keys
 from imagen_jax.stages.stage import load_encoder_params
+from imagen_jax.text.encoder import TextCondition
 from tests.helpers.configs import (
     STEPS,
     base_config,
@@ -96,14 +97,14 @@ def test_devices_that_share_a_picture_or_parameters_draw_the_same(trained, drawn
     mesh = sharding.make_mesh({"data": -1, "fsdp": fsdp, "spatial": spatial})
     (_, trained_sr) = on(mesh, trained)
     assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(trained_sr.params)) == (fsdp > 1)
-    sampler = StageSampler(trained_sr.stage, mesh, place=1)
+    sampler = StageSampler(trained_sr.stage, mesh, stage_index=1)
     images = sampler.sample(trained_sr.params, trained_sr.encoder_params, PROMPTS, SEED, 0, drawn[0])
     assert near(images, drawn[1])
 
 
 def test_rows_that_devices_cannot_share_are_refused(base_stage):
     with pytest.raises(ConfigError, match="config.image_size 8 cannot be split over 8 devices"):
-        StageSampler(base_stage, sharding.make_mesh({"data": 1, "fsdp": 1, "spatial": 8}), place=0)
+        StageSampler(base_stage, sharding.make_mesh({"data": 1, "fsdp": 1, "spatial": 8}), stage_index=0)
 
 
 def test_pictures_do_not_depend_on_how_they_are_batched(cascade, drawn):
@@ -154,7 +155,7 @@ def with_settings(trained, **settings):
     stage, params = trained[1]
     mesh = eight_devices()
     config = sr_config(**{f"sampling.{name}": value for name, value in settings.items()})
-    sampler = StageSampler(stages.build(config), mesh, place=1)
+    sampler = StageSampler(stages.build(config), mesh, stage_index=1)
 
     def draw(low_res):
         return sampler.sample(params, load_encoder_params(stage, mesh), PROMPTS, SEED, 0, low_res)
@@ -194,8 +195,8 @@ def of_base(trained, weights=None, unconditional="zero", **settings):
     sampling = {f"sampling.{name}": value for name, value in settings.items()}
     config = base_config(**{"diffusion.unconditional": unconditional, **sampling})
     mesh = one_device()
-    sampler = StageSampler(stages.build(config), mesh, place=0)
-    return sampler.sample(params, load_encoder_params(stage, mesh), PROMPTS, SEED, 0, guidance=weights)
+    sampler = StageSampler(stages.build(config), mesh, stage_index=0)
+    return sampler.sample(params, load_encoder_params(stage, mesh), PROMPTS, SEED, 0, guidance_scale=weights)
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +251,7 @@ def test_a_stage_that_learned_variances_draws_with_them():
     mesh, drawn = one_device(), []
     for variance in ("learned", "small"):
         stage = stages.build(base_config(**{"diffusion.variance": "learned", "sampling.variance": variance}))
-        sampler = StageSampler(stage, mesh, place=0)
+        sampler = StageSampler(stage, mesh, stage_index=0)
         drawn.append(sampler.sample(perturbed_params(stage), load_encoder_params(stage, mesh), PROMPTS, SEED, 0))
     assert drawn[0].shape == (5, 8, 8, 3)
     assert not near(*drawn)
@@ -281,10 +282,17 @@ class Recorded:
 def test_one_forward_of_a_doubled_batch_is_all_of_guidance(sr_stage):
     stage = Recorded(sr_stage)
     z = jnp.ones((3, 16, 16, 3))
-    text, no_text = (jnp.ones((3, 2, 4)), jnp.ones((3, 2), bool)), stage.unconditional({})
+    text, null_text = (
+        TextCondition(jnp.ones((3, 2, 4)), jnp.ones((3, 2), bool)),
+        TextCondition(*stage.unconditional({})),
+    )
     condition = {"low_res": jnp.arange(3.0), "aug_level": jnp.arange(3.0)}
     prediction, v = guided_prediction(
-        stage.predict, {}, z, jnp.float32(0), text, no_text, condition, Guidance(5.0), jnp.float32(0)
+        lambda inputs: stage.predict({}, inputs.z, inputs.logsnr, *inputs.text, inputs.condition),
+        StageInputs(z, jnp.float32(0), text, condition),
+        null_text,
+        Guidance(5.0),
+        jnp.float32(0),
     )
     ((z_shape, logsnr_shape, both_text, both_mask, both_condition),) = stage.asked
     assert z_shape == (6, 16, 16, 3)

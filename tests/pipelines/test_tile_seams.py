@@ -7,7 +7,7 @@ import pytest
 
 from imagen_jax.datasets.registry import make_source
 from imagen_jax.diffusion import samplers, schedules, tiling
-from imagen_jax.diffusion.tiling import in_tiles
+from imagen_jax.diffusion.tiling import tiled_predict
 from imagen_jax.parallel import sharding
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.sampling import make_sample_fn, stage_keys
@@ -34,7 +34,7 @@ def side_by_side(monkeypatch, side):
         starts = list(range(0, whole, side))
         return starts, [np.ones(side)] * len(starts)
 
-    monkeypatch.setattr(tiling, "cuts", cut)
+    monkeypatch.setattr(tiling, "_tile_starts_and_weights", cut)
 
 
 class TestOfAGaussianField:
@@ -60,10 +60,10 @@ class TestOfAGaussianField:
         def denoise(z, t):
             if overlap is None:
                 return self.denoise(z, t)
-            return in_tiles(lambda tile: self.denoise(tile, t), [z], (self.TILE, self.TILE), overlap)
+            return tiled_predict(lambda tile: self.denoise(tile, t), [z], (self.TILE, self.TILE), overlap)
 
         keys = samplers.sample_keys(0, jnp.arange(COUNT))
-        z = samplers.noise(keys, 0, (self.SIDE, self.SIDE, 1))
+        z = samplers.gaussian_noise(keys, 0, (self.SIDE, self.SIDE, 1))
         return np.asarray(jax.jit(lambda z: samplers.ddpm(denoise, z, keys, SCHEDULE, 20))(z))
 
     @pytest.mark.parametrize("overlap", [4, 8])

@@ -1,0 +1,29 @@
+"""Print a config: `imagen config --config=configs/shapes_base.py [--config.key=value …] [--diff=OTHER]`.
+
+Prints every key with its value; values that differ from the schema's defaults are marked. `--diff=OTHER` prints the keys
+that differ between the two configs. `--reference` prints the reference of all keys as Markdown.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from imagen_jax.cli.flags import CommandFlags, define_config
+from imagen_jax.config.document import describe, diff, reference_markdown
+from imagen_jax.config.load import load_config
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of the command."""
+    define_config(values, "The config to print.")
+    flags.DEFINE_string("diff", None, "Another config file, whose differences to print.", flag_values=values)
+    flags.DEFINE_boolean("reference", False, "Print the reference of all keys as Markdown.", flag_values=values)
+
+
+def run(args: CommandFlags) -> None:
+    """Prints the config."""
+    if args.reference:
+        print(reference_markdown(), end="")
+        return
+    config = args.load_config()
+    print(diff(config, load_config(args.diff)) if args.diff else describe(config))
