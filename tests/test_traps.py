@@ -19,7 +19,7 @@ TRAPS = {
     "uniform instead of Gaussian noise": [
         "tests/test_samplers.py::test_noise_is_gaussian",
         "tests/training/test_step.py::test_the_noise_of_the_condition_is_not_that_of_the_image",
-        "tests/test_cascade.py::test_at_sampling_the_condition_has_the_noise_of_its_level_which_is_not_the_image_s",
+        "tests/test_cascade.py::test_aug_noise_at_sampling",
     ],
     "a percentile of 0.95 taken as 0.95%": [
         "tests/test_guidance.py::test_dynamic_threshold_divides_by_the_percentile",
@@ -27,21 +27,21 @@ TRAPS = {
         "tests/test_configs.py::test_a_percentile_is_in_per_cent",
     ],
     "an augmentation level of always 0 at sampling": [
-        "tests/test_cascade.py::test_at_sampling_the_condition_has_the_noise_of_its_level_which_is_not_the_image_s",
-        "tests/test_cascade.py::test_a_larger_picture_is_made_of_the_smaller_one_and_of_its_noise",
-        "tests/test_cascade.py::test_sampling_settings_can_be_changed_for_each_stage",
+        "tests/test_cascade.py::test_aug_noise_at_sampling",
+        "tests/test_cascade.py::test_sr_depends_on_low_res_and_its_noise",
+        "tests/test_cascade.py::test_sampling_settings_per_stage",
         "tests/test_configs.py::test_super_resolution_adds_the_noise_at_sampling_that_it_learned_to_see_through",
         "tests/training/test_step.py::test_augmentation_levels_are_spread_over_all_that_the_config_says",
     ],
     "the same noise for the image and for its low-resolution condition": [
         "tests/training/test_step.py::test_the_noise_of_the_condition_is_not_that_of_the_image",
-        "tests/test_cascade.py::test_at_sampling_the_condition_has_the_noise_of_its_level_which_is_not_the_image_s",
+        "tests/test_cascade.py::test_aug_noise_at_sampling",
     ],
     "EMA weights swapped into the raw ones by the checkpoint loader": [
         "tests/test_checkpoints.py::test_the_raw_parameters_are_not_the_average",
         "tests/test_checkpoints.py::test_sampling_reads_the_average_and_nothing_else",
         "tests/training/test_resume.py::test_training_moved_parameters_and_the_average_apart",
-        "tests/test_cascade.py::test_a_trained_cascade_draws_and_its_folders_stay_as_they_are",
+        "tests/test_cascade.py::test_sampling_leaves_stage_folders_unchanged",
     ],
     "half of all captions dropped by default": [
         "tests/test_configs.py::test_captions_are_dropped_often_enough_to_guide_and_seldom_enough_to_matter",

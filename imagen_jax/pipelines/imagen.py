@@ -285,7 +285,7 @@ class ImagenPipeline:
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size {batch_size} is not at least 1")
-        truncated = max(trained.stage.encoder.tokenize.overlong(prompts) for trained in self.stages)
+        truncated = max(trained.stage.encoder.tokenize.count_truncated(prompts) for trained in self.stages)
         if truncated:
             logger.warning(
                 "%d of %d prompts have more tokens than config.text.length: their ends are not read",

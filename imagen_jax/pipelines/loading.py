@@ -47,7 +47,7 @@ class TrainedStage:
 
 
 def check_chain(configs: Sequence[ml_collections.ConfigDict]) -> None:
-    """Raises UsageError unless the first stage is a base and each other starts from the size of the one before."""
+    """Raises ConfigError unless the first stage is a base and each other starts from the size of the one before."""
     if not configs:
         raise ConfigError("no stages given: name their folders, the base first")
     first = configs[0]
@@ -58,11 +58,11 @@ def check_chain(configs: Sequence[ml_collections.ConfigDict]) -> None:
             f"put a base stage of {low[0]}×{low[1]} before it"
         )
     for before, after in itertools.pairwise(configs):
-        found, needed = (*image_size(before), before.channels), (*low_res_size(after), after.channels)
-        if found != needed:
-            given, wanted = ("×".join(map(str, shape)) for shape in (found, needed))
-            next_one = f"one that starts from {wanted}" if is_super_resolution(after) else "a base stage"
-            raise ConfigError(f"the stages do not chain: one that draws {given} is followed by {next_one}")
+        size, needed = (*image_size(before), before.channels), (*low_res_size(after), after.channels)
+        if size != needed:
+            given, expected = ("×".join(map(str, shape)) for shape in (size, needed))
+            next_one = f"one that starts from {expected}" if is_super_resolution(after) else "a base stage"
+            raise ConfigError(f"the stages do not chain: one that samples {given} is followed by {next_one}")
 
 
 def load_stages(
@@ -138,22 +138,22 @@ def blaming_the_config(workdir: Path) -> Iterator[None]:
 def load_stage(
     workdir: Path, config: ml_collections.ConfigDict, mesh: Mesh, others: Sequence[TrainedStage] = ()
 ) -> TrainedStage:
-    """The stage of a config, with the EMA weights of its folder.
+    """Loads a stage with the EMA weights of its folder.
 
     Args:
         workdir: the folder of a training run.
-        config: what ``read_config`` found there, its sampling settings perhaps changed.
+        config: the folder's config, perhaps with other sampling settings.
         mesh: where the weights go.
-        others: stages that are there already; with one that reads text by the same encoder this one shares it.
+        others: stages that are loaded already; the text encoder is shared with one that has the same.
 
     Raises:
-        UsageError: no checkpoint in the folder, or one of another model.
-        RunError: every checkpoint is damaged.
+        ConfigError: the folder has no checkpoint, or one of another model.
+        TrainingError: every checkpoint is damaged.
     """
     with blaming_the_config(workdir):
-        # of a large encoder there may be room for one copy, and not for one of each stage
-        twin = next((other for other in others if encoder_named(other.stage.config) == encoder_named(config)), None)
-        built = build(config, twin.stage.encoder if twin else None)
+        # memory may suffice for one copy of a large encoder, and not for one for each stage
+        shared = next((other for other in others if _encoder_key(other.stage.config) == _encoder_key(config)), None)
+        built = build(config, shared.stage.encoder if shared else None)
     abstract = abstract_sharded(jax.eval_shape(built.init, jax.random.key(0)), mesh)
     checkpoints = Checkpoints(workdir)
     if checkpoints.latest_step is None:
@@ -162,9 +162,9 @@ def load_stage(
     step = checkpoints.latest_step
     checkpoints.close()
     check_fingerprint(built.encoder, config.text)
-    return TrainedStage(built, params, twin.encoder_params if twin else built.encoder.load(mesh), step, workdir)
+    return TrainedStage(built, params, shared.encoder_params if shared else built.encoder.load(mesh), step, workdir)
 
 
-def encoder_named(config: ml_collections.ConfigDict) -> tuple[str, int, str]:
-    """What tells a config's text encoder from others."""
+def _encoder_key(config: ml_collections.ConfigDict) -> tuple[str, int, str]:
+    """Returns what identifies a config's text encoder."""
     return config.text.model, config.text.length, config.text.dtype

@@ -1,11 +1,11 @@
-"""The folder that a cascade's pictures are drawn into: what was asked for, and which of them are there.
+"""The folder that images are sampled into: the run's manifest, and which images exist.
 
-    OUT/samples.json      prompts, seed, and of each stage its step, checkpoint and settings
-    OUT/images/NNNN.png   a picture for each prompt
-    OUT/samples.png       some of them, with their prompts
+    OUT/samples.json      prompts, seed, and for each stage its step, checkpoint and settings
+    OUT/images/NNNN.png   an image for each prompt
+    OUT/samples.png       a grid of some of them, with their prompts
 
-What a picture shows follows from what was asked for and its number. So what is there of a run that was broken off need
-not be drawn again, and the pictures of another run are not taken for it.
+An image is a function of the manifest and its index. So the images of an interrupted run are kept, and those of another
+run are not mistaken for them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from imagen_jax.stages.checkpoints import CHECKPOINTS
 MANIFEST = "samples.json"
 SHEET = "samples.png"
 IMAGES = "images"
-NAMED = 3  # differences that a refusal names
+MAX_DIFFERENCES = 3  # that a message names
 
 
 def run_manifest(
@@ -70,68 +70,75 @@ def _stage_manifest(trained: TrainedStage) -> dict[str, Any]:
 
 
 def _digest(value: Any) -> str:
-    """SHA-256 of what JSON can hold."""
+    """Returns the SHA-256 of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def image_path(folder: Path, index: int) -> Path:
-    """Where the picture of a prompt goes."""
+    """Returns the path of the image of a prompt."""
     return folder / IMAGES / f"{index:04d}.png"
 
 
-def prepare(folder: Path, asked: dict[str, Any], overwrite: bool) -> None:
-    """Makes the folder that of a run, or finds that it is.
+def prepare(folder: Path, manifest: dict[str, Any], overwrite: bool) -> None:
+    """Prepares a folder for a run: writes its manifest, or checks that it holds the same one.
 
     Args:
-        folder: to draw into.
-        asked: of ``asked_for``.
-        overwrite: whether pictures of another run are removed.
+        folder: the folder to sample into.
+        manifest: see `run_manifest`.
+        overwrite: whether images of another run are removed.
 
     Raises:
-        UsageError: it has such, and they are not to be.
+        ConfigError: it holds images of another run, and `overwrite` is False.
     """
-    fault = manifest_diff(folder, asked)
-    if fault and not overwrite:
-        raise ConfigError(f"--out {str(folder)!r} {fault}: give another folder, or --overwrite to have them removed")
-    if fault:
-        for path in list_images(folder):
+    problem = _manifest_diff(folder, manifest)
+    if problem and not overwrite:
+        raise ConfigError(f"--out {str(folder)!r} {problem}: give another folder, or --overwrite to remove them")
+    if problem:
+        for path in _list_images(folder):
             path.unlink()
-    if fault or not (folder / MANIFEST).exists():
-        write_json(folder / MANIFEST, asked)
+    if problem or not (folder / MANIFEST).exists():
+        write_json(folder / MANIFEST, manifest)
 
 
-def list_images(folder: Path) -> list[Path]:
-    """All pictures that a run has drawn into a folder, the sheet last."""
-    drawn = [path for path in (folder / IMAGES).glob("*.png") if path.stem.isdecimal()]
-    return [*drawn, *(path for path in [folder / SHEET] if path.exists())]
+def _list_images(folder: Path) -> list[Path]:
+    """Returns all images that a run has written to a folder, the grid last."""
+    images = [path for path in (folder / IMAGES).glob("*.png") if path.stem.isdecimal()]
+    return [*images, *(path for path in [folder / SHEET] if path.exists())]
 
 
-def manifest_diff(folder: Path, asked: dict[str, Any]) -> str:
-    """What tells that pictures in the folder are of another run, for a sentence; "" if there are none such."""
-    if not list_images(folder):
+def _manifest_diff(folder: Path, manifest: dict[str, Any]) -> str:
+    """Returns how a folder's images are known to be of another run, as the end of a sentence; "" if they are not."""
+    if not _list_images(folder):
         return ""
     try:
-        before, now = flatten(read_json(folder / MANIFEST)), flatten(asked)
+        before, now = flatten(read_json(folder / MANIFEST)), flatten(manifest)
     except FileNotFoundError:
-        return f"has pictures and no {MANIFEST} that says of what"
+        return f"has images, and no {MANIFEST} that describes them"
     except (ValueError, AttributeError):
-        return f"has pictures, and its {MANIFEST} is damaged"
+        return f"has images, and its {MANIFEST} is damaged"
     changed = [
         f"{name} was {reprlib.repr(before.get(name, 'absent'))} and is now {reprlib.repr(now.get(name, 'absent'))}"
         for name in {**now, **before}
         if before.get(name) != now.get(name)
     ]
-    more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
-    return f"has pictures of another run: {'; '.join(changed[:NAMED])}{more}" if changed else ""
+    more = f" and {len(changed) - MAX_DIFFERENCES} more" if len(changed) > MAX_DIFFERENCES else ""
+    return f"has images of another run: {'; '.join(changed[:MAX_DIFFERENCES])}{more}" if changed else ""
 
 
 def missing_images(folder: Path, count: int) -> np.ndarray:
-    """Which pictures of so many are not there, or not whole: bool [count]."""
+    """Returns which of `count` images are missing or incomplete, bool [count]."""
     return np.array([not is_whole_png(image_path(folder, index)) for index in range(count)])
 
 
-def save(folder: Path, images: np.ndarray, first: int, wanted: np.ndarray) -> None:
-    """Writes those pictures of a batch [B, H, W, C], of prompts ``first`` and on, that are ``wanted``, bool [N]."""
+def save(folder: Path, images: np.ndarray, first: int, pending: np.ndarray) -> None:
+    """Writes the pending images of a batch.
+
+    Args:
+        folder: the folder of the run.
+        images: [B, H, W, C], of prompts `first`, `first` + 1, ….
+        first: index of the first image.
+        pending: bool [N], which images to write.
+    """
     for index, image in enumerate(images, first):
-        if wanted[index]:
+        if pending[index]:
             save_png(image, image_path(folder, index))

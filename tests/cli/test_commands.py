@@ -70,7 +70,7 @@ def refused(run, tmp_path):
     ],
     ids=str,
 )
-def test_wrong_flags_of_train_are_refused(refused, arguments, said):
+def test_wrong_train_flags(refused, arguments, said):
     assert said in refused(train_command, *arguments)
 
 
@@ -88,7 +88,7 @@ def cache_of():
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_compiled_programs_are_kept_at_home_unless_told_where(cache_of, monkeypatch, tmp_path):
+def test_compilation_cache_folder(cache_of, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_of("elsewhere") == "elsewhere"
     assert not list(tmp_path.iterdir())
@@ -97,7 +97,7 @@ def test_compiled_programs_are_kept_at_home_unless_told_where(cache_of, monkeypa
     assert home.is_dir()
 
 
-def test_without_a_home_to_write_to_commands_run_all_the_same(cache_of, monkeypatch, tmp_path):
+def test_compilation_cache_without_home(cache_of, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
     assert cache_of(None) is None
@@ -110,12 +110,12 @@ def overridden(*arguments):
     return args.load_config()
 
 
-def test_overrides_reach_the_config():
+def test_config_overrides():
     config = overridden(BASE, "--config.model.channels=8", "--config.training.steps=7", "--config.text.model=random")
     assert (config.model.channels, config.training.steps, config.text.model) == (8, 7, "random")
 
 
-def test_sizes_can_be_overridden():
+def test_size_overrides():
     assert stages.image_size(overridden(BASE, "--config.image_size=64")) == (64, 64)
     # a config whose size is a pair takes both
     wide = BASE.replace(":tiny", ":wide")
@@ -164,21 +164,21 @@ def test_sizes_can_be_overridden():
     ],
     ids=str,
 )
-def test_a_config_that_cannot_be_trained_is_refused_before_anything_is_written(tmp_path, changes, said):
+def test_invalid_config_writes_nothing(tmp_path, changes, said):
     with pytest.raises(ConfigError, match=said) as refused:
         train(base_config(**changes), tmp_path / "stage")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "stage").exists()
 
 
-def test_a_run_with_another_config_is_refused(base_folder):
+def test_resume_with_other_config(base_folder):
     before = contents(base_folder)
     with pytest.raises(ConfigError, match="seed was 0 and is now 1"):
         train(base_config(seed=1), base_folder)
     assert contents(base_folder) == before
 
 
-def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
+def test_unwritable_workdir(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ConfigError, match="--workdir .* cannot be written"):
         train(base_config(), tmp_path / "file")
@@ -214,17 +214,17 @@ def chain(tmp_path):
     ],
     ids=str,
 )
-def test_wrong_flags_of_sample_are_refused(refused, chain, tmp_path, arguments, said):
+def test_wrong_sample_flags(refused, chain, tmp_path, arguments, said):
     assert said in refused(sample, chain, f"--out={tmp_path}/out", *arguments)
 
 
-def test_stages_in_the_wrong_order_are_refused(refused, chain, tmp_path):
+def test_stages_flag_in_wrong_order(refused, chain, tmp_path):
     first, second = chain.removeprefix("--stages=").split(",")
     said = refused(sample, f"--stages={second},{first}", "--prompts=a ring", f"--out={tmp_path}/out")
     assert said.endswith("put a base stage of 8×8 before it")
 
 
-def test_a_file_in_the_place_of_out_is_refused(refused, base_folder, tmp_path):
+def test_unwritable_out(refused, base_folder, tmp_path):
     (tmp_path / "file").write_text("mine")
     said = refused(sample, f"--stages={base_folder}", "--prompts=a ring", f"--out={tmp_path}/file")
     assert "--out" in said
@@ -243,9 +243,7 @@ def test_a_file_in_the_place_of_out_is_refused(refused, base_folder, tmp_path):
     ],
     ids=str,
 )
-def test_launchers_say_in_the_environment_where_a_process_stands_and_flags_say_it_louder(
-    monkeypatch, environment, flag_values, place
-):
+def test_cli_flags_override_launcher_env(monkeypatch, environment, flag_values, place):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     args = CommandFlags(train_command)
@@ -253,12 +251,12 @@ def test_launchers_say_in_the_environment_where_a_process_stands_and_flags_say_i
     assert app.distributed_args(args) == place
 
 
-def test_a_place_that_is_no_number_is_refused(refused, monkeypatch):
+def test_process_id_must_be_a_number(refused, monkeypatch):
     monkeypatch.setenv("JAX_PROCESS_ID", "first")
     assert refused(sample) == "$JAX_PROCESS_ID 'first' is not a number: set it to one, or give --process_index"
 
 
-def test_a_command_for_one_process_is_not_run_by_several(refused):
+def test_single_process_command(refused):
     command = types.SimpleNamespace(
         __name__="alone", define_flags=lambda values: None, run=lambda args: pytest.fail("it ran")
     )
@@ -272,7 +270,7 @@ def pixels(path):
         return np.asarray(image).astype(int)
 
 
-def test_sample_draws_each_prompt(run, base_folder, sr_folder, tmp_path):
+def test_sample_command(run, base_folder, sr_folder, tmp_path):
     prompts = "a red circle; ; two blue squares;a ring "
     stages = f"--stages={base_folder}, {sr_folder},"
     walk = ["--sampler=dpm_solver,ddpm", "--steps=3", "--grid=karras,quadratic", "--variance=large"]
@@ -305,7 +303,7 @@ def in_a_process_of_its_own(command, *arguments):
     )
 
 
-def test_a_process_that_is_used_wrongly_ends_with_2_and_one_line(tmp_path):
+def test_usage_error_exit_code(tmp_path):
     ended = in_a_process_of_its_own("train", BASE, f"--workdir={tmp_path}/stage", "--config.training.batch_size=9")
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: batch_size 9 is not divisible by 8 devices")
@@ -314,7 +312,7 @@ def test_a_process_that_is_used_wrongly_ends_with_2_and_one_line(tmp_path):
     assert not (tmp_path / "stage").exists()
 
 
-def test_evaluate_refuses_an_unknown_judge(tmp_path):
+def test_unknown_judge(tmp_path):
     config = f"--config={ROOT}/configs/shapes_eval.py"
     ended = in_a_process_of_its_own("evaluate", config, "--config.judge=people", "--stages=x", f"--out={tmp_path}/out")
     assert (ended.returncode, ended.stdout) == (2, "")
@@ -322,7 +320,7 @@ def test_evaluate_refuses_an_unknown_judge(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_evaluate_scores_a_cascade(base_folder, sr_folder, tmp_path):
+def test_evaluate_command(base_folder, sr_folder, tmp_path):
     config = [f"--config={ROOT}/configs/shapes_eval.py", "--config.count=10", "--config.batch_size=4"]
     settings = ["--steps=1,2", "--guidance=3", "--churn_range=0.1:inf"]
     stages = f"--stages={base_folder},{sr_folder}"
@@ -350,7 +348,7 @@ def test_evaluate_scores_a_cascade(base_folder, sr_folder, tmp_path):
         assert figure.width > 600
 
 
-def test_help_names_the_flags():
+def test_help_lists_flags():
     ended = in_a_process_of_its_own("sample", "--help")
     assert ended.returncode == 0
     for flag in ("--stages", "--prompts", "--out", "--seed", "--guidance_rescale"):
@@ -358,11 +356,11 @@ def test_help_names_the_flags():
     assert "Traceback" not in ended.stderr
 
 
-def test_a_run_saves_when_it_is_due_and_at_its_end(base_folder):
+def test_save_interval(base_folder):
     assert sorted(path.name for path in (base_folder / "checkpoints").iterdir()) == ["3", str(STEPS)]
 
 
-def test_prepare_writes_a_data_set_once(tmp_path):
+def test_prepare_command(tmp_path):
     to_digits = ("prepare", "--dataset=digits", f"--out={tmp_path}")
     first = in_a_process_of_its_own(*to_digits)
     assert first.returncode == 0, first.stderr

@@ -19,7 +19,7 @@ def given(*arguments):
     return args
 
 
-def test_there_is_a_flag_for_each_key_and_no_other():
+def test_one_flag_per_sampling_key():
     assert set(SETTINGS) == set(base_config().sampling)
 
 
@@ -28,20 +28,20 @@ def as_text(value):
 
 
 @pytest.mark.parametrize("name, value", base_config().sampling.to_dict().items(), ids=str)
-def test_a_value_of_a_config_survives_its_flag(name, value):
+def test_flag_round_trip(name, value):
     args = given(f"--{name}={as_text(value)}")
     (change,) = stage_changes(args, 1)
     assert change == {name: value}
     assert type(change[name]) is type(value)
 
 
-def test_without_flags_nothing_is_changed():
+def test_no_flags_change_nothing():
     args = given()
     assert stage_changes(args, 2) == [{}, {}]
     assert prompt_weights(args, 2, 5) is None
 
 
-def test_a_value_is_of_all_stages_or_each_has_its_own():
+def test_one_value_or_one_per_stage():
     args = given("--steps=30, 20", "--guidance=1.5", "--sampler=ddpm,heun", "--churn_range=0:inf,0.1:9")
     assert stage_changes(args, 2) == [
         {"steps": 30, "guidance": 1.5, "sampler": "ddpm", "churn_range": (0.0, math.inf)},
@@ -50,7 +50,7 @@ def test_a_value_is_of_all_stages_or_each_has_its_own():
     assert prompt_weights(args, 2, 5) is None
 
 
-def test_a_prompt_may_have_weights_of_its_own():
+def test_guidance_per_prompt():
     args = given("--guidance=1.5,3; 2;7,1", "--eta=1")
     np.testing.assert_array_equal(prompt_weights(args, 2, 3), np.float32([[1.5, 2, 7], [3, 2, 1]]))
     assert stage_changes(args, 2, with_guidance=False) == [{"eta": 1.0}, {"eta": 1.0}]
@@ -75,7 +75,7 @@ def test_a_prompt_may_have_weights_of_its_own():
         ("--guidance=4;5", "--guidance '4;5' is not a number"),
     ],
 )
-def test_values_that_mean_nothing_are_refused(argument, said):
+def test_invalid_values(argument, said):
     args = given(argument)
     with pytest.raises(ConfigError, match=said):
         stage_changes(args, 2)
@@ -92,19 +92,19 @@ def test_values_that_mean_nothing_are_refused(argument, said):
         ("--guidance=1;nan;3", "--guidance 'nan' is not a number"),
     ],
 )
-def test_weights_of_prompts_that_mean_nothing_are_refused(argument, said):
+def test_invalid_guidance_per_prompt(argument, said):
     args = given(argument)
     with pytest.raises(ConfigError, match=said):
         prompt_weights(args, 2, 3)
 
 
 @pytest.mark.parametrize("fsdp, spatial", [(1, 1), (4, 1), (1, 2), (2, 2)])
-def test_devices_that_share_no_picture_draw_some_of_their_own(fsdp, spatial):
+def test_sampling_mesh(fsdp, spatial):
     args = given(f"--fsdp={fsdp}", f"--spatial={spatial}")
     assert make_mesh(mesh_axes(args)).shape == {"data": 8 // (fsdp * spatial), "fsdp": fsdp, "spatial": spatial}
 
 
-def test_devices_that_cannot_be_shared_so_are_refused():
+def test_sampling_mesh_must_fit_devices():
     args = given("--fsdp=3")
     with pytest.raises(ConfigError, match="mesh data=-1, fsdp=3 does not fit 8 devices"):
         make_mesh(mesh_axes(args))

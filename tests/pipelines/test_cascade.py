@@ -68,7 +68,7 @@ def near(images, others):
     return np.abs(images.astype(int) - others.astype(int)).max() <= 1
 
 
-def test_every_stage_draws_pictures_of_its_size(cascade, drawn):
+def test_image_shapes(cascade, drawn):
     assert [(images.shape, images.dtype) for images in drawn] == [
         ((5, 8, 8, 3), np.uint8),
         ((5, 16, 16, 3), np.uint8),
@@ -77,12 +77,12 @@ def test_every_stage_draws_pictures_of_its_size(cascade, drawn):
     assert all(images.std() > 5 for images in drawn)
 
 
-def test_the_same_again_is_the_same(cascade, drawn):
+def test_sampling_is_deterministic(cascade, drawn):
     for images, others in zip(cascade.sample(PROMPTS, SEED), drawn, strict=True):
         np.testing.assert_array_equal(images, others)
 
 
-def test_pictures_do_not_depend_on_devices_or_batch(trained, drawn):
+def test_images_are_independent_of_devices_and_batch(trained, drawn):
     mesh = one_device()
     alone = ImagenPipeline(on(mesh, trained), mesh)
     for i in (0, 4):
@@ -91,7 +91,7 @@ def test_pictures_do_not_depend_on_devices_or_batch(trained, drawn):
 
 
 @pytest.mark.parametrize("fsdp, spatial", [(1, 4), (2, 4), (4, 1)], ids=["rows", "rows and parameters", "parameters"])
-def test_devices_that_share_a_picture_or_parameters_draw_the_same(trained, drawn, fsdp, spatial, monkeypatch):
+def test_spatial_and_fsdp_sharding_match_replication(trained, drawn, fsdp, spatial, monkeypatch):
     """Four for a picture: two rows at the network's only level."""
     monkeypatch.setattr(sharding, "MIN_SPLIT_SIZE", 2**8)
     mesh = sharding.make_mesh({"data": -1, "fsdp": fsdp, "spatial": spatial})
@@ -102,19 +102,19 @@ def test_devices_that_share_a_picture_or_parameters_draw_the_same(trained, drawn
     assert near(images, drawn[1])
 
 
-def test_rows_that_devices_cannot_share_are_refused(base_stage):
+def test_indivisible_rows_are_refused(base_stage):
     with pytest.raises(ConfigError, match="config.image_size 8 cannot be split over 8 devices"):
         StageSampler(base_stage, sharding.make_mesh({"data": 1, "fsdp": 1, "spatial": 8}), stage_index=0)
 
 
-def test_pictures_do_not_depend_on_how_they_are_batched(cascade, drawn):
+def test_images_are_independent_of_batch_size(cascade, drawn):
     """The last batch of two is a partial one."""
     for batch_size in (1, 2, 64):
         for images, others in zip(cascade.sample_all(PROMPTS, SEED, batch_size), drawn, strict=True):
             assert near(images, others)
 
 
-def test_prompts_that_are_cut_are_counted(cascade, monkeypatch, caplog):
+def test_truncated_prompts_are_counted(cascade, monkeypatch, caplog):
     monkeypatch.setattr(cascade, "sample", lambda prompts, *rest: [np.zeros((len(prompts), 8, 8, 3), np.uint8)])
     cascade.sample_all(["a red circle", "x" * 23, "x" * 24], SEED, 2)  # of 24 tokens the last ends the sequence
     assert "1 of 3 prompts have more tokens" in caplog.text
@@ -123,26 +123,26 @@ def test_prompts_that_are_cut_are_counted(cascade, monkeypatch, caplog):
     assert "prompts" not in caplog.text
 
 
-def test_a_prompt_changes_its_own_picture_alone(cascade, drawn):
+def test_prompt_affects_only_its_image(cascade, drawn):
     changed = cascade.sample([PROMPTS[0], "four yellow rings", *PROMPTS[2:]], SEED)
     for images, others in zip(changed, drawn, strict=True):
         assert not near(images[1:2], others[1:2])
         assert near(np.delete(images, 1, axis=0), np.delete(others, 1, axis=0))
 
 
-def test_another_seed_and_another_number_draw_other_pictures(cascade, drawn):
+def test_seed_and_index_change_images(cascade, drawn):
     for others in (cascade.sample(PROMPTS, SEED + 1), cascade.sample(PROMPTS, SEED, first_index=1)):
         for images, usual in zip(others, drawn, strict=True):
             for image, other in zip(images, usual, strict=True):
                 assert not near(image, other)
 
 
-def test_the_same_prompt_is_drawn_in_many_ways(cascade):
+def test_samples_of_one_prompt_differ(cascade):
     images = cascade.sample(["a red circle"] * 5, SEED)[-1]
     assert len({image.tobytes() for image in images}) == 5
 
 
-def test_stages_at_other_places_draw_other_noise(trained):
+def test_stage_index_changes_noise(trained):
     mesh = eight_devices()
     stage, params = trained[0]
     encoder = load_encoder_params(stage, mesh)
@@ -163,7 +163,7 @@ def with_settings(trained, **settings):
     return draw
 
 
-def test_a_larger_picture_is_made_of_the_smaller_one_and_of_its_noise(trained, drawn):
+def test_sr_depends_on_low_res_and_its_noise(trained, drawn):
     low_res = drawn[0]
     usual = with_settings(trained)(low_res)
     assert near(usual, drawn[1])
@@ -171,12 +171,12 @@ def test_a_larger_picture_is_made_of_the_smaller_one_and_of_its_noise(trained, d
     assert not near(with_settings(trained, aug_level=0.7)(low_res), usual)
 
 
-def test_one_tile_draws_the_whole_and_smaller_ones_what_they_see(trained, drawn):
+def test_tiled_sampling(trained, drawn):
     assert near(with_settings(trained, tile_size=16, tile_overlap=8)(drawn[0]), drawn[1])
     assert not near(with_settings(trained, tile_size=8, tile_overlap=4)(drawn[0]), drawn[1])
 
 
-def test_a_stage_draws_as_many_bits_as_it_is_told(trained, drawn):
+def test_output_bits(trained, drawn):
     low_res = drawn[0]
     fine = with_settings(trained, bits=16)(low_res)
     assert fine.dtype == np.uint16
@@ -185,7 +185,7 @@ def test_a_stage_draws_as_many_bits_as_it_is_told(trained, drawn):
     np.testing.assert_allclose(with_settings(trained)(low_res.astype(np.uint16) * 257).astype(int), drawn[1], atol=1)
 
 
-def test_guidance_leads_away_from_no_guidance(trained, drawn):
+def test_guidance_changes_images(trained, drawn):
     assert not near(with_settings(trained, guidance=4.0)(drawn[0]), with_settings(trained, guidance=1.0)(drawn[0]))
 
 
@@ -209,14 +209,14 @@ def guided(trained):
     return of_base(trained, guidance=3.0)
 
 
-def test_weights_of_samples_draw_what_each_would_draw_for_all(trained, unguided, guided):
+def test_guidance_scale_per_sample(trained, unguided, guided):
     mixed = of_base(trained, np.float32([1, 3, 1, 3, 1]), guidance=7.0)
     assert near(mixed[::2], unguided[::2])
     assert near(mixed[1::2], guided[1::2])
     assert not near(guided, unguided)
 
 
-def test_every_prompt_may_have_its_own_weight_in_every_stage(cascade, trained, drawn):
+def test_guidance_scale_per_prompt_and_stage(cascade, trained, drawn):
     usual = np.array([[stage.config.sampling.guidance] * 5 for stage, _ in trained], np.float32)
     other = usual.copy()
     other[1, 1], other[0, 4] = 9.0, 9.0
@@ -230,24 +230,24 @@ def test_every_prompt_may_have_its_own_weight_in_every_stage(cascade, trained, d
     assert not near(large[1:2], drawn[1][1:2])
 
 
-def test_guidance_in_an_interval_that_no_step_meets_is_none(trained, unguided):
+def test_guidance_interval_without_steps(trained, unguided):
     # of the two steps one is at pure noise, the other in the middle
     assert near(of_base(trained, guidance=3.0, guidance_from=0.6, guidance_to=0.9), unguided)
 
 
-def test_an_oscillation_between_equal_weights_is_none_and_between_others_is_one(trained, unguided, guided):
+def test_oscillating_guidance(trained, unguided, guided):
     assert near(of_base(trained, guidance=3.0, guidance_oscillates=True, guidance_low=3.0), guided)
     oscillating = of_base(trained, guidance=3.0, guidance_oscillates=True, guidance_low=1.0)
     assert not near(oscillating, guided)
     assert not near(oscillating, unguided)
 
 
-def test_settings_of_guidance_reach_the_pictures(trained, guided):
+def test_guidance_settings_change_images(trained, guided):
     assert not near(of_base(trained, guidance=3.0, guidance_rescale=0.7), guided)
     assert not near(of_base(trained, guidance=3.0, unconditional="empty"), guided)
 
 
-def test_a_stage_that_learned_variances_draws_with_them():
+def test_learned_variance_is_used():
     mesh, drawn = one_device(), []
     for variance in ("learned", "small"):
         stage = stages.build(base_config(**{"diffusion.variance": "learned", "sampling.variance": variance}))
@@ -279,7 +279,7 @@ class Recorded:
         return 0 * z + marks[:, None, None, None], 0 * z - marks[:, None, None, None]
 
 
-def test_one_forward_of_a_doubled_batch_is_all_of_guidance(sr_stage):
+def test_guidance_is_one_forward_of_a_doubled_batch(sr_stage):
     stage = Recorded(sr_stage)
     z = jnp.ones((3, 16, 16, 3))
     text, null_text = (
@@ -306,7 +306,7 @@ def test_one_forward_of_a_doubled_batch_is_all_of_guidance(sr_stage):
     np.testing.assert_array_equal(v, -1)
 
 
-def test_at_sampling_the_condition_has_the_noise_of_its_level_which_is_not_the_image_s(sr_stage, monkeypatch):
+def test_aug_noise_at_sampling(sr_stage, monkeypatch):
     starts = []
     monkeypatch.setattr(
         "imagen_jax.stages.sampling.samplers.by_name",
@@ -336,7 +336,7 @@ def test_at_sampling_the_condition_has_the_noise_of_its_level_which_is_not_the_i
     [{"sampler": "heun", "grid": "karras"}, {"variance": "large"}],
     ids=str,
 )
-def test_the_sampler_and_its_settings_make_another_picture(trained, drawn, settings):
+def test_sampler_settings_change_images(trained, drawn, settings):
     assert not near(with_settings(trained, steps=3, **settings)(drawn[0]), with_settings(trained, steps=3)(drawn[0]))
 
 
@@ -345,7 +345,7 @@ def loaded_draw(base_folder, sr_folder):
     return ImagenPipeline.from_pretrained([base_folder, sr_folder], eight_devices()).sample(PROMPTS, SEED)
 
 
-def test_a_trained_cascade_draws_and_its_folders_stay_as_they_are(base_folder, sr_folder, loaded_draw):
+def test_sampling_leaves_stage_folders_unchanged(base_folder, sr_folder, loaded_draw):
     before = contents(base_folder), contents(sr_folder)
     again = ImagenPipeline.from_pretrained([base_folder, sr_folder], eight_devices()).sample(PROMPTS, SEED)
     for images, others in zip(again, loaded_draw, strict=True):
@@ -353,13 +353,13 @@ def test_a_trained_cascade_draws_and_its_folders_stay_as_they_are(base_folder, s
     assert (contents(base_folder), contents(sr_folder)) == before
 
 
-def test_a_stage_is_loaded_onto_any_mesh(sr_folder):
+def test_load_stage_onto_any_mesh(sr_folder):
     stages_loaded = [load_stage(sr_folder, read_config(sr_folder), mesh) for mesh in (one_device(), split_devices())]
     assert [stage.step for stage in stages_loaded] == [STEPS, STEPS]
     jax.tree.map(np.testing.assert_array_equal, *(stage.params for stage in stages_loaded))
 
 
-def test_stages_that_read_text_by_the_same_encoder_share_its_parameters(base_folder, sr_folder):
+def test_stages_share_text_encoder(base_folder, sr_folder):
     mesh = eight_devices()
     base, sr = ImagenPipeline.from_pretrained([base_folder, sr_folder], mesh).stages
     assert sr.encoder_params is base.encoder_params
@@ -372,7 +372,7 @@ def test_stages_that_read_text_by_the_same_encoder_share_its_parameters(base_fol
         load_stage(sr_folder, config, mesh, [base])
 
 
-def test_sampling_settings_can_be_changed_for_each_stage(base_folder, sr_folder, loaded_draw):
+def test_sampling_settings_per_stage(base_folder, sr_folder, loaded_draw):
     changes = [{}, {"aug_level": 0.9, "churn_range": (0.0, 1.0)}]
     changed = ImagenPipeline.from_pretrained([base_folder, sr_folder], eight_devices(), changes).sample(PROMPTS, SEED)
     np.testing.assert_array_equal(changed[0], loaded_draw[0])
@@ -392,20 +392,20 @@ WIDE_SR = sr_config(image_size=(16, 24), low_res_size=(8, 12))
         ([SR], "the first stage is a super-resolution stage .8 to 16.: put a base stage of 8×8 before it"),
         ([SR, BASE], "the first stage is a super-resolution stage"),
         ([BASE, base_config()], "8×8×3 is followed by a base stage"),
-        ([base_config(image_size=10), SR], "draws 10×10×3 is followed by one that starts from 8×8×3"),
-        ([base_config(channels=1), SR], "draws 8×8×1 is followed by one that starts from 8×8×3"),
+        ([base_config(image_size=10), SR], "samples 10×10×3 is followed by one that starts from 8×8×3"),
+        ([base_config(channels=1), SR], "samples 8×8×1 is followed by one that starts from 8×8×3"),
         ([BASE, SR, sr_config()], "draws 16×16×3 is followed by one that starts from 8×8×3"),
         ([WIDE_SR], "the first stage is a super-resolution stage .8×12 to 16×24.: put a base stage of 8×12 before it"),
-        ([base_config(image_size=(12, 8)), WIDE_SR], "draws 12×8×3 is followed by one that starts from 8×12×3"),
-        ([BASE, WIDE_SR], "draws 8×8×3 is followed by one that starts from 8×12×3"),
+        ([base_config(image_size=(12, 8)), WIDE_SR], "samples 12×8×3 is followed by one that starts from 8×12×3"),
+        ([BASE, WIDE_SR], "samples 8×8×3 is followed by one that starts from 8×12×3"),
     ],
 )
-def test_stages_that_do_not_chain_are_refused(configs, said):
+def test_broken_chain_is_refused(configs, said):
     with pytest.raises(ConfigError, match=said):
         check_chain(configs)
 
 
-def test_stages_that_chain_are_not_refused():
+def test_valid_chains():
     check_chain([BASE])
     check_chain([BASE, SR, sr_config(low_res_size=16, image_size=32)])
     check_chain([base_config(image_size=(8, 12)), WIDE_SR])
@@ -421,7 +421,7 @@ def refused(folders, said, changes=None):
     assert [contents(folder) for folder in folders] == before
 
 
-def test_what_is_no_stage_is_refused(tmp_path):
+def test_missing_stage_folder(tmp_path):
     refused([tmp_path / "none"], "does not exist")
     refused([tmp_path], "is no stage folder, it has no config.json")
 
@@ -447,23 +447,23 @@ def test_what_is_no_stage_is_refused(tmp_path):
     ],
     ids=lambda text: text[:40],
 )
-def test_a_spoilt_config_is_refused_in_a_sentence(tmp_path, spoilt):
+def test_damaged_config_is_refused(tmp_path, spoilt):
     folder = write_stage(tmp_path / "base", BASE)
     (folder / "config.json").write_text(spoilt)
     refused([folder], "config.json.*restore it from a checkpoint's metadata|config|size|channels")
 
 
-def test_a_stage_without_a_checkpoint_is_refused(tmp_path):
+def test_stage_without_checkpoint(tmp_path):
     refused([write_stage(tmp_path / "base", BASE)], "has no complete checkpoint: train it first")
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path, base_folder):
+def test_checkpoint_of_another_model(tmp_path, base_folder):
     folder = write_stage(tmp_path / "base", base_config(**{"model.channels": 16}))
     (folder / "checkpoints").symlink_to(base_folder / "checkpoints")
     refused([folder], "of another model or optimizer than its config describes: .*/kernel is float32")
 
 
-def test_folders_in_the_wrong_order_are_refused(base_folder, sr_folder):
+def test_stages_in_wrong_order(base_folder, sr_folder):
     refused([sr_folder, base_folder], "put a base stage of 8×8 before it")
     refused([base_folder, base_folder], "followed by a base stage")
 
@@ -490,7 +490,7 @@ def test_folders_in_the_wrong_order_are_refused(base_folder, sr_folder):
     ],
     ids=str,
 )
-def test_settings_out_of_range_are_refused(base_folder, change, said):
+def test_settings_out_of_range(base_folder, change, said):
     refused([base_folder], said, [change])
 
 
@@ -505,7 +505,7 @@ def test_settings_out_of_range_are_refused(base_folder, change, said):
     ],
     ids=str,
 )
-def test_settings_that_do_not_fit_a_super_resolution_stage_are_refused(sr_stage, settings, said):
+def test_settings_that_do_not_fit_sr_stage(sr_stage, settings, said):
     config = sr_config(
         **{"diffusion.aug_level_range": (0.0, 0.5)}, **{f"sampling.{name}": value for name, value in settings.items()}
     )

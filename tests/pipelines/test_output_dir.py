@@ -77,7 +77,7 @@ def copied(whole, tmp_path):
     return tmp_path / "out"
 
 
-def pictures(out):
+def images_in(out):
     return {name for name in contents(out) if name.startswith("images/") and not name.startswith("images/.")}
 
 
@@ -92,14 +92,14 @@ def killed(draw, out, at):
     return False
 
 
-def test_killed_at_any_point_it_loses_a_batch_at_most_and_ends_with_the_bytes_of_an_unbroken_run(draw, whole, tmp_path):
+def test_kill_at_any_write_is_resumable(draw, whole, tmp_path):
     assert set(whole) == {"images", *(f"images/{i:04d}.png" for i in range(5)), "samples.json", "samples.png"}
     at = 0
     while killed(draw, out := tmp_path / str(at), at):
-        left = pictures(out)
+        left = images_in(out)
         assert sum(draw.counted) - len(left) <= BATCH
         killed(draw, out, at // 2)
-        assert pictures(out) >= left
+        assert images_in(out) >= left
         draw(out)
         assert contents(out) == whole
         at += 1
@@ -107,7 +107,7 @@ def test_killed_at_any_point_it_loses_a_batch_at_most_and_ends_with_the_bytes_of
     assert contents(out) == whole
 
 
-def test_what_is_there_is_not_drawn_again(draw, copied, whole, capsys):
+def test_existing_images_are_kept(draw, copied, whole, capsys):
     before = {path: path.stat().st_mtime_ns for path in (copied / "images").iterdir()}
     assert draw(copied) == 0
     assert "5 of 5 images existed already" in capsys.readouterr().out
@@ -115,7 +115,7 @@ def test_what_is_there_is_not_drawn_again(draw, copied, whole, capsys):
     (copied / "images" / "0004.png").write_bytes(whole["images/0004.png"][:-20])
     # the first and the last batch; of the first only what is missing is written
     assert draw(copied) == 2 * BATCH
-    assert "3 of 5 pictures are there already" in capsys.readouterr().out
+    assert "3 of 5 images existed already" in capsys.readouterr().out
     assert contents(copied) == whole
     for name in ("0000.png", "0002.png", "0003.png"):
         path = copied / "images" / name
@@ -123,7 +123,7 @@ def test_what_is_there_is_not_drawn_again(draw, copied, whole, capsys):
 
 
 @pytest.mark.parametrize("place", [40, 60, -30, -6])
-def test_a_flipped_bit_is_found_and_mended(draw, copied, whole, place):
+def test_flipped_bit_is_repaired(draw, copied, whole, place):
     data = bytearray(whole["images/0002.png"])
     data[place] ^= 4
     (copied / "images" / "0002.png").write_bytes(data)
@@ -144,7 +144,7 @@ def refused(draw, out, *arguments, **settings):
 @pytest.mark.parametrize(
     "arguments, prompts, said",
     [
-        (["--seed=1"], PROMPTS, "has pictures of another run: seed was 0 and is now 1"),
+        (["--seed=1"], PROMPTS, "has images of another run: seed was 0 and is now 1"),
         (["--steps=3"], PROMPTS, "stages.0.sampling.steps was 2 and is now 3"),
         (["--guidance=1;2;3;4;5"], PROMPTS, "guidance was None and is now [[1.0, 2.0"),
         ([], ["a blue ring", *PROMPTS[1:]], "prompts.0000.png was 'a red circle' and is now 'a blue ring'"),
@@ -154,12 +154,12 @@ def refused(draw, out, *arguments, **settings):
     ],
     ids=str,
 )
-def test_pictures_of_another_run_are_not_touched(draw, copied, arguments, prompts, said):
+def test_images_of_another_run_are_refused(draw, copied, arguments, prompts, said):
     (copied / "prompts").write_text("\0".join(prompts))
     assert said in refused(draw, copied, *arguments, prompts=prompts)
 
 
-def test_a_stage_that_was_trained_on_or_changed_is_another(draw, copied, cascade, base_folder):
+def test_changed_stage_is_another_run(draw, copied, cascade, base_folder):
     """The folder says so too, should its step be the same."""
     asked = json.loads((copied / "samples.json").read_text())
     for change, said in (
@@ -175,20 +175,20 @@ def test_a_stage_that_was_trained_on_or_changed_is_another(draw, copied, cascade
 @pytest.mark.parametrize(
     "record, said",
     [
-        (None, "has pictures and no samples.json that says of what"),
-        ("{", "has pictures, and its samples.json is damaged"),
-        ("[" * 10**6, "has pictures, and its samples.json is damaged"),
-        ("[]", "has pictures, and its samples.json is damaged"),
+        (None, "has images, and no samples.json"),
+        ("{", "has images, and its samples.json is damaged"),
+        ("[" * 10**6, "has images, and its samples.json is damaged"),
+        ("[]", "has images, and its samples.json is damaged"),
     ],
 )
-def test_pictures_of_which_nothing_is_known_are_not_touched(draw, copied, record, said):
+def test_images_without_manifest_are_refused(draw, copied, record, said):
     (copied / "samples.json").unlink()
     if record is not None:
         (copied / "samples.json").write_text(record)
     assert said in refused(draw, copied)
 
 
-def test_overwriting_is_asked_for_and_goes_on_too(draw, copied, tmp_path):
+def test_overwrite_is_resumable(draw, copied, tmp_path):
     assert draw(copied, "--overwrite") == 0
     (copied / "images" / "mine.png").write_bytes(b"mine")
     other = ["--overwrite", "--seed=1"]
@@ -214,7 +214,7 @@ HOSTILE = [
 ]
 
 
-def test_no_prompt_can_do_more_than_be_drawn(draw, tmp_path, capsys):
+def test_hostile_prompts(draw, tmp_path, capsys):
     file = tmp_path / "prompts.txt"
     file.write_text("\n".join(HOSTILE), encoding="utf-8")
     out = tmp_path / "inner" / "out"
@@ -234,7 +234,7 @@ def test_no_prompt_can_do_more_than_be_drawn(draw, tmp_path, capsys):
         assert sheet.width < 1000 and sheet.height < 2000
 
 
-def test_killed_by_the_system_too(draw, base_folder, tmp_path):
+def test_sigkill_is_resumable(draw, base_folder, tmp_path):
     prompts = [f"{number} rings" for number in range(96)]
     arguments = [f"--stages={base_folder}", f"--prompts={';'.join(prompts)}", "--batch_size=8"]
     process = subprocess.Popen(
@@ -246,7 +246,7 @@ def test_killed_by_the_system_too(draw, base_folder, tmp_path):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    left = len(pictures(tmp_path / "killed"))
+    left = len(images_in(tmp_path / "killed"))
     assert 8 < left < 96
     assert draw(tmp_path / "killed", "--batch_size=8", prompts=prompts) == 96 - left // 8 * 8
     draw(tmp_path / "whole", "--batch_size=8", prompts=prompts)

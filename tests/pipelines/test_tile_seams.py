@@ -67,7 +67,7 @@ class TestOfAGaussianField:
         return np.asarray(jax.jit(lambda z: samplers.ddpm(denoise, z, keys, SCHEDULE, 20))(z))
 
     @pytest.mark.parametrize("overlap", [4, 8])
-    def test_tiles_that_overlap_leave_no_seams(self, overlap):
+    def test_overlapping_tiles_have_no_seams(self, overlap):
         found, whole = self.drawn(overlap), self.drawn()
         assert gradients(found).max() < 1.25
         # nor are tiles blurred where they overlap
@@ -75,7 +75,7 @@ class TestOfAGaussianField:
         assert np.diff(found, axis=2).std() == pytest.approx(np.diff(whole, axis=2).std(), rel=0.05)
         assert found.std() == pytest.approx(whole.std(), rel=0.1)
 
-    def test_tiles_side_by_side_do(self, monkeypatch):
+    def test_adjacent_tiles_have_seams(self, monkeypatch):
         side_by_side(monkeypatch, self.TILE)
         assert gradients(self.drawn(0))[self.TILE - 1] > 10
 
@@ -144,24 +144,24 @@ def enlarged(params, low_res, **settings):
     return gradients(images)[1::2]
 
 
-def test_a_whole_image_has_no_seam_at_the_size_of_crops(params, low_res):
+def test_full_image_has_no_seam_at_crop_size(params, low_res):
     found = enlarged(params, low_res)
     assert found[CROP // 2 - 1] == pytest.approx(np.median(found), rel=0.2)
 
 
-def test_an_image_of_tiles_that_overlap_has_none_where_they_end(params, low_res):
+def test_trained_stage_has_no_seams_at_tile_borders(params, low_res):
     found = enlarged(params, low_res, tile_size=CROP, tile_overlap=8)
     for border in (8, 16, 24):
         assert found[border // 2 - 1] == pytest.approx(np.median(found), rel=0.2)
 
 
-def test_tiles_side_by_side_have_one(params, low_res, monkeypatch):
+def test_trained_stage_has_seams_between_adjacent_tiles(params, low_res, monkeypatch):
     side_by_side(monkeypatch, CROP)
     found = enlarged(params, low_res, tile_size=CROP, tile_overlap=8)
     assert found[CROP // 2 - 1] > 3 * np.median(found)
 
 
-def test_tiles_need_less_memory_than_the_whole():
+def test_tiling_saves_memory():
     def needed(**settings):
         sampling = {f"sampling.{name}": value for name, value in settings.items()}
         stage = stages.build(crop_config(**{"image_size": 256, "low_res_size": 128, "model.channels": 64}, **sampling))
