@@ -1,1 +1,1 @@
-"""What things cost: each module prints one table."""
+"""Measurements of speed, memory and quality: each module prints one table."""

@@ -1,9 +1,8 @@
-"""Reading of an embedding cache: ``python -m benchmarks.cache_reading``. Prints the table of docs/data.md.
+"""Measure the read speed of embedding caches: `python -m benchmarks.cache_reading`. Prints the table of docs/data.md.
 
-Embeddings are random, of the widths of T5 v1.1 large and XXL, and lie in a temporary folder that is removed again; they
-are read as training reads them, in random order. Seconds are those that cores were at work, as `time.process_time`
-counts them, so that whatever else the machine does is not counted. The files are in the memory of the system: a disk
-or a network has to deliver as many bytes.
+The embeddings are random, have the widths of T5 v1.1 large and XXL, and are written to a temporary folder. They are
+read in random order, as in training. Times are CPU times (`time.process_time`), so that the load of the machine does
+not matter. The files are in the page cache: a disk or a network has to deliver the same number of bytes.
 """
 
 from __future__ import annotations
@@ -18,76 +17,91 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from imagen_jax import commands
-from imagen_jax.text.embedding_cache import DTYPES, EmbeddingCache, Plan, pack
-from imagen_jax.text.embedding_cache_writer import Packed, begin, captions_of, finish, quantise, survey, write_shard
+from benchmarks import app
+from imagen_jax.cli.flags import CommandFlags
+from imagen_jax.text.embedding_cache import STORAGE_DTYPES, CachePlan, EmbeddingCache, pack_row
+from imagen_jax.text.embedding_cache_writer import (
+    PackedRow,
+    finalize,
+    index_captions,
+    prepare_folder,
+    quantize,
+    shard_captions,
+    write_shard,
+)
 
-ROWS = flags.DEFINE_integer("rows", 1000, "Captions in each cache.", lower_bound=1)
-TOKENS = flags.DEFINE_integer("tokens", 30, "Tokens of each.", lower_bound=1, upper_bound=128)
-SECONDS = flags.DEFINE_float("seconds", 3.0, "How long to read each.", lower_bound=0.1)
 WIDTHS = (1024, 4096)
 LENGTH = 128
 SHARD_ROWS = 128
 HEADER = (
-    "| width | kept as | bytes a caption | captions a second and core | MB a second and core |",
+    "| width | dtype | bytes per caption | captions per second and core | MB per second and core |",
     "|---|---|---|---|---|",
 )
 
 
-def main() -> None:
-    """Writes, reads, prints."""
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of the benchmark."""
+    flags.DEFINE_integer("rows", 1000, "Captions in each cache.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("tokens", 30, "Tokens per caption.", lower_bound=1, upper_bound=LENGTH, flag_values=values)
+    flags.DEFINE_float("seconds", 3.0, "How long to read each cache.", lower_bound=0.1, flag_values=values)
+
+
+def run(args: CommandFlags) -> None:
+    """Writes and reads the caches, and prints the table."""
     print("\n".join(HEADER))
     for width in WIDTHS:
-        for dtype in DTYPES:
+        for dtype in STORAGE_DTYPES:
             with tempfile.TemporaryDirectory() as name:
-                captions = write(Path(name), width, dtype)
+                captions = _write(Path(name), width, dtype, args.rows, args.tokens)
                 cache = EmbeddingCache(Path(name))
                 size = sum(path.stat().st_size for path in Path(name).glob("shard-*")) / len(captions)
-                rate = read(cache, captions)
+                rate = _read(cache, captions, args.seconds)
             print(f"| {width} | {dtype} | {size:,.0f} | {rate:,.0f} | {rate * size / 1e6:,.0f} |", flush=True)
 
 
-def write(folder: Path, width: int, dtype: str) -> list[str]:
-    """A cache of random embeddings; its captions."""
-    captions = [f"caption {i}" for i in range(ROWS.value)]
-    found = survey([tuple(captions)], hidden=True)
-    plan = Plan(
+def _write(folder: Path, width: int, dtype: str, rows: int, num_tokens: int) -> list[str]:
+    """Writes a cache of random embeddings; returns its captions."""
+    captions = [f"caption {i}" for i in range(rows)]
+    distinct = index_captions([tuple(captions)], hidden=True)
+    plan = CachePlan(
         fingerprint="random",
         length=LENGTH,
         width=width,
         dtype=dtype,
-        captions=len(found.keys),
-        given=found.given,
+        captions=len(distinct.keys),
+        given=distinct.given,
         shard_rows=SHARD_ROWS,
-        captions_hash=hashlib.sha256(found.keys.tobytes()).hexdigest(),
+        captions_hash=hashlib.sha256(distinct.keys.tobytes()).hexdigest(),
     )
     rng = np.random.default_rng(0)
 
-    def embed(captions: Sequence[str]) -> Iterator[list[Packed]]:
-        drawn = jnp.asarray(rng.standard_normal((len(captions), TOKENS.value, width), np.float32))
-        values, scales, errors = map(np.asarray, quantise(drawn, dtype))
-        kept = scales[:, : TOKENS.value if DTYPES[dtype][1] else 0]
+    def embed(captions: Sequence[str]) -> Iterator[list[PackedRow]]:
+        embeddings = jnp.asarray(rng.standard_normal((len(captions), num_tokens, width), np.float32))
+        values, scales, errors = map(np.asarray, quantize(embeddings, dtype))
+        kept = scales[:, : num_tokens if STORAGE_DTYPES[dtype][1] else 0]
         for row, caption in enumerate(captions):
-            yield [Packed(pack(caption, False, values[row], kept[row]), False, errors[row])]
+            yield [PackedRow(pack_row(caption, False, values[row], kept[row]), False, errors[row])]
 
-    begin(folder, plan, found.keys, writes=True)
+    prepare_folder(folder, plan, distinct.keys, writes=True)
     for shard in range(plan.shards):
-        write_shard(folder, plan, shard, captions_of(shard, plan, found, [tuple(captions)]), embed, lambda count: None)
-    finish(folder, plan)
+        write_shard(
+            folder, plan, shard, shard_captions(shard, plan, distinct, [tuple(captions)]), embed, lambda count: None
+        )
+    finalize(folder, plan)
     return captions
 
 
-def read(cache: EmbeddingCache, captions: Sequence[str]) -> float:
-    """Captions a second of one core."""
+def _read(cache: EmbeddingCache, captions: Sequence[str], seconds: float) -> float:
+    """Returns the captions that one core reads per second."""
     order = np.random.default_rng(1).permutation(len(captions))
-    for row in order[:100]:  # opens the shards
-        cache.arrays(captions[row])
+    for row in order[:100]:  # open the shards first
+        cache.as_features(captions[row])
     count, start = 0, time.process_time()
-    while time.process_time() - start < SECONDS.value:
-        cache.arrays(captions[order[count % len(order)]])
+    while time.process_time() - start < seconds:
+        cache.as_features(captions[order[count % len(order)]])
         count += 1
     return count / (time.process_time() - start)
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    app.main(__name__)

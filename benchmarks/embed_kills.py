@@ -1,8 +1,8 @@
-"""Kills the writing of an embedding cache, again and again: ``python -m benchmarks.embed_kills --kills=20``. Unix only.
+"""Kill the writer of an embedding cache repeatedly: `python -m benchmarks.embed_kills --kills=20`. Unix only.
 
-A process of its own embeds captions of `shapes` and is killed by SIGKILL at a random time, and the next one goes on
-from there; when one has come to its end, the cache must have the bytes of one that nobody disturbed, and the next is
-begun. Fails if one has not.
+A separate process embeds captions of `shapes` and is killed by SIGKILL at a random time; the next process resumes.
+When a process finishes, its cache must be byte-identical to the cache of an uninterrupted process, and a new cache is
+started. Fails if a cache differs.
 """
 
 from __future__ import annotations
@@ -19,59 +19,78 @@ import ml_collections
 import numpy as np
 from absl import flags
 
+from benchmarks import app
 from configs import shapes_base
-from imagen_jax import commands
+from imagen_jax.cli.flags import CommandFlags
 from imagen_jax.stages.precompute_text import embed
-
-KILLS = flags.DEFINE_integer("kills", 20, "How often to kill.", lower_bound=1)
-EXAMPLES = flags.DEFINE_integer("examples", 4000, "Captions to embed.", lower_bound=1)
-SEED = flags.DEFINE_integer("kill_seed", 0, "Of the times of kills.")
 
 
 class Outcome(NamedTuple):
-    """How often a process was killed, with how many shards written, and how many caches were then made."""
+    """The result of `kill_repeatedly`.
+
+    Attributes:
+        shards_at_kills: for each kill, the number of shards that were written.
+        caches: number of caches that were finished after kills.
+    """
 
     shards_at_kills: list[int]
     caches: int
 
 
-def main() -> None:
-    """Kills and tells."""
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of the benchmark."""
+    flags.DEFINE_integer("kills", 20, "Number of kills.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("examples", 4000, "Captions to embed.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("kill_seed", 0, "Seed of the times of the kills.", flag_values=values)
+
+
+def run(args: CommandFlags) -> None:
+    """Kills the writer, and prints what happened."""
     with tempfile.TemporaryDirectory() as name:
-        found = kill(tiny_config(EXAMPLES.value), Path(name), KILLS.value, SEED.value)
-    print(f"{len(found.shards_at_kills)} kills, when {found.shards_at_kills} shards were written")
-    print(f"{found.caches} caches that were broken off came to the bytes of the one that was not")
+        outcome = kill_repeatedly(tiny_config(args.examples), Path(name), args.kills, args.kill_seed)
+    print(f"{len(outcome.shards_at_kills)} kills, with {outcome.shards_at_kills} shards written")
+    print(f"{outcome.caches} interrupted caches are byte-identical to the uninterrupted one")
 
 
-def tiny_config(examples: int) -> ml_collections.ConfigDict:
-    """A stage with so many captions to embed."""
+def tiny_config(num_examples: int) -> ml_collections.ConfigDict:
+    """Returns a tiny base stage with the given number of captions to embed."""
     config = shapes_base.get_config("tiny")
-    config.data.examples = examples
+    config.data.examples = num_examples
     return config
 
 
-def kill(config: ml_collections.ConfigDict, folder: Path, kills: int, seed: int) -> Outcome:
-    """Kills so often, at random times of a run. Raises AssertionError for a cache with other bytes."""
+def kill_repeatedly(config: ml_collections.ConfigDict, folder: Path, kills: int, seed: int) -> Outcome:
+    """Kills the writer at random times of its run.
+
+    Args:
+        config: the stage whose captions are embedded.
+        folder: where the caches are written.
+        kills: number of kills.
+        seed: of the times of the kills.
+
+    Raises:
+        AssertionError: a resumed cache differs from the uninterrupted one.
+    """
     processes = multiprocessing.get_context("forkserver")
-    # forked from a process that has imported all: else most of a run, and of kills, would be imports
+    # fork from a process that has imported the package: imports would take most of a run, and get most of the kills
     processes.set_forkserver_preload(["imagen_jax.stages.precompute_text"])
     rng = np.random.default_rng(seed)
 
     def start(out: Path) -> multiprocessing.process.BaseProcess:
-        process = processes.Process(target=embed_quietly, args=(config, out))
+        process = processes.Process(target=_embed_quietly, args=(config, out))
         process.start()
         return process
 
     def run(out: Path) -> float:
-        begun, process = time.perf_counter(), start(out)
+        start_time, process = time.perf_counter(), start(out)
         process.join()
-        assert process.exitcode == 0, f"embedding ended with {process.exitcode}"
-        return time.perf_counter() - begun
+        assert process.exitcode == 0, f"embedding ended with exit code {process.exitcode}"
+        return time.perf_counter() - start_time
 
-    run(folder / "first")  # compiles
-    seconds = run(folder / "whole")
-    expected = bytes_of(folder / "whole")
-    assert bytes_of(folder / "first") == expected
+    run(folder / "first")  # fills the compilation cache
+    seconds = run(folder / "uninterrupted")
+    expected = _read_files(folder / "uninterrupted")
+    assert _read_files(folder / "first") == expected
     outcome = Outcome([], 0)
     while len(outcome.shards_at_kills) < kills:
         out = folder / str(outcome.caches)
@@ -84,22 +103,22 @@ def kill(config: ml_collections.ConfigDict, folder: Path, kills: int, seed: int)
         if len(outcome.shards_at_kills) == kills:
             run(out)
         if process.exitcode == 0 or len(outcome.shards_at_kills) == kills:
-            assert bytes_of(out) == expected, f"{out} has other bytes"
+            assert _read_files(out) == expected, f"{out} differs from the uninterrupted cache"
             outcome = outcome._replace(caches=outcome.caches + 1)
     return outcome
 
 
-def embed_quietly(config: ml_collections.ConfigDict, out: Path) -> None:
-    """What a process does."""
+def _embed_quietly(config: ml_collections.ConfigDict, out: Path) -> None:
+    """Embeds the captions without output; runs in a separate process."""
     out.mkdir(exist_ok=True)
-    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
+    with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
         embed(config, out, "bfloat16", batch_size=16, shard_rows=256)
 
 
-def bytes_of(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder by name."""
+def _read_files(folder: Path) -> dict[str, bytes]:
+    """Returns the contents of all files of a folder by name."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    app.main(__name__)

@@ -1,7 +1,7 @@
-"""The tables of docs/pods.md, from the plans in docs/plans: ``python -m benchmarks.pods`` compiles nothing.
+"""Print the tables of docs/pods.md from the plans in docs/plans: `python -m benchmarks.pods` compiles nothing.
 
-``python -m benchmarks.pods make`` first makes the plans that are missing, one after the other; that takes libtpu, and
-many minutes each. ``make NAME …`` makes those alone, anew.
+`python -m benchmarks.pods --make` first makes the missing plans, one after the other; each needs libtpu and many
+minutes. `--make --only=NAME,NAME` makes the named plans again.
 """
 
 from __future__ import annotations
@@ -14,142 +14,148 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from absl import flags
+
+from benchmarks import app
+from imagen_jax.cli.flags import CommandFlags
+
 PLANS = Path(__file__).parent.parent / "docs" / "plans"
 GIB = 2**30
 
-# By kind of TPU: 256 chips for the base and 128 for super-resolution, as of the paper, and one host.
+# By TPU generation: 256 chips for the base and 128 for super-resolution, as in the paper, and one host.
 PODS = {"v4": "v4:8x8x4", "v5e": "v5e:16x16", "v5p": "v5p:4x8x8", "v6e": "v6e:16x16"}
 HALVES = {"v4": "v4:4x4x8", "v5e": "v5e:8x16", "v5p": "v5p:4x4x8", "v6e": "v6e:8x16"}
 HOSTS = {"v4": "v4:2x2x1", "v5e": "v5e:2x4", "v5p": "v5p:2x2x1", "v6e": "v6e:2x4"}
 BASE, SR_256, SR_1024 = (f"configs/imagen_{name}.py" for name in ("base_64", "sr_256", "sr_1024"))
-# the same work for each chip; on 256 it is base_v4
-WEAK = {8: "v4:2x2x2", 16: "v4:2x2x4", 32: "v4:2x4x4", 64: "v4:4x4x4", 128: "v4:4x4x8"}
+# Weak scaling, the same work per chip; on 256 chips it is the plan base_v4.
+WEAK_SCALING = {8: "v4:2x2x2", 16: "v4:2x2x4", 32: "v4:2x4x4", 64: "v4:4x4x4", 128: "v4:4x4x8"}
 DOTS = "--config.training.remat=dots"
 
 
-def runs() -> dict[str, str]:
-    """What is asked of the plan command, by the name of the plan."""
-    asked = {f"base_{kind}": f"--config={BASE} --topology={pod} --cached_text {DOTS}" for kind, pod in PODS.items()}
-    asked["base_v5p"] = asked["base_v5p"].removesuffix(f" {DOTS}")
-    asked["base_scanned_v4"] = f"{asked['base_v4']} --config.model.scan_blocks=True"
+def plan_flags() -> dict[str, str]:
+    """Returns the flags of `imagen plan` for each plan by its name."""
+    by_name = {f"base_{kind}": f"--config={BASE} --topology={pod} --cached_text {DOTS}" for kind, pod in PODS.items()}
+    by_name["base_v5p"] = by_name["base_v5p"].removesuffix(f" {DOTS}")
+    by_name["base_scanned_v4"] = f"{by_name['base_v4']} --config.model.scan_blocks=True"
     for name, config in (("sr_256", SR_256), ("sr_1024", SR_1024)):
         for kind, pod in HALVES.items():
-            asked[f"{name}_{kind}"] = f"--config={config} --topology={pod} --cached_text {DOTS}"
-    asked["base_with_t5_v4"] = f"--config={BASE} --topology={PODS['v4']} {DOTS}"
+            by_name[f"{name}_{kind}"] = f"--config={config} --topology={pod} --cached_text {DOTS}"
+    by_name["base_with_t5_v4"] = f"--config={BASE} --topology={PODS['v4']} {DOTS}"
     for kind, host in HOSTS.items():
-        asked[f"embed_{kind}"] = f"--config={BASE} --topology={host} --what=embed --batch_size=1024"
+        by_name[f"embed_{kind}"] = f"--config={BASE} --topology={host} --what=embed --batch_size=1024"
     for name, config in (("base", BASE), ("sr_256", SR_256), ("sr_1024", SR_1024)):
-        asked[f"sample_{name}_v4"] = f"--config={config} --topology={HOSTS['v4']} --what=sample --batch_size=16"
-        asked[f"sample_{name}_v5e"] = (
+        by_name[f"sample_{name}_v4"] = f"--config={config} --topology={HOSTS['v4']} --what=sample --batch_size=16"
+        by_name[f"sample_{name}_v5e"] = (
             f"--config={config} --topology={HOSTS['v5e']} --what=sample --batch_size=16 --fsdp=8"
         )
-    for chips, pod in WEAK.items():
+    for chips, pod in WEAK_SCALING.items():
         batch = f"--config.training.batch_size={8 * chips}"
-        asked[weak_name(chips)] = f"--config={BASE} --topology={pod} --cached_text {DOTS} {batch}"
-    quick = {name: f"{flags} --quick" for name, flags in asked.items()}
-    return quick | {"base_v4_full": asked[weak_name(128)]}
+        by_name[_weak_scaling_name(chips)] = f"--config={BASE} --topology={pod} --cached_text {DOTS} {batch}"
+    quick = {name: f"{text} --quick" for name, text in by_name.items()}
+    return quick | {"base_v4_full": by_name[_weak_scaling_name(128)]}
 
 
-def make(names: Sequence[str]) -> None:
-    """Makes plans; those that are missing, if none is named."""
-    asked = runs()
-    for name in names or [name for name in asked if not (PLANS / f"{name}.json").exists()]:
-        print(f"== {name}: {asked[name]}", flush=True)
-        command = [sys.executable, "-m", "imagen_jax.plan", *shlex.split(asked[name]), f"--json={PLANS / name}.json"]
-        subprocess.run(command, check=True)
+def _make_plans(names: Sequence[str]) -> None:
+    """Makes the named plans, or the missing ones if none is named."""
+    by_name = plan_flags()
+    for name in names or [name for name in by_name if not (PLANS / f"{name}.json").exists()]:
+        print(f"== {name}: {by_name[name]}", flush=True)
+        command = ["imagen_jax", "plan", *shlex.split(by_name[name]), f"--json={PLANS / name}.json"]
+        subprocess.run([sys.executable, "-m", *command], check=True)
 
 
-def plans() -> dict[str, dict[str, Any]]:
-    """The plans that there are, by name."""
-    found = {path.stem: json.loads(path.read_text()) for path in PLANS.glob("*.json")}
-    return {name: found[name] for name in runs() if name in found}
+def load_plans() -> dict[str, dict[str, Any]]:
+    """Returns the plans in docs/plans by name."""
+    by_stem = {path.stem: json.loads(path.read_text()) for path in PLANS.glob("*.json")}
+    return {name: by_stem[name] for name in plan_flags() if name in by_stem}
 
 
 COLUMNS = (
     "plan",
     "TPU",
     "mesh",
-    "examples a step",
+    "batch size",
     "fits",
-    "GiB a chip",
-    "executed / model",
+    "GiB per chip",
+    "executed / model FLOPs",
     "compute ms",
-    "memory ms",
-    "interconnect ms",
-    "of peak",
+    "HBM ms",
+    "ICI ms",
+    "MFU bound",
     "kernels ms",
-    "of peak",
+    "MFU bound of kernels",
     "examples/s",
     "days",
     "compiled",
 )
 
 
-def cells(name: str, plan: dict[str, Any]) -> list[str]:
-    """A plan's line of the table; what is not known of one that does not fit is left open."""
+def _cells(name: str, plan: dict[str, Any]) -> list[str]:
+    """Returns a plan's row of the table; values that are unknown because it does not fit are left empty."""
     mesh = " × ".join(str(size) for axis, size in plan["mesh"].items() if axis != "spatial" or size > 1)
     peak, capacity = (plan[f"{kind}_bytes_per_chip"] / GIB for kind in ("peak", "capacity"))
-    said = [f"`{name}`", plan["topology"], mesh, f"{plan['examples_per_step']:,}", "yes" if plan["fits"] else "**no**"]
-    said.append(f"{peak:.1f} of {capacity:.0f}")
+    cells = [f"`{name}`", plan["topology"], mesh, f"{plan['examples_per_step']:,}", "yes" if plan["fits"] else "**no**"]
+    cells.append(f"{peak:.1f} of {capacity:.0f}")
     if "step_s_lower_bound" in plan:
         compute, memory, interconnect, kernels = (
             f"{plan[f'{kind}_s'] * 1e3:,.0f}" for kind in ("compute", "hbm", "ici", "kernels")
         )
-        at_once, one_by_one = f"{plan['mfu_upper_bound']:.0%}", f"{plan['mfu_upper_bound_of_kernels']:.0%}"
-        said += [f"{plan['executed_over_model_flops']:.3f}", compute, memory, interconnect, at_once]
-        said += [kernels, one_by_one, f"{plan['images_per_s_upper_bound']:,.0f}"]
+        overlapped, sequential = f"{plan['mfu_upper_bound']:.0%}", f"{plan['mfu_upper_bound_of_kernels']:.0%}"
+        cells += [f"{plan['executed_over_model_flops']:.3f}", compute, memory, interconnect, overlapped]
+        cells += [kernels, sequential, f"{plan['images_per_s_upper_bound']:,.0f}"]
     else:
-        said += [""] * 8
-    said.append(f"{plan['days_lower_bound']:,.1f}" if "days_lower_bound" in plan else "")
+        cells += [""] * 8
+    cells.append(f"{plan['days_lower_bound']:,.1f}" if "days_lower_bound" in plan else "")
     effort = "quick" if plan.get("quick") else "full"
-    said.append(f"{effort}, {plan['compile_processor_s']:,.0f} s" if "compile_processor_s" in plan else "")
-    return said
+    cells.append(f"{effort}, {plan['compile_processor_s']:,.0f} s" if "compile_processor_s" in plan else "")
+    return cells
 
 
-def table() -> str:
-    """What the plans say, as Markdown."""
-    return markdown(COLUMNS, [cells(name, plan) for name, plan in plans().items() if name not in weak_names()[:-1]])
+def format_table() -> str:
+    """Returns the table of all plans but those of weak scaling, as Markdown."""
+    shown = {name: plan for name, plan in load_plans().items() if name not in _weak_scaling_names()[:-1]}
+    return _markdown(COLUMNS, [_cells(name, plan) for name, plan in shown.items()])
 
 
-def markdown(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in [columns, ["---"] * len(columns), *lines])
+def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a Markdown table."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *rows])
 
 
-def weak_names() -> list[str]:
-    """The plans of weak scaling, from the fewest chips to the most."""
-    return [*map(weak_name, WEAK), "base_v4"]
+def _weak_scaling_names() -> list[str]:
+    """Returns the names of the plans of weak scaling, from the fewest chips to the most."""
+    return [*map(_weak_scaling_name, WEAK_SCALING), "base_v4"]
 
 
-def weak_name(chips: int) -> str:
-    """The plan of weak scaling on so many chips."""
+def _weak_scaling_name(chips: int) -> str:
+    """Returns the name of the plan of weak scaling on a number of chips."""
     return f"weak_{chips:03}"
 
 
-WEAK_COLUMNS = (
+WEAK_SCALING_COLUMNS = (
     "chips",
     "mesh",
-    "examples a step",
-    "GiB sent a chip",
-    "interconnect ms",
+    "batch size",
+    "GiB sent per chip",
+    "ICI ms",
     "compute ms",
-    "of the rate of 8",
+    "efficiency",
 )
 
 
-def weak_table() -> str:
-    """What more chips cost the base with 8 examples on each, as Markdown: what is sent, and what is left of the rate.
+def format_weak_scaling_table() -> str:
+    """Returns the weak-scaling table of the base with 8 examples per chip, as Markdown.
 
-    The last column holds two bounds of a chip's examples/s against those on the fewest chips: if compute, memory and
-    interconnect go on at once, and if nothing is sent while a kernel runs.
+    The last column has two estimates of the efficiency, a chip's examples/s relative to that on the fewest chips: if
+    compute, HBM traffic and communication overlap fully, and if nothing is sent while a kernel runs.
     """
-    made = plans()
-    found = [made[name] for name in weak_names() if name in made]
-    seconds = [(plan["step_s_lower_bound"], plan["kernels_s"] + plan["ici_s"]) for plan in found]
-    lines = []
-    for plan, (at_once, one_by_one) in zip(found, seconds, strict=True):
-        sent = sum(one["bytes_sent_per_chip"] for one in plan["collectives"])
-        lines.append(
+    by_name = load_plans()
+    plans = [by_name[name] for name in _weak_scaling_names() if name in by_name]
+    seconds = [(plan["step_s_lower_bound"], plan["kernels_s"] + plan["ici_s"]) for plan in plans]
+    rows = []
+    for plan, (overlapped, sequential) in zip(plans, seconds, strict=True):
+        sent = sum(collective["bytes_sent_per_chip"] for collective in plan["collectives"])
+        rows.append(
             (
                 str(plan["chips"]),
                 " × ".join(str(plan["mesh"][axis]) for axis in ("data", "fsdp")),
@@ -157,18 +163,29 @@ def weak_table() -> str:
                 f"{sent / GIB:.2f}",
                 f"{plan['ici_s'] * 1e3:.0f}",
                 f"{plan['compute_s'] * 1e3:.0f}",
-                f"{seconds[0][0] / at_once:.1%}, {seconds[0][1] / one_by_one:.1%}",
+                f"{seconds[0][0] / overlapped:.1%}, {seconds[0][1] / sequential:.1%}",
             )
         )
-    return markdown(WEAK_COLUMNS, lines)
+    return _markdown(WEAK_SCALING_COLUMNS, rows)
 
 
-def commands() -> str:
-    """The command of every plan."""
-    return "\n".join(f"{plan['command']} --json=docs/plans/{name}.json" for name, plan in plans().items())
+def format_commands() -> str:
+    """Returns the commands that make the plans, one per line."""
+    return "\n".join(f"{plan['command']} --json=docs/plans/{name}.json" for name, plan in load_plans().items())
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of the benchmark."""
+    flags.DEFINE_bool("make", False, "Make the missing plans first.", flag_values=values)
+    flags.DEFINE_list("only", [], "Names of the plans to make, even if they exist.", flag_values=values)
+
+
+def run(args: CommandFlags) -> None:
+    """Prints the tables and the commands of the plans."""
+    if args.make:
+        _make_plans(args.only)
+    print(format_table(), format_weak_scaling_table(), format_commands(), sep="\n\n")
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["make"]:
-        make(sys.argv[2:])
-    print(table(), weak_table(), commands(), sep="\n\n")
+    app.main(__name__)

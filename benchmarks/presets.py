@@ -1,4 +1,4 @@
-"""The table of docs/presets.md, from the configs: ``python -m benchmarks.presets``. Nothing is allocated."""
+"""Print the table of docs/presets.md from the configs: `python -m benchmarks.presets`. Nothing is allocated."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from imagen_jax.images.array import said, scaled
 from imagen_jax.planning.cost import cost
 from imagen_jax.stages.stage import crop_size, image_size, low_res_size
 
-T5_XXL_WIDTH = 4096  # d_model of google/t5-v1_1-xxl, the encoder that the presets name
+T5_XXL_WIDTH = 4096  # d_model of google/t5-v1_1-xxl, the text encoder of the presets
 PRESETS = (imagen_base_64, imagen_sr_256, imagen_sr_1024)
 HEADER = (
-    "| config | pictures | trained on | parameters | TFLOP an image |",
+    "| config | images | trained on | parameters | TFLOP per image |",
     "|---|---|---|---|---|",
 )
 
 
 def configs() -> dict[str, ml_collections.ConfigDict]:
-    """Every preset and its variants, named as ``--config`` names them."""
+    """Returns all presets and their variants by their names for `--config`."""
     return {
         f"{preset.__name__.replace('.', '/')}.py{':' + variant if variant else ''}": preset.get_config(variant)
         for preset in PRESETS
@@ -26,20 +26,20 @@ def configs() -> dict[str, ml_collections.ConfigDict]:
     }
 
 
-def row(name: str, config: ml_collections.ConfigDict) -> str:
-    """A preset's line of the table."""
+def _row(name: str, config: ml_collections.ConfigDict) -> str:
+    """Returns a preset's row of the table."""
     low, full, crop = low_res_size(config), image_size(config), crop_size(config)
-    pictures = f"{said(low)} → {said(full)}" if any(low) else said(full)
-    trained_on = f"crops {said(scaled(crop, full, low))} → {said(crop)}" if any(crop) else "whole"
-    spent = cost(config, T5_XXL_WIDTH)
-    numbers = f"{spent.parameters / 1e6:,.1f} M | {spent.training_flops / 1e12:.3f}"
-    return f"| `{name}` | {pictures} | {trained_on} | {numbers} |"
+    images = f"{said(low)} → {said(full)}" if any(low) else said(full)
+    trained_on = f"crops {said(scaled(crop, full, low))} → {said(crop)}" if any(crop) else "full images"
+    total = cost(config, T5_XXL_WIDTH)
+    numbers = f"{total.parameters / 1e6:,.1f} M | {total.training_flops / 1e12:.3f}"
+    return f"| `{name}` | {images} | {trained_on} | {numbers} |"
 
 
-def table() -> str:
-    """What the presets cost, as Markdown."""
-    return "\n".join([*HEADER, *(row(name, config) for name, config in configs().items())])
+def format_table() -> str:
+    """Returns the table of the presets' parameters and training FLOPs, as Markdown."""
+    return "\n".join([*HEADER, *(_row(name, config) for name, config in configs().items())])
 
 
 if __name__ == "__main__":
-    print(table())
+    print(format_table())

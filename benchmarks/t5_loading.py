@@ -1,8 +1,8 @@
-"""Host memory that loading a T5 takes: ``python -m benchmarks.t5_loading --gigabytes=3 --devices=8``. Linux only.
+"""Measure the host memory that loading a T5 takes: `python -m benchmarks.t5_loading --gigabytes=3 --devices=8`.
 
-Writes a T5 v1.1 of about that size, in float32 and in files of about a gigabyte, to a temporary folder that is removed
-again. A process of its own then loads it in bfloat16 onto one device, and another one, split over all of them. The
-devices are simulated, so that their memory is the host's: what loading takes is what the peak has beyond the arrays.
+Writes a T5 v1.1 of about that size, in float32 and in files of about a gigabyte, to a temporary folder. One process
+then loads it in bfloat16 onto one device, and another process loads it sharded over all devices. The devices are
+simulated, so their memory is host memory: the overhead of loading is the peak minus the arrays. Linux only.
 """
 
 from __future__ import annotations
@@ -22,85 +22,91 @@ from absl import flags
 from flax import traverse_util
 from safetensors.numpy import save_file
 
-from imagen_jax import commands
+from benchmarks import app
+from imagen_jax.cli.flags import CommandFlags
 from imagen_jax.models.t5 import T5Encoder
 from imagen_jax.parallel.sharding import load_parameters, make_mesh
 from imagen_jax.text.encoder import parameter_shapes
 from imagen_jax.text.t5_weights import parameter_reader, read_config, tensor_names
 
-GIGABYTES = flags.DEFINE_float("gigabytes", 3.0, "Size of the weights in their files.", lower_bound=1.0)
-DEVICES = flags.DEFINE_integer("devices", 8, "Simulated devices to split the weights over.", lower_bound=1)
-
-# those of t5-v1_1-xl, with as many layers as the size asks for
+# The fields of t5-v1_1-xl; the number of layers follows from --gigabytes.
 FIELDS = {"vocab_size": 32128, "d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_heads": 32}
 LAYER_SIZE = 4 * FIELDS["d_model"] * FIELDS["d_kv"] * FIELDS["num_heads"] + 3 * FIELDS["d_model"] * FIELDS["d_ff"]
 FILE_BYTES = 1e9
 HEADER = (
-    "| devices | in files | arrays | seconds | peak beyond the arrays | largest tensor in its file |",
+    "| devices | files | arrays | seconds | peak minus arrays | largest tensor in a file |",
     "|---|---|---|---|---|---|",
 )
 
 
-def main() -> None:
-    """Writes, loads and prints the table."""
-    layers = round((GIGABYTES.value * 1e9 / 4 - FIELDS["vocab_size"] * FIELDS["d_model"]) / LAYER_SIZE)
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of the benchmark."""
+    flags.DEFINE_float("gigabytes", 3.0, "Size of the weight files.", lower_bound=1.0, flag_values=values)
+    flags.DEFINE_integer(
+        "devices", 8, "Simulated devices to shard the weights over.", lower_bound=1, flag_values=values
+    )
+
+
+def run(args: CommandFlags) -> None:
+    """Writes and loads the weights, and prints the table."""
+    layers = round((args.gigabytes * 1e9 / 4 - FIELDS["vocab_size"] * FIELDS["d_model"]) / LAYER_SIZE)
     with tempfile.TemporaryDirectory() as name:
-        sizes = write_model(Path(name), FIELDS | {"num_layers": layers})
+        sizes = _write_model(Path(name), FIELDS | {"num_layers": layers})
         print("\n".join(HEADER), flush=True)
-        for devices in sorted({1, DEVICES.value}):
-            # memory is measured where nothing has been allocated before
+        for devices in sorted({1, args.devices}):
+            # a fresh process: nothing has been allocated before the measurement
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                arrays, peak, seconds = pool.submit(measure, Path(name), devices).result()
+                arrays, peak, seconds = pool.submit(_measure, Path(name), devices).result()
             numbers = [f"{number / 1e6:,.0f} MB" for number in (sum(sizes), arrays, peak - arrays, max(sizes))]
             print("| " + " | ".join([str(devices), *numbers[:2], f"{seconds:.1f}", *numbers[2:]]) + " |", flush=True)
 
 
-def write_model(folder: Path, config: dict[str, Any]) -> list[int]:
-    """A T5 v1.1 whose weights are all the same, as Hugging Face files; the bytes of each tensor."""
+def _write_model(folder: Path, config: dict[str, Any]) -> list[int]:
+    """Writes a T5 v1.1 with constant weights as Hugging Face files; returns the bytes of each tensor."""
     shapes = traverse_util.flatten_dict(parameter_shapes(config))
     sizes: list[int] = []
-    waiting: dict[str, np.ndarray] = {}
+    pending: dict[str, np.ndarray] = {}
     weight_map: dict[str, str] = {}
 
     def write() -> None:
         file = f"model-{len(set(weight_map.values())) + 1:05d}.safetensors"
-        save_file(waiting, folder / file)
-        weight_map.update(dict.fromkeys(waiting, file))
-        waiting.clear()
+        save_file(pending, folder / file)
+        weight_map.update(dict.fromkeys(pending, file))
+        pending.clear()
 
     for path, (name, flip) in tensor_names(T5Encoder(**config)).items():
         shape = shapes[path].shape
-        waiting[name] = np.full(shape[::-1] if flip else shape, 0.01, np.float32)
-        sizes.append(waiting[name].nbytes)
-        if sum(tensor.nbytes for tensor in waiting.values()) > FILE_BYTES:
+        pending[name] = np.full(shape[::-1] if flip else shape, 0.01, np.float32)
+        sizes.append(pending[name].nbytes)
+        if sum(tensor.nbytes for tensor in pending.values()) > FILE_BYTES:
             write()
     write()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    about = config | {"model_type": "t5", "feed_forward_proj": "gated-gelu"}
-    (folder / "config.json").write_text(json.dumps(about))
+    model_config = config | {"model_type": "t5", "feed_forward_proj": "gated-gelu"}
+    (folder / "config.json").write_text(json.dumps(model_config))
     return sizes
 
 
-def measure(folder: Path, devices: int) -> tuple[int, int, float]:
-    """Bytes of the arrays on so many devices, bytes that the peak of memory rose by, seconds."""
+def _measure(folder: Path, devices: int) -> tuple[int, int, float]:
+    """Loads the weights; returns (bytes of the arrays, increase of the peak memory in bytes, seconds)."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
     mesh = make_mesh({"data": 1, "fsdp": -1})
     config = read_config(folder)
     shapes = parameter_shapes(config, jnp.bfloat16)
     read = parameter_reader(folder, T5Encoder(**config), shapes)
-    before, start = memory("VmRSS"), time.perf_counter()
+    before, start = _process_memory("VmRSS"), time.perf_counter()
     loaded = load_parameters(shapes, read, mesh)
     seconds = time.perf_counter() - start
     arrays = sum(shard.data.nbytes for array in jax.tree.leaves(loaded) for shard in array.addressable_shards)
-    return arrays, memory("VmHWM") - before, seconds
+    return arrays, _process_memory("VmHWM") - before, seconds
 
 
-def memory(name: str) -> int:
-    """Bytes of this process's memory now ("VmRSS") or at its peak ("VmHWM"), pages of mapped files included."""
+def _process_memory(name: str) -> int:
+    """Returns this process's memory in bytes, current ("VmRSS") or peak ("VmHWM"); pages of mapped files count."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    app.main(__name__)

@@ -1,11 +1,11 @@
-"""How fast a config's training step is on the devices of this machine: images/s, share of their peak, memory.
+"""Measure the training step of a config on the local devices: images/s, model FLOPs utilization (MFU), memory.
 
     python -m benchmarks.training_speed --config=configs/imagen_base_64.py --config.mesh.fsdp=1 \\
         --config.training.batch_size=16 --config.training.remat=dots --json=base.json
 
-The real step runs on noise, with embeddings of captions as they come from a cache: no data and no encoder is needed.
-Three times ``--steps`` steps are timed, after two that are not. Prints a table's line; ``--json=FILE`` is
-given what was measured. On several hosts it is started as ``train`` is, by the scripts in ``launch/``.
+The real step runs on noise and on random text embeddings, as from a cache: neither data nor a text encoder is needed.
+After two warm-up steps, `--steps` steps are timed three times. Prints a row of a table; `--json=FILE` writes the
+measurements to a file. On several hosts it is started like `train`, by the scripts in `launch/`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
-from imagen_jax import commands
+from benchmarks import app
+from imagen_jax.cli.flags import CommandFlags, define_config
 from imagen_jax.images.array import dtype_of
 from imagen_jax.io.atomic import write_whole
 from imagen_jax.parallel import multihost, sharding
@@ -39,16 +39,12 @@ from imagen_jax.training.oom import memory_told
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import TrainState, abstract_state
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The stage to time, such as configs/imagen_base_64.py.")
-STEPS = flags.DEFINE_integer("steps", 10, "Steps of each of three timings.", lower_bound=1)
-PEAK = flags.DEFINE_float("peak_tflops", None, "bfloat16 TFLOP/s of a device that is not known here.", lower_bound=0.0)
-JSON = flags.DEFINE_string("json", None, "Write what was measured to this file.")
-
+SEVERAL_PROCESSES = True
 WARM_UP = 2
 TIMINGS = 3
-# Dense bfloat16 operations a second, by a part of the name that a device gives of itself, the more special name first;
-# of NVIDIA's data sheets of A100, H100, H200, L4 and L40S, read in November 2026.
-PEAKS = {
+# Dense bfloat16 FLOP/s by a part of the device's name; the more specific name comes first. From NVIDIA's data sheets of
+# A100, H100, H200, L4 and L40S, as of November 2026.
+PEAK_FLOPS = {
     "TPU v4": CHIPS["v4"].peak_flops,
     "TPU v5 lite": CHIPS["v5e"].peak_flops,
     "TPU v5": CHIPS["v5p"].peak_flops,
@@ -62,65 +58,65 @@ PEAKS = {
     "L4": 121e12,
 }
 HEADER = (
-    "| devices | mesh | images a step | compiling, s | ms a step | images/s | TFLOP/s each | of peak | GiB each |",
+    "| devices | mesh | batch size | compiling, s | ms per step | images/s | TFLOP/s/device | MFU | GiB/device |",
     "|---|---|---|---|---|---|---|---|---|",
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
-    """What a training step takes.
+class Measurement:
+    """Speed and memory of a training step.
 
     Attributes:
-        device: as it names itself.
+        device: name of the devices.
         mesh: devices along each axis.
-        images: of a step, on all devices.
-        parameters: of the network.
-        flops: operations that the model needs for a step, on all devices, recomputation not counted.
-        compile_s: that XLA took.
-        step_s: of a step, in each timing.
-        peak_flops: a device's operations a second at best; None if that is not known.
-        peak_bytes: the most memory that was in use on a device; None if it does not tell.
+        batch_size: images per step, on all devices.
+        num_params: parameters of the network.
+        model_flops: operations that the model needs for a step, on all devices, without rematerialization.
+        compile_s: compile time.
+        step_s: time of a step, in each timing.
+        peak_flops: peak FLOP/s of a device; None if unknown.
+        peak_bytes: peak memory of a device; None if the device does not report it.
     """
 
     device: str
     mesh: dict[str, int]
-    images: int
-    parameters: int
-    flops: int
+    batch_size: int
+    num_params: int
+    model_flops: int
     compile_s: float
     step_s: tuple[float, ...]
     peak_flops: float | None
     peak_bytes: int | None
 
     @property
-    def devices(self) -> int:
-        """Of the mesh."""
+    def num_devices(self) -> int:
+        """Returns the number of devices of the mesh."""
         return math.prod(self.mesh.values())
 
     @property
     def images_per_s(self) -> float:
-        """Of the median timing."""
-        return self.images / statistics.median(self.step_s)
+        """Returns the images per second in the median timing."""
+        return self.batch_size / statistics.median(self.step_s)
 
     @property
-    def flops_per_s(self) -> float:
-        """Of each device, in the median timing."""
-        return self.flops / statistics.median(self.step_s) / self.devices
+    def flops_per_s_per_device(self) -> float:
+        """Returns the model FLOP/s of each device in the median timing."""
+        return self.model_flops / statistics.median(self.step_s) / self.num_devices
 
     @property
-    def share_of_peak(self) -> float | None:
-        """Of the operations that a device could do meanwhile, those that the model needs."""
-        return self.flops_per_s / self.peak_flops if self.peak_flops else None
+    def mfu(self) -> float | None:
+        """Returns the model FLOPs utilization in [0, 1]; None if the peak is unknown."""
+        return self.flops_per_s_per_device / self.peak_flops if self.peak_flops else None
 
 
-def peak_of(device: str) -> float | None:
-    """bfloat16 operations a second of a device by its name; None of one that is not known."""
-    return next((peak for name, peak in PEAKS.items() if name in device), None)
+def peak_flops_of(device: str) -> float | None:
+    """Returns the peak bfloat16 FLOP/s of a device by its name; None if the device is unknown."""
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in device), None)
 
 
-def noise(stage: Stage, rows: int) -> dict[str, np.ndarray]:
-    """So many examples of a batch as training has them, of numbers without meaning."""
+def _random_batch(stage: Stage, rows: int) -> dict[str, np.ndarray]:
+    """Returns a batch of random images and text embeddings, with the shapes and dtypes of training."""
     rng, encoder = np.random.default_rng(0), stage.encoder
     dtype = dtype_of(stage.config.data.bits, "config.data.bits")
     return {
@@ -130,88 +126,108 @@ def noise(stage: Stage, rows: int) -> dict[str, np.ndarray]:
     }
 
 
-def measure(config: ml_collections.ConfigDict, steps: int, peak_flops: float | None = None) -> Measured:
-    """Compiles and times the training step of a config. Raises UsageError where the config cannot work here.
+def measure(config: ml_collections.ConfigDict, steps: int, peak_flops: float | None = None) -> Measurement:
+    """Compiles and times the training step of a config.
 
-    ``peak_flops`` is that of a device, where ``peak_of`` does not know it.
+    Args:
+        config: the stage.
+        steps: number of steps of each timing.
+        peak_flops: FLOP/s of a device that `peak_flops_of` does not know.
+
+    Raises:
+        ConfigError: the config cannot work on these devices.
     """
     mesh = sharding.make_mesh(config.mesh.to_dict())
     encoder = from_cache(planned_encoder(config.text))
     program = train_program(config, mesh, encoder)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     step = program.lower().compile()
-    compiled = time.perf_counter()
+    compile_s = time.perf_counter() - start
     stage, optimizer = stages.build(config, encoder), make_optimizer(config.optimizer)
-    _, make = abstract_state(stage.init, optimizer, config.seed, mesh, config.sharding_rules)
-    state = make()
+    _, init_state = abstract_state(stage.init, optimizer, config.seed, mesh, config.sharding_rules)
+    state = init_state()
     rows = len(sharding.own_rows(config.training.batch_size, mesh))
-    batch = sharding.put_batch(noise(stage, rows), mesh)
-    state, _ = timed(step, state, batch, WARM_UP)
+    batch = sharding.put_batch(_random_batch(stage, rows), mesh)
+    state, _ = _time_steps(step, state, batch, WARM_UP)
     timings = []
     for _ in range(TIMINGS):
-        state, seconds = timed(step, state, batch, steps)
+        state, seconds = _time_steps(step, state, batch, steps)
         timings.append(seconds)
-    (device, *others) = jax.local_devices()
-    told = [stats["peak_bytes_in_use"] for each in (device, *others) if (stats := each.memory_stats())]
-    return Measured(
-        device=device.device_kind,
+    devices = jax.local_devices()
+    peaks = [stats["peak_bytes_in_use"] for device in devices if (stats := device.memory_stats())]
+    return Measurement(
+        device=devices[0].device_kind,
         mesh=dict(mesh.shape),
-        images=program.examples,
-        parameters=program.params,
-        flops=program.flops,
-        compile_s=compiled - begun,
+        batch_size=program.examples,
+        num_params=program.params,
+        model_flops=program.flops,
+        compile_s=compile_s,
         step_s=tuple(timings),
-        peak_flops=peak_flops or peak_of(device.device_kind),
-        peak_bytes=max(told, default=None),
+        peak_flops=peak_flops or peak_flops_of(devices[0].device_kind),
+        peak_bytes=max(peaks, default=None),
     )
 
 
-def timed(step: Any, state: TrainState, batch: dict[str, jax.Array], steps: int) -> tuple[TrainState, float]:
-    """(the state after so many steps, seconds of one of them), none waited for before the next, as in training."""
+def _time_steps(step: Any, state: TrainState, batch: dict[str, jax.Array], steps: int) -> tuple[TrainState, float]:
+    """Runs some steps without waiting between them, as in training; returns (state, seconds per step)."""
     jax.block_until_ready((state, batch))
-    begun = time.perf_counter()
+    start = time.perf_counter()
     for _ in range(steps):
         state, metrics = step(state, {}, batch)
     jax.block_until_ready((state, metrics))
-    return state, (time.perf_counter() - begun) / steps
+    return state, (time.perf_counter() - start) / steps
 
 
-def row(found: Measured) -> str:
-    """A line of the table; what is not known is left open."""
-    mesh = " × ".join(f"{size} {axis}" for axis, size in found.mesh.items() if size > 1) or "one device"
-    fastest, slowest = min(found.step_s) * 1e3, max(found.step_s) * 1e3
-    share, memory = found.share_of_peak, found.peak_bytes
+def format_row(measurement: Measurement) -> str:
+    """Returns a row of the table; unknown values are left empty."""
+    mesh = " × ".join(f"{size} {axis}" for axis, size in measurement.mesh.items() if size > 1) or "one device"
+    fastest, slowest = min(measurement.step_s) * 1e3, max(measurement.step_s) * 1e3
+    mfu, memory = measurement.mfu, measurement.peak_bytes
     cells = [
-        f"{found.devices} × {found.device}",
+        f"{measurement.num_devices} × {measurement.device}",
         mesh,
-        f"{found.images:,}",
-        f"{found.compile_s:.0f}",
+        f"{measurement.batch_size:,}",
+        f"{measurement.compile_s:.0f}",
         f"{fastest:,.1f}–{slowest:,.1f}",
-        f"{found.images_per_s:,.4g}",
-        f"{found.flops_per_s / 1e12:,.4g}",
-        f"{share:.1%}" if share is not None else "",
+        f"{measurement.images_per_s:,.4g}",
+        f"{measurement.flops_per_s_per_device / 1e12:,.4g}",
+        f"{mfu:.1%}" if mfu is not None else "",
         f"{memory / GIB:.1f}" if memory is not None else "",
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def main() -> None:
-    """Measures, prints the table, and writes what was found if that is asked for."""
-    config = commands.required_config(CONFIG.value)
-    # what a compilation takes is part of the answer
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of the benchmark."""
+    define_config(values, "The stage to time, such as configs/imagen_base_64.py.")
+    flags.DEFINE_integer("steps", 10, "Steps of each of three timings.", lower_bound=1, flag_values=values)
+    flags.DEFINE_float(
+        "peak_tflops",
+        None,
+        "Peak bfloat16 TFLOP/s of a device that the benchmark does not know.",
+        lower_bound=0.0,
+        flag_values=values,
+    )
+    flags.DEFINE_string("json", None, "Write the measurements to this file.", flag_values=values)
+
+
+def run(args: CommandFlags) -> None:
+    """Measures the step, prints the table, and writes the measurements if `--json` is given."""
+    config = args.load_config()
+    # the compile time is measured
     jax.config.update("jax_enable_compilation_cache", False)
     with memory_told(config):
-        found = measure(config, STEPS.value, PEAK.value and PEAK.value * 1e12)
-    print("\n".join((*HEADER, row(found))), flush=True)
-    if JSON.value and multihost.is_main_process():
-        figures = dataclasses.asdict(found) | {
-            "images_per_s": found.images_per_s,
-            "flops_per_s_per_device": found.flops_per_s,
-            "share_of_peak": found.share_of_peak,
+        measurement = measure(config, args.steps, args.peak_tflops and args.peak_tflops * 1e12)
+    print("\n".join((*HEADER, format_row(measurement))), flush=True)
+    if args.json and multihost.is_main_process():
+        report = dataclasses.asdict(measurement) | {
+            "images_per_s": measurement.images_per_s,
+            "flops_per_s_per_device": measurement.flops_per_s_per_device,
+            "mfu": measurement.mfu,
             "jax": metadata.version("jax"),
         }
-        write_whole(Path(JSON.value), (json.dumps(figures, indent=2) + "\n").encode())
+        write_whole(Path(args.json), (json.dumps(report, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":
-    commands.run(main, several_processes=True)
+    app.main(__name__)

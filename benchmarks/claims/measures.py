@@ -12,8 +12,8 @@ import numpy as np
 from benchmarks.claims.experiment import Examples, Figures
 from configs import shapes_eval
 from imagen_jax.diffusion.guidance import static_threshold
-from imagen_jax.diffusion.process import add_noise, squared_error, to_x_and_eps
-from imagen_jax.diffusion.schedules import cosine, signal
+from imagen_jax.diffusion.process import add_noise, mse_per_example, predict_x0_and_eps
+from imagen_jax.diffusion.schedules import alpha_from_logsnr, cosine
 from imagen_jax.evaluation.judges import make_judge
 from imagen_jax.images.array import to_float, to_whole
 from imagen_jax.images.resize import resize
@@ -79,11 +79,11 @@ def denoising_errors(trained: TrainedStage, seen: Examples) -> list[float]:
             levels = jnp.full(x.shape[:1], stage.config.sampling.aug_level)
             condition = stage.condition_on(low_res, levels, jax.random.normal(aug_key, low_res.shape))
         text = stage.encoder.encode(encoder_params, tokens, mask)
-        alpha, sigma = signal(logsnr), signal(-logsnr)
+        alpha, sigma = alpha_from_logsnr(logsnr), alpha_from_logsnr(-logsnr)
         z = add_noise(x, jax.random.normal(noise_key, x.shape), alpha, sigma)
         prediction, _ = stage.predict(params, z, jnp.broadcast_to(logsnr, x.shape[:1]), text, mask, condition)
-        x_hat, _ = to_x_and_eps(prediction, z, alpha, sigma, stage.prediction)
-        return jnp.mean(squared_error(static_threshold(x_hat), x))
+        x_hat, _ = predict_x0_and_eps(prediction, z, alpha, sigma, stage.prediction)
+        return jnp.mean(mse_per_example(static_threshold(x_hat), x))
 
     logsnrs = cosine().logsnr(jnp.array(NOISE_LEVELS))
     return [float(error(trained.params, trained.encoder_params, images, logsnr)) for logsnr in logsnrs]

@@ -88,7 +88,7 @@ def training_step(config: ml_collections.ConfigDict) -> Callable[[], Any]:
     stage = stages.build(config)
     batches = training_batches(
         make_examples(config.data, config.data.split, config.image_size, config.channels),
-        text=stage.encoder.tokenize.arrays,
+        text=stage.encoder.tokenize.as_features,
         batch_size=config.training.batch_size,
         seed=config.seed,
         threads=1,

@@ -14,7 +14,7 @@ from benchmarks.claims.claims import CLAIMS
 from benchmarks.claims.experiment import BATCH, Examples, Workplace, examples
 from benchmarks.claims.measures import NOISE_LEVELS, burnt_share, denoising_errors, judged, mean_error, psnr
 from benchmarks.claims.report import changes, interval, table
-from imagen_jax.datasets.shapes.judge import rate
+from imagen_jax.datasets.shapes.judge import success_rate
 from imagen_jax.errors import ConfigError
 from imagen_jax.pipelines.loading import TrainedStage
 from imagen_jax.planning.cost import cost
@@ -104,7 +104,7 @@ def test_the_networks_have_equal_parameters(tmp_path):
 
 
 def test_a_clear_change_is_one_whose_intervals_do_not_overlap():
-    outcomes = {right: rate([True] * right + [False] * (100 - right)) for right in (50, 55, 90)}
+    outcomes = {right: success_rate([True] * right + [False] * (100 - right)) for right in (50, 55, 90)}
     words = changes(
         {
             "rises": (outcomes[50], outcomes[90]),

@@ -2,17 +2,17 @@ import pytest
 
 from benchmarks import input_speed
 
-FITTED = [name for name in input_speed.SOURCES if "megapixels" not in name]  # those take seconds to be made
+FITTED = [name for name in input_speed.SOURCES if "megapixel" not in name]  # those take seconds to make
 
 
 @pytest.mark.parametrize("name", FITTED)
-def test_each_source_is_read_at_the_size_that_the_table_says(tmp_path, name):
+def test_source_is_read_at_size(tmp_path, name):
     examples = input_speed.SOURCES[name](tmp_path, 64)
     assert examples.fit(examples[0].image).shape == (64, 64, 3)
-    assert examples.broken.count == 0
+    assert examples.corrupt.count == 0
     assert input_speed.images_per_second(examples, seconds=0.01) > 0
 
 
-def test_the_jpegs_have_the_bytes_of_photographs(tmp_path):
-    input_speed.photograph((300, 400), 0).save(tmp_path / "0.jpg", quality=input_speed.QUALITY)
+def test_synthetic_photo_has_photo_file_size(tmp_path):
+    input_speed.synthetic_photo((300, 400), 0).save(tmp_path / "0.jpg", quality=input_speed.QUALITY)
     assert 0.25 < (tmp_path / "0.jpg").stat().st_size / (300 * 400) < 0.45

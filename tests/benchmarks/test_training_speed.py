@@ -1,30 +1,26 @@
 import pytest
 
+from benchmarks import training_speed
 from configs import shapes_base, shapes_sr
-from tests.helpers.flags import imported
-
-
-@pytest.fixture(scope="module")
-def training_speed():
-    """The benchmark."""
-    with imported("benchmarks.training_speed", "config", "steps", "json") as benchmark:
-        yield benchmark
 
 
 @pytest.mark.parametrize("preset", [shapes_base, shapes_sr])
-def test_the_step_of_a_config_is_measured_on_all_devices(training_speed, preset):
+def test_measure_on_all_devices(preset):
     config = preset.get_config("tiny")
     config.mesh.update(data=-1, fsdp=2)
-    found = training_speed.measure(config, steps=1, peak_flops=1e12)
-    assert found.mesh == {"data": 4, "fsdp": 2, "spatial": 1}
-    assert found.images == config.training.batch_size
-    assert found.peak_bytes is None  # simulated devices do not tell
-    assert len(found.step_s) == training_speed.TIMINGS
-    slowest_rate, fastest_rate = found.images / max(found.step_s), found.images / min(found.step_s)
-    assert slowest_rate <= found.images_per_s <= fastest_rate
-    # the whole step's operations, at the devices' peak, take the share of its time
-    assert found.share_of_peak * found.images / found.images_per_s == pytest.approx(found.flops / (8 * 1e12))
-    assert "| 4 data × 2 fsdp |" in training_speed.row(found)
+    measurement = training_speed.measure(config, steps=1, peak_flops=1e12)
+    assert measurement.mesh == {"data": 4, "fsdp": 2, "spatial": 1}
+    assert measurement.batch_size == config.training.batch_size
+    assert measurement.peak_bytes is None  # simulated devices do not report it
+    assert len(measurement.step_s) == training_speed.TIMINGS
+    slowest = measurement.batch_size / max(measurement.step_s)
+    fastest = measurement.batch_size / min(measurement.step_s)
+    assert slowest <= measurement.images_per_s <= fastest
+    # the time that the step's operations take at the devices' peak is this share of the step's time
+    assert measurement.mfu * measurement.batch_size / measurement.images_per_s == pytest.approx(
+        measurement.model_flops / (8 * 1e12)
+    )
+    assert "| 4 data × 2 fsdp |" in training_speed.format_row(measurement)
 
 
 @pytest.mark.parametrize(
@@ -40,9 +36,9 @@ def test_the_step_of_a_config_is_measured_on_all_devices(training_speed, preset)
         ("TPU v4", 275),
     ],
 )
-def test_the_peak_of_a_device_is_known_by_its_name(training_speed, device, tflops):
-    assert training_speed.peak_of(device) == tflops * 1e12
+def test_peak_flops_by_device_name(device, tflops):
+    assert training_speed.peak_flops_of(device) == tflops * 1e12
 
 
-def test_of_an_unknown_device_no_share_is_said(training_speed):
-    assert training_speed.peak_of("NVIDIA TITAN V") is None
+def test_peak_flops_of_unknown_device():
+    assert training_speed.peak_flops_of("NVIDIA TITAN V") is None

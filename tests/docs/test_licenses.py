@@ -1,34 +1,36 @@
+"""docs/licenses.md lists what is installed, and all of it is permissive."""
+
 from importlib.metadata import Distribution
 
 import pytest
 
-from benchmarks import licences
+from benchmarks import licenses
 from tests.helpers.configs import ROOT
 
 
 @pytest.fixture(scope="module")
-def needed():
-    return licences.packages("imagen_jax")
+def packages():
+    return licenses.find_packages("imagen_jax[data,demo]")
 
 
-def test_what_is_needed_is_found_to_its_end_and_no_further(needed):
-    names = {package.name.lower() for package in needed}
-    # jaxlib is needed by jax alone; the last ones by tests and tools
+def test_dependencies_are_transitive(packages):
+    names = {package.name.lower() for package in packages}
+    # only jax needs jaxlib; pytest, ruff and mypy are for tests and tools
     assert names >= {"jax", "jaxlib", "numpy", "transformers", "tokenizers"}
     assert not names & {"imagen_jax", "pytest", "ruff", "mypy"}
 
 
-def test_every_licence_is_known_and_none_is_of_the_gpl(needed):
-    assert [package.name for package in needed if not licences.is_fine(licences.licence(package))] == []
+def test_all_licenses_are_permissive(packages):
+    assert [package.name for package in packages if not licenses.is_permissive(licenses.license_of(package))] == []
 
 
-def test_the_document_has_every_package_as_it_is_installed(needed):
-    written = (ROOT / licences.DOCUMENT).read_text().splitlines()
-    assert [row for row in licences.rows(needed) if row not in written] == []
+def test_document_is_current(packages):
+    written = (ROOT / licenses.DOCUMENT).read_text().splitlines()
+    assert [row for row in licenses.table_rows(packages) if row not in written] == []
 
 
 class Package(Distribution):
-    """One with these lines of metadata."""
+    """A distribution with the given lines of metadata."""
 
     def __init__(self, *lines):
         self.lines = lines
@@ -41,7 +43,7 @@ class Package(Distribution):
 
 
 @pytest.mark.parametrize(
-    "lines, said, fine",
+    "lines, text, permissive",
     [
         (["License-Expression: MIT", "License: something"], "MIT", True),
         (["Classifier: License :: OSI Approved :: BSD License", "License: Copyright"], "BSD License", True),
@@ -58,6 +60,6 @@ class Package(Distribution):
     ],
     ids=str,
 )
-def test_what_metadata_say_is_judged(lines, said, fine):
-    assert licences.licence(Package(*lines)) == said
-    assert licences.is_fine(said) == fine
+def test_license_from_metadata(lines, text, permissive):
+    assert licenses.license_of(Package(*lines)) == text
+    assert licenses.is_permissive(text) == permissive

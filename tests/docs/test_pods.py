@@ -1,4 +1,4 @@
-"""docs/pods.md says what the plans beside it do."""
+"""docs/pods.md agrees with the plans in docs/plans."""
 
 import shlex
 
@@ -9,16 +9,16 @@ from imagen_jax.planning.hardware import CHIPS, parse_topology
 from tests.helpers.configs import ROOT
 
 
-def test_the_document_has_what_its_command_prints():
+def test_document_is_current():
     document = (ROOT / "docs" / "pods.md").read_text()
-    assert pods.table() in document
-    assert pods.weak_table() in document
-    assert pods.commands() in document
+    assert pods.format_table() in document
+    assert pods.format_weak_scaling_table() in document
+    assert pods.format_commands() in document
 
 
-@pytest.mark.parametrize("name", pods.plans())
-def test_a_plan_is_of_its_command_and_its_figures_agree(name):
-    plan = pods.plans()[name]
+@pytest.mark.parametrize("name", pods.load_plans())
+def test_plan_is_consistent(name):
+    plan = pods.load_plans()[name]
     flags = dict(flag.split("=", 1) for flag in shlex.split(plan["command"]) if flag.startswith("--") and "=" in flag)
     topology = parse_topology(flags["--topology"])
     assert str(topology) == plan["topology"]

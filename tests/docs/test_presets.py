@@ -1,4 +1,4 @@
-"""The paper's presets: what the files say holds together, and docs/presets.md says what they cost."""
+"""The paper's presets are consistent, and docs/presets.md has their costs."""
 
 import functools
 import math
@@ -10,11 +10,11 @@ import pytest
 from benchmarks import presets
 from imagen_jax.config.rules import flatten
 from imagen_jax.datasets.registry import make_source
-from imagen_jax.diffusion.guidance import threshold
+from imagen_jax.diffusion.guidance import get_threshold_fn
 from imagen_jax.parallel import sharding
 from imagen_jax.pipelines.loading import check_chain
 from imagen_jax.stages import stage as stages
-from imagen_jax.stages.sampling import chosen_sampler
+from imagen_jax.stages.sampling import make_sampler
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import abstract_state
 from tests.helpers.configs import ROOT, as_written, one_device
@@ -31,8 +31,8 @@ MILLIONS = {
     "configs/imagen_sr_1024.py": 467,
     "configs/imagen_sr_1024.py:small": 122,
 }
-# What a smaller member of the family may change.
-OF_A_VARIANT = {
+# The keys that a smaller variant may change.
+VARIANT_KEYS = {
     "model.channels",
     "model.head_channels",
     "model.scan_blocks",  # the same network, compiled in another way
@@ -49,27 +49,27 @@ def settings(name):
 
 @functools.cache
 def table():
-    return presets.table()
+    return presets.format_table()
 
 
-def test_the_document_has_the_table_that_its_command_prints():
+def test_document_is_current():
     assert table() in (ROOT / "docs" / "presets.md").read_text()
 
 
-def test_every_preset_has_the_parameters_that_are_expected():
-    """Of the row that is printed, so that each network is traced once."""
+def test_parameter_counts():
+    """Read from the printed table, so that each network is traced once."""
     rows = [[cell.strip(" `") for cell in line.split("|")] for line in table().splitlines()[2:]]
-    found = {row[1]: round(float(row[4].removesuffix(" M").replace(",", ""))) for row in rows}
-    assert found == MILLIONS
+    millions = {row[1]: round(float(row[4].removesuffix(" M").replace(",", ""))) for row in rows}
+    assert millions == MILLIONS
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_part_of_a_preset_can_be_made(name):
+def test_preset_is_valid(name):
     config = CONFIGS[name]
     stages.check(config)
     make_optimizer(config.optimizer)
-    chosen_sampler(config.sampling, learns_variance=False)
-    threshold(config.sampling.threshold, config.sampling.percentile)
+    make_sampler(config.sampling, learns_variance=False)
+    get_threshold_fn(config.sampling.threshold, config.sampling.percentile)
     for split in (config.data.split, config.data.validation_split):
         assert len(make_source(config.data, split, config.image_size)) > 0
     assert sharding.make_mesh(config.mesh).size == 8
@@ -78,8 +78,8 @@ def test_every_part_of_a_preset_can_be_made(name):
 
 
 @pytest.mark.parametrize("name", ["configs/imagen_base_64.py:200m", "configs/imagen_sr_256.py:small"])
-def test_what_a_chip_holds_falls_with_the_chips_that_share_it(name):
-    """Of parameters, EMA and the states of Adafactor and Adam, in bytes."""
+def test_fsdp_divides_state_bytes(name):
+    """Parameters, EMA and the states of Adafactor and Adam."""
     config = CONFIGS[name]
     network = stages.make_network(config)
     arguments = stages.network_arguments(config, 4096, stages.training_size(config))
@@ -88,39 +88,39 @@ def test_what_a_chip_holds_falls_with_the_chips_that_share_it(name):
         return network.init(key, *(jnp.zeros(argument.shape, argument.dtype) for argument in arguments))["params"]
 
     abstract, _ = abstract_state(init, make_optimizer(config.optimizer), 0, one_device())
-    held = {}
+    state_bytes = {}
     for fsdp in (1, 2, 4, 8):
-        laid = sharding.abstract_sharded(abstract, sharding.make_mesh({"data": -1, "fsdp": fsdp}))
-        shards = [(leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in jax.tree.leaves(laid)]
-        held[fsdp] = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shards)
-        assert held[fsdp] < 1.05 * held[1] / fsdp  # small arrays are whole on every chip
-    assert held[1] > 8 * MILLIONS[name] * 1e6
+        sharded = sharding.abstract_sharded(abstract, sharding.make_mesh({"data": -1, "fsdp": fsdp}))
+        shards = [(leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in jax.tree.leaves(sharded)]
+        state_bytes[fsdp] = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shards)
+        assert state_bytes[fsdp] < 1.05 * state_bytes[1] / fsdp  # small arrays are replicated
+    assert state_bytes[1] > 8 * MILLIONS[name] * 1e6
 
 
-def test_the_presets_chain_into_a_cascade_of_1024():
+def test_presets_form_a_cascade():
     check_chain([CONFIGS[name] for name in PAPER])
     assert [CONFIGS[name].image_size for name in PAPER] == [64, 256, 1024]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_default_stands_in_the_file(name):
-    """The keys are those of the configs that tests train; only a U-Net has a middle."""
+def test_preset_has_every_key(name):
+    """The keys are those of the configs that tests train; only a U-Net has a middle block."""
     expected = set(flatten(as_written("shapes_base.py").to_dict()))
     missing = {"model.middle_attention"} if CONFIGS[name].model.network == "efficient_unet" else set()
     assert set(settings(name)) == expected - missing
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_variant_is_the_same_recipe_but_smaller(name):
+def test_variant_changes_size_only(name):
     variant, paper = settings(name), settings(name.split(":")[0])
     changed = {key for key in paper if variant[key] != paper[key]}
     assert "model.channels" in changed
-    assert changed <= OF_A_VARIANT
+    assert changed <= VARIANT_KEYS
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_an_unknown_variant_is_refused_with_those_there_are(name):
+def test_unknown_variant_raises(name):
     module = next(preset for preset in presets.PRESETS if preset.__name__.replace(".", "/") + ".py" == name)
-    with pytest.raises(ValueError, match="has no variant 'huge': give none, ") as refused:
+    with pytest.raises(ValueError, match="huge") as error_info:
         module.get_config("huge")
-    assert all(f":{variant}" in str(refused.value) for variant in module.CHANNELS if variant)
+    assert all(f":{variant}" in str(error_info.value) for variant in module.CHANNELS if variant)
