@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP_LOCKED := $(BIN)/python -m pip install --no-deps --no-build-isolation --use-pep517 --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults parity goldens lock audit licences format clean $(PHASES)
+.PHONY: help demo test faults parity goldens lock audit licenses format clean $(PHASES)
 
 help: ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -109,8 +109,8 @@ audit: $(AUDIT)/.complete ## look up what is known to be vulnerable of all that 
 	$(AUDIT)/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner=off \
 		--requirement=requirements.lock --requirement=launch/libtpu.lock --requirement=launch/uv.lock $(ARGS)
 
-licences: $(SETUP) ## write docs/licences.md again, and check that no licence is in the way
-	$(BIN)/python -m benchmarks.licences
+licenses: $(SETUP) ## write docs/licenses.md again, and check that all licenses are permissive
+	$(BIN)/python -m benchmarks.licenses
 
 clean: ## delete .venv and all caches; runs/ is kept
 	rm -rf $(VENV) $(PARITY) $(AUDIT) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist *.egg-info
