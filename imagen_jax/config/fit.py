@@ -1,0 +1,211 @@
+"""How the values of a stage's config fit together; each value by itself is right already."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING
+
+from imagen_jax.data.transforms import MODES
+from imagen_jax.diffusion.tiling import check_tiles
+from imagen_jax.errors import ConfigError, collect_errors
+from imagen_jax.images.array import Size, said
+from imagen_jax.parallel.sharding import check_rules
+
+if TYPE_CHECKING:
+    from imagen_jax.config.schema import ModelConfig, OptimizerConfig, SamplingConfig, StageConfig
+
+
+def check_stage(config: StageConfig) -> None:
+    """Raises ConfigError with everything that does not fit together."""
+    checks = [
+        partial(check_rules, config.sharding_rules),
+        partial(_check_levels, config.model),
+        partial(_check_multiple, "image_size", config.image_hw, config.model),
+        partial(_check_heads, config.model),
+        partial(_check_pool_heads, config.model),
+        partial(_check_transform, config),
+        partial(_check_buckets, config),
+        partial(_check_optimizer, config.optimizer),
+        partial(_check_sampler, config),
+        partial(_check_tiles, config),
+        partial(_check_aug_level, config),
+    ]
+    if config.is_super_resolution:
+        checks.append(partial(_check_enlargement, config))
+    if any(config.data.crop_hw):
+        checks.append(partial(_check_crops, config))
+    collect_errors(*checks)
+
+
+def _check_levels(model: ModelConfig) -> None:
+    levels = len(model.channel_mult)
+    wrong = [
+        f"model.{name} has {len(entries)} entries for the {levels} levels of model.channel_mult: give one per level"
+        for name, entries in (("num_res_blocks", model.num_res_blocks), ("attention_types", model.attention_types))
+        if len(entries) != levels
+    ]
+    if wrong:
+        raise ConfigError(*wrong)
+
+
+def _check_heads(model: ModelConfig) -> None:
+    # a wrong number of entries is reported by _check_levels
+    attending = {mult for mult, kinds in zip(model.channel_mult, model.attention_types, strict=False) if kinds}
+    if model.network == "unet" and model.middle_attention_types:
+        attending.add(model.channel_mult[-1])
+    for channels in sorted(mult * model.channels for mult in attending):
+        if channels % model.head_channels:
+            raise ConfigError(
+                f"model.head_channels {model.head_channels} does not divide the {channels} channels of a level: "
+                "give a divisor"
+            )
+
+
+def _check_pool_heads(model: ModelConfig) -> None:
+    width = model.channels * model.cond_dim_mult
+    if width % model.text_pool_heads:
+        raise ConfigError(
+            f"model.text_pool_heads {model.text_pool_heads} does not divide {width}, the width of the conditioning "
+            "vector (model.channels × model.cond_dim_mult): give a divisor"
+        )
+
+
+def _check_multiple(name: str, size: Size, model: ModelConfig) -> None:
+    multiple = model.side_multiple
+    if any(side < 1 or side % multiple for side in size):
+        raise ConfigError(
+            f"{name} {said(size)} is not a multiple of {multiple}, as model.patch_size {model.patch_size} and the "
+            f"{len(model.channel_mult)} levels of model.channel_mult need"
+        )
+
+
+def _check_enlargement(config: StageConfig) -> None:
+    size, low = config.image_hw, config.low_res_hw
+    if not all(0 < small < large for small, large in zip(low, size, strict=True)):
+        raise ConfigError(f"low_res_size {said(low)} must be below image_size {said(size)}; 0 makes a base stage")
+    if low[0] * size[1] != low[1] * size[0]:
+        raise ConfigError(
+            f"low_res_size {low[0]}×{low[1]} has another aspect ratio than image_size {size[0]}×{size[1]}: "
+            "enlarge height and width by the same factor"
+        )
+    if config.diffusion.align_corners and min(low) < 2:
+        raise ConfigError(
+            f"diffusion.align_corners needs at least 2×2 pixels, and low_res_size is {said(low)}: set it to False"
+        )
+
+
+def _check_transform(config: StageConfig) -> None:
+    transform = getattr(config.data, "transform", None)
+    if transform is None:
+        return
+    if config.channels not in MODES:
+        raise ConfigError(f"channels {config.channels} is not possible with image files: choose 1, 3 or 4")
+    if transform.max_pixels < config.image_hw[0] * config.image_hw[1]:
+        raise ConfigError(
+            f"data.transform.max_pixels {transform.max_pixels} is less than the pixels of image_size "
+            f"{said(config.image_hw)}: raise it"
+        )
+
+
+def _check_buckets(config: StageConfig) -> None:
+    if not config.data.buckets:
+        return
+    for name, used in (("model.positions", config.model.positions), ("data.crop_size", any(config.data.crop_hw))):
+        if used:
+            raise ConfigError(f"{name} needs one size of images, and data.buckets has others: set it to 0")
+    for bucket in config.data.bucket_hws:
+        _check_multiple("data.buckets", bucket, config.model)
+        _check_whole_pixels("data.buckets", bucket, config)
+
+
+def _check_crops(config: StageConfig) -> None:
+    crop, size = config.data.crop_hw, config.image_hw
+    if not all(0 < part <= full for part, full in zip(crop, size, strict=True)):
+        raise ConfigError(
+            f"data.crop_size {said(crop)} is not in [1, {said(size)}], the image_size; 0 trains on full images"
+        )
+    if config.model.positions:
+        raise ConfigError(
+            f"model.positions {config.model.positions} needs full images, and data.crop_size {said(crop)} trains on "
+            "crops: set one of them to 0"
+        )
+    if config.diffusion.align_corners:
+        raise ConfigError(
+            "diffusion.align_corners enlarges a crop in another way than the full image, and data.crop_size "
+            f"{said(crop)} trains on crops: set one of them to False or 0"
+        )
+    _check_multiple("data.crop_size", crop, config.model)
+    _check_whole_pixels("data.crop_size", crop, config)
+
+
+def _check_whole_pixels(name: str, part: Size, config: StageConfig) -> None:
+    size, low = config.image_hw, config.low_res_hw
+    # the same for both sides: they are enlarged by the same factor
+    step = size[0] // math.gcd(size[0], low[0])
+    if any(low) and any(side % step for side in part):
+        raise ConfigError(
+            f"{name} {said(part)} is not a multiple of {step}: from image_size {said(size)} to low_res_size "
+            f"{said(low)} it would not become whole pixels"
+        )
+
+
+def _check_optimizer(optimizer: OptimizerConfig) -> None:
+    problems = []
+    if optimizer.warmup_steps >= optimizer.decay_steps:
+        problems.append(
+            f"optimizer.warmup_steps {optimizer.warmup_steps} must be less than optimizer.decay_steps "
+            f"{optimizer.decay_steps}"
+        )
+    if optimizer.name == "adafactor" and optimizer.first_moment_dtype != "float32":
+        problems.append(
+            f"optimizer.first_moment_dtype {optimizer.first_moment_dtype!r} has no effect on optimizer.name "
+            "'adafactor', which has no first moment: leave it 'float32', or choose adam or muon"
+        )
+    if problems:
+        raise ConfigError(*problems)
+
+
+def needs_variance(sampling: SamplingConfig) -> bool:
+    """Returns whether the sampler uses variances that the network predicts."""
+    return sampling.sampler == "ddpm" and sampling.variance_type == "learned"
+
+
+def _check_sampler(config: StageConfig) -> None:
+    sampling, problems = config.sampling, []
+    if needs_variance(sampling) and config.diffusion.variance_type != "learned":
+        problems.append(
+            "sampling.variance_type 'learned' needs a stage trained with diffusion.variance_type 'learned': use small "
+            "or large"
+        )
+    if sampling.oscillating_guidance and sampling.timestep_spacing != "uniform":
+        problems.append(
+            "sampling.oscillating_guidance counts steps of uniform spacing, and sampling.timestep_spacing is "
+            f"{sampling.timestep_spacing!r}: change one of them"
+        )
+    if not sampling.s_tmin <= sampling.s_tmax:
+        problems.append(f"sampling.s_tmin {sampling.s_tmin} is above sampling.s_tmax {sampling.s_tmax}: swap them")
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _check_tiles(config: StageConfig) -> None:
+    tile = config.sampling.tile_hw
+    if not any(tile):
+        return
+    if config.model.positions:
+        raise ConfigError(
+            f"sampling.tile_size {said(tile)} needs a network without positions, and model.positions is "
+            f"{config.model.positions}: set tile_size to 0"
+        )
+    check_tiles(config.image_hw, tile, config.sampling.tile_overlap, config.model.side_multiple)
+
+
+def _check_aug_level(config: StageConfig) -> None:
+    diffusion, level = config.diffusion, config.sampling.aug_level
+    low, high = diffusion.aug_level_range
+    if config.is_super_resolution and diffusion.aug_level_distribution == "uniform" and not low <= level <= high:
+        raise ConfigError(
+            f"sampling.aug_level {level} is not in [{low}, {high}], the levels that the stage is trained at "
+            "(diffusion.aug_level_range)"
+        )

@@ -1,0 +1,783 @@
+"""Every config key once: type, default, range, unit, a sentence and its source.
+
+`StageConfig` describes one stage of the cascade, `EvaluationConfig` what a cascade is scored on, `PretrainTextConfig`
+the training of the text encoder of the shapes data set. Objects are immutable; `load.load_config` makes them, and
+`with_changes` makes others from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Annotated, Any, Literal, Self, get_args
+
+import jax.numpy as jnp
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from imagen_jax.config import fit
+from imagen_jax.data.transforms import CROPS
+from imagen_jax.diffusion.noise_augmentation import DISTRIBUTIONS
+from imagen_jax.diffusion.process import PREDICTION_TYPES, LOSS_WEIGHTINGS
+from imagen_jax.diffusion.samplers import SAMPLERS, VARIANCE_TYPES
+from imagen_jax.diffusion.schedules import SCHEDULES
+from imagen_jax.diffusion.timesteps import TIMESTEP_SPACINGS
+from imagen_jax.images.array import DTYPES as IMAGE_DTYPES
+from imagen_jax.images.array import Size, size_of
+from imagen_jax.models.layers import ATTENTION_KINDS
+from imagen_jax.models.t5 import NONLINEARITIES
+from imagen_jax.models.unet_base import REMAT
+
+SCHEMA_VERSION = 1
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# Beyond these a number is a typing error: memory or time would end before the run does.
+MAX_SIDE = 8192
+MAX_CHANNELS = 2**16
+MAX_COUNT = 2**40
+MAX_SEED = 2**63 - 1
+
+
+def key(
+    default: Any,
+    text: str,
+    *,
+    unit: str = "",
+    source: str = "",
+    choices: Collection[Any] = (),
+    expected: str = "",
+    **limits: Any,
+) -> Any:
+    """Declares a key.
+
+    Args:
+        default: of the key; `...` if it has none.
+        text: one sentence that says what the key is.
+        unit: of the value.
+        source: paper and equation or section.
+        choices: the values allowed, if they can be listed.
+        expected: what is allowed, where type, range and choices do not say it.
+        **limits: `ge`, `gt`, `le`, `lt`, `min_length` and others of pydantic's `Field`.
+
+    Returns:
+        The field.
+    """
+    extra = {"unit": unit, "source": source, "choices": list(choices), "expected": expected}
+    if "min_length" in limits:
+        limits.setdefault("validate_default", True)
+    return Field(default, description=text, json_schema_extra=extra, **limits)
+
+
+def _all_of(check: Callable[[Any], bool]) -> AfterValidator:
+    """Makes a validator that refuses values for which `check` is false; the field's `expected` is the message."""
+
+    def validated(value: Any) -> Any:
+        if not check(value):
+            raise ValueError("expected")
+        return value
+
+    return AfterValidator(validated)
+
+
+def _is_size(value: int | Size, low: int = 0) -> bool:
+    return all(low <= side <= MAX_SIDE for side in (value if isinstance(value, tuple) else (value,)))
+
+
+def _is_background(value: int | tuple[int, int, int]) -> bool:
+    return all(0 <= level <= 255 for level in (value if isinstance(value, tuple) else (value,)))
+
+
+def _are_attention_types(value: tuple[str, ...]) -> bool:
+    return all(kind in ATTENTION_KINDS for kind in value)
+
+
+SizeValue = Annotated[int | tuple[int, int], _all_of(_is_size)]
+Text = Annotated[str, _all_of(lambda text: "\0" not in text)]
+Texts = tuple[Text, ...]
+AttentionTypes = Annotated[tuple[str, ...], _all_of(_are_attention_types)]
+Counts = Annotated[tuple[int, ...], _all_of(lambda counts: all(0 <= count <= 256 for count in counts))]
+Multiples = Annotated[tuple[int, ...], _all_of(lambda multiples: all(1 <= multiple <= 64 for multiple in multiples))]
+Levels = Annotated[tuple[float, float], _all_of(lambda pair: 0 <= pair[0] <= pair[1] <= 1)]
+Interval = Annotated[tuple[float, float], _all_of(lambda pair: 0 <= pair[0] < pair[1] <= 1)]
+Background = Annotated[int | tuple[int, int, int], _all_of(_is_background)]
+Devices = Annotated[int, _all_of(lambda count: count == -1 or count > 0)]
+SIZE = f"an integer for a square, or a pair (height, width), each up to {MAX_SIDE}"
+KINDS = ", ".join(ATTENTION_KINDS)
+
+
+class Group(BaseModel):
+    """A group of keys, immutable. Integers are accepted for floats, lists for tuples; nothing else is converted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _check_choice(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses a value that is not among the field's choices."""
+        extra = cls.model_fields[str(info.field_name)].json_schema_extra
+        choices = extra["choices"] if isinstance(extra, dict) else None
+        # by type too: True is not 1
+        if isinstance(choices, list) and choices and not any(value == c and type(value) is type(c) for c in choices):
+            raise ValueError("expected")
+        return value
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the group as nested dicts; sequences are tuples."""
+        return self.model_dump()
+
+    def with_changes(self, changes: Mapping[str, Any] | None = None, /, **more: Any) -> Self:
+        """Returns a copy with other values.
+
+        Args:
+            changes: values by dotted keys, such as `{"training.steps": 7}`. Where `data.source` or `model.network`
+                changes, the keys that the new one does not have are dropped.
+            **more: values by keys of this group.
+
+        Raises:
+            ConfigError: a key is unknown or a value is wrong.
+        """
+        from imagen_jax.config.load import change
+
+        return change(self, {**(changes or {}), **more})
+
+
+# --- data --------------------------------------------------------------------------------------------------------------
+
+
+class TransformConfig(Group):
+    """How image files become images of one size."""
+
+    crop: str = key("center", "Which part to cut from images of another aspect ratio.", choices=CROPS)
+    flip: bool = key(False, "Mirror half of the images in training; captions must not say left or right then.")
+    background: Background = key(
+        255,
+        "What transparent pixels are composited on where the stage has fewer than 4 channels.",
+        expected="a gray level in [0, 255], or three (R, G, B)",
+    )
+    upscale: bool = key(False, "Enlarge images smaller than image_size; otherwise they count as corrupt.")
+    max_pixels: int = key(
+        50_000_000,
+        "Images with more pixels count as corrupt; each thread takes up to 12 bytes per pixel.",
+        unit="pixels",
+        ge=1,
+        le=MAX_COUNT,
+    )
+
+
+class BalanceConfig(Group):
+    """A column whose values are drawn evenly, or by weights."""
+
+    column: Text = key(..., "The metadata column.", min_length=1)
+    weights: tuple[tuple[str, Annotated[float, Field(gt=0)]], ...] = key(
+        (),
+        "A weight for each value of the column; () draws all values equally often.",
+        expected="pairs (value, weight), each weight a number above 0",
+    )
+
+
+class SourceKeys(Group):
+    """Keys of every source, and of every part of a mixture."""
+
+    bits: int = key(8, "Bits per channel of the images.", choices=IMAGE_DTYPES)
+    balance: BalanceConfig | None = key(
+        None, "Draw examples evenly by a column of their metadata.", expected="a group of keys: column, weights"
+    )
+
+
+class ShapesKeys(SourceKeys):
+    """The `shapes` data set, rendered on the fly."""
+
+    source: Literal["shapes"] = key("shapes", "The data source.")
+    seed: int = key(0, "Seed of the scenes and captions.", ge=0, le=MAX_SEED)
+    num_examples: int = key(10_000_000, "Examples of each split.", unit="examples", ge=1, le=MAX_SEED)
+    transparent: bool = key(False, "Render without a background, as RGBA.")
+
+
+class DigitsKeys(SourceKeys):
+    """Handwritten digits of scikit-learn."""
+
+    source: Literal["digits"] = key("digits", "The data source.")
+
+
+class FolderKeys(SourceKeys):
+    """A folder of image files."""
+
+    source: Literal["folder"] = key("folder", "The data source.")
+    path: Text = key("", "The folder, on this machine or in a bucket (gs://BUCKET/DIR).")
+    caption_column: Text = key("text", "The caption column of metadata.jsonl, .csv or .parquet.", min_length=1)
+    validation_fraction: float = key(
+        0.01, "Fraction of the images in the validation split, chosen by hashes of their paths.", ge=0, le=1
+    )
+
+
+class TfdsKeys(SourceKeys):
+    """A data set that TensorFlow Datasets has prepared."""
+
+    source: Literal["tfds"] = key("tfds", "The data source.")
+    path: Text = key("", "The folder of the prepared data set, or its name below ~/tensorflow_datasets.")
+    image: Text = key("image", "The feature with the image.", min_length=1)
+    captions: Texts = key((), "Features with captions or classes; () has none.", expected="a tuple of texts")
+    templates: Texts = key(
+        ("{}",), "Templates of captions; {} stands for the text or the class.", expected="a tuple of texts"
+    )
+
+
+class WebDatasetKeys(SourceKeys):
+    """Tar shards as WebDataset and img2dataset write them."""
+
+    source: Literal["webdataset"] = key("webdataset", "The data source.")
+    shards: dict[str, str | Texts] = key(
+        {},
+        "Tar files or folders of each split, such as {'train': 'gs://BUCKET/{00000..00099}.tar'}.",
+        expected="a group of splits, not empty, each with a text or a tuple of texts",
+        min_length=1,
+    )
+
+
+class MixtureKeys(SourceKeys):
+    """Several sources, sampled by weights."""
+
+    source: Literal["mixture"] = key("mixture", "The data source.")
+    parts: dict[str, PartConfig] = key(
+        {},
+        "Sources by name, each a group with source, weight and the keys of its source.",
+        expected="a group of parts, not empty, each with source, weight and the keys of its source",
+        min_length=1,
+    )
+
+
+class PartKeys(Group):
+    """Keys of each part of a mixture."""
+
+    weight: float = key(..., "Relative frequency of the part's examples.", gt=0)
+
+
+class ShapesPart(ShapesKeys, PartKeys):
+    """A part of a mixture."""
+
+
+class DigitsPart(DigitsKeys, PartKeys):
+    """A part of a mixture."""
+
+
+class FolderPart(FolderKeys, PartKeys):
+    """A part of a mixture."""
+
+
+class TfdsPart(TfdsKeys, PartKeys):
+    """A part of a mixture."""
+
+
+class WebDatasetPart(WebDatasetKeys, PartKeys):
+    """A part of a mixture."""
+
+
+class MixturePart(MixtureKeys, PartKeys):
+    """A part of a mixture."""
+
+
+class LoadingKeys(Group):
+    """Keys of every data group."""
+
+    split: Text = key("train", "The split to train on, or to evaluate on.", min_length=1)
+    validation_split: Text = key("validation", "The split of previews and validation losses.", min_length=1)
+    crop_size: SizeValue = key(
+        0,
+        "Size of random crops to train on; 0 trains on full images.",
+        unit="pixels",
+        source="arXiv:2205.11487, Section 2.3",
+        expected=SIZE,
+    )
+    buckets: tuple[SizeValue, ...] = key(
+        (), "Further sizes to train on, for images of other aspect ratios.", expected="a tuple of sizes, () for none"
+    )
+    threads: int = key(16, "Threads that read and decode.", ge=1, le=1024)
+    prefetch: int = key(16, "Batches to keep ready.", unit="batches", ge=1, le=2**20)
+
+    @property
+    def crop_hw(self) -> Size:
+        """(height, width) of `crop_size`, (0, 0) for full images."""
+        return size_of(self.crop_size, "data.crop_size")
+
+    @property
+    def bucket_hws(self) -> tuple[Size, ...]:
+        """(height, width) of each of `buckets`."""
+        return tuple(size_of(size, "data.buckets") for size in self.buckets)
+
+
+class FileKeys(LoadingKeys):
+    """Keys of sources of image files."""
+
+    max_corrupt: float = key(0.01, "Fraction of corrupt images at which a run stops.", ge=0, le=1)
+    transform: TransformConfig = key(TransformConfig(), "How image files become images of image_size.")
+
+
+class ShapesData(ShapesKeys, LoadingKeys):
+    """`data` of the `shapes` data set."""
+
+
+class DigitsData(DigitsKeys, LoadingKeys):
+    """`data` of the digits."""
+
+
+class FolderData(FolderKeys, FileKeys):
+    """`data` of a folder."""
+
+
+class TfdsData(TfdsKeys, FileKeys):
+    """`data` of TensorFlow Datasets."""
+
+
+class WebDatasetData(WebDatasetKeys, FileKeys):
+    """`data` of tar shards."""
+
+
+class MixtureData(MixtureKeys, FileKeys):
+    """`data` of a mixture."""
+
+
+PartConfig = Annotated[
+    ShapesPart | DigitsPart | FolderPart | TfdsPart | WebDatasetPart | MixturePart, Field(discriminator="source")
+]
+DataConfig = Annotated[
+    ShapesData | DigitsData | FolderData | TfdsData | WebDatasetData | MixtureData, Field(discriminator="source")
+]
+
+# --- the stage ---------------------------------------------------------------------------------------------------------
+
+
+class TextConfig(Group):
+    """The frozen text encoder."""
+
+    model: Text = key(
+        "google/t5-v1_1-xxl",
+        "A T5 model on the Hugging Face Hub, or its folder; `shapes` and `random` come with the package.",
+        source="arXiv:2205.11487, Section 2.1",
+        min_length=1,
+    )
+    length: int = key(128, "Tokens per caption; longer captions are cut.", unit="tokens", ge=2, le=2**16)
+    dtype: str = key("bfloat16", "Compute type of the encoder.", choices=DTYPES)
+    cache: Text = key("", "A folder written by `imagen embed`: training reads embeddings there and needs no encoder.")
+    fingerprint: Text = key("", "Fingerprint of the encoder, as `imagen embed` prints it; empty accepts any encoder.")
+
+
+class NetworkKeys(Group):
+    """Keys of both networks."""
+
+    patch_size: int = key(
+        1,
+        "Side of the squares of pixels that the network sees as one pixel.",
+        unit="pixels",
+        source="arXiv:2301.11093, Section 3.3",
+        ge=1,
+        le=MAX_SIDE,
+    )
+    positions: int = key(
+        0,
+        "Cosines per axis of a learned position embedding; 0 has none. It ties the network to full images.",
+        ge=0,
+        le=MAX_CHANNELS,
+    )
+    input_skip: bool = key(False, "Add the inputs to the output by learned gains.")
+    channels: int = key(128, "Channels of the first level.", ge=1, le=MAX_CHANNELS)
+    channel_mult: Multiples = key(
+        (1, 2, 3, 4),
+        "Channels of each level, as multiples of `channels`; each level has half the size of the previous one.",
+        source="arXiv:2205.11487, Appendix F.1",
+        expected="a tuple of integers in [1, 64], one per level",
+        min_length=1,
+    )
+    num_res_blocks: Counts = key(
+        (3, 3, 3, 3), "Residual blocks of each level.", expected="a tuple of integers in [0, 256], one per level"
+    )
+    attention_types: tuple[AttentionTypes, ...] = key(
+        ((), ("self+text",), ("self+text",), ("self+text",)),
+        "Attention layers of each level.",
+        expected=f"a tuple for each level, of any of {KINDS}",
+    )
+    head_channels: int = key(64, "Channels of an attention head.", ge=1, le=MAX_CHANNELS)
+    mlp_ratio: int = key(
+        0,
+        "Hidden width of a feed-forward layer after each attention, as a multiple of its channels; 0: none.",
+        ge=0,
+        le=64,
+    )
+    cond_dim_mult: int = key(4, "Width of the conditioning vector, as a multiple of `channels`.", ge=1, le=64)
+    text_pool_heads: int = key(8, "Heads of the attention pooling of the text.", ge=1, le=1024)
+    num_groups: int = key(32, "Groups of each GroupNorm.", ge=1, le=MAX_CHANNELS)
+    skip_scale: float = key(
+        1.0, "Factor on each skip connection.", source="arXiv:2205.11487, Section 2.3 (1/sqrt(2))", gt=0
+    )
+    dropout: float = key(0.0, "Fraction of activations dropped in training.", ge=0, lt=1)
+    scan_blocks: bool = key(False, "Compile equal blocks of a level as one scanned block: faster to compile.")
+    dtype: str = key("bfloat16", "Compute type; parameters, norms and softmax stay float32.", choices=DTYPES)
+
+    @property
+    def side_multiple(self) -> int:
+        """What the sides of images must be multiples of."""
+        return self.patch_size * 2 ** (len(self.channel_mult) - isinstance(self, UNetConfig))
+
+
+class UNetConfig(NetworkKeys):
+    """The U-Net of the base stage."""
+
+    network: Literal["unet"] = key("unet", "The network.", source="arXiv:2205.11487, Appendix F.1")
+    middle_attention_types: AttentionTypes = key(
+        ("self+text",), "Attention layers between down and up path.", expected=f"a tuple of any of {KINDS}"
+    )
+
+
+class EfficientUNetConfig(NetworkKeys):
+    """The Efficient U-Net of the super-resolution stages."""
+
+    network: Literal["efficient_unet"] = key("efficient_unet", "The network.", source="arXiv:2205.11487, Appendix B")
+
+
+ModelConfig = Annotated[UNetConfig | EfficientUNetConfig, Field(discriminator="network")]
+
+
+class DiffusionConfig(Group):
+    """The diffusion process and its training objective."""
+
+    schedule: str = key("cosine", "Noise schedule.", choices=SCHEDULES, source="arXiv:2102.09672, Eq. 17 (cosine)")
+    schedule_shift: float = key(
+        0.0, "Added to the schedule's logsnr.", source="arXiv:2301.11093, Section 3.1", ge=-20, le=20
+    )
+    aug_schedule: str = key("cosine", "Noise schedule of the low-resolution condition.", choices=SCHEDULES)
+    aug_schedule_shift: float = key(0.0, "Added to the logsnr of aug_schedule.", ge=-20, le=20)
+    aug_level_distribution: str = key(
+        "uniform",
+        "Distribution of the augmentation levels in training.",
+        choices=DISTRIBUTIONS,
+        source="arXiv:2106.15282, Section 4.2",
+    )
+    aug_level_range: Levels = key(
+        (0.0, 1.0), "Lowest and highest level of `uniform`.", expected="two numbers in [0, 1], the lower one first"
+    )
+    aug_level_mean: float = key(-3.0, "Mean of ln(sigma / alpha) of `lognormal`.", source="arXiv:2311.15127")
+    aug_level_std: float = key(0.5, "Standard deviation of ln(sigma / alpha) of `lognormal`.", gt=0)
+    align_corners: bool = key(False, "Align the corner pixels when the low-resolution image is enlarged.")
+    prediction_type: str = key(
+        "eps", "What the network predicts.", choices=PREDICTION_TYPES, source="arXiv:2202.00512, Appendix D (v)"
+    )
+    loss_weighting: str = key("simple", "Weight of the loss at each noise level.", choices=LOSS_WEIGHTINGS)
+    loss_weighting_bias: float = key(
+        0.0, "Bias of `sigmoid`.", unit="logsnr", source="arXiv:2303.00848, Section 5", ge=-40, le=40
+    )
+    min_snr_gamma: float = key(5.0, "Gamma of `min_snr`.", source="arXiv:2303.09556, Section 3.4", gt=0)
+    sigma_data: float = key(
+        0.5, "Standard deviation of the images, for `edm`.", source="arXiv:2206.00364, Table 1", gt=0
+    )
+    variance_type: str = key(
+        "fixed",
+        "Whether the network also learns the variances of reverse steps.",
+        choices=("fixed", "learned"),
+        source="arXiv:2102.09672, Section 3.1",
+    )
+    vlb_weight: float = key(
+        1e-3, "Weight of the variational bound for `learned`.", source="arXiv:2102.09672, Eq. 16", gt=0
+    )
+    cond_drop_prob: float = key(
+        0.1,
+        "Probability that a caption is dropped in training, for guidance.",
+        source="arXiv:2205.11487, Section 2.2",
+        ge=0,
+        le=1,
+    )
+    null_text: str = key(
+        "zero", "What replaces a dropped caption: no text, or the empty caption.", choices=("zero", "empty")
+    )
+
+
+class OptimizerConfig(Group):
+    """The optimizer, its learning rate and the EMA of parameters."""
+
+    name: str = key(
+        "adam",
+        "Optimizer.",
+        choices=("adam", "adafactor", "muon"),
+        source="arXiv:2205.11487, Appendix F; arXiv:2502.16982 (muon)",
+    )
+    learning_rate: float = key(1e-4, "Peak learning rate.", gt=0, le=10)
+    warmup_steps: int = key(10_000, "Steps of linear warm-up.", unit="steps", ge=0, le=MAX_COUNT)
+    decay_steps: int = key(500_000, "Step at which the cosine decay reaches 0.", unit="steps", ge=1, le=MAX_COUNT)
+    b1: float = key(0.9, "Decay of the running mean of gradients.", ge=0, lt=1)
+    b2: float = key(0.99, "Decay of the running mean of squared gradients.", ge=0, lt=1)
+    eps: float = key(1e-8, "Term that keeps Adam's denominator above 0.", gt=0, lt=1)
+    first_moment_dtype: str = key(
+        "float32", "Type of the running mean of gradients; bfloat16 saves two bytes per parameter.", choices=DTYPES
+    )
+    weight_decay: float = key(0.0, "Decoupled weight decay.", ge=0)
+    clip_norm: float = key(1.0, "Global norm that gradients are clipped to.", gt=0)
+    spike_factor: float = key(
+        0.0, "Skip updates whose loss is more than this multiple of the usual loss; 0 never skips for it.", ge=0
+    )
+    ema_decay: float = key(0.9999, "Decay of the EMA of parameters.", unit="per step", ge=0, lt=1)
+
+
+class TrainingConfig(Group):
+    """The training run."""
+
+    batch_size: int = key(64, "Global batch size.", unit="examples", ge=1, le=2**24)
+    grad_accum_steps: int = key(1, "Micro-batches that each batch is split into.", ge=1, le=2**24)
+    remat: str = key("none", "What the backward pass computes again to save memory.", choices=REMAT)
+    steps: int = key(500_000, "Steps of the run.", unit="steps", ge=1, le=MAX_COUNT)
+    log_every: int = key(100, "Steps between log lines.", unit="steps", ge=1, le=MAX_COUNT)
+    save_every: int = key(5000, "Steps between checkpoints.", unit="steps", ge=1, le=MAX_COUNT)
+    preview_every: int = key(10_000, "Steps between previews.", unit="steps", ge=1, le=MAX_COUNT)
+    preview_count: int = key(16, "Images of a preview.", unit="images", ge=1, le=4096)
+    keep_checkpoints: int = key(2, "Latest checkpoints to keep.", ge=1, le=MAX_COUNT)
+    keep_best: bool = key(False, "Also keep the checkpoint with the lowest validation loss.")
+    on_failed_save: str = key("stop", "What to do when a checkpoint cannot be written.", choices=("stop", "continue"))
+    max_skipped_updates: int = key(
+        10, "Skipped updates in a row after which the run ends.", unit="steps", ge=1, le=MAX_COUNT
+    )
+    stall_seconds: float = key(1800.0, "Duration of a step after which the run ends.", unit="s", gt=0)
+    allow_batch_change: bool = key(False, "Allow a run to resume with another batch_size.")
+
+
+class MeshConfig(Group):
+    """The mesh of devices; one axis may be -1, for the devices that are left."""
+
+    data: Devices = key(
+        -1, "Devices that share batches.", expected="a number of devices, or -1 for those that are left"
+    )
+    fsdp: Devices = key(
+        1,
+        "Devices that share batches and parameters.",
+        expected="a number of devices, or -1 for those that are left",
+        source="arXiv:2004.13336",
+    )
+    spatial: Devices = key(
+        1, "Devices that share the rows of each image.", expected="a number of devices, or -1 for those that are left"
+    )
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """Axis sizes by name, as `sharding.make_mesh` takes them."""
+        return self.to_dict()
+
+
+class SamplingConfig(Group):
+    """How images are sampled; each key is also a flag of `imagen sample`."""
+
+    sampler: str = key(
+        "ddpm",
+        "Sampler.",
+        choices=SAMPLERS,
+        source="arXiv:2006.11239; arXiv:2010.02502; arXiv:2211.01095; arXiv:2206.00364",
+    )
+    timestep_spacing: str = key(
+        "uniform",
+        "How the times of the steps are spaced.",
+        choices=TIMESTEP_SPACINGS,
+        source="arXiv:2206.00364, Eq. 5 (karras)",
+    )
+    variance_type: str = key("small", "Variance of the steps of `ddpm`.", choices=VARIANCE_TYPES)
+    eta: float = key(
+        0.0, "Noise of `ddim`: 0 is deterministic, 1 has DDPM's.", source="arXiv:2010.02502, Eq. 16", ge=0, le=1
+    )
+    s_churn: float = key(0.0, "Noise that `heun` adds over all steps.", source="arXiv:2206.00364, Alg. 2", ge=0)
+    s_tmin: float = key(0.05, "Lowest noise level sigma / alpha at which `heun` adds noise.", ge=0)
+    s_tmax: float = key(
+        50.0, "Highest noise level sigma / alpha at which `heun` adds noise; may be inf.", ge=0, allow_inf_nan=True
+    )
+    s_noise: float = key(1.003, "Standard deviation of the noise that `heun` adds, relative to the level.", ge=0)
+    num_inference_steps: int = key(64, "Sampling steps.", unit="steps", ge=1, le=2**20)
+    guidance_scale: float = key(
+        1.0, "Classifier-free guidance weight; 1 is no guidance.", source="arXiv:2205.11487, Eq. 2"
+    )
+    guidance_interval: Interval = key(
+        (0.0, 1.0),
+        "Lowest and highest noise level with guidance; 0 is clean, 1 pure noise.",
+        source="arXiv:2404.07724, Section 3",
+        expected="two different numbers in [0, 1], the lower one first",
+    )
+    guidance_rescale: float = key(
+        0.0,
+        "How far guided predictions are rescaled to the deviation of unguided ones.",
+        source="arXiv:2305.08891, Eq. 14-16",
+        ge=0,
+        le=1,
+    )
+    oscillating_guidance: bool = key(
+        False, "Alternate between guidance_scale and guidance_low.", source="arXiv:2210.02303, Section 2.5"
+    )
+    guidance_low: float = key(1.0, "Weight in every second step of oscillating guidance.")
+    guidance_warmup_steps: int = key(
+        0, "Steps with guidance_scale before oscillating guidance begins.", unit="steps", ge=0, le=MAX_COUNT
+    )
+    threshold: str = key(
+        "dynamic",
+        "Thresholding of predicted images.",
+        choices=("none", "static", "dynamic"),
+        source="arXiv:2205.11487, Section 2.3",
+    )
+    dynamic_threshold_percentile: float = key(
+        99.5, "Percentile of absolute pixel values for dynamic thresholding.", unit="%", gt=1, le=100
+    )
+    aug_level: float = key(
+        0.0,
+        "Noise added to the low-resolution image in sampling.",
+        source="arXiv:2205.11487, Section 2.3",
+        ge=0,
+        le=1,
+    )
+    tile_size: SizeValue = key(
+        0,
+        "Size of tiles to sample in; 0 samples full images.",
+        unit="pixels",
+        source="arXiv:2302.08113",
+        expected=SIZE,
+    )
+    tile_overlap: int = key(0, "Pixels that neighboring tiles share.", unit="pixels", ge=0, le=MAX_SIDE)
+    bits: int = key(8, "Bits per channel of the images.", choices=IMAGE_DTYPES)
+
+    @property
+    def tile_hw(self) -> Size:
+        """(height, width) of `tile_size`, (0, 0) for full images."""
+        return size_of(self.tile_size, "sampling.tile_size")
+
+
+def _with_tags(tree: Any, tags: Mapping[str, tuple[str, str]]) -> Any:
+    """Returns a tree in which groups that do not name their source or network have the default one."""
+    if not isinstance(tree, Mapping):
+        return tree
+    tree = dict(tree)
+    for group, (tag, default) in tags.items():
+        if isinstance(tree.get(group), Mapping):
+            tree[group] = {tag: default, **tree[group]}
+    return tree
+
+
+class StageConfig(Group):
+    """One stage of the cascade."""
+
+    schema_version: Literal[1] = key(SCHEMA_VERSION, "Version of the config schema.", expected=str(SCHEMA_VERSION))
+    seed: int = key(0, "Seed of parameters, shuffling and noise.", ge=0, le=MAX_SEED)
+    image_size: SizeValue = key(64, "Size of the images.", unit="pixels", expected=SIZE)
+    channels: int = key(3, "Channels of the images.", ge=1, le=MAX_CHANNELS)
+    low_res_size: SizeValue = key(
+        0, "Size of the images that a super-resolution stage enlarges; 0 for a base.", unit="pixels", expected=SIZE
+    )
+    data: DataConfig = key(ShapesData(), "The training data.")
+    text: TextConfig = key(TextConfig(), "The text encoder.")
+    model: ModelConfig = key(UNetConfig(), "The network.")
+    diffusion: DiffusionConfig = key(DiffusionConfig(), "The diffusion process and objective.")
+    optimizer: OptimizerConfig = key(OptimizerConfig(), "The optimizer.")
+    training: TrainingConfig = key(TrainingConfig(), "The training run.")
+    mesh: MeshConfig = key(MeshConfig(), "The mesh of devices.")
+    sharding_rules: tuple[Any, ...] = key(
+        (),
+        "Pairs (regular expression of parameter paths, mesh axis of each dimension); the first match counts.",
+        expected="a tuple of rules such as ('stem/kernel', (None, None, None, 'fsdp')), () for none",
+    )
+    sampling: SamplingConfig = key(SamplingConfig(), "How images are sampled.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_tags(cls, tree: Any) -> Any:
+        return _with_tags(tree, {"data": ("source", "shapes"), "model": ("network", "unet")})
+
+    @model_validator(mode="after")
+    def _check_fit(self) -> Self:
+        """Checks how values fit together, once all values are right."""
+        fit.check_stage(self)
+        return self
+
+    @property
+    def image_hw(self) -> Size:
+        """(height, width) of the images."""
+        return size_of(self.image_size, "image_size")
+
+    @property
+    def low_res_hw(self) -> Size:
+        """(height, width) of the images that the stage enlarges, (0, 0) for a base."""
+        return size_of(self.low_res_size, "low_res_size")
+
+    @property
+    def training_hw(self) -> Size:
+        """(height, width) of what the network sees in training: of crops if there are any, otherwise of images."""
+        return self.data.crop_hw if any(self.data.crop_hw) else self.image_hw
+
+    @property
+    def is_super_resolution(self) -> bool:
+        """Whether the stage enlarges images of another stage."""
+        return any(self.low_res_hw)
+
+
+# --- evaluation and pretraining ----------------------------------------------------------------------------------------
+
+
+class EvaluationConfig(Group):
+    """What a cascade is scored on."""
+
+    judge: str = key("", "Program that judges the images; empty for none.", choices=("", "shapes", "digits"))
+    num_samples: int = key(512, "Images to sample.", unit="images", ge=1, le=MAX_COUNT)
+    batch_size: int = key(16, "Images to sample at once.", unit="images", ge=1, le=2**24)
+    seed: int = key(0, "Seed of the samples.", ge=0, le=MAX_SEED)
+    data: DataConfig = key(ShapesData(), "Captions and reference images.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_tags(cls, tree: Any) -> Any:
+        return _with_tags(tree, {"data": ("source", "shapes")})
+
+
+class T5Config(Group):
+    """A T5 encoder, by the names of Hugging Face."""
+
+    vocab_size: int = key(384, "Tokens: 256 bytes, 3 special ones, 125 sentinels.", ge=259, le=2**24)
+    d_model: int = key(64, "Width of the embeddings.", ge=1, le=MAX_CHANNELS)
+    d_kv: int = key(16, "Channels of a head.", ge=1, le=MAX_CHANNELS)
+    d_ff: int = key(160, "Hidden width of the feed-forward layers.", ge=1, le=MAX_CHANNELS)
+    num_layers: int = key(3, "Layers.", ge=1, le=1024)
+    num_heads: int = key(4, "Heads.", ge=1, le=1024)
+    relative_attention_num_buckets: int = key(32, "Buckets of relative positions.", ge=2, le=2**16)
+    relative_attention_max_distance: int = key(128, "Distance from which positions share a bucket.", ge=2, le=2**16)
+    layer_norm_epsilon: float = key(1e-6, "Epsilon of the norms.", gt=0, lt=1)
+    feed_forward_proj: str = key("gated-gelu", "Kind of feed-forward layer.", choices=NONLINEARITIES)
+
+
+class CaptionsConfig(Group):
+    """The captions of the shapes data set to pretrain on."""
+
+    seed: int = key(1, "Seed of the captions; not that of the stages' data.", ge=0, le=MAX_SEED)
+    splits: Texts = key(
+        ("train", "held_out"),
+        "Splits to read; only images of held-out combinations are kept from training.",
+        expected="a tuple of splits, not empty",
+        min_length=1,
+    )
+    max_length: int = key(96, "Bytes of a caption.", unit="tokens", ge=2, le=2**16)
+    pool: int = key(16, "Batches sorted by length together, to save padding.", unit="batches", ge=1, le=2**20)
+
+
+class ProbeConfig(Group):
+    """The linear probes of the embeddings."""
+
+    train_captions: int = key(4000, "Captions to fit the probes to.", ge=1, le=MAX_COUNT)
+    test_captions: int = key(2000, "Captions to test the probes on.", ge=1, le=MAX_COUNT)
+
+
+class PretrainTextConfig(Group):
+    """The training of the text encoder of the shapes data set."""
+
+    seed: int = key(0, "Seed of parameters and batches.", ge=0, le=MAX_SEED)
+    encoder: T5Config = key(T5Config(), "The encoder.")
+    data: CaptionsConfig = key(CaptionsConfig(), "The captions.")
+    batch_size: int = key(64, "Captions per step.", unit="captions", ge=1, le=2**24)
+    steps: int = key(3000, "Steps.", unit="steps", ge=1, le=MAX_COUNT)
+    learning_rate: float = key(5e-3, "Peak learning rate.", gt=0, le=10)
+    warmup_steps: int = key(100, "Steps of linear warm-up.", unit="steps", ge=0, le=MAX_COUNT)
+    b2: float = key(0.99, "Decay of Adam's running mean of squared gradients.", ge=0, lt=1)
+    clip_norm: float = key(1.0, "Global norm that gradients are clipped to.", gt=0)
+    probe: ProbeConfig = key(ProbeConfig(), "The linear probes.")
+
+
+for _model in (MixtureKeys, MixturePart, MixtureData, StageConfig, EvaluationConfig):
+    _model.model_rebuild()
+
+
+def groups_in(annotation: Any) -> list[type[Group]]:
+    """Returns the groups that an annotation consists of: one, several that a tag chooses from, or none."""
+    if isinstance(annotation, type) and issubclass(annotation, Group):
+        return [annotation]
+    return [group for argument in get_args(annotation) for group in groups_in(argument)]
