@@ -1,31 +1,31 @@
 #!/usr/bin/env bash
-# One run on a Cloud TPU, from asking for the machines to deleting them. launch/README.md tells how to begin.
+# Manages one run on a Cloud TPU, from creating the TPU to deleting it. See launch/README.md for a walkthrough.
 #
 #   launch/tpu.sh COMMAND [--settings=FILE] [--SETTING=VALUE …] [--dry-run] [-- train --config=… --workdir=…]
 #
-#   create    ask for the TPU
-#   state     READY, or what it is otherwise, and the state of the run
-#   install   send the last commit of this folder to all workers and install it there from the lock
-#   run       start on all workers what stands after --; it goes on when the connection ends
-#   logs      follow what worker 0 says
-#   watch     all of these, and again after every preemption, until the run is done
-#   copy      fetch a folder of worker 0
-#   delete    delete the TPU, with all that is on its own disks
+#   create    request the TPU
+#   state     print the state of the TPU and of the run
+#   install   copy the last commit of this folder to all workers and install it there from the lock
+#   run       start the command after -- on all workers; it keeps running when the connection ends
+#   logs      follow the output of a worker
+#   watch     do all of these, and again after every preemption, until the run is done
+#   copy      copy a folder from worker 0
+#   delete    delete the TPU and its local disks
 #
 #   --name=NAME --project=PROJECT --zone=ZONE
 #   --accelerator=TYPE   such as v4-32, v5litepod-16 or v6e-16
-#   --image=IMAGE        software of its workers; by default what suits the accelerator
-#   --spot=yes           cheaper, and taken away at any time
-#   --queue=no           a TPU VM at once or not at all, instead of a queued resource, which waits for one
-#   --shared=PLACE       gs://BUCKET or HOST:/FOLDER (NFS), which all workers then find at /mnt/shared
-#   --worker=N           whose log to follow (0)
-#   --from=FOLDER --to=FOLDER   what copy fetches, and where to
-#   --poll=SECONDS       how often watch looks (60)
-#   --attempts=N         how often in a row watch tries again what failed by itself (3)
-#   --settings=FILE      any of these, one a line, without the dashes
-#   --dry-run            print the commands and run none
+#   --image=IMAGE        software version of the workers; by default the one for the accelerator
+#   --spot=yes           use spot VMs: cheaper, and preemptible
+#   --queue=no           create a TPU VM immediately, instead of a queued resource, which waits for capacity
+#   --shared=SOURCE      gs://BUCKET or HOST:/FOLDER (NFS), mounted at /mnt/shared on all workers
+#   --worker=N           the worker whose log to follow (0)
+#   --from=FOLDER --to=FOLDER   source and destination of copy
+#   --poll=SECONDS       how often watch polls (60)
+#   --attempts=N         consecutive retries of watch after failures other than preemption (3)
+#   --settings=FILE      read settings from a file, one NAME=VALUE per line
+#   --dry-run            print the commands instead of running them
 #
-# Exit codes: 0 done, 1 failed, 2 wrong use.
+# Exit codes: 0 done, 1 failed, 2 usage error.
 set -euo pipefail
 LC_ALL=C
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -37,7 +37,7 @@ source "$root/launch/group.sh"
 name='' project='' zone='' accelerator='' image='' spot=no queue=yes shared='' worker=0
 from='' to='' poll=60 attempts=3 dry_run=no
 
-# Assigns a setting that passes its check. Nothing with a meaning to a shell passes one: what is no name ends here.
+# Assigns a setting after checking its value. The patterns reject every character with a meaning to a shell.
 set_setting() {
     local setting=$1 value=$2 pattern example
     case $setting in
@@ -54,18 +54,18 @@ set_setting() {
     from) pattern='[A-Za-z0-9._~/][A-Za-z0-9._~/-]*' example=/mnt/shared/runs/base ;;
     to) pattern='[^:-][^:]*' example=runs ;;
     worker | poll | attempts) pattern='0|[1-9][0-9]{0,5}' example=3 ;;
-    *) refuse "--$setting is not a setting: see --help" ;;
+    *) fail_usage "--$setting is not a setting: see --help" ;;
     esac
-    [[ $value =~ ^($pattern)$ ]] || refuse "--$setting '$value' cannot be: give for example --$setting=$example"
+    [[ $value =~ ^($pattern)$ ]] || fail_usage "--$setting '$value' is not valid: use for example --$setting=$example"
     printf -v "$setting" '%s' "$value"
 }
 
 read_settings() {
     local line
-    [[ -r $1 ]] || refuse "--settings '$1' cannot be read"
+    [[ -r $1 ]] || fail_usage "--settings '$1' cannot be read"
     while IFS= read -r line || [[ -n $line ]]; do
         [[ $line =~ ^[[:space:]]*(#.*)?$ ]] && continue
-        [[ $line == *=* ]] || refuse "--settings '$1' has the line '$line': give SETTING=VALUE"
+        [[ $line == *=* ]] || fail_usage "--settings '$1' has the line '$line': use SETTING=VALUE"
         set_setting "${line%%=*}" "${line#*=}"
     done <"$1"
 }
@@ -73,7 +73,7 @@ read_settings() {
 required() {
     local setting
     for setting in "$@"; do
-        [[ -n ${!setting} ]] || refuse "--$setting is missing: see --help"
+        [[ -n ${!setting} ]] || fail_usage "--$setting is missing: see --help"
     done
 }
 
@@ -86,36 +86,36 @@ image_for() {
     esac
 }
 
-# == Commands, printed and run ==
+# == Printing and running commands ==
 
-quoted() {
+quote() {
     local words
     printf -v words '%q ' "$@"
     printf '%s\n' "${words% }"
 }
 
-# Runs a command after saying so, or only prints it.
+# Prints a command and runs it; in a dry run only prints it.
 execute() {
     if [[ $dry_run == yes ]]; then
-        quoted "$@"
+        quote "$@"
     else
-        printf '+ %s\n' "$(quoted "$@")" >&2
+        printf '+ %s\n' "$(quote "$@")" >&2
         "$@"
     fi
 }
 
-say() {
+log_message() {
     printf '%s %s\n' "$(date '+%F %T')" "$*" >&2
 }
 
-# A command of gcloud's about this TPU: KIND VERB [FLAG …], and the command line of `gcloud compute tpus` is complete.
+# Runs `gcloud compute tpus` on this TPU: KIND VERB [FLAG …].
 tpus() {
     execute gcloud compute tpus "$1" "$2" "$name" "--project=$project" "--zone=$zone" --quiet "${@:3}"
 }
 
-# Runs worker.sh on WORKER, a number or all. The words arrive there as they are here.
+# Runs worker.sh on WORKER, an index or "all". Arguments arrive unchanged.
 on_worker() {
-    tpus tpu-vm ssh "--worker=$1" "--command=$(quoted bash imagen_jax/launch/worker.sh "${@:2}")"
+    tpus tpu-vm ssh "--worker=$1" "--command=$(quote bash imagen_jax/launch/worker.sh "${@:2}")"
 }
 
 # Copies between this machine and WORKER: WORKER [FLAG …] FROM TO.
@@ -123,7 +123,7 @@ copy_files() {
     execute gcloud compute tpus tpu-vm scp "${@:2}" "--project=$project" "--zone=$zone" --quiet "--worker=$1"
 }
 
-# == What tpu.sh can do ==
+# == Commands of tpu.sh ==
 
 create() {
     required accelerator
@@ -144,50 +144,50 @@ delete() {
     fi
 }
 
-# One word: READY if the TPU can be used, ABSENT if there is none, UNKNOWN if nobody said, or what gcloud calls it.
+# Prints READY if the TPU can be used, ABSENT if it does not exist, UNKNOWN if gcloud failed, or gcloud's state.
 tpu_state() {
-    local found
+    local current
     if [[ $queue == yes ]]; then
-        found=$(describe_queued)
-        if [[ $found != ACTIVE ]]; then
-            echo "$found"
+        current=$(describe_queued)
+        if [[ $current != ACTIVE ]]; then
+            echo "$current"
             return
         fi
     fi
-    found=$(describe_node)
-    # an active request whose TPU is gone is of no use
-    [[ $queue$found == yesABSENT ]] && found=TERMINATED
-    echo "$found"
+    current=$(describe_node)
+    # an active request without a TPU never gets one again
+    [[ $queue$current == yesABSENT ]] && current=TERMINATED
+    echo "$current"
 }
 
 describe_queued() {
-    word tpus queued-resources describe '--format=value(state.state)'
+    read_state tpus queued-resources describe '--format=value(state.state)'
 }
 
 describe_node() {
-    word tpus tpu-vm describe '--format=value(state)'
+    read_state tpus tpu-vm describe '--format=value(state)'
 }
 
-# The state that a command says, among whatever else it says; ABSENT or UNKNOWN if it failed. In a dry run the command.
-word() {
-    local found
+# Runs a command and prints the state in its output; ABSENT or UNKNOWN if it failed. In a dry run prints the command.
+read_state() {
+    local output
     if [[ $dry_run == yes ]]; then
         "$@"
-    elif found=$("$@" 2>&1); then
-        found=$(grep -Ex '[A-Z_]+|absent|idle|running|stopped|exited [0-9]+' <<<"$found" | tail -n 1) || true
-        echo "${found:-UNKNOWN}"
-    elif [[ $found == *NOT_FOUND* ]]; then
+    elif output=$("$@" 2>&1); then
+        output=$(grep -Ex '[A-Z_]+|absent|idle|running|stopped|exited [0-9]+' <<<"$output" | tail -n 1) || true
+        echo "${output:-UNKNOWN}"
+    elif [[ $output == *NOT_FOUND* ]]; then
         echo ABSENT
     else
-        say "${found##*$'\n'}"
+        log_message "${output##*$'\n'}"
         echo UNKNOWN
     fi
 }
 
-# absent, idle, running, stopped or "exited CODE", as worker 0 says; UNKNOWN if it does not answer.
+# Prints the state of the run on worker 0: absent, idle, running, stopped or "exited CODE"; UNKNOWN without an answer.
 run_state() {
     local script=imagen_jax/launch/worker.sh
-    word tpus tpu-vm ssh --worker=0 "--command=if test -e $script; then bash $script state; else echo absent; fi"
+    read_state tpus tpu-vm ssh --worker=0 "--command=if test -e $script; then bash $script state; else echo absent; fi"
 }
 
 state() {
@@ -206,11 +206,11 @@ state() {
     fi
 }
 
-# Each line ends it if it fails: in a condition, `set -e` does not.
+# Returns at the first failing command: within a condition, `set -e` has no effect.
 install() {
     local archive=$root/.cache/launch/imagen_jax.tar.gz
     if [[ $dry_run == no && -n $(git -C "$root" status --porcelain) ]]; then
-        say 'what is not committed stays here: the workers get the last commit'
+        log_message 'uncommitted changes are not sent: the workers get the last commit'
     fi
     execute mkdir -p "${archive%/*}" || return
     execute git -C "$root" archive --format=tar.gz "--output=$archive" HEAD || return
@@ -234,9 +234,9 @@ copy() {
     copy_files 0 --recurse "$name:$from" "$to"
 }
 
-# Until the run is done: looks, does what is due, waits. Whatever ended it, it goes on from its last checkpoint.
+# Polls the TPU and the run, and does what is due, until the run is done. The run resumes from its last checkpoint.
 watch() {
-    # what the last look found, and how often something failed although the TPU was still there
+    # before: the state at the last poll; failures: consecutive failures that were not preemptions
     local tpu now before='' failures=0
     if [[ $dry_run == yes ]]; then
         watch_dry "$@"
@@ -245,23 +245,23 @@ watch() {
     while true; do
         tpu=$(tpu_state) now=''
         [[ $tpu != READY ]] || now=$(run_state)
-        say "TPU $tpu${now:+, run $now}"
+        log_message "TPU $tpu${now:+, run $now}"
         case $tpu:$now in
         READY:'exited 0') return 0 ;;
         READY:'exited 2') return 2 ;;
         READY:exited* | READY:stopped)
-            # A run ends, too, when its TPU is being taken away, which the next look will show. One that was stopped has
-            # saved, and has not failed.
+            # A run also ends when its TPU is being preempted, which the next poll will show. A stopped run has saved
+            # its state and has not failed.
             if [[ $now == "$before" ]]; then
-                begin "$@"
+                install_and_run "$@"
             fi
             ;;
-        READY:absent | READY:idle) begin "$@" ;;
+        READY:absent | READY:idle) install_and_run "$@" ;;
         ABSENT:) create || true ;;
         PREEMPTED: | TERMINATED: | STOPPED: | SUSPENDED: | FAILED:) { delete && create; } || true ;;
         esac
         if ((failures > attempts)); then
-            say "that failed $failures times, and not because a TPU was taken away; see: launch/tpu.sh logs"
+            log_message "failed $failures times without a preemption; see launch/tpu.sh logs"
             return 1
         fi
         before=$now
@@ -269,8 +269,8 @@ watch() {
     done
 }
 
-# Installs and runs, for `watch`. What failed before the last look counts: then its TPU was not being taken away.
-begin() {
+# Installs and runs, for `watch`. Counts a failure that the last poll saw too: its TPU was not being preempted.
+install_and_run() {
     if [[ $before == failed || $before == exited* ]]; then
         failures=$((failures + 1))
     fi
@@ -280,16 +280,16 @@ begin() {
     fi
 }
 
-# The commands of `watch`, each after the state in which it runs them.
+# Prints the commands of `watch`, each after the state in which it runs them.
 watch_dry() {
-    echo "# every $poll seconds, until the run has exited with 0, and not because a signal stopped it:"
+    echo "# every $poll seconds, until the run has exited with 0 without being stopped by a signal:"
     state
-    echo '# when the TPU is ready and nothing runs:'
+    echo '# when the TPU is ready and no run is active:'
     install
     run "$@"
-    echo '# when there is no TPU:'
+    echo '# when the TPU does not exist:'
     create
-    echo '# when it was taken away:'
+    echo '# when the TPU was preempted:'
     delete
     create
 }
@@ -300,7 +300,7 @@ command=${1:-}
 case $command in
 create | state | install | run | logs | watch | copy | delete) shift ;;
 --help | '') show_help "${BASH_SOURCE[0]}" && exit 0 ;;
-*) refuse "'$command' is not a command: give create, state, install, run, logs, watch, copy or delete" ;;
+*) fail_usage "'$command' is not a command: use create, state, install, run, logs, watch, copy or delete" ;;
 esac
 for argument in "$@"; do
     case $argument in
@@ -315,7 +315,7 @@ while (($#)); do
     --help) show_help "${BASH_SOURCE[0]}" && exit 0 ;;
     --) shift && break ;;
     --*=*) setting=${1%%=*} && set_setting "${setting#--}" "${1#*=}" ;;
-    *) refuse "'$1' is not a setting: give --SETTING=VALUE, and put -- before what is to be run" ;;
+    *) fail_usage "'$1' is not a setting: use --SETTING=VALUE, and put -- before the command to run" ;;
     esac
     shift
 done
@@ -323,9 +323,9 @@ required name project zone
 case $command in
 run | watch)
     [[ ${1:-} =~ ^[a-z_]+$ ]] ||
-        refuse "what is to be run is missing: give for example -- train --config=configs/imagen_base_64.py --workdir=…"
+        fail_usage "the command to run is missing: use for example -- train --config=configs/imagen_base_64.py --workdir=…"
     [[ $command == run ]] || required accelerator
     ;;
-*) (($# == 0)) || refuse "'$1' is nothing that $command needs" ;;
+*) (($# == 0)) || fail_usage "'$1' is not an argument of $command: leave it out" ;;
 esac
 "$command" "$@"

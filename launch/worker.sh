@@ -1,29 +1,29 @@
 #!/usr/bin/env bash
-# What runs on each worker of a TPU. tpu.sh sends this folder there and calls this script; a person may as well.
+# Runs on each worker of a TPU. tpu.sh copies this folder there and calls this script; it can also be called by hand.
 #
-#   launch/worker.sh install                  this folder's .venv from the lock, and libtpu
-#   launch/worker.sh mount SHARED             gs://BUCKET or HOST:/FOLDER (NFS) at /mnt/shared
-#   launch/worker.sh start COMMAND [FLAG …]   python -m imagen_jax.COMMAND, which goes on when the connection ends
-#   launch/worker.sh stop                     end it
-#   launch/worker.sh state                    idle, running, stopped (by a signal, to go on later), or exited CODE
-#   launch/worker.sh log LINES                the last lines it said, and what it says from now on
+#   launch/worker.sh install                  install .venv from the lock, and libtpu
+#   launch/worker.sh mount SHARED             mount gs://BUCKET or HOST:/FOLDER (NFS) at /mnt/shared
+#   launch/worker.sh start COMMAND [FLAG …]   start `imagen COMMAND`, which keeps running when the connection ends
+#   launch/worker.sh stop                     kill it
+#   launch/worker.sh state                    print idle, running, stopped (by a signal, can be resumed) or exited CODE
+#   launch/worker.sh log LINES                print the last lines of its output, and follow it
 #
-# run/ has its log and its exit code.
+# The log and the exit code are in run/.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 shared=/mnt/shared
 run=run
-# What a run says when a signal has ended it before its end: imagen_jax/training/stopping.py. It exits with 0 all the same.
-stopped='stopped .*the same command (goes on|begins again)'
+# Matches the message of a run that a signal has stopped, see imagen_jax/training/preemption.py. Its exit code is 0 too.
+stopped='stopped (by|before) .*the same command'
 
-# apt, patient with the updates that a fresh machine is busy with
+# Installs packages, and waits for the automatic updates of a fresh machine.
 apt_install() {
     sudo apt-get -o DPkg::Lock::Timeout=600 update -q
     sudo DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -q -y "$@"
 }
 
-# The images for TPUs come with Python 3.10 and no newer one; uv brings a newer one that needs no root.
+# TPU images have Python 3.10 only; uv installs a newer one without root.
 install() {
     local python=''
     command -v make >/dev/null || apt_install make
@@ -45,7 +45,7 @@ mount_shared() {
     gs://*)
         install_gcsfuse
         sudo chown "$(id -u):$(id -g)" "$shared"
-        # no cache of names: what one worker makes, the others must see at once
+        # without a metadata cache: workers must see each other's files at once
         gcsfuse --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 "${1#gs://}" "$shared"
         ;;
     *)
@@ -56,7 +56,7 @@ mount_shared() {
     esac
 }
 
-# From Google's own repository: Ubuntu has no gcsfuse.
+# Installs gcsfuse from Google's repository: Ubuntu has none.
 install_gcsfuse() {
     local key=/usr/share/keyrings/cloud.google.asc release
     if command -v gcsfuse >/dev/null; then
@@ -77,14 +77,14 @@ start() {
     echo "$!" >"$run/pid"
 }
 
-# The exit code becomes known at once or not at all: a rename.
+# Runs the command and writes its exit code, atomically by a rename.
 supervise() {
     local code=0 command=$1 before
     shift
     printf '== %s: %s\n' "$(date -u '+%F %T')" "$command $*"
     before=$(wc -c <"$run/log.txt")
-    PYTHONUNBUFFERED=1 .venv/bin/python -m "imagen_jax.$command" "$@" || code=$?
-    # no -q: grep must read to the end, or tail fails
+    PYTHONUNBUFFERED=1 .venv/bin/python -m imagen_jax "$command" "$@" || code=$?
+    # without -q: grep must read to the end, or tail fails
     if ((code == 0)) && tail -c "+$((before + 1))" "$run/log.txt" | grep -E "$stopped" >/dev/null; then
         code=stopped
     fi
@@ -92,14 +92,14 @@ supervise() {
     mv "$run/exit_code.unfinished" "$run/exit_code"
 }
 
-# Whether what was started is still there. A number alone does not say so: after a restart it may be another's.
+# Checks that the process is still running. The pid alone does not tell: after a restart another process may have it.
 is_running() {
     [[ -f $run/pid ]] && tr '\0' ' ' <"/proc/$(cat "$run/pid")/cmdline" 2>/dev/null | grep -q 'worker.sh supervise'
 }
 
 stop() {
     if is_running; then
-        # jax does not heed SIGTERM; with the process its hold on the chips must go
+        # SIGKILL, because jax does not end on SIGTERM, and the chips must be released
         kill -s KILL -- "-$(cat "$run/pid")"
     fi
 }
@@ -112,7 +112,7 @@ state() {
     elif is_running; then
         echo running
     elif [[ -f $run/pid ]]; then
-        echo 'exited 137' # killed, or the machine was restarted
+        echo 'exited 137' # it was killed, or the machine was restarted
     else
         echo idle
     fi

@@ -45,11 +45,11 @@ class Training:
         self.workdir = workdir
         self.said = said or workdir.with_suffix(".said")
         self.said.parent.mkdir(parents=True, exist_ok=True)
-        module = "tests.faults.broken_train" if fault else "imagen_jax.train"
+        command = ["tests.faults.broken_train"] if fault else ["imagen_jax", "train"]
         flags = [f"--config.training.{name}={value}" for name, value in changes.items()]
         self._file = self.said.open("wb")
 
-        command = [sys.executable, "-m", module, f"--config={ROOT}/{config}", f"--workdir={workdir}", *flags]
+        command = [sys.executable, "-m", *command, f"--config={ROOT}/{config}", f"--workdir={workdir}", *flags]
         self.process = subprocess.Popen(
             [sys.executable, "-c", LIMITED, json.dumps(limits), *command] if limits else command,
             cwd=ROOT,

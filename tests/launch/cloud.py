@@ -1,7 +1,7 @@
-"""A cloud with one TPU of two workers, which are folders of this machine: what `gcloud` is in the tests of tpu.sh.
+"""A mock cloud with one TPU of two workers, which are local folders: the `gcloud` of the tests of tpu.sh.
 
-It writes down every call, keeps the state of the TPU in a file, and really runs what it is told to run on workers.
-As a program it is gcloud itself: ``python -I cloud.py WORLD ARGUMENT…``.
+It records every call, keeps the state of the TPU in a file, and really runs the commands for the workers.
+As a program it is gcloud: `python -I cloud.py WORLD ARGUMENT…`.
 """
 
 import contextlib
@@ -15,24 +15,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 WORKERS = 2
-# What a queued resource says of itself, one look after the other.
-QUEUE = ["ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
+# The states of a queued resource, in order.
+QUEUE_STATES = ["ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]
 
 
 def make_project(folder, *parts):
-    """A git repository with parts of this one."""
+    """Creates a git repository with parts of this one."""
     for part in parts:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / part, folder / part, ignore=ignored)
     (folder / ".gitignore").write_text("/.cache/\n")
-    as_someone = ["-c", "user.name=someone", "-c", "user.email=someone@example.com"]
-    for arguments in (["init", "-q"], ["add", "."], [*as_someone, "commit", "-q", "-m", "all"]):
+    identity = ["-c", "user.name=someone", "-c", "user.email=someone@example.com"]
+    for arguments in (["init", "-q"], ["add", "."], [*identity, "commit", "-q", "-m", "all"]):
         subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True)
     return folder
 
 
 class Cloud:
-    """The world in a folder; ``bin`` is to be first in the PATH."""
+    """A mock cloud in a folder; `bin` has to be first in the PATH."""
 
     def __init__(self, world):
         self.world = Path(world)
@@ -43,7 +43,7 @@ class Cloud:
         self.bin.mkdir(parents=True)
         self.bin_of_workers.mkdir()
         self.command(self.bin, "gcloud", f'exec {sys.executable} -I {__file__} {self.world} "$@"')
-        # what `make setup` leaves, without what it takes: python is this script's, which each test writes
+        # the result of `make setup` in no time: python is a script, which each test writes
         self.command(
             self.bin_of_workers,
             "make",
@@ -54,35 +54,36 @@ class Cloud:
         return self
 
     def command(self, folder, name, text):
-        """A program of a folder, as a shell script."""
+        """Writes a program as a shell script."""
         (folder / name).write_text(f"#!/bin/bash\n{text}\n")
         (folder / name).chmod(0o755)
 
     def python(self, text):
-        """What the workers' .venv/bin/python does with `-m imagen_jax.…`; `-m pip` is only written down."""
-        said = 'printf "%s\\0" "$@" >>"$HOME/asked" && printf "\\n" >>"$HOME/asked"'
-        self.command(self.world, "python", f"{said}\n[[ $2 != pip ]] || exit 0\n{text}")
+        """Sets what the workers' .venv/bin/python does with `-m imagen_jax …`; `-m pip` is only recorded."""
+        record = 'printf "%s\\0" "$@" >>"$HOME/python_calls" && printf "\\n" >>"$HOME/python_calls"'
+        self.command(self.world, "python", f"{record}\n[[ $2 != pip ]] || exit 0\n{text}")
 
     def environment(self):
-        """Of a command for which `gcloud` is this one."""
+        """Returns an environment in which `gcloud` is this one."""
         return os.environ | {"PATH": f"{self.bin}:{os.environ['PATH']}"}
 
     @property
     def calls(self):
-        """The arguments of each call so far."""
+        """Returns the arguments of all calls so far."""
         return [json.loads(line) for line in self._calls.read_text().splitlines()] if self._calls.exists() else []
 
     @property
     def verbs(self):
-        """Of each call that is no look at a state: KIND VERB."""
+        """Returns "KIND VERB" of each call that does not read a state."""
         return [" ".join(call[2:4]) for call in self.calls if "describe" not in call and " state;" not in call[-1]]
 
     def home(self, worker):
         return self.world / f"worker{worker}"
 
-    def asked(self, worker):
-        """The arguments of each call of a worker's python."""
-        lines = (self.home(worker) / "asked").read_bytes().split(b"\0\n")
+    def python_calls(self, worker):
+        """Returns the arguments of each call of a worker's python."""
+        file = self.home(worker) / "python_calls"
+        lines = file.read_bytes().split(b"\0\n") if file.exists() else []
         return [line.decode().split("\0") for line in lines if line]
 
     @property
@@ -90,12 +91,12 @@ class Cloud:
         return json.loads(self._state.read_text())
 
     def set_state(self, **state):
-        unfinished = self.world / "state.unfinished"
-        unfinished.write_text(json.dumps(state))
-        unfinished.replace(self._state)
+        temporary = self.world / "state.tmp"
+        temporary.write_text(json.dumps(state))
+        temporary.replace(self._state)
 
     def preempt(self):
-        """Takes the TPU away, as the cloud does with spot ones: its disks are gone with it."""
+        """Preempts the TPU, as the cloud does with spot VMs: its disks are lost."""
         queued = self.state["queued"] and "SUSPENDED"
         self.end_workers()
         self.set_state(queued=queued, node=None if queued else "PREEMPTED")
@@ -109,11 +110,11 @@ class Cloud:
             shutil.rmtree(self.home(worker), ignore_errors=True)
 
     def answer(self, arguments):
-        """Does what gcloud is asked; its exit code."""
+        """Runs a call of gcloud; returns its exit code."""
         with self._calls.open("a") as file:
             file.write(json.dumps(arguments) + "\n")
         if (self.world / "broken").exists():
-            return fail("UNAVAILABLE: the service is not there for now")
+            return fail("UNAVAILABLE: the service is unavailable")
         flags = dict(
             flag[2:].split("=", 1) if "=" in flag else (flag[2:], "") for flag in arguments if flag[:2] == "--"
         )
@@ -125,17 +126,17 @@ class Cloud:
     def _create(self, kind, rest, flags):
         state = self.state
         if state["queued"] or state["node"]:
-            return fail("ALREADY_EXISTS: there is one of that name")
+            return fail("ALREADY_EXISTS: the resource exists")
         if kind == "queued-resources":
-            self.set_state(queued=QUEUE[0], node=None)
+            self.set_state(queued=QUEUE_STATES[0], node=None)
         else:
-            self.begin(queued=None)
+            self.start_workers(queued=None)
         return 0
 
-    def begin(self, queued):
-        """The TPU is there, its workers empty."""
+    def start_workers(self, queued):
+        """Makes the TPU READY, with empty workers."""
         for worker in range(WORKERS):
-            # what ran on the machines before may have written once more while they were taken away
+            # a killed process may have written a file after its folder was deleted
             shutil.rmtree(self.home(worker), ignore_errors=True)
             self.home(worker).mkdir(exist_ok=True)
         self.set_state(queued=queued, node="READY")
@@ -147,14 +148,14 @@ class Cloud:
 
     def _describe(self, kind, rest, flags):
         state = self.state
-        found = state["queued" if kind == "queued-resources" else "node"]
-        if found is None:
+        current = state["queued" if kind == "queued-resources" else "node"]
+        if current is None:
             return fail("NOT_FOUND: Resource was not found")
-        print(found)
-        if kind == "queued-resources" and found in QUEUE[:-1]:
-            following = QUEUE[QUEUE.index(found) + 1]
+        print(current)
+        if kind == "queued-resources" and current in QUEUE_STATES[:-1]:
+            following = QUEUE_STATES[QUEUE_STATES.index(current) + 1]
             if following == "ACTIVE":
-                self.begin(following)
+                self.start_workers(following)
             else:
                 self.set_state(**{**state, "queued": following})
         return 0
@@ -163,19 +164,21 @@ class Cloud:
         if self.state["node"] != "READY":
             return fail("the TPU is not READY")
         workers = range(WORKERS) if flags["worker"] == "all" else [int(flags["worker"])]
-        # gcloud talks beside what the command says, before and after
+        # gcloud prints messages before and after the command's output
         print("Using ssh batch size of 1. Attempting to SSH into nodes ...", file=sys.stderr, flush=True)
-        running = [subprocess.Popen(["bash", "-c", flags["command"]], **self._place(worker)) for worker in workers]
+        running = [
+            subprocess.Popen(["bash", "-c", flags["command"]], **self._worker_environment(worker)) for worker in workers
+        ]
         code = max(process.wait() for process in running)
         print("Connection to 10.0.0.3 closed.", file=sys.stderr)
         return code
 
-    def _place(self, worker):
+    def _worker_environment(self, worker):
         home = self.home(worker)
         path = f"{self.bin_of_workers}:{os.environ['PATH']}"
-        # on a TPU nobody needs to be told
-        place = {"JAX_NUM_PROCESSES": str(WORKERS), "JAX_PROCESS_ID": str(worker)}
-        return {"cwd": home, "env": os.environ | place | {"HOME": str(home), "PATH": path}}
+        # on a real TPU, jax finds these values itself
+        process = {"JAX_NUM_PROCESSES": str(WORKERS), "JAX_PROCESS_ID": str(worker)}
+        return {"cwd": home, "env": os.environ | process | {"HOME": str(home), "PATH": path}}
 
     def _scp(self, kind, rest, flags):
         source, target = rest
@@ -188,8 +191,8 @@ class Cloud:
         return 0
 
 
-def fail(sentence):
-    print(f"ERROR: (gcloud) {sentence}", file=sys.stderr)
+def fail(message):
+    print(f"ERROR: (gcloud) {message}", file=sys.stderr)
     return 1
 
 

@@ -1,4 +1,4 @@
-"""Two processes of four devices each, started by the local launcher, are one process of eight."""
+"""Two processes with four devices each, started by local.sh, give the results of one process with eight."""
 
 import shutil
 import subprocess
@@ -22,7 +22,7 @@ from tests.helpers.configs import ROOT, eight_devices, free_port, one_device, re
 from tests.launch.cloud import Cloud, make_project
 from tests.launch.tiny_base import get_config
 
-# What local.sh sets, for workers that no local.sh starts.
+# The environment that local.sh sets, for workers that tpu.sh starts.
 SIMULATED = {
     "JAX_NUM_CPU_DEVICES": "4",
     "JAX_ENABLE_COMPILATION_CACHE": "false",
@@ -30,10 +30,10 @@ SIMULATED = {
 PROMPTS = ["a red circle", "two blue squares", "a ring", "a small green cross", "an object"]
 
 
-def by_two_processes(module, *arguments):
+def run_in_two_processes(*arguments):
+    """Runs `python -m ARGUMENTS…` by local.sh; returns the ended process."""
     ended = subprocess.run(
-        ["launch/local.sh", "--processes=2", "--devices=4", "--", sys.executable, "-m", module]
-        + [str(argument) for argument in arguments],
+        ["launch/local.sh", "--processes=2", "--devices=4", "--", sys.executable, "-m", *map(str, arguments)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -43,35 +43,34 @@ def by_two_processes(module, *arguments):
     return ended
 
 
-def test_processes_read_the_examples_that_their_devices_share():
-    by_two_processes("tests.launch.rows")
+def test_processes_read_rows_of_their_devices():
+    run_in_two_processes("tests.launch.check_batch")
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory):
+def single_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one") / "base"
     train(get_config(), folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def two_said(tmp_path_factory):
-    """What the two processes said while they trained, and the stage's folder."""
+def trained_pair(tmp_path_factory):
+    """Returns (ended process, stage folder) of a training in two processes."""
     folder = tmp_path_factory.mktemp("two") / "base"
-    return by_two_processes(
-        "imagen_jax.train", f"--config={ROOT}/tests/launch/tiny_base.py", f"--workdir={folder}"
-    ), folder
+    config = f"--config={ROOT}/tests/launch/tiny_base.py"
+    return run_in_two_processes("imagen_jax", "train", config, f"--workdir={folder}"), folder
 
 
 @pytest.fixture(scope="module")
-def two(two_said):
-    return two_said[1]
+def pair_folder(trained_pair):
+    return trained_pair[1]
 
 
-def same(folder, other):
-    """The states of both, on one device, are the same but for the order of sums."""
+def assert_same_state(folder, other):
+    """Asserts that the states of both are equal on one device, up to the order of sums."""
     (state, position), (other_state, other_position) = (
-        restored(each, get_config(), one_device()) for each in (folder, other)
+        restored(path, get_config(), one_device()) for path in (folder, other)
     )
     assert position == other_position == {"next_index": 4}
     assert int(state.step) == int(other_state.step) == 4
@@ -79,43 +78,40 @@ def same(folder, other):
         np.testing.assert_allclose(leaf, other_leaf, atol=1e-5)
 
 
-def test_the_losses_are_the_same(one, two):
-    found = [read_metrics(folder) for folder in (one, two)]
-    lines = [
-        [[line["step"], line["loss"], line["gradient_norm"]] for line in metrics if "loss" in line] for metrics in found
-    ]
+def test_same_losses(single_folder, pair_folder):
+    metrics = [read_metrics(folder) for folder in (single_folder, pair_folder)]
+    lines = [[[line["step"], line["loss"], line["gradient_norm"]] for line in run if "loss" in line] for run in metrics]
     assert len(lines[0]) == 4
     np.testing.assert_allclose(*lines, atol=1e-5)
-    held_out = [
-        [value for line in metrics for name, value in line.items() if name.startswith("held_out_loss")]
-        for metrics in found
+    validation_losses = [
+        [value for line in run for name, value in line.items() if name.startswith("validation_loss")] for run in metrics
     ]
-    assert held_out[0]
-    np.testing.assert_allclose(*held_out, atol=1e-5)
+    assert validation_losses[0]
+    np.testing.assert_allclose(*validation_losses, atol=1e-5)
 
 
-def test_the_checkpoint_restored_onto_one_device_is_the_same(one, two):
-    same(one, two)
+def test_same_checkpoint(single_folder, pair_folder):
+    assert_same_state(single_folder, pair_folder)
 
 
-def test_one_process_goes_on_from_where_two_stopped(one, two, tmp_path):
-    shutil.copytree(two, tmp_path / "base")
+def test_one_process_resumes_run_of_two(single_folder, pair_folder, tmp_path):
+    shutil.copytree(pair_folder, tmp_path / "base")
     shutil.rmtree(tmp_path / "base" / "checkpoints" / "4")
     train(get_config(), tmp_path / "base")
     assert "resumed at step 2" in (tmp_path / "base" / "log.txt").read_text()
-    same(one, tmp_path / "base")
+    assert_same_state(single_folder, tmp_path / "base")
 
 
-def test_both_write_the_checkpoint(two):
-    state, _ = restored(two, get_config(), make_mesh(get_config().mesh))
+def test_both_write_checkpoint(pair_folder):
+    state, _ = restored(pair_folder, get_config(), make_mesh(get_config().mesh))
     assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(state.params))
     for process in (0, 1):
-        data = two / "checkpoints" / "4" / "params" / f"ocdbt.process_{process}" / "d"
+        data = pair_folder / "checkpoints" / "4" / "params" / f"ocdbt.process_{process}" / "d"
         assert sum(path.stat().st_size for path in data.iterdir()) > 10_000
 
 
-def test_one_alone_writes_records_and_speaks(two_said):
-    ended, folder = two_said
+def test_main_process_alone_writes_and_prints(trained_pair):
+    ended, folder = trained_pair
     log = (folder / "log.txt").read_text()
     assert log.count("started at step 0") == 1
     assert "8 device(s) of 2 process(es)" in log
@@ -134,60 +130,61 @@ def pixels(path):
         return np.asarray(image).astype(int)
 
 
-def test_the_previews_are_the_same(one, two):
+def test_same_previews(single_folder, pair_folder):
     name = "previews/00000004.png"
-    assert pixels(one / name).std() > 10
-    assert np.abs(pixels(one / name) - pixels(two / name)).max() <= 1
+    assert pixels(single_folder / name).std() > 10
+    assert np.abs(pixels(single_folder / name) - pixels(pair_folder / name)).max() <= 1
 
 
-def test_two_processes_embed_what_one_does(tmp_path):
+def test_same_embeddings(tmp_path):
     config = get_config()
     config.data.examples = 22
     (tmp_path / "one").mkdir()
     embed(config, tmp_path / "one", "bfloat16", batch_size=8, shard_rows=8)
-    flag_values = ["--config.data.examples=22", "--batch_size=8", "--shard_rows=8", f"--out={tmp_path}/two"]
-    ended = by_two_processes("imagen_jax.embed", f"--config={ROOT}/tests/launch/tiny_base.py", *flag_values)
+    arguments = ["--config.data.examples=22", "--batch_size=8", "--shard_rows=8", f"--out={tmp_path}/two"]
+    config_flag = f"--config={ROOT}/tests/launch/tiny_base.py"
+    ended = run_in_two_processes("imagen_jax", "embed", config_flag, *arguments)
     assert ended.stdout.count("distinct of 44 captions and the empty one, in 6 shard(s)") == 1
     assert "24 captions embedded by this process just now" in ended.stdout  # three shards of six
     one, two = (EmbeddingCache(tmp_path / name) for name in ("one", "two"))
     assert one.plan == two.plan
     captions = [caption for i in range(44) for caption in training_captions(config)[i]]
-    (found, mask), (other, other_mask) = one(captions), two(captions)
+    (embeddings, mask), (other, other_mask) = one(captions), two(captions)
     np.testing.assert_array_equal(mask, other_mask)
-    np.testing.assert_allclose(found.astype(np.float32), other.astype(np.float32), atol=1e-5, rtol=2**-7)
+    np.testing.assert_allclose(embeddings.astype(np.float32), other.astype(np.float32), atol=1e-5, rtol=2**-7)
     assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers of TPUs run Linux")
-def test_the_workers_of_a_tpu_draw_what_one_process_draws_in_its_order(two, tmp_path):
-    """Five of eight pictures are asked for: each worker draws four."""
+def test_tpu_workers_sample_same_images(pair_folder, tmp_path):
+    """Five images are padded to eight: each worker samples four."""
     cloud = Cloud(tmp_path / "world").build()
     cloud.python(f'exec {sys.executable} "$@"')
-    cloud.begin("ACTIVE")
+    cloud.start_workers("ACTIVE")
     project = make_project(tmp_path / "project", "launch", "imagen_jax")
     environment = cloud.environment() | SIMULATED | {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}"}
 
     def tpu(command, *run):
-        place = ["--name=imagen", "--project=my-project", "--zone=us-central2-b"]
-        arguments = [project / "launch" / "tpu.sh", command, *place, *run]
+        tpu_flags = ["--name=imagen", "--project=my-project", "--zone=us-central2-b"]
+        arguments = [project / "launch" / "tpu.sh", command, *tpu_flags, *run]
         return subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True).stdout
 
     tpu("install")
-    # one picture is there already, as of a run that was broken off, and marked
-    cascade = ImagenPipeline.from_pretrained([two], eight_devices())
-    out = tmp_path / "drawn"
-    output_dir.prepare(out, output_dir.run_manifest(cascade.stages, [two], PROMPTS, 0, None), overwrite=False)
+    # one image exists already, as in an interrupted run, and can be recognized
+    pipeline = ImagenPipeline.from_pretrained([pair_folder], eight_devices())
+    out = tmp_path / "samples"
+    output_dir.prepare(out, output_dir.run_manifest(pipeline.stages, [pair_folder], PROMPTS, 0, None), overwrite=False)
     output_dir.save(out, np.full((5, 8, 8, 3), 77, np.uint8), 0, np.arange(5) == 2)
     prompts = "; ".join(PROMPTS)
-    tpu("run", "--", "sample", f"--stages={two}", f"--prompts={prompts}", f"--out={tmp_path}/drawn")
+    tpu("run", "--", "sample", f"--stages={pair_folder}", f"--prompts={prompts}", f"--out={out}")
     while (state := tpu("state")) == "TPU READY, run running\n":
         time.sleep(1)
     cloud.end_workers()
     assert state == "TPU READY, run exited 0\n"
-    drawn = cascade.sample(PROMPTS, seed=0)[-1]
+    samples = pipeline.sample(PROMPTS, seed=0)[-1]
     files = sorted((out / "images").iterdir())
     assert len(files) == len(PROMPTS)
     assert (pixels(files.pop(2)) == 77).all()
-    for path, image in zip(files, np.delete(drawn, 2, axis=0), strict=True):
+    for path, image in zip(files, np.delete(samples, 2, axis=0), strict=True):
         assert np.abs(pixels(path) - image.astype(int)).max() <= 1
-    assert len({image.tobytes() for image in drawn}) == len(PROMPTS)
+    assert len({image.tobytes() for image in samples}) == len(PROMPTS)

@@ -1,4 +1,4 @@
-"""A config for processes of their own: as small as it can be with a parameter that is split over all devices."""
+"""A config for separate processes: as small as possible, with a parameter that is sharded over all devices."""
 
 from tests.helpers.configs import base_config
 
@@ -9,7 +9,7 @@ CHANGES = {
     "model.blocks": (0,),
     "model.attention": ((),),
     "model.middle_attention": ("text",),
-    # where gradients are almost nothing, Adam's usual eps makes large steps of what two orders of a sum differ by
+    # with Adam's usual eps, two orders of a sum give steps that differ much where gradients are almost zero
     "optimizer.eps": 1e-3,
     "training.steps": 4,
     "training.save_every": 2,

@@ -1,4 +1,4 @@
-"""Run by several processes: a batch of images, of which each process has read what its devices need, is the batch."""
+"""Checks, in several processes, that a global batch is the concatenation of the rows that each process has read."""
 
 import os
 
@@ -8,20 +8,20 @@ import numpy as np
 from imagen_jax.parallel import multihost
 from imagen_jax.parallel.sharding import make_mesh, own_rows, put_batch
 
-# (data, fsdp, spatial) of 8 devices, and how many of 4 examples each of two processes reads
-READS = {(4, 1, 2): 2, (1, 2, 4): 2, (2, 2, 2): 2, (1, 1, 8): 4}
+# (data, fsdp, spatial) of 8 devices: how many of 4 examples each of two processes reads
+EXAMPLES_READ = {(4, 1, 2): 2, (1, 2, 4): 2, (2, 2, 2): 2, (1, 1, 8): 4}
 
 
 def main():
     count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
     multihost.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], count, index)
-    whole = {"image": np.arange(4 * 16 * 3).reshape(4, 16, 1, 3), "tokens": np.arange(4 * 5).reshape(4, 5)}
-    for (data, fsdp, spatial), examples in READS.items():
+    batch = {"image": np.arange(4 * 16 * 3).reshape(4, 16, 1, 3), "tokens": np.arange(4 * 5).reshape(4, 5)}
+    for (data, fsdp, spatial), examples in EXAMPLES_READ.items():
         mesh = make_mesh({"data": data, "fsdp": fsdp, "spatial": spatial})
         rows = own_rows(4, mesh)
         assert len(rows) == examples, rows
-        placed = put_batch({name: array[rows] for name, array in whole.items()}, mesh)
-        for name, array in whole.items():
+        placed = put_batch({name: array[rows] for name, array in batch.items()}, mesh)
+        for name, array in batch.items():
             assert placed[name].shape == array.shape
             for shard in placed[name].addressable_shards:
                 np.testing.assert_array_equal(shard.data, array[shard.index])
