@@ -47,7 +47,7 @@ def consistency(images: np.ndarray, low_res: np.ndarray) -> np.ndarray:
     return 10 * np.log10(255**2 / np.maximum(errors, ROUNDING))
 
 
-def colour_drift(images: np.ndarray, low_res: np.ndarray) -> np.ndarray:
+def color_drift(images: np.ndarray, low_res: np.ndarray) -> np.ndarray:
     """By how many steps the mean colour of each picture is above that of the one it was made of, [N, C]."""
     # of whole numbers in float64: exact
     means = (pictures.mean(axis=(1, 2)) * (255 / np.iinfo(pictures.dtype).max) for pictures in (images, low_res))
@@ -62,14 +62,14 @@ def saturation(images: np.ndarray) -> float:
 def measure(images: np.ndarray, low_res: np.ndarray | None, real: np.ndarray) -> dict[str, float]:
     """The means of all measures by name; a base stage, without ``low_res``, has no others than saturations.
 
-    ``saturation_real``, of pictures of the data set, says what saturation should be. ``colour_drift/rms`` is over
+    ``saturation_real``, of pictures of the data set, says what saturation should be. ``color_drift/rms`` is over
     pictures and channels: tints that differ from picture to picture show in it alone.
     """
     found = {"saturation": saturation(images), "saturation_real": saturation(real)}
     if low_res is not None:
         found["consistency_db"] = float(consistency(images, low_res).mean())
-        drift = colour_drift(images, low_res)
+        drift = color_drift(images, low_res)
         for name, mean in zip(channel_names(drift.shape[1]), drift.mean(axis=0), strict=True):
-            found[f"colour_drift/{name}"] = float(mean)
-        found["colour_drift/rms"] = float(np.sqrt(np.mean(drift**2)))
+            found[f"color_drift/{name}"] = float(mean)
+        found["color_drift/rms"] = float(np.sqrt(np.mean(drift**2)))
     return found

@@ -14,11 +14,11 @@ from jax.sharding import Mesh
 from imagen_jax.data.dataset import first_examples
 from imagen_jax.datasets.from_config import make_examples
 from imagen_jax.evaluation.cascade_metrics import measure
+from imagen_jax.evaluation.validation_loss import make_validation_loss, validation_metrics
 from imagen_jax.images.array import in_pixels
 from imagen_jax.images.plots import draw_cascade_diagnostics
 from imagen_jax.io.atomic import write_json
 from imagen_jax.pipelines.loading import TrainedStage
-from imagen_jax.stages.loss import loss_curve, make_held_out_loss
 
 # Real pictures that losses and their saturation are measured on, if as many are drawn: enough for the means.
 REAL = 128
@@ -45,10 +45,10 @@ def diagnose(
         config = trained.stage.config
         examples = make_examples(data, data.split, config.image_size, config.channels)
         real, captions = first_examples(examples, min(REAL, len(images)))
-        held_out_loss = make_held_out_loss(trained.stage, mesh, batch_size)
-        losses = held_out_loss(trained.params, trained.encoder_params, real, captions)
+        validation_loss = make_validation_loss(trained.stage, mesh, batch_size)
+        losses = validation_loss(trained.params, trained.encoder_params, real, captions)
         low_res = drawn[place - 1] if place else None
-        found.append({**measure(images, low_res, real), **loss_curve(losses)})
+        found.append({**measure(images, low_res, real), **validation_metrics(losses)})
     return found
 
 

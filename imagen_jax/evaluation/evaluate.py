@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 
 from imagen_jax.data.dataset import first_caption
-from imagen_jax.datasets.captions import Captions
+from imagen_jax.datasets.captions import SourceCaptions
 from imagen_jax.datasets.registry import make_source
 from imagen_jax.errors import ConfigError
 from imagen_jax.evaluation.diagnostics import diagnose, diagnostics_table, write_diagnostics
@@ -62,7 +62,7 @@ def evaluate(
         ConfigError: the config cannot work, or the judge does not understand the captions.
     """
     judge = check_judge(config)
-    source = Captions([make_source(config.data, config.data.split, pipeline.image_size)])
+    source = SourceCaptions([make_source(config.data, config.data.split, pipeline.image_size)])
     captions = [first_caption(source[i % len(source)]) for i in range(config.count)]
     if judge:
         check_captions(config.judge, captions)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from imagen_jax.datasets.shapes import judge
-from imagen_jax.datasets.shapes.captions import parse
+from imagen_jax.datasets.shapes.captions import parse_caption
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import composite, to_8_bits
 
@@ -18,11 +18,11 @@ Judge = Callable[[np.ndarray, Sequence[str]], tuple[Scores, np.ndarray]]
 
 def judge_shapes(images: np.ndarray, captions: Sequence[str]) -> tuple[Scores, np.ndarray]:
     """(scores by row, whether each picture is right in all, bool [N]) of RGB, or RGBA over white, [N, H, W, 3 or 4]."""
-    descriptions = [parse(caption) for caption in captions]
+    descriptions = [parse_caption(caption) for caption in captions]
     images = to_8_bits(images)
     images = composite(images, 255) if images.shape[-1] == 4 else images
     judgements = [judge.judge(image, description) for image, description in zip(images, descriptions, strict=True)]
-    return judge.tabulate(judgements, descriptions), np.array([judgement.all for judgement in judgements])
+    return judge.aggregate(judgements, descriptions), np.array([judgement.all for judgement in judgements])
 
 
 def judge_digits(images: np.ndarray, captions: Sequence[str]) -> tuple[Scores, np.ndarray]:
@@ -34,7 +34,7 @@ def judge_digits(images: np.ndarray, captions: Sequence[str]) -> tuple[Scores, n
     # scikit-learn takes seconds to import: only those who draw digits wait for it
     from sklearn.svm import SVC
 
-    from imagen_jax.datasets.digits import NAMES, label_of, load_split
+    from imagen_jax.datasets.digits import DIGIT_NAMES, load_split, parse_label
 
     def features(pictures: np.ndarray) -> np.ndarray:
         return pictures.reshape(len(pictures), -1) / np.iinfo(pictures.dtype).max
@@ -42,25 +42,25 @@ def judge_digits(images: np.ndarray, captions: Sequence[str]) -> tuple[Scores, n
     train_images, train_labels = load_split("train")
     test_images, test_labels = load_split("test")
     classifier = SVC(gamma="scale", C=10.0).fit(features(train_images), train_labels)
-    labels = np.array([label_of(caption) for caption in captions])
+    labels = np.array([parse_label(caption) for caption in captions])
     right = classifier.predict(features(images)) == labels
     scores = {
-        name: judge.rate(right[labels == label].tolist()) for label, name in enumerate(NAMES) if (labels == label).any()
+        name: judge.success_rate(right[labels == label].tolist()) for label, name in enumerate(DIGIT_NAMES) if (labels == label).any()
     }
-    scores["all"] = judge.rate(right.tolist())
-    scores["real test images"] = judge.rate((classifier.predict(features(test_images)) == test_labels).tolist())
+    scores["all"] = judge.success_rate(right.tolist())
+    scores["real test images"] = judge.success_rate((classifier.predict(features(test_images)) == test_labels).tolist())
     return scores, right
 
 
 def read_digit(caption: str) -> int:
     """The digit that a caption names. Raises ValueError if it names none or several."""
-    from imagen_jax.datasets.digits import label_of  # as above
+    from imagen_jax.datasets.digits import parse_label  # as above
 
-    return label_of(caption)
+    return parse_label(caption)
 
 
 JUDGES: dict[str, Judge] = {"shapes": judge_shapes, "digits": judge_digits}
-READS: dict[str, Callable[[str], Any]] = {"shapes": parse, "digits": read_digit}  # what a caption claims, or ValueError
+READS: dict[str, Callable[[str], Any]] = {"shapes": parse_caption, "digits": read_digit}  # what a caption claims, or ValueError
 
 
 def make_judge(name: str) -> Judge:

@@ -13,10 +13,10 @@ from PIL import Image
 from imagen_jax.data.dataset import first_examples
 from imagen_jax.datasets.from_config import make_examples
 from imagen_jax.evaluation.cascade_metrics import measure
+from imagen_jax.evaluation.validation_loss import make_validation_loss, validation_metrics
 from imagen_jax.images.array import to_float, to_whole
 from imagen_jax.images.grid import draw_grid
 from imagen_jax.images.resize import resize
-from imagen_jax.stages.loss import loss_curve, make_held_out_loss
 from imagen_jax.stages.sampling import StageSampler
 from imagen_jax.stages.stage import Stage
 
@@ -38,11 +38,11 @@ def make_preview(stage: Stage, mesh: Mesh) -> Callable[[Any, Any], tuple[Image.I
         small = resize(to_float(jnp.asarray(real)), *stage.low_res_shape[:2])
         low_res = np.asarray(to_whole(small, real.dtype))
     sampler = StageSampler(stage, mesh, stage_index=0)
-    held_out_loss = make_held_out_loss(stage, mesh, len(real))
+    validation_loss = make_validation_loss(stage, mesh, len(real))
 
     def preview(params: Any, encoder_params: Any) -> tuple[Image.Image, dict[str, float]]:
         images = sampler.sample(params, encoder_params, prompts, SEED, 0, low_res)
-        curve = loss_curve(held_out_loss(params, encoder_params, real, prompts))
+        curve = validation_metrics(validation_loss(params, encoder_params, real, prompts))
         return draw_grid(images, prompts, COLUMNS), {**measure(images, low_res, real), **curve}
 
     return preview

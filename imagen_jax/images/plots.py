@@ -16,8 +16,9 @@ from imagen_jax.images.grid import save_png
 
 PANEL = (5.5, 3.6)  # inches
 DPI = 110
-NOISE = "held_out_loss_at_noise/"
-DRIFT = "colour_drift/"
+NOISE = "validation_loss_at_noise/"
+DRIFT = "color_drift/"
+_OLD_PREFIXES = {"held_out_loss_at_noise/": NOISE, "colour_drift/": DRIFT}  # of metrics written before version 1
 COLOURS = {"red": "tab:red", "green": "tab:green", "blue": "tab:blue", "gray": "tab:gray", "rms": "black"}
 # Of a run's curves of losses by noise, as many are drawn as can be told apart.
 CURVES = 6
@@ -71,8 +72,16 @@ def draw_loss(metrics: Sequence[Mapping[str, float]], title: str, path: Path) ->
     save_figure(figure, path)
 
 
+def _rename_old_metrics(line: Mapping[str, float]) -> dict[str, float]:
+    """Returns a line of metrics with the current names."""
+    for old, new in _OLD_PREFIXES.items():
+        line = {new + name.removeprefix(old) if name.startswith(old) else name: value for name, value in line.items()}
+    return dict(line)
+
+
 def draw_run_diagnostics(metrics: Sequence[Mapping[str, float]], title: str, path: Path) -> None:
     """What was measured at the previews of a stage: held-out losses by noise, and how its pictures changed."""
+    metrics = [_rename_old_metrics(line) for line in metrics]
     lines = [line for line in metrics if "saturation" in line]
     is_super_resolution = any("consistency_db" in line for line in lines)
     figure, axes = panels(4 if is_super_resolution else 2, f"{title}: diagnostics of the EMA weights")

@@ -16,17 +16,17 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from imagen_jax.data.dataset import Examples
-from imagen_jax.data.pipeline import names_in_batch, position_in_batches_of, training_batches
-from imagen_jax.datasets.captions import Captions, training_captions
+from imagen_jax.data.dataset import ImageTextDataset
+from imagen_jax.data.pipeline import batch_record_names, rescale_position, training_batches
+from imagen_jax.datasets.captions import SourceCaptions, training_captions
 from imagen_jax.datasets.from_config import make_buckets
 from imagen_jax.errors import ConfigError
 from imagen_jax.evaluation.previews import make_preview
+from imagen_jax.evaluation.validation_loss import mean_validation_loss
 from imagen_jax.images.grid import save_png
 from imagen_jax.parallel import multihost, sharding
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.checkpoints import Checkpoints, check_batch_size, open_workdir
-from imagen_jax.stages.loss import mean_of_curve
 from imagen_jax.stages.stage import load_encoder_params
 from imagen_jax.text.embedding_cache import EmbeddingCache
 from imagen_jax.training.goodput import Clock, Goodput
@@ -134,7 +134,7 @@ def _run(config: ml_collections.ConfigDict, workdir: Path, stop: Stop, clock: Cl
             training.batch_size,
             training.log_every,
             records,
-            buckets[0].broken,
+            buckets[0].corrupt,
             watch_updates(config, buckets, first, batches.get_state()["next_index"], say).see,
             goodput.metrics,
         )
@@ -176,7 +176,7 @@ def _run(config: ml_collections.ConfigDict, workdir: Path, stop: Stop, clock: Cl
 
 def open_data(
     config: ml_collections.ConfigDict, stage: stages.Stage, mesh: jax.sharding.Mesh
-) -> tuple[list[Examples], grain.DatasetIterator]:
+) -> tuple[list[ImageTextDataset], grain.DatasetIterator]:
     """(the examples, those of each bucket of sizes; this process's part of the batches of them, without end).
 
     Raises:
@@ -188,7 +188,7 @@ def open_data(
         check_captions(tokenize, training_captions(config, [examples.source for examples in buckets]))
     batches = training_batches(
         buckets,
-        text=tokenize.arrays,
+        text_features=tokenize.as_features,
         batch_size=config.training.batch_size,
         seed=config.seed,
         threads=config.data.threads,
@@ -211,13 +211,13 @@ def begin_records(workdir: Path, state: TrainState, mesh: jax.sharding.Mesh) -> 
 
 
 def watch_updates(
-    config: ml_collections.ConfigDict, buckets: list[Examples], first: int, batch: int, say: Callable[[str], None]
+    config: ml_collections.ConfigDict, buckets: list[ImageTextDataset], first: int, batch: int, say: Callable[[str], None]
 ) -> BadSteps:
     """Tells of skipped updates by the examples of their batches, of which ``batch`` is that of step ``first`` + 1."""
     size, seed = config.training.batch_size, config.seed
     return BadSteps(
         config.training.max_bad_steps,
-        lambda step: names_in_batch(buckets, size, seed, batch + step - first - 1),
+        lambda step: batch_record_names(buckets, size, seed, batch + step - first - 1),
         say,
     )
 
@@ -225,12 +225,12 @@ def watch_updates(
 def record_preview(
     step: int, grid: Image.Image, measured: dict[str, float], workdir: Path, records: Records | NoRecords
 ) -> float:
-    """Writes down the previews of a step and what was measured of them; returns the mean of their held-out losses."""
+    """Writes down the previews of a step and what was measured of them; returns their mean validation loss."""
     records.scalars(step, measured)
     if multihost.is_main_process():
         save_png(grid, workdir / "previews" / f"{step:08d}.png")
         records.image(step, "preview", np.asarray(grid))
-    return mean_of_curve(measured)
+    return mean_validation_loss(measured)
 
 
 def position_after(
@@ -244,7 +244,7 @@ def position_after(
             f"training.batch_size {now} instead of {before} would lose the position in the data: batches of {buckets} "
             "sizes (data.buckets) take turns; keep it"
         )
-    position, skipped = position_in_batches_of(about["data"], before, now)
+    position, skipped = rescale_position(about["data"], before, now)
     if before != now:
         say(
             f"training.batch_size is {now} instead of {before}: the data go on with batch {position['next_index']}, "
@@ -253,9 +253,9 @@ def position_after(
     return position
 
 
-def check_captions(cache: EmbeddingCache, captions: Captions) -> None:
+def check_captions(cache: EmbeddingCache, captions: SourceCaptions) -> None:
     """Raises UsageError if the cache lacks a caption of an example; of several processes each looks at some."""
     part = range(jax.process_index(), len(captions), jax.process_count())
     hidden = not multihost.is_main_process()
     with tqdm(part, desc="captions in cache", unit=" examples", unit_scale=True, disable=hidden) as bar:
-        cache.check(caption for example in bar for caption in captions[example])
+        cache.check_captions(caption for example in bar for caption in captions[example])

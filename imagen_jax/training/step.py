@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from imagen_jax.diffusion.process import stratified_times
+from imagen_jax.diffusion.process import sample_timesteps
 from imagen_jax.images.array import Size, scaled, to_float
 from imagen_jax.images.resize import resize
 from imagen_jax.parallel.sharding import lay_examples, micro_batches, replicated, whole_kernels
-from imagen_jax.stages.loss import Losses, losses_at
+from imagen_jax.stages.loss import Losses, diffusion_loss
 from imagen_jax.stages.stage import Stage, crop_size
 from imagen_jax.training.state import TrainState, update_ema
 
@@ -24,7 +24,7 @@ NOISE_BANDS = 5
 
 
 class Examples(NamedTuple):
-    """What a network is trained on, [B, ...] each, all that is random in it drawn: as ``losses_at`` takes it."""
+    """What a network is trained on, [B, ...] each, all that is random in it drawn: as ``diffusion_loss`` takes it."""
 
     x: jax.Array
     text: tuple[jax.Array, jax.Array]
@@ -52,7 +52,7 @@ def draw_examples(stage: Stage, encoder_params: Any, batch: Batch, key: jax.Arra
     text = drop_captions(drop_key, text, stage.unconditional(encoder_params), stage.config.diffusion.caption_dropout)
     condition = augmented_low_res(stage, aug_key, x) if stage.is_super_resolution else {}
 
-    t = stratified_times(time_key, x.shape[0])
+    t = sample_timesteps(time_key, x.shape[0])
     dropout_keys = jax.random.split(dropout_key, x.shape[0]) if stage.config.model.dropout else None
     return Examples(x, text, condition, t, jax.random.normal(noise_key, x.shape), dropout_keys)
 
@@ -101,7 +101,7 @@ def augmented_low_res(stage: Stage, key: jax.Array, x: jax.Array) -> dict[str, j
     """
     level_key, noise_key = jax.random.split(key)
     low_res = resize(x, *scaled(x.shape[1:3], stage.image_shape[:2], stage.low_res_shape[:2]))
-    level = stage.aug_levels.draw(level_key, x.shape[0], stage.aug_schedule)
+    level = stage.aug_levels.sample(level_key, x.shape[0], stage.aug_schedule)
     return stage.condition_on(low_res, level, jax.random.normal(noise_key, low_res.shape))
 
 
@@ -115,7 +115,7 @@ def mean_gradients(
     """
 
     def mean_loss(params: Any, examples: Examples) -> tuple[jax.Array, Losses]:
-        losses = losses_at(stage, params, *examples)
+        losses = diffusion_loss(stage, params, *examples)
         return jnp.mean(losses.loss), losses
 
     if accumulation == 1:
@@ -167,8 +167,8 @@ def make_train_step(
             "skipped_in_a_row": opt_state.skipped_in_a_row,
             **by_noise_level(losses),
         }
-        if losses.bound is not None:
-            metrics["bound_bits"] = jnp.mean(losses.bound)
+        if losses.vlb is not None:
+            metrics["bound_bits"] = jnp.mean(losses.vlb)
         return TrainState(state.step + 1, params, opt_state, ema_params), metrics
 
     return jax.jit(

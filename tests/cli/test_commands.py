@@ -339,7 +339,7 @@ def test_evaluate_command(base_folder, sr_folder, tmp_path):
         drawn_with = {name: stage["sampling"][name] for name in ("steps", "guidance", "churn_range")}
         assert drawn_with == {"steps": steps, "guidance": 3.0, "churn_range": [0.1, float("inf")]}
         assert 0 <= stage["measures"]["saturation"] <= 1
-        assert stage["measures"]["held_out_loss_at_noise/0.95"] > 0
+        assert stage["measures"]["validation_loss_at_noise/0.95"] > 0
     assert "consistency_db" not in base["measures"]
     assert 0 < larger["measures"]["consistency_db"] < 59
     for name, value in larger["measures"].items():

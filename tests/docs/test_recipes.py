@@ -78,7 +78,7 @@ def test_a_folder_of_images_becomes_samples(desk):
         assert grid.width > 8 * 100
     base, larger = json.loads((runs / "scores/diagnostics.json").read_text())
     assert (base["step"], larger["step"]) == (20, 20)
-    assert larger["measures"]["held_out_loss_at_noise/0.95"] > 0
+    assert larger["measures"]["validation_loss_at_noise/0.95"] > 0
     assert contents(desk / "photos") == before
     assert {path.name for path in desk.iterdir()} == {"configs", "photos", "runs"}
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax.evaluation.cascade_metrics import colour_drift, consistency, measure, saturation
+from imagen_jax.evaluation.cascade_metrics import color_drift, consistency, measure, saturation
 from imagen_jax.images.array import to_float, to_whole
 from imagen_jax.images.resize import resize
 
@@ -45,7 +45,7 @@ def test_a_tint_is_measured_by_picture_and_channel():
     low_res = some_pictures(side=8)
     images = np.kron(np.minimum(low_res, 240), np.ones((1, 2, 2, 1), np.uint8))
     tinted = images + np.uint8([[5, 0, 1], [0, 0, 0], [0, 7, 0]])[:, None, None, :]
-    drift = colour_drift(tinted, np.minimum(low_res, 240))
+    drift = color_drift(tinted, np.minimum(low_res, 240))
     np.testing.assert_allclose(drift, [[5, 0, 1], [0, 0, 0], [0, 7, 0]], atol=1e-9)
 
 
@@ -65,11 +65,11 @@ def test_all_measures_have_names():
             "saturation": 1 / 3,
             "saturation_real": 2 / 3,
             "consistency_db": np.mean(10 * np.log10(255**2 * 3 / np.array([104, 4]))),
-            "colour_drift/red": 5,
+            "color_drift/red": 5,
             # tints that cancel each other
-            "colour_drift/green": 0,
-            "colour_drift/blue": 0,
-            "colour_drift/rms": np.sqrt((100 + 4 + 4) / 6),
+            "color_drift/green": 0,
+            "color_drift/blue": 0,
+            "color_drift/rms": np.sqrt((100 + 4 + 4) / 6),
         },
         rel=1e-5,
         abs=1e-6,
@@ -78,7 +78,7 @@ def test_all_measures_have_names():
 
 def test_pictures_of_one_channel_are_gray():
     found = measure(plain((9,), side=4), plain((7,), side=2), real=plain((0,), side=4))
-    assert found["colour_drift/gray"] == found["colour_drift/rms"] == 2
+    assert found["color_drift/gray"] == found["color_drift/rms"] == 2
 
 
 def test_a_base_stage_has_no_other_to_be_held_against():

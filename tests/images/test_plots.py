@@ -5,8 +5,8 @@ from PIL import Image
 from imagen_jax.images import plots
 from imagen_jax.images.plots import draw_cascade_diagnostics, draw_loss, draw_run_diagnostics, named, series
 
-CURVE = {"held_out_loss_at_noise/0.25": 0.5, "held_out_loss_at_noise/0.75": 0.1}
-LARGER = {"consistency_db": 30.0, "colour_drift/red": 1.0, "colour_drift/rms": 2.0}
+CURVE = {"validation_loss_at_noise/0.25": 0.5, "validation_loss_at_noise/0.75": 0.1}
+LARGER = {"consistency_db": 30.0, "color_drift/red": 1.0, "color_drift/rms": 2.0}
 SATURATIONS = {"saturation": 0.1, "saturation_real": 0.2}
 STAGES = {"8×8": SATURATIONS | CURVE, "16×16": SATURATIONS | CURVE | LARGER}
 

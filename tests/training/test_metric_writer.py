@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
-from imagen_jax.stages.loss import NOISE_LEVELS
+from imagen_jax.evaluation.validation_loss import NOISE_LEVELS
 from imagen_jax.training.metric_writer import Records, read_metrics
 from imagen_jax.training.progress_bar import NoiseBands
 from imagen_jax.training.step import NOISE_BANDS
@@ -86,8 +86,8 @@ def test_losses_by_noise_are_in_the_metrics_and_in_the_log(base_folder):
 
 
 def test_every_preview_is_measured(base_folder, sr_folder):
-    of_both = {"step", "saturation", "saturation_real", *(f"held_out_loss_at_noise/{x:.2f}" for x in NOISE_LEVELS)}
-    of_larger = {"consistency_db", *(f"colour_drift/{name}" for name in ("red", "green", "blue", "rms"))}
+    of_both = {"step", "saturation", "saturation_real", *(f"validation_loss_at_noise/{x:.2f}" for x in NOISE_LEVELS)}
+    of_larger = {"consistency_db", *(f"color_drift/{name}" for name in ("red", "green", "blue", "rms"))}
     for folder, expected in ((base_folder, of_both), (sr_folder, of_both | of_larger)):
         measured = [line for line in read_metrics(folder) if "saturation" in line]
         assert [line["step"] for line in measured] == [3, 6]
@@ -110,7 +110,7 @@ def test_tensorboard_gets_the_metrics(base_folder):
         "loss",
         "loss_at_noise/0-0.2",
         "loss_at_noise/0.8-1",
-        "held_out_loss_at_noise/0.95",
+        "validation_loss_at_noise/0.95",
         "saturation",
         "gradient_norm",
         "parameter_norm",

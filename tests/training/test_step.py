@@ -17,7 +17,7 @@ from imagen_jax.images.array import to_float
 from imagen_jax.images.resize import resize
 from imagen_jax.parallel import sharding
 from imagen_jax.stages import stage as stages
-from imagen_jax.stages.loss import Losses, losses_at
+from imagen_jax.stages.loss import Losses, diffusion_loss
 from imagen_jax.stages.sampling import make_sample_fn
 from imagen_jax.stages.stage import load_encoder_params
 from imagen_jax.training.optimizers import make_optimizer
@@ -76,7 +76,7 @@ class Run:
 
 
 def example_losses(stage, params, encoder_params, batch, key):
-    return losses_at(stage, params, *draw_examples(stage, encoder_params, batch, key))
+    return diffusion_loss(stage, params, *draw_examples(stage, encoder_params, batch, key))
 
 
 @once
@@ -416,8 +416,8 @@ def recorded_noise(stage, batch, key, schedule=None):
 def test_the_noise_of_the_condition_is_not_that_of_the_image(super_resolution):
     batch = as_device_batch(super_resolution)
     seen = recorded_noise(super_resolution, batch, jax.random.key(0))
-    signal = schedules.signal(seen["logsnr"])[:, None, None, None]
-    sigma = schedules.signal(-seen["logsnr"])[:, None, None, None]
+    signal = schedules.alpha_from_logsnr(seen["logsnr"])[:, None, None, None]
+    sigma = schedules.sigma_from_logsnr(seen["logsnr"])[:, None, None, None]
     eps = np.asarray((seen["z"] - signal * to_float(batch["image"])) / sigma)
     low = seen["low_res_eps"]
     assert np.std(low) == pytest.approx(1, abs=0.1)
@@ -580,8 +580,8 @@ def test_the_bound_teaches_the_variance_and_not_the_prediction():
     assert np.abs(v).max() > 0
     np.testing.assert_allclose(other_v, 1e3 * v, rtol=1e-3, atol=1e-3 * np.abs(other_v).max())
     # and the loss is the simple one with the weighed bound
-    assert (np.asarray(much.bound) >= 0).all()
-    np.testing.assert_allclose(much.loss - little.loss, (1 - 1e-3) * much.bound, rtol=1e-3)
+    assert (np.asarray(much.vlb) >= 0).all()
+    np.testing.assert_allclose(much.loss - little.loss, (1 - 1e-3) * much.vlb, rtol=1e-3)
 
 
 def test_the_bound_is_recorded_in_bits():

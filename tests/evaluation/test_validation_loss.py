@@ -1,4 +1,4 @@
-"""Held-out losses: at the levels that they say, and of each picture alone."""
+"""The validation loss: at the given noise levels, and of each image alone."""
 
 import dataclasses
 
@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagen_jax.evaluation.validation_loss import NOISE_LEVELS, make_validation_loss, validation_metrics
 from imagen_jax.parallel.sharding import make_mesh
 from imagen_jax.stages import stage as stages
-from imagen_jax.stages.loss import NOISE_LEVELS, loss_curve, make_held_out_loss
 from imagen_jax.stages.stage import load_encoder_params
 from tests.helpers.configs import FunctionNetwork, base_config, one_device, perturbed_params, sr_config
 
@@ -16,20 +16,20 @@ pytest_plugins = ("tests.helpers.fixtures",)
 CAPTIONS = ["a red circle", "two blue squares", "a ring", "a small green cross", "an object"]
 
 
-def with_network(config, says):
-    """A stage whose network says a function of z, its noise level and the augmentation level, both [B, 1, 1, 1]."""
+def with_network(config, predict):
+    """Returns a stage whose network is a function of z, the noise level and the aug. level, both [B, 1, 1, 1]."""
 
     def apply(params, z, level, text, mask, low_res, aug_level, dropout_keys):
         assert dropout_keys is None
         aug_level = None if aug_level is None else aug_level[:, None, None, None]
-        return jnp.broadcast_to(says(z, level[:, None, None, None], aug_level), z.shape)
+        return jnp.broadcast_to(predict(z, level[:, None, None, None], aug_level), z.shape)
 
     return dataclasses.replace(stages.build(config), network=FunctionNetwork(apply))
 
 
-def held_out(stage, images, mesh=None, batch_size=2, params=None):
+def validation_loss(stage, images, mesh=None, batch_size=2, params=None):
     mesh = mesh or one_device()
-    loss = make_held_out_loss(stage, mesh, batch_size)
+    loss = make_validation_loss(stage, mesh, batch_size)
     return loss(params, load_encoder_params(stage, mesh), images, CAPTIONS[: len(images)])
 
 
@@ -37,48 +37,48 @@ WHITE = np.full((3, 8, 8, 3), 255, np.uint8)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
-def test_the_network_is_asked_at_each_level(schedule):
+def test_network_gets_noise_levels(schedule):
     config = base_config(**{"diffusion.schedule": schedule, "diffusion.prediction": "x", "diffusion.weight": "simple"})
-    losses = held_out(with_network(config, lambda z, level, aug_level: level), WHITE)
+    losses = validation_loss(with_network(config, lambda z, level, aug_level: level), WHITE)
     np.testing.assert_allclose(losses, np.tile((1 - np.array(NOISE_LEVELS)) ** 2, (3, 1)), rtol=1e-3)
 
 
-def test_pictures_have_as_much_noise_as_they_say_and_it_is_the_same_at_each_level():
-    """z is the image and its noise, of which the image is known: what is left is 0 for who subtracts it."""
+def test_noise_matches_level_and_is_shared():
+    """With a known image, eps follows from z exactly; the same eps is used at each level."""
     config = base_config(**{"diffusion.prediction": "eps", "diffusion.weight": "simple"})
 
     def eps(z, level, aug_level):
         return (z - jnp.cos(level * jnp.pi / 2)) / jnp.sin(level * jnp.pi / 2)
 
-    np.testing.assert_allclose(held_out(with_network(config, eps), WHITE), 0, atol=1e-8)
-    losses = held_out(with_network(config, lambda z, level, aug_level: 0.0), WHITE)
+    np.testing.assert_allclose(validation_loss(with_network(config, eps), WHITE), 0, atol=1e-8)
+    losses = validation_loss(with_network(config, lambda z, level, aug_level: 0.0), WHITE)
     np.testing.assert_allclose(losses, np.tile(losses[:, :1], len(NOISE_LEVELS)), rtol=1e-5)
     assert len(set(losses[:, 0].tolist())) == 3
     assert losses.mean() == pytest.approx(1, abs=0.15)
 
 
-def test_every_picture_of_super_resolution_has_its_augmentation_level():
+def test_aug_level_per_image():
     config = sr_config(**{"diffusion.prediction": "x", "diffusion.weight": "simple"})
     stage = with_network(config, lambda z, level, aug_level: aug_level)
     images = np.full((5, 16, 16, 3), 255, np.uint8)
-    losses = held_out(stage, images)
+    losses = validation_loss(stage, images)
     np.testing.assert_allclose(losses, np.tile(losses[:, :1], len(NOISE_LEVELS)), rtol=1e-5)
     levels = 1 - np.sqrt(losses[:, 0])
     assert (levels > 0).all() and (levels < 1).all() and np.ptp(levels) > 0.3
-    np.testing.assert_allclose(held_out(stage, images[:3], batch_size=64), losses[:3], rtol=1e-5)
+    np.testing.assert_allclose(validation_loss(stage, images[:3], batch_size=64), losses[:3], rtol=1e-5)
 
 
-def test_a_loss_does_not_depend_on_batch_or_mesh(base_stage):
+def test_independent_of_batch_and_mesh(base_stage):
     params = perturbed_params(base_stage)
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
-    losses = held_out(base_stage, images, params=params)
+    losses = validation_loss(base_stage, images, params=params)
     assert losses.shape == (5, len(NOISE_LEVELS))
     mesh = make_mesh({"data": 2, "fsdp": 2, "spatial": 2})
-    np.testing.assert_allclose(held_out(base_stage, images, mesh, 16, params), losses, rtol=1e-4)
+    np.testing.assert_allclose(validation_loss(base_stage, images, mesh, 16, params), losses, rtol=1e-4)
 
 
-def test_a_curve_is_the_mean_of_pictures():
+def test_metrics_are_means_over_images():
     losses = np.stack([np.arange(10.0), np.arange(10.0) + 2])
-    curve = loss_curve(losses)
-    assert list(curve)[:2] == ["held_out_loss_at_noise/0.05", "held_out_loss_at_noise/0.15"]
-    assert list(curve.values()) == list(np.arange(10.0) + 1)
+    metrics = validation_metrics(losses)
+    assert list(metrics)[:2] == ["validation_loss_at_noise/0.05", "validation_loss_at_noise/0.15"]
+    assert list(metrics.values()) == list(np.arange(10.0) + 1)

@@ -1,0 +1,85 @@
+"""The validation loss by noise level: the training loss on real images of a validation split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from imagen_jax.diffusion import samplers
+from imagen_jax.diffusion.schedules import logsnr_from_cosine_time
+from imagen_jax.images.array import to_float
+from imagen_jax.images.resize import resize
+from imagen_jax.parallel import multihost
+from imagen_jax.parallel.sharding import batch_parts, batch_sharding, put_examples
+from imagen_jax.stages.loss import diffusion_loss
+from imagen_jax.stages.stage import Stage
+
+# Names of the metrics: `validation_loss_at_noise/0.05` and so on.
+METRIC_PREFIX = "validation_loss_at_noise/"
+# Values of `schedules.cosine_time`, from little noise to much.
+NOISE_LEVELS = tuple((i + 0.5) / 10 for i in range(10))
+SEED = 0
+
+ValidationLossFn = Callable[[Any, Any, np.ndarray, Sequence[str]], np.ndarray]
+
+
+def make_validation_loss(stage: Stage, mesh: Mesh, batch_size: int) -> ValidationLossFn:
+    """Returns a function `(params, encoder_params, images [N, H, W, C], captions [N]) -> losses [N, NOISE_LEVELS]`.
+
+    The loss is the training loss on full images without text dropout. The noise and the augmentation level of image i
+    depend on i alone, neither on the batch nor on the mesh, so that losses of different runs and steps are comparable.
+
+    Args:
+        stage: the stage to evaluate.
+        mesh: batches are split over all its devices.
+        batch_size: images at once, rounded up to a multiple of the mesh's batch parts.
+    """
+
+    def losses_at_level(params: Any, encoder_params: Any, batch: Any, level: jax.Array) -> jax.Array:
+        x, keys = to_float(batch["image"]), jax.random.wrap_key_data(batch["keys"])
+        text = stage.encoder.encode(encoder_params, batch["tokens"], batch["mask"]), batch["mask"]
+        condition = {}
+        if stage.is_super_resolution:
+            low_res = resize(x, *stage.low_res_shape[:2])
+            aug_level = jax.vmap(lambda key: stage.aug_levels.sample(key, 1, stage.aug_schedule)[0])(keys)
+            condition = stage.condition_on(low_res, aug_level, samplers.gaussian_noise(keys, 1, low_res.shape[1:]))
+        t = jnp.clip(stage.schedule.inverse_logsnr(logsnr_from_cosine_time(level)), 0.0, 1.0)
+        eps = samplers.gaussian_noise(keys, 0, x.shape[1:])
+        return diffusion_loss(stage, params, x, text, condition, jnp.broadcast_to(t, x.shape[:1]), eps).loss
+
+    program = jax.jit(losses_at_level, out_shardings=batch_sharding(mesh))
+
+    def validation_loss(params: Any, encoder_params: Any, images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
+        # All batches have the same size, a multiple of the batch parts: the last one is padded.
+        parts = batch_parts(mesh)
+        size = -(-min(batch_size, len(images)) // parts) * parts
+        losses = []
+        for start in range(0, len(images), size):
+            batch_images, batch_captions = images[start : start + size], captions[start : start + size]
+            padding = size - len(batch_images)
+            tokens, mask = stage.encoder.tokenize([*batch_captions, *[""] * padding])
+            padded = np.concatenate([batch_images, np.zeros((padding, *images.shape[1:]), images.dtype)])
+            keys = np.asarray(jax.random.key_data(samplers.sample_keys(SEED, jnp.arange(start, start + size))))
+            batch = put_examples({"image": padded, "tokens": tokens, "mask": mask, "keys": keys}, mesh)
+            by_level = [program(params, encoder_params, batch, jnp.float32(level)) for level in NOISE_LEVELS]
+            gathered = np.stack([multihost.gather(level_losses) for level_losses in by_level], axis=1)
+            losses.append(gathered[: len(batch_images)])
+        return np.concatenate(losses)
+
+    return validation_loss
+
+
+def validation_metrics(losses: np.ndarray) -> dict[str, float]:
+    """Returns the mean losses by noise level as metrics, from losses [N, NOISE_LEVELS]."""
+    means = losses.mean(axis=0)
+    return {f"{METRIC_PREFIX}{level:.2f}": float(mean) for level, mean in zip(NOISE_LEVELS, means, strict=True)}
+
+
+def mean_validation_loss(metrics: dict[str, float]) -> float:
+    """Returns the mean of the metrics of `validation_metrics` over noise levels."""
+    return float(np.mean([value for name, value in metrics.items() if name.startswith(METRIC_PREFIX)]))
