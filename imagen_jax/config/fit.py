@@ -6,7 +6,6 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING
 
-from imagen_jax.data.transforms import MODES
 from imagen_jax.diffusion.tiling import check_tiles
 from imagen_jax.errors import ConfigError, collect_errors
 from imagen_jax.images.array import Size, said
@@ -14,6 +13,8 @@ from imagen_jax.parallel.sharding import check_rules
 
 if TYPE_CHECKING:
     from imagen_jax.config.schema import ModelConfig, OptimizerConfig, SamplingConfig, StageConfig
+
+FILE_CHANNELS = (1, 3, 4)  # what image files are decoded to
 
 
 def check_stage(config: StageConfig) -> None:
@@ -99,7 +100,7 @@ def _check_transform(config: StageConfig) -> None:
     transform = getattr(config.data, "transform", None)
     if transform is None:
         return
-    if config.channels not in MODES:
+    if config.channels not in FILE_CHANNELS:
         raise ConfigError(f"channels {config.channels} is not possible with image files: choose 1, 3 or 4")
     if transform.max_pixels < config.image_hw[0] * config.image_hw[1]:
         raise ConfigError(
@@ -109,7 +110,7 @@ def _check_transform(config: StageConfig) -> None:
 
 
 def _check_buckets(config: StageConfig) -> None:
-    if not config.data.buckets:
+    if not config.data.bucket_hws:
         return
     for name, used in (("model.positions", config.model.positions), ("data.crop_size", any(config.data.crop_hw))):
         if used:

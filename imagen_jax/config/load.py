@@ -130,7 +130,7 @@ def _plain(value: Any) -> Any:
     return tuple(_plain(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
-# --- files -------------------------------------------------------------------------------------------------------------
+# files
 
 
 def _read(source: str, schema: type[Group]) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def _failed(path: Path, error: Exception) -> ConfigError:
     return ConfigError(f"config file {str(path)!r} fails with {type(error).__name__}: {text or 'no message'}")
 
 
-# --- overrides ---------------------------------------------------------------------------------------------------------
+# overrides
 
 
 def _set(tree: dict[str, Any], key: str, value: Any, schema: type[Group]) -> None:

@@ -78,6 +78,9 @@ def migrate(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def _from_0(tree: dict[str, Any]) -> None:
     """Renames the keys and values of version 0 in place."""
+    data = tree.get("data")
+    if isinstance(data, dict) and data.get("source") in ("shapes", "digits") and not data.get("buckets"):
+        data.pop("buckets", None)
     for group in (tree.get("data"), *_parts(tree.get("data"))):
         _rename(group, "data.")
         _replace_values(group, "data.")

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 from imagen_jax.config import fit
 from imagen_jax.data.transforms import CROPS
 from imagen_jax.diffusion.noise_augmentation import DISTRIBUTIONS
-from imagen_jax.diffusion.process import PREDICTION_TYPES, LOSS_WEIGHTINGS
+from imagen_jax.diffusion.process import LOSS_WEIGHTINGS, PREDICTION_TYPES
 from imagen_jax.diffusion.samplers import SAMPLERS, VARIANCE_TYPES
 from imagen_jax.diffusion.schedules import SCHEDULES
 from imagen_jax.diffusion.timesteps import TIMESTEP_SPACINGS
@@ -138,7 +138,7 @@ class Group(BaseModel):
         return change(self, {**(changes or {}), **more})
 
 
-# --- data --------------------------------------------------------------------------------------------------------------
+# data
 
 
 class TransformConfig(Group):
@@ -285,9 +285,6 @@ class LoadingKeys(Group):
         source="arXiv:2205.11487, Section 2.3",
         expected=SIZE,
     )
-    buckets: tuple[SizeValue, ...] = key(
-        (), "Further sizes to train on, for images of other aspect ratios.", expected="a tuple of sizes, () for none"
-    )
     threads: int = key(16, "Threads that read and decode.", ge=1, le=1024)
     prefetch: int = key(16, "Batches to keep ready.", unit="batches", ge=1, le=2**20)
 
@@ -298,8 +295,8 @@ class LoadingKeys(Group):
 
     @property
     def bucket_hws(self) -> tuple[Size, ...]:
-        """(height, width) of each of `buckets`."""
-        return tuple(size_of(size, "data.buckets") for size in self.buckets)
+        """(height, width) of each further size to train on."""
+        return ()
 
 
 class FileKeys(LoadingKeys):
@@ -307,6 +304,14 @@ class FileKeys(LoadingKeys):
 
     max_corrupt: float = key(0.01, "Fraction of corrupt images at which a run stops.", ge=0, le=1)
     transform: TransformConfig = key(TransformConfig(), "How image files become images of image_size.")
+    buckets: tuple[SizeValue, ...] = key(
+        (), "Further sizes to train on, for images of other aspect ratios.", expected="a tuple of sizes, () for none"
+    )
+
+    @property
+    def bucket_hws(self) -> tuple[Size, ...]:
+        """(height, width) of each of `buckets`."""
+        return tuple(size_of(size, "data.buckets") for size in self.buckets)
 
 
 class ShapesData(ShapesKeys, LoadingKeys):
@@ -340,7 +345,7 @@ DataConfig = Annotated[
     ShapesData | DigitsData | FolderData | TfdsData | WebDatasetData | MixtureData, Field(discriminator="source")
 ]
 
-# --- the stage ---------------------------------------------------------------------------------------------------------
+# the stage
 
 
 class TextConfig(Group):
@@ -703,7 +708,7 @@ class StageConfig(Group):
         return any(self.low_res_hw)
 
 
-# --- evaluation and pretraining ----------------------------------------------------------------------------------------
+# evaluation and pretraining
 
 
 class EvaluationConfig(Group):
