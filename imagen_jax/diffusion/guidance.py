@@ -1,4 +1,4 @@
-"""Classifier-free guidance, and the thresholding that high weights need (arXiv:2205.11487, Sections 2.2 and 2.3)."""
+"""Classifier-free guidance, and thresholding for large guidance scales (arXiv:2205.11487, Sections 2.2 and 2.3)."""
 
 from __future__ import annotations
 
@@ -10,119 +10,146 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from imagen_jax.diffusion.process import per_example
+from imagen_jax.diffusion.process import append_dims
 from imagen_jax.errors import ConfigError
 
 
-def classifier_free(conditional: jax.Array, unconditional: jax.Array, weight: jax.Array | float) -> jax.Array:
-    """w · conditional + (1 - w) · unconditional, Eq. 2; weight 1 is no guidance.
+def classifier_free(conditional: jax.Array, unconditional: jax.Array, scale: jax.Array | float) -> jax.Array:
+    """Returns scale · conditional + (1 - scale) · unconditional (arXiv:2205.11487, Eq. 2).
 
-    Predictions are [B, ...], the weight is a scalar or [B]. The three kinds of prediction are affine in one another at
-    a given z_t, so the sum means the same in each.
+    The prediction types are affine in one another at a given z_t, so guidance is the same for all of them.
+
+    Args:
+        conditional: predictions [B, ...] with text.
+        unconditional: predictions [B, ...] without text.
+        scale: guidance scale, a scalar or [B]; 1 is no guidance.
     """
-    return unconditional + per_example(jnp.asarray(weight), conditional) * (conditional - unconditional)
+    return unconditional + append_dims(jnp.asarray(scale), conditional) * (conditional - unconditional)
 
 
-def rescaled(guided: jax.Array, conditional: jax.Array, share: float) -> jax.Array:
-    """Guided predictions [B, ...] brought a share of the way to the deviation of the conditional ones.
+def rescale_guidance(guided: jax.Array, conditional: jax.Array, phi: float) -> jax.Array:
+    """Returns guided predictions [B, ...], rescaled towards the standard deviation of the conditional ones.
 
-    High weights make predictions, and so images, too strong (arXiv:2305.08891, Eq. 14-16): each sample is multiplied by
-    share · std(conditional) / std(guided) + (1 - share). Unlike guidance itself this depends on the kind of prediction;
-    the paper's is v.
+    Large scales raise the contrast of predictions, and so of images. Each sample is multiplied by
+    phi · std(conditional) / std(guided) + (1 - phi) (arXiv:2305.08891, Eq. 14-16). Unlike guidance itself, this depends
+    on the prediction type; the paper uses v.
+
+    Args:
+        guided: guided predictions [B, ...].
+        conditional: conditional predictions [B, ...].
+        phi: strength in [0, 1]; 0 changes nothing.
     """
     axes = tuple(range(1, guided.ndim))
-    # in float32: a deviation is a small difference of large sums; of a plain picture it may be 0
+    # in float32: a deviation is a small difference of large sums; for a constant image it may be 0
     deviation, guided_deviation = (jnp.std(x.astype(jnp.float32), axis=axes) for x in (conditional, guided))
-    factor = share * deviation / jnp.maximum(guided_deviation, 1e-8) + (1 - share)
-    return (guided * per_example(factor, guided)).astype(guided.dtype)
+    factor = phi * deviation / jnp.maximum(guided_deviation, 1e-8) + (1 - phi)
+    return (guided * append_dims(factor, guided)).astype(guided.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance as it changes from step to step.
+    """Classifier-free guidance that may vary over the steps of a sampler.
 
     Attributes:
-        weight: as of ``classifier_free``, a scalar or one a sample, [B].
-        start: the least noise level that is guided.
-        end: the greatest; noise levels are angles in [0, 1], as of ``schedules.noise_angle``. Beyond this interval
-            guidance does harm or nothing, and what is conditional stands alone (arXiv:2404.07724, Section 3).
-        rescale: share in [0, 1] of ``rescaled``; 0 is none.
-        oscillates: whether the weight alternates between ``weight`` and ``low`` (oscillating guidance of Imagen Video,
-            arXiv:2210.02303): ``low`` in every second step, counted from 0, of those after the first
-            ``constant_steps``. A high weight in all of them saturates colours.
-        low: see ``oscillates``.
-        constant_steps: see ``oscillates``.
+        scale: guidance scale, a scalar or [B]; 1 is no guidance.
+        interval: the lowest and the highest noise level, as `schedules.cosine_time`, at which guidance is applied;
+            elsewhere it is harmful or has no effect (arXiv:2404.07724, Section 3).
+        rescale: `phi` of `rescale_guidance`, in [0, 1]; 0 is none.
+        oscillating: whether the scale alternates between `scale` and `low` after `warmup_steps` steps: `low` applies to
+            steps with an odd index, counted from 0 (oscillating guidance, arXiv:2210.02303). A large scale at every
+            step saturates colors.
+        low: see `oscillating`.
+        warmup_steps: see `oscillating`.
 
     Raises:
-        UsageError: values that are no interval, no share, no count or not finite.
+        ConfigError: a value is out of range or not finite.
     """
 
-    weight: jax.Array | float
-    start: float = 0.0
-    end: float = 1.0
+    scale: jax.Array | float
+    interval: tuple[float, float] = (0.0, 1.0)
     rescale: float = 0.0
-    oscillates: bool = False
+    oscillating: bool = False
     low: float = 1.0
-    constant_steps: int = 0
+    warmup_steps: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start < self.end <= 1:
+        low, high = self.interval
+        if not 0 <= low < high <= 1:
             raise ConfigError(
-                f"guidance from noise level {self.start} to {self.end} is no interval in [0, 1]: 0 to 1 is all levels"
+                f"guidance_interval {low}, {high} is not an interval of noise levels in [0, 1]: 0, 1 is all levels"
             )
         if not 0 <= self.rescale <= 1:
-            raise ConfigError(f"guidance rescale {self.rescale} is not in [0, 1]: 0 is none")
-        if self.constant_steps < 0:
-            raise ConfigError(f"guidance constant steps {self.constant_steps} are too few: give at least 0")
-        for name in ("weight", "low"):
-            value = getattr(self, name)
+            raise ConfigError(f"guidance_rescale {self.rescale} is not in [0, 1]: 0 is none")
+        if self.warmup_steps < 0:
+            raise ConfigError(f"guidance_warmup_steps {self.warmup_steps} is negative: give at least 0")
+        for name, value in (("guidance_scale", self.scale), ("guidance_low", self.low)):
             if isinstance(value, (int, float)) and not math.isfinite(value):
-                raise ConfigError(f"guidance {name} {value} is not a finite number: 1 is no guidance")
+                raise ConfigError(f"{name} {value} is not a finite number: 1 is no guidance")
 
     @property
-    def is_none(self) -> bool:
-        """Whether it is known in advance that the conditional prediction stands alone in every step."""
-        if not isinstance(self.weight, (int, float)):
+    def is_identity(self) -> bool:
+        """Whether the result is statically known to be the conditional prediction at every step."""
+        if not isinstance(self.scale, (int, float)):
             return False
-        return self.weight == 1 and (self.low == 1 or not self.oscillates)
+        return self.scale == 1 and (self.low == 1 or not self.oscillating)
 
     def __call__(
         self, conditional: jax.Array, unconditional: jax.Array, noise_level: jax.Array, step: jax.Array
     ) -> jax.Array:
-        """The guided prediction [B, ...] in a step (scalar, from 0) at a noise level (scalar or [B])."""
-        weight = jnp.asarray(self.weight)
-        if self.oscillates:
-            is_low = (step >= self.constant_steps) & (step % 2 == 1)
-            weight = jnp.where(is_low, self.low, weight)
-        guided = classifier_free(conditional, unconditional, weight)
+        """Returns the guided prediction [B, ...].
+
+        Args:
+            conditional: predictions [B, ...] with text.
+            unconditional: predictions [B, ...] without text.
+            noise_level: as `schedules.cosine_time`, a scalar or [B].
+            step: index of the sampler's step, from 0, a scalar.
+        """
+        scale = jnp.asarray(self.scale)
+        if self.oscillating:
+            is_low = (step >= self.warmup_steps) & (step % 2 == 1)
+            scale = jnp.where(is_low, self.low, scale)
+        guided = classifier_free(conditional, unconditional, scale)
         if self.rescale:
-            guided = rescaled(guided, conditional, self.rescale)
-        inside = (noise_level >= self.start) & (noise_level <= self.end)
-        return jnp.where(per_example(inside, guided), guided, conditional)
+            guided = rescale_guidance(guided, conditional, self.rescale)
+        inside = (noise_level >= self.interval[0]) & (noise_level <= self.interval[1])
+        return jnp.where(append_dims(inside, guided), guided, conditional)
 
 
 def static_threshold(x: jax.Array) -> jax.Array:
-    """x clipped to the range of images, [-1, 1]."""
+    """Returns x clipped to the range of images, [-1, 1] (arXiv:2205.11487, Section 2.3)."""
     return jnp.clip(x, -1.0, 1.0)
 
 
 def dynamic_threshold(x: jax.Array, percentile: float = 99.5) -> jax.Array:
-    """x clipped to [-s, s] and divided by s, where s ≥ 1 is the percentile (in per cent) of |x| in each sample."""
+    """Returns x [B, ...] clipped to [-s, s] and divided by s (arXiv:2205.11487, Section 2.3).
+
+    Args:
+        x: predicted images [B, ...].
+        percentile: in percent; s is this percentile of |x| in each sample, but at least 1.
+    """
     s = jnp.percentile(jnp.abs(x), percentile, axis=tuple(range(1, x.ndim)))
-    s = per_example(jnp.maximum(s, 1.0), x)
+    s = append_dims(jnp.maximum(s, 1.0), x)
     return jnp.clip(x, -s, s) / s
 
 
-def threshold(kind: str, percentile: float) -> Callable[[jax.Array], jax.Array]:
-    """The function x_hat → x_hat of that name: ``none``, ``static`` or ``dynamic``. Raises UsageError for another."""
-    match kind:
+def get_threshold_fn(name: str, percentile: float) -> Callable[[jax.Array], jax.Array]:
+    """Returns a function that thresholds x_hat [B, ...].
+
+    Args:
+        name: "none", "static" or "dynamic".
+        percentile: for "dynamic", in percent.
+
+    Raises:
+        ConfigError: the name is not known, or the percentile is out of range.
+    """
+    match name:
         case "none":
             return lambda x: x
         case "static":
             return static_threshold
         case "dynamic":
-            # a share, such as 0.995, would be taken for hardly one pixel in a hundred
+            # a fraction such as 0.995 would be taken as the percentile of about one pixel in a hundred
             if not 1 < percentile <= 100:
-                raise ConfigError(f"percentile {percentile} is not in (1, 100]: 99.5 means 99.5 per cent")
+                raise ConfigError(f"dynamic_threshold_percentile {percentile} is not in (1, 100]: 99.5 means 99.5 %")
             return partial(dynamic_threshold, percentile=percentile)
-    raise ConfigError(f"threshold {kind!r} is not known: choose none, static or dynamic")
+    raise ConfigError(f"threshold {name!r} is not known: choose none, static or dynamic")

@@ -1,6 +1,6 @@
-"""Time grids: the times from noise to clean at which a sampler of so many steps asks for the image.
+"""Timestep schedules: the times, from noise to clean, at which a sampler evaluates the denoiser.
 
-A grid takes ``(schedule, steps)`` and gives ``steps + 1`` falling times: one for each call of the denoiser, and 0.
+A timestep schedule maps `(schedule, steps)` to `steps + 1` decreasing times [steps + 1]: one for each step, and 0.
 """
 
 from __future__ import annotations
@@ -13,47 +13,47 @@ import jax.numpy as jnp
 from imagen_jax.diffusion.schedules import Schedule
 from imagen_jax.errors import ConfigError
 
-Grid = Callable[[Schedule, int], jax.Array]
+TimestepSchedule = Callable[[Schedule, int], jax.Array]
 
-# sigma / alpha at the first and the last but one time of ``karras`` (arXiv:2206.00364, Table 1)
+# sigma / alpha at the first and the last but one time of `karras` (arXiv:2206.00364, Table 1)
 KARRAS_MAX = 80.0
 KARRAS_MIN = 0.002
 
 
 def uniform(schedule: Schedule, steps: int) -> jax.Array:
-    """Times [steps + 1], each as far from the next as any."""
+    """Returns evenly spaced times [steps + 1]."""
     return jnp.linspace(1.0, 0.0, steps + 1)
 
 
 def quadratic(schedule: Schedule, steps: int) -> jax.Array:
-    """Times [steps + 1] that come closer to each other towards the clean end (arXiv:2010.02502, Appendix D.2)."""
+    """Returns times [steps + 1] whose square roots are evenly spaced (arXiv:2010.02502, Appendix D.2)."""
     return jnp.linspace(1.0, 0.0, steps + 1) ** 2
 
 
 def karras(schedule: Schedule, steps: int, rho: float = 7.0) -> jax.Array:
-    """Times [steps + 1] at which (sigma / alpha)^(1/rho) falls evenly, and then 0 (arXiv:2206.00364, Eq. 5).
+    """Returns times [steps + 1] at which (sigma / alpha)^(1/rho) is evenly spaced, and 0 (arXiv:2206.00364, Eq. 5).
 
-    The first has ``KARRAS_MAX`` times as much noise as signal, the last but one ``KARRAS_MIN`` times, as far as the
-    schedule reaches.
+    sigma / alpha is `KARRAS_MAX` at the first time and `KARRAS_MIN` at the last but one, clipped to the range of the
+    schedule.
     """
-    lowest, highest = schedule.logsnr(jnp.array([1.0, 0.0]))
-    ends = jnp.clip(-2 * jnp.log(jnp.array([KARRAS_MAX, KARRAS_MIN])), lowest, highest)
-    most, least = jnp.exp(-ends / 2)
-    levels = jnp.linspace(most ** (1 / rho), least ** (1 / rho), steps) ** rho
-    return jnp.append(jnp.clip(schedule.time(-2 * jnp.log(levels)), 0.0, 1.0), 0.0)
+    logsnr_min, logsnr_max = schedule.logsnr(jnp.array([1.0, 0.0]))
+    ends = jnp.clip(-2 * jnp.log(jnp.array([KARRAS_MAX, KARRAS_MIN])), logsnr_min, logsnr_max)
+    sigma_max, sigma_min = jnp.exp(-ends / 2)
+    sigmas = jnp.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), steps) ** rho
+    return jnp.append(jnp.clip(schedule.inverse_logsnr(-2 * jnp.log(sigmas)), 0.0, 1.0), 0.0)
 
 
-GRIDS: dict[str, Grid] = {"uniform": uniform, "quadratic": quadratic, "karras": karras}
+TIMESTEP_SPACINGS: dict[str, TimestepSchedule] = {"uniform": uniform, "quadratic": quadratic, "karras": karras}
 
 
-def by_name(name: str) -> Grid:
-    """The grid of that name. Raises UsageError if there is none."""
-    if name not in GRIDS:
-        raise ConfigError(f"grid {name!r} is not known: choose one of {', '.join(GRIDS)}")
-    return GRIDS[name]
+def get_timestep_schedule(name: str) -> TimestepSchedule:
+    """Returns the timestep schedule with a name, a key of `TIMESTEP_SPACINGS`. Raises ConfigError if there is none."""
+    if name not in TIMESTEP_SPACINGS:
+        raise ConfigError(f"timestep_spacing {name!r} is not known: choose one of {', '.join(TIMESTEP_SPACINGS)}")
+    return TIMESTEP_SPACINGS[name]
 
 
 def check_steps(steps: int) -> None:
-    """Raises UsageError if steps < 1."""
+    """Raises ConfigError if there is not at least 1 step."""
     if steps < 1:
         raise ConfigError(f"steps {steps} is too few to sample: give at least 1")

@@ -7,26 +7,38 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax.diffusion import samplers, schedules
+from imagen_jax.diffusion import schedules
 from imagen_jax.diffusion.process import log_variance_bounds
-from imagen_jax.diffusion.samplers import LAMBDA_MIN, bounded, ddim, ddpm, dpm_solver, heun, noise, sample_keys
+from imagen_jax.diffusion.samplers import (
+    LAMBDA_MIN,
+    Churn,
+    SamplerConfig,
+    _clip_to_max_noise,
+    ddim,
+    ddpm,
+    dpm_solver,
+    gaussian_noise,
+    get_sampler,
+    heun,
+    sample_keys,
+)
 from imagen_jax.diffusion.schedules import Schedule
 from imagen_jax.diffusion.timesteps import karras, quadratic, uniform
 from imagen_jax.errors import ConfigError
 
 COSINE, LINEAR = schedules.cosine(), schedules.linear()
-# Four Gaussians at once, one a dimension.
+# Four Gaussians, one per dimension.
 MEAN = np.float32([-0.6, 0.0, 0.3, 2.0])
-DEVIATION = np.float32([0.4, 0.5, 1.0, 1.5])
-# A mixture of two in one dimension, two-peaked and lopsided.
-WEIGHTS, CENTRES, WIDTH = np.float32([0.3, 0.7]), np.float32([-1.0, 0.5]), 0.3
+STD = np.float32([0.4, 0.5, 1.0, 1.5])
+# A bimodal, asymmetric mixture in one dimension.
+WEIGHTS, CENTERS, WIDTH = np.float32([0.3, 0.7]), np.float32([-1.0, 0.5]), 0.3
 
-# For what is small: half the time to compile, and the same mathematics.
-QUICKLY = {"xla_backend_optimization_level": 0}
+# Halves compile time; results are the same.
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
-DDPM_LARGE, DDPM_LEARNED = partial(ddpm, variance="large"), partial(ddpm, variance="learned")
+DDPM_LARGE, DDPM_LEARNED = partial(ddpm, variance_type="large"), partial(ddpm, variance_type="learned")
 DDIM_HALF, DDIM_1 = partial(ddim, eta=0.5), partial(ddim, eta=1.0)
-HEUN_CHURN = partial(heun, churn=40.0, churn_range=(0.01, 50.0))
+HEUN_CHURN = partial(heun, churn=Churn(40.0, s_tmin=0.01, s_tmax=50.0))
 SAMPLERS = {
     "ddpm": ddpm,
     "ddim-0": ddim,
@@ -47,82 +59,82 @@ each_sampler = each_of(*SAMPLERS)
 
 
 def gaussian(schedule: Schedule):
-    """E[x | z_t] of x ~ N(MEAN, DEVIATION²), z [B, 4]."""
+    """Returns the denoiser E[x | z_t] for x ~ N(MEAN, STD²), z [B, 4]."""
 
     def denoise(z, t):
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        gain = alpha * DEVIATION**2 / (alpha**2 * DEVIATION**2 + sigma**2)
+        gain = alpha * STD**2 / (alpha**2 * STD**2 + sigma**2)
         return MEAN + gain * (z - alpha * MEAN)
 
     return denoise
 
 
 def known(schedule: Schedule):
-    """A denoiser that knows the image to be MEAN."""
+    """Returns the denoiser for the known image MEAN."""
     return lambda z, t: jnp.broadcast_to(MEAN, z.shape)
 
 
 def mixture(schedule: Schedule):
-    """E[x | z_t] of x from the mixture, z [B, 1]: each part's own, weighed by how likely it is given z."""
+    """Returns the denoiser E[x | z_t] for the mixture, z [B, 1]: component means weighted by responsibilities."""
 
     def denoise(z, t):
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         variance = (alpha * WIDTH) ** 2 + sigma**2
-        off = z - alpha * CENTRES
+        off = z - alpha * CENTERS
         responsibility = jax.nn.softmax(jnp.log(WEIGHTS) - off**2 / (2 * variance), axis=-1)
-        return jnp.sum(responsibility * (CENTRES + alpha * WIDTH**2 / variance * off), axis=-1, keepdims=True)
+        return jnp.sum(responsibility * (CENTERS + alpha * WIDTH**2 / variance * off), axis=-1, keepdims=True)
 
     return denoise
 
 
-@partial(jax.jit, static_argnames=("sampler", "denoiser", "schedule", "steps"), compiler_options=QUICKLY)
-def draw(sampler, denoiser, schedule, steps, z, keys):
+@partial(jax.jit, static_argnames=("sampler", "denoiser", "schedule", "steps"), compiler_options=FAST_COMPILE)
+def sample(sampler, denoiser, schedule, steps, z, keys):
     return sampler(denoiser(schedule), z, keys, schedule, steps)
 
 
 @functools.cache
-def starts():
+def all_noise_and_keys():
     keys = jax.jit(lambda: sample_keys(0, jnp.arange(8192)))()
-    return np.asarray(jax.jit(lambda keys: noise(keys, 0, (4,)), compiler_options=QUICKLY)(keys)), keys
+    return np.asarray(jax.jit(lambda keys: gaussian_noise(keys, 0, (4,)), compiler_options=FAST_COMPILE)(keys)), keys
 
 
-def start(count, dimensions):
-    """z_1 [count, dimensions], and keys for the walk: their step 0 made z_1, and samplers begin with step 1."""
-    z, keys = starts()
+def noise_and_keys(count, dimensions):
+    """Returns z_1 [count, dimensions], made with step 0 of the keys, and the keys; samplers begin with step 1."""
+    z, keys = all_noise_and_keys()
     return z[:count, :dimensions], keys[:count]
 
 
-def assert_gaussian(x, mean, deviation, bias):
-    """Mean and deviation of samples [N, 4], to 4 standard errors and a bias relative to the deviation."""
+def assert_gaussian(x, mean, std, bias):
+    """Asserts mean and std of samples [N, 4], up to 4 standard errors and a bias relative to the std."""
     x, count = np.asarray(x, np.float64), len(x)
-    np.testing.assert_array_less(np.abs(x.mean(0) - mean) / deviation, 4 / math.sqrt(count) + bias)
-    np.testing.assert_array_less(np.abs(x.std(0) / deviation - 1), 4 / math.sqrt(2 * count) + bias)
+    np.testing.assert_array_less(np.abs(x.mean(0) - mean) / std, 4 / math.sqrt(count) + bias)
+    np.testing.assert_array_less(np.abs(x.std(0) / std - 1), 4 / math.sqrt(2 * count) + bias)
 
 
 @each_sampler
-def test_the_exact_denoiser_of_a_gaussian_gives_its_mean_and_deviation(sampler):
-    # DDPM's deviation is 1.9 % too small at 250 steps: it takes the most likely x for certain
-    assert_gaussian(draw(sampler, gaussian, COSINE, 250, *start(4096, 4)), MEAN, DEVIATION, bias=0.02)
+def test_gaussian_moments(sampler):
+    # DDPM's std is 1.9 % too small at 250 steps, because its steps neglect the variance of x given z_t
+    assert_gaussian(sample(sampler, gaussian, COSINE, 250, *noise_and_keys(4096, 4)), MEAN, STD, bias=0.02)
 
 
-def test_the_exact_denoiser_of_a_gaussian_under_the_linear_schedule():
-    assert_gaussian(draw(ddim, gaussian, LINEAR, 250, *start(8192, 4)), MEAN, DEVIATION, bias=0.02)
+def test_gaussian_moments_linear_schedule():
+    assert_gaussian(sample(ddim, gaussian, LINEAR, 250, *noise_and_keys(8192, 4)), MEAN, STD, bias=0.02)
 
 
 @each_of("ddpm", "ddim-0", "ddim-0.5", "ddim-1")
-def test_stopped_midway_a_known_image_has_just_the_noise_of_that_level(sampler):
-    """Exact for any number of steps: the marginals q(z_s | x) are what both papers set out from."""
-    midway = Schedule("upper half of cosine", lambda t: COSINE.logsnr(0.6 + 0.4 * t), COSINE.time)
-    x = draw(sampler, known, midway, 3, *start(8192, 4))
+def test_marginal_of_a_known_image_midway(sampler):
+    """Exact for any number of steps: both papers preserve the marginals q(z_s | x)."""
+    midway = Schedule("upper half of cosine", lambda t: COSINE.logsnr(0.6 + 0.4 * t), COSINE.inverse_logsnr)
+    x = sample(sampler, known, midway, 3, *noise_and_keys(8192, 4))
     assert_gaussian(x, MEAN * COSINE.alpha(0.6), np.full(4, COSINE.sigma(0.6)), bias=1e-3)
 
 
 @each_sampler
-def test_the_exact_denoiser_of_a_mixture_gives_its_moments(sampler):
+def test_mixture_moments(sampler):
     count = 8192
-    x = np.asarray(draw(sampler, mixture, COSINE, 250, *start(count, 1)), np.float64)
+    x = np.asarray(sample(sampler, mixture, COSINE, 250, *noise_and_keys(count, 1)), np.float64)
     rng = np.random.default_rng(0)
-    true = rng.choice(CENTRES, 2**20, p=WEIGHTS / WEIGHTS.sum()) + WIDTH * rng.standard_normal(2**20)
+    true = rng.choice(CENTERS, 2**20, p=WEIGHTS / WEIGHTS.sum()) + WIDTH * rng.standard_normal(2**20)
     mean = true.mean()
     assert x.mean() == pytest.approx(mean, abs=4 * true.std() / math.sqrt(count) + 0.01)
     for power in (2, 4):
@@ -131,77 +143,77 @@ def test_the_exact_denoiser_of_a_mixture_gives_its_moments(sampler):
         assert np.mean((x - mean) ** power) == pytest.approx(powers.mean(), abs=error + 0.02 * powers.mean())
 
 
-def test_ddim_with_all_noise_is_ddpm():
-    """Not only in distribution: Eq. 12 and 16 at eta = 1 are the posterior's mean and variance, step by step."""
-    given = start(16, 1)
-    ancestral = draw(ddpm, mixture, COSINE, 12, *given)
-    np.testing.assert_allclose(draw(DDIM_1, mixture, COSINE, 12, *given), ancestral, atol=1e-3)
-    assert np.abs(draw(ddim, mixture, COSINE, 12, *given) - ancestral).mean() > 0.1
+def test_ddim_eta_1_is_ddpm():
+    """Step by step, not only in distribution: Eq. 12 and 16 at eta = 1 are the posterior's mean and variance."""
+    inputs = noise_and_keys(16, 1)
+    ancestral = sample(ddpm, mixture, COSINE, 12, *inputs)
+    np.testing.assert_allclose(sample(DDIM_1, mixture, COSINE, 12, *inputs), ancestral, atol=1e-3)
+    assert np.abs(sample(ddim, mixture, COSINE, 12, *inputs) - ancestral).mean() > 0.1
 
 
 def cdf(x, alpha, sigma):
-    """P(z_t ≤ x) of the mixture, in float64."""
-    deviation = math.sqrt((alpha * WIDTH) ** 2 + sigma**2)
-    below = [0.5 * (1 + math.erf((value - alpha * c) / deviation / math.sqrt(2))) for value in x for c in CENTRES]
+    """Returns P(z_t ≤ x) under the mixture, in float64."""
+    std = math.sqrt((alpha * WIDTH) ** 2 + sigma**2)
+    below = [0.5 * (1 + math.erf((value - alpha * c) / std / math.sqrt(2))) for value in x for c in CENTERS]
     return np.reshape(below, (-1, 2)) @ (np.float64(WEIGHTS) / WEIGHTS.sum(dtype=np.float64))
 
 
 def flow(z, schedule, t):
-    """Where the flow of the mixture takes z_t [N] to at time 0: in one dimension it keeps quantiles."""
+    """Returns the endpoint at time 0 of the mixture's probability flow from z_t [N]; it preserves quantiles."""
     levels = [(float(schedule.alpha(time)), float(schedule.sigma(time))) for time in (t, 0.0)]
     xs = np.linspace(-4, 4, 20001)
     return np.interp(cdf(z, *levels[0]), cdf(xs, *levels[1]), xs)
 
 
-# One object each, for `draw` to compile each once.
-GRIDDED = {
-    (sampler, grid): partial(sampler, grid=grid)
+# One object each, so that `sample` compiles each once.
+WITH_SPACING = {
+    (sampler, spacing): partial(sampler, timestep_schedule=spacing)
     for sampler in (ddim, dpm_solver, heun)
-    for grid in (uniform, quadratic, karras)
+    for spacing in (uniform, quadratic, karras)
 }
 
 
 def order_of(errors, steps):
-    """The slope p of error ~ steps^-p."""
+    """Returns the exponent p of error ~ steps^-p."""
     return -np.polyfit(np.log(steps), np.log(errors), 1)[0]
 
 
-def test_ddim_is_of_first_order_on_a_gaussian():
-    """Its limit is known: the flow keeps how many deviations z_t is off its mean."""
-    z, keys = start(64, 4)
-    end, noisiest = (COSINE.alpha(0.0), COSINE.sigma(0.0)), (COSINE.alpha(1.0), COSINE.sigma(1.0))
+def test_ddim_order_on_a_gaussian():
+    """The limit is known: the flow preserves the number of standard deviations from the mean."""
+    z, keys = noise_and_keys(64, 4)
+    clean, noisy = (COSINE.alpha(0.0), COSINE.sigma(0.0)), (COSINE.alpha(1.0), COSINE.sigma(1.0))
 
-    def deviation(alpha, sigma):
-        return np.sqrt((alpha * DEVIATION) ** 2 + sigma**2)
+    def std(alpha, sigma):
+        return np.sqrt((alpha * STD) ** 2 + sigma**2)
 
-    exact = end[0] * MEAN + deviation(*end) * (z - noisiest[0] * MEAN) / deviation(*noisiest)
+    exact = clean[0] * MEAN + std(*clean) * (z - noisy[0] * MEAN) / std(*noisy)
     steps = [16, 32, 64]
-    errors = [np.abs(draw(ddim, gaussian, COSINE, n, z, keys) - exact).mean() for n in steps]
+    errors = [np.abs(sample(ddim, gaussian, COSINE, n, z, keys) - exact).mean() for n in steps]
     assert order_of(errors, steps) == pytest.approx(1, abs=0.2)
 
 
 @pytest.mark.parametrize("schedule", [COSINE, LINEAR], ids=lambda schedule: schedule.name)
 @pytest.mark.parametrize(
-    "sampler, grid, order",
+    "sampler, spacing, order",
     [(ddim, uniform, 1), (ddim, karras, 1), (dpm_solver, karras, 2), (heun, karras, 2)],
     ids=["ddim-uniform", "ddim-karras", "dpm_solver-karras", "heun-karras"],
 )
-def test_solvers_converge_at_their_order_on_a_mixture(sampler, grid, order, schedule):
-    assert_order(sampler, grid, schedule, order)
+def test_order_on_a_mixture(sampler, spacing, order, schedule):
+    assert_order(sampler, spacing, schedule, order)
 
 
 @each_of("dpm_solver", "heun")
-def test_solvers_of_second_order_keep_it_at_quadratic_times_under_the_linear_schedule(sampler):
-    """Not at uniform ones: there sigma is as the root of time near the clean end, so that the last step is too long."""
+def test_second_order_with_quadratic_times_and_linear_schedule(sampler):
+    """Not with uniform times: sigma grows like the root of time near the clean end, so the last step is too long."""
     assert_order(sampler, quadratic, LINEAR, 2)
 
 
-def assert_order(sampler, grid, schedule, order):
-    z, keys = start(256, 1)
+def assert_order(sampler, spacing, schedule, order):
+    z, keys = noise_and_keys(256, 1)
     steps = [64, 128, 256]
-    exact = flow(np.asarray(z)[:, 0], schedule, bounded(grid)(schedule, 64)[0])
+    exact = flow(np.asarray(z)[:, 0], schedule, _clip_to_max_noise(spacing)(schedule, 64)[0])
     errors = [
-        np.abs(np.asarray(draw(GRIDDED[sampler, grid], mixture, schedule, n, z, keys))[:, 0] - exact).mean()
+        np.abs(np.asarray(sample(WITH_SPACING[sampler, spacing], mixture, schedule, n, z, keys))[:, 0] - exact).mean()
         for n in steps
     ]
     assert errors[-1] < 0.01
@@ -209,123 +221,124 @@ def assert_order(sampler, grid, schedule, order):
 
 
 @each_of("dpm_solver", "heun")
-@pytest.mark.parametrize("grid", [uniform, karras], ids=["uniform", "karras"])
-def test_solvers_of_second_order_are_nearer_than_ddim_in_as_many_calls(sampler, grid):
-    z, keys = start(256, 1)
+@pytest.mark.parametrize("spacing", [uniform, karras], ids=["uniform", "karras"])
+def test_second_order_beats_ddim_at_equal_evaluations(sampler, spacing):
+    z, keys = noise_and_keys(256, 1)
     errors = []
     exact = flow(np.asarray(z)[:, 0], COSINE, 1.0)
     for solver, steps in [(ddim, 63), (sampler, 32 if sampler is heun else 63)]:
-        x = np.asarray(draw(GRIDDED[solver, grid], mixture, COSINE, steps, z, keys))[:, 0]
+        x = np.asarray(sample(WITH_SPACING[solver, spacing], mixture, COSINE, steps, z, keys))[:, 0]
         errors.append(np.median(np.abs(x - exact)))
     assert errors[1] < errors[0] / 2
 
 
 @each_of("ddim-0", "dpm_solver", "heun")
-def test_solvers_begin_no_noisier_than_they_say(sampler):
-    times = np.asarray(bounded(uniform)(COSINE, 1000))
+def test_clip_to_max_noise(sampler):
+    times = np.asarray(_clip_to_max_noise(uniform)(COSINE, 1000))
     assert COSINE.logsnr(times[0]) == pytest.approx(2 * LAMBDA_MIN, abs=1e-2)
     assert times[-1] == 0 and (np.diff(times) < 0).all()
-    # a grid that begins later stays as it is
-    np.testing.assert_array_equal(bounded(karras)(COSINE, 20), karras(COSINE, 20))
+    # a schedule that starts later is unchanged
+    np.testing.assert_array_equal(_clip_to_max_noise(karras)(COSINE, 20), karras(COSINE, 20))
 
 
-# Small enough for the variance of a step to lie between the least and the most; the last is as large as that.
+# Small enough that the variance of a step is between its bounds; for the last one it is the upper bound.
 NARROW = np.float32([0.1, 0.5, 0.8, 1.0])
 
 
 def narrow(schedule: Schedule, steps: int):
-    """Like ``gaussian`` with the deviations NARROW, and v of the exact variance of a step."""
+    """Returns a denoiser like `gaussian` with stds NARROW that also returns v of the exact variance of a step."""
 
     def denoise(z, t):
         s = jnp.maximum(t - 1 / steps, 0.0)
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         gain = alpha * NARROW**2 / (alpha**2 * NARROW**2 + sigma**2)
-        least, most = log_variance_bounds(schedule.logsnr(t), schedule.logsnr(s))
+        lower, upper = log_variance_bounds(schedule.logsnr(t), schedule.logsnr(s))
         renewed = -jnp.expm1(schedule.logsnr(t) - schedule.logsnr(s))
-        # z_s varies for a given x, and with x for a given z_t
-        variance = jnp.exp(least) + (renewed * schedule.alpha(s)) ** 2 * gain / alpha * sigma**2
-        v = 2 * (jnp.log(variance) - least) / (most - least) - 1
+        # variance of z_s given x, and of the mean of z_s with x given z_t
+        variance = jnp.exp(lower) + (renewed * schedule.alpha(s)) ** 2 * gain / alpha * sigma**2
+        v = 2 * (jnp.log(variance) - lower) / (upper - lower) - 1
         return MEAN + gain * (z - alpha * MEAN), v
 
     return denoise
 
 
-def test_a_learned_variance_that_is_right_is_exact_in_few_steps():
-    """The way back of Gaussian data is Gaussian, whatever the step; what the last one leaves out is known."""
+def test_exact_learned_variance_in_few_steps():
+    """Reverse steps of Gaussian data are Gaussian for any step size; the omission of the last step is known."""
     steps, last = 6, 1 / 6
     denoise = narrow(COSINE, steps)
     v = denoise(jnp.zeros((1, 4)), jnp.asarray(0.5))[1]
     assert v.min() >= -1.001 and v.max() <= 1.001 and np.ptp(v) > 1
-    x = draw(DDPM_LEARNED, lambda schedule: denoise, COSINE, steps, *start(8192, 4))
+    x = sample(DDPM_LEARNED, lambda schedule: denoise, COSINE, steps, *noise_and_keys(8192, 4))
     alpha, sigma = COSINE.alpha(last), COSINE.sigma(last)
-    seen = alpha * NARROW**2 / np.sqrt(alpha**2 * NARROW**2 + sigma**2)
-    assert_gaussian(x, MEAN, seen, bias=1e-3)
-    # with the variance of single images, far from it
-    small = draw(ddpm, lambda schedule: lambda z, t: denoise(z, t)[0], COSINE, steps, *start(8192, 4))
-    assert np.asarray(small).std(0)[-1] < 0.9 * seen[-1]
+    expected = alpha * NARROW**2 / np.sqrt(alpha**2 * NARROW**2 + sigma**2)
+    assert_gaussian(x, MEAN, expected, bias=1e-3)
+    # far off with the posterior variance
+    small = sample(ddpm, lambda schedule: lambda z, t: denoise(z, t)[0], COSINE, steps, *noise_and_keys(8192, 4))
+    assert np.asarray(small).std(0)[-1] < 0.9 * expected[-1]
 
 
-@pytest.mark.parametrize("v, variance", [(-1.0, "small"), (1.0, "large")])
-def test_the_ends_of_a_learned_variance_are_the_fixed_ones(v, variance):
-    z, keys = start(64, 1)
-    learned = draw(DDPM_LEARNED, lambda schedule: lambda z, t: (mixture(schedule)(z, t), v), COSINE, 8, z, keys)
-    fixed = draw({"small": ddpm, "large": DDPM_LARGE}[variance], mixture, COSINE, 8, z, keys)
+@pytest.mark.parametrize("v, variance_type", [(-1.0, "small"), (1.0, "large")])
+def test_learned_variance_bounds_are_the_fixed_ones(v, variance_type):
+    z, keys = noise_and_keys(64, 1)
+    learned = sample(DDPM_LEARNED, lambda schedule: lambda z, t: (mixture(schedule)(z, t), v), COSINE, 8, z, keys)
+    fixed = sample({"small": ddpm, "large": DDPM_LARGE}[variance_type], mixture, COSINE, 8, z, keys)
     np.testing.assert_allclose(learned, fixed, atol=1e-5)
 
 
-def test_the_large_variance_is_exact_for_noise_as_images():
-    """Independent standard Gaussian pixels: z_t is so at every t, and the last step leaves out what it cannot see."""
+def test_large_variance_is_exact_for_gaussian_pixels():
+    """z_t is standard Gaussian at every t; the last step omits the variance of x given z_t."""
     steps = 6
-    x = draw(DDPM_LARGE, lambda schedule: lambda z, t: schedule.alpha(t) * z, COSINE, steps, *start(8192, 4))
+    x = sample(DDPM_LARGE, lambda schedule: lambda z, t: schedule.alpha(t) * z, COSINE, steps, *noise_and_keys(8192, 4))
     assert_gaussian(x, np.zeros(4), np.full(4, COSINE.alpha(1 / steps)), bias=1e-3)
 
 
-def test_churn_adds_noise_within_its_range_only():
-    z, keys = start(64, 1)
-    still = draw(heun, mixture, COSINE, 12, z, keys)
-    elsewhere = draw(partial(heun, churn=40.0, churn_range=(100.0, 200.0)), mixture, COSINE, 12, z, keys)
-    np.testing.assert_allclose(elsewhere, still, atol=1e-5)
-    assert np.abs(draw(HEUN_CHURN, mixture, COSINE, 12, z, keys) - still).max() > 0.1
+def test_churn_range():
+    z, keys = noise_and_keys(64, 1)
+    deterministic = sample(heun, mixture, COSINE, 12, z, keys)
+    out_of_range = sample(partial(heun, churn=Churn(40.0, s_tmin=100.0, s_tmax=200.0)), mixture, COSINE, 12, z, keys)
+    np.testing.assert_allclose(out_of_range, deterministic, atol=1e-5)
+    assert np.abs(sample(HEUN_CHURN, mixture, COSINE, 12, z, keys) - deterministic).max() > 0.1
 
 
-def test_churn_raises_the_noise_by_the_root_of_two_at_most():
-    """And the denoiser is told how much noise there is."""
+def test_churn_is_limited_per_step():
+    """The denoiser gets the raised noise level."""
     levels = []
-    z, keys = start(1, 1)
+    z, keys = noise_and_keys(1, 1)
 
     def denoise(z, t):
         jax.debug.callback(lambda t: levels.append(np.exp(-COSINE.logsnr(t) / 2)), t, ordered=True)
         return z
 
-    partial(heun, churn=1000.0)(denoise, z, keys, COSINE, 4).block_until_ready()
+    partial(heun, churn=Churn(1000.0))(denoise, z, keys, COSINE, 4).block_until_ready()
     jax.effects_barrier()
-    unchurned = np.exp(-np.asarray(COSINE.logsnr(karras(COSINE, 4)[:-1])) / 2)
-    np.testing.assert_allclose(levels[::2], math.sqrt(2) * unchurned, rtol=1e-2)
-    np.testing.assert_allclose(levels[1::2], unchurned[1:], rtol=1e-2)
+    levels_without_churn = np.exp(-np.asarray(COSINE.logsnr(karras(COSINE, 4)[:-1])) / 2)
+    np.testing.assert_allclose(levels[::2], math.sqrt(2) * levels_without_churn, rtol=1e-2)
+    np.testing.assert_allclose(levels[1::2], levels_without_churn[1:], rtol=1e-2)
 
 
 @each_sampler
 @pytest.mark.parametrize("steps", [1, 5])
-def test_a_denoiser_that_knows_the_image_gives_it(sampler, steps):
-    z, keys = start(3, 4)
-    x = draw(sampler, known, COSINE, steps, z, keys)
+def test_known_image_is_recovered(sampler, steps):
+    z, keys = noise_and_keys(3, 4)
+    x = sample(sampler, known, COSINE, steps, z, keys)
     np.testing.assert_allclose(x, np.tile(MEAN, (3, 1)), atol=1e-3)
 
 
 @each_of("ddim-0", "dpm_solver", "heun")
-def test_without_noise_samplers_do_not_look_at_the_keys(sampler):
-    z, keys = start(16, 1)
-    same = [draw(sampler, mixture, COSINE, 12, z, k) for k in (keys, keys, sample_keys(77, jnp.arange(16)))]
+def test_deterministic_samplers_ignore_keys(sampler):
+    z, keys = noise_and_keys(16, 1)
+    same = [sample(sampler, mixture, COSINE, 12, z, k) for k in (keys, keys, sample_keys(77, jnp.arange(16)))]
     np.testing.assert_array_equal(same[0], same[1])
     np.testing.assert_array_equal(same[0], same[2])
 
 
 @each_of("ddpm", "ddim-0.5", "heun-churn")
-def test_another_key_is_another_sample(sampler):
-    z, keys = start(16, 1)
+def test_stochastic_samplers_depend_on_keys(sampler):
+    z, keys = noise_and_keys(16, 1)
     other = sample_keys(77, jnp.arange(16))
     assert (
-        np.abs(draw(sampler, mixture, COSINE, 12, z, keys) - draw(sampler, mixture, COSINE, 12, z, other)).max() > 0.1
+        np.abs(sample(sampler, mixture, COSINE, 12, z, keys) - sample(sampler, mixture, COSINE, 12, z, other)).max()
+        > 0.1
     )
 
 
@@ -334,15 +347,15 @@ def test_another_key_is_another_sample(sampler):
     [
         (ddpm, [1.0, 0.75, 0.5, 0.25]),
         (ddim, [1.0, 0.75, 0.5, 0.25]),
-        (partial(ddim, grid=quadratic), [1.0, 0.5625, 0.25, 0.0625]),
+        (partial(ddim, timestep_schedule=quadratic), [1.0, 0.5625, 0.25, 0.0625]),
         (dpm_solver, np.array([1.0, 0.75, 0.5, 0.25]) * 0.996147),
-        (partial(heun, grid=uniform), np.array([1.0, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25]) * 0.996147),
+        (partial(heun, timestep_schedule=uniform), np.array([1.0, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25]) * 0.996147),
     ],
     ids=["ddpm", "ddim", "ddim-quadratic", "dpm_solver", "heun"],
 )
-def test_the_denoiser_is_asked_at_every_time_of_the_grid_but_the_last(sampler, expected):
+def test_denoiser_times(sampler, expected):
     times = []
-    z, keys = start(1, 1)
+    z, keys = noise_and_keys(1, 1)
 
     def denoise(z, t):
         jax.debug.callback(lambda t: times.append(float(t)), t, ordered=True)
@@ -353,95 +366,98 @@ def test_the_denoiser_is_asked_at_every_time_of_the_grid_but_the_last(sampler, e
     np.testing.assert_allclose(times, expected, rtol=1e-6)
 
 
-@partial(jax.jit, compiler_options=QUICKLY)
-def some_noise(keys, step):
-    return noise(keys, step, (4, 4, 3))
+@partial(jax.jit, compiler_options=FAST_COMPILE)
+def image_noise(keys, step):
+    return gaussian_noise(keys, step, (4, 4, 3))
 
 
 def test_noise_is_gaussian():
-    """Not uniform, nor of another scale: moments of 2^16 draws within 5 standard errors."""
-    drawn = np.asarray(noise(sample_keys(3, jnp.arange(64)), 5, (32, 32, 1)), np.float64)
+    """Moments of 2^16 draws within 5 standard errors."""
+    noise = np.asarray(gaussian_noise(sample_keys(3, jnp.arange(64)), 5, (32, 32, 1)), np.float64)
     for power, moment, spread in [(1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)]:
-        assert np.mean(drawn**power) == pytest.approx(moment, abs=5 * math.sqrt(spread / drawn.size))
-    assert np.abs(drawn).max() > 3.5
+        assert np.mean(noise**power) == pytest.approx(moment, abs=5 * math.sqrt(spread / noise.size))
+    assert np.abs(noise).max() > 3.5
 
 
-def test_the_noise_of_a_sample_is_a_function_of_seed_and_index():
-    def images(indices, seed=7, step=2):
-        return np.asarray(some_noise(sample_keys(seed, jnp.asarray(indices)), step))
+def test_noise_depends_on_seed_and_index_only():
+    def noise(indices, seed=7, step=2):
+        return np.asarray(image_noise(sample_keys(seed, jnp.asarray(indices)), step))
 
-    batch = images(range(16))
-    np.testing.assert_array_equal(images([5])[0], batch[5])  # alone
-    np.testing.assert_array_equal(images(range(20, 4, -1))[15], batch[5])  # at another place of another batch
-    distinct = np.concatenate([batch, images(range(16), seed=8), images(range(16), step=3)]).reshape(48, -1)
-    assert np.abs(np.corrcoef(distinct) - np.eye(48)).max() < 0.75  # of 48 numbers each; a copy would be 1
+    batch = noise(range(16))
+    np.testing.assert_array_equal(noise([5])[0], batch[5])  # alone
+    np.testing.assert_array_equal(noise(range(20, 4, -1))[15], batch[5])  # at another index of another batch
+    distinct = np.concatenate([batch, noise(range(16), seed=8), noise(range(16), step=3)]).reshape(48, -1)
+    assert np.abs(np.corrcoef(distinct) - np.eye(48)).max() < 0.75  # of 48 numbers each; equal noise has 1
 
 
-def test_the_noise_of_a_sample_is_the_same_on_a_mesh():
+def test_noise_is_equal_on_a_mesh():
     keys = sample_keys(7, jnp.arange(16))
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    on_mesh = some_noise(jax.device_put(keys, split), 2)
+    on_mesh = image_noise(jax.device_put(keys, split), 2)
     assert len(on_mesh.sharding.device_set) == 8
-    np.testing.assert_array_equal(on_mesh, some_noise(keys, 2))
+    np.testing.assert_array_equal(on_mesh, image_noise(keys, 2))
 
 
 @each_of("ddpm", "ddim-0.5", "heun-churn")
-def test_a_sample_is_the_same_alone_and_in_a_batch(sampler):
-    z, keys = start(16, 1)
-    together = draw(sampler, mixture, COSINE, 12, z, keys)
-    np.testing.assert_allclose(draw(sampler, mixture, COSINE, 12, z[5:6], keys[5:6]), together[5:6], atol=1e-5)
+def test_samples_do_not_depend_on_the_batch(sampler):
+    z, keys = noise_and_keys(16, 1)
+    batch = sample(sampler, mixture, COSINE, 12, z, keys)
+    np.testing.assert_allclose(sample(sampler, mixture, COSINE, 12, z[5:6], keys[5:6]), batch[5:6], atol=1e-5)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
-def test_too_few_steps_are_refused(sampler):
-    with pytest.raises(ConfigError, match="steps 0 is too few"):
-        sampler(known(COSINE), *start(1, 4), COSINE, 0)
+def test_too_few_steps_raise(sampler):
+    with pytest.raises(ConfigError, match="steps 0"):
+        sampler(known(COSINE), *noise_and_keys(1, 4), COSINE, 0)
 
 
 SETTINGS = {
-    "grid": "uniform",
+    "timestep_spacing": "uniform",
     "eta": 0.0,
-    "variance": "small",
-    "churn": 0.0,
-    "churn_range": (0.0, math.inf),
-    "churn_noise": 1.0,
+    "variance_type": "small",
+    "s_churn": 0.0,
+    "s_tmin": 0.0,
+    "s_tmax": math.inf,
+    "s_noise": 1.0,
 }
 
 
 @pytest.mark.parametrize(
-    "name, settings, same",
+    "name, settings, expected",
     [
-        ("ddpm", {"eta": 1.0, "churn": 9.0}, ddpm),
-        ("ddpm", {"variance": "large"}, DDPM_LARGE),
-        ("ddim", {"eta": 1.0, "variance": "large"}, DDIM_1),
-        ("ddim", {"grid": "quadratic"}, GRIDDED[ddim, quadratic]),
+        ("ddpm", {"eta": 1.0, "s_churn": 9.0}, ddpm),
+        ("ddpm", {"variance_type": "large"}, DDPM_LARGE),
+        ("ddim", {"eta": 1.0, "variance_type": "large"}, DDIM_1),
+        ("ddim", {"timestep_spacing": "quadratic"}, WITH_SPACING[ddim, quadratic]),
         ("dpm_solver", {}, dpm_solver),
-        ("heun", {"grid": "karras", "churn": 40.0, "churn_range": (0.01, 50.0)}, HEUN_CHURN),
+        ("heun", {"timestep_spacing": "karras", "s_churn": 40.0, "s_tmin": 0.01, "s_tmax": 50.0}, HEUN_CHURN),
     ],
-    # names only: an address differs from process to process
+    # names only: the addresses of functions differ between processes
     ids=lambda value: None if callable(value) else str(value),
 )
-def test_samplers_by_name(name, settings, same):
-    given = start(16, 1)
-    named = samplers.by_name(name, **{**SETTINGS, **settings})
-    np.testing.assert_array_equal(draw(named, mixture, COSINE, 12, *given), draw(same, mixture, COSINE, 12, *given))
+def test_get_sampler(name, settings, expected):
+    inputs = noise_and_keys(16, 1)
+    named = get_sampler(name, SamplerConfig(**{**SETTINGS, **settings}))
+    np.testing.assert_array_equal(
+        sample(named, mixture, COSINE, 12, *inputs), sample(expected, mixture, COSINE, 12, *inputs)
+    )
 
 
 @pytest.mark.parametrize(
-    "name, settings, said",
+    "name, settings, match",
     [
-        ("euler", {}, "'euler' is not known: choose one of ddpm, ddim, dpm_solver, heun"),
-        ("ddpm", {"variance": "medium"}, "variance 'medium' is not known: choose one of small, large, learned"),
-        ("ddpm", {"grid": "cubic"}, "grid 'cubic' is not known"),
-        ("ddim", {"eta": -0.1}, "eta -0.1 is not in"),
-        ("ddim", {"eta": 1.5}, "eta 1.5 is not in"),
-        ("heun", {"churn": -1.0}, "churn -1.0 .* must not be below 0"),
-        ("heun", {"churn_noise": -1.0}, "churn_noise -1.0 must not be below 0"),
-        ("heun", {"churn_range": (2.0, 1.0)}, "churn_range 2.0, 1.0 is no range"),
+        ("euler", {}, "sampler 'euler'"),
+        ("ddpm", {"variance_type": "medium"}, "variance_type 'medium'"),
+        ("ddpm", {"timestep_spacing": "cubic"}, "timestep_spacing 'cubic'"),
+        ("ddim", {"eta": -0.1}, "eta -0.1"),
+        ("ddim", {"eta": 1.5}, "eta 1.5"),
+        ("heun", {"s_churn": -1.0}, "s_churn -1.0"),
+        ("heun", {"s_noise": -1.0}, "s_noise -1.0"),
+        ("heun", {"s_tmin": 2.0, "s_tmax": 1.0}, "s_tmin 2.0.*s_tmax 1.0"),
     ],
     ids=str,
 )
-def test_settings_that_mean_nothing_are_refused(name, settings, said):
-    with pytest.raises(ConfigError, match=said):
-        samplers.by_name(name, **{**SETTINGS, **settings})
+def test_invalid_settings_raise(name, settings, match):
+    with pytest.raises(ConfigError, match=match):
+        get_sampler(name, SamplerConfig(**{**SETTINGS, **settings}))

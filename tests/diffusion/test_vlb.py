@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from imagen_jax.diffusion import schedules, vlb
-from imagen_jax.diffusion.process import add_noise, interpolate, log_variance_bounds, posterior_mean
-from imagen_jax.diffusion.vlb import LOG_LIKELIHOOD_MIN, STEPS, discretised_log_likelihood, gaussian_kl
+from imagen_jax.diffusion.process import add_noise, learned_log_variance, log_variance_bounds, posterior_mean
+from imagen_jax.diffusion.vlb import LOG_LIKELIHOOD_MIN, NUM_TIMESTEPS, discretized_log_likelihood, gaussian_kl
 
-bound = jax.jit(vlb.bound, static_argnames=("schedule", "steps"))
+vlb_loss = jax.jit(vlb.vlb_loss, static_argnames=("schedule", "steps"))
 
 each_schedule = pytest.mark.parametrize(
     "schedule", [make() for make in schedules.SCHEDULES.values()], ids=lambda s: s.name
 )
-# Steps of the chain from nearly clean to nearly noise; never the last one, to 0.
+# Steps of the chain from nearly clean to nearly pure noise, without the last one, to 0.
 TIMES = np.float32([0.002, 0.01, 0.3, 0.7, 0.99])
 
 
@@ -23,16 +23,16 @@ def normal(value, mean, log_variance):
 
 
 @pytest.mark.parametrize("mean, log_variance", [(0.0, 0.0), (0.7, -2.0), (-1.5, 1.3), (0.0, 1e-4)])
-def test_the_kl_of_gaussians_is_their_integral(mean, log_variance):
+def test_gaussian_kl_equals_integral(mean, log_variance):
     other_mean, other = -0.2, 0.4
     value = np.linspace(-15, 15, 300_001)
     p, q = normal(value, mean, log_variance), normal(value, other_mean, other)
     integral = np.sum(np.where(p > 0, p * np.log(np.maximum(p, 1e-300) / q), 0)) * (value[1] - value[0])
-    found = gaussian_kl(*map(jnp.float32, (mean, log_variance, other_mean, other)))
-    assert float(found) == pytest.approx(integral, rel=1e-4)
+    kl = gaussian_kl(*map(jnp.float32, (mean, log_variance, other_mean, other)))
+    assert float(kl) == pytest.approx(integral, rel=1e-4)
 
 
-def test_the_kl_of_a_gaussian_from_itself_is_zero_and_from_others_is_not():
+def test_gaussian_kl_is_zero_only_for_equal_gaussians():
     rng = np.random.default_rng(0)
     mean, log_variance, off, ratio = rng.standard_normal((4, 1000)).astype(np.float32)
     np.testing.assert_array_equal(gaussian_kl(mean, log_variance, mean, log_variance), 0)
@@ -40,72 +40,74 @@ def test_the_kl_of_a_gaussian_from_itself_is_zero_and_from_others_is_not():
 
 
 def values(highest=255):
-    """All values of an image of whole numbers."""
+    """Returns all values of an image of integers, scaled to [-1, 1]."""
     return jnp.arange(highest + 1) / (highest / 2) - 1
 
 
 @pytest.mark.parametrize("log_deviation", [-3.0, -1.0, 1.0])
 @pytest.mark.parametrize("mean", [-1.3, -0.4, 0.001, 1.0])
-def test_the_bins_of_all_values_share_out_the_whole_of_a_gaussian(mean, log_deviation):
-    likelihood = np.exp(discretised_log_likelihood(values(), jnp.full(256, mean), jnp.full(256, 2 * log_deviation)))
+def test_bin_probabilities_sum_to_one(mean, log_deviation):
+    likelihood = np.exp(discretized_log_likelihood(values(), jnp.full(256, mean), jnp.full(256, 2 * log_deviation)))
     assert likelihood.sum() == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("mean, log_deviation", [(-0.4, -6.0), (0.001, -3.0), (1.0, -1.0)])
-def test_the_bins_of_16_bits_are_smaller(mean, log_deviation):
+def test_16_bit_bin_probabilities_sum_to_one(mean, log_deviation):
     gaussian = jnp.full(65536, mean), jnp.full(65536, 2 * log_deviation)
-    likelihood = np.exp(discretised_log_likelihood(values(65535), *gaussian, half_bin=1 / 65535))
+    likelihood = np.exp(discretized_log_likelihood(values(65535), *gaussian, half_bin=1 / 65535))
     assert likelihood.sum() == pytest.approx(1, abs=1e-4)
 
 
-def test_the_likelihood_of_a_bin_is_its_integral():
+def test_bin_probability_equals_integral():
     mean, log_variance = 0.1, -3.0
     fine = np.linspace(-8, 8, 1_000_001)
     density = normal(fine, mean, log_variance) * (fine[1] - fine[0])
-    found = np.exp(discretised_log_likelihood(values(), jnp.full(256, mean), jnp.full(256, log_variance)))
+    likelihood = np.exp(discretized_log_likelihood(values(), jnp.full(256, mean), jnp.full(256, log_variance)))
     for index in (0, 1, 100, 200, 254, 255):
         low = -np.inf if index == 0 else (index - 0.5) / 127.5 - 1
         high = np.inf if index == 255 else (index + 0.5) / 127.5 - 1
-        assert found[index] == pytest.approx(density[(fine > low) & (fine <= high)].sum(), rel=3e-3, abs=1e-8)
+        assert likelihood[index] == pytest.approx(density[(fine > low) & (fine <= high)].sum(), rel=3e-3, abs=1e-8)
 
 
-def test_the_likelihood_is_the_same_in_a_mirror():
+def test_likelihood_is_symmetric():
     mean = jnp.linspace(-1, 1, 256)
-    found, mirrored = (discretised_log_likelihood(s * values()[::-1], s * mean, jnp.full(256, -4.0)) for s in (1, -1))
-    np.testing.assert_allclose(found, mirrored, rtol=1e-4)
+    likelihood, mirrored = (
+        discretized_log_likelihood(s * values()[::-1], s * mean, jnp.full(256, -4.0)) for s in (1, -1)
+    )
+    np.testing.assert_allclose(likelihood, mirrored, rtol=1e-4)
 
 
-def test_an_image_that_is_missed_by_far_has_a_finite_likelihood_and_gradient():
+def test_likelihood_of_outliers_is_finite():
     def total(mean, log_variance):
-        return discretised_log_likelihood(values(), mean, log_variance).sum()
+        return discretized_log_likelihood(values(), mean, log_variance).sum()
 
     for log_variance in (-40.0, -20.0, 0.0, 20.0):
         arguments = jnp.full(256, 0.3), jnp.full(256, log_variance)
-        found = discretised_log_likelihood(values(), *arguments)
-        assert (found >= LOG_LIKELIHOOD_MIN).all()
+        likelihood = discretized_log_likelihood(values(), *arguments)
+        assert (likelihood >= LOG_LIKELIHOOD_MIN).all()
         for gradient in jax.grad(total, argnums=(0, 1))(*arguments):
             assert np.isfinite(gradient).all()
 
 
 @each_schedule
-def test_the_ends_of_v_are_the_variances_of_both_posteriors(schedule):
+def test_log_variance_bounds(schedule):
     """q(z_t | z_s) has 1 - alpha_t²/alpha_s² of variance (beta); q(z_s | z_t, x) has sigma_s²/sigma_t² of that."""
     t = np.float64(TIMES)
-    logsnr_t, logsnr_s = (np.float64(schedule.logsnr(jnp.float32(at))) for at in (t, t - 1 / STEPS))
+    logsnr_t, logsnr_s = (np.float64(schedule.logsnr(jnp.float32(at))) for at in (t, t - 1 / NUM_TIMESTEPS))
     # in float64: the differences are small
     square = {name: 1 / (1 + np.exp(-logsnr)) for name, logsnr in (("t", logsnr_t), ("s", logsnr_s))}
     beta = 1 - square["t"] / square["s"]
     posterior = beta * (1 / (1 + np.exp(logsnr_s))) / (1 / (1 + np.exp(logsnr_t)))
     lower, upper = log_variance_bounds(jnp.float32(logsnr_t), jnp.float32(logsnr_s))
     v = jnp.ones((len(t), 2, 2, 3))
-    np.testing.assert_allclose(np.exp(interpolate(v, lower, upper)[:, 0, 0, 0]), beta, rtol=2e-3)
-    np.testing.assert_allclose(np.exp(interpolate(-v, lower, upper)[:, 1, 1, 2]), posterior, rtol=2e-3)
+    np.testing.assert_allclose(np.exp(learned_log_variance(v, lower, upper)[:, 0, 0, 0]), beta, rtol=2e-3)
+    np.testing.assert_allclose(np.exp(learned_log_variance(-v, lower, upper)[:, 1, 1, 2]), posterior, rtol=2e-3)
     middle = np.sqrt(beta * posterior)
-    np.testing.assert_allclose(np.exp(interpolate(0 * v, lower, upper)[:, 0, 1, 0]), middle, rtol=2e-3)
+    np.testing.assert_allclose(np.exp(learned_log_variance(0 * v, lower, upper)[:, 0, 1, 0]), middle, rtol=2e-3)
 
 
-def test_the_posterior_mean_of_many_ways_through_a_point_is_their_mean():
-    """Simulated: of pairs (z_s, z_t) made of one x, z_s regressed on z_t."""
+def test_posterior_mean_matches_simulation():
+    """Regresses z_s on z_t over simulated pairs (z_s, z_t) for one x."""
     schedule, t, s, x = schedules.cosine(), jnp.float32(0.6), jnp.float32(0.4), 0.5
     rng = np.random.default_rng(0)
     alpha_t, alpha_s, sigma_t, sigma_s = (float(f(at)) for f in (schedule.alpha, schedule.sigma) for at in (t, s))
@@ -114,13 +116,13 @@ def test_the_posterior_mean_of_many_ways_through_a_point_is_their_mean():
     z_t = ratio * z_s + math.sqrt(sigma_t**2 - (ratio * sigma_s) ** 2) * rng.standard_normal(400_000)
     slope, offset = np.polyfit(z_t, z_s, 1)
     for z in (-1.0, 0.2, 1.0):
-        found = posterior_mean(jnp.float32(x), jnp.float32(z), schedule.logsnr(t), schedule.logsnr(s))
-        assert float(found) == pytest.approx(slope * z + offset, abs=5e-3)
+        mean = posterior_mean(jnp.float32(x), jnp.float32(z), schedule.logsnr(t), schedule.logsnr(s))
+        assert float(mean) == pytest.approx(slope * z + offset, abs=5e-3)
 
 
 @pytest.fixture(scope="module")
 def gaussian():
-    """x ~ N(0, 1) and eps, of many dimensions."""
+    """Returns x ~ N(0, 1) and eps of many dimensions."""
     rng = np.random.default_rng(0)
     return rng.standard_normal((2, len(TIMES), 200, 200, 1)).astype(np.float32)
 
@@ -131,41 +133,41 @@ def noisy(schedule, x, eps, t):
 
 
 @each_schedule
-def test_the_bound_of_the_exact_denoiser_of_a_gaussian_is_what_a_step_tells_of_the_image(schedule, gaussian):
-    """Of x ~ N(0, 1): I(x; z_s) - I(x; z_t) = ½ log(sigma_t² / sigma_s²), reached with the upper variance, v = 1."""
+def test_exact_denoiser_of_a_gaussian_reaches_the_information(schedule, gaussian):
+    """For x ~ N(0, 1): I(x; z_s) - I(x; z_t) = ½ log(sigma_t² / sigma_s²), reached with the upper variance, v = 1."""
     x, eps = gaussian
     z, alpha = noisy(schedule, x, eps, TIMES)
-    found = bound(x, alpha * z, jnp.ones_like(x), z, schedule, TIMES)
-    fall = jnp.log(schedule.sigma(TIMES)) - jnp.log(schedule.sigma(TIMES - 1 / STEPS))
-    np.testing.assert_allclose(found, STEPS * fall / math.log(2), rtol=0.03)
-    # and any other variance costs more: visibly, where steps change the noise by much
+    loss = vlb_loss(x, alpha * z, jnp.ones_like(x), z, schedule, TIMES)
+    fall = jnp.log(schedule.sigma(TIMES)) - jnp.log(schedule.sigma(TIMES - 1 / NUM_TIMESTEPS))
+    np.testing.assert_allclose(loss, NUM_TIMESTEPS * fall / math.log(2), rtol=0.03)
+    # any other variance costs more, visibly where steps change the noise a lot
     for v in (-1.0, 0.5, 1.5):
-        assert (bound(x, alpha * z, jnp.full_like(x, v), z, schedule, TIMES)[:2] > found[:2]).all()
+        assert (vlb_loss(x, alpha * z, jnp.full_like(x, v), z, schedule, TIMES)[:2] > loss[:2]).all()
 
 
-def test_the_bounds_of_all_steps_add_up_to_what_all_of_them_tell(gaussian):
-    """With T = 20, every step but the last: I(x; z at 1/T) of x ~ N(0, 1), to whose rest the prior adds nothing."""
+def test_terms_sum_to_the_total_information(gaussian):
+    """Sums all steps of T = 20 but the last: I(x; z_{1/T}) for x ~ N(0, 1); the prior term is 0."""
     schedule, steps = schedules.cosine(), 20
     x, eps = gaussian[:, :1]
     total = 0.0
     for i in range(2, steps + 1):
         t = jnp.float32([i / steps])
         z, alpha = noisy(schedule, x, eps, t)
-        total += float(bound(x, alpha * z, jnp.ones_like(x), z, schedule, t, steps)[0]) / steps
+        total += float(vlb_loss(x, alpha * z, jnp.ones_like(x), z, schedule, t, steps)[0]) / steps
     assert total == pytest.approx(-math.log2(float(schedule.sigma(jnp.float32(1 / steps)))), rel=0.02)
 
 
 @each_schedule
-def test_a_known_image_costs_nothing_with_the_lower_variance(schedule):
+def test_known_image_with_lower_variance_costs_nothing(schedule):
     x = jnp.asarray(np.random.default_rng(0).choice(np.asarray(values()), (len(TIMES), 8, 8, 3)))
     z, _ = noisy(schedule, x, jnp.asarray(np.random.default_rng(1).standard_normal(x.shape), jnp.float32), TIMES)
-    np.testing.assert_allclose(bound(x, x, -jnp.ones_like(x), z, schedule, TIMES), 0, atol=1e-3 * STEPS)
-    assert (bound(x, x, jnp.zeros_like(x), z, schedule, TIMES)[:2] > 0.5).all()
+    np.testing.assert_allclose(vlb_loss(x, x, -jnp.ones_like(x), z, schedule, TIMES), 0, atol=1e-3 * NUM_TIMESTEPS)
+    assert (vlb_loss(x, x, jnp.zeros_like(x), z, schedule, TIMES)[:2] > 0.5).all()
 
 
 @each_schedule
-def test_the_bound_and_its_gradient_are_finite_at_every_time(schedule):
-    """Whatever the network says: images that are missed by far, and all of v's range."""
+def test_loss_and_gradient_are_finite(schedule):
+    """For any network output: predictions far off, and the full range of v."""
     t, v, x_hat = jnp.meshgrid(
         jnp.float32([0.0, 1e-9, 1e-4, 0.0009, 0.001, 0.00101, 0.5, 0.9999, 1.0]),
         jnp.float32([-1, 0, 1]),
@@ -176,22 +178,22 @@ def test_the_bound_and_its_gradient_are_finite_at_every_time(schedule):
     z, _ = noisy(schedule, x, jnp.asarray(rng.standard_normal(x.shape), jnp.float32), t.ravel())
 
     def total(v):
-        found = bound(x, x_hat.reshape(-1, 1, 1, 1) + 0 * x, v, z, schedule, t.ravel())
-        return found.sum(), found
+        loss = vlb_loss(x, x_hat.reshape(-1, 1, 1, 1) + 0 * x, v, z, schedule, t.ravel())
+        return loss.sum(), loss
 
-    gradient, found = jax.grad(total, has_aux=True)(v.reshape(-1, 1, 1, 1) + 0 * x)
-    assert np.isfinite(found).all()
+    gradient, loss = jax.grad(total, has_aux=True)(v.reshape(-1, 1, 1, 1) + 0 * x)
+    assert np.isfinite(loss).all()
     assert np.isfinite(gradient).all()
 
 
-def test_no_gradient_of_the_bound_reaches_the_mean(gaussian):
+def test_no_gradient_to_the_mean(gaussian):
     schedule = schedules.cosine()
     x, eps = gaussian[:, :, :4, :4]
     z, _ = noisy(schedule, x, eps, TIMES)
 
     def total(x_hat, v):
-        return bound(x, x_hat, v, z, schedule, TIMES).sum()
+        return vlb_loss(x, x_hat, v, z, schedule, TIMES).sum()
 
-    of_mean, of_v = jax.grad(total, argnums=(0, 1))(0.5 * x, jnp.zeros_like(x))
-    np.testing.assert_array_equal(of_mean, 0)
-    assert (np.abs(of_v) > 0).all()
+    mean_grad, v_grad = jax.grad(total, argnums=(0, 1))(0.5 * x, jnp.zeros_like(x))
+    np.testing.assert_array_equal(mean_grad, 0)
+    assert (np.abs(v_grad) > 0).all()
