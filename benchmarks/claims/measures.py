@@ -13,8 +13,8 @@ from benchmarks.claims.experiment import Examples, Figures
 from configs import shapes_eval
 from imagen_jax.diffusion.guidance import static_threshold
 from imagen_jax.diffusion.process import add_noise, mse_per_example, predict_x0_and_eps
-from imagen_jax.diffusion.schedules import alpha_from_logsnr, cosine
-from imagen_jax.evaluation.judges import make_judge
+from imagen_jax.diffusion.schedules import alpha_from_logsnr, cosine, sigma_from_logsnr
+from imagen_jax.evaluation.judges import get_judge
 from imagen_jax.images.array import to_float, to_whole
 from imagen_jax.images.resize import resize
 from imagen_jax.pipelines.loading import TrainedStage
@@ -28,7 +28,7 @@ MARGIN = 8  # how far from them it is where the true picture is not
 
 def judged(images: np.ndarray, asked: Examples) -> Figures:
     """Pictures uint8 [N, H, W, C] held against their captions, and against the true pictures of these."""
-    scores, _ = make_judge(shapes_eval.get_config().judge)(images, asked.captions)
+    scores, _ = get_judge(shapes_eval.get_config().judge)(images, asked.captions)
     return {"scores": {row: scores[row] for row in ROWS if row in scores}, "psnr": psnr(images, asked.images)}
 
 
@@ -79,7 +79,7 @@ def denoising_errors(trained: TrainedStage, seen: Examples) -> list[float]:
             levels = jnp.full(x.shape[:1], stage.config.sampling.aug_level)
             condition = stage.condition_on(low_res, levels, jax.random.normal(aug_key, low_res.shape))
         text = stage.encoder.encode(encoder_params, tokens, mask)
-        alpha, sigma = alpha_from_logsnr(logsnr), alpha_from_logsnr(-logsnr)
+        alpha, sigma = alpha_from_logsnr(logsnr), sigma_from_logsnr(logsnr)
         z = add_noise(x, jax.random.normal(noise_key, x.shape), alpha, sigma)
         prediction, _ = stage.predict(params, z, jnp.broadcast_to(logsnr, x.shape[:1]), text, mask, condition)
         x_hat, _ = predict_x0_and_eps(prediction, z, alpha, sigma, stage.prediction)

@@ -1,6 +1,6 @@
-"""What can be measured on a cascade's pictures by themselves: what no stage should change of the one before it.
+"""Metrics of a cascade's images that need no reference: consistency between stages, color drift, saturation.
 
-Pictures are uint8 or uint16 [N, H, W, C]; a step is 1/255 of their range.
+Images are uint8 or uint16 [N, H, W, C]; values are compared on the scale [0, 255].
 """
 
 from __future__ import annotations
@@ -12,64 +12,73 @@ import numpy as np
 
 from imagen_jax.images.resize import resize
 
-# The mean square, in steps, that rounding to 8 bits alone is off by: no two pictures are told to be more alike.
-ROUNDING = 1 / 12
+# Mean squared error of rounding to 8 bits: the consistency is limited by it.
+ROUNDING_MSE = 1 / 12
 CHANNELS = {1: ("gray",), 3: ("red", "green", "blue"), 4: ("red", "green", "blue", "alpha")}
 
 
-def in_steps(images: np.ndarray) -> np.ndarray:
-    """Whole numbers of 8 or 16 bits as float32 in [0, 255]."""
+def _to_uint8_scale(images: np.ndarray) -> np.ndarray:
+    """Returns integer images of 8 or 16 bits as float32 in [0, 255]."""
     return images.astype(np.float32) * np.float32(255 / np.iinfo(images.dtype).max)
 
 
-def channel_names(count: int) -> tuple[str, ...]:
-    """What the channels of a picture are called."""
+def _channel_names(count: int) -> tuple[str, ...]:
+    """Returns the names of an image's channels."""
     return CHANNELS.get(count) or tuple(f"channel_{i}" for i in range(count))
 
 
 @partial(jax.jit, static_argnames=("height", "width"))
-def shrunk(image: jax.Array, height: int, width: int) -> jax.Array:
-    """An image [H, W, C] as small as the low-resolution inputs that training makes."""
+def _downsample(image: jax.Array, height: int, width: int) -> jax.Array:
+    """Returns an image [H, W, C] downsampled like the low-resolution inputs of training."""
     return resize(image[None], height, width)[0]
 
 
 def consistency(images: np.ndarray, low_res: np.ndarray) -> np.ndarray:
-    """PSNR [N] in dB of pictures, made as small as those that they were made of, against these, [N, h, w, C].
+    """Returns the PSNR [N] in dB of downsampled images against the low-resolution images that they were sampled from.
 
-    At most 58.9 dB: that of rounding.
+    The maximum is 58.9 dB, the PSNR of rounding.
+
+    Args:
+        images: super-resolved images [N, H, W, C].
+        low_res: their low-resolution inputs [N, h, w, C].
     """
     _, height, width, _ = low_res.shape
-    # one by one: as floats, all of them would take four times their memory
+    # one image at a time: as floats, all of them would take four times their memory
     errors = [
-        np.mean((np.asarray(shrunk(in_steps(image), height, width)) - in_steps(small)) ** 2)
+        np.mean((np.asarray(_downsample(_to_uint8_scale(image), height, width)) - _to_uint8_scale(small)) ** 2)
         for image, small in zip(images, low_res, strict=True)
     ]
-    return 10 * np.log10(255**2 / np.maximum(errors, ROUNDING))
+    return 10 * np.log10(255**2 / np.maximum(errors, ROUNDING_MSE))
 
 
 def color_drift(images: np.ndarray, low_res: np.ndarray) -> np.ndarray:
-    """By how many steps the mean colour of each picture is above that of the one it was made of, [N, C]."""
-    # of whole numbers in float64: exact
-    means = (pictures.mean(axis=(1, 2)) * (255 / np.iinfo(pictures.dtype).max) for pictures in (images, low_res))
+    """Returns the mean color of each image minus that of its low-resolution input, [N, C], on the scale [0, 255]."""
+    # means of integers in float64 are exact
+    means = (batch.mean(axis=(1, 2)) * (255 / np.iinfo(batch.dtype).max) for batch in (images, low_res))
     return np.subtract(*means)
 
 
 def saturation(images: np.ndarray) -> float:
-    """The share of values that are the least or the greatest: of a drawn picture those that were clipped, or nearly."""
+    """Returns the fraction of values at either end of the range; in samples, most of these were clipped."""
     return float(np.mean((images == 0) | (images == np.iinfo(images.dtype).max)))
 
 
-def measure(images: np.ndarray, low_res: np.ndarray | None, real: np.ndarray) -> dict[str, float]:
-    """The means of all measures by name; a base stage, without ``low_res``, has no others than saturations.
+def compute_metrics(images: np.ndarray, low_res: np.ndarray | None, real: np.ndarray) -> dict[str, float]:
+    """Returns the means of all metrics by name.
 
-    ``saturation_real``, of pictures of the data set, says what saturation should be. ``color_drift/rms`` is over
-    pictures and channels: tints that differ from picture to picture show in it alone.
+    `saturation_real` is the saturation of real images, the target of `saturation`. `color_drift/rms` is the root mean
+    square over images and channels: tints that differ between images show in it alone.
+
+    Args:
+        images: samples of a stage [N, H, W, C].
+        low_res: their low-resolution inputs [N, h, w, C]; None for a base stage, which has only saturations.
+        real: images of the data set [M, H, W, C].
     """
-    found = {"saturation": saturation(images), "saturation_real": saturation(real)}
+    metrics = {"saturation": saturation(images), "saturation_real": saturation(real)}
     if low_res is not None:
-        found["consistency_db"] = float(consistency(images, low_res).mean())
+        metrics["consistency_db"] = float(consistency(images, low_res).mean())
         drift = color_drift(images, low_res)
-        for name, mean in zip(channel_names(drift.shape[1]), drift.mean(axis=0), strict=True):
-            found[f"color_drift/{name}"] = float(mean)
-        found["color_drift/rms"] = float(np.sqrt(np.mean(drift**2)))
-    return found
+        for name, mean in zip(_channel_names(drift.shape[1]), drift.mean(axis=0), strict=True):
+            metrics[f"color_drift/{name}"] = float(mean)
+        metrics["color_drift/rms"] = float(np.sqrt(np.mean(drift**2)))
+    return metrics

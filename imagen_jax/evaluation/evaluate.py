@@ -1,4 +1,4 @@
-"""Scores and diagnostics of a cascade on the captions of a data set."""
+"""Evaluates a cascade on the captions of a data set: scores of a judge, and diagnostics."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from imagen_jax.data.dataset import first_caption
 from imagen_jax.datasets.captions import SourceCaptions
 from imagen_jax.datasets.registry import make_source
 from imagen_jax.errors import ConfigError
-from imagen_jax.evaluation.diagnostics import diagnose, diagnostics_table, write_diagnostics
-from imagen_jax.evaluation.judges import Judge, Scores, check_captions, make_judge, scores_table
+from imagen_jax.evaluation.diagnostics import compute_diagnostics, format_diagnostics, write_diagnostics
+from imagen_jax.evaluation.judges import Judge, Scores, check_captions, format_scores, get_judge
 from imagen_jax.images.grid import draw_grid, save_png
 from imagen_jax.io.atomic import write_json
 from imagen_jax.parallel import multihost
 from imagen_jax.pipelines.imagen import ImagenPipeline
 
-MAX_GRID = 32  # images of a grid
+MAX_GRID_IMAGES = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationResult:
-    """What `evaluate` has measured.
+    """The result of `evaluate`.
 
     Attributes:
         scores: for each row, `correct`, `total`, `rate` and its 95% interval; None without a judge.
         diagnostics: for each stage, its metrics by name.
         tables: scores and diagnostics as text.
-        out: the folder with files of the same, if one was given.
+        out: the folder with the result's files; None if none was given.
     """
 
     scores: Scores | None
@@ -40,26 +40,26 @@ class EvaluationResult:
     out: Path | None
 
     def summary(self) -> str:
-        """Returns the result as lines of text."""
+        """Returns the tables."""
         return self.tables
 
 
 def evaluate(
     pipeline: ImagenPipeline, config: ml_collections.ConfigDict, out: str | Path | None = None
 ) -> EvaluationResult | None:
-    """Samples the captions of a data set and measures the images.
+    """Samples images for the captions of a data set, and computes their scores and diagnostics.
 
     Args:
         pipeline: the cascade.
         config: the captions, their number and the judge, such as configs/shapes_eval.py.
-        out: gets `scores.json`, `correct.png` and `incorrect.png`, or without a judge `samples.png`; and
-            `diagnostics.json` and `diagnostics.png`.
+        out: the folder to write to: `diagnostics.json` and `diagnostics.png`, and either `scores.json`, `correct.png`
+            and `incorrect.png`, or without a judge `samples.png`.
 
     Returns:
         Scores and diagnostics, in the main process; None in the others.
 
     Raises:
-        ConfigError: the config cannot work, or the judge does not understand the captions.
+        ConfigError: the config is not valid, or the judge does not understand the captions.
     """
     judge = check_judge(config)
     source = SourceCaptions([make_source(config.data, config.data.split, pipeline.image_size)])
@@ -70,40 +70,40 @@ def evaluate(
         out = Path(out).expanduser()
 
     images = pipeline.sample_all(captions, config.seed, config.batch_size)
-    diagnostics = diagnose(pipeline.stages, images, config.data, config.batch_size, pipeline.mesh)
+    diagnostics = compute_diagnostics(pipeline.stages, images, config.data, config.batch_size, pipeline.mesh)
     if not multihost.is_main_process():
         return None
     scores, correct = judge(images[-1], captions) if judge else (None, np.ones(len(captions), bool))
-    tables = [diagnostics_table(pipeline.stages, diagnostics)]
+    tables = [format_diagnostics(pipeline.stages, diagnostics)]
     if scores is not None:
-        tables.append(scores_table(scores))
+        tables.append(format_scores(scores))
     tables.append(f"{config.count} captions of the {config.data.split} split")
     if out is not None:
         write_diagnostics(out, pipeline.stages, diagnostics)
         if scores is None:
             _save_grid(images[-1], captions, np.flatnonzero(correct), out / "samples.png")
-            tables.append(f"{out / 'samples.png'} shows some, {out / 'diagnostics.json'} has these figures")
+            tables.append(f"samples: {out / 'samples.png'}; metrics: {out / 'diagnostics.json'}")
         else:
             write_json(out / "scores.json", scores)
             _save_grid(images[-1], captions, np.flatnonzero(correct), out / "correct.png")
             _save_grid(images[-1], captions, np.flatnonzero(~correct), out / "incorrect.png")
-            tables.append(f"{out / 'scores.json'} has these figures")
+            tables.append(f"scores: {out / 'scores.json'}")
     return EvaluationResult(scores, diagnostics, "\n".join(tables), out)
 
 
 def check_judge(config: ml_collections.ConfigDict) -> Judge | None:
-    """Returns the judge that a config names, None if it names none; before any stage is loaded.
+    """Returns a config's judge, or None if it has none. Can be called before any stage is loaded.
 
     Raises:
-        ConfigError: an unknown judge, or numbers that cannot be.
+        ConfigError: the judge is unknown, or a number is out of range.
     """
     if config.count < 1 or config.batch_size < 1:
         raise ConfigError(f"config.count {config.count} and config.batch_size {config.batch_size} must be at least 1")
-    return make_judge(config.judge) if config.judge else None
+    return get_judge(config.judge) if config.judge else None
 
 
 def _save_grid(images: np.ndarray, captions: Sequence[str], indices: np.ndarray, path: Path) -> None:
-    """Writes a grid of the first of the selected images, if there are any, with their captions."""
-    shown = indices[:MAX_GRID]
+    """Writes a grid of the first selected images with their captions; nothing if none is selected."""
+    shown = indices[:MAX_GRID_IMAGES]
     if len(shown):
         save_png(draw_grid(images[shown], [captions[i] for i in shown], columns=8), path)

@@ -1,4 +1,4 @@
-"""Whether pictures show what their captions say, by the judge of their data set."""
+"""Alignment of images with their captions, scored by the judge of their data set."""
 
 from __future__ import annotations
 
@@ -16,76 +16,87 @@ Scores = dict[str, dict[str, float]]
 Judge = Callable[[np.ndarray, Sequence[str]], tuple[Scores, np.ndarray]]
 
 
-def judge_shapes(images: np.ndarray, captions: Sequence[str]) -> tuple[Scores, np.ndarray]:
-    """(scores by row, whether each picture is right in all, bool [N]) of RGB, or RGBA over white, [N, H, W, 3 or 4]."""
+def _judge_shapes(images: np.ndarray, captions: Sequence[str]) -> tuple[Scores, np.ndarray]:
+    """Returns (scores by row, whether each image is fully correct, bool [N]).
+
+    Args:
+        images: RGB, or RGBA to be composited on white, [N, H, W, 3 or 4].
+        captions: their captions.
+
+    Raises:
+        ConfigError: a caption is outside the grammar of the data set.
+    """
     descriptions = [parse_caption(caption) for caption in captions]
     images = to_8_bits(images)
     images = composite(images, 255) if images.shape[-1] == 4 else images
-    judgements = [judge.judge(image, description) for image, description in zip(images, descriptions, strict=True)]
-    return judge.aggregate(judgements, descriptions), np.array([judgement.all for judgement in judgements])
+    judgments = [judge.judge(image, description) for image, description in zip(images, descriptions, strict=True)]
+    return judge.aggregate(judgments, descriptions), np.array([judgment.all for judgment in judgments])
 
 
-def judge_digits(images: np.ndarray, captions: Sequence[str]) -> tuple[Scores, np.ndarray]:
-    """(scores by digit and in all, whether each picture is right, bool [N]) of [N, 8, 8, 1].
+def _judge_digits(images: np.ndarray, captions: Sequence[str]) -> tuple[Scores, np.ndarray]:
+    """Returns (scores by digit and in total, whether each image is correct, bool [N]) for images [N, 8, 8, 1].
 
-    A picture is right if a classifier that was fitted to the real training images names the caption's digit; the row
-    ``real test images`` is what it gets right of those, the most that can be hoped for.
+    An image is correct if a classifier fitted to the real training images predicts the caption's digit. The row
+    `real test images` is the classifier's accuracy on real images, an upper bound.
     """
-    # scikit-learn takes seconds to import: only those who draw digits wait for it
+    # imported here: scikit-learn is optional and takes seconds to import
     from sklearn.svm import SVC
 
     from imagen_jax.datasets.digits import DIGIT_NAMES, load_split, parse_label
 
-    def features(pictures: np.ndarray) -> np.ndarray:
-        return pictures.reshape(len(pictures), -1) / np.iinfo(pictures.dtype).max
+    def features(batch: np.ndarray) -> np.ndarray:
+        return batch.reshape(len(batch), -1) / np.iinfo(batch.dtype).max
 
     train_images, train_labels = load_split("train")
     test_images, test_labels = load_split("test")
     classifier = SVC(gamma="scale", C=10.0).fit(features(train_images), train_labels)
     labels = np.array([parse_label(caption) for caption in captions])
-    right = classifier.predict(features(images)) == labels
+    correct = classifier.predict(features(images)) == labels
     scores = {
-        name: judge.success_rate(right[labels == label].tolist()) for label, name in enumerate(DIGIT_NAMES) if (labels == label).any()
+        name: judge.success_rate(correct[labels == label].tolist())
+        for label, name in enumerate(DIGIT_NAMES)
+        if (labels == label).any()
     }
-    scores["all"] = judge.success_rate(right.tolist())
+    scores["all"] = judge.success_rate(correct.tolist())
     scores["real test images"] = judge.success_rate((classifier.predict(features(test_images)) == test_labels).tolist())
-    return scores, right
+    return scores, correct
 
 
-def read_digit(caption: str) -> int:
-    """The digit that a caption names. Raises ValueError if it names none or several."""
-    from imagen_jax.datasets.digits import parse_label  # as above
+def _parse_digit(caption: str) -> int:
+    """Returns the digit that a caption names. Raises ValueError if it names none or several."""
+    from imagen_jax.datasets.digits import parse_label  # optional, as above
 
     return parse_label(caption)
 
 
-JUDGES: dict[str, Judge] = {"shapes": judge_shapes, "digits": judge_digits}
-READS: dict[str, Callable[[str], Any]] = {"shapes": parse_caption, "digits": read_digit}  # what a caption claims, or ValueError
+JUDGES: dict[str, Judge] = {"shapes": _judge_shapes, "digits": _judge_digits}
+# they raise ValueError at captions that the judge does not understand
+_CAPTION_PARSERS: dict[str, Callable[[str], Any]] = {"shapes": parse_caption, "digits": _parse_digit}
 
 
-def make_judge(name: str) -> Judge:
-    """The judge of that name. Raises UsageError if there is none."""
+def get_judge(name: str) -> Judge:
+    """Returns a judge, a function `(images, captions) -> (scores, correct)`. Raises ConfigError for an unknown name."""
     if name not in JUDGES:
-        raise ConfigError(f"config.judge {name!r} is not known: choose one of {', '.join(JUDGES)}, or '' for none")
+        raise ConfigError(f"config.judge {name!r} is unknown: choose one of {', '.join(JUDGES)}, or '' for none")
     return JUDGES[name]
 
 
 def check_captions(name: str, captions: Sequence[str]) -> None:
-    """Raises UsageError for a caption that the judge of that name does not understand."""
+    """Raises ConfigError for the first caption that a judge does not understand."""
     for caption in captions:
         try:
-            READS[name](caption)
+            _CAPTION_PARSERS[name](caption)
         except ValueError as error:
             raise ConfigError(
-                f"config.judge {name!r} cannot judge these (set it to '' for no judge): {error}"
+                f"config.judge {name!r} cannot score the captions of this data set: {error}; set it to '' for no judge"
             ) from error
 
 
-def scores_table(scores: Scores) -> str:
-    """The scores as lines for people."""
+def format_scores(scores: Scores) -> str:
+    """Returns the scores as a table."""
     width = max(len(name) for name in scores)
-    lines = [f"{'':{width}}  right / total     rate  95% interval"]
+    lines = [f"{'':{width}}  correct / total     rate  95% interval"]
     for name, row in scores.items():
-        counts = f"{row['right']:5.0f} / {row['total']:<5.0f}"
+        counts = f"{row['correct']:7.0f} / {row['total']:<5.0f}"
         lines.append(f"{name:{width}}  {counts}  {row['rate']:7.1%}  {row['low']:.1%} – {row['high']:.1%}")
     return "\n".join(lines)

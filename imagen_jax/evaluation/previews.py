@@ -1,4 +1,4 @@
-"""Pictures drawn during training, from the EMA weights, so that a person can watch a run, and what they measure."""
+"""Previews: images sampled with the EMA weights during training, and their metrics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from imagen_jax.data.dataset import first_examples
 from imagen_jax.datasets.from_config import make_examples
-from imagen_jax.evaluation.cascade_metrics import measure
+from imagen_jax.evaluation.cascade_metrics import compute_metrics
 from imagen_jax.evaluation.validation_loss import make_validation_loss, validation_metrics
 from imagen_jax.images.array import to_float, to_whole
 from imagen_jax.images.grid import draw_grid
@@ -25,10 +25,10 @@ SEED = 0
 
 
 def make_preview(stage: Stage, mesh: Mesh) -> Callable[[Any, Any], tuple[Image.Image, dict[str, float]]]:
-    """A function ``(params, encoder_params) -> (grid, metrics)`` of the first examples of the validation split.
+    """Returns a function `(params, encoder_params) -> (grid, metrics)` for the first examples of the validation split.
 
-    The grid has the pictures of their captions; a super-resolution stage starts from the data set's own pictures, made
-    small. The metrics are those of ``measures.measure``, and of ``losses.loss_curve`` on the data set's own pictures.
+    The grid has samples for their captions; a super-resolution stage enlarges the downsampled images of the data set.
+    The metrics are those of `compute_metrics`, and of `validation_metrics` on the real images.
     """
     config = stage.config
     examples = make_examples(config.data, config.data.validation_split, config.image_size, config.channels)
@@ -42,7 +42,8 @@ def make_preview(stage: Stage, mesh: Mesh) -> Callable[[Any, Any], tuple[Image.I
 
     def preview(params: Any, encoder_params: Any) -> tuple[Image.Image, dict[str, float]]:
         images = sampler.sample(params, encoder_params, prompts, SEED, 0, low_res)
-        curve = validation_metrics(validation_loss(params, encoder_params, real, prompts))
-        return draw_grid(images, prompts, COLUMNS), {**measure(images, low_res, real), **curve}
+        losses = validation_loss(params, encoder_params, real, prompts)
+        metrics = {**compute_metrics(images, low_res, real), **validation_metrics(losses)}
+        return draw_grid(images, prompts, COLUMNS), metrics
 
     return preview

@@ -331,18 +331,18 @@ def test_evaluate_command(base_folder, sr_folder, tmp_path):
     assert scores["all"]["total"] == 10
     assert "rate" in ended.stdout
     # what was trained for six steps draws nothing right
-    assert scores["all"]["right"] <= 1
+    assert scores["all"]["correct"] <= 1
     assert pixels(tmp_path / "incorrect.png").std() > 10
     base, larger = json.loads((tmp_path / "diagnostics.json").read_text())
     assert (base["image_size"], larger["image_size"], larger["step"]) == (8, 16, STEPS)
     for stage, steps in ((base, 1), (larger, 2)):
         drawn_with = {name: stage["sampling"][name] for name in ("steps", "guidance", "churn_range")}
         assert drawn_with == {"steps": steps, "guidance": 3.0, "churn_range": [0.1, float("inf")]}
-        assert 0 <= stage["measures"]["saturation"] <= 1
-        assert stage["measures"]["validation_loss_at_noise/0.95"] > 0
-    assert "consistency_db" not in base["measures"]
-    assert 0 < larger["measures"]["consistency_db"] < 59
-    for name, value in larger["measures"].items():
+        assert 0 <= stage["metrics"]["saturation"] <= 1
+        assert stage["metrics"]["validation_loss_at_noise/0.95"] > 0
+    assert "consistency_db" not in base["metrics"]
+    assert 0 < larger["metrics"]["consistency_db"] < 59
+    for name, value in larger["metrics"].items():
         assert any(name in line and f"{value:.4g}" in line for line in ended.stdout.splitlines())
     with Image.open(tmp_path / "diagnostics.png") as figure:
         assert figure.width > 600

@@ -74,11 +74,11 @@ def test_a_folder_of_images_becomes_samples(desk):
     with Image.open(runs / "samples/images/0001.png") as drawn:
         assert drawn.size == (32, 32)
         assert len(drawn.getcolors(32 * 32)) > 100
-    with Image.open(runs / "scores/drawn.png") as grid:
+    with Image.open(runs / "scores/samples.png") as grid:
         assert grid.width > 8 * 100
     base, larger = json.loads((runs / "scores/diagnostics.json").read_text())
     assert (base["step"], larger["step"]) == (20, 20)
-    assert larger["measures"]["validation_loss_at_noise/0.95"] > 0
+    assert larger["metrics"]["validation_loss_at_noise/0.95"] > 0
     assert contents(desk / "photos") == before
     assert {path.name for path in desk.iterdir()} == {"configs", "photos", "runs"}
 

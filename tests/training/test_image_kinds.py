@@ -7,7 +7,7 @@ from PIL import Image
 
 from imagen_jax import commands, sample
 from imagen_jax.datasets.registry import make_source
-from imagen_jax.evaluation.judges import make_judge
+from imagen_jax.evaluation.judges import get_judge
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.training.loop import train
 from tests.helpers.configs import as_written, config_of, eight_devices
@@ -68,8 +68,8 @@ def test_wide_pictures(wide, tmp_path):
 def test_wide_pictures_are_scored(wide):
     cascade = ImagenPipeline.from_pretrained(wide, eight_devices())
     images = cascade.sample_all(PROMPTS, seed=0, batch_size=3)[-1]
-    scores, right = make_judge("shapes")(images, PROMPTS)
-    assert (scores["all"]["total"], right.shape) == (3, (3,))
+    scores, correct = get_judge("shapes")(images, PROMPTS)
+    assert (scores["all"]["total"], correct.shape) == (3, (3,))
     source = make_source(as_written("shapes_base.py", "wide").data, "held_out", cascade.image_size)
     assert source[0].image.shape == images.shape[1:]
 

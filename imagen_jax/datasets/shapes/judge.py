@@ -13,7 +13,7 @@ import numpy as np
 
 from imagen_jax.datasets.shapes import scenes
 from imagen_jax.datasets.shapes.descriptions import Claim, Description, category
-from imagen_jax.datasets.shapes.detect import Found, Picture, read
+from imagen_jax.datasets.shapes.detect import Detection, DetectedScene, detect
 
 __all__ = ["Found", "Judgement", "Picture", "compare", "judge", "read", "rate", "score", "tabulate", "wilson"]
 
@@ -23,7 +23,7 @@ Row = dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
-class Judgement:
+class Judgment:
     """What is right about a picture; None where the caption claims nothing of the kind.
 
     objects: as many as claimed were found.
@@ -48,12 +48,12 @@ class Judgement:
     background: bool | None = None
 
 
-def judge(image: np.ndarray, description: Description) -> Judgement:
+def judge(image: np.ndarray, description: Description) -> Judgment:
     """Whether a picture, uint8 [H, W, 3], shows what is described."""
-    return compare(read(image), description)
+    return compare(detect(image), description)
 
 
-def compare(picture: Picture, description: Description) -> Judgement:
+def compare(picture: DetectedScene, description: Description) -> Judgment:
     """Whether what was read from a picture is what is described."""
     claims = [claim for claim in description.claims for _ in range(claim.count)]
     kind = category(description)
@@ -64,7 +64,7 @@ def compare(picture: Picture, description: Description) -> Judgement:
     best = max(trials, key=lambda trial: (sum(trial.values()) - trial.get("relation", 0), trial.get("relation", 0)))
     background = picture.background == description.background if description.background else None
     formed = all(found.shape for found in picture.things)  # also where the caption says only 'an object'
-    return Judgement(
+    return Judgment(
         objects=objects,
         all=objects and formed and background is not False and all(best.values()),
         colour=_any(trials, "colour"),
@@ -79,8 +79,8 @@ def compare(picture: Picture, description: Description) -> Judgement:
 
 
 def _candidates(
-    claims: Sequence[Claim], things: tuple[Found, ...], objects: bool
-) -> Iterator[tuple[Found | None, ...]]:
+    claims: Sequence[Claim], things: tuple[Detection, ...], objects: bool
+) -> Iterator[tuple[Detection | None, ...]]:
     """Choices of an object for each claim; None stands for one that is missing."""
     if len(set(claims)) == 1:  # all alike, so the best are the best of each
         best_first = sorted(things, key=lambda found: -sum(_agree([claims[0]], (found,), objects).values()))
@@ -91,7 +91,7 @@ def _candidates(
         yield from itertools.permutations(things[:CANDIDATES] + (None,) * missing, len(claims))
 
 
-def _try(claims: Sequence[Claim], found: tuple[Found | None, ...], relation: str, objects: bool) -> dict[str, bool]:
+def _try(claims: Sequence[Claim], found: tuple[Detection | None, ...], relation: str, objects: bool) -> dict[str, bool]:
     """For each attribute that is claimed, whether the objects found have it; ``objects``: there are no others."""
     agreement = _agree(claims, found, objects)
     if relation:
@@ -100,12 +100,12 @@ def _try(claims: Sequence[Claim], found: tuple[Found | None, ...], relation: str
             first is not None
             and second is not None
             and bool(first.shape and second.shape)
-            and scenes.relation((first.x, first.y), (second.x, second.y)) == relation
+            and scenes.spatial_relation((first.x, first.y), (second.x, second.y)) == relation
         )
     return agreement
 
 
-def _agree(claims: Sequence[Claim], found: tuple[Found | None, ...], objects: bool) -> dict[str, bool]:
+def _agree(claims: Sequence[Claim], found: tuple[Detection | None, ...], objects: bool) -> dict[str, bool]:
     agreement = {}
     # Among others, where a blot of no known shape lies, or how large it is, says nothing: noise has blots everywhere.
     placed = found if objects else tuple(thing if thing and thing.shape else None for thing in found)
@@ -162,7 +162,7 @@ def score(images: Iterable[np.ndarray], descriptions: Iterable[Description]) -> 
       descriptions: what is claimed of them, as many.
 
     Returns:
-      A table that JSON can hold: by the row's name `right` of `total` captions that claim it, the `rate`, and its 95%
+      A table that JSON can hold: by the row's name `correct` of `total` captions that claim it, the `rate`, and its 95%
       Wilson interval from `low` to `high`. Rows are attributes over all captions ('colour', …, 'attribute binding',
       'objects': the number of objects, 'all': everything claimed), captions of a kind with all they claim right
       ('single object', 'two objects'), attributes over captions of a kind ('single object: colour', …), and
@@ -173,10 +173,10 @@ def score(images: Iterable[np.ndarray], descriptions: Iterable[Description]) -> 
       ValueError: there are more of one than of the other.
     """
     descriptions = list(descriptions)
-    return tabulate([judge(image, d) for image, d in zip(images, descriptions, strict=True)], descriptions)
+    return aggregate([judge(image, d) for image, d in zip(images, descriptions, strict=True)], descriptions)
 
 
-def tabulate(judgements: Sequence[Judgement], descriptions: Sequence[Description]) -> dict[str, Row]:
+def aggregate(judgements: Sequence[Judgment], descriptions: Sequence[Description]) -> dict[str, Row]:
     """The table of ``score``, from judgements that were made already."""
     judged = [(category(d), judgement) for judgement, d in zip(judgements, descriptions, strict=True)]
     outcomes = {
@@ -184,17 +184,17 @@ def tabulate(judgements: Sequence[Judgement], descriptions: Sequence[Description
         for row, (kind, attribute) in _ROWS.items()
     }
     outcomes[RELATION_AND_BINDING] = [judgement.binding for _, judgement in judged if judgement.relation is not None]
-    return {row: rate([bool(o) for o in seen if o is not None]) for row, seen in outcomes.items() if set(seen) - {None}}
+    return {row: success_rate([bool(o) for o in seen if o is not None]) for row, seen in outcomes.items() if set(seen) - {None}}
 
 
-def rate(outcomes: Sequence[bool]) -> Row:
+def success_rate(outcomes: Sequence[bool]) -> Row:
     """One row of a table: how many outcomes are right, with Wilson's 95% interval."""
     right, total = int(sum(outcomes)), len(outcomes)
-    low, high = wilson(right, total)
-    return {"right": right, "total": total, "rate": right / total, "low": low, "high": high}
+    low, high = _wilson_interval(right, total)
+    return {"correct": right, "total": total, "rate": right / total, "low": low, "high": high}
 
 
-def wilson(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+def _wilson_interval(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's interval of a rate, 95% by default; unlike the normal one it stays honest near 0 and 1."""
     middle = (right + z * z / 2) / (total + z * z)
     half = z / (total + z * z) * math.sqrt(right * (total - right) / total + z * z / 4)

@@ -9,10 +9,10 @@ import pytest
 from scipy import ndimage
 
 from imagen_jax.datasets.shapes import scenes
-from imagen_jax.datasets.shapes.captions import Claim, Description, category, parse
-from imagen_jax.datasets.shapes.judge import compare, judge, read, score, wilson
+from imagen_jax.datasets.shapes.captions import Claim, Description, category, parse_caption
+from imagen_jax.datasets.shapes.judge import compare, judge, read, score, _wilson_interval
 from imagen_jax.datasets.shapes.render import render
-from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLOURS, SHAPES, Scene, Thing
+from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLORS, SHAPES, Scene, SceneObject
 from imagen_jax.datasets.shapes.source import ShapesSource
 from imagen_jax.errors import ConfigError
 
@@ -32,12 +32,12 @@ def drawn():
 
 
 def said_in_full(scene):
-    kind, things = scenes.kind(scene), scene.things
+    kind, things = scenes.scene_type(scene), scene.things
     if kind == "pair":
         claims = tuple(Claim(1, t.size, t.colour, t.shape) for t in things)
-        relation = scenes.relation(*((t.x, t.y) for t in things))
+        relation = scenes.spatial_relation(*((t.x, t.y) for t in things))
         return Description(claims, relation, scene.background)
-    position = scenes.position(things[0].x, things[0].y) if kind == "single" else ""
+    position = scenes.grid_position(things[0].x, things[0].y) if kind == "single" else ""
     claim = Claim(len(things), things[0].size, things[0].colour, things[0].shape, position)
     return Description((claim,), background=scene.background)
 
@@ -121,7 +121,7 @@ def with_claim(description, which, **changes):
 
 
 def wrong_colour(d, rng):
-    return with_claim(d, rng.integers(len(d.claims)), colour=other(COLOURS, {c.colour for c in d.claims}, rng))
+    return with_claim(d, rng.integers(len(d.claims)), colour=other(COLORS, {c.colour for c in d.claims}, rng))
 
 
 def wrong_shape(d, rng):
@@ -197,14 +197,14 @@ def test_blemishes_do_not_make_wrong_captions_right(change):
 
 
 def test_swapped_binding_keeps_colours_and_shapes_right():
-    image = draw(Thing("circle", "red", "large", 0.25, 0.5, 0.2), Thing("square", "blue", "large", 0.75, 0.5, 0.2))
-    true = judge(image, parse("a red circle left of a blue square"))
+    image = draw(SceneObject("circle", "red", "large", 0.25, 0.5, 0.2), SceneObject("square", "blue", "large", 0.75, 0.5, 0.2))
+    true = judge(image, parse_caption("a red circle left of a blue square"))
     assert true.all
     assert true.binding
-    swapped = judge(image, parse("a blue circle left of a red square"))
+    swapped = judge(image, parse_caption("a blue circle left of a red square"))
     assert (swapped.objects, swapped.colour, swapped.shape) == (True, True, True)
     assert (swapped.binding, swapped.all) == (False, False)
-    turned = judge(image, parse("a red circle right of a blue square"))
+    turned = judge(image, parse_caption("a red circle right of a blue square"))
     assert (turned.colour, turned.shape, turned.relation, turned.binding, turned.all) == (
         True,
         True,
@@ -219,7 +219,7 @@ def draw(*things, background="white"):
 
 
 def test_what_is_unsaid_is_not_judged():
-    judgement = judge(draw(Thing("ring", "red", "small", 0.5, 0.5, 0.12)), parse("a red object"))
+    judgement = judge(draw(SceneObject("ring", "red", "small", 0.5, 0.5, 0.12)), parse_caption("a red object"))
     assert judgement.all
     unsaid = (judgement.shape, judgement.size, judgement.count, judgement.position, judgement.relation)
     assert unsaid == (None,) * 5
@@ -230,22 +230,22 @@ def test_what_is_unsaid_is_not_judged():
 def test_an_empty_picture_shows_nothing(caption):
     picture = draw()
     assert read(picture).things == ()
-    judgement = judge(picture, parse(caption))
+    judgement = judge(picture, parse_caption(caption))
     assert not (judgement.objects or judgement.colour or judgement.shape or judgement.all)
 
 
 def test_a_missing_and_an_extra_object_are_errors():
-    first, second = Thing("circle", "red", "small", 0.2, 0.5, 0.12), Thing("square", "blue", "small", 0.7, 0.5, 0.12)
-    missing = judge(draw(first), parse("a red circle left of a blue square"))
+    first, second = SceneObject("circle", "red", "small", 0.2, 0.5, 0.12), SceneObject("square", "blue", "small", 0.7, 0.5, 0.12)
+    missing = judge(draw(first), parse_caption("a red circle left of a blue square"))
     assert (missing.objects, missing.relation, missing.binding, missing.all) == (False, False, False, False)
-    extra = judge(draw(first, second), parse("a red circle"))
+    extra = judge(draw(first, second), parse_caption("a red circle"))
     assert (extra.objects, extra.colour, extra.shape, extra.all) == (False, True, True, False)
 
 
 def test_a_small_extra_object_is_seen_and_a_speck_is_not():
     for size, things in ((2, 1), (6, 2)):
-        image = draw(Thing("circle", "red", "large", 0.3, 0.5, 0.2))
-        image[30 : 30 + size, 50 : 50 + size] = COLOURS["blue"]
+        image = draw(SceneObject("circle", "red", "large", 0.3, 0.5, 0.2))
+        image[30 : 30 + size, 50 : 50 + size] = COLORS["blue"]
         assert len(read(image).things) == things
 
 
@@ -258,7 +258,7 @@ def covered(image, corner):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("radius", [0.12, 0.2])
 def test_malformed_objects_have_no_shape(shape, radius):
-    whole = draw(Thing(shape, "blue", "large", 0.5, 0.5, radius))
+    whole = draw(SceneObject(shape, "blue", "large", 0.5, 0.5, radius))
     assert read(whole).things[0].shape == shape
     rows, columns = np.indices((64, 64))
     pixels = round(radius * 64)
@@ -269,20 +269,20 @@ def test_malformed_objects_have_no_shape(shape, radius):
         "with a tail": covered(whole, np.zeros((64, 64), bool)),
         "two of them grown together": np.minimum(whole, np.roll(whole, round(1.4 * pixels), 1)),
     }
-    spoiled["with a tail"][31:34, 32 + pixels // 2 : 60] = COLOURS["blue"]
+    spoiled["with a tail"][31:34, 32 + pixels // 2 : 60] = COLORS["blue"]
     for what, image in spoiled.items():
         assert [thing.shape for thing in read(image).things] != [shape], what
 
 
 def test_a_malformed_object_has_a_place_unless_there_are_more_than_claimed():
-    whole = draw(Thing("ring", "green", "large", 0.25, 0.25, 0.2))
+    whole = draw(SceneObject("ring", "green", "large", 0.25, 0.25, 0.2))
     rows, columns = np.indices((64, 64)) - 15.5
     filled = whole.copy()
-    filled[np.hypot(rows, columns) < 9] = COLOURS["green"]
+    filled[np.hypot(rows, columns) < 9] = COLORS["green"]
     filled[np.hypot(rows, columns) < 3] = 255
     (found,) = read(filled).things
     assert (found.shape, found.colour, found.position) == (None, "green", "top left")
-    right, wrong = (parse(f"a large green ring in the {place}") for place in ("top left", "centre"))
+    right, wrong = (parse_caption(f"a large green ring in the {place}") for place in ("top left", "centre"))
     said = judge(filled, right)
     assert (said.size, said.position, said.shape, said.all) == (True, True, False, False)
     assert judge(filled, wrong).position is False
@@ -303,18 +303,18 @@ def test_outlines_that_are_none_of_the_shapes_have_no_shape():
     }
     for what, outline in outlines.items():
         image = np.full((64, 64, 3), 255, np.uint8)
-        image[outline] = COLOURS["green"]
+        image[outline] = COLORS["green"]
         assert [thing.shape for thing in read(image).things] == [None], what
 
 
 def test_touching_objects_of_two_colours_are_two():
-    image = draw(Thing("square", "red", "large", 0.3, 0.5, 0.2))
-    image[21:44, 30:53] = COLOURS["blue"]
+    image = draw(SceneObject("square", "red", "large", 0.3, 0.5, 0.2))
+    image[21:44, 30:53] = COLORS["blue"]
     assert sorted(thing.colour for thing in read(image).things) == ["blue", "red"]
 
 
 def test_a_colour_between_two_has_no_name():
-    image = draw(Thing("square", "red", "large", 0.5, 0.5, 0.2))
+    image = draw(SceneObject("square", "red", "large", 0.5, 0.5, 0.2))
     image[(image != 255).any(-1)] = (90, 100, 20)
     assert read(image).things[0].colour is None
     assert read(np.full((64, 64, 3), 170, np.uint8)).background is None
@@ -323,18 +323,18 @@ def test_a_colour_between_two_has_no_name():
 def test_thin_objects_keep_their_colour_at_blurred_edges():
     """Red that mixes with white is nearest to pink."""
     rng = np.random.default_rng(0)
-    for colour in COLOURS:
+    for colour in COLORS:
         for background in BACKGROUNDS:
-            image = draw(Thing("ring", colour, "small", 0.45, 0.52, 0.12), background=background)
+            image = draw(SceneObject("ring", colour, "small", 0.45, 0.52, 0.12), background=background)
             picture = read(blemished(image, rng, 1.0, 0.02))
             assert [(t.colour, t.shape) for t in picture.things] == [(colour, "ring")]
 
 
 def test_any_picture_is_read_without_complaint():
     rng = np.random.default_rng(0)
-    description = parse("a red circle")
+    description = parse_caption("a red circle")
     checks = np.uint8(255 * (np.indices((64, 64)).sum(0) % 2))[..., None].repeat(3, -1)
-    flat = [np.full((64, 64, 3), rgb, np.uint8) for rgb in COLOURS.values()]
+    flat = [np.full((64, 64, 3), rgb, np.uint8) for rgb in COLORS.values()]
     noise = [ndimage.gaussian_filter(rng.normal(128, 300, (48, 48, 3)), (b, b, 0)) for b in np.linspace(0, 4, 30)]
     for image in [checks, *flat, *(np.uint8(np.clip(n, 0, 255)) for n in noise)]:
         assert not judge(image, description).all
@@ -350,7 +350,7 @@ def test_other_arrays_are_refused(image):
 
 
 def test_score_counts_by_category():
-    thing = Thing("circle", "red", "small", 0.5, 0.5, 0.12)
+    thing = SceneObject("circle", "red", "small", 0.5, 0.5, 0.12)
     image = draw(thing)
     captions = [
         "a red circle",
@@ -359,30 +359,30 @@ def test_score_counts_by_category():
         "two red circles",
         "a red circle above a ring",
     ]
-    table = score([image] * 5, [parse(caption) for caption in captions])
-    assert (table["single object"]["right"], table["single object"]["total"]) == (2, 3)
-    assert (table["single object: colour"]["right"], table["single object: shape"]["right"]) == (2, 3)
-    assert (table["single object: position"]["right"], table["single object: position"]["total"]) == (1, 1)
-    assert (table["count"]["right"], table["count"]["total"]) == (0, 1)
+    table = score([image] * 5, [parse_caption(caption) for caption in captions])
+    assert (table["single object"]["correct"], table["single object"]["total"]) == (2, 3)
+    assert (table["single object: colour"]["correct"], table["single object: shape"]["correct"]) == (2, 3)
+    assert (table["single object: position"]["correct"], table["single object: position"]["total"]) == (1, 1)
+    assert (table["count"]["correct"], table["count"]["total"]) == (0, 1)
     assert table["two objects: relation with both attributes bound"]["total"] == 1
-    assert (table["all"]["right"], table["all"]["total"]) == (2, 5)
+    assert (table["all"]["correct"], table["all"]["total"]) == (2, 5)
     assert "background" not in table
     assert json.loads(json.dumps(table)) == table
 
 
 def test_score_wants_as_many_images_as_descriptions():
     with pytest.raises(ValueError, match="longer"):
-        score([draw()], [parse("a ring")] * 2)
+        score([draw()], [parse_caption("a ring")] * 2)
 
 
 def test_categories_of_descriptions():
     captions = {"a ring": "single object", "a ring and a circle": "two objects", "two rings": "count"}
-    assert {caption: category(parse(caption)) for caption in captions} == captions
+    assert {caption: category(parse_caption(caption)) for caption in captions} == captions
 
 
 def test_wilson_against_published_values():
     """Newcombe, Statistics in Medicine 17 (1998), table I, method 3."""
-    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=1e-4)
-    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
-    assert wilson(1, 29) == pytest.approx((0.0061, 0.1718), abs=1e-4)
+    assert _wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert _wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=1e-4)
+    assert _wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+    assert _wilson_interval(1, 29) == pytest.approx((0.0061, 0.1718), abs=1e-4)
