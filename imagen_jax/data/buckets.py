@@ -1,6 +1,6 @@
-"""Aspect buckets: pictures go to the size that is most like them in shape, so that little is cut off.
+"""Aspect-ratio buckets: each image goes to the size with the nearest aspect ratio, so that little is cropped.
 
-Each batch is of one size.
+Each batch has a single size.
 """
 
 from __future__ import annotations
@@ -8,26 +8,35 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
-import ml_collections
 import numpy as np
 
-from imagen_jax.data.record import BrokenRecord, Record, Source
-from imagen_jax.data.transforms import size_in
+from imagen_jax.data.record import CorruptRecordError, Record, Source
+from imagen_jax.data.transforms import read_size
 from imagen_jax.images.array import Size, said, size_of
 
 
-def bucket_sizes(config: ml_collections.ConfigDict) -> list[Size]:
-    """The sizes that a config's ``data`` names beside ``image_size``; none where the pictures of a source are ready.
+def bucket_sizes(config: Any) -> list[Size]:
+    """Returns the sizes that a config's `data` lists besides `image_size`; none for sources of decoded images.
 
-    Raises UsageError for what is no size.
+    Args:
+        config: the `data` section of a config.
+
+    Raises:
+        ConfigError: an entry of `data.buckets` is not a size.
     """
     return [size_of(size, "config.data.buckets") for size in config.buckets] if "buckets" in config else []
 
 
-class Bucket:
-    """The records of a source that go to one size, as a source."""
+class BucketSource:
+    """A source of the records that belong to one bucket.
+
+    Args:
+        source: all records.
+        indices: int [N], the records of the bucket.
+        size: (height, width) of the bucket.
+    """
 
     def __init__(self, source: Source, indices: np.ndarray, size: Size) -> None:
         self._source, self._indices, self.size = source, indices, size
@@ -39,30 +48,38 @@ class Bucket:
         return self._source[int(self._indices[operator.index(index)])]
 
     def captions(self, index: SupportsIndex) -> tuple[str, ...]:
-        """The captions of record ``index``."""
+        """Returns the captions of record `index`."""
         return self._source.captions(int(self._indices[operator.index(index)]))
 
     def __repr__(self) -> str:
         return f"{self._source!r} at {said(self.size)}"
 
 
-def in_buckets(source: Source, sizes: Sequence[Size], threads: int) -> list[Bucket]:
-    """The records of a source by the size that is nearest to their picture's aspect; the empty buckets left out.
+def split_into_buckets(source: Source, sizes: Sequence[Size], threads: int) -> list[BucketSource]:
+    """Splits the records of a source by the size whose aspect ratio is nearest to that of their image.
 
-    Every record is read once, and of its picture no more than the header. One that cannot be read goes to the first
-    size, where it is found broken.
+    Every record is read once, but only the header of its image is parsed. An unreadable record goes to the first size,
+    where reading it reports it as corrupt.
+
+    Args:
+        source: the records.
+        sizes: (height, width) of each bucket.
+        threads: how many threads read records.
+
+    Returns:
+        The buckets that are not empty, in the order of `sizes`.
     """
-    aspects = np.log([height / width for height, width in sizes])
+    log_aspects = np.log([height / width for height, width in sizes])
 
-    def nearest(index: int) -> int:
+    def nearest_bucket(index: int) -> int:
         try:
             image, _, name, _ = source[index]
-            height, width = size_in(image, name) if isinstance(image, bytes) else image.shape[:2]
-        except BrokenRecord:
+            height, width = read_size(image, name) if isinstance(image, bytes) else image.shape[:2]
+        except CorruptRecordError:
             return 0
-        return int(np.argmin(np.abs(aspects - np.log(height / width))))
+        return int(np.argmin(np.abs(log_aspects - np.log(height / width))))
 
     with ThreadPoolExecutor(threads) as pool:
-        places = np.fromiter(pool.map(nearest, range(len(source))), int, len(source))
-    buckets = [Bucket(source, np.flatnonzero(places == place), size) for place, size in enumerate(sizes)]
+        assigned = np.fromiter(pool.map(nearest_bucket, range(len(source))), int, len(source))
+    buckets = [BucketSource(source, np.flatnonzero(assigned == bucket), size) for bucket, size in enumerate(sizes)]
     return [bucket for bucket in buckets if len(bucket)]

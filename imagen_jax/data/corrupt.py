@@ -1,74 +1,88 @@
-"""Records that cannot be read: counted, named once, and too many of them end the run."""
+"""Accounting of corrupt records: each is logged once, and too many of them end the run."""
 
 from __future__ import annotations
 
 import math
 import threading
 
-from imagen_jax.data.record import BrokenRecord
+from imagen_jax.data.record import CorruptRecordError
 from imagen_jax.errors import ConfigError
 
-# The share of broken records is judged by as many reads, or by all records where these are fewer: by less it would be
-# chance.
-JUDGED_BY = 2000
+# The corrupt fraction is taken of at least this many reads (or of all records, if there are fewer): a fraction of a
+# few reads would be chance.
+_MIN_READS = 2000
 
 
-def allowed(max_share: float, count: int) -> int:
-    """How many of so many may be broken: a share, rounded up, since of a few each is more than a small share."""
-    return math.ceil(max_share * count)
+def max_allowed(max_fraction: float, count: int) -> int:
+    """Returns how many of `count` records may be corrupt.
+
+    The number is rounded up, because one of a few records is more than a small fraction already.
+    """
+    return math.ceil(max_fraction * count)
 
 
-class Broken:
-    """What has been read of a source, by any thread, and what of it was broken.
+class CorruptRecords:
+    """Counts the reads of a source and the corrupt ones among them. Threads may share it.
 
     Args:
-        source: its name, for messages.
-        records: how many it has.
-        max_share: of the reads that may meet a broken record (config.data.max_broken).
+        source: name of the source, for messages.
+        num_records: number of records in the source.
+        max_fraction: largest fraction of corrupt reads, in [0, 1] (`data.max_corrupt`).
+
+    Raises:
+        ConfigError: `max_fraction` is outside [0, 1].
     """
 
-    def __init__(self, source: str, records: int, max_share: float) -> None:
-        if not 0 <= max_share <= 1:
-            raise ConfigError(f"config.data.max_broken {max_share} is not a share in [0, 1]")
-        self._source, self._records, self._max_share = source, records, max_share
-        self._reads = self._broken_reads = 0
+    def __init__(self, source: str, num_records: int, max_fraction: float) -> None:
+        if not 0 <= max_fraction <= 1:
+            raise ConfigError(f"config.data.max_broken {max_fraction} is not a fraction in [0, 1]")
+        self._source, self._num_records, self._max_fraction = source, num_records, max_fraction
+        self._reads = self._corrupt_reads = 0
         self._names: set[str] = set()
-        self._news: list[str] = []
+        self._new: list[str] = []
         self._lock = threading.RLock()
 
     @property
     def count(self) -> int:
-        """How many different records have been found broken."""
+        """Number of distinct corrupt records seen so far."""
         return len(self._names)
 
-    def news(self) -> list[str]:
-        """A line for each record found broken since the last call: its name and what ails it."""
+    def pop_new(self) -> list[str]:
+        """Returns a line with name and reason for each record found to be corrupt since the last call."""
         with self._lock:
-            news, self._news = self._news, []
-        return news
+            new, self._new = self._new, []
+        return new
 
-    def read(self, broken: BrokenRecord | None) -> None:
-        """A record has been read, or was broken. Raises UsageError when too many are."""
+    def count_read(self, corrupt: CorruptRecordError | None) -> None:
+        """Counts a read.
+
+        Args:
+            corrupt: the error of the read; None if it succeeded.
+
+        Raises:
+            ConfigError: too many reads were corrupt.
+        """
         with self._lock:
             self._reads += 1
-            if broken is None:
+            if corrupt is None:
                 return
-            self._broken_reads += 1
-            self.name(broken)
-            if self._broken_reads > allowed(self._max_share, max(self._reads, min(self._records, JUDGED_BY))):
-                raise self.too_many(broken)
+            self._corrupt_reads += 1
+            self.add(corrupt)
+            counted = max(self._reads, min(self._num_records, _MIN_READS))
+            if self._corrupt_reads > max_allowed(self._max_fraction, counted):
+                raise self.error(corrupt)
 
-    def name(self, broken: BrokenRecord) -> None:
-        """A broken record, for the news if it is new."""
+    def add(self, corrupt: CorruptRecordError) -> None:
+        """Adds a corrupt record to the new ones, unless it is known already."""
         with self._lock:
-            if broken.name not in self._names:
-                self._names.add(broken.name)
-                self._news.append(str(broken))
+            if corrupt.name not in self._names:
+                self._names.add(corrupt.name)
+                self._new.append(str(corrupt))
 
-    def too_many(self, last: BrokenRecord) -> ConfigError:
-        """The sentence that ends a run."""
+    def error(self, last: CorruptRecordError) -> ConfigError:
+        """Returns the error that ends the run because of too many corrupt records."""
         return ConfigError(
-            f"{self._source} has too many broken records, {self._broken_reads} in {self._reads} reads of its "
-            f"{self._records}: mend or remove them, or allow a larger share, config.data.max_broken is "
-            f"{self._max_share}; the last is {last}"
+            f"{self._source} has too many corrupt records, {self._corrupt_reads} in {self._reads} reads of its "
+            f"{self._num_records} records: repair or remove them, or raise config.data.max_broken, which is "
+            f"{self._max_fraction}; the last is {last}"
         )

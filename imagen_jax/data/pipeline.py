@@ -1,7 +1,7 @@
 """From examples to batches, by Grain: shuffled, repeated, tokenized, split over processes, prefetched.
 
-The global batch of step k is the same for any number of processes, and the position is one integer: the state of
-the iterator goes into the checkpoint, and setting it goes on with the very next example.
+The global batch of step k is the same for any number of processes, and the position is one integer: the iterator's
+state goes into the checkpoint, and restoring it resumes with the very next example.
 """
 
 from __future__ import annotations
@@ -12,88 +12,110 @@ from typing import Any
 import grain
 import numpy as np
 
-from imagen_jax.data.dataset import Examples, any_caption
-from imagen_jax.data.shuffle import order
+from imagen_jax.data.dataset import ImageTextDataset, random_caption
+from imagen_jax.data.shuffle import training_order
 
-Text = Callable[[str], dict[str, np.ndarray]]
+_TextFeatures = Callable[[str], dict[str, np.ndarray]]
 
 
-class RowsOfBatches(grain.MapDataset):
-    """Of each ``batch_size`` examples the ones at ``rows``: what one process reads. The others are never touched."""
+class _BatchRows(grain.MapDataset):
+    """Keeps the elements at `rows` of each batch: the share of one process. The other elements are never read."""
 
-    def __init__(self, examples: grain.MapDataset, batch_size: int, rows: Sequence[int] | np.ndarray) -> None:
-        super().__init__(examples)
+    def __init__(self, elements: grain.MapDataset, batch_size: int, rows: Sequence[int] | np.ndarray) -> None:
+        super().__init__(elements)
         self._batch_size, self._rows = batch_size, [int(row) for row in rows]
 
     def __len__(self) -> int:
         return len(self._parent) // self._batch_size * len(self._rows)
 
     def __getitem__(self, index: int) -> Any:
-        batch, place = divmod(index, len(self._rows))
-        return self._parent[batch * self._batch_size + self._rows[place]]
+        batch, i = divmod(index, len(self._rows))
+        return self._parent[batch * self._batch_size + self._rows[i]]
 
 
 def training_batches(
-    examples: Examples | list[Examples],
-    text: Text,
+    datasets: ImageTextDataset | list[ImageTextDataset],
+    text_features: _TextFeatures,
     batch_size: int,
     seed: int,
     threads: int,
     prefetch: int,
     rows: Sequence[int] | np.ndarray | None = None,
 ) -> grain.DatasetIterator:
-    """An endless iterator of this process's part of each batch, with ``get_state`` and ``set_state``.
+    """Returns an endless iterator over this process's rows of each batch, with `get_state` and `set_state`.
 
     Args:
-        examples: of a source; or several, of other sizes, of which each has batches of its own, in proportion.
-        text: a caption → the arrays of an example that stand for it, by name.
-        batch_size: global.
-        seed: of the shuffling, and of the choice among an example's captions.
-        threads: that read and decode; about one a core.
-        prefetch: batches to keep ready.
-        rows: of each batch [B] that this process reads, as ``sharding.own_rows`` says; None for all.
+        datasets: one data set; or several, one for each bucket size, each of which has its own batches in proportion
+            to its length.
+        text_features: maps a caption to the arrays that represent it in a batch, by name.
+        batch_size: global batch size B.
+        seed: seed of the shuffling and of the choice among an example's captions.
+        threads: number of threads that read and decode; about one per core.
+        prefetch: number of batches to keep ready.
+        rows: the rows of each global batch that this process reads; None for all.
 
     Returns:
-        dicts of ``image`` uint8 or uint16 [rows, H, W, C], and of what ``text`` gives, each with [rows] before it.
+        An iterator over dicts with `image`, uint8 or uint16 [rows, H, W, C], and the arrays of `text_features`, each
+        with a leading axis [rows].
     """
     rows = range(batch_size) if rows is None else rows
 
-    def own_batches(examples: Examples) -> grain.MapDataset:
-        def prepare(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-            example = examples[index]
-            return {"image": examples.fit(example.image, rng), **text(any_caption(example.captions, rng))}
+    def local_batches(dataset: ImageTextDataset) -> grain.MapDataset:
+        def load(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+            example = dataset[index]
+            return {
+                "image": dataset.fit(example.image, rng),
+                **text_features(random_caption(example.captions, rng)),
+            }
 
-        # the generator is that of (seed, position), and so the same in every run, on any number of processes
-        dataset = order(examples.source, seed).random_map(prepare)
-        return RowsOfBatches(dataset, batch_size, rows).batch(len(rows), drop_remainder=True)
+        # the generator is a function of (seed, position): the same in every run, on any number of processes
+        elements = training_order(dataset.source, seed).random_map(load)
+        return _BatchRows(elements, batch_size, rows).batch(len(rows), drop_remainder=True)
 
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
-    return iter(in_turns(examples, own_batches).to_iter_dataset(options))
+    return iter(_mix(datasets, local_batches).to_iter_dataset(options))
 
 
-def in_turns(
-    examples: Examples | list[Examples], batches_of: Callable[[Examples], grain.MapDataset]
+def _mix(
+    datasets: ImageTextDataset | list[ImageTextDataset], make_batches: Callable[[ImageTextDataset], grain.MapDataset]
 ) -> grain.MapDataset:
-    """The batches of one or several, in turns that the position alone decides; all end their epochs together."""
-    parts = examples if isinstance(examples, list) else [examples]
-    return grain.MapDataset.mix([batches_of(part) for part in parts], [float(len(part)) for part in parts])
+    """Mixes the batches of several data sets in an order that depends on the position alone; their epochs align."""
+    parts = datasets if isinstance(datasets, list) else [datasets]
+    return grain.MapDataset.mix([make_batches(part) for part in parts], [float(len(part)) for part in parts])
 
 
-def names_in_batch(examples: Examples | list[Examples], batch_size: int, seed: int, number: int) -> list[str]:
-    """The names of the records of a global batch: 0 is the first that training sees."""
+def batch_record_names(
+    datasets: ImageTextDataset | list[ImageTextDataset], batch_size: int, seed: int, number: int
+) -> list[str]:
+    """Returns the names of the records of global batch `number`; 0 is the first batch of training.
 
-    def batches_of(examples: Examples) -> grain.MapDataset:
-        named = order(examples.source, seed).map(lambda index: examples.name(index))
-        return named.batch(batch_size, drop_remainder=True, batch_fn=list)
-
-    return in_turns(examples, batches_of)[number]
-
-
-def position_in_batches_of(state: dict[str, Any], before: int, now: int) -> tuple[dict[str, Any], int]:
-    """(an iterator's state in batches of ``now`` examples, how many are skipped), from one in batches of ``before``.
-
-    None is seen twice: where the new batches do not end with the old, what is left of one is skipped.
+    Args:
+        datasets: as for `training_batches`.
+        batch_size: as for `training_batches`.
+        seed: as for `training_batches`.
+        number: position of the batch.
     """
-    seen = state["next_index"] * before
-    batches = -(-seen // now)
-    return {**state, "next_index": batches}, batches * now - seen
+
+    def name_batches(dataset: ImageTextDataset) -> grain.MapDataset:
+        names = training_order(dataset.source, seed).map(lambda index: dataset.name(index))
+        return names.batch(batch_size, drop_remainder=True, batch_fn=list)
+
+    return _mix(datasets, name_batches)[number]
+
+
+def rescale_position(state: dict[str, Any], old_batch_size: int, new_batch_size: int) -> tuple[dict[str, Any], int]:
+    """Converts the state of an iterator to another batch size.
+
+    No example is repeated: if the old position is inside a new batch, the rest of that batch is skipped.
+
+    Args:
+        state: state of an iterator over batches of `old_batch_size`.
+        old_batch_size: global batch size of the state.
+        new_batch_size: global batch size to continue with.
+
+    Returns:
+        (state for batches of `new_batch_size`, number of skipped examples).
+    """
+    seen = state["next_index"] * old_batch_size
+    batches = -(-seen // new_batch_size)
+    return {**state, "next_index": batches}, batches * new_batch_size - seen

@@ -1,6 +1,7 @@
-"""What every data source gives: records, by random access.
+"""Records, and the protocol of the sources that give random access to them.
 
-To add a source, write one small module with a class of the protocol ``Source``, and name it in ``sources.py``.
+To add a source, write one small module with a class that has the methods of `Source`, and name it in
+`datasets/registry.py`.
 """
 
 from __future__ import annotations
@@ -11,45 +12,58 @@ from typing import NamedTuple, Protocol, SupportsIndex
 
 import numpy as np
 
-NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
+_NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 
 
 class Record(NamedTuple):
-    """One example as its source has it."""
+    """One example as its source stores it.
 
-    image: bytes | np.ndarray  # an encoded image file, or an array [H, W, C], uint8 or uint16, that is ready as it is
-    captions: tuple[str, ...]  # any number of them; none is an unconditional example
-    name: str  # its path or key, for logs
-    columns: Mapping[str, str] = NO_COLUMNS  # of its metadata, for weights and audits
+    Attributes:
+        image: an encoded image file, or a decoded image, uint8 or uint16 [H, W, C], that is used as it is.
+        captions: any number of captions; none for an unconditional example.
+        name: path or key, for logs.
+        columns: metadata, for balancing and inspection.
+    """
+
+    image: bytes | np.ndarray
+    captions: tuple[str, ...]
+    name: str
+    columns: Mapping[str, str] = _NO_COLUMNS
 
 
 class Source(Protocol):
-    """Random access to records: each is a pure function of its index. Many threads ask at once."""
+    """Random access to records. A record is a pure function of its index. Threads may share a source."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: SupportsIndex) -> Record:
-        """Record ``index``, of [0, len). Raises BrokenRecord if it cannot be read, IndexError outside."""
+        """Returns record `index`.
+
+        Raises:
+            CorruptRecordError: the record cannot be read.
+            IndexError: `index` is outside [0, len).
+        """
         ...
 
     def captions(self, index: SupportsIndex) -> tuple[str, ...]:
-        """The captions of record ``index``, without a touch of its picture. Raises as ``[index]`` does."""
+        """Returns the captions of record `index` without reading its image. Raises what `[index]` does."""
         ...
 
 
-def columns_of(source: Source, index: SupportsIndex) -> Mapping[str, str]:
-    """The columns of a record, without a touch of its picture where the source has ``columns`` for that.
+def read_columns(source: Source, index: SupportsIndex) -> Mapping[str, str]:
+    """Returns the columns of a record, without reading its image if the source has a method `columns`.
 
-    Raises BrokenRecord as reading does.
+    Raises:
+        CorruptRecordError: the record cannot be read.
     """
     columns = getattr(source, "columns", None)
     return source[index].columns if columns is None else columns(index)
 
 
-class BrokenRecord(Exception):
-    """One record that cannot be read or decoded: its name and why. Another is read in its place."""
+class CorruptRecordError(Exception):
+    """A record that cannot be read or decoded: its name and the reason. Another record is read in its place."""
 
     def __init__(self, name: str, reason: str) -> None:
-        # files can be called anything: one line of a log stays one
+        # file names may contain line breaks: keep a log line a single line
         self.name, self.reason = (text if text.isprintable() else ascii(text) for text in (name, reason))
         super().__init__(f"{self.name}: {self.reason}")

@@ -1,17 +1,16 @@
-"""The captions that a stage's training reads: those of its examples, and those that previews may show."""
+"""The captions that training a stage reads, those of previews included."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import ml_collections
-
-from imagen_jax.data.record import BrokenRecord, Source
+from imagen_jax.data.record import CorruptRecordError, Source
 from imagen_jax.datasets.registry import make_source
 
 
-class Captions:
-    """The captions of all examples of some sources, one source after the other; pictures are not touched."""
+class SourceCaptions:
+    """The captions of all examples of several sources, one source after the other. Images are not read."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = sources
@@ -24,19 +23,25 @@ class Captions:
             if index < len(source):
                 try:
                     return source.captions(index)
-                except BrokenRecord:
-                    return ()  # another is read in its place
+                except CorruptRecordError:
+                    return ()  # another record is read in its place
             index -= len(source)
-        raise IndexError(f"there are captions of {len(self)} examples")
+        raise IndexError(f"index is outside the captions of {len(self)} examples")
 
 
-def training_captions(config: ml_collections.ConfigDict, training: Sequence[Source] = ()) -> Captions:
-    """The captions of both splits of a stage's config: a preview shows any example in the place of a broken one.
+def training_captions(config: Any, training: Sequence[Source] = ()) -> SourceCaptions:
+    """Returns the captions of both splits of a stage's config.
 
-    ``training`` are the sources of the training split, if they are open: to list a large folder takes its time. Raises
-    UsageError as ``make_source``.
+    Previews read the validation split, and any of its examples may replace a corrupt one.
+
+    Args:
+        config: config of a stage.
+        training: the sources of the training split, if they are open already: listing a large folder takes time.
+
+    Raises:
+        ConfigError: a source cannot be opened, see `make_source`.
     """
     splits = dict.fromkeys((config.data.split, config.data.validation_split))
     if training:
         del splits[config.data.split]
-    return Captions([*training, *(make_source(config.data, split, config.image_size) for split in splits)])
+    return SourceCaptions([*training, *(make_source(config.data, split, config.image_size) for split in splits)])

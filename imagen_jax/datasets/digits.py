@@ -1,4 +1,4 @@
-"""scikit-learn's bundled handwritten digits: 1,797 real pictures of 8×8 pixels, with captions from their labels."""
+"""scikit-learn's handwritten digits: 1,797 real images of 8×8 pixels, with captions made from their labels."""
 
 from __future__ import annotations
 
@@ -7,49 +7,66 @@ import operator
 from typing import SupportsIndex
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from imagen_jax.data.record import Record
+from imagen_jax.errors import require, unknown_name_error
 from imagen_jax.images.array import Size, dtype_of, said, size_of
 
 SIZE = 8
-NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-WORDINGS = ("a handwritten {}", "the digit {}", "{} written by hand")
-# Every fifth picture is for testing: the file runs writer by writer, and so both parts have pictures of each.
-TEST_EVERY = 5
+DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+TEMPLATES = ("a handwritten {}", "the digit {}", "{} written by hand")
+# Every fifth image is a test image: the file is ordered by writer, so both splits have images by each writer.
+_TEST_EVERY = 5
 
 
 @functools.cache
 def load_split(split: str, bits: int = 8) -> tuple[np.ndarray, np.ndarray]:
-    """(images [N, 8, 8, 1], labels int [N]) of ``train`` or ``test``: 17 shades of gray, from black to white.
+    """Loads the images and labels of a split.
 
-    Images are uint8, or uint16 with ``bits`` 16. Raises ValueError for another split or other bits.
+    Args:
+        split: "train" or "test".
+        bits: 8 for uint8, 16 for uint16.
+
+    Returns:
+        (images [N, 8, 8, 1] in 17 gray levels from black to white, labels int [N]).
+
+    Raises:
+        ConfigError: the split or the number of bits is not known, or scikit-learn is not installed.
     """
     dtype = dtype_of(bits, "bits")
     if split not in ("train", "test"):
-        raise ValueError(f"split {split!r} of digits is not known: choose train or test")
-    digits = load_digits()
+        raise unknown_name_error("split", split, ("train", "test"))
+    digits = require("sklearn.datasets", "demo").load_digits()
     images = np.round(digits.images * (np.iinfo(dtype).max / 16)).astype(dtype)[..., None]
-    is_test = np.arange(len(images)) % TEST_EVERY == 0
-    chosen = is_test if split == "test" else ~is_test
-    return images[chosen], digits.target[chosen]
+    is_test = np.arange(len(images)) % _TEST_EVERY == 0
+    selected = is_test if split == "test" else ~is_test
+    return images[selected], digits.target[selected]
 
 
-def label_of(caption: str) -> int:
-    """The digit that a caption names. Raises ValueError if it names none or several."""
-    named = [label for label, name in enumerate(NAMES) if name in caption.lower().split()]
-    if len(named) != 1:
+def parse_label(caption: str) -> int:
+    """Returns the digit that a caption names. Raises ValueError if it names none or several."""
+    labels = [label for label, name in enumerate(DIGIT_NAMES) if name in caption.lower().split()]
+    if len(labels) != 1:
         raise ValueError(f"caption {caption!r} must name one digit, zero to nine")
-    return named[0]
+    return labels[0]
 
 
 class DigitsSource:
-    """The digits as a source; the wording of a caption goes by the index."""
+    """The digits as a source. The wording of a caption depends on the index.
+
+    Args:
+        split: "train" or "test".
+        image_size: must be 8.
+        bits: 8 or 16.
+
+    Raises:
+        ValueError: an argument is not as described, or scikit-learn is not installed.
+    """
 
     def __init__(self, split: str, image_size: int | Size, bits: int = 8) -> None:
         size = size_of(image_size, "image_size")
         if size != (SIZE, SIZE):
-            raise ValueError(f"image_size {said(size)} does not fit digits: its pictures are {SIZE}×{SIZE}")
+            raise ValueError(f"image_size {said(size)} does not fit digits: its images are {SIZE}×{SIZE}")
         self._split, self._bits = split, bits
         self._images, self._labels = load_split(split, bits)
 
@@ -58,14 +75,13 @@ class DigitsSource:
 
     def __getitem__(self, index: SupportsIndex) -> Record:
         i = operator.index(index)
-        return Record(
-            self._images[i], self.captions(i), f"digit {i} of {self._split}", {"digit": NAMES[self._labels[i]]}
-        )
+        columns = {"digit": DIGIT_NAMES[self._labels[i]]}
+        return Record(self._images[i], self.captions(i), f"digit {i} of {self._split}", columns)
 
     def captions(self, index: SupportsIndex) -> tuple[str, ...]:
-        """The one caption of a digit."""
+        """Returns the single caption of a digit."""
         i = operator.index(index)
-        return (WORDINGS[i % len(WORDINGS)].format(NAMES[self._labels[i]]),)
+        return (TEMPLATES[i % len(TEMPLATES)].format(DIGIT_NAMES[self._labels[i]]),)
 
     def __repr__(self) -> str:
         return f"DigitsSource(split={self._split!r}, bits={self._bits})"

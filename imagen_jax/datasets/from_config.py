@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import ml_collections
 
-from imagen_jax.data.buckets import bucket_sizes, in_buckets
-from imagen_jax.data.corrupt import Broken
-from imagen_jax.data.dataset import Examples
-from imagen_jax.data.shuffle import Ordered
+from imagen_jax.data.buckets import bucket_sizes, split_into_buckets
+from imagen_jax.data.corrupt import CorruptRecords
+from imagen_jax.data.dataset import ImageTextDataset
+from imagen_jax.data.shuffle import OrderedSource
 from imagen_jax.data.transforms import Transform
 from imagen_jax.datasets.registry import make_source
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import Size, size_of
 
 
-def make_examples(config: ml_collections.ConfigDict, split: str, image_size: int | Size, channels: int) -> Examples:
+def make_examples(config: ml_collections.ConfigDict, split: str, image_size: int | Size, channels: int) -> ImageTextDataset:
     """The examples of a split of the source that a config's ``data`` names. Raises UsageError as it and they do.
 
     Configs of sources whose pictures are ready as they are have no ``transform`` and no ``max_broken``.
@@ -22,8 +22,8 @@ def make_examples(config: ml_collections.ConfigDict, split: str, image_size: int
     source = make_source(config, split, image_size)
     transform = make_transform(config, image_size, channels)
     if transform is None:
-        return Examples(source, channels)
-    return Examples(source, channels, transform, Broken(repr(source), len(source), config.max_broken))
+        return ImageTextDataset(source, channels)
+    return ImageTextDataset(source, channels, transform, CorruptRecords(repr(source), len(source), config.max_broken))
 
 
 def make_transform(config: ml_collections.ConfigDict, image_size: int | Size, channels: int) -> Transform | None:
@@ -36,7 +36,7 @@ def make_transform(config: ml_collections.ConfigDict, image_size: int | Size, ch
 
 def make_buckets(
     config: ml_collections.ConfigDict, split: str, image_size: int | Size, channels: int
-) -> list[Examples]:
+) -> list[ImageTextDataset]:
     """As ``make_examples``, but those that are more like a size of ``data.buckets`` apart, at that size.
 
     Raises UsageError also for a source that has an order of its own, which buckets would not keep.
@@ -45,13 +45,13 @@ def make_buckets(
     if not others:
         return [make_examples(config, split, image_size, channels)]
     source = make_source(config, split, image_size)
-    if isinstance(source, Ordered):
+    if isinstance(source, OrderedSource):
         raise ConfigError(
             f"config.data.buckets {tuple(others)} go with no mixture and no balance, as {source!r} has: set it to ()"
         )
     sizes = [size_of(image_size, "image_size"), *others]
-    broken = Broken(repr(source), len(source), config.max_broken)
+    broken = CorruptRecords(repr(source), len(source), config.max_broken)
     return [
-        Examples(bucket, channels, make_transform(config, bucket.size, channels), broken)
-        for bucket in in_buckets(source, sizes, config.threads)
+        ImageTextDataset(bucket, channels, make_transform(config, bucket.size, channels), broken)
+        for bucket in split_into_buckets(source, sizes, config.threads)
     ]

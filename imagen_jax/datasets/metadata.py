@@ -1,7 +1,8 @@
-"""Captions and other columns of a folder's images, from ``metadata.jsonl``, ``metadata.csv`` or ``metadata.parquet``.
+"""Captions and other columns of a folder's images, from `metadata.jsonl`, `metadata.csv` or `metadata.parquet`.
 
-A row has the column ``file_name``, a path from the folder of the metadata file; one of captions, whose name is the
-caller's; and any others. A caption is a string, or in JSON and Parquet a list of them; rows of one file add theirs.
+A row has the column `file_name`, a path relative to the folder of the metadata file; a caption column, whose name is
+configured; and any other columns. A caption cell is a string, or in JSON and Parquet also a list of strings. The
+captions of several rows for one image are joined.
 """
 
 from __future__ import annotations
@@ -14,48 +15,49 @@ import posixpath
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from imagen_jax.errors import ConfigError
+from imagen_jax.errors import ConfigError, require
 
-FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-FILE_NAME = "file_name"
+METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_FILE_NAME = "file_name"
 
 
 class Row(NamedTuple):
-    """What metadata say of one image."""
+    """The metadata of one image: its captions and its other columns."""
 
     captions: tuple[str, ...]
     columns: Mapping[str, str]
 
 
-NO_ROW = Row((), {})
+EMPTY_ROW = Row((), {})
 
 
 def read_rows(data: bytes, path: str, caption_column: str) -> dict[str, Row]:
-    """The rows of a metadata file by ``file_name``.
+    """Returns the rows of a metadata file by `file_name`.
 
     Args:
-        data: its bytes.
-        path: of the file; its ending says what it is.
-        caption_column: the name of the column of captions.
+        data: contents of the file.
+        path: path of the file; its suffix determines the format.
+        caption_column: name of the caption column.
 
     Raises:
-        UsageError: it cannot be read, lacks a column, or names a file outside its folder.
+        ConfigError: the file cannot be read, lacks a column, or names a file outside its folder; or pyarrow, which
+            reads Parquet, is not installed.
     """
-    read = {".jsonl": json_rows, ".csv": csv_rows, ".parquet": parquet_rows}[posixpath.splitext(path)[1]]
+    read_format = {".jsonl": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}[posixpath.splitext(path)[1]]
     rows: dict[str, Row] = {}
     columns: set[str] = set()
     number = 1
     try:
-        for cells in read(data):
+        for cells in read_format(data):
             columns.update(cells)
-            name = inside(cells.get(FILE_NAME))
+            name = _relative_path(cells.get(_FILE_NAME))
             others = {column: str(value) for column, value in cells.items() if value is not None}
-            others.pop(FILE_NAME)
+            others.pop(_FILE_NAME)
             others.pop(caption_column, None)
-            before = rows.get(name, NO_ROW)
-            rows[name] = Row(before.captions + captions_of(cells.get(caption_column)), {**before.columns, **others})
+            known = rows.get(name, EMPTY_ROW)
+            rows[name] = Row(known.captions + _parse_captions(cells.get(caption_column)), {**known.columns, **others})
             number += 1
-    except Exception as error:  # each reader raises its own
+    except Exception as error:  # each format's reader raises errors of its own
         raise ConfigError(f"{path} cannot be read, at row {number}: {' '.join(str(error).split())}") from error
     if rows and caption_column not in columns:
         raise ConfigError(
@@ -64,9 +66,9 @@ def read_rows(data: bytes, path: str, caption_column: str) -> dict[str, Row]:
     return rows
 
 
-def json_rows(data: bytes) -> Iterator[Mapping[str, Any]]:
-    """An object a line; empty lines are skipped."""
-    for line in data.decode("utf-8-sig").split("\n"):  # strings may have other ends of lines in them
+def _json_rows(data: bytes) -> Iterator[Mapping[str, Any]]:
+    """Yields the object on each line; empty lines are skipped."""
+    for line in data.decode("utf-8-sig").split("\n"):  # not splitlines: strings may contain other line separators
         if line.strip():
             cells = json.loads(line)
             if not isinstance(cells, dict):
@@ -74,38 +76,37 @@ def json_rows(data: bytes) -> Iterator[Mapping[str, Any]]:
             yield cells
 
 
-def csv_rows(data: bytes) -> Iterator[Mapping[str, Any]]:
-    """Rows below one of names."""
+def _csv_rows(data: bytes) -> Iterator[Mapping[str, Any]]:
+    """Yields the rows below the header."""
     for cells in csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True):
         if None in cells:
             raise ValueError("it has more cells than there are columns")
         yield cells
 
 
-def parquet_rows(data: bytes) -> Iterator[Mapping[str, Any]]:
-    """Rows, read in batches."""
-    from pyarrow import parquet  # takes a second to import, and only few folders need it
-
+def _parquet_rows(data: bytes) -> Iterator[Mapping[str, Any]]:
+    """Yields the rows, read in batches."""
+    parquet = require("pyarrow.parquet", "data")
     for batch in parquet.ParquetFile(io.BytesIO(data)).iter_batches():
         yield from batch.to_pylist()
 
 
-def inside(name: Any) -> str:
-    """A row's path to its image, in its shortest form. Raises ValueError if it leads out of the folder."""
+def _relative_path(name: Any) -> str:
+    """Returns the normalized path of a row's image. Raises ValueError if it is outside the folder."""
     if not isinstance(name, str) or not name:
-        raise ValueError(f"its {FILE_NAME} is {name!r}: expected a path")
+        raise ValueError(f"its {_FILE_NAME} is {name!r}: expected a path")
     try:
         os.fsencode(name)
     except UnicodeEncodeError as error:
-        raise ValueError(f"its {FILE_NAME} {name!r} is no path") from error
+        raise ValueError(f"its {_FILE_NAME} {name!r} is not a path") from error
     path = posixpath.normpath(name)
     if path.startswith(("/", "../")) or path in (".", "..") or "\0" in path:
-        raise ValueError(f"its {FILE_NAME} {name!r} is outside of the folder")
+        raise ValueError(f"its {_FILE_NAME} {name!r} is outside of the folder")
     return path
 
 
-def captions_of(cell: Any) -> tuple[str, ...]:
-    """The captions in a cell: one, or those of a list; blank ones are none."""
+def _parse_captions(cell: Any) -> tuple[str, ...]:
+    """Returns the captions in a cell, a string or a list of strings, without blank ones."""
     texts = cell if isinstance(cell, list) else [] if cell is None else [cell]
     for text in texts:
         if not isinstance(text, str):

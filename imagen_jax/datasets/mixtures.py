@@ -1,4 +1,4 @@
-"""Several sources as one, drawn from by weights; one source, drawn from evenly by a column of its records."""
+"""Weighted mixtures of several sources, and balanced sampling of one source by a metadata column."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ import grain
 import numpy as np
 from tqdm import tqdm
 
-from imagen_jax.data.record import BrokenRecord, Record, Source, columns_of
-from imagen_jax.data.shuffle import check_weight, order, own_seed, shuffled, woven
+from imagen_jax.data.record import CorruptRecordError, Record, Source, read_columns
+from imagen_jax.data.shuffle import check_weight, child_seed, interleave, shuffled_epochs, training_order
 from imagen_jax.errors import ConfigError
 
-PART = "part"  # the column that names a record's source in a mixture
-MAX_GROUPS = 1000
-THREADS = 8  # that read columns
-MISSING = ""  # the value of a record without the column
+_PART_COLUMN = "part"  # names a record's source in a mixture
+_MAX_GROUPS = 1000
+_THREADS = 8  # that read columns
+_MISSING = ""  # value of a record without the column
 
 
-class Mixture:
-    """The records of several sources. Each of them has its share of every stretch of training, and epochs of its own.
+class MixtureSource:
+    """The records of several sources, sampled by weights.
 
-    Records have an index for reading them all once, along which sources alternate, as large as they are.
+    Each part has its share of every stretch of training, and its own epochs. Read by index, the parts alternate in
+    proportion to their lengths.
 
     Args:
         parts: sources by name.
-        weights: of each, any numbers above 0: what counts is their ratio.
+        weights: positive weight of each part, by name; only their ratios matter.
 
     Raises:
-        UsageError: there is no part, one is empty, or a weight is none.
+        ConfigError: there are no parts, one is empty, or a weight is not a positive number.
     """
 
     def __init__(self, parts: Mapping[str, Source], weights: Mapping[str, float]) -> None:
@@ -43,75 +44,73 @@ class Mixture:
                 raise ConfigError(f"config.data.parts.{name}, {part!r}, is empty: leave it out")
         self._names, self._parts = list(parts), list(parts.values())
         self._weights = [check_weight(weights[name], f"config.data.parts.{name}.weight") for name in parts]
-        self._first = np.cumsum([0, *map(len, self._parts)])  # of each part among all, and where these end
-        # Steps as long as the golden section of a ring visit each of its places once, any few of them spread over it.
+        self._starts = np.cumsum([0, *map(len, self._parts)])  # of each part in the concatenation, and its length
+        # Index i maps to position i * step of the concatenation, modulo its length. A step near the golden ratio,
+        # coprime to the length, visits each position once and spreads any few consecutive indices over all parts.
         length = len(self)
-        golden = range(round(length * (math.sqrt(5) - 1) / 2), 0, -1)
-        self._step = next(step for step in golden if math.gcd(step, length) == 1)
-        self._back = pow(self._step, -1, length)
+        candidates = range(round(length * (math.sqrt(5) - 1) / 2), 0, -1)
+        self._step = next(step for step in candidates if math.gcd(step, length) == 1)
+        self._inverse_step = pow(self._step, -1, length)
 
     def __len__(self) -> int:
-        return int(self._first[-1])
+        return int(self._starts[-1])
 
     def __getitem__(self, index: SupportsIndex) -> Record:
-        part, place = self._find(index)
-        record = self._parts[part][place]
-        return record._replace(columns={**record.columns, PART: self._names[part]})
+        part, i = self._locate(index)
+        record = self._parts[part][i]
+        return record._replace(columns={**record.columns, _PART_COLUMN: self._names[part]})
 
     def captions(self, index: SupportsIndex) -> tuple[str, ...]:
-        """The captions of record ``index``."""
-        part, place = self._find(index)
-        return self._parts[part].captions(place)
+        """Returns the captions of record `index`."""
+        part, i = self._locate(index)
+        return self._parts[part].captions(i)
 
     def columns(self, index: SupportsIndex) -> Mapping[str, str]:
-        """The columns of record ``index``, one of them its part."""
-        part, place = self._find(index)
-        return {**columns_of(self._parts[part], place), PART: self._names[part]}
+        """Returns the columns of record `index`, which include the name of its part."""
+        part, i = self._locate(index)
+        return {**read_columns(self._parts[part], i), _PART_COLUMN: self._names[part]}
 
     def order(self, seed: int) -> grain.MapDataset:
-        """Which record comes at each position: of the parts' own orders, by weights."""
+        """Returns the training order: the parts' own orders, interleaved by weights."""
         orders = [
-            order(part, own_seed(seed, i)).map(lambda place, first=int(first): self._index(first + place))
-            for i, (part, first) in enumerate(zip(self._parts, self._first[:-1], strict=True))
+            training_order(part, child_seed(seed, i)).map(lambda index, start=int(start): self._index(start + index))
+            for i, (part, start) in enumerate(zip(self._parts, self._starts[:-1], strict=True))
         ]
-        return woven(orders, self._weights, seed)
+        return interleave(orders, self._weights, seed)
 
-    def _find(self, index: SupportsIndex) -> tuple[int, int]:
-        """(part, index in it) of record ``index``."""
+    def _locate(self, index: SupportsIndex) -> tuple[int, int]:
+        """Returns (part, index in the part) of record `index`."""
         i = operator.index(index)
         if not 0 <= i < len(self):
             raise IndexError(f"index {i} is outside [0, {len(self)}) of {self!r}")
-        place = i * self._step % len(self)
-        part = int(np.searchsorted(self._first, place, side="right")) - 1
-        return part, place - int(self._first[part])
+        position = i * self._step % len(self)
+        part = int(np.searchsorted(self._starts, position, side="right")) - 1
+        return part, position - int(self._starts[part])
 
-    def _index(self, place: int) -> int:
-        """The index of the record at a place among all, the parts one after another."""
-        return place * self._back % len(self)
+    def _index(self, position: int) -> int:
+        """Returns the index of the record at a position of the concatenated parts."""
+        return position * self._inverse_step % len(self)
 
     def __repr__(self) -> str:
-        return f"Mixture({', '.join(f'{name}={part!r}' for name, part in zip(self._names, self._parts, strict=True))})"
+        parts = ", ".join(f"{name}={part!r}" for name, part in zip(self._names, self._parts, strict=True))
+        return f"MixtureSource({parts})"
 
 
-class Balanced:
-    """A source whose records are drawn evenly by a column, or by weights of its values.
+class BalancedSource:
+    """A source whose records are sampled evenly by a column, or by weights of the column's values.
 
-    Of every stretch of training each value has its share; the records of a value go through epochs of their own: those
-    of a rare value come more often than those of a common one, and none twice before all of its value came once. The
-    column is read when an order is asked for: what only looks at records needs none.
+    Each value has its share of every stretch of training, and the records of a value have their own epochs: those of a
+    rare value are repeated more often than those of a common one, and none before all others of its value. The column
+    is read when an order is requested, so that inspecting records does not need it.
 
     Args:
-        source: of records.
-        column: of theirs; a record without it has the value "".
-        weights: (value, weight) for every value, above 0; none: all alike.
-
-    Raises:
-        UsageError: from ``order``, if no record has the column, values and weights are not of each other, or there are
-            too many values.
+        source: the records.
+        column: name of a column; a record without it has the value "".
+        weights: (value, positive weight) for every value; empty for equal weights.
     """
 
     def __init__(self, source: Source, column: str, weights: Sequence[tuple[str, float]] = ()) -> None:
-        self._source, self._column, self._given_weights = source, column, weights
+        self._source, self._column, self._weights = source, column, weights
 
     def __len__(self) -> int:
         return len(self._source)
@@ -120,67 +119,71 @@ class Balanced:
         return self._source[index]
 
     def captions(self, index: SupportsIndex) -> tuple[str, ...]:
-        """The captions of record ``index``."""
+        """Returns the captions of record `index`."""
         return self._source.captions(index)
 
     def columns(self, index: SupportsIndex) -> Mapping[str, str]:
-        """The columns of record ``index``."""
-        return columns_of(self._source, index)
+        """Returns the columns of record `index`."""
+        return read_columns(self._source, index)
 
     def order(self, seed: int) -> grain.MapDataset:
-        """Which record comes at each position: of the values' own orders, by weights. Raises UsageError, see above."""
-        groups = self._groups()
-        weights = weights_of(list(groups), self._given_weights)
+        """Returns the training order: the records of each value shuffled, interleaved by weights.
+
+        Raises:
+            ConfigError: no record has the column, the weights are not those of its values, or it has too many values.
+        """
+        groups = self._group_indices()
+        weights = _value_weights(list(groups), self._weights)
         orders = [
-            shuffled(len(group), own_seed(seed, i)).map(lambda place, group=group: int(group[place]))
+            shuffled_epochs(len(group), child_seed(seed, i)).map(lambda index, group=group: int(group[index]))
             for i, group in enumerate(groups.values())
         ]
-        return woven(orders, weights, seed)
+        return interleave(orders, weights, seed)
 
-    def _groups(self) -> dict[str, np.ndarray]:
-        """The records of each value, by index, the values sorted."""
+    def _group_indices(self) -> dict[str, np.ndarray]:
+        """Returns the indices of the records of each value, sorted by value."""
         groups: dict[str, list[int]] = {}
-        for index, value in enumerate(values_of(self._source, self._column)):
+        for index, value in enumerate(_column_values(self._source, self._column)):
             if value is not None:
                 groups.setdefault(value, []).append(index)
-        if set(groups) <= {MISSING}:
+        if set(groups) <= {_MISSING}:
             raise ConfigError(
                 f"no record of {self._source!r} has the column {self._column!r} (config.data.balance.column)"
             )
-        if len(groups) > MAX_GROUPS:
+        if len(groups) > _MAX_GROUPS:
             raise ConfigError(
-                f"column {self._column!r} of {self._source!r} has {len(groups):,} values, and at most {MAX_GROUPS:,} "
-                "can be balanced: set config.data.balance.column to one of few values"
+                f"column {self._column!r} of {self._source!r} has {len(groups):,} values, and at most {_MAX_GROUPS:,} "
+                "can be balanced: set config.data.balance.column to a column with fewer values"
             )
         return {value: np.array(groups[value]) for value in sorted(groups)}
 
     def __repr__(self) -> str:
-        return f"Balanced({self._source!r} by {self._column!r})"
+        return f"BalancedSource({self._source!r} by {self._column!r})"
 
 
-def values_of(source: Source, column: str) -> list[str | None]:
-    """What each record has in a column: MISSING without it, None where the record cannot be read."""
+def _column_values(source: Source, column: str) -> list[str | None]:
+    """Returns each record's value of a column: _MISSING without the column, None if the record is corrupt."""
 
     def value(index: int) -> str | None:
         try:
-            return columns_of(source, index).get(column, MISSING)
-        except BrokenRecord:
+            return read_columns(source, index).get(column, _MISSING)
+        except CorruptRecordError:
             return None
 
     count = len(source)
-    with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(value, range(count))
-        return list(tqdm(found, desc=f"column {column}", total=count, delay=2.0, mininterval=1.0, leave=False))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        values = pool.map(value, range(count))
+        return list(tqdm(values, desc=f"column {column}", total=count, delay=2.0, mininterval=1.0, leave=False))
 
 
-def weights_of(values: Sequence[str], weights: Sequence[tuple[str, float]]) -> list[float]:
-    """The weight of each value, all alike if none is given. Raises UsageError unless just these values have weights."""
+def _value_weights(values: Sequence[str], weights: Sequence[tuple[str, float]]) -> list[float]:
+    """Returns the weight of each value, all 1 if `weights` is empty."""
     if not weights:
         return [1.0] * len(values)
-    given = {str(value): weight for value, weight in weights}
-    if len(given) < len(weights) or set(given) != set(values):
+    by_value = {str(value): weight for value, weight in weights}
+    if len(by_value) < len(weights) or set(by_value) != set(values):
         raise ConfigError(
-            f"config.data.balance.weights has {', '.join(map(repr, given))}, the column "
+            f"config.data.balance.weights has the values {', '.join(map(repr, by_value))}, the column has "
             f"{', '.join(map(repr, values))}: give each value of the column one weight"
         )
-    return [check_weight(given[value], f"config.data.balance.weights, {value!r}:") for value in values]
+    return [check_weight(by_value[value], f"config.data.balance.weights, {value!r}:") for value in values]

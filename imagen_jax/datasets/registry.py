@@ -12,7 +12,7 @@ import ml_collections
 
 from imagen_jax.data.record import Source
 from imagen_jax.datasets.folder import FolderSource
-from imagen_jax.datasets.mixtures import Balanced, Mixture
+from imagen_jax.datasets.mixtures import BalancedSource, MixtureSource
 from imagen_jax.datasets.shapes.source import ShapesSource
 from imagen_jax.datasets.webdataset import WebDatasetSource
 from imagen_jax.errors import ConfigError
@@ -61,7 +61,7 @@ def _mixture(config: Mapping[str, Any], split: str, image_size: int | Size) -> S
         if "source" not in part or "weight" not in part:
             raise ConfigError(f"config.data.parts.{name} needs a source and a weight, and has {', '.join(part)}")
     sources = {name: make_source(part, split, image_size) for name, part in parts.items()}
-    return Mixture(sources, {name: part["weight"] for name, part in parts.items()})
+    return MixtureSource(sources, {name: part["weight"] for name, part in parts.items()})
 
 
 SOURCES: dict[str, Callable[[Mapping[str, Any], str, int | Size], Source]] = {
@@ -84,7 +84,7 @@ def make_source(config: ml_collections.ConfigDict, split: str, image_size: int |
         raise ConfigError(f"config.data.source {config.source!r} is not known: choose one of {', '.join(SOURCES)}")
     try:
         source = SOURCES[config.source](config, split, image_size)
-        return Balanced(source, **config.balance) if "balance" in config else source
+        return BalancedSource(source, **config.balance) if "balance" in config else source
     except ValueError as error:
         # a part of a mixture has said so already
         place = "" if str(error).startswith("config.data") else "config.data: "

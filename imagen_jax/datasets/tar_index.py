@@ -1,7 +1,7 @@
-"""Shards, tar files of examples: their names, and where each example lies in them.
+"""Shard names, and an index of the examples in each shard (a tar file).
 
-The index of a shard is made once, from the headers of its members, and kept: beside the shard, or where nothing can be
-written there, in the folder CACHE. It holds for a shard of that size and time only.
+The index of a shard is built once from the headers of its members and saved: beside the shard or, if nothing can be
+written there, in _CACHE_FOLDER. It is valid only for a shard with the same size and modification time.
 """
 
 from __future__ import annotations
@@ -23,192 +23,209 @@ from imagen_jax.datasets import tar
 from imagen_jax.errors import ConfigError
 from imagen_jax.io import storage
 
-PICTURE, TEXT, METADATA = range(3)
-PARTS = {"jpg": PICTURE, "jpeg": PICTURE, "png": PICTURE, "webp": PICTURE, "txt": TEXT, "json": METADATA}
-MAX_BYTES = (1 << 28, 1 << 20, 1 << 20)  # of a picture, a text, metadata
-MAX_NAME = 4096  # characters, of a member
-MAX_MEMBERS = 4_000_000  # of a shard
-MAX_SHARDS = 1_000_000
-NOWHERE = (0, 0)
-MAGIC = b"imagen_jax index of a shard, 1\n"
-CACHE = "~/.cache/imagen_jax/shards"
-# What is read at once while a shard is indexed: here a header and a short text; from elsewhere pictures too, since
-# asking for a part takes longer than reading it.
-LOCAL_WINDOW, REMOTE_WINDOW = 2048, 1 << 23
-COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
-RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:")
+logger = logging.getLogger(__name__)
 
-Ignored = dict[str, tuple[int, str]]  # members that are no part of an example: reason → (how many, the first's name)
+IMAGE, TEXT, METADATA = range(3)
+
+_PART_OF_SUFFIX = {"jpg": IMAGE, "jpeg": IMAGE, "png": IMAGE, "webp": IMAGE, "txt": TEXT, "json": METADATA}
+_MAX_PART_BYTES = (1 << 28, 1 << 20, 1 << 20)  # of an image, a text, metadata
+_MAX_NAME = 4096  # characters of a member's name
+_MAX_MEMBERS = 4_000_000  # of a shard
+_MAX_SHARDS = 1_000_000
+_ABSENT = (0, 0)
+_MAGIC = b"imagen_jax index of a shard, 1\n"
+_CACHE_FOLDER = "~/.cache/imagen_jax/shards"
+# Bytes per read while a shard is indexed. Local: a header and a short text. Remote: images too, because a request takes
+# longer than the transfer.
+_LOCAL_WINDOW, _REMOTE_WINDOW = 2048, 1 << 23
+_COMPRESSION_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
+_BRACE_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_URL_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:")
+
+Ignored = dict[str, tuple[int, str]]  # members that belong to no example: reason -> (count, name of the first)
 
 
-class Index(NamedTuple):
-    """Where the examples of a shard lie in it.
+class ShardIndex(NamedTuple):
+    """Positions of the examples in a shard.
 
-    places: uint32 [N, 3, 2], of picture, text and metadata of each example: the first block of its headers, and the
-        number of blocks from there to the end of its data; 0 blocks of what it does not have
-    ignored: the members that are no part of an example
+    Attributes:
+        extents: uint32 [N, 3, 2], for image, text and metadata of each example (first block of its headers, number of
+            blocks up to the end of its data); 0 blocks if absent.
+        ignored: the members that belong to no example.
     """
 
-    places: np.ndarray
+    extents: np.ndarray
     ignored: Ignored
 
 
-def shard_names(shards: str | Sequence[str]) -> list[str]:
-    """The tar files that names stand for: ranges counted out, folders looked into.
+def expand_shards(shards: str | Sequence[str]) -> list[str]:
+    """Returns the tar files that names stand for.
 
-    Raises UsageError as ``expand``, and where there is no file, or one twice.
+    Args:
+        shards: tar files, with ranges such as `{00000..00099}` in their names, or folders of tar files.
+
+    Raises:
+        ConfigError: a name is a command or a web address, or has an invalid range; there are no files; or a file is
+            named twice.
     """
-    given = [shards] if isinstance(shards, str) else list(shards)
-    names = [name for pattern in given for name in expand(pattern)]
-    found = [file for name in names for file in ([name] if name.endswith(".tar") else storage.files_in(name, ".tar"))]
-    if not found:
-        raise ConfigError(f"there is no shard in {given!r}: give tar files, shards/{{00000..00099}}.tar, or a folder")
-    if len(set(found)) < len(found):
-        raise ConfigError(f"the shards {given!r} name a file twice, and its examples would count twice: name it once")
-    return found
-
-
-def expand(pattern: str) -> list[str]:
-    """The names that a pattern stands for: ``{00000..00099}`` counts, with as many digits as it begins with.
-
-    Raises UsageError for a command (``pipe:``) and an address of the web, which are never followed, and for a range of
-    no number.
-    """
-    if SCHEME.match(pattern) and not storage.is_remote(pattern):
+    patterns = [shards] if isinstance(shards, str) else list(shards)
+    names = [name for pattern in patterns for name in _expand_braces(pattern)]
+    files = [file for name in names for file in ([name] if name.endswith(".tar") else storage.list_files(name, ".tar"))]
+    if not files:
         raise ConfigError(
-            f"shard {pattern!r} names no file: no command is run for shards, and none is read but from here and from "
-            "gs://; give names of tar files"
+            f"there is no shard in {patterns!r}: give tar files, shards/{{00000..00099}}.tar, or a folder"
         )
-    pieces = RANGE.split(pattern)  # text, first, last, text, first, last, text
+    if len(set(files)) < len(files):
+        raise ConfigError(
+            f"the shards {patterns!r} name a file twice, and its examples would count twice: name it once"
+        )
+    return files
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    """Expands ranges such as `{00000..00099}`; numbers are padded to the width of the first one."""
+    if _URL_SCHEME.match(pattern) and not storage.is_remote(pattern):
+        raise ConfigError(
+            f"shard {pattern!r} is not a file name: commands and web addresses are never followed; give local names of "
+            "tar files, or gs://"
+        )
+    pieces = _BRACE_RANGE.split(pattern)  # text, first, last, text, first, last, text
     texts, firsts, lasts = pieces[::3], pieces[1::3], pieces[2::3]
-    spans = [range(int(first), int(last) + 1) for first, last in zip(firsts, lasts, strict=True)]
-    if not 0 < math.prod(map(len, spans)) <= MAX_SHARDS:
-        raise ConfigError(f"shard {pattern!r} stands for no name, or for more than {MAX_SHARDS:,}: mend its range")
-    counted = [[f"{i:0{len(first)}}" for i in span] for span, first in zip(spans, firsts, strict=True)]
+    ranges = [range(int(first), int(last) + 1) for first, last in zip(firsts, lasts, strict=True)]
+    if not 0 < math.prod(map(len, ranges)) <= _MAX_SHARDS:
+        raise ConfigError(f"shard {pattern!r} stands for no name, or for more than {_MAX_SHARDS:,}: correct its range")
+    padded = [[f"{i:0{len(first)}}" for i in numbers] for numbers, first in zip(ranges, firsts, strict=True)]
     return [
         "".join(text + number for text, number in zip(texts, (*numbers, ""), strict=True))
-        for numbers in itertools.product(*counted)
+        for numbers in itertools.product(*padded)
     ]
 
 
-def shard_index(shard: str) -> Index:
-    """The index of a shard: the one that is kept, if the shard has not changed since, else made now and kept.
+def load_index(shard: str) -> ShardIndex:
+    """Returns the index of a shard: the saved one if the shard has not changed since, else a new one, which is saved.
 
-    Raises UsageError, with the name of the shard, if that is not there, broken or cut short.
+    Raises:
+        ConfigError: the shard does not exist, or is damaged or truncated.
     """
     try:
-        stamp = storage.stamp(shard)
-        for place in index_places(shard):
-            index = read_index(place, stamp)
+        version = storage.file_version(shard)
+        for path in _index_paths(shard):
+            index = _read_index(path, version)
             if index is not None:
                 return index
-        index = make_index(windowed(shard), stamp.size)
+        index = _build_index(_windowed_reader(shard), version.size)
     except FileNotFoundError as error:
-        raise ConfigError(f"shard {shard} is not there: put it there, or take it off the list") from error
+        raise ConfigError(f"shard {shard} does not exist: put it there, or remove it from the list") from error
     except (OSError, tar.TarError) as error:
-        raise ConfigError(f"shard {shard} {error}: write it again, or take it off the list") from error
-    keep_index(shard, stamp, index)
+        raise ConfigError(f"shard {shard} {error}: write it again, or remove it from the list") from error
+    _save_index(shard, version, index)
     return index
 
 
-def make_index(read: tar.ReadAt, size: int) -> Index:
-    """The index of a tar file of ``size`` bytes. Raises TarError if it is broken, cut short, compressed or huge."""
-    if any(read(0, len(magic)) == magic for magic in COMPRESSED):
-        raise tar.TarError("is compressed, which gives no random access: unpack it to plain tar")
-    places: dict[str, list[tuple[int, int]]] = {}
+def _build_index(read: tar.ReadRange, size: int) -> ShardIndex:
+    """Builds the index of a tar file of `size` bytes. Raises TarError."""
+    if any(read(0, len(magic)) == magic for magic in _COMPRESSION_MAGIC):
+        raise tar.TarError("is compressed, so it has no random access: decompress it to plain tar")
+    extents: dict[str, list[tuple[int, int]]] = {}
     ignored: Ignored = {}
-    for count, member in enumerate(tar.members(read, size)):
-        if count == MAX_MEMBERS:
-            raise tar.TarError(f"has more than {MAX_MEMBERS:,} members: cut it into smaller shards")
-        key, part = key_and_part(member.name)
-        if reason := why_ignored(member, part):
-            ignore(ignored, reason, member.name)
+    for count, member in enumerate(tar.iter_members(read, size)):
+        if count == _MAX_MEMBERS:
+            raise tar.TarError(f"has more than {_MAX_MEMBERS:,} members: split it into smaller shards")
+        key, part = _key_and_part(member.name)
+        if reason := _reason_to_ignore(member, part):
+            count_ignored(ignored, reason, member.name)
         elif part is not None:
-            own = places.setdefault(key, [NOWHERE] * 3)
-            if own[part] == NOWHERE:
-                own[part] = member.start // tar.BLOCK, (member.end - member.start) // tar.BLOCK
+            example = extents.setdefault(key, [_ABSENT] * 3)
+            if example[part] == _ABSENT:
+                example[part] = member.start // tar.BLOCK, (member.end - member.start) // tar.BLOCK
             else:
-                ignore(ignored, "its example has another of its kind", member.name)
-    for key in [key for key, own in places.items() if own[PICTURE] == NOWHERE]:
-        del places[key]
-        ignore(ignored, "there is no picture of that name", key)
-    return Index(np.array(list(places.values()), np.uint32).reshape(-1, 3, 2), ignored)
+                count_ignored(ignored, "its example has another of its kind", member.name)
+    for key in [key for key, example in extents.items() if example[IMAGE] == _ABSENT]:
+        del extents[key]
+        count_ignored(ignored, "there is no image with that name", key)
+    return ShardIndex(np.array(list(extents.values()), np.uint32).reshape(-1, 3, 2), ignored)
 
 
-def key_and_part(name: str) -> tuple[str, int | None]:
-    """(key of its example, which of the PARTS) of a member: endings begin at the first dot, as WebDataset has it."""
+def _key_and_part(name: str) -> tuple[str, int | None]:
+    """Returns (key of the example, part) of a member; a suffix begins at the first dot, as in WebDataset."""
     folder, slash, file = name.removeprefix("./").rpartition("/")
-    stem, _, ending = file.partition(".")
-    return folder + slash + stem, PARTS.get(ending.lower())
+    stem, _, suffix = file.partition(".")
+    return folder + slash + stem, _PART_OF_SUFFIX.get(suffix.lower())
 
 
-def why_ignored(member: tar.Member, part: int | None) -> str:
-    """Why a member cannot be part of an example; "" if it can, or is a folder."""
-    if member.kind == tar.FOLDER:
+def _reason_to_ignore(member: tar.Member, part: int | None) -> str:
+    """Returns why a member cannot be part of an example; "" if it can, or is a folder."""
+    if member.kind == tar.DIRECTORY:
         return ""
     if member.kind != tar.FILE:
         return f"it is {member.kind}"
-    if len(member.name) > MAX_NAME:
-        return f"its name has more than {MAX_NAME:,} characters"
+    if len(member.name) > _MAX_NAME:
+        return f"its name has more than {_MAX_NAME:,} characters"
     if member.name.startswith("/") or ".." in member.name.split("/"):
         return "its name leads out of the archive"
     if part is None:
-        return f"its ending is none of {', '.join(PARTS)}"
-    return f"it has more than {MAX_BYTES[part]:,} bytes" if member.size > MAX_BYTES[part] else ""
+        return f"its suffix is none of {', '.join(_PART_OF_SUFFIX)}"
+    return f"it has more than {_MAX_PART_BYTES[part]:,} bytes" if member.size > _MAX_PART_BYTES[part] else ""
 
 
-def ignore(ignored: Ignored, reason: str, name: str, count: int = 1) -> None:
-    """Counts members that are ignored."""
-    before, first = ignored.get(reason, (0, name[:MAX_NAME]))
-    ignored[reason] = before + count, first
+def count_ignored(ignored: Ignored, reason: str, name: str, count: int = 1) -> None:
+    """Adds ignored members to the counts.
+
+    Args:
+        ignored: the counts, changed in place.
+        reason: why they are ignored.
+        name: name of the first of them.
+        count: how many there are.
+    """
+    total, first = ignored.get(reason, (0, name[:_MAX_NAME]))
+    ignored[reason] = total + count, first
 
 
-def windowed(shard: str) -> tar.ReadAt:
-    """Reads a shard a window at a time: a header and what is near it are read at once."""
-    least = REMOTE_WINDOW if storage.is_remote(shard) else LOCAL_WINDOW
-    start, window = 0, b""
+def _windowed_reader(shard: str) -> tar.ReadRange:
+    """Returns a function that reads ranges of a shard through a window, so that nearby headers take one read."""
+    window_size = _REMOTE_WINDOW if storage.is_remote(shard) else _LOCAL_WINDOW
+    window_start, window = 0, b""
 
-    def read(at: int, count: int) -> bytes:
-        nonlocal start, window
-        if not start <= at <= at + count <= start + len(window):
-            start, window = at, storage.read_part(shard, at, max(count, least))
-        return window[at - start : at - start + count]
+    def read(start: int, count: int) -> bytes:
+        nonlocal window_start, window
+        if not window_start <= start <= start + count <= window_start + len(window):
+            window_start, window = start, storage.read_range(shard, start, max(count, window_size))
+        return window[start - window_start : start - window_start + count]
 
     return read
 
 
-def index_places(shard: str) -> tuple[str, str]:
-    """Where the index of a shard may be kept, the better place first."""
-    whole = shard if storage.is_remote(shard) else os.path.realpath(shard)
-    name = hashlib.sha256(os.fsencode(whole)).hexdigest()[:32]
-    return f"{shard}.index", os.path.join(os.path.expanduser(CACHE), f"{name}.index")
+def _index_paths(shard: str) -> tuple[str, str]:
+    """Returns where the index of a shard may be saved, the preferred path first."""
+    full_path = shard if storage.is_remote(shard) else os.path.realpath(shard)
+    name = hashlib.sha256(os.fsencode(full_path)).hexdigest()[:32]
+    return f"{shard}.index", os.path.join(os.path.expanduser(_CACHE_FOLDER), f"{name}.index")
 
 
-def keep_index(shard: str, stamp: storage.Stamp, index: Index) -> None:
-    """Keeps the index of a shard where that can be written."""
-    places = index.places.astype("<u4").tobytes()
-    head = {"shard": stamp, "crc32": zlib.crc32(places), "ignored": index.ignored}
-    for place in index_places(shard):
+def _save_index(shard: str, version: storage.FileVersion, index: ShardIndex) -> None:
+    """Saves the index of a shard to the first path that is writable."""
+    extents = index.extents.astype("<u4").tobytes()
+    header = {"shard": version, "crc32": zlib.crc32(extents), "ignored": index.ignored}
+    for path in _index_paths(shard):
         try:
-            storage.put(place, MAGIC + json.dumps(head).encode() + b"\n" + places)
+            storage.write_file(path, _MAGIC + json.dumps(header).encode() + b"\n" + extents)
             return
         except OSError:
             continue
-    logging.warning("the index of shard %s can be kept nowhere, and is made anew each time", shard)
+    logger.warning("the index of shard %s cannot be saved anywhere and is rebuilt each time", shard)
 
 
-def read_index(place: str, stamp: storage.Stamp) -> Index | None:
-    """The index that is kept there, if it is whole and that of a shard with this stamp."""
+def _read_index(path: str, version: storage.FileVersion) -> ShardIndex | None:
+    """Returns a saved index if it is intact and belongs to this version of its shard, else None."""
     try:
-        kept = storage.read_part(place, 0, storage.stamp(place).size)
-        magic, head, places = kept[: len(MAGIC)], *kept[len(MAGIC) :].split(b"\n", 1)
-        found = json.loads(head)
-        if magic != MAGIC or found["shard"] != list(stamp) or found["crc32"] != zlib.crc32(places):
+        data = storage.read_range(path, 0, storage.file_version(path).size)
+        magic, header_line, extents = data[: len(_MAGIC)], *data[len(_MAGIC) :].split(b"\n", 1)
+        header = json.loads(header_line)
+        if magic != _MAGIC or header["shard"] != list(version) or header["crc32"] != zlib.crc32(extents):
             return None
-        ignored = {str(reason): (int(count), str(name)) for reason, (count, name) in found["ignored"].items()}
-        index = Index(np.frombuffer(places, "<u4").astype(np.uint32).reshape(-1, 3, 2), ignored)
-        # whoever wrote it: nothing is asked for that the shard does not have
-        return index if np.all(index.places.sum(-1, np.uint64) * tar.BLOCK <= stamp.size) else None
+        ignored = {str(reason): (int(count), str(name)) for reason, (count, name) in header["ignored"].items()}
+        index = ShardIndex(np.frombuffer(extents, "<u4").astype(np.uint32).reshape(-1, 3, 2), ignored)
+        # the file may be forged: never read beyond the end of the shard
+        return index if np.all(index.extents.sum(-1, np.uint64) * tar.BLOCK <= version.size) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None  # whatever lies there instead
+        return None  # not an index

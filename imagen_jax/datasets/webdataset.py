@@ -1,8 +1,8 @@
-"""Tar shards of pictures with captions beside them, as WebDataset and img2dataset write them, by random access.
+"""Tar shards of images with captions, as written by WebDataset and img2dataset, with random access.
 
-``000012.jpg`` (or ``.jpeg``, ``.png``, ``.webp``) is a picture; ``000012.txt`` and ``000012.json`` say what it shows.
-Members of one example need not stand together. The index says where each member lies: it is made once, from the headers
-of each shard, and kept. Nothing is unpacked, unpickled or run.
+`000012.jpg` (or `.jpeg`, `.png`, `.webp`) is an image; `000012.txt` and `000012.json` describe it. The members of an
+example need not be adjacent. An index of the positions of all members is built once from the headers of each shard, and
+saved (see `tar_index.py`). Nothing is unpacked, unpickled or run.
 """
 
 from __future__ import annotations
@@ -17,115 +17,120 @@ from typing import Any, SupportsIndex
 import numpy as np
 from tqdm import tqdm
 
-from imagen_jax.data.record import BrokenRecord, Record
+from imagen_jax.data.record import CorruptRecordError, Record
 from imagen_jax.datasets import tar, tar_index
-from imagen_jax.datasets.tar_index import METADATA, PICTURE, TEXT
+from imagen_jax.datasets.tar_index import IMAGE, METADATA, TEXT
 from imagen_jax.errors import ConfigError
 from imagen_jax.io import storage
 
-THREADS = 8  # that index shards
+logger = logging.getLogger(__name__)
+
+_THREADS = 8  # that index shards
 
 
 class WebDatasetSource:
-    """The examples of shards, in their order, by random access.
+    """The examples of shards, in order, with random access.
 
     Args:
-        names: of tar files, with ranges such as ``{00000..00099}`` in them, or of folders with tar files.
+        names: tar files, with ranges such as `{00000..00099}` in their names, or folders of tar files.
 
     Raises:
-        UsageError: a name that is no file's, a shard that is not there, broken or cut short, no example in any.
+        ConfigError: a name is not a file, a shard is missing, damaged or truncated, or there are no examples.
     """
 
     def __init__(self, names: str | Sequence[str]) -> None:
-        self.shards = tar_index.shard_names(names)
-        with ThreadPoolExecutor(THREADS) as pool:
-            made = pool.map(tar_index.shard_index, self.shards)
-            indices = list(tqdm(made, desc="shards", total=len(self.shards), delay=2.0, mininterval=1.0, leave=False))
-        self._places = [index.places for index in indices]
-        self._first = np.cumsum([0, *map(len, self._places)])  # of each shard, and where all end
+        self.shards = tar_index.expand_shards(names)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            loaded = pool.map(tar_index.load_index, self.shards)
+            indices = list(tqdm(loaded, desc="shards", total=len(self.shards), delay=2.0, mininterval=1.0, leave=False))
+        self._extents = [index.extents for index in indices]
+        self._starts = np.cumsum([0, *map(len, self._extents)])  # index of each shard's first example, and the length
         self.ignored: tar_index.Ignored = {}
         for index in indices:
             for reason, (count, name) in index.ignored.items():
-                tar_index.ignore(self.ignored, reason, name, count)
+                tar_index.count_ignored(self.ignored, reason, name, count)
         for reason, (count, name) in self.ignored.items():
-            logging.warning("%r: %d member(s) ignored, such as %r: %s", self, count, name, reason)
+            logger.warning("%r: %d member(s) ignored, such as %r: %s", self, count, name, reason)
         if not len(self):
-            raise ConfigError(f"{self!r} has no picture: a shard needs members such as 000012.jpg and 000012.txt")
+            raise ConfigError(f"{self!r} has no image: a shard needs members such as 000012.jpg and 000012.txt")
 
     def __len__(self) -> int:
-        return int(self._first[-1])
+        return int(self._starts[-1])
 
     def __getitem__(self, index: SupportsIndex) -> Record:
-        shard, places = self._find(index)
-        member, picture = read_member(shard, places[PICTURE], PICTURE)
-        captions, columns = described(shard, places)
-        return Record(picture, captions, f"{shard}/{member}", columns)
+        shard, extents = self._locate(index)
+        name, image = _read_member(shard, extents[IMAGE])
+        captions, columns = _read_description(shard, extents)
+        return Record(image, captions, f"{shard}/{name}", columns)
 
     def captions(self, index: SupportsIndex) -> tuple[str, ...]:
-        """The captions of record ``index``; its picture is not read."""
-        return described(*self._find(index))[0]
+        """Returns the captions of record `index` without reading its image."""
+        return _read_description(*self._locate(index))[0]
 
     def columns(self, index: SupportsIndex) -> Mapping[str, str]:
-        """The columns of record ``index``; its picture is not read."""
-        return described(*self._find(index))[1]
+        """Returns the columns of record `index` without reading its image."""
+        return _read_description(*self._locate(index))[1]
 
-    def _find(self, index: SupportsIndex) -> tuple[str, np.ndarray]:
-        """The shard of record ``index``, and its places there, [3, 2]."""
+    def _locate(self, index: SupportsIndex) -> tuple[str, np.ndarray]:
+        """Returns the shard of record `index`, and its extents there [3, 2]."""
         i = operator.index(index)
         if not 0 <= i < len(self):
             raise IndexError(f"index {i} is outside [0, {len(self)}) of {self!r}")
-        shard = int(np.searchsorted(self._first, i, side="right")) - 1
-        return self.shards[shard], self._places[shard][i - self._first[shard]]
+        shard = int(np.searchsorted(self._starts, i, side="right")) - 1
+        return self.shards[shard], self._extents[shard][i - self._starts[shard]]
 
     def __repr__(self) -> str:
         return f"WebDatasetSource({self.shards[0]}{' … ' + self.shards[-1] if len(self.shards) > 1 else ''})"
 
 
-def read_member(shard: str, place: np.ndarray, part: int) -> tuple[str, bytes]:
-    """(name, bytes) of the member at a place, (block, blocks), of a shard. Raises BrokenRecord if it is not there."""
-    first, blocks = (int(number) * tar.BLOCK for number in place)
-    where = f"{shard} at byte {first:,}"
+def _read_member(shard: str, extent: np.ndarray) -> tuple[str, bytes]:
+    """Returns (name, data) of the member at an extent (first block, number of blocks) of a shard."""
+    start, count = (int(number) * tar.BLOCK for number in extent)
+    where = f"{shard} at byte {start:,}"
     try:
-        found = storage.read_part(shard, first, blocks)
-        member = tar.member_at(lambda at, count: found[at : at + count], 0)
+        data = storage.read_range(shard, start, count)
+        member = tar.parse_member(lambda at, size: data[at : at + size], 0)
     except (FileNotFoundError, PermissionError, tar.TarError) as error:
-        # whatever else goes wrong, such as a network, may go right another time: that ends the run
-        raise BrokenRecord(where, f"cannot be read: {error}") from error
-    if member is None or member.end != blocks:
-        raise BrokenRecord(where, "is not what the index says: the shard has changed, start anew")
-    return member.name, found[member.data : member.data + member.size]
+        # other errors, such as those of a network, may be temporary: they end the run
+        raise CorruptRecordError(where, f"cannot be read: {error}") from error
+    if member is None or member.end != count:
+        raise CorruptRecordError(where, "does not match the index: the shard has changed, start again")
+    return member.name, data[member.data : member.data + member.size]
 
 
-def described(shard: str, places: np.ndarray) -> tuple[tuple[str, ...], dict[str, str]]:
-    """(captions, columns) of the example at places [3, 2] of a shard.
+def _read_description(shard: str, extents: np.ndarray) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Returns (captions, columns) of the example at extents [3, 2] of a shard.
 
-    Captions are the lines of its text; without one they are what its metadata have as ``captions`` or ``caption``. The
-    columns are the metadata's numbers and strings. Raises BrokenRecord for what is no text and no JSON object.
+    The captions are the lines of its text; without a text they are `captions` or `caption` of its metadata. The columns
+    are the numbers and strings of the metadata.
+
+    Raises:
+        CorruptRecordError: the text is not UTF-8, or the metadata are not a JSON object.
     """
     metadata, captions = {}, []
-    if places[METADATA, 1]:
-        name, data = read_member(shard, places[METADATA], METADATA)
+    if extents[METADATA, 1]:
+        name, data = _read_member(shard, extents[METADATA])
         try:
             metadata = json.loads(data)
-            captions = captions_of(metadata)
+            captions = _metadata_captions(metadata)
         except (ValueError, RecursionError) as error:
-            raise BrokenRecord(f"{shard}/{name}", f"is no JSON of metadata: {error}") from error
-    if places[TEXT, 1]:
-        name, data = read_member(shard, places[TEXT], TEXT)
+            raise CorruptRecordError(f"{shard}/{name}", f"is not valid JSON metadata: {error}") from error
+    if extents[TEXT, 1]:
+        name, data = _read_member(shard, extents[TEXT])
         try:
             captions = data.decode("utf-8-sig").split("\n")
         except UnicodeDecodeError as error:
-            raise BrokenRecord(f"{shard}/{name}", f"is no text of UTF-8: {error}") from error
+            raise CorruptRecordError(f"{shard}/{name}", f"is not UTF-8 text: {error}") from error
     columns = {key: str(value) for key, value in metadata.items() if isinstance(value, (str, int, float))}
     return tuple(caption.strip() for caption in captions if caption.strip()), columns
 
 
-def captions_of(metadata: Any) -> list[str]:
-    """The captions that metadata have. Raises ValueError if they are no text, or the metadata no JSON object."""
+def _metadata_captions(metadata: Any) -> list[str]:
+    """Returns the captions in metadata. Raises ValueError if they are not text, or the metadata not an object."""
     if not isinstance(metadata, dict):
-        raise ValueError(f"a {type(metadata).__name__}, where an object was expected")
-    said = metadata.get("captions", metadata.get("caption")) or []
-    captions = said if isinstance(said, list) else [said]
+        raise ValueError(f"a {type(metadata).__name__}, expected an object")
+    value = metadata.get("captions", metadata.get("caption")) or []
+    captions = value if isinstance(value, list) else [value]
     if not all(isinstance(caption, str) for caption in captions):
-        raise ValueError(f"{said!r} as caption, where text was expected")
+        raise ValueError(f"{value!r} as caption, expected text")
     return captions

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits as a TFDS data set: an example of labels, of which a config makes captions."""
+"""scikit-learn's handwritten digits as a TFDS data set with labels, from which a config makes captions."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from imagen_jax.datasets.digits import NAMES, SIZE, load_split
+from imagen_jax.datasets.digits import DIGIT_NAMES, SIZE, load_split
 from imagen_jax.images import png
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
-    """What ``python -m imagen_jax.prepare --dataset=digits`` prepares."""
+    """Builds the data set `digits`, see `imagen prepare --dataset=digits`."""
 
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
             "image": tfds.features.Image(shape=(SIZE, SIZE, 1), encoding_format="png"),
-            "label": tfds.features.ClassLabel(names=list(NAMES)),
+            "label": tfds.features.ClassLabel(names=list(DIGIT_NAMES)),
         }
         return tfds.core.DatasetInfo(
             builder=self, description=__doc__, features=tfds.features.FeaturesDict(features), disable_shuffling=True

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from imagen_jax.datasets.shapes.descriptions import Claim, Description, category, describe
-from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLOURS, MIRRORED, POSITIONS, SHAPES, SIZES
+from imagen_jax.datasets.shapes.descriptions import Claim, Description, category, sample_description
+from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLORS, INVERSE_RELATION, POSITIONS, SHAPES, SIZES
 from imagen_jax.errors import ConfigError
 
 __all__ = ["MAX_BYTES", "Claim", "Description", "category", "describe", "parse", "word"]
@@ -34,7 +34,7 @@ _PLURALS = {noun: noun + ("es" if noun == "cross" else "s") for noun in (*SHAPES
 _SINGULARS = {plural: noun for noun, plural in _PLURALS.items()}
 
 
-def word(description: Description, rng: np.random.Generator) -> str:
+def sample_caption(description: Description, rng: np.random.Generator) -> str:
     """One of the wordings of a description: `parse` gives the description back."""
     if len(description.claims) == 2:
         statement = _word_pair(description, rng)
@@ -55,7 +55,7 @@ def _word_pair(description: Description, rng: np.random.Generator) -> str:
     first, second = (_word_things(claim, rng) for claim in description.claims)
     relation = description.relation
     if rng.random() < 0.5:
-        first, second, relation = second, first, MIRRORED.get(relation, "")
+        first, second, relation = second, first, INVERSE_RELATION.get(relation, "")
     if not relation:
         return f"{first} and {second}"
     ways = _RELATED[relation]
@@ -88,15 +88,15 @@ _PLACE_FIRST = re.compile(rf"(?:(?:in|on|at) the )?({_any(POSITIONS)})[:,] (.+)"
 _PLACE_LAST = re.compile(rf"(.+?),? (?:in|on|at) the ({_any(POSITIONS)})")
 _PAIR = re.compile(r"(.+?) (?:is )?(?:(?:to the )?(left of|right of)|(above|below)|and) (.+)")
 _THINGS = re.compile(
-    rf"(?:({_any(_COUNTS)}) )?(?:({_any(SIZES)}) )?(?:({_any(COLOURS)}) )?({_any([*_PLURALS, *_SINGULARS])})"
+    rf"(?:({_any(_COUNTS)}) )?(?:({_any(SIZES)}) )?(?:({_any(COLORS)}) )?({_any([*_PLURALS, *_SINGULARS])})"
 )
 _WORDS = frozenset(
-    f"{' '.join((*_COUNTS, *SIZES, *COLOURS, *BACKGROUNDS, *POSITIONS, *_PLURALS, *_SINGULARS))}"
+    f"{' '.join((*_COUNTS, *SIZES, *COLORS, *BACKGROUNDS, *POSITIONS, *_PLURALS, *_SINGULARS))}"
     " on in at the background is to of and above below".split()
 )
 
 
-def parse(text: str) -> Description:
+def parse_caption(text: str) -> Description:
     """What a caption claims: the inverse of every wording, whatever the case and the white space.
 
     Also read are 'grey', 'center', digits, a missing article and a full stop, since people type captions too.

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from imagen_jax.datasets.shapes import scenes
 from imagen_jax.datasets.shapes.render import coverage
-from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES
+from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLORS, SHAPES, SIZES
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import Size
 
@@ -31,14 +31,14 @@ SIZE_TOLERANCE = 0.15  # by which an object may be smaller than the smallest sma
 Window = tuple[slice, slice]  # rows and columns
 
 _SIZE_BORDER = math.sqrt(SIZES["small"][1] * SIZES["large"][0])
-_PALETTE = COLOURS | BACKGROUNDS
+_PALETTE = COLORS | BACKGROUNDS
 _NAMES = tuple(_PALETTE)
 _RGB = np.array(list(_PALETTE.values()), np.float32)
 _SMOOTH = (0.25, 0.5, 0.25)  # against noise; outlines are compared after the same smoothing
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Detection:
     """An object found in a picture; None is what could not be named.
 
     (x, y) is the centre and `radius` the radius as in scenes.Thing; `fit` is the overlap with the best shape, in
@@ -55,18 +55,18 @@ class Found:
 
     @property
     def position(self) -> str:
-        return scenes.position(self.x, self.y)
+        return scenes.grid_position(self.x, self.y)
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class DetectedScene:
     """The background's name, or None, and all objects, the largest first."""
 
     background: str | None
-    things: tuple[Found, ...]
+    things: tuple[Detection, ...]
 
 
-def read(image: np.ndarray) -> Picture:
+def detect(image: np.ndarray) -> DetectedScene:
     """What a picture shows.
 
     Args:
@@ -87,7 +87,7 @@ def read(image: np.ndarray) -> Picture:
         for window, region in _regions(smooth, ground)
     ]
     things.sort(key=lambda thing: -thing.radius)
-    return Picture(name if name in BACKGROUNDS else None, tuple(things))
+    return DetectedScene(name if name in BACKGROUNDS else None, tuple(things))
 
 
 def _regions(smooth: np.ndarray, ground: np.ndarray) -> list[tuple[Window, np.ndarray]]:
@@ -127,7 +127,7 @@ def _split_by_colour(region: np.ndarray, names: np.ndarray, least: float) -> lis
 
 def _measure(
     region: np.ndarray, pixels: np.ndarray, smooth: np.ndarray, ground: np.ndarray, window: Window, size: Size
-) -> Found:
+) -> Detection:
     """Names one region: its colour, and the shape whose outline of the same area and centre overlaps it best."""
     colour = _inner_colour(region, pixels, ground)
     cover = _cover(region, smooth, colour, ground, _reach(size))
@@ -147,7 +147,7 @@ def _measure(
     shape, fit, x, y, radius = best
     height, width = size
     radius /= min(size)
-    return Found(
+    return Detection(
         shape if fit >= FIT and _has_hole(region) == (shape == "ring") else None,
         _colour_name(colour),
         _size_name(radius),
@@ -206,7 +206,7 @@ def _inner_colour(region: np.ndarray, pixels: np.ndarray, ground: np.ndarray) ->
     inside = pixels[region]
     contrast = np.linalg.norm(inside - ground, axis=-1)
     seen = np.median(inside[contrast >= np.quantile(contrast, 0.6)], axis=0)
-    ways = np.array(list(COLOURS.values()), np.float32) - ground
+    ways = np.array(list(COLORS.values()), np.float32) - ground
     part = np.clip(ways @ (seen - ground) / np.maximum((ways**2).sum(-1), 1), 0, 1)
     astray = np.linalg.norm(seen - ground - part[:, None] * ways, axis=-1)
     astray[part < THIN] = np.inf

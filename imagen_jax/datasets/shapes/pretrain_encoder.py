@@ -20,14 +20,14 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from imagen_jax.datasets.shapes.captions import MAX_BYTES, parse, word
+from imagen_jax.datasets.shapes.captions import MAX_BYTES, parse_caption, sample_caption
 from imagen_jax.datasets.shapes.linear_probe import linear_probe
-from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLOURS, MIRRORED, POSITIONS, SHAPES, SIZES
+from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLORS, INVERSE_RELATION, POSITIONS, SHAPES, SIZES
 from imagen_jax.datasets.shapes.source import ShapesSource
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import write_json
 from imagen_jax.models.t5 import T5Encoder
-from imagen_jax.text.encoder import TextEncoder, folder_encoder, in_memory, text_encoder
+from imagen_jax.text.encoder import TextEncoder, folder_encoder, in_memory_reader, build_encoder
 from imagen_jax.text.t5_weights import save_folder
 from imagen_jax.text.tokenizer import byte_tokenizer
 
@@ -40,9 +40,9 @@ WIDTHS = 24  # batches are padded to a multiple of it: few programs to compile, 
 # other one.
 OF_A_THING = {
     "size": ("", *SIZES),
-    "colour": ("", *COLOURS),
+    "colour": ("", *COLORS),
     "shape": ("", *SHAPES),
-    "role": ("", *MIRRORED),
+    "role": ("", *INVERSE_RELATION),
 }
 OF_THE_SCENE = {
     "position": ("", *POSITIONS),
@@ -53,7 +53,7 @@ QUESTIONS: dict[str, tuple] = OF_A_THING | OF_THE_SCENE
 NOT_ASKED = -1
 
 THING = re.compile(
-    rf"(?:an?|one|two|three|four) (?:({'|'.join(SIZES)}) )?(?:({'|'.join(COLOURS)}) )?"
+    rf"(?:an?|one|two|three|four) (?:({'|'.join(SIZES)}) )?(?:({'|'.join(COLORS)}) )?"
     rf"(?:({'|'.join(SHAPES)})|object|shape)(?:es|s)?\b"
 )
 
@@ -78,7 +78,7 @@ def pretrain(config: ml_collections.ConfigDict, out: Path) -> dict[str, dict[str
     save_folder(out, fields, jax.tree.map(np.asarray, params))
     length = MAX_BYTES + 1  # the end of sequence comes after the bytes
     figures = {
-        "untrained": probe(text_encoder(fields, in_memory(untrained), byte_tokenizer(length), "float32"), config),
+        "untrained": probe(build_encoder(fields, in_memory_reader(untrained), byte_tokenizer(length), "float32"), config),
         "pretrained": probe(folder_encoder(out, length), config),
     }
     write_json(out / "probe.json", figures)
@@ -136,7 +136,7 @@ def labelled_batches(config: ml_collections.ConfigDict) -> Iterator[Batch]:
     first = 0
     while True:
         rng = np.random.default_rng((config.seed, first))
-        captions = [word(sources[i % len(sources)].description(i), rng) for i in range(first, first + per_pool)]
+        captions = [sample_caption(sources[i % len(sources)].description(i), rng) for i in range(first, first + per_pool)]
         first += per_pool
         captions.sort(key=len)
         for row in rng.permutation(config.data.pool) * config.batch_size:
@@ -149,10 +149,10 @@ def labelled_batches(config: ml_collections.ConfigDict) -> Iterator[Batch]:
 def labels(caption: str, length: int) -> np.ndarray:
     """What the caption answers to each question at each of its bytes and at its end: int32 [L, questions]."""
     found = list(THING.finditer(caption))
-    said = next((relation for relation in MIRRORED if f" {relation} " in caption), "")
-    roles = (said, MIRRORED.get(said, ""))
+    said = next((relation for relation in INVERSE_RELATION if f" {relation} " in caption), "")
+    roles = (said, INVERSE_RELATION.get(said, ""))
     things = [(thing[1] or "", thing[2] or "", thing[3] or "") for thing in found]
-    description = parse(caption)
+    description = parse_caption(caption)
     scene = (description.claims[0].position, description.background, description.claims[0].count)
 
     out = np.full((length, len(QUESTIONS)), NOT_ASKED, np.int32)
@@ -185,7 +185,7 @@ def probe(encoder: TextEncoder, config: ml_collections.ConfigDict) -> dict[str, 
     while len(captions) < train + test:
         description = source.description(first)
         if description.relation and all(claim.shape for claim in description.claims):
-            captions.append(word(description, np.random.default_rng(first)))
+            captions.append(sample_caption(description, np.random.default_rng(first)))
         first += 1
     seen, unseen = probe_examples(encoder, captions[:train]), probe_examples(encoder, captions[train:])
     return {name: round(linear_probe(*seen[name], *unseen[name]), 4) for name in seen}

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLOURS, Scene, Thing
+from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLORS, Scene, SceneObject
 from imagen_jax.images.array import Size, dtype_of, size_of
 
 # In units of a thing's radius, chosen so that shapes of one radius look equally large.
@@ -34,7 +34,7 @@ def render(scene: Scene, resolution: int | Size, bits: int = 8, transparent: boo
     canvas = np.empty((height, channels * width), dtype)
     canvas[:] = np.tile(_in_range(background, highest).astype(dtype), width)
     for thing in scene.things:
-        colour = (*COLOURS[thing.colour], 255)[:channels]
+        colour = (*COLORS[thing.colour], 255)[:channels]
         _draw(canvas.reshape(height, width, channels), thing, _in_range(colour, highest))
     return canvas.reshape(height, width, channels)
 
@@ -45,7 +45,7 @@ def _in_range(colour: tuple[int, ...], highest: int) -> np.ndarray:
     return np.array(colour, np.float32) * np.float32(highest / 255)
 
 
-def _draw(canvas: np.ndarray, thing: Thing, colour: np.ndarray) -> None:
+def _draw(canvas: np.ndarray, thing: SceneObject, colour: np.ndarray) -> None:
     """Lays the thing over canvas [H, W, C], touching no pixel outside its bounding box."""
     height, width, channels = canvas.shape
     x, y, radius = thing.x * width, thing.y * height, thing.radius * min(height, width)

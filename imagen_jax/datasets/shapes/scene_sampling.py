@@ -13,17 +13,17 @@ import numpy as np
 
 from imagen_jax.datasets.shapes.scenes import (
     BACKGROUNDS,
-    COLOURS,
+    COLORS,
     COUNTS,
-    HELD_OUT_LOOKS,
+    HELD_OUT_APPEARANCES,
     HELD_OUT_RELATIONS,
     POSITIONS,
     RELATIONS,
     SHAPES,
     SIZES,
-    USUAL_POSITION,
+    DEFAULT_POSITION,
     Scene,
-    Thing,
+    SceneObject,
 )
 
 PLACES = (0.25, 0.5, 0.75)  # near which things stand, each way: the middles of the positions
@@ -37,8 +37,8 @@ FIGURES = {  # the places, (column, row), of two, three and four things alike
 
 _BACKGROUNDS = tuple(BACKGROUNDS)
 _SIZES = tuple(SIZES)
-_ALL_LOOKS = tuple(itertools.product(COLOURS, SHAPES))
-_SEEN_LOOKS = tuple(look for look in _ALL_LOOKS if look not in HELD_OUT_LOOKS)
+_ALL_LOOKS = tuple(itertools.product(COLORS, SHAPES))
+_SEEN_LOOKS = tuple(look for look in _ALL_LOOKS if look not in HELD_OUT_APPEARANCES)
 _SEEN_RELATIONS = {
     (first, second): tuple(r for r in RELATIONS if (first, r, second) not in HELD_OUT_RELATIONS)
     for first, second in itertools.product(SHAPES, SHAPES)
@@ -48,7 +48,7 @@ Item = TypeVar("Item")
 Look = tuple[str, str]  # (colour, shape)
 
 
-def sample(split: str, rng: np.random.Generator) -> Scene:
+def sample_scene(split: str, rng: np.random.Generator) -> Scene:
     """One scene of a split.
 
     'train' and 'validation' never show a look of HELD_OUT_LOOKS nor two shapes in a relation of HELD_OUT_RELATIONS;
@@ -58,10 +58,10 @@ def sample(split: str, rng: np.random.Generator) -> Scene:
     draw = rng.random()
     background = _pick(_BACKGROUNDS, rng)
     if draw < 0.4:
-        return Scene((_single(_pick(HELD_OUT_LOOKS if held_out else _SEEN_LOOKS, rng), rng),), background)
+        return Scene((_single(_pick(HELD_OUT_APPEARANCES if held_out else _SEEN_LOOKS, rng), rng),), background)
     if draw < 0.8:
         return Scene(_pair(*(_held_out_pair(rng) if held_out else _seen_pair(rng)), rng), background)
-    return Scene(_alike(_pick(HELD_OUT_LOOKS if held_out else _SEEN_LOOKS, rng), rng), background)
+    return Scene(_alike(_pick(HELD_OUT_APPEARANCES if held_out else _SEEN_LOOKS, rng), rng), background)
 
 
 def _seen_pair(rng: np.random.Generator) -> tuple[Look, str, Look]:
@@ -75,23 +75,23 @@ def _held_out_pair(rng: np.random.Generator) -> tuple[Look, str, Look]:
     """In half of the draws one look is held out, in the other half the relation of the shapes."""
     if rng.random() < 0.5:
         shape, relation, other = _pick(HELD_OUT_RELATIONS, rng)
-        return (_pick(tuple(COLOURS), rng), shape), relation, (_pick(tuple(COLOURS), rng), other)
-    first = second = _pick(HELD_OUT_LOOKS, rng)
+        return (_pick(tuple(COLORS), rng), shape), relation, (_pick(tuple(COLORS), rng), other)
+    first = second = _pick(HELD_OUT_APPEARANCES, rng)
     while second == first:
         second = _pick(_ALL_LOOKS, rng)
     relation = _pick(RELATIONS, rng)
     return (first, relation, second) if rng.random() < 0.5 else (second, relation, first)
 
 
-def _single(look: Look, rng: np.random.Generator) -> Thing:
+def _single(look: Look, rng: np.random.Generator) -> SceneObject:
     """One thing at one of the nine positions, most often at the usual one."""
     size, radius = _size(rng)
-    position = USUAL_POSITION if rng.random() < USUAL else _pick(POSITIONS, rng)
+    position = DEFAULT_POSITION if rng.random() < USUAL else _pick(POSITIONS, rng)
     row, column = divmod(POSITIONS.index(position), 3)
     return _thing(look, size, column, row, radius, rng)
 
 
-def _pair(first: Look, relation: str, second: Look, rng: np.random.Generator) -> tuple[Thing, Thing]:
+def _pair(first: Look, relation: str, second: Look, rng: np.random.Generator) -> tuple[SceneObject, SceneObject]:
     """Two things of which `first` stands in the relation to `second`; either may come first in the scene.
 
     They stand at both ends of the middle row or column: two large things have no room to be nearer.
@@ -104,15 +104,15 @@ def _pair(first: Look, relation: str, second: Look, rng: np.random.Generator) ->
     return things if rng.random() < 0.5 else things[::-1]
 
 
-def _alike(look: Look, rng: np.random.Generator) -> tuple[Thing, ...]:
+def _alike(look: Look, rng: np.random.Generator) -> tuple[SceneObject, ...]:
     """Two to four things of one look, size and radius, in the figure of their number."""
     size, radius = _size(rng)
     return tuple(_thing(look, size, column, row, radius, rng) for column, row in FIGURES[_pick(COUNTS, rng)])
 
 
-def _thing(look: Look, size: str, column: int, row: int, radius: float, rng: np.random.Generator) -> Thing:
+def _thing(look: Look, size: str, column: int, row: int, radius: float, rng: np.random.Generator) -> SceneObject:
     x, y = (PLACES[place] + _between(-JITTER, JITTER, rng) for place in (column, row))
-    return Thing(look[1], look[0], size, x, y, radius)
+    return SceneObject(look[1], look[0], size, x, y, radius)
 
 
 def _size(rng: np.random.Generator) -> tuple[str, float]:

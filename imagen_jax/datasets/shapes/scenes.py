@@ -10,7 +10,7 @@ SHAPES = ("circle", "square", "triangle", "cross", "ring")
 
 # RGB. Any two of these twelve colours, backgrounds included, are more than 100 apart, so that a picture can be read
 # back although it is a little blurred, noisy or off in colour.
-COLOURS = {
+COLORS = {
     "red": (220, 38, 38),
     "orange": (255, 130, 0),
     "yellow": (255, 225, 40),
@@ -21,20 +21,20 @@ COLOURS = {
     "pink": (255, 100, 190),
 }
 BACKGROUNDS = {"white": (255, 255, 255), "black": (12, 12, 12), "gray": (128, 128, 128), "tan": (215, 190, 150)}
-USUAL_BACKGROUND = "white"  # what a picture has where its caption does not say
+DEFAULT_BACKGROUND = "white"  # what a picture has where its caption does not say
 
 # From the least to the greatest radius: large enough for the shapes to differ where the demo's base draws, at 32×32.
 SIZES = {"small": (0.147, 0.157), "large": (0.205, 0.215)}
 POSITIONS = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
-USUAL_POSITION = "centre"  # where a single thing is if its caption does not say
+DEFAULT_POSITION = "centre"  # where a single thing is if its caption does not say
 RELATIONS = ("left of", "right of", "above", "below")
-MIRRORED = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+INVERSE_RELATION = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 COUNTS = (2, 3, 4)
 SPLITS = ("train", "validation", "held_out")
 
 # Looks, (colour, shape), of which 'train' and 'validation' never show a thing, be it alone, in a pair or counted.
 # Each shape and each colour is seen in training; these five meetings of them are not.
-HELD_OUT_LOOKS = (
+HELD_OUT_APPEARANCES = (
     ("yellow", "circle"),
     ("purple", "square"),
     ("blue", "triangle"),
@@ -51,11 +51,11 @@ _ONE_WAY = (
     ("triangle", "above", "square"),
     ("ring", "above", "cross"),
 )
-HELD_OUT_RELATIONS = _ONE_WAY + tuple((second, MIRRORED[relation], first) for first, relation, second in _ONE_WAY)
+HELD_OUT_RELATIONS = _ONE_WAY + tuple((second, INVERSE_RELATION[spatial_relation], first) for first, spatial_relation, second in _ONE_WAY)
 
 
 @dataclasses.dataclass(frozen=True)
-class Thing:
+class SceneObject:
     """One object: its names, the centre (x, y) of its bounding box, and its radius.
 
     The bounding box of every shape lies within the square of half-side `radius` around the centre.
@@ -73,28 +73,28 @@ class Thing:
 class Scene:
     """The things in a picture, which never touch each other or the picture's edge, and the background's name."""
 
-    things: tuple[Thing, ...]
+    things: tuple[SceneObject, ...]
     background: str
 
 
-def look(thing: Thing) -> tuple[str, str]:
+def look(thing: SceneObject) -> tuple[str, str]:
     """(colour, shape) of a thing."""
     return thing.colour, thing.shape
 
 
-def kind(scene: Scene) -> str:
+def scene_type(scene: Scene) -> str:
     """'single' (one thing), 'pair' (two that differ in shape or colour) or 'count' (two to four alike)."""
     if len(scene.things) == 1:
         return "single"
     return "count" if len(set(map(look, scene.things))) == 1 else "pair"
 
 
-def position(x: float, y: float) -> str:
+def grid_position(x: float, y: float) -> str:
     """The one of the nine POSITIONS, thirds of the picture each way, that holds the point (x, y)."""
     return POSITIONS[3 * min(max(int(3 * y), 0), 2) + min(max(int(3 * x), 0), 2)]
 
 
-def relation(first: tuple[float, float], second: tuple[float, float]) -> str:
+def spatial_relation(first: tuple[float, float], second: tuple[float, float]) -> str:
     """The one of the RELATIONS in which the point `first` stands to `second`: along the axis that parts them more."""
     dx, dy = first[0] - second[0], first[1] - second[1]
     if abs(dx) > abs(dy):
@@ -102,11 +102,11 @@ def relation(first: tuple[float, float], second: tuple[float, float]) -> str:
     return "above" if dy < 0 else "below"
 
 
-def holds_out(scene: Scene) -> bool:
+def is_held_out(scene: Scene) -> bool:
     """Whether the scene shows a combination that never occurs in 'train' or 'validation'."""
-    if any(look(thing) in HELD_OUT_LOOKS for thing in scene.things):
+    if any(look(thing) in HELD_OUT_APPEARANCES for thing in scene.things):
         return True
-    if kind(scene) != "pair":
+    if scene_type(scene) != "pair":
         return False
     first, second = scene.things
-    return (first.shape, relation((first.x, first.y), (second.x, second.y)), second.shape) in HELD_OUT_RELATIONS
+    return (first.shape, spatial_relation((first.x, first.y), (second.x, second.y)), second.shape) in HELD_OUT_RELATIONS

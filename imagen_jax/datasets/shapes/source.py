@@ -7,11 +7,11 @@ from typing import SupportsIndex
 import numpy as np
 
 from imagen_jax.data.record import Record
-from imagen_jax.datasets.shapes.captions import word
-from imagen_jax.datasets.shapes.descriptions import Description, describe
+from imagen_jax.datasets.shapes.captions import sample_caption
+from imagen_jax.datasets.shapes.descriptions import Description, sample_description
 from imagen_jax.datasets.shapes.render import render
-from imagen_jax.datasets.shapes.scene_sampling import sample
-from imagen_jax.datasets.shapes.scenes import SPLITS, USUAL_BACKGROUND, Scene
+from imagen_jax.datasets.shapes.scene_sampling import sample_scene
+from imagen_jax.datasets.shapes.scenes import SPLITS, DEFAULT_BACKGROUND, Scene
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import Size, dtype_of, said, size_of
 
@@ -86,14 +86,14 @@ class ShapesSource:
         return self._description(self._scene(rng), rng)
 
     def _scene(self, rng: np.random.Generator) -> Scene:
-        scene = sample(self.split, rng)
-        return dataclasses.replace(scene, background=USUAL_BACKGROUND) if self.transparent else scene
+        scene = sample_scene(self.split, rng)
+        return dataclasses.replace(scene, background=DEFAULT_BACKGROUND) if self.transparent else scene
 
     def _captions(self, scene: Scene, rng: np.random.Generator) -> tuple[str, ...]:
-        return (word(self._description(scene, rng), rng),)
+        return (sample_caption(self._description(scene, rng), rng),)
 
     def _description(self, scene: Scene, rng: np.random.Generator) -> Description:
-        description = describe(scene, rng)
+        description = sample_description(scene, rng)
         return dataclasses.replace(description, background="") if self.transparent else description
 
     def _rng(self, index: SupportsIndex) -> np.random.Generator:
