@@ -55,7 +55,7 @@ def run(args: CommandFlags) -> None:
 def tiny_config(num_examples: int) -> ml_collections.ConfigDict:
     """Returns a tiny base stage with the given number of captions to embed."""
     config = shapes_base.get_config("tiny")
-    config.data.examples = num_examples
+    config.data.num_examples = num_examples
     return config
 
 

@@ -137,7 +137,7 @@ def measure(config: ml_collections.ConfigDict, steps: int, peak_flops: float | N
     Raises:
         ConfigError: the config cannot work on these devices.
     """
-    mesh = sharding.make_mesh(config.mesh.to_dict())
+    mesh = sharding.make_mesh(config.mesh.axes)
     encoder = from_cache(planned_encoder(config.text))
     program = train_program(config, mesh, encoder)
     start = time.perf_counter()

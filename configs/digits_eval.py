@@ -5,17 +5,14 @@ imagen evaluate --stages=runs/digits --config=configs/digits_eval.py --out=runs/
 
 import ml_collections
 
+from imagen_jax.config.load import default_config
+from imagen_jax.config.schema import EvaluationConfig
+
 
 def get_config() -> ml_collections.ConfigDict:
-    """The config."""
-    config = ml_collections.ConfigDict()
+    config = default_config(EvaluationConfig, source="digits")
     config.judge = "digits"
-    config.count = 500
+    config.num_samples = 500
     config.batch_size = 100
-    config.seed = 0
-
-    config.data = ml_collections.ConfigDict()
-    config.data.source = "digits"
     config.data.split = "test"
-    config.data.bits = 8
     return config

@@ -10,30 +10,18 @@ split it has to be; `:tiny` is for the stages of that name.
 
 import ml_collections
 
+from imagen_jax.config.load import default_config
+from imagen_jax.config.schema import EvaluationConfig
+
+VARIANTS = ("", "tiny")
+
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """The config; ``variant`` is "" or "tiny"."""
-    if variant not in ("", "tiny"):
-        raise ValueError(f"configs/folder_eval.py has no variant {variant!r}: give none, or :tiny")
-    tiny = variant == "tiny"
-    config = ml_collections.ConfigDict()
-    config.judge = ""  # none
-    config.count = 8 if tiny else 128
-    config.batch_size = 8 if tiny else 16
-    config.seed = 0
-
-    config.data = ml_collections.ConfigDict()
-    config.data.source = "folder"
-    config.data.path = ""
-    config.data.caption_column = "text"
+    config = default_config(EvaluationConfig, source="folder")
+    config.num_samples = 128
+    config.batch_size = 16
     config.data.split = "validation"
-    config.data.validation_share = 0.25 if tiny else 0.01
-    config.data.max_broken = 0.01
-    config.data.bits = 8
-    config.data.transform = ml_collections.ConfigDict()
-    config.data.transform.crop = "centre"
-    config.data.transform.flip = False
-    config.data.transform.background = 255
-    config.data.transform.upscale = False
-    config.data.transform.max_pixels = 50_000_000
+    if variant == "tiny":
+        config.num_samples = config.batch_size = 8
+        config.data.validation_fraction = 0.25
     return config

@@ -7,20 +7,14 @@
 
 import ml_collections
 
+from imagen_jax.config.load import default_config
+from imagen_jax.config.schema import EvaluationConfig
+
 
 def get_config() -> ml_collections.ConfigDict:
-    """The config."""
-    config = ml_collections.ConfigDict()
+    config = default_config(EvaluationConfig)
     config.judge = "shapes"
-    config.count = 512
+    config.num_samples = 512
     config.batch_size = 16  # that of the previews: compiled once for both
-    config.seed = 0
-
-    config.data = ml_collections.ConfigDict()
-    config.data.source = "shapes"
-    config.data.split = "held_out"
-    config.data.seed = 0
-    config.data.examples = 1_000_000
-    config.data.bits = 8
-    config.data.transparent = False  # True: captions without backgrounds
+    config.data.update(split="held_out", num_examples=1_000_000)
     return config

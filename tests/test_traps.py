@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from imagen_jax.diffusion.process import prediction_target
-from imagen_jax.evaluation.cascade_metrics import colour_drift
+from imagen_jax.evaluation.cascade_metrics import color_drift
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.sampling import StageSampler
 from imagen_jax.stages.stage import load_encoder_params
@@ -17,13 +17,13 @@ from tests.helpers.configs import ROOT, FunctionNetwork, one_device, sr_config
 
 TRAPS = {
     "uniform instead of Gaussian noise": [
-        "tests/test_samplers.py::test_noise_is_gaussian",
+        "tests/diffusion/test_samplers.py::test_noise_is_gaussian",
         "tests/training/test_step.py::test_the_noise_of_the_condition_is_not_that_of_the_image",
         "tests/test_cascade.py::test_aug_noise_at_sampling",
     ],
     "a percentile of 0.95 taken as 0.95%": [
-        "tests/test_guidance.py::test_dynamic_threshold_divides_by_the_percentile",
-        "tests/test_guidance.py::test_a_percentile_that_is_none_is_refused",
+        "tests/diffusion/test_guidance.py::test_dynamic_threshold_divides_by_the_percentile",
+        "tests/diffusion/test_guidance.py::test_invalid_percentile_raises",
         "tests/test_configs.py::test_a_percentile_is_in_per_cent",
     ],
     "an augmentation level of always 0 at sampling": [
@@ -100,12 +100,12 @@ def tint(kind):
         x = alpha * DEVIATION**2 / (alpha**2 * DEVIATION**2 + sigma**2) * z
         return prediction_target(x, (z - alpha * x) / sigma, alpha, sigma, kind) + params["params"]
 
-    config = sr_config(**{"diffusion.prediction": kind, "sampling.sampler": "ddim", "sampling.steps": 16})
+    config = sr_config(**{"diffusion.prediction_type": kind, "sampling.sampler": "ddim", "sampling.num_inference_steps": 16})
     stage = dataclasses.replace(stages.build(config), network=FunctionNetwork(apply))
     sampler, encoder = StageSampler(stage, one_device(), stage_index=1), load_encoder_params(stage, one_device())
     low_res = np.full((4, 8, 8, 3), 128, np.uint8)
     off, right = (sampler.sample(jnp.array([red, 0.0, 0.0]), encoder, [""] * 4, 0, 0, low_res) for red in (OFF, 0.0))
-    return np.abs(colour_drift(off, right).mean(axis=0)) / 127.5
+    return np.abs(color_drift(off, right).mean(axis=0)) / 127.5
 
 
 def test_a_network_that_is_off_tints_pictures_no_more_than_that_if_it_predicts_v():

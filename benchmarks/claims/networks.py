@@ -30,11 +30,11 @@ STEPS = 200
 PICTURES = 128
 PAIRS = 24
 SHARED = {
-    "model.patch": 2,
-    "model.multipliers": (1, 2),
-    "model.blocks": (1, 1),
-    "model.attention": ((), ()),
-    "model.norm_groups": 4,
+    "model.patch_size": 2,
+    "model.channel_mult": (1, 2),
+    "model.num_res_blocks": (1, 1),
+    "model.attention_types": ((), ()),
+    "model.num_groups": 4,
 }
 # channels: as many as make parameters equal, as nearly as a multiple of the groups can
 NETWORKS = {"unet": {"model.channels": 24}, "efficient_unet": {"model.channels": 36}}
@@ -45,9 +45,9 @@ def network_config(work: Workplace, network: str, steps: int) -> ml_collections.
     """The super-resolution stage of the demo with one of the networks."""
     config = work.config("sr", steps, SHARED | NETWORKS[network] | {"model.network": network})
     if network == "unet":
-        config.model.middle_attention = ()
+        config.model.middle_attention_types = ()
     else:
-        del config.model.middle_attention
+        del config.model.middle_attention_types
     return config
 
 
@@ -84,11 +84,11 @@ def measure_speed(work: Workplace) -> Figures:
 
 def training_step(config: ml_collections.ConfigDict) -> Callable[[], Any]:
     """A function that makes one step of training on one and the same batch and waits for it; compiled already."""
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = sharding.make_mesh(config.mesh.axes)
     stage = stages.build(config)
     batches = training_batches(
         make_examples(config.data, config.data.split, config.image_size, config.channels),
-        text=stage.encoder.tokenize.as_features,
+        text_features=stage.encoder.tokenize.as_features,
         batch_size=config.training.batch_size,
         seed=config.seed,
         threads=1,

@@ -38,7 +38,7 @@ def measure_one(work: Workplace, kind: str, prediction: str, weight: str) -> Fig
     name = f"objectives/{kind}_{prediction}_{weight}"
 
     def figures() -> Figures:
-        changes = {"diffusion.prediction": prediction, "diffusion.weight": weight}
+        changes = {"diffusion.prediction_type": prediction, "diffusion.loss_weighting": weight}
         config = work.config(kind, STEPS[kind], changes)
         trained = load(work.train(name, config))
         asked = examples("held_out", config.image_size, work.pictures(PICTURES))
@@ -46,7 +46,7 @@ def measure_one(work: Workplace, kind: str, prediction: str, weight: str) -> Fig
         return {
             "prediction": prediction,
             "weight": weight,
-            "bias": config.diffusion.weight_bias,
+            "bias": config.diffusion.loss_weighting_bias,
             "gamma": config.diffusion.min_snr_gamma,
             "errors": denoising_errors(trained, examples("validation", config.image_size, work.pictures(PICTURES))),
             **judged(draw(trained, asked.captions, low_res)[0], asked),

@@ -1,11 +1,12 @@
 """Flags of the commands: parsed per call, so that any number of commands run in one process.
 
 Flags that change how stages are sampled have one value for all stages or, separated by commas, one for each. Where
-there are prompts, `--guidance` may have such values for each of them, separated by semicolons.
+there are prompts, `--guidance_scale` may have such values for each of them, separated by semicolons.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -110,7 +111,12 @@ class CommandFlags:
 
     def load_config(self) -> Any:
         """Returns the config of `--config` with the overrides applied. Raises ConfigError."""
-        return load_config_file(self.required("config", "configs/shapes_base.py"), self.overrides)
+        from imagen_jax.config.load import load_config
+        from imagen_jax.config.schema import EvaluationConfig, PretrainTextConfig, StageConfig
+
+        schemas = {"evaluate": EvaluationConfig, "pretrain_text": PretrainTextConfig}
+        schema = schemas.get(self._command.__name__.rpartition(".")[2], StageConfig)
+        return load_config(self.required("config", "configs/shapes_base.py"), self.overrides, schema)
 
     def stage_folders(self) -> list[Path]:
         """Returns the folders of `--stages`. Raises ConfigError if there are none."""
@@ -160,7 +166,7 @@ def mesh_axes(args: CommandFlags) -> dict[str, int]:
 
 def define_sampling(values: flags.FlagValues) -> None:
     """Defines a flag for each sampling setting of a stage."""
-    for name, (_, text) in SETTINGS.items():
+    for name, (_, text) in sampling_settings().items():
         flags.DEFINE_string(name, None, f"Sampling: {text}. One for all stages, or one for each.", flag_values=values)
 
 
@@ -199,35 +205,22 @@ def read_switch(text: str) -> bool:
 
 
 TEXT, COUNT, NUMBER = Kind(str, "text"), Kind(int, "a whole number"), Kind(read_number, "a number")
+UNBOUNDED = Kind(float, "a number, or inf")
 SIZE = Kind(read_size, "a number of pixels, or HEIGHTxWIDTH")
 RANGE, SWITCH = Kind(read_range, "a range such as 0.05:50"), Kind(read_switch, "true or false")
 
-SETTINGS: dict[str, tuple[Kind, str]] = {
-    "sampler": (TEXT, "ddpm, ddim, dpm_solver or heun"),
-    "steps": (COUNT, "steps of the sampler"),
-    "grid": (TEXT, "times of the steps: uniform, quadratic or karras"),
-    "variance": (TEXT, "variance of ddpm's noise: small, large or learned"),
-    "eta": (NUMBER, "noise of ddim in [0, 1]; 0 is none"),
-    "churn": (NUMBER, "noise that heun adds on its way; 0 is none"),
-    "churn_range": (RANGE, "noise levels sigma / alpha at which heun adds it, LOW:HIGH"),
-    "churn_noise": (NUMBER, "deviation of that noise; 1 is what the levels call for"),
-    "guidance": (
-        NUMBER,
-        "guidance weight, 1 is none; of sample also such weights for each prompt, separated by semicolons",
-    ),
-    "guidance_from": (NUMBER, "least noise level, in [0, 1], that is guided"),
-    "guidance_to": (NUMBER, "greatest noise level, in [0, 1], that is guided"),
-    "guidance_rescale": (NUMBER, "share in [0, 1] of rescaled guidance; 0 is none"),
-    "guidance_oscillates": (SWITCH, "true: the weight alternates with guidance_low"),
-    "guidance_low": (NUMBER, "weight of every second step of an oscillation"),
-    "guidance_constant_steps": (COUNT, "steps before an oscillation begins"),
-    "threshold": (TEXT, "of the image in each step: none, static or dynamic"),
-    "percentile": (NUMBER, "of a dynamic threshold, in per cent, such as 99.5"),
-    "aug_level": (NUMBER, "noise in [0, 1] added to a low-resolution image"),
-    "tile_size": (SIZE, "side of the tiles that images are drawn in, or HEIGHTxWIDTH; 0: whole images"),
-    "tile_overlap": (COUNT, "pixels that neighbouring tiles share"),
-    "bits": (COUNT, "bits a channel of the pictures: 8 or 16"),
-}
+@functools.cache
+def sampling_settings() -> dict[str, tuple[Kind, str]]:
+    """Returns how the flag of each key of a config's `sampling` is read, and its help."""
+    from imagen_jax.config.messages import expected
+    from imagen_jax.config.schema import SamplingConfig
+
+    kinds = {str: TEXT, int: COUNT, float: NUMBER, bool: SWITCH}
+    settings = {}
+    for name, field in SamplingConfig.model_fields.items():
+        kind = kinds.get(field.annotation) or (RANGE if str(field.annotation).startswith("tuple") else SIZE)
+        settings[name] = (UNBOUNDED if name == "s_tmax" else kind, f"{field.description} Give {expected(field)}")
+    return settings
 
 
 def stage_changes(args: CommandFlags, stages: int, with_guidance: bool = True) -> list[dict[str, object]]:
@@ -243,28 +236,28 @@ def stage_changes(args: CommandFlags, stages: int, with_guidance: bool = True) -
     """
     columns = {
         name: per_stage(name, args[name], stages)
-        for name in SETTINGS
-        if args[name] is not None and (with_guidance or name != "guidance")
+        for name in sampling_settings()
+        if args[name] is not None and (with_guidance or name != "guidance_scale")
     }
     return [{name: values[index] for name, values in columns.items()} for index in range(stages)]
 
 
 def prompt_weights(args: CommandFlags, stages: int, prompts: int) -> np.ndarray | None:
-    """Returns guidance scales float32 [stages, prompts], if `--guidance` has them for each prompt, else None.
+    """Returns guidance scales float32 [stages, prompts], if `--guidance_scale` has them for each prompt, else None.
 
     Raises:
         ConfigError: as `stage_changes`, or there are scales for another number of prompts.
     """
-    text = args.guidance
+    text = args.guidance_scale
     if text is None or ";" not in text:
         return None
     groups = text.split(";")
     if len(groups) != prompts:
         raise ConfigError(
-            f"--guidance has scales for {len(groups)} prompts, and there are {prompts}: "
+            f"--guidance_scale has scales for {len(groups)} prompts, and there are {prompts}: "
             "give them once for all, or for each, separated by semicolons"
         )
-    return np.array([per_stage("guidance", group, stages) for group in groups], np.float32).T
+    return np.array([per_stage("guidance_scale", group, stages) for group in groups], np.float32).T
 
 
 def per_stage(name: str, text: str, stages: int) -> list[object]:
@@ -272,7 +265,7 @@ def per_stage(name: str, text: str, stages: int) -> list[object]:
     parts = [part.strip() for part in text.split(",")]
     if len(parts) not in (1, stages):
         raise ConfigError(f"--{name} has {len(parts)} values for {stages} stages: give one for all, or one for each")
-    kind, _ = SETTINGS[name]
+    kind, _ = sampling_settings()[name]
     values = []
     for part in parts:
         try:
@@ -280,38 +273,3 @@ def per_stage(name: str, text: str, stages: int) -> list[object]:
         except (ValueError, KeyError) as error:
             raise ConfigError(f"--{name} {part!r} is not {kind.name}") from error
     return values * stages if len(values) == 1 else values
-
-
-def load_config_file(path: str, overrides: dict[str, str]) -> Any:
-    import ast
-    import difflib
-    import runpy
-
-    from imagen_jax.config.rules import flatten
-
-    file, _, variant = path.partition(":")
-    if not Path(file).is_file():
-        raise ConfigError(f"config file {file!r} does not exist: give for example configs/shapes_base.py")
-    try:
-        get = runpy.run_path(file)["get_config"]
-        config = get(variant) if variant else get()
-    except Exception as error:
-        raise ConfigError(str(error)) from error
-    known = flatten(config.to_dict())
-    for key, text in overrides.items():
-        if key not in known:
-            if any(name.startswith(f"{key}.") for name in known):
-                raise ConfigError(
-                    f"config key {key!r} is a group: set its members one by one, such as --config.{key}.NAME=value"
-                )
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-            raise ConfigError(f"the config has no key {key!r}: the nearest is {near!r}")
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
-        if isinstance(known[key], str):
-            value = text
-        with config.ignore_type():
-            config.update_from_flattened_dict({key: value})
-    return config

@@ -22,9 +22,9 @@ from imagen_jax.diffusion.schedules import SCHEDULES
 from imagen_jax.diffusion.timesteps import TIMESTEP_SPACINGS
 from imagen_jax.images.array import DTYPES as IMAGE_DTYPES
 from imagen_jax.images.array import Size, size_of
-from imagen_jax.models.layers import ATTENTION_KINDS
+from imagen_jax.models.layers import ATTENTION_TYPES
 from imagen_jax.models.t5 import NONLINEARITIES
-from imagen_jax.models.unet_base import REMAT
+from imagen_jax.models.unet_base import REMAT_POLICIES
 
 SCHEMA_VERSION = 1
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -85,7 +85,7 @@ def _is_background(value: int | tuple[int, int, int]) -> bool:
 
 
 def _are_attention_types(value: tuple[str, ...]) -> bool:
-    return all(kind in ATTENTION_KINDS for kind in value)
+    return all(kind in ATTENTION_TYPES for kind in value)
 
 
 SizeValue = Annotated[int | tuple[int, int], _all_of(_is_size)]
@@ -99,7 +99,7 @@ Interval = Annotated[tuple[float, float], _all_of(lambda pair: 0 <= pair[0] < pa
 Background = Annotated[int | tuple[int, int, int], _all_of(_is_background)]
 Devices = Annotated[int, _all_of(lambda count: count == -1 or count > 0)]
 SIZE = f"an integer for a square, or a pair (height, width), each up to {MAX_SIDE}"
-KINDS = ", ".join(ATTENTION_KINDS)
+KINDS = ", ".join(ATTENTION_TYPES)
 
 
 class Group(BaseModel):
@@ -522,7 +522,7 @@ class TrainingConfig(Group):
 
     batch_size: int = key(64, "Global batch size.", unit="examples", ge=1, le=2**24)
     grad_accum_steps: int = key(1, "Micro-batches that each batch is split into.", ge=1, le=2**24)
-    remat: str = key("none", "What the backward pass computes again to save memory.", choices=REMAT)
+    remat: str = key("none", "What the backward pass computes again to save memory.", choices=REMAT_POLICIES)
     steps: int = key(500_000, "Steps of the run.", unit="steps", ge=1, le=MAX_COUNT)
     log_every: int = key(100, "Steps between log lines.", unit="steps", ge=1, le=MAX_COUNT)
     save_every: int = key(5000, "Steps between checkpoints.", unit="steps", ge=1, le=MAX_COUNT)

@@ -8,25 +8,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 import numpy as np
 
 from imagen_jax.data.record import CorruptRecordError, Record, Source
 from imagen_jax.data.transforms import read_size
-from imagen_jax.images.array import Size, said, size_of
-
-
-def bucket_sizes(config: Any) -> list[Size]:
-    """Returns the sizes that a config's `data` lists besides `image_size`; none for sources of decoded images.
-
-    Args:
-        config: the `data` section of a config.
-
-    Raises:
-        ConfigError: an entry of `data.buckets` is not a size.
-    """
-    return [size_of(size, "config.data.buckets") for size in config.buckets] if "buckets" in config else []
+from imagen_jax.images.array import Size, said
 
 
 class BucketSource:

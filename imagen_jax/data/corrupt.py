@@ -35,7 +35,7 @@ class CorruptRecords:
 
     def __init__(self, source: str, num_records: int, max_fraction: float) -> None:
         if not 0 <= max_fraction <= 1:
-            raise ConfigError(f"config.data.max_broken {max_fraction} is not a fraction in [0, 1]")
+            raise ConfigError(f"config.data.max_corrupt {max_fraction} is not a fraction in [0, 1]")
         self._source, self._num_records, self._max_fraction = source, num_records, max_fraction
         self._reads = self._corrupt_reads = 0
         self._names: set[str] = set()
@@ -83,6 +83,6 @@ class CorruptRecords:
         """Returns the error that ends the run because of too many corrupt records."""
         return ConfigError(
             f"{self._source} has too many corrupt records, {self._corrupt_reads} in {self._reads} reads of its "
-            f"{self._num_records} records: repair or remove them, or raise config.data.max_broken, which is "
+            f"{self._num_records} records: repair or remove them, or raise config.data.max_corrupt, which is "
             f"{self._max_fraction}; the last is {last}"
         )

@@ -22,7 +22,7 @@ from imagen_jax.data.record import CorruptRecordError
 from imagen_jax.errors import ConfigError, unknown_name_error
 from imagen_jax.images.array import Size, composite, dtype_of, in_pixels, to_8_bits
 
-CROPS = ("centre", "random")
+CROPS = ("center", "random")
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by number of channels

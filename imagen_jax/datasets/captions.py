@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from imagen_jax.config.schema import StageConfig
 from imagen_jax.data.record import CorruptRecordError, Source
 from imagen_jax.datasets.registry import make_source
 
@@ -29,7 +29,7 @@ class SourceCaptions:
         raise IndexError(f"index is outside the captions of {len(self)} examples")
 
 
-def training_captions(config: Any, training: Sequence[Source] = ()) -> SourceCaptions:
+def training_captions(config: StageConfig, training: Sequence[Source] = ()) -> SourceCaptions:
     """Returns the captions of both splits of a stage's config.
 
     Previews read the validation split, and any of its examples may replace a corrupt one.

@@ -48,7 +48,7 @@ class FolderSource:
         if split not in _SPLITS:
             raise unknown_name_error("split", split, _SPLITS)
         if not 0 <= validation_share <= 1:
-            raise ConfigError(f"config.data.validation_share {validation_share} is not a fraction in [0, 1]")
+            raise ConfigError(f"config.data.validation_fraction {validation_share} is not a fraction in [0, 1]")
         self._path, self._split = path, split
         try:
             self._folder = Folder(path)
@@ -62,7 +62,7 @@ class FolderSource:
         self._images = [name for name in images if split in ("all", _split_of_path(name, validation_share))]
         if not self._images:
             raise ConfigError(
-                f"the {split} split of {path} has none of its {len(images)} images: config.data.validation_share is "
+                f"the {split} split of {path} has none of its {len(images)} images: config.data.validation_fraction is "
                 f"{validation_share}"
             )
 

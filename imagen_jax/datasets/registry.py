@@ -5,11 +5,19 @@ A source is one small module; to add one, write it beside ``shapes`` and name it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import ml_collections
-
+from imagen_jax.config.schema import (
+    DataConfig,
+    DigitsKeys,
+    FolderKeys,
+    MixtureKeys,
+    PartConfig,
+    ShapesKeys,
+    TfdsKeys,
+    WebDatasetKeys,
+)
 from imagen_jax.data.record import Source
 from imagen_jax.datasets.folder import FolderSource
 from imagen_jax.datasets.mixtures import BalancedSource, MixtureSource
@@ -19,52 +27,48 @@ from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import Size
 
 
-def _shapes(config: Mapping[str, Any], split: str, image_size: int | Size) -> Source:
+def _shapes(config: ShapesKeys, split: str, image_size: int | Size) -> Source:
     return ShapesSource(
-        seed=config["seed"],
+        seed=config.seed,
         split=split,
         resolution=image_size,
-        size=config["examples"],
-        bits=config["bits"],
-        transparent=config["transparent"],
+        size=config.num_examples,
+        bits=config.bits,
+        transparent=config.transparent,
     )
 
 
-def _digits(config: Mapping[str, Any], split: str, image_size: int | Size) -> Source:
+def _digits(config: DigitsKeys, split: str, image_size: int | Size) -> Source:
     # scikit-learn takes seconds to import: only those who draw digits wait for it
     from imagen_jax.datasets.digits import DigitsSource
 
-    return DigitsSource(split=split, image_size=image_size, bits=config["bits"])
+    return DigitsSource(split=split, image_size=image_size, bits=config.bits)
 
 
-def _folder(config: Mapping[str, Any], split: str, image_size: int | Size) -> Source:
-    return FolderSource(config["path"], split, config["validation_share"], config["caption_column"])
+def _folder(config: FolderKeys, split: str, image_size: int | Size) -> Source:
+    return FolderSource(config.path, split, config.validation_fraction, config.caption_column)
 
 
-def _tfds(config: Mapping[str, Any], split: str, image_size: int | Size) -> Source:
+def _tfds(config: TfdsKeys, split: str, image_size: int | Size) -> Source:
     # as for TFDS
     from imagen_jax.datasets.tfds import TfdsSource
 
-    return TfdsSource(config["path"], split, config["image"], config["captions"], config["templates"])
+    return TfdsSource(config.path, split, config.image, config.captions, config.templates)
 
 
-def _webdataset(config: Mapping[str, Any], split: str, image_size: int | Size) -> Source:
-    shards = config["shards"]
+def _webdataset(config: WebDatasetKeys, split: str, image_size: int | Size) -> Source:
+    shards = config.shards
     if split not in shards:
         raise ConfigError(f"config.data.shards has no split {split!r}: it has {', '.join(shards) or 'none'}")
     return WebDatasetSource(shards[split])
 
 
-def _mixture(config: Mapping[str, Any], split: str, image_size: int | Size) -> Source:
-    parts = config["parts"]
-    for name, part in parts.items():
-        if "source" not in part or "weight" not in part:
-            raise ConfigError(f"config.data.parts.{name} needs a source and a weight, and has {', '.join(part)}")
-    sources = {name: make_source(part, split, image_size) for name, part in parts.items()}
-    return MixtureSource(sources, {name: part["weight"] for name, part in parts.items()})
+def _mixture(config: MixtureKeys, split: str, image_size: int | Size) -> Source:
+    sources = {name: make_source(part, split, image_size) for name, part in config.parts.items()}
+    return MixtureSource(sources, {name: part.weight for name, part in config.parts.items()})
 
 
-SOURCES: dict[str, Callable[[Mapping[str, Any], str, int | Size], Source]] = {
+SOURCES: dict[str, Callable[[Any, str, int | Size], Source]] = {
     "shapes": _shapes,
     "digits": _digits,
     "folder": _folder,
@@ -74,17 +78,15 @@ SOURCES: dict[str, Callable[[Mapping[str, Any], str, int | Size], Source]] = {
 }
 
 
-def make_source(config: ml_collections.ConfigDict, split: str, image_size: int | Size) -> Source:
+def make_source(config: DataConfig | PartConfig, split: str, image_size: int | Size) -> Source:
     """The source that a config's ``data`` names, a split of it, at an image size: of a square, or (height, width).
 
     Raises:
         UsageError: an unknown name, split, size or number of bits.
     """
-    if config.source not in SOURCES:
-        raise ConfigError(f"config.data.source {config.source!r} is not known: choose one of {', '.join(SOURCES)}")
     try:
         source = SOURCES[config.source](config, split, image_size)
-        return BalancedSource(source, **config.balance) if "balance" in config else source
+        return BalancedSource(source, config.balance.column, config.balance.weights) if config.balance else source
     except ValueError as error:
         # a part of a mixture has said so already
         place = "" if str(error).startswith("config.data") else "config.data: "

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
+from imagen_jax.config.load import to_json
+from imagen_jax.config.schema import DataConfig
 from imagen_jax.data.dataset import first_examples
 from imagen_jax.datasets.from_config import make_examples
 from imagen_jax.evaluation.cascade_metrics import compute_metrics
@@ -27,7 +27,7 @@ MAX_REAL_IMAGES = 128
 def compute_diagnostics(
     stages: Sequence[TrainedStage],
     samples: Sequence[np.ndarray],
-    data: ml_collections.ConfigDict,
+    data: DataConfig,
     batch_size: int,
     mesh: Mesh,
 ) -> list[dict[str, float]]:
@@ -74,7 +74,7 @@ def write_diagnostics(out: Path, stages: Sequence[TrainedStage], metrics: Sequen
         {
             "image_size": trained.stage.config.image_size,
             "step": trained.step,
-            "sampling": json.loads(trained.stage.config.sampling.to_json()),
+            "sampling": to_json(trained.stage.config.sampling),
             "metrics": values,
         }
         for trained, values in zip(stages, metrics, strict=True)

@@ -6,13 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-import ml_collections
 import numpy as np
 
+from imagen_jax.config.schema import EvaluationConfig
 from imagen_jax.data.dataset import first_caption
 from imagen_jax.datasets.captions import SourceCaptions
 from imagen_jax.datasets.registry import make_source
-from imagen_jax.errors import ConfigError
 from imagen_jax.evaluation.diagnostics import compute_diagnostics, format_diagnostics, write_diagnostics
 from imagen_jax.evaluation.judges import Judge, Scores, check_captions, format_scores, get_judge
 from imagen_jax.images.grid import draw_grid, save_png
@@ -45,7 +44,7 @@ class EvaluationResult:
 
 
 def evaluate(
-    pipeline: ImagenPipeline, config: ml_collections.ConfigDict, out: str | Path | None = None
+    pipeline: ImagenPipeline, config: EvaluationConfig, out: str | Path | None = None
 ) -> EvaluationResult | None:
     """Samples images for the captions of a data set, and computes their scores and diagnostics.
 
@@ -63,7 +62,7 @@ def evaluate(
     """
     judge = check_judge(config)
     source = SourceCaptions([make_source(config.data, config.data.split, pipeline.image_size)])
-    captions = [first_caption(source[i % len(source)]) for i in range(config.count)]
+    captions = [first_caption(source[i % len(source)]) for i in range(config.num_samples)]
     if judge:
         check_captions(config.judge, captions)
     if out is not None:
@@ -77,7 +76,7 @@ def evaluate(
     tables = [format_diagnostics(pipeline.stages, diagnostics)]
     if scores is not None:
         tables.append(format_scores(scores))
-    tables.append(f"{config.count} captions of the {config.data.split} split")
+    tables.append(f"{config.num_samples} captions of the {config.data.split} split")
     if out is not None:
         write_diagnostics(out, pipeline.stages, diagnostics)
         if scores is None:
@@ -91,14 +90,9 @@ def evaluate(
     return EvaluationResult(scores, diagnostics, "\n".join(tables), out)
 
 
-def check_judge(config: ml_collections.ConfigDict) -> Judge | None:
+def check_judge(config: EvaluationConfig) -> Judge | None:
     """Returns a config's judge, or None if it has none. Can be called before any stage is loaded.
-
-    Raises:
-        ConfigError: the judge is unknown, or a number is out of range.
     """
-    if config.count < 1 or config.batch_size < 1:
-        raise ConfigError(f"config.count {config.count} and config.batch_size {config.batch_size} must be at least 1")
     return get_judge(config.judge) if config.judge else None
 
 

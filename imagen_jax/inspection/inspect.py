@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_collections
 import numpy as np
 
+from imagen_jax.config.schema import StageConfig, TextConfig
 from imagen_jax.data.dataset import first_caption
 from imagen_jax.data.record import Source
 from imagen_jax.data.transforms import Transform
@@ -18,11 +18,16 @@ from imagen_jax.datasets.registry import make_source
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.grid import draw_grid, save_png
 from imagen_jax.inspection import html_report
-from imagen_jax.inspection.scan import Look, pictures, survey
-from imagen_jax.inspection.statistics import captions, columns, comparison, findings, look_alikes
+from imagen_jax.inspection.scan import RecordStats, load_images, scan
+from imagen_jax.inspection.statistics import (
+    captions,
+    columns,
+    group_statistics,
+    near_duplicate_groups,
+    record_statistics,
+)
 from imagen_jax.inspection.word_stats import Grouping
 from imagen_jax.io.atomic import write_json, write_whole
-from imagen_jax.stages import stage as stages
 from imagen_jax.text.encoder import load_tokenizer
 from imagen_jax.text.tokenizer import Tokenizer
 
@@ -32,7 +37,7 @@ LONGEST = 120  # characters below a picture
 
 
 def inspect(
-    config: ml_collections.ConfigDict,
+    config: StageConfig,
     out: str | Path,
     *,
     split: str | None = None,
@@ -53,35 +58,35 @@ def inspect(
     """
     out, split = Path(out), split or config.data.split
     out.mkdir(parents=True, exist_ok=True)
-    image_size = stages.image_size(config)
+    image_size = config.image_hw
     transform = make_transform(config.data, image_size, config.channels)
     source = make_source(config.data, split, image_size)
 
-    looks = survey(source, transform, chosen(len(source), records, config.seed), config.data.threads)
+    looks = scan(source, transform, _sample_indices(len(source), records, config.seed), config.data.threads)
 
-    doubles = look_alikes(looks)
+    doubles = near_duplicate_groups(looks)
     found = {
         "source": repr(source),
         "split": split,
-        **findings(looks, doubles, len(source), image_size, config.data.max_broken if transform else 0.0),
+        **record_statistics(looks, doubles, len(source), image_size, config.data.max_corrupt if transform else 0.0),
         "captions": captions(looks, tokenizer_or_reason(config.text)),
         "columns": columns(looks),
-        "groups": [comparison(looks, grouping) for grouping in groupings],
+        "groups": [group_statistics(looks, grouping) for grouping in groupings],
     }
     write_json(out / "report.json", found)
     shown = draw(source, transform, looks, doubles, out)
-    write_whole(out / "report.html", html_report.page(found, f"{source!r}, split {split}", shown).encode())
+    write_whole(out / "report.html", html_report.render_report(found, f"{source!r}, split {split}", shown).encode())
     return found
 
 
-def chosen(length: int, count: int, seed: int) -> Sequence[int]:
+def _sample_indices(length: int, count: int, seed: int) -> Sequence[int]:
     """The indices of ``count`` records by chance, in their order; of all for 0, or where these are fewer."""
     if not 0 < count < length:
         return range(length)
     return sorted(np.random.default_rng(seed).choice(length, count, replace=False, shuffle=False).tolist())
 
 
-def tokenizer_or_reason(text: ml_collections.ConfigDict) -> Tokenizer | str:
+def tokenizer_or_reason(text: TextConfig) -> Tokenizer | str:
     """The tokenizer of a config's ``text``, or why it cannot be had: then all the rest can still be said."""
     try:
         return load_tokenizer(text.model, text.length)
@@ -90,7 +95,7 @@ def tokenizer_or_reason(text: ml_collections.ConfigDict) -> Tokenizer | str:
 
 
 def draw(
-    source: Source, transform: Transform | None, looks: Sequence[Look], doubles: Sequence[Sequence[Look]], out: Path
+    source: Source, transform: Transform | None, looks: Sequence[RecordStats], doubles: Sequence[Sequence[RecordStats]], out: Path
 ) -> dict[str, str]:
     """Draws pictures of the data beside the report: the names of their files by what they show."""
     some = spread([look for look in looks if not look.reason], SHEET)
@@ -103,12 +108,12 @@ def draw(
     for what, file, of, texts in sheets:
         (out / file).unlink(missing_ok=True)
         if of:
-            save_png(draw_grid(pictures(source, transform, of), [cut(text) for text in texts], columns=6), out / file)
+            save_png(draw_grid(load_images(source, transform, of), [cut(text) for text in texts], columns=6), out / file)
             shown[what] = file
     return shown
 
 
-def spread(looks: Sequence[Look], count: int) -> list[Look]:
+def spread(looks: Sequence[RecordStats], count: int) -> list[RecordStats]:
     """At most so many, evenly from all."""
     return [looks[i * len(looks) // count] for i in range(count)] if len(looks) > count else list(looks)
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from imagen_jax.data.corrupt import allowed
+from imagen_jax.data.corrupt import max_allowed
 from imagen_jax.images.array import Size, in_pixels
-from imagen_jax.inspection.near_duplicates import alike
-from imagen_jax.inspection.scan import Look
-from imagen_jax.inspection.word_stats import Grouping, compare, words_of
+from imagen_jax.inspection.near_duplicates import group_near_duplicates
+from imagen_jax.inspection.scan import RecordStats
+from imagen_jax.inspection.word_stats import Grouping, compare_groups, caption_words
 from imagen_jax.text.tokenizer import Tokenizer
 
 NAMED = 1000  # files, captions and groups of doubles to name at most
@@ -20,8 +20,8 @@ FREQUENT = 200  # words, values of a column to name at most
 ASPECTS = (0.5, 0.75, 0.9, 1.1, 1.333, 2.0)  # width / height, the borders between kinds
 
 
-def findings(
-    looks: Sequence[Look], doubles: Sequence[Sequence[Look]], records: int, image_size: Size, max_broken: float
+def record_statistics(
+    looks: Sequence[RecordStats], doubles: Sequence[Sequence[RecordStats]], records: int, image_size: Size, max_broken: float
 ) -> dict[str, Any]:
     """What can be said of pictures and files.
 
@@ -38,8 +38,8 @@ def findings(
     verdict = ""
     if not readable:
         verdict = f"none of {len(looks)} records can be read"
-    elif len(broken) > allowed(max_broken, len(looks)):
-        verdict = f"{len(broken)} of {len(looks)} records cannot be read: config.data.max_broken is {max_broken}"
+    elif len(broken) > max_allowed(max_broken, len(looks)):
+        verdict = f"{len(broken)} of {len(looks)} records cannot be read: config.data.max_corrupt is {max_broken}"
     return {
         "records": records,
         "looked_at": len(looks),
@@ -74,13 +74,13 @@ def sizes(found: Sequence[Size], image_size: Size) -> dict[str, Any]:
     }
 
 
-def look_alikes(looks: Sequence[Look]) -> list[list[Look]]:
+def near_duplicate_groups(looks: Sequence[RecordStats]) -> list[list[RecordStats]]:
     """Groups of pictures that look alike, the largest first."""
     readable = [look for look in looks if not look.reason]
-    return [[readable[i] for i in group] for group in alike([look.fingerprint for look in readable])]
+    return [[readable[i] for i in group] for group in group_near_duplicates([look.fingerprint for look in readable])]
 
 
-def near_duplicates(doubles: Sequence[Sequence[Look]]) -> dict[str, Any]:
+def near_duplicates(doubles: Sequence[Sequence[RecordStats]]) -> dict[str, Any]:
     """Groups of pictures that look alike, by name."""
     return {
         "groups": len(doubles),
@@ -89,16 +89,16 @@ def near_duplicates(doubles: Sequence[Sequence[Look]]) -> dict[str, Any]:
     }
 
 
-def captions(looks: Sequence[Look], tokenizer: Tokenizer | str) -> dict[str, Any]:
+def captions(looks: Sequence[RecordStats], tokenizer: Tokenizer | str) -> dict[str, Any]:
     """What can be said of captions; in the place of a tokenizer, why there is none, and what is cut not counted."""
     everything = [caption for look in looks for caption in look.captions]
     times = Counter(everything)
     repeated = [(caption, count) for caption, count in times.most_common(NAMED) if count > 1]
-    words = Counter(word for look in looks for word in words_of(look.captions))
+    words = Counter(word for look in looks for word in caption_words(look.captions))
     if isinstance(tokenizer, str):
         counted: dict[str, Any] = {"cut": None, "cut_captions": [], "not_counted": tokenizer}
     else:
-        cut = [caption for caption in times if tokenizer.overlong([caption])]
+        cut = [caption for caption in times if tokenizer.count_truncated([caption])]
         total = sum(times[caption] for caption in cut)
         counted = {"cut": total, "cut_captions": cut[:NAMED], "tokens": tokenizer.length}
     lengths = [len(caption) for caption in everything]
@@ -116,7 +116,7 @@ def captions(looks: Sequence[Look], tokenizer: Tokenizer | str) -> dict[str, Any
     }
 
 
-def columns(looks: Sequence[Look]) -> dict[str, Any]:
+def columns(looks: Sequence[RecordStats]) -> dict[str, Any]:
     """The values of metadata by frequency, of columns in which any comes twice."""
     found: dict[str, Counter[str]] = {}
     for look in looks:
@@ -129,9 +129,9 @@ def columns(looks: Sequence[Look]) -> dict[str, Any]:
     }
 
 
-def comparison(looks: Sequence[Look], grouping: Grouping) -> dict[str, Any]:
+def group_statistics(looks: Sequence[RecordStats], grouping: Grouping) -> dict[str, Any]:
     """How evenly groups are spoken of: ``ratio`` is that of the most and the least frequent, None if that never is."""
-    compared = compare([(words_of(look.captions), look.columns) for look in looks], grouping)
+    compared = compare_groups([(caption_words(look.captions), look.columns) for look in looks], grouping)
     counts: list[int] = [group.records for group in compared]
     return {
         "by": grouping.by,

@@ -115,7 +115,7 @@ def check_batch(batch_size: int, mesh: Mesh | AbstractMesh, accumulation: int = 
     if batch_size < 1 or batch_size % parts:
         spatial = mesh.shape["spatial"]
         devices = f"{batch_parts(mesh)} {'devices' if spatial == 1 else f'groups of {spatial} devices'}"
-        cut = f" × {accumulation} micro-batches (training.accumulation)" if accumulation > 1 else ""
+        cut = f" × {accumulation} micro-batches (training.grad_accum_steps)" if accumulation > 1 else ""
         below, above = batch_size // parts * parts, (batch_size // parts + 1) * parts
         raise ConfigError(
             f"batch_size {batch_size} is not divisible by {devices} (mesh {said_sizes(mesh.shape)}){cut}: "

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 from jax.sharding import Mesh
 
+from imagen_jax.config.schema import StageConfig
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import said
 from imagen_jax.parallel.sharding import abstract_sharded
 from imagen_jax.stages.checkpoints import CONFIG_FILE, Checkpoints, read_config
-from imagen_jax.stages.stage import (
-    Stage,
-    build,
-    check_fingerprint,
-    image_size,
-    is_super_resolution,
-    low_res_size,
-)
+from imagen_jax.stages.stage import Stage, build, check_fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,22 +38,22 @@ class TrainedStage:
     folder: Path = Path()
 
 
-def check_chain(configs: Sequence[ml_collections.ConfigDict]) -> None:
+def check_chain(configs: Sequence[StageConfig]) -> None:
     """Raises ConfigError unless the first stage is a base and each other starts from the size of the one before."""
     if not configs:
         raise ConfigError("no stages given: name their folders, the base first")
     first = configs[0]
-    if is_super_resolution(first):
-        low, size = low_res_size(first), image_size(first)
+    if first.is_super_resolution:
+        low, size = first.low_res_hw, first.image_hw
         raise ConfigError(
             f"the first stage is a super-resolution stage ({said(low)} to {said(size)}): "
             f"put a base stage of {low[0]}×{low[1]} before it"
         )
     for before, after in itertools.pairwise(configs):
-        size, needed = (*image_size(before), before.channels), (*low_res_size(after), after.channels)
+        size, needed = (*before.image_hw, before.channels), (*after.low_res_hw, after.channels)
         if size != needed:
             given, expected = ("×".join(map(str, shape)) for shape in (size, needed))
-            next_one = f"one that starts from {expected}" if is_super_resolution(after) else "a base stage"
+            next_one = f"one that starts from {expected}" if after.is_super_resolution else "a base stage"
             raise ConfigError(f"the stages do not chain: one that samples {given} is followed by {next_one}")
 
 
@@ -75,12 +67,12 @@ def load_stages(
     """
     changes = changes or [{}] * len(workdirs)
     # The configs first: whether the stages chain is known before any weight is read.
-    configs = [stage_config(workdir) for workdir in workdirs]
+    configs = [read_config(workdir) for workdir in workdirs]
     check_chain(configs)
-    for config, change in zip(configs, changes, strict=True):
-        # a file may say 8 where a change says 7.5
-        with config.ignore_type():
-            config.sampling.update(change)
+    configs = [
+        config.with_changes({f"sampling.{key}": value for key, value in change.items()})
+        for config, change in zip(configs, changes, strict=True)
+    ]
     loaded: list[TrainedStage] = []
     for workdir, config in zip(workdirs, configs, strict=True):
         loaded.append(load_stage(workdir, config, mesh, loaded))
@@ -103,40 +95,11 @@ def find_stages(folder: Path) -> list[Path]:
             f"{str(folder)!r} is not a stage folder and has none in it: give the --workdir of a training run, or a "
             "folder of such folders"
         )
-    return sorted(found, key=lambda path: image_size(stage_config(path)))
-
-
-def stage_config(workdir: Path) -> ml_collections.ConfigDict:
-    """The config of a stage's folder, which says at least what pictures the stage makes of what, and how.
-
-    Raises:
-        UsageError: as ``read_config``, or it does not say that.
-    """
-    with blaming_the_config(workdir):
-        config = read_config(workdir)
-        image_size(config), low_res_size(config)
-        if not isinstance(config.channels, int) or not isinstance(config.sampling, ml_collections.ConfigDict):
-            raise TypeError("channels is no whole number, or sampling no group")
-    return config
-
-
-@contextlib.contextmanager
-def blaming_the_config(workdir: Path) -> Iterator[None]:
-    """Raises a UsageError that names the folder's config where it is not understood: it may be anybody's."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
-        said = str(error).strip().partition("\n")[0]
-        raise ConfigError(
-            f"{str(workdir / CONFIG_FILE)!r} describes no stage ({said or type(error).__name__}): restore it from a "
-            "checkpoint's metadata"
-        ) from error
+    return sorted(found, key=lambda path: read_config(path).image_hw)
 
 
 def load_stage(
-    workdir: Path, config: ml_collections.ConfigDict, mesh: Mesh, others: Sequence[TrainedStage] = ()
+    workdir: Path, config: StageConfig, mesh: Mesh, others: Sequence[TrainedStage] = ()
 ) -> TrainedStage:
     """Loads a stage with the EMA weights of its folder.
 
@@ -150,10 +113,9 @@ def load_stage(
         ConfigError: the folder has no checkpoint, or one of another model.
         TrainingError: every checkpoint is damaged.
     """
-    with blaming_the_config(workdir):
-        # memory may suffice for one copy of a large encoder, and not for one for each stage
-        shared = next((other for other in others if _encoder_key(other.stage.config) == _encoder_key(config)), None)
-        built = build(config, shared.stage.encoder if shared else None)
+    # memory may suffice for one copy of a large encoder, and not for one for each stage
+    shared = next((other for other in others if _encoder_key(other.stage.config) == _encoder_key(config)), None)
+    built = build(config, shared.stage.encoder if shared else None)
     abstract = abstract_sharded(jax.eval_shape(built.init, jax.random.key(0)), mesh)
     checkpoints = Checkpoints(workdir)
     if checkpoints.latest_step is None:
@@ -165,6 +127,6 @@ def load_stage(
     return TrainedStage(built, params, shared.encoder_params if shared else built.encoder.load(mesh), step, workdir)
 
 
-def _encoder_key(config: ml_collections.ConfigDict) -> tuple[str, int, str]:
+def _encoder_key(config: StageConfig) -> tuple[str, int, str]:
     """Returns what identifies a config's text encoder."""
     return config.text.model, config.text.length, config.text.dtype

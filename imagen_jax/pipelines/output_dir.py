@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from imagen_jax.config.rules import flatten
+from imagen_jax.config.load import to_json
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.grid import is_whole_png, save_png
 from imagen_jax.io.atomic import file_hash, read_json, write_json
+from imagen_jax.io.changes import changes, flatten
 from imagen_jax.pipelines.loading import TrainedStage
 from imagen_jax.stages.checkpoints import CHECKPOINTS
 
@@ -56,7 +56,7 @@ def run_manifest(
 
 def _stage_manifest(trained: TrainedStage) -> dict[str, Any]:
     """Returns which stage it is, and how it is sampled."""
-    config = json.loads(trained.stage.config.to_json())
+    config = to_json(trained.stage.config)
     sampling = config.pop("sampling")
     # the files beside the arrays: Orbax writes into one of them when the checkpoint was saved
     folder = trained.folder / CHECKPOINTS / str(trained.step)
@@ -116,11 +116,7 @@ def _manifest_diff(folder: Path, manifest: dict[str, Any]) -> str:
         return f"has images, and no {MANIFEST} that describes them"
     except (ValueError, AttributeError):
         return f"has images, and its {MANIFEST} is damaged"
-    changed = [
-        f"{name} was {reprlib.repr(before.get(name, 'absent'))} and is now {reprlib.repr(now.get(name, 'absent'))}"
-        for name in {**now, **before}
-        if before.get(name) != now.get(name)
-    ]
+    changed = list(changes(before, now).values())
     more = f" and {len(changed) - MAX_DIFFERENCES} more" if len(changed) > MAX_DIFFERENCES else ""
     return f"has images of another run: {'; '.join(changed[:MAX_DIFFERENCES])}{more}" if changed else ""
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-import ml_collections
 
+from imagen_jax.config.schema import StageConfig
 from imagen_jax.planning.flops import count_flops
-from imagen_jax.stages.stage import make_network, network_arguments, training_size
+from imagen_jax.stages.stage import make_network, network_arguments
 
 # The gradient of a product of two is two products of the same size.
 FORWARD_AND_BACKWARD = 3
@@ -28,12 +28,12 @@ class Cost:
     training_flops: int
 
 
-def cost(config: ml_collections.ConfigDict, text_width: int) -> Cost:
+def cost(config: StageConfig, text_width: int) -> Cost:
     """The cost of the stage that a config describes, its text embeddings ``text_width`` wide.
 
     Raises UsageError where the config cannot work.
     """
-    arguments = network_arguments(config, text_width, training_size(config))
+    arguments = network_arguments(config, text_width, config.training_hw)
     # parameters and forward pass in one trace; drawing parameters takes no product
     traced = jax.jit(make_network(config).init_with_output).trace(jax.random.key(0), *arguments)
     _, variables = traced.out_info

@@ -7,12 +7,11 @@ from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
-from imagen_jax.config.rules import DTYPES
+from imagen_jax.config.schema import DTYPES, TextConfig
 from imagen_jax.parallel.sharding import Index, ParameterPath
-from imagen_jax.text.encoder import TextEncoder, load_encoder, text_encoder
-from imagen_jax.text.hub import COPIES
+from imagen_jax.text.encoder import TextEncoder, build_encoder, load_encoder
+from imagen_jax.text.hub import SAFETENSORS_MIRRORS
 from imagen_jax.text.tokenizer import byte_tokenizer
 
 # d_model, d_ff, layers and heads, of the config.json files of google/t5-v1_1-… and google/flan-t5-…, which agree
@@ -24,7 +23,7 @@ SIZES = {
     "xxl": (4096, 10240, 24, 64),
 }
 FAMILIES = ("google/t5-v1_1-", "google/flan-t5-")
-ORIGINALS = {copy: name for name, copy in COPIES.items()}
+ORIGINALS = {copy: name for name, copy in SAFETENSORS_MIRRORS.items()}
 
 
 def published(model: str) -> dict[str, Any] | None:
@@ -44,7 +43,7 @@ def published(model: str) -> dict[str, Any] | None:
     return None
 
 
-def planned_encoder(config: ml_collections.ConfigDict) -> TextEncoder:
+def planned_encoder(config: TextConfig) -> TextEncoder:
     """The encoder that a config's ``text`` names; of a published one no file is needed, and nothing can be read.
 
     Raises UsageError as ``load_encoder`` for any other.
@@ -57,7 +56,7 @@ def planned_encoder(config: ml_collections.ConfigDict) -> TextEncoder:
         raise ValueError(f"{'/'.join(path)} of {config.model} cannot be read: a plan has its shape alone")
 
     # nothing is tokenized; all T5s end a sequence with the same token
-    return text_encoder(fields, read, byte_tokenizer(config.length), dtype)
+    return build_encoder(fields, read, byte_tokenizer(config.length), dtype)
 
 
 def from_cache(encoder: TextEncoder) -> TextEncoder:

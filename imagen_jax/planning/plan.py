@@ -9,9 +9,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import ml_collections
 from jax.sharding import Mesh
 
+from imagen_jax.config.schema import StageConfig
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import write_whole
 from imagen_jax.parallel import sharding
@@ -43,7 +43,7 @@ class Question:
     """
 
     what: str
-    config: ml_collections.ConfigDict
+    config: StageConfig
     topology: Topology
     cached_text: bool
     batch_size: int
@@ -100,7 +100,7 @@ def of_program(question: Question, mesh: AnyMesh, program: Program) -> dict[str,
     """What follows from shapes alone, as entries of a plan."""
     config, chip = question.config, question.topology.chip
     training = {
-        "accumulation": config.training.accumulation,
+        "accumulation": config.training.grad_accum_steps,
         "remat": config.training.remat,
         "text": "cached embeddings" if question.cached_text else config.text.model,
     }
@@ -181,7 +181,7 @@ def slowest(kernels: list[hlo_cost.Kernel], chip: Chip, count: int = 8) -> list[
     """Where most time goes if one kernel follows the other, by place in the network without the numbers of blocks."""
     spent: dict[str, float] = defaultdict(float)
     for kernel in kernels:
-        spent[re.sub(r"\d+", "#", kernel.label.rpartition("UNet.trunk/")[2])] += kernel.times * kernel_seconds(
+        spent[re.sub(r"\d+", "#", kernel.label.rpartition("UNet.backbone/")[2])] += kernel.times * kernel_seconds(
             kernel, chip
         )
     longest = sorted(spent.items(), key=lambda place: place[1], reverse=True)[:count]

@@ -9,15 +9,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jax.sharding import AbstractMesh, Mesh
 
+from imagen_jax.config.schema import StageConfig
 from imagen_jax.images.array import dtype_of
 from imagen_jax.parallel import sharding
 from imagen_jax.planning.cost import cost
 from imagen_jax.planning.flops import count_flops
 from imagen_jax.stages import stage as stages
-from imagen_jax.stages.sampling import make_sample_fn, make_sampler
+from imagen_jax.stages.sampling import jit_sample_fn, make_sample_fn
 from imagen_jax.stages.stage import Stage
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training.optimizers import make_optimizer
@@ -46,10 +46,10 @@ class Program:
     lower: Callable[[], jax.stages.Lowered]
 
 
-def train_program(config: ml_collections.ConfigDict, mesh: AnyMesh, encoder: TextEncoder) -> Program:
+def train_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder) -> Program:
     """The training step of a config. Raises UsageError where the config cannot work on the mesh."""
     size = config.training.batch_size
-    sharding.check_batch(size, mesh, config.training.accumulation)
+    sharding.check_batch(size, mesh, config.training.grad_accum_steps)
     stage = stages.build(config, encoder)
     optimizer = make_optimizer(config.optimizer)
     abstract, _ = abstract_state(stage.init, optimizer, config.seed, mesh, config.sharding_rules)
@@ -76,7 +76,7 @@ def train_program(config: ml_collections.ConfigDict, mesh: AnyMesh, encoder: Tex
     )
 
 
-def sample_program(config: ml_collections.ConfigDict, mesh: AnyMesh, encoder: TextEncoder, size: int) -> Program:
+def sample_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder, size: int) -> Program:
     """The sampler of a stage for ``size`` prompts. Raises UsageError where its settings cannot work."""
     stage = stages.build(config, encoder)
     params = sharding.abstract_sharded(jax.eval_shape(stage.init, jax.random.key(0)), mesh)
@@ -86,7 +86,7 @@ def sample_program(config: ml_collections.ConfigDict, mesh: AnyMesh, encoder: Te
         given["low_res"] = jax.ShapeDtypeStruct((size, *stage.low_res_shape), jnp.float32)
     batch = on_mesh(given, mesh)
     arguments = (params, encoder_params, batch["tokens"], batch["mask"], batch["keys"], batch.get("low_res"))
-    sampler = make_sampler(stage, mesh)
+    sampler = jit_sample_fn(stage, mesh)
     return Program(
         held={
             "parameters": chip_bytes(params),

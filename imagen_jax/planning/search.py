@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from imagen_jax.errors import ConfigError
-from imagen_jax.models.unet_base import REMAT
+from imagen_jax.models.unet_base import REMAT_POLICIES
 from imagen_jax.planning.hardware import Topology
 from imagen_jax.planning.plan import Question
 
@@ -29,9 +29,7 @@ KEPT = (
 
 def changed(question: Question, changes: Changes) -> Question:
     """The question with other settings in its config."""
-    config = question.config.copy_and_resolve_references()
-    config.update_from_flattened_dict(changes)
-    return dataclasses.replace(question, config=config)
+    return dataclasses.replace(question, config=question.config.with_changes(changes))
 
 
 def fsdp_sizes(topology: Topology) -> list[int]:
@@ -52,15 +50,15 @@ def levers(question: Question) -> Iterator[Changes]:
     for size in fsdp_sizes(question.topology):
         if size > split:
             yield {"mesh.data": -1, "mesh.fsdp": size}
-    remats = list(REMAT)[list(REMAT).index(config.training.remat) + 1 :]
+    remats = list(REMAT_POLICIES)[list(REMAT_POLICIES).index(config.training.remat) + 1 :]
     if "dots" in remats:
         yield {"training.remat": "dots"}
     share = config.training.batch_size // chips
     for power in itertools.count(1):
-        accumulation = config.training.accumulation * 2**power
+        accumulation = config.training.grad_accum_steps * 2**power
         if share % accumulation:
             break
-        yield {"training.accumulation": accumulation}
+        yield {"training.grad_accum_steps": accumulation}
     if "full" in remats:
         yield {"training.remat": "full"}
     while share > 1 and share % 2 == 0:
@@ -105,7 +103,7 @@ def search(question: Question, planner: Planner) -> Iterator[dict[str, Any]]:
     batch = question.config.training.batch_size
     planned, refused = 0, None  # of those that cannot be planned, why the first cannot
     for fsdp, size in itertools.product(fsdp_sizes(question.topology), (batch, 2 * batch, batch // 2)):
-        for remat in REMAT:
+        for remat in REMAT_POLICIES:
             changes = {"mesh.data": -1, "mesh.fsdp": fsdp, "training.batch_size": size, "training.remat": remat}
             try:
                 trial = planner(changed(question, changes))

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
-import json
 import math
 import re
 import shutil
@@ -26,13 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 import orbax.checkpoint.experimental.v1 as ocp
 
-from imagen_jax.config.rules import flatten
+from imagen_jax.config.load import from_json, to_json
+from imagen_jax.config.schema import StageConfig
 from imagen_jax.errors import ConfigError, TrainingError, is_out_of_space
 from imagen_jax.io import checksums
 from imagen_jax.io.atomic import read_json, write_json
+from imagen_jax.io.changes import changes, flatten
 from imagen_jax.parallel import multihost
 from imagen_jax.parallel.sharding import path_of
 
@@ -44,7 +44,7 @@ DAMAGED = ".damaged"
 CHANGEABLE = (
     *("training", "optimizer", "sampling", "mesh", "sharding_rules", "text.cache"),
     # where the same images lie, how fast they are read, and how many of them may be broken
-    *("data.path", "data.threads", "data.prefetch", "data.max_broken"),
+    *("data.path", "data.threads", "data.prefetch", "data.max_corrupt"),
 )
 STATE_ITEMS = ("step", "params", "opt_state", "ema_params")
 VERSIONS_OF = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -98,7 +98,7 @@ class Checkpoints:
             yield from (int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
 
     def save(
-        self, state: Any, data: dict[str, Any], config: ml_collections.ConfigDict, score: float | None = None
+        self, state: Any, data: dict[str, Any], config: StageConfig, score: float | None = None
     ) -> None:
         """Begins to save a TrainState, once the save before is complete.
 
@@ -118,7 +118,7 @@ class Checkpoints:
         self._newest = step
         items = {name: getattr(state, name) for name in STATE_ITEMS}
         versions = {name: importlib.metadata.version(name) for name in VERSIONS_OF}
-        about = {"data": data, "config": json.loads(config.to_json()), "versions": versions, "score": score}
+        about = {"data": data, "config": to_json(config), "versions": versions, "score": score}
         unfinished = self._folder / f"{step}{UNFINISHED}"
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
         try:
@@ -327,12 +327,12 @@ def misfits(stored: Any, expected: Any, item: str) -> list[str]:
     return missing + surplus + other
 
 
-def write_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
+def write_config(workdir: Path, config: StageConfig) -> None:
     """Puts the config into the stage's folder, by a rename."""
-    write_json(workdir / CONFIG_FILE, json.loads(config.to_json(sort_keys=True)))
+    write_json(workdir / CONFIG_FILE, to_json(config))
 
 
-def read_config(workdir: Path) -> ml_collections.ConfigDict:
+def read_config(workdir: Path) -> StageConfig:
     """The config of a stage's folder.
 
     Raises:
@@ -341,10 +341,7 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
     if not workdir.is_dir():
         raise ConfigError(f"stage folder {str(workdir)!r} does not exist: give the --workdir of a training run")
     try:
-        found = read_json(workdir / CONFIG_FILE)
-        if not isinstance(found, dict):
-            raise ValueError("a config is a JSON object")
-        return ml_collections.ConfigDict(found)
+        saved = read_json(workdir / CONFIG_FILE)
     except FileNotFoundError as error:
         raise ConfigError(
             f"{str(workdir)!r} is no stage folder, it has no {CONFIG_FILE}: give the --workdir of a training run"
@@ -353,9 +350,13 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
         raise ConfigError(
             f"{str(workdir / CONFIG_FILE)!r} is not readable as JSON: restore it from a checkpoint's metadata"
         ) from error
+    try:
+        return from_json(saved)
+    except ConfigError as error:
+        raise ConfigError(*(f"{str(workdir / CONFIG_FILE)!r}: {problem}" for problem in error.problems)) from error
 
 
-def open_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
+def open_workdir(workdir: Path, config: StageConfig) -> None:
     """Makes the stage's folder, or checks that it holds the same run, and puts the config into it.
 
     Raises:
@@ -377,13 +378,13 @@ def unwritable(workdir: Path, error: OSError) -> ConfigError:
     return ConfigError(f"--workdir {str(workdir)!r} cannot be written ({error.strerror}): give another folder")
 
 
-def check_same_run(workdir: Path, config: ml_collections.ConfigDict) -> None:
+def check_same_run(workdir: Path, config: StageConfig) -> None:
     """Raises UsageError if the config of the folder's run differs in more than may change between runs."""
-    before, now = flatten(json.loads(read_config(workdir).to_json())), flatten(json.loads(config.to_json()))
+    before, now = flatten(to_json(read_config(workdir))), flatten(to_json(config))
     changed = [
-        f"{name} was {before.get(name, 'absent')!r} and is now {now.get(name, 'absent')!r}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and not {name, name.split(".")[0]} & {*CHANGEABLE}
+        sentence
+        for name, sentence in sorted(changes(before, now).items())
+        if not {name, name.split(".")[0]} & {*CHANGEABLE}
     ]
     if changed:
         raise ConfigError(

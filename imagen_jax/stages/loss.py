@@ -61,8 +61,8 @@ def diffusion_loss(
     weight = process.loss_weight(
         logsnr,
         stage.prediction,
-        settings.weight,
-        bias=settings.weight_bias,
+        settings.loss_weighting,
+        bias=settings.loss_weighting_bias,
         min_snr_gamma=settings.min_snr_gamma,
         sigma_data=settings.sigma_data,
     )

@@ -8,21 +8,21 @@ import time
 from pathlib import Path
 
 import jax
-import ml_collections
 from tqdm import tqdm
 
+from imagen_jax.config.schema import StageConfig
 from imagen_jax.datasets.captions import training_captions
 from imagen_jax.parallel import multihost, sharding
 from imagen_jax.stages.stage import check_fingerprint, make_encoder
-from imagen_jax.text.embedding_cache import Manifest, Plan
+from imagen_jax.text.embedding_cache import CachePlan, Manifest
 from imagen_jax.text.embedding_cache_writer import (
+    CaptionIndex,
     Embedder,
-    Survey,
-    begin,
-    captions_of,
-    finish,
-    is_whole,
-    survey,
+    finalize,
+    index_captions,
+    is_shard_complete,
+    prepare_folder,
+    shard_captions,
     write_shard,
 )
 from imagen_jax.text.encoder import TextEncoder
@@ -31,7 +31,7 @@ EMBEDDING_MESH = {"data": 1, "fsdp": -1}  # of a process's own devices: together
 
 
 def embed(
-    config: ml_collections.ConfigDict, out: Path, dtype: str = "bfloat16", batch_size: int = 64, shard_rows: int = 8192
+    config: StageConfig, out: Path, dtype: str = "bfloat16", batch_size: int = 64, shard_rows: int = 8192
 ) -> None:
     """Writes the cache of a config's captions, or what is missing of it. Raises UsageError at the start.
 
@@ -45,26 +45,26 @@ def embed(
     encoder = make_encoder(config.text)
     check_fingerprint(encoder, config.text)
     captions = training_captions(config)
-    found = survey(captions, hidden=not multihost.is_main_process())
+    found = index_captions(captions, hidden=not multihost.is_main_process())
     plan = make_plan(encoder, found, dtype, shard_rows)
-    begin(out, plan, found.keys, multihost.is_main_process())
+    prepare_folder(out, plan, found.keys, multihost.is_main_process())
     multihost.barrier("the plan is written")
 
     own = range(jax.process_index(), plan.shards, jax.process_count())
-    to_write = [shard for shard in own if not is_whole(out, plan, shard)]
+    to_write = [shard for shard in own if not is_shard_complete(out, plan, shard)]
     mesh = sharding.make_mesh(EMBEDDING_MESH, jax.local_devices())
     embedder = Embedder(encoder, mesh, batch_size, dtype)
     total = sum(len(plan.rows(shard)) for shard in to_write)
     start = time.perf_counter()
     with tqdm(total=total, desc="embedding", unit=" captions", disable=not multihost.is_main_process()) as bar:
         for shard in to_write:
-            write_shard(out, plan, shard, captions_of(shard, plan, found, captions), embedder, bar.update)
+            write_shard(out, plan, shard, shard_captions(shard, plan, found, captions), embedder, bar.update)
     seconds = time.perf_counter() - start
     multihost.barrier("all shards are written")
 
     if not multihost.is_main_process():
         return None
-    return EmbeddingResult(out, plan.fingerprint, report(finish(out, plan)), total, seconds)
+    return EmbeddingResult(out, plan.fingerprint, report(finalize(out, plan)), total, seconds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +95,9 @@ class EmbeddingResult:
         return "\n".join(lines)
 
 
-def make_plan(encoder: TextEncoder, found: Survey, dtype: str, shard_rows: int) -> Plan:
+def make_plan(encoder: TextEncoder, found: CaptionIndex, dtype: str, shard_rows: int) -> CachePlan:
     """What the cache of these captions will be; reads all of the encoder's weights for their fingerprint."""
-    return Plan(
+    return CachePlan(
         fingerprint=encoder.fingerprint(),
         length=encoder.length,
         width=encoder.width,

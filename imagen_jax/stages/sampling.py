@@ -9,28 +9,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
+from imagen_jax.config.fit import needs_variance
+from imagen_jax.config.schema import SamplingConfig
 from imagen_jax.diffusion import samplers
 from imagen_jax.diffusion.guidance import Guidance, get_threshold_fn
 from imagen_jax.diffusion.process import predict_x0_and_eps
-from imagen_jax.diffusion.schedules import cosine_time, alpha_from_logsnr
-from imagen_jax.diffusion.tiling import check_tiles, tiled_predict
-from imagen_jax.diffusion.timesteps import check_steps
-from imagen_jax.errors import ConfigError, collect_errors
-from imagen_jax.images.array import dtype_of, said, size_of, to_float, to_whole
+from imagen_jax.diffusion.schedules import alpha_from_logsnr, cosine_time, sigma_from_logsnr
+from imagen_jax.diffusion.tiling import tiled_predict
+from imagen_jax.images.array import dtype_of, to_float, to_whole
 from imagen_jax.parallel import multihost
 from imagen_jax.parallel.sharding import batch_parts, example_sharding, put_examples, whole_kernels
-from imagen_jax.stages.stage import (
-    Stage,
-    aug_levels,
-    check_rows,
-    image_size,
-    is_super_resolution,
-    side_multiple,
-)
+from imagen_jax.stages.stage import Stage, check_rows
 from imagen_jax.text.encoder import TextCondition
 
 SAMPLING_MESH = {"data": -1, "fsdp": 1, "spatial": 1}  # every device has full networks, and images of its own
@@ -38,7 +30,7 @@ SampleFn = Callable[..., jax.Array]
 PredictFn = Callable[..., tuple[jax.Array, jax.Array | None]]
 
 
-def make_sample_fn(stage: Stage, settings: ml_collections.ConfigDict) -> SampleFn:
+def make_sample_fn(stage: Stage, settings: SamplingConfig) -> SampleFn:
     """Makes the sampler of a stage as one pure function, to be compiled.
 
     Args:
@@ -48,13 +40,9 @@ def make_sample_fn(stage: Stage, settings: ml_collections.ConfigDict) -> SampleF
     Returns:
         `(params, encoder_params, tokens [B, L], mask [B, L], keys [B], low_res, guidance_scale=None) -> [B, H, W, C]`;
         `low_res` is [B, h, w, C] or None; `guidance_scale` [B] replaces that of the settings; images are in [-1, 1].
-
-    Raises:
-        ConfigError: unknown names or values out of range in the settings.
     """
-    check_sampling(stage.config, settings)
-    sampler = make_sampler(settings, stage.learns_variance)
-    limit = get_threshold_fn(settings.threshold, settings.percentile)
+    sampler = make_sampler(settings)
+    limit = get_threshold_fn(settings.threshold, settings.dynamic_threshold_percentile)
     default_guidance = make_guidance(settings)
     predict = make_predict_fn(stage, settings)
 
@@ -69,7 +57,7 @@ def make_sample_fn(stage: Stage, settings: ml_collections.ConfigDict) -> SampleF
     ) -> jax.Array:
         guidance = default_guidance
         if guidance_scale is not None:
-            guidance = dataclasses.replace(default_guidance, weight=guidance_scale)
+            guidance = dataclasses.replace(default_guidance, scale=guidance_scale)
         init_key, step_key, aug_key = jnp.unstack(jax.vmap(functools.partial(jax.random.split, num=3))(keys), axis=1)
         text = stage.encoder.encode(encoder_params, tokens, mask)
         null_text = TextCondition(*stage.unconditional(encoder_params))
@@ -84,14 +72,16 @@ def make_sample_fn(stage: Stage, settings: ml_collections.ConfigDict) -> SampleF
         def denoise(z: jax.Array, t: jax.Array) -> Any:
             logsnr = stage.schedule.logsnr(t)
             # the step's index on a uniform grid of times
-            step = jnp.round((1.0 - t) * settings.steps)
+            step = jnp.round((1.0 - t) * settings.num_inference_steps)
             inputs = StageInputs(z, logsnr, TextCondition(text, mask), condition)
             prediction, v = guided_prediction(predict_fn, inputs, null_text, guidance, step)
-            x_hat, _ = predict_x0_and_eps(prediction, z, alpha_from_logsnr(logsnr), alpha_from_logsnr(-logsnr), stage.prediction)
+            x_hat, _ = predict_x0_and_eps(
+                prediction, z, alpha_from_logsnr(logsnr), sigma_from_logsnr(logsnr), stage.prediction
+            )
             return (limit(x_hat), v) if needs_variance(settings) else limit(x_hat)
 
         z = samplers.gaussian_noise(init_key, 0, stage.image_shape)
-        return jnp.clip(sampler(denoise, z, step_key, stage.schedule, settings.steps), -1.0, 1.0)
+        return jnp.clip(sampler(denoise, z, step_key, stage.schedule, settings.num_inference_steps), -1.0, 1.0)
 
     return sample
 
@@ -100,7 +90,7 @@ def jit_sample_fn(stage: Stage, mesh: Mesh | AbstractMesh) -> jax.stages.Wrapped
     """Returns the jitted sampler of a stage, see `make_sample_fn`, with images sharded over the mesh.
 
     Raises:
-        ConfigError: as `make_sample_fn`, or the rows of the images cannot be sharded as the mesh says.
+        ConfigError: the rows of the images cannot be sharded as the mesh says.
     """
     check_rows(stage.config, mesh.shape["spatial"])
     sample = make_sample_fn(stage.laid_on(mesh), stage.config.sampling)
@@ -109,88 +99,40 @@ def jit_sample_fn(stage: Stage, mesh: Mesh | AbstractMesh) -> jax.stages.Wrapped
     )
 
 
-def check_sampling(config: ml_collections.ConfigDict, settings: ml_collections.ConfigDict) -> None:
-    """Raises ConfigError for all sampling settings that a config's stage cannot be sampled with."""
-    collect_errors(
-        lambda: make_sampler(settings, config.diffusion.variance == "learned"),
-        lambda: get_threshold_fn(settings.threshold, settings.percentile),
-        lambda: make_guidance(settings),
-        lambda: check_tiling(config, settings),
-        lambda: check_aug_level(config, settings.aug_level),
-        lambda: dtype_of(settings.bits, "sampling bits"),
-    )
-
-
-def check_aug_level(config: ml_collections.ConfigDict, level: float) -> None:
-    """Raises ConfigError unless a config's stage was trained with this level of noise augmentation."""
-    if not 0 <= level <= 1:
-        raise ConfigError(f"aug_level {level} is not in [0, 1]: 0 adds no noise to the low-resolution image")
-    if is_super_resolution(config):
-        aug_levels(config).check_sampling(level)
-
-
-def check_tiling(config: ml_collections.ConfigDict, settings: ml_collections.ConfigDict) -> None:
-    """Raises ConfigError for tiles that the network of a config cannot sample."""
-    tile = size_of(settings.tile_size, "tile_size")
-    if not any(tile):
-        return
-    if config.model.positions:
-        raise ConfigError(
-            f"tile_size {said(tile)} is for stages that do not know the places of pixels, and this one has "
-            f"model.positions {config.model.positions}: set tile_size to 0"
-        )
-    check_tiles(image_size(config), tile, settings.tile_overlap, side_multiple(config.model))
-
-
-def make_guidance(settings: ml_collections.ConfigDict) -> Guidance:
-    """Returns the guidance of sampling settings. Raises ConfigError for values out of range."""
+def make_guidance(settings: SamplingConfig) -> Guidance:
+    """Returns the guidance of sampling settings."""
     return Guidance(
-        weight=settings.guidance,
-        start=settings.guidance_from,
-        end=settings.guidance_to,
+        scale=settings.guidance_scale,
+        interval=settings.guidance_interval,
         rescale=settings.guidance_rescale,
-        oscillates=settings.guidance_oscillates,
+        oscillating=settings.oscillating_guidance,
         low=settings.guidance_low,
-        constant_steps=settings.guidance_constant_steps,
+        warmup_steps=settings.guidance_warmup_steps,
     )
 
 
-def needs_variance(settings: ml_collections.ConfigDict) -> bool:
-    """Returns whether the sampler uses the learned variance, v."""
-    return settings.sampler == "ddpm" and settings.variance == "learned"
-
-
-def make_sampler(settings: ml_collections.ConfigDict, learns_variance: bool) -> samplers.Sampler:
-    """Returns the sampler of sampling settings. Raises ConfigError for unknown names and values out of range."""
-    if needs_variance(settings) and not learns_variance:
-        raise ConfigError(
-            "variance 'learned' needs a stage trained with diffusion.variance 'learned': use small or large"
-        )
-    if settings.guidance_oscillates and settings.grid != "uniform":
-        raise ConfigError(
-            f"guidance_oscillates counts steps of the uniform grid, not of {settings.grid!r}: turn one off"
-        )
-    check_steps(settings.steps)
+def make_sampler(settings: SamplingConfig) -> samplers.Sampler:
+    """Returns the sampler of sampling settings."""
     return samplers.get_sampler(
         settings.sampler,
-        grid=settings.grid,
-        eta=settings.eta,
-        variance=settings.variance,
-        churn=settings.churn,
-        churn_range=settings.churn_range,
-        churn_noise=settings.churn_noise,
+        samplers.SamplerConfig(
+            timestep_spacing=settings.timestep_spacing,
+            eta=settings.eta,
+            variance_type=settings.variance_type,  # type: ignore[arg-type]  # one of its choices
+            s_churn=settings.s_churn,
+            s_tmin=settings.s_tmin,
+            s_tmax=settings.s_tmax,
+            s_noise=settings.s_noise,
+        ),
     )
 
 
-def make_predict_fn(stage: Stage, settings: ml_collections.ConfigDict) -> PredictFn:
+def make_predict_fn(stage: Stage, settings: SamplingConfig) -> PredictFn:
     """Returns the stage's `predict`, for full images or, as the settings say, in tiles.
 
     Predictions of tiles are merged before guidance and thresholding, which then see the full image.
-
-    Raises:
-        ConfigError: tiles that the network cannot sample.
     """
-    tile, overlap = size_of(settings.tile_size, "tile_size"), settings.tile_overlap
+    tile, overlap = settings.tile_hw, settings.tile_overlap
     if not any(tile):
         return stage.predict
 
@@ -242,7 +184,7 @@ def guided_prediction(
         The guided prediction, and the v of the conditional half: variances are not guided. None if not learned.
     """
     z, logsnr, text, condition = inputs
-    if guidance.is_none:
+    if guidance.is_identity:
         return predict_fn(StageInputs(z, jnp.broadcast_to(logsnr, z.shape[:1]), text, condition))
 
     def doubled(array: jax.Array, other: jax.Array) -> jax.Array:
@@ -275,8 +217,7 @@ class StageSampler:
         stage_index: the stage's index in the cascade; each index has noise of its own.
 
     Raises:
-        ConfigError: the config's sampling settings are wrong, or the rows of its images cannot be sharded as the mesh
-            says.
+        ConfigError: the rows of the images cannot be sharded as the mesh says.
     """
 
     def __init__(self, stage: Stage, mesh: Mesh, stage_index: int) -> None:

@@ -25,21 +25,22 @@ from tqdm import tqdm
 
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import file_hash, put_in_place, read_json, unfinished_of, write_whole
+from imagen_jax.io.changes import changes
 from imagen_jax.parallel.sharding import batch_sharding, put_whole
 from imagen_jax.text.embedding_cache import (
     BFLOAT16,
-    DTYPES,
     KEY_BYTES,
     KEYS,
     MANIFEST,
+    STORAGE_DTYPES,
+    CachePlan,
     Manifest,
-    Plan,
-    Shard,
-    key_of,
-    pack,
+    ShardInfo,
+    caption_key,
+    manifest_json,
+    pack_row,
+    parse_dataclass,
     read_manifest,
-    to_json,
-    typed,
 )
 from imagen_jax.text.encoder import TextEncoder
 
@@ -57,7 +58,7 @@ class OfExamples(Protocol):
     def __getitem__(self, index: int, /) -> tuple[str, ...]: ...
 
 
-class Survey(NamedTuple):
+class CaptionIndex(NamedTuple):
     """The distinct captions of some examples, the empty one and no other blank one among them.
 
     keys: bytes, sorted [N]
@@ -70,12 +71,12 @@ class Survey(NamedTuple):
     given: int
 
 
-def survey(captions: OfExamples, hidden: bool = False) -> Survey:
+def index_captions(captions: OfExamples, hidden: bool = False) -> CaptionIndex:
     """Looks at the captions of all examples, with a bar unless ``hidden``.
 
     Memory: 32 bytes a distinct caption, and four times as much while they are sorted.
     """
-    kept = np.array([key_of("")], f"S{KEY_BYTES}"), np.array([(-1, 0)])
+    kept = np.array([caption_key("")], f"S{KEY_BYTES}"), np.array([(-1, 0)])
     chunks: list[tuple[np.ndarray, np.ndarray]] = []
     keys: list[bytes] = []
     places: list[tuple[int, int]] = []
@@ -84,7 +85,7 @@ def survey(captions: OfExamples, hidden: bool = False) -> Survey:
         for place, caption in enumerate(captions[example]):
             given += 1
             if caption.strip():
-                keys.append(key_of(caption))
+                keys.append(caption_key(caption))
                 places.append((example, place))
         if len(keys) >= CHUNK:
             chunks.append(distinct(np.array(keys, f"S{KEY_BYTES}"), np.array(places)))
@@ -94,7 +95,7 @@ def survey(captions: OfExamples, hidden: bool = False) -> Survey:
             if waiting >= len(kept[0]):
                 kept, chunks, waiting = merged([kept, *chunks]), [], 0
     last = np.array(keys, f"S{KEY_BYTES}"), np.array(places, np.int64).reshape(-1, 2)
-    return Survey(*merged([kept, *chunks, last]), given)
+    return CaptionIndex(*merged([kept, *chunks, last]), given)
 
 
 def merged(chunks: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -109,7 +110,7 @@ def distinct(keys: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return keys, places[first]
 
 
-class Packed(NamedTuple):
+class PackedRow(NamedTuple):
     """A row as it is kept, whether its caption was cut, and the cosine errors [n] of its tokens."""
 
     data: bytes
@@ -127,10 +128,10 @@ class Embedder:
     def __init__(self, encoder: TextEncoder, mesh: Mesh, batch_size: int, dtype: str) -> None:
         self._encoder, self._mesh = encoder, mesh
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
-        self._has_scales = DTYPES[dtype][1] > 0
+        self._has_scales = STORAGE_DTYPES[dtype][1] > 0
 
         def program(params: dict, tokens: jax.Array, mask: jax.Array) -> Quantised:
-            return quantise(encoder.encode(params, tokens, mask), dtype)
+            return quantize(encoder.encode(params, tokens, mask), dtype)
 
         self._program = jax.jit(program)
 
@@ -138,7 +139,7 @@ class Embedder:
     def _params(self) -> dict:
         return self._encoder.load(self._mesh)
 
-    def __call__(self, captions: Sequence[str]) -> Iterator[list[Packed]]:
+    def __call__(self, captions: Sequence[str]) -> Iterator[list[PackedRow]]:
         """The rows of the captions, batch by batch."""
         waiting = None
         for start in range(0, len(captions), self._batch_size):
@@ -156,22 +157,22 @@ class Embedder:
         tokens, mask = self._encoder.tokenize([*captions, *[""] * surplus])
         for row, caption in enumerate(captions):
             if not caption:
-                tokens[row], mask[row] = self._encoder.tokenize.no_words
+                tokens[row], mask[row] = self._encoder.tokenize.empty_caption
         placed = (put_whole(array, batch_sharding(self._mesh)) for array in (tokens, mask))
         return mask, self._program(self._params, *placed)
 
-    def _rows(self, captions: Sequence[str], mask: np.ndarray, found: Quantised) -> list[Packed]:
+    def _rows(self, captions: Sequence[str], mask: np.ndarray, found: Quantised) -> list[PackedRow]:
         values, scales, errors = map(np.asarray, found)
         rows = []
         for row, caption in enumerate(captions):
             count = int(mask[row].sum())
-            cut = bool(mask[row, -1]) and self._encoder.tokenize.overlong([caption]) > 0
+            cut = bool(mask[row, -1]) and self._encoder.tokenize.count_truncated([caption]) > 0
             kept = scales[row, : count if self._has_scales else 0]
-            rows.append(Packed(pack(caption, cut, values[row, :count], kept), cut, errors[row, :count]))
+            rows.append(PackedRow(pack_row(caption, cut, values[row, :count], kept), cut, errors[row, :count]))
         return rows
 
 
-def quantise(embeddings: jax.Array, dtype: str) -> Quantised:
+def quantize(embeddings: jax.Array, dtype: str) -> Quantised:
     """Embeddings [B, L, D] as they are kept, and what that costs."""
     embeddings = embeddings.astype(jnp.float32)
     if dtype == "int8":
@@ -192,12 +193,11 @@ def cosine_error(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.where(product > 0, jnp.maximum(1.0 - unit_product, 0.0), 0.0)
 
 
-def begin(folder: Path, plan: Plan, keys: np.ndarray, writes: bool) -> None:
+def prepare_folder(folder: Path, plan: CachePlan, keys: np.ndarray, writes: bool) -> None:
     """Puts the plan and the keys into the folder, if ``writes``. Raises UsageError if another cache is there."""
     existing = existing_plan(folder)
     if existing is not None:
-        before, now = dataclasses.asdict(existing), dataclasses.asdict(plan)
-        changed = [f"{name} was {before[name]!r} and is now {now[name]!r}" for name in now if now[name] != before[name]]
+        changed = list(changes(dataclasses.asdict(existing), dataclasses.asdict(plan)).values())
         if changed:
             raise ConfigError(
                 f"{str(folder)!r} holds another embedding cache: {'; '.join(changed)}: give another --out"
@@ -208,7 +208,7 @@ def begin(folder: Path, plan: Plan, keys: np.ndarray, writes: bool) -> None:
             write_whole(folder / PLAN, json.dumps(dataclasses.asdict(plan)).encode())
 
 
-def existing_plan(folder: Path) -> Plan | None:
+def existing_plan(folder: Path) -> CachePlan | None:
     """The plan of the cache in a folder, finished or not. Raises UsageError if it is damaged."""
     if (folder / MANIFEST).exists():
         return read_manifest(folder).plan
@@ -216,37 +216,37 @@ def existing_plan(folder: Path) -> Plan | None:
     if not path.exists():
         return None
     try:
-        return typed(Plan, read_json(path))
+        return parse_dataclass(CachePlan, read_json(path))
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{path} is damaged ({error}): remove it, and run the command again") from error
 
 
-def is_whole(folder: Path, plan: Plan, shard: int) -> bool:
+def is_shard_complete(folder: Path, plan: CachePlan, shard: int) -> bool:
     """Whether a shard is written, and has the bytes that were written."""
     recorded, path = recorded_shard(folder, plan, shard), folder / plan.shard_name(shard)
     return recorded is not None and path.is_file() and file_hash(path) == recorded.sha256
 
 
-def recorded_shard(folder: Path, plan: Plan, shard: int) -> Shard | None:
+def recorded_shard(folder: Path, plan: CachePlan, shard: int) -> ShardInfo | None:
     """What was written down of a shard: in its own file, or in the manifest; None if nothing was."""
     path = record_path(folder, plan, shard)
     if path.exists():
         with contextlib.suppress(ValueError, TypeError):  # what is damaged says nothing
-            return typed(Shard, read_json(path))
+            return parse_dataclass(ShardInfo, read_json(path))
     return read_manifest(folder).shards[shard] if (folder / MANIFEST).exists() else None
 
 
-def record_path(folder: Path, plan: Plan, shard: int) -> Path:
+def record_path(folder: Path, plan: CachePlan, shard: int) -> Path:
     """Where it is written down what a shard is."""
     return (folder / plan.shard_name(shard)).with_suffix(".json")
 
 
 def write_shard(
     folder: Path,
-    plan: Plan,
+    plan: CachePlan,
     shard: int,
     captions: Sequence[str],
-    embed: Callable[[Sequence[str]], Iterator[list[Packed]]],
+    embed: Callable[[Sequence[str]], Iterator[list[PackedRow]]],
     wrote: Callable[[int], Any],
 ) -> None:
     """Embeds the captions of a shard, writes it, and writes down what it is.
@@ -271,11 +271,11 @@ def write_shard(
         wrote(len(rows))
     file.close()
     put_in_place(unfinished, path)
-    found = Shard(path.stat().st_size, file_hash(path), tokens, cut, total, worst)
+    found = ShardInfo(path.stat().st_size, file_hash(path), tokens, cut, total, worst)
     write_whole(record_path(folder, plan, shard), json.dumps(dataclasses.asdict(found)).encode())
 
 
-def finish(folder: Path, plan: Plan) -> Manifest:
+def finalize(folder: Path, plan: CachePlan) -> Manifest:
     """Writes the manifest of a cache whose shards are all written, and removes what was only needed until then.
 
     Raises UsageError if a shard is missing: of several processes, each writes some.
@@ -288,19 +288,19 @@ def finish(folder: Path, plan: Plan) -> Manifest:
             "all processes must write to one and the same folder"
         )
     shards = [recorded for recorded in found if recorded is not None]
-    write_whole(folder / MANIFEST, to_json(plan, shards))
+    write_whole(folder / MANIFEST, manifest_json(plan, shards))
     for path in (folder / PLAN, *(record_path(folder, plan, shard) for shard in range(plan.shards))):
         path.unlink(missing_ok=True)
     return Manifest(plan, shards)
 
 
-def captions_of(shard: int, plan: Plan, found: Survey, captions: OfExamples) -> list[str]:
+def shard_captions(shard: int, plan: CachePlan, found: CaptionIndex, captions: OfExamples) -> list[str]:
     """The captions of a shard. Raises UsageError if the examples no longer have those that the survey found."""
     chosen = []
     for row in plan.rows(shard):
         example, place = map(int, found.places[row])
         of_example = ("",) if example < 0 else captions[example]
-        if place >= len(of_example) or key_of(of_example[place]) != found.keys[row]:
+        if place >= len(of_example) or caption_key(of_example[place]) != found.keys[row]:
             raise ConfigError(f"the captions of example {example} have changed since this command began: run it again")
         chosen.append(of_example[place])
     return chosen

@@ -11,11 +11,11 @@ from typing import Any
 
 import grain
 import jax
-import ml_collections
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from imagen_jax.config.schema import StageConfig, TrainingConfig
 from imagen_jax.data.dataset import ImageTextDataset
 from imagen_jax.data.pipeline import batch_record_names, rescale_position, training_batches
 from imagen_jax.datasets.captions import SourceCaptions, training_captions
@@ -71,7 +71,7 @@ class TrainingResult:
 
 
 def train(
-    config: ml_collections.ConfigDict, workdir: str | Path, *, stop: Stop | None = None, clock: Clock | None = None
+    config: StageConfig, workdir: str | Path, *, stop: Stop | None = None, clock: Clock | None = None
 ) -> TrainingResult:
     """Trains a stage, from its last checkpoint or from random weights, to its last step, or until asked to stop.
 
@@ -97,11 +97,11 @@ def train(
         return _run(config, workdir, stop or Stop(), clock or Clock())
 
 
-def _run(config: ml_collections.ConfigDict, workdir: Path, stop: Stop, clock: Clock) -> TrainingResult:
+def _run(config: StageConfig, workdir: Path, stop: Stop, clock: Clock) -> TrainingResult:
     """Trains a stage: the full story, in time order."""
     training = config.training
     check_training(config)
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = sharding.make_mesh(config.mesh.axes)
     stage = stages.build(config, stages.make_cached_encoder(config.text) if config.text.cache else None)
     buckets, batches = open_data(config, stage, mesh)
 
@@ -115,7 +115,7 @@ def _run(config: ml_collections.ConfigDict, workdir: Path, stop: Stop, clock: Cl
     with contextlib.ExitStack() as held:
         held.enter_context(lock_workdir(workdir))
         open_workdir(workdir, config)
-        go_on = training.on_failed_save == "go on"
+        go_on = training.on_failed_save == "continue"
         checkpoints = Checkpoints(workdir, training.keep_checkpoints, training.keep_best, go_on, say)
         held.callback(checkpoints.close)
         if checkpoints.latest_step is None:
@@ -175,7 +175,7 @@ def _run(config: ml_collections.ConfigDict, workdir: Path, stop: Stop, clock: Cl
 
 
 def open_data(
-    config: ml_collections.ConfigDict, stage: stages.Stage, mesh: jax.sharding.Mesh
+    config: StageConfig, stage: stages.Stage, mesh: jax.sharding.Mesh
 ) -> tuple[list[ImageTextDataset], grain.DatasetIterator]:
     """(the examples, those of each bucket of sizes; this process's part of the batches of them, without end).
 
@@ -211,12 +211,12 @@ def begin_records(workdir: Path, state: TrainState, mesh: jax.sharding.Mesh) -> 
 
 
 def watch_updates(
-    config: ml_collections.ConfigDict, buckets: list[ImageTextDataset], first: int, batch: int, say: Callable[[str], None]
+    config: StageConfig, buckets: list[ImageTextDataset], first: int, batch: int, say: Callable[[str], None]
 ) -> BadSteps:
     """Tells of skipped updates by the examples of their batches, of which ``batch`` is that of step ``first`` + 1."""
     size, seed = config.training.batch_size, config.seed
     return BadSteps(
-        config.training.max_bad_steps,
+        config.training.max_skipped_updates,
         lambda step: batch_record_names(buckets, size, seed, batch + step - first - 1),
         say,
     )
@@ -234,7 +234,7 @@ def record_preview(
 
 
 def position_after(
-    about: dict[str, Any], training: ml_collections.ConfigDict, buckets: int, say: Callable[[str], None]
+    about: dict[str, Any], training: TrainingConfig, buckets: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """The data iterator's state after a checkpoint, in batches of this run. Raises UsageError if it may not change."""
     before, now = about["config"]["training"]["batch_size"], training.batch_size

@@ -6,13 +6,13 @@ import contextlib
 from collections.abc import Iterator
 
 import jax
-import ml_collections
 
+from imagen_jax.config.schema import StageConfig
 from imagen_jax.errors import TrainingError
 
 
 @contextlib.contextmanager
-def memory_told(config: ml_collections.ConfigDict) -> Iterator[None]:
+def memory_told(config: StageConfig) -> Iterator[None]:
     """Turns what XLA says of memory that it does not get, at compilation or later, into advice.
 
     Raises:
@@ -26,8 +26,8 @@ def memory_told(config: ml_collections.ConfigDict) -> Iterator[None]:
         training = config.training
         said = (str(error).strip() or "of the host").splitlines()[0]
         raise TrainingError(
-            f"memory does not suffice ({said}): raise training.accumulation from {training.accumulation} to "
-            f"{2 * training.accumulation}, set training.remat {training.remat!r} to 'full', split parameters over more "
+            f"memory does not suffice ({said}): raise training.grad_accum_steps from {training.grad_accum_steps} to "
+            f"{2 * training.grad_accum_steps}, set training.remat {training.remat!r} to 'full', split parameters over more "
             f"devices by mesh.fsdp, now {config.mesh.fsdp}, or lower training.batch_size, now {training.batch_size}, "
             "in a new run; the last checkpoint is intact"
         ) from error

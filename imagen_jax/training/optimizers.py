@@ -6,24 +6,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 import optax.contrib
 
-from imagen_jax.config.rules import DTYPES
-from imagen_jax.errors import ConfigError
+from imagen_jax.config.schema import DTYPES, OptimizerConfig
 from imagen_jax.parallel.scan_params import is_stacked
 from imagen_jax.parallel.sharding import path_of
 from imagen_jax.training.skip_updates import skip_bad_updates
 
 
-def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
+def learning_rate(config: OptimizerConfig) -> optax.Schedule:
     """Linear warm-up to ``learning_rate`` over ``warmup_steps``, then a cosine down to 0 at ``decay_steps``."""
-    if not 0 <= config.warmup_steps < config.decay_steps:
-        raise ConfigError(
-            f"config.optimizer.warmup_steps {config.warmup_steps} is not in [0, {config.decay_steps}): "
-            "it must end before optimizer.decay_steps"
-        )
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
@@ -77,23 +70,11 @@ def adafactor(rate: optax.Schedule, weight_decay: float) -> optax.GradientTransf
     )
 
 
-def first_moment_dtype(config: ml_collections.ConfigDict) -> Any:
-    """Of the running mean of gradients: bfloat16 halves its memory. Raises UsageError where there is none to halve."""
-    name = config.first_moment_dtype
-    if name not in DTYPES:
-        raise ConfigError(f"optimizer.first_moment_dtype {name!r} is not known: choose one of {', '.join(DTYPES)}")
-    if config.name == "adafactor" and name != "float32":
-        raise ConfigError(
-            f"optimizer.first_moment_dtype {name!r} is of no use to optimizer.name 'adafactor', which has no first "
-            "moment: leave it 'float32', or choose adam or muon"
-        )
-    return DTYPES[name]
-
-
-def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformationExtraArgs:
-    """Clipping by global norm, then the named optimizer, guarded. Raises UsageError for an unknown one."""
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
+    """Clipping by global norm, then the named optimizer, guarded."""
     rate = learning_rate(config)
-    moment = first_moment_dtype(config)
+    # bfloat16 halves the memory of the running mean of gradients
+    moment = DTYPES[config.first_moment_dtype]
     match config.name:
         case "adam":
             update = optax.adamw(
@@ -106,7 +87,7 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
             )
         case "adafactor":
             update = adafactor(rate, config.weight_decay)
-        case "muon":
+        case _:  # muon
             update = optax.contrib.muon(
                 rate,
                 beta=config.b1,
@@ -118,6 +99,4 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
                 consistent_rms=0.2,
                 muon_weight_dimension_numbers=matrices,
             )
-        case _:
-            raise ConfigError(f"optimizer.name {config.name!r} is not known: choose adam, adafactor or muon")
     return skip_bad_updates(optax.chain(optax.clip_by_global_norm(config.clip_norm), update), config.spike_factor)

@@ -99,7 +99,7 @@ class BadSteps:
         )
         if in_a_row >= self._limit:
             raise TrainingError(
-                f"{in_a_row} updates in a row were skipped (training.max_bad_steps), the last at step {step}: {what}; "
+                f"{in_a_row} updates in a row were skipped (training.max_skipped_updates), the last at step {step}: {what}; "
                 "parameters are those before, and so is the last checkpoint: lower optimizer.learning_rate, or look "
                 "at those examples"
             )

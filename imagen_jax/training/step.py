@@ -14,7 +14,7 @@ from imagen_jax.images.array import Size, scaled, to_float
 from imagen_jax.images.resize import resize
 from imagen_jax.parallel.sharding import lay_examples, micro_batches, replicated, whole_kernels
 from imagen_jax.stages.loss import Losses, diffusion_loss
-from imagen_jax.stages.stage import Stage, crop_size
+from imagen_jax.stages.stage import Stage
 from imagen_jax.training.state import TrainState, update_ema
 
 Batch = dict[str, jax.Array]
@@ -45,11 +45,11 @@ def draw_examples(stage: Stage, encoder_params: Any, batch: Batch, key: jax.Arra
         key: all randomness of the step.
     """
     time_key, noise_key, drop_key, aug_key, dropout_key, crop_key = jax.random.split(key, 6)
-    crop = crop_size(stage.config)
+    crop = stage.config.data.crop_hw
     # cut before anything else is made: what the network is told and what it must say are of one place
     x = to_float(random_crops(crop_key, batch["image"], crop) if any(crop) else batch["image"])
     text = stage.encoder.encode(encoder_params, batch["tokens"], batch["mask"]), batch["mask"]
-    text = drop_captions(drop_key, text, stage.unconditional(encoder_params), stage.config.diffusion.caption_dropout)
+    text = drop_captions(drop_key, text, stage.unconditional(encoder_params), stage.config.diffusion.cond_drop_prob)
     condition = augmented_low_res(stage, aug_key, x) if stage.is_super_resolution else {}
 
     t = sample_timesteps(time_key, x.shape[0])
@@ -151,7 +151,7 @@ def make_train_step(
     def step(state: TrainState, encoder_params: Any, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(root), state.step)
         examples = lay_examples(draw_examples(stage, encoder_params, batch, key), mesh)
-        accumulation = stage.config.training.accumulation
+        accumulation = stage.config.training.grad_accum_steps
         gradients, losses = mean_gradients(stage, state.params, examples, accumulation, abstract.params, mesh)
         loss = jnp.mean(losses.loss)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, loss=loss)

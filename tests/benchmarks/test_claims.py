@@ -53,7 +53,7 @@ def test_a_background_drawn_too_dark_is_no_gain():
 
 def test_the_error_of_a_network_that_says_nothing_is_that_of_a_gray_picture():
     """At every noise level: a fresh network predicts an x of zero."""
-    stage = stages.build(base_config(**{"diffusion.prediction": "x"}))
+    stage = stages.build(base_config(**{"diffusion.prediction_type": "x"}))
     seen = examples("validation", 8, 4)
     trained = TrainedStage(stage, fresh_params(stage), load_encoder_params(stage, one_device()), 0)
     errors = denoising_errors(trained, seen)
@@ -172,7 +172,7 @@ def test_an_objective_is_trained_once_and_measured(tmp_path, base_folder, monkey
     assert (found["prediction"], found["weight"], len(found["errors"])) == ("v", "min_snr", len(NOISE_LEVELS))
     assert all(0 < error < 4 for error in found["errors"])
     (config,) = configs
-    assert (config.diffusion.prediction, config.diffusion.weight) == ("v", "min_snr")
+    assert (config.diffusion.prediction_type, config.diffusion.loss_weighting) == ("v", "min_snr")
     assert config.training.steps == config.optimizer.decay_steps == STEPS
     work.train("objectives/base_v_min_snr", config)
     assert len(configs) == 1

@@ -128,8 +128,8 @@ def test_size_overrides():
     "changes, said",
     [
         ({"training.batch_size": 12}, "batch_size 12 is not divisible by 8 devices .*: give 8 or 16"),
-        ({"training.accumulation": 2}, "batch_size 8 is not divisible by 8 devices .* × 2 micro-batches .*: give 16"),
-        ({"training.accumulation": 0}, "config.training.accumulation 0 is no whole number"),
+        ({"training.grad_accum_steps": 2}, "batch_size 8 is not divisible by 8 devices .* × 2 micro-batches .*: give 16"),
+        ({"training.grad_accum_steps": 0}, "config.training.grad_accum_steps 0 is no whole number"),
         ({"training.remat": "some"}, "config.training.remat 'some' is not known: choose one of none, dots, full"),
         ({"sharding_rules": (("stem", ("model",)),)}, r"config.sharding_rules\[0\] .* has other axes than data, fsdp"),
         ({"sharding_rules": (("sten", ()),)}, "config.sharding_rules: 'sten' is found in the path of no parameter"),
@@ -138,12 +138,12 @@ def test_size_overrides():
         ({"mesh.spatial": 8}, "config.image_size 8 cannot be split over 8 devices"),
         ({"model.network": "vit"}, "config.model.network 'vit' is not known"),
         ({"text.model": "/none/there"}, "/none/there"),
-        ({"diffusion.prediction": "y"}, "config.diffusion.prediction 'y' is not known"),
+        ({"diffusion.prediction_type": "y"}, "config.diffusion.prediction_type 'y' is not known"),
         ({"diffusion.schedule": "y"}, "config.diffusion.schedule 'y' is not known"),
         ({"data.source": "cats"}, "config.data.source 'cats' is not known: choose one of shapes, digits, folder"),
         ({"data.split": "all"}, "split 'all'"),
         ({"data.validation_split": "all"}, "split 'all'"),
-        ({"data.examples": 0}, "config.data.examples 0 is no whole number in"),
+        ({"data.num_examples": 0}, "config.data.num_examples 0 is no whole number in"),
         ({"data.bits": 12}, "config.data.bits 12 is not known: choose one of 8, 16"),
         ({"data.transparent": True}, "have 4 channels, config.channels is 3: set it to 4"),
         ({"sampling.bits": 10}, "config.sampling.bits 10 is not known: choose one of 8, 16"),
@@ -154,8 +154,8 @@ def test_size_overrides():
         ({"optimizer.first_moment_dtype": "int8"}, "optimizer.first_moment_dtype 'int8' is not known"),
         ({"sampling.sampler": "euler"}, "sampler 'euler' is not known"),
         ({"sampling.threshold": "soft"}, "threshold 'soft' is not known"),
-        ({"sampling.threshold": "dynamic", "sampling.percentile": 120.0}, "percentile 120.0"),
-        ({"sampling.steps": 0}, "config.sampling.steps 0 is no whole number in"),
+        ({"sampling.threshold": "dynamic", "sampling.dynamic_threshold_percentile": 120.0}, "percentile 120.0"),
+        ({"sampling.num_inference_steps": 0}, "config.sampling.num_inference_steps 0 is no whole number in"),
         ({"training.log_every": 0}, "config.training.log_every 0 must be a whole number of at least 1"),
         ({"training.save_every": 0}, "config.training.save_every 0 must be a whole number of at least 1"),
         ({"training.preview_every": -1}, "config.training.preview_every -1 must be a whole number of at least 1"),
@@ -200,13 +200,13 @@ def chain(tmp_path):
         (["--prompts_file=none.txt"], "--prompts_file 'none.txt' cannot be read"),
         (["--prompts=a ring", "--stages="], "--stages is missing"),
         (["--prompts=a ring", "--stages=runs/none"], "stage folder 'runs/none' does not exist"),
-        (["--prompts=a ring", "--steps=1,2,3"], "--steps has 3 values for 2 stages: give one for all, or one for each"),
+        (["--prompts=a ring", "--num_inference_steps=1,2,3"], "--num_inference_steps has 3 values for 2 stages: give one for all, or one for each"),
         (["--prompts=a ring", "--sampler=ddim,ddim,ddpm"], "--sampler has 3 values for 2 stages"),
-        (["--prompts=a ring", "--guidance=much"], "--guidance 'much' is not a number"),
-        (["--prompts=a ring", "--churn=much"], "--churn 'much' is not a number"),
-        (["--prompts=a ring", "--grid=karras,uniform,karras"], "--grid has 3 values for 2 stages"),
-        (["--prompts=a ring", "--steps=1.5"], "--steps '1.5' is not a whole number"),
-        (["--prompts=a ring;a cross", "--guidance=1;2;3"], "3 prompts, and there are 2"),
+        (["--prompts=a ring", "--guidance_scale=much"], "--guidance_scale 'much' is not a number"),
+        (["--prompts=a ring", "--s_churn=much"], "--s_churn 'much' is not a number"),
+        (["--prompts=a ring", "--timestep_spacing=karras,uniform,karras"], "--timestep_spacing has 3 values for 2 stages"),
+        (["--prompts=a ring", "--num_inference_steps=1.5"], "--num_inference_steps '1.5' is not a whole number"),
+        (["--prompts=a ring;a cross", "--guidance_scale=1;2;3"], "3 prompts, and there are 2"),
         (["--prompts=a ring", "--guidance_resclae=1"], "Did you mean: guidance_rescale ?"),
         (["--prompts=a ring", "--batch_size=0"], "batch_size"),
         (["--prompts=a ring", "--seed=-1"], "seed"),
@@ -273,9 +273,9 @@ def pixels(path):
 def test_sample_command(run, base_folder, sr_folder, tmp_path):
     prompts = "a red circle; ; two blue squares;a ring "
     stages = f"--stages={base_folder}, {sr_folder},"
-    walk = ["--sampler=dpm_solver,ddpm", "--steps=3", "--grid=karras,quadratic", "--variance=large"]
+    walk = ["--sampler=dpm_solver,ddpm", "--num_inference_steps=3", "--timestep_spacing=karras,quadratic", "--variance_type=large"]
     code, out, _ = run(
-        sample, stages, f"--prompts={prompts}", f"--out={tmp_path}/a", "--guidance=3,1;2;4", "--columns=2", *walk
+        sample, stages, f"--prompts={prompts}", f"--out={tmp_path}/a", "--guidance_scale=3,1;2;4", "--columns=2", *walk
     )
     assert code == 0
     assert out.startswith("3 images: ")
@@ -285,7 +285,7 @@ def test_sample_command(run, base_folder, sr_folder, tmp_path):
     # from a file, in other batches: the same pictures
     (tmp_path / "prompts.txt").write_text(prompts.replace(";", "\n"))
     file = f"--prompts_file={tmp_path}/prompts.txt"
-    code, *_ = run(sample, stages, file, f"--out={tmp_path}/b", "--guidance=3,1;2;4", "--batch_size=2", *walk)
+    code, *_ = run(sample, stages, file, f"--out={tmp_path}/b", "--guidance_scale=3,1;2;4", "--batch_size=2", *walk)
     assert code == 0
     for name in names:
         first, second = (pixels(tmp_path / out / "images" / name) for out in ("a", "b"))
@@ -321,8 +321,8 @@ def test_unknown_judge(tmp_path):
 
 
 def test_evaluate_command(base_folder, sr_folder, tmp_path):
-    config = [f"--config={ROOT}/configs/shapes_eval.py", "--config.count=10", "--config.batch_size=4"]
-    settings = ["--steps=1,2", "--guidance=3", "--churn_range=0.1:inf"]
+    config = [f"--config={ROOT}/configs/shapes_eval.py", "--config.num_samples=10", "--config.batch_size=4"]
+    settings = ["--num_inference_steps=1,2", "--guidance_scale=3", "--churn_range=0.1:inf"]
     stages = f"--stages={base_folder},{sr_folder}"
     ended = in_a_process_of_its_own("evaluate", *config, stages, f"--out={tmp_path}", *settings)
     assert ended.returncode == 0, ended.stderr

@@ -42,7 +42,7 @@ def test_no_flags_change_nothing():
 
 
 def test_one_value_or_one_per_stage():
-    args = given("--steps=30, 20", "--guidance=1.5", "--sampler=ddpm,heun", "--churn_range=0:inf,0.1:9")
+    args = given("--num_inference_steps=30, 20", "--guidance_scale=1.5", "--sampler=ddpm,heun", "--churn_range=0:inf,0.1:9")
     assert stage_changes(args, 2) == [
         {"steps": 30, "guidance": 1.5, "sampler": "ddpm", "churn_range": (0.0, math.inf)},
         {"steps": 20, "guidance": 1.5, "sampler": "heun", "churn_range": (0.1, 9.0)},
@@ -51,28 +51,28 @@ def test_one_value_or_one_per_stage():
 
 
 def test_guidance_per_prompt():
-    args = given("--guidance=1.5,3; 2;7,1", "--eta=1")
+    args = given("--guidance_scale=1.5,3; 2;7,1", "--eta=1")
     np.testing.assert_array_equal(prompt_weights(args, 2, 3), np.float32([[1.5, 2, 7], [3, 2, 1]]))
     assert stage_changes(args, 2, with_guidance=False) == [{"eta": 1.0}, {"eta": 1.0}]
     # they are no change of a config
-    with pytest.raises(ConfigError, match="--guidance has 3 values for 2 stages"):
+    with pytest.raises(ConfigError, match="--guidance_scale has 3 values for 2 stages"):
         stage_changes(args, 2)
 
 
 @pytest.mark.parametrize(
     "argument, said",
     [
-        ("--steps=1,2,3", "--steps has 3 values for 2 stages: give one for all, or one for each"),
-        ("--steps=1.5", "--steps '1.5' is not a whole number"),
-        ("--steps=", "--steps '' is not a whole number"),
+        ("--num_inference_steps=1,2,3", "--num_inference_steps has 3 values for 2 stages: give one for all, or one for each"),
+        ("--num_inference_steps=1.5", "--num_inference_steps '1.5' is not a whole number"),
+        ("--num_inference_steps=", "--num_inference_steps '' is not a whole number"),
         ("--eta=much", "--eta 'much' is not a number"),
-        ("--churn=nan", "--churn 'nan' is not a number"),
-        ("--guidance=inf,1", "--guidance 'inf' is not a number"),
+        ("--s_churn=nan", "--s_churn 'nan' is not a number"),
+        ("--guidance_scale=inf,1", "--guidance_scale 'inf' is not a number"),
         ("--churn_range=0.05", "--churn_range '0.05' is not a range such as 0.05:50"),
         ("--churn_range=1:2:3", "--churn_range '1:2:3' is not a range"),
-        ("--guidance_oscillates=1", "--guidance_oscillates '1' is not true or false"),
-        ("--steps=4;5", "--steps '4;5' is not a whole number"),
-        ("--guidance=4;5", "--guidance '4;5' is not a number"),
+        ("--oscillating_guidance=1", "--oscillating_guidance '1' is not true or false"),
+        ("--num_inference_steps=4;5", "--num_inference_steps '4;5' is not a whole number"),
+        ("--guidance_scale=4;5", "--guidance_scale '4;5' is not a number"),
     ],
 )
 def test_invalid_values(argument, said):
@@ -84,12 +84,12 @@ def test_invalid_values(argument, said):
 @pytest.mark.parametrize(
     "argument, said",
     [
-        ("--guidance=1;2", "2 prompts, and there are 3"),
-        ("--guidance=1;2;3;", "4 prompts, and there are 3"),
-        ("--guidance=1;2,3,4;3", "--guidance has 3 values for 2 stages"),
-        ("--guidance=1;much;3", "--guidance 'much' is not a number"),
-        ("--guidance=1;;3", "--guidance '' is not a number"),
-        ("--guidance=1;nan;3", "--guidance 'nan' is not a number"),
+        ("--guidance_scale=1;2", "2 prompts, and there are 3"),
+        ("--guidance_scale=1;2;3;", "4 prompts, and there are 3"),
+        ("--guidance_scale=1;2,3,4;3", "--guidance_scale has 3 values for 2 stages"),
+        ("--guidance_scale=1;much;3", "--guidance_scale 'much' is not a number"),
+        ("--guidance_scale=1;;3", "--guidance_scale '' is not a number"),
+        ("--guidance_scale=1;nan;3", "--guidance_scale 'nan' is not a number"),
     ],
 )
 def test_invalid_guidance_per_prompt(argument, said):

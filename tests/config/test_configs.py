@@ -42,7 +42,7 @@ def test_every_default_stands_in_the_config(config):
 
 
 def test_there_are_configs_of_every_kind_of_image():
-    of_size = {len(set(stages.image_size(config))) for config in STAGES.values()}
+    of_size = {len(set(config.image_hw)) for config in STAGES.values()}
     assert of_size == {1, 2}  # squares and others
     assert {config.channels for config in STAGES.values()} == {1, 3, 4}
     assert {(config.data.bits, config.sampling.bits) for config in STAGES.values()} == {(8, 8), (16, 16)}
@@ -57,7 +57,7 @@ def test_the_data_are_what_the_stage_draws(config, tmp_path):
     if data.source == "tfds":
         data.path = str(prepare_emoji(tmp_path, kind=Path(data.path).name))
     images, _ = first_examples(make_examples(data, data.split, config.image_size, config.channels), 1)
-    assert images.shape[1:] == (*stages.image_size(config), config.channels)
+    assert images.shape[1:] == (*config.image_hw, config.channels)
     assert images.dtype.itemsize * 8 == config.data.bits == config.sampling.bits
 
 
@@ -83,12 +83,12 @@ def test_unknown_kinds_are_refused_with_those_there_are(file):
 @each_stage
 def test_captions_are_dropped_often_enough_to_guide_and_seldom_enough_to_matter(config):
     """Of half of them dropped prompts would be ignored at low weights; the paper has a tenth."""
-    assert 0 < config.diffusion.caption_dropout <= 0.2
+    assert 0 < config.diffusion.cond_drop_prob <= 0.2
 
 
 @each_stage
 def test_a_percentile_is_in_per_cent(config):
-    assert 90 <= config.sampling.percentile <= 100
+    assert 90 <= config.sampling.dynamic_threshold_percentile <= 100
 
 
 def test_the_stages_of_a_folder_chain():
@@ -103,7 +103,7 @@ def test_the_stages_of_emoji_chain(variant):
 
 def test_super_resolution_does_not_predict_the_noise():
     """It tints pictures (arXiv:2210.02303, Section 2.4)."""
-    assert STAGES["shapes_sr"].diffusion.prediction != "eps"
+    assert STAGES["shapes_sr"].diffusion.prediction_type != "eps"
 
 
 def test_super_resolution_adds_the_noise_at_sampling_that_it_learned_to_see_through():

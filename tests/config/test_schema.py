@@ -18,7 +18,7 @@ CONFIGS = sorted(
     path.name for path in (ROOT / "configs").glob("*.py") if path.stem.split("_")[-1] not in ("eval", "text")
 )
 # what of a network does not stand in config.model: flax's own fields, and what follows from the rest of the config
-GIVEN_FIELDS = {"parent", "name", "image_channels", "out_channels", "remat", "lay"}
+GIVEN_FIELDS = {"parent", "name", "image_channels", "out_channels", "remat", "constrain"}
 
 
 @pytest.mark.parametrize("file", CONFIGS)
@@ -39,7 +39,7 @@ def test_each_source_has_rules():
 
 
 def test_all_mistakes_are_told_at_once():
-    config = base_config(**{"model.dtype": "float8", "training.steps": 0, "diffusion.caption_dropout": "often"})
+    config = base_config(**{"model.dtype": "float8", "training.steps": 0, "diffusion.cond_drop_prob": "often"})
     with config.unlocked():
         config.model.chanels = 8
         del config.optimizer.eps
@@ -49,7 +49,7 @@ def test_all_mistakes_are_told_at_once():
     for said in (
         "config.model.dtype 'float8' is not known: choose one of float32, bfloat16",
         "config.training.steps 0 must be a whole number of at least 1",
-        "config.diffusion.caption_dropout 'often' is not in [0, 1]",
+        "config.diffusion.cond_drop_prob 'often' is not in [0, 1]",
         "the config has a key 'model.chanels' that is not known: the nearest is 'model.channels'",
         "the config lacks optimizer.eps: every default stands in a config",
     ):
@@ -59,13 +59,12 @@ def test_all_mistakes_are_told_at_once():
 def test_what_does_not_go_together_is_told_at_once():
     changes = {
         "model.head_channels": 3,
-        "model.text_heads": 3,
-        "model.blocks": (1, 1),
+        "model.text_pool_heads": 3,
+        "model.num_res_blocks": (1, 1),
         "training.batch_size": 7,
-        "training.accumulation": 2,
+        "training.grad_accum_steps": 2,
         "optimizer.warmup_steps": 10_000,
-        "sampling.guidance_from": 0.9,
-        "sampling.guidance_to": 0.1,
+        "sampling.guidance_interval": (0.9, 0.1),
     }
     config = base_config(**changes)
     with pytest.raises(ConfigError) as caught:

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from imagen_jax.data.record import BrokenRecord
-from imagen_jax.datasets.folder import FolderSource, split_of
+from imagen_jax.data.record import CorruptRecordError
+from imagen_jax.datasets.folder import FolderSource, _split_of_path
 from imagen_jax.datasets.from_config import make_examples
 from imagen_jax.datasets.registry import make_source
 from imagen_jax.errors import ConfigError
@@ -109,7 +109,7 @@ def test_splits_share_no_image_and_leave_none_out(tmp_path):
     assert 5 <= len(names["validation"]) <= 25
     (tmp_path / "0.png").unlink()
     assert set(captions(folder_source(tmp_path, "validation"))) == names["validation"] - {"0.png"}
-    assert (split_of("x", 0.0), split_of("x", 1.0)) == ("train", "validation")
+    assert (_split_of_path("x", 0.0), _split_of_path("x", 1.0)) == ("train", "validation")
 
 
 def test_the_order_holds(tmp_path):
@@ -137,14 +137,14 @@ def test_missing_files_are_broken(tmp_path, kind):
         (tmp_path / "metadata.jsonl").write_text('{"file_name": "b.png", "text": "x"}\n')
     source = folder_source(tmp_path)
     assert len(source) == 2
-    with pytest.raises(BrokenRecord, match="^b.png: No such file"):
+    with pytest.raises(CorruptRecordError, match="^b.png: No such file"):
         source[1]
 
 
 def test_huge_files_are_broken_before_they_are_read(tmp_path):
     with put(tmp_path, "a.png").open("r+b") as file:
         file.truncate(2**40)  # of holes
-    with pytest.raises(BrokenRecord, match="^a.png: the file is longer than 268435456 bytes"):
+    with pytest.raises(CorruptRecordError, match="^a.png: the file is longer than 268435456 bytes"):
         folder_source(tmp_path)[0]
 
 
@@ -212,7 +212,7 @@ def test_a_folder_without_images_is_refused(tmp_path):
         ({"split": "test"}, "split 'test' of a folder is not known: choose one of train, validation, all"),
         ({"validation_share": 2.0}, r"validation_share 2.0 is not a share in \[0, 1\]"),
         ({"validation_share": 0.0, "split": "validation"}, "the validation split of .* has none of its 1 images"),
-        ({"max_broken": -1.0}, r"config.data.max_broken -1.0 is not a share"),
+        ({"max_broken": -1.0}, r"config.data.max_corrupt -1.0 is not a share"),
     ],
 )
 def test_wrong_use_is_refused(tmp_path, changes, said):
@@ -247,13 +247,13 @@ def half_broken(tmp_path):
 def test_broken_images_are_replaced_counted_and_named(half_broken):
     examples = examples_of(half_broken, max_broken=0.5)
     first = [examples[i].image for i in range(40)]
-    assert examples.broken.count == 20
-    news = examples.broken.news()
+    assert examples.corrupt.count == 20
+    news = examples.corrupt.pop_new()
     assert sorted(line.split(": ")[0] for line in news) == [f"{number:02d}.png" for number in range(1, 40, 2)]
     assert {"the file is empty", "not an image in any of JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF"} == {
         line.split(": ")[1] for line in news
     }
-    assert not examples.broken.news()
+    assert not examples.corrupt.pop_new()
     for number in range(0, 40, 2):
         assert (first[number][..., 0] == number).all()
     assert all(image[0, 0, 0] % 2 == 0 for image in first)

@@ -83,8 +83,8 @@ def config_for(path, **changes):
         "folder_base.py",
         **{
             "data.path": str(path),
-            "data.validation_share": 0.5,
-            "data.max_broken": 1.0,
+            "data.validation_fraction": 0.5,
+            "data.max_corrupt": 1.0,
             "data.split": "all",
             "data.validation_split": "all",
             **changes,
@@ -95,7 +95,7 @@ def config_for(path, **changes):
 def batches_of(config):
     """(examples, batches of them) as ``train`` makes them."""
     examples = make_examples(config.data, "all", config.image_size, config.channels)
-    text = load_tokenizer(config.text.model, config.text.length).arrays
+    text = load_tokenizer(config.text.model, config.text.length).as_features
     return examples, training_batches(examples, text, 8, seed=0, threads=2, prefetch=2)
 
 
@@ -112,8 +112,8 @@ def test_whatever_is_in_a_folder_is_skipped_and_counted(folder, tmp_path):
         batch = next(batches)
         assert batch["image"].shape == (8, 16, 16, 3)
         assert not batch["image"][..., 2].any()  # as in those that are whole
-    assert examples.broken.count == broken
-    assert {line.split(": ")[0] for line in examples.broken.news()} == reasons.keys()
+    assert examples.corrupt.count == broken
+    assert {line.split(": ")[0] for line in examples.corrupt.pop_new()} == reasons.keys()
     assert sorted(os.listdir(os.fsencode(path))) == before
     assert {path.name for path in tmp_path.iterdir()} == {"images", "report"}
 

@@ -7,12 +7,12 @@ import ml_collections
 import numpy as np
 import pytest
 
-from imagen_jax.data.dataset import Examples
+from imagen_jax.data.dataset import ImageTextDataset
 from imagen_jax.data.pipeline import training_batches
-from imagen_jax.data.record import BrokenRecord, Record
-from imagen_jax.data.shuffle import draws, order
+from imagen_jax.data.record import CorruptRecordError, Record
+from imagen_jax.data.shuffle import _integer_weights, training_order
 from imagen_jax.datasets.from_config import make_buckets, make_examples
-from imagen_jax.datasets.mixtures import Balanced, Mixture
+from imagen_jax.datasets.mixtures import BalancedSource, MixtureSource
 from imagen_jax.datasets.registry import make_source
 from imagen_jax.errors import ConfigError
 from tests.helpers.archives import picture, write_shards, write_tar
@@ -30,7 +30,7 @@ class Named:
 
     def __getitem__(self, index):
         if index in self._broken:
-            raise BrokenRecord(f"{self._name} {index}", "broken")
+            raise CorruptRecordError(f"{self._name} {index}", "broken")
         image = np.zeros((2, 2, 1), np.uint8)
         columns = {} if self._values[index] is None else {"kind": self._values[index]}
         return Record(image, self.captions(index), f"{self._name} {index}", columns)
@@ -44,12 +44,12 @@ class Named:
 
 def mixture(lengths, weights):
     parts = {f"part{i}": Named(f"part{i}", [None] * length) for i, length in enumerate(lengths)}
-    return Mixture(parts, {f"part{i}": weight for i, weight in enumerate(weights)})
+    return MixtureSource(parts, {f"part{i}": weight for i, weight in enumerate(weights)})
 
 
 def drawn(source, count, seed=0, first=0):
     """The names of the records at positions."""
-    places = order(source, seed)
+    places = training_order(source, seed)
     return [source[places[first + i]].name for i in range(count)]
 
 
@@ -106,16 +106,16 @@ def test_the_order_is_of_the_seed_and_any_position_is_found_alone():
 
 
 def test_weights_are_ratios():
-    assert draws([1, 3]).tolist() == draws([0.25, 0.75]).tolist() == draws([1e6, 3e6]).tolist() == [1, 3]
-    assert draws([1] * 7).tolist() == [1] * 7
-    assert draws([1, 1e12]).tolist() == [1, 10_000]
-    counts = draws([np.pi, np.e, 1])
+    assert _integer_weights([1, 3]).tolist() == _integer_weights([0.25, 0.75]).tolist() == _integer_weights([1e6, 3e6]).tolist() == [1, 3]
+    assert _integer_weights([1] * 7).tolist() == [1] * 7
+    assert _integer_weights([1, 1e12]).tolist() == [1, 10_000]
+    counts = _integer_weights([np.pi, np.e, 1])
     np.testing.assert_allclose(counts / counts.sum(), np.array([np.pi, np.e, 1]) / (np.pi + np.e + 1), atol=5e-5)
 
 
 def test_a_mixture_may_be_part_of_another():
     inner = mixture((3, 5), (1, 1))
-    names = drawn(Mixture({"both": inner, "other": Named("other", [None] * 4)}, {"both": 1.0, "other": 1.0}), 400)
+    names = drawn(MixtureSource({"both": inner, "other": Named("other", [None] * 4)}, {"both": 1.0, "other": 1.0}), 400)
     assert [sum(name.startswith(part) for name in names) for part in ("part0", "part1", "other")] == [100, 100, 200]
 
 
@@ -123,8 +123,8 @@ VALUES = ["woman"] * 3 + ["man"] * 30 + ["child"] * 7
 
 
 def test_a_balanced_source_draws_each_value_alike_and_its_records_in_epochs():
-    source = Balanced(Named("x", VALUES), "kind")
-    places = order(source, 0)
+    source = BalancedSource(Named("x", VALUES), "kind")
+    places = training_order(source, 0)
     found = [places[i] for i in range(3 * 210)]
     for value in set(VALUES):
         own = [i for i in found if VALUES[i] == value]
@@ -136,15 +136,15 @@ def test_a_balanced_source_draws_each_value_alike_and_its_records_in_epochs():
 
 
 def test_a_balanced_source_may_have_weights_by_value():
-    source = Balanced(Named("x", VALUES), "kind", (("man", 1), ("child", 1), ("woman", 2.0)))
-    places = order(source, 3)
+    source = BalancedSource(Named("x", VALUES), "kind", (("man", 1), ("child", 1), ("woman", 2.0)))
+    places = training_order(source, 3)
     found = [VALUES[places[i]] for i in range(400)]
     assert [found.count(value) for value in ("woman", "man", "child")] == [200, 100, 100]
 
 
 def test_records_without_the_column_are_a_value_of_their_own_and_broken_ones_none():
-    source = Balanced(Named("x", ["a", None, "a", None, "b"], broken=(4,)), "kind")
-    places = order(source, 0)
+    source = BalancedSource(Named("x", ["a", None, "a", None, "b"], broken=(4,)), "kind")
+    places = training_order(source, 0)
     assert sorted(places[i] for i in range(4)) == [0, 1, 2, 3]
     assert [source.columns(0), source.columns(1)] == [{"kind": "a"}, {}]
 
@@ -152,21 +152,21 @@ def test_records_without_the_column_are_a_value_of_their_own_and_broken_ones_non
 @pytest.mark.parametrize(
     "make, said",
     [
-        (lambda: Balanced(Named("x", VALUES), "gender"), r"no record of Named\('x'\) has the column 'gender'"),
-        (lambda: Balanced(Named("x", [str(i) for i in range(1001)]), "kind"), "has 1,001 values, and at most 1,000"),
-        (lambda: Balanced(Named("x", VALUES), "kind", (("man", 1), ("woman", 1))), "has 'man', 'woman', the column"),
-        (lambda: Balanced(Named("x", ["a"]), "kind", (("a", 1), ("a", 1))), "give each value of the column one weight"),
-        (lambda: Balanced(Named("x", ["a"]), "kind", (("a", 0),)), "weights, 'a': 0 is no number above 0"),
+        (lambda: BalancedSource(Named("x", VALUES), "gender"), r"no record of Named\('x'\) has the column 'gender'"),
+        (lambda: BalancedSource(Named("x", [str(i) for i in range(1001)]), "kind"), "has 1,001 values, and at most 1,000"),
+        (lambda: BalancedSource(Named("x", VALUES), "kind", (("man", 1), ("woman", 1))), "has 'man', 'woman', the column"),
+        (lambda: BalancedSource(Named("x", ["a"]), "kind", (("a", 1), ("a", 1))), "give each value of the column one weight"),
+        (lambda: BalancedSource(Named("x", ["a"]), "kind", (("a", 0),)), "weights, 'a': 0 is no number above 0"),
         (lambda: mixture((2, 2), (1, -1)), "parts.part1.weight -1 is no number above 0"),
         (lambda: mixture((2, 2), (1, float("nan"))), "parts.part1.weight nan is no number above 0"),
         (lambda: mixture((2, 2), (1, "1")), "parts.part1.weight '1' is no number above 0"),
         (lambda: mixture((2, 0), (1, 1)), r"parts.part1, Named\('part1'\), is empty: leave it out"),
-        (lambda: Mixture({}, {}), "config.data.parts is empty"),
+        (lambda: MixtureSource({}, {}), "config.data.parts is empty"),
     ],
 )
 def test_wrong_uses_are_refused(make, said):
     with pytest.raises(ConfigError, match=said):
-        order(make(), 0)
+        training_order(make(), 0)
 
 
 def test_mixtures_and_balance_stand_in_the_config(tmp_path):
@@ -176,9 +176,9 @@ def test_mixtures_and_balance_stand_in_the_config(tmp_path):
         "digits": {"source": "digits", "bits": 8, "weight": 1.0, "balance": {"column": "digit", "weights": ()}},
         "shards": {"source": "webdataset", "shards": {"train": str(tmp_path)}, "weight": 3.0},
     }
-    config = ml_collections.ConfigDict(json.loads(config.to_json()))  # as a stage's folder keeps it
+    config = ml_collections.ConfigDict(to_json(config))  # as a stage's folder keeps it
     source = make_source(config, "train", 8)
-    places = order(source, 0)
+    places = training_order(source, 0)
     found = [source.columns(places[i]) for i in range(80)]
     assert [columns["part"] for columns in found].count("digits") == 20
     digits = [columns["digit"] for columns in found if columns["part"] == "digits"]
@@ -205,11 +205,11 @@ def number(caption):
     return {"tokens": np.array(int(caption.split()[1]), np.int32)}
 
 
-SOURCES = {"mixture": mixture((9, 4), (9, 4)), "balanced": Balanced(Named("x", ["a"] * 13), "kind")}
+SOURCES = {"mixture": mixture((9, 4), (9, 4)), "balanced": BalancedSource(Named("x", ["a"] * 13), "kind")}
 
 
 def stream(source, batch_size, rows=None):
-    return training_batches(Examples(source, 1), number, batch_size, seed=1, threads=2, prefetch=4, rows=rows)
+    return training_batches(ImageTextDataset(source, 1), number, batch_size, seed=1, threads=2, prefetch=4, rows=rows)
 
 
 def taken(iterator, count):
@@ -223,7 +223,7 @@ def test_processes_share_epochs_and_a_restored_position_goes_on_with_the_next_re
     both = [taken(stream(source, 4, rows), 13) for rows in ([0, 1], [2, 3])]
     np.testing.assert_array_equal(np.concatenate(both, axis=1), whole)
     for epoch in whole.reshape(4, 13):
-        assert sorted(epoch) == sorted([*range(9), *range(4)] if isinstance(source, Mixture) else range(13))
+        assert sorted(epoch) == sorted([*range(9), *range(4)] if isinstance(source, MixtureSource) else range(13))
     unbroken = stream(source, 4)
     taken(unbroken, 5)
     state = json.loads(json.dumps(unbroken.get_state()))
@@ -268,11 +268,11 @@ def test_the_recipe_for_mixtures_works_as_it_is_written(by_the_docs):
     train, validation = (len(part) for part in examples.values())
     assert train + validation == 8 + 2 + 300 and validation > 2
     source = examples["train"].source
-    places = order(source, 0)
+    places = training_order(source, 0)
     assert [source.columns(places[i])["part"] for i in range(40)].count("photos") == 30
 
 
 def test_the_recipe_for_balance_works_as_it_is_written(by_the_docs):
     source = by_the_docs(0, 2)["train"].source
-    places = order(source, 0)
+    places = training_order(source, 0)
     assert [source.columns(places[i])["gender"] for i in range(40)].count("woman") == 20

@@ -69,10 +69,10 @@ def test_preset_is_valid(name):
     stages.check(config)
     make_optimizer(config.optimizer)
     make_sampler(config.sampling, learns_variance=False)
-    get_threshold_fn(config.sampling.threshold, config.sampling.percentile)
+    get_threshold_fn(config.sampling.threshold, config.sampling.dynamic_threshold_percentile)
     for split in (config.data.split, config.data.validation_split):
         assert len(make_source(config.data, split, config.image_size)) > 0
-    assert sharding.make_mesh(config.mesh).size == 8
+    assert sharding.make_mesh(config.mesh.axes).size == 8
     assert config.training.batch_size % 256 == 0 or name in VARIANTS
     assert config.optimizer.decay_steps == config.training.steps
 
@@ -82,7 +82,7 @@ def test_fsdp_divides_state_bytes(name):
     """Parameters, EMA and the states of Adafactor and Adam."""
     config = CONFIGS[name]
     network = stages.make_network(config)
-    arguments = stages.network_arguments(config, 4096, stages.training_size(config))
+    arguments = stages.network_arguments(config, 4096, config.training_hw)
 
     def init(key):
         return network.init(key, *(jnp.zeros(argument.shape, argument.dtype) for argument in arguments))["params"]
@@ -106,7 +106,7 @@ def test_presets_form_a_cascade():
 def test_preset_has_every_key(name):
     """The keys are those of the configs that tests train; only a U-Net has a middle block."""
     expected = set(flatten(as_written("shapes_base.py").to_dict()))
-    missing = {"model.middle_attention"} if CONFIGS[name].model.network == "efficient_unet" else set()
+    missing = {"model.middle_attention_types"} if CONFIGS[name].model.network == "efficient_unet" else set()
     assert set(settings(name)) == expected - missing
 
 

@@ -38,14 +38,14 @@ WHITE = np.full((3, 8, 8, 3), 255, np.uint8)
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_network_gets_noise_levels(schedule):
-    config = base_config(**{"diffusion.schedule": schedule, "diffusion.prediction": "x", "diffusion.weight": "simple"})
+    config = base_config(**{"diffusion.schedule": schedule, "diffusion.prediction_type": "x", "diffusion.loss_weighting": "simple"})
     losses = validation_loss(with_network(config, lambda z, level, aug_level: level), WHITE)
     np.testing.assert_allclose(losses, np.tile((1 - np.array(NOISE_LEVELS)) ** 2, (3, 1)), rtol=1e-3)
 
 
 def test_noise_matches_level_and_is_shared():
     """With a known image, eps follows from z exactly; the same eps is used at each level."""
-    config = base_config(**{"diffusion.prediction": "eps", "diffusion.weight": "simple"})
+    config = base_config(**{"diffusion.prediction_type": "eps", "diffusion.loss_weighting": "simple"})
 
     def eps(z, level, aug_level):
         return (z - jnp.cos(level * jnp.pi / 2)) / jnp.sin(level * jnp.pi / 2)
@@ -58,7 +58,7 @@ def test_noise_matches_level_and_is_shared():
 
 
 def test_aug_level_per_image():
-    config = sr_config(**{"diffusion.prediction": "x", "diffusion.weight": "simple"})
+    config = sr_config(**{"diffusion.prediction_type": "x", "diffusion.loss_weighting": "simple"})
     stage = with_network(config, lambda z, level, aug_level: aug_level)
     images = np.full((5, 16, 16, 3), 255, np.uint8)
     losses = validation_loss(stage, images)

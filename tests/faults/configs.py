@@ -37,7 +37,7 @@ VALUES = [
     *((("(", ("data",)),), (("stem", ("data", "data")),), ((".*", 3),), "abc", b"bytes", 3 + 4j, object),
 ]
 # of these the network consists: what is changed elsewhere does not change whether it can be traced
-TRACED = ("model", "image_size", "low_res_size", "channels", "text.length", "diffusion.variance")
+TRACED = ("model", "image_size", "low_res_size", "channels", "text.length", "diffusion.variance_type")
 MOST = 1024  # beyond it tracing is slow, and right all the same
 
 
@@ -91,11 +91,11 @@ def survives(config: ml_collections.ConfigDict | tuple[dict, list[str]]) -> str:
     except Exception:
         return traceback.format_exc()
     try:
-        json.loads(made.to_json())
-        small = max(*stages.image_size(made), made.model.channels, made.text.length) <= MOST
+        to_json(made)
+        small = max(*made.image_hw, made.model.channels, made.text.length) <= MOST
         if small and any(key.startswith(TRACED) for key in changed):
             network = stages.make_network(made)
-            arguments = stages.network_arguments(made, 8, stages.image_size(made))
+            arguments = stages.network_arguments(made, 8, made.image_hw)
             jax.eval_shape(network.init, jax.random.key(0), *arguments)
     except Exception:
         return traceback.format_exc()

@@ -307,7 +307,7 @@ def bad_gradients(bench, trials):
     place, last = bench.new("nans"), 2 * SAVE_EVERY
     with Training(place, fault=f"nan:{SAVE_EVERY + 1}:99", max_bad_steps=SAVE_EVERY) as training:
         code, said = training.ended()
-    told = f"{SAVE_EVERY} updates in a row were skipped (training.max_bad_steps), the last at step {last}" in said
+    told = f"{SAVE_EVERY} updates in a row were skipped (training.max_skipped_updates), the last at step {last}" in said
     told = told and code == 1 and "its examples are " in said and "Traceback" not in said
     after, _ = restored(place, get_config(), one_device())
     shutil.rmtree(place / "checkpoints" / str(last))

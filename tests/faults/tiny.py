@@ -10,9 +10,9 @@ def get_config():
     return base_config(
         **{
             # as few layers as can be: a start is tracing and compiling, for the most part
-            "model.blocks": (0,),
-            "model.attention": ((),),
-            "model.middle_attention": ("text",),
+            "model.num_res_blocks": (0,),
+            "model.attention_types": ((),),
+            "model.middle_attention_types": ("text",),
             # with Adam's usual eps, what two orders of a sum differ by makes large steps of almost nothing
             "optimizer.eps": 1e-3,
             "training.steps": STEPS,

@@ -2,13 +2,14 @@
 
 import functools
 import json
-import runpy
 import socket
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from imagen_jax.config.load import load_config, to_json
+from imagen_jax.config.schema import EvaluationConfig, PretrainTextConfig, StageConfig
 from imagen_jax.parallel import sharding
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.checkpoints import Checkpoints
@@ -25,9 +26,9 @@ SMALL = {
     "model.channels": 8,
     "model.head_channels": 8,
     # one level
-    "model.multipliers": (1,),
-    "model.blocks": (1,),
-    "model.attention": (("self+text",),),
+    "model.channel_mult": (1,),
+    "model.num_res_blocks": (1,),
+    "model.attention_types": (("self+text",),),
     "optimizer.name": "adam",
     "optimizer.learning_rate": 1e-2,
     "optimizer.warmup_steps": 0,
@@ -37,10 +38,10 @@ SMALL = {
     "training.save_every": 3,
     "training.preview_every": 3,
     "training.preview_count": 3,
-    "sampling.steps": 2,
+    "sampling.num_inference_steps": 2,
 }
 # attention in one place: the more parameters there are, the longer each program is compiled
-MIDDLE = {"model.attention": ((),), "model.middle_attention": ("self+text",)}
+MIDDLE = {"model.attention_types": ((),), "model.middle_attention_types": ("self+text",)}
 
 
 class FunctionNetwork:
@@ -56,21 +57,25 @@ class FunctionNetwork:
         return self
 
 
+def _schema(file):
+    return EvaluationConfig if "_eval" in file else PretrainTextConfig if file == "pretrain_text.py" else StageConfig
+
+
 @functools.cache
 def as_written(file, variant="tiny"):
-    return runpy.run_path(str(ROOT / "configs" / file))["get_config"](variant)
+    """The config of a file in configs/, as it is trained."""
+    return load_config(
+        f"{ROOT / 'configs' / file}:{variant}" if variant else ROOT / "configs" / file, schema=_schema(file)
+    )
 
 
 def config_of(file, variant="tiny", **changes):
-    config = as_written(file, variant).copy_and_resolve_references()
-    with config.ignore_type():  # a size may be one number or two
-        config.update_from_flattened_dict({**SMALL, **changes})
-    return config
+    return as_written(file, variant).with_changes({**SMALL, **changes})
 
 
 def base_config(**changes):
     return config_of(
-        "shapes_base.py", **{"image_size": 8, "model.patch": 2, "sampling.sampler": "ddpm", **MIDDLE, **changes}
+        "shapes_base.py", **{"image_size": 8, "model.patch_size": 2, "sampling.sampler": "ddpm", **MIDDLE, **changes}
     )
 
 
@@ -120,7 +125,7 @@ def contents(folder):
 def write_stage(folder, config):
     """A stage's folder without a checkpoint."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(json.loads(config.to_json())))
+    (folder / "config.json").write_text(json.dumps(to_json(config)))
     return folder
 
 

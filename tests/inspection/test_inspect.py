@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax.inspection.inspect import check, chosen
+from imagen_jax.inspection.inspect import check, _sample_indices
 from imagen_jax.inspection.word_stats import column_groups, word_groups
 from tests.helpers.archives import picture, write_shards, write_tar
 from tests.helpers.configs import ROOT, config_of, contents
@@ -48,8 +48,8 @@ def folder_config(folder, **changes):
         "folder_base.py",
         **{
             "data.path": str(folder),
-            "data.validation_share": 0.0,
-            "data.max_broken": 0.3,
+            "data.validation_fraction": 0.0,
+            "data.max_corrupt": 0.3,
             "text.length": 24,
             **changes,
         },
@@ -145,20 +145,20 @@ def test_the_page_says_the_same_and_runs_nothing(checked):
 
 
 def test_too_many_broken_records_and_none_that_can_be_read_are_unusable(folder, tmp_path):
-    found = check(folder_config(folder, **{"data.max_broken": 0.1}), "train", 0, [], tmp_path)
-    assert found["unusable"] == "3 of 14 records cannot be read: config.data.max_broken is 0.1"
+    found = check(folder_config(folder, **{"data.max_corrupt": 0.1}), "train", 0, [], tmp_path)
+    assert found["unusable"] == "3 of 14 records cannot be read: config.data.max_corrupt is 0.1"
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.png").write_bytes(b"no image")
-    found = check(folder_config(tmp_path / "bad", **{"data.max_broken": 1.0}), "train", 0, [], tmp_path)
+    found = check(folder_config(tmp_path / "bad", **{"data.max_corrupt": 1.0}), "train", 0, [], tmp_path)
     assert found["unusable"] == "none of 1 records can be read"
     assert not (tmp_path / "contact_sheet.png").exists()
     assert "Unusable: none of 1" in (tmp_path / "report.html").read_text()
 
 
 def test_a_part_is_chosen_by_the_seed():
-    assert list(chosen(5, 0, 0)) == list(chosen(5, 5, 0)) == list(chosen(5, 9, 0)) == [*range(5)]
-    some = chosen(10**9, 100, seed=1)
-    assert some == sorted(set(some)) == chosen(10**9, 100, seed=1) != chosen(10**9, 100, seed=2)
+    assert list(_sample_indices(5, 0, 0)) == list(_sample_indices(5, 5, 0)) == list(_sample_indices(5, 9, 0)) == [*range(5)]
+    some = _sample_indices(10**9, 100, seed=1)
+    assert some == sorted(set(some)) == _sample_indices(10**9, 100, seed=1) != _sample_indices(10**9, 100, seed=2)
     assert len(some) == 100 and max(some) > 9 * 10**8
 
 
@@ -173,7 +173,7 @@ def test_every_kind_of_source_can_be_checked(tmp_path, folder):
             "folder": {**folder_config(folder).data.to_dict(), "weight": 2.0},
         },
     }
-    changed = {"data.max_broken": 0.5, "data.transform.upscale": True}
+    changed = {"data.max_corrupt": 0.5, "data.transform.upscale": True}
     for data, records, broken in ((shards, 5, 2), (mixed, 19, 4)):
         config = folder_config(folder, **changed)
         with config.unlocked():
@@ -207,12 +207,12 @@ def run(*arguments):
 
 def test_the_exit_code_says_whether_the_data_can_be_used(folder, tmp_path):
     config = [f"--config={ROOT}/configs/folder_base.py:tiny", f"--config.data.path={folder}", f"--out={tmp_path}"]
-    config += ["--config.data.validation_share=0.0"]
-    ended = run(*config, "--config.data.max_broken=0.01")
+    config += ["--config.data.validation_fraction=0.0"]
+    ended = run(*config, "--config.data.max_corrupt=0.01")
     assert ended.returncode == 1, ended.stderr
     assert "the data cannot be used: 3 of 14 records cannot be read" in ended.stderr
     assert "Traceback" not in ended.stderr
-    ended = run(*config, "--config.data.max_broken=0.5", "--groups=woman,man", "--column=place")
+    ended = run(*config, "--config.data.max_corrupt=0.5", "--groups=woman,man", "--column=place")
     assert ended.returncode == 0, ended.stderr
     assert "cannot be read                 3 (21.43%)" in ended.stdout
     assert "cut.png: " in ended.stdout

@@ -103,7 +103,7 @@ def test_one_process_resumes_run_of_two(single_folder, pair_folder, tmp_path):
 
 
 def test_both_write_checkpoint(pair_folder):
-    state, _ = restored(pair_folder, get_config(), make_mesh(get_config().mesh))
+    state, _ = restored(pair_folder, get_config(), make_mesh(get_config().mesh.axes))
     assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(state.params))
     for process in (0, 1):
         data = pair_folder / "checkpoints" / "4" / "params" / f"ocdbt.process_{process}" / "d"
@@ -138,10 +138,10 @@ def test_same_previews(single_folder, pair_folder):
 
 def test_same_embeddings(tmp_path):
     config = get_config()
-    config.data.examples = 22
+    config.data.num_examples = 22
     (tmp_path / "one").mkdir()
     embed(config, tmp_path / "one", "bfloat16", batch_size=8, shard_rows=8)
-    arguments = ["--config.data.examples=22", "--batch_size=8", "--shard_rows=8", f"--out={tmp_path}/two"]
+    arguments = ["--config.data.num_examples=22", "--batch_size=8", "--shard_rows=8", f"--out={tmp_path}/two"]
     config_flag = f"--config={ROOT}/tests/launch/tiny_base.py"
     ended = run_in_two_processes("imagen_jax", "embed", config_flag, *arguments)
     assert ended.stdout.count("distinct of 44 captions and the empty one, in 6 shard(s)") == 1

@@ -6,9 +6,9 @@ CHANGES = {
     "mesh.data": 1,
     "mesh.fsdp": 8,
     "model.channels": 32,
-    "model.blocks": (0,),
-    "model.attention": ((),),
-    "model.middle_attention": ("text",),
+    "model.num_res_blocks": (0,),
+    "model.attention_types": ((),),
+    "model.middle_attention_types": ("text",),
     # with Adam's usual eps, two orders of a sum give steps that differ much where gradients are almost zero
     "optimizer.eps": 1e-3,
     "training.steps": 4,

@@ -97,7 +97,7 @@ def test_devices_that_share_images_take_one_part_of_a_batch():
 def test_micro_batches_must_divide_it_too():
     mesh = make_mesh({"data": 2, "fsdp": 4})
     check_batch(64, mesh, accumulation=4)
-    expected = r"mesh data=2, fsdp=4\) × 4 micro-batches \(training.accumulation\): give 64 or 96$"
+    expected = r"mesh data=2, fsdp=4\) × 4 micro-batches \(training.grad_accum_steps\): give 64 or 96$"
     with pytest.raises(ConfigError, match=expected):
         check_batch(72, mesh, accumulation=4)
 

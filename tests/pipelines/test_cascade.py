@@ -193,7 +193,7 @@ def of_base(trained, weights=None, unconditional="zero", **settings):
     """Pictures of the base stage, on one device, with other settings."""
     stage, params = trained[0]
     sampling = {f"sampling.{name}": value for name, value in settings.items()}
-    config = base_config(**{"diffusion.unconditional": unconditional, **sampling})
+    config = base_config(**{"diffusion.null_text": unconditional, **sampling})
     mesh = one_device()
     sampler = StageSampler(stages.build(config), mesh, stage_index=0)
     return sampler.sample(params, load_encoder_params(stage, mesh), PROMPTS, SEED, 0, guidance_scale=weights)
@@ -217,7 +217,7 @@ def test_guidance_scale_per_sample(trained, unguided, guided):
 
 
 def test_guidance_scale_per_prompt_and_stage(cascade, trained, drawn):
-    usual = np.array([[stage.config.sampling.guidance] * 5 for stage, _ in trained], np.float32)
+    usual = np.array([[stage.config.sampling.guidance_scale] * 5 for stage, _ in trained], np.float32)
     other = usual.copy()
     other[1, 1], other[0, 4] = 9.0, 9.0
     # batches of two: the last is filled up
@@ -250,7 +250,7 @@ def test_guidance_settings_change_images(trained, guided):
 def test_learned_variance_is_used():
     mesh, drawn = one_device(), []
     for variance in ("learned", "small"):
-        stage = stages.build(base_config(**{"diffusion.variance": "learned", "sampling.variance": variance}))
+        stage = stages.build(base_config(**{"diffusion.variance_type": "learned", "sampling.variance_type": variance}))
         sampler = StageSampler(stage, mesh, stage_index=0)
         drawn.append(sampler.sample(perturbed_params(stage), load_encoder_params(stage, mesh), PROMPTS, SEED, 0))
     assert drawn[0].shape == (5, 8, 8, 3)
@@ -309,7 +309,7 @@ def test_guidance_is_one_forward_of_a_doubled_batch(sr_stage):
 def test_aug_noise_at_sampling(sr_stage, monkeypatch):
     starts = []
     monkeypatch.setattr(
-        "imagen_jax.stages.sampling.samplers.by_name",
+        "imagen_jax.stages.sampling.samplers.get_sampler",
         lambda *names, **settings: lambda denoise, z, keys, schedule, steps: starts.append(np.asarray(z)) or z,
     )
     stage = Recorded(sr_stage)
@@ -440,10 +440,10 @@ def test_missing_stage_folder(tmp_path):
         json.dumps({"image_size": 8, "low_res_size": 0, "channels": [], "sampling": {}}),
         json.dumps({"image_size": 8, "low_res_size": 0, "channels": 3, "sampling": []}),
         json.dumps({"image_size": 8, "low_res_size": 0, "channels": 3, "sampling": {}}),
-        json.dumps(json.loads(BASE.to_json()) | {"model": 8}),
-        json.dumps(json.loads(BASE.to_json()) | {"text": {"model": ["shapes"]}}),
-        json.dumps(json.loads(BASE.to_json()) | {"diffusion": {"schedule": None}}),
-        json.dumps(json.loads(BASE.to_json()) | {"\u001b[31m": {}, "model": {"multipliers": [[]]}}),
+        json.dumps(to_json(BASE) | {"model": 8}),
+        json.dumps(to_json(BASE) | {"text": {"model": ["shapes"]}}),
+        json.dumps(to_json(BASE) | {"diffusion": {"schedule": None}}),
+        json.dumps(to_json(BASE) | {"\u001b[31m": {}, "model": {"multipliers": [[]]}}),
     ],
     ids=lambda text: text[:40],
 )
@@ -473,16 +473,16 @@ def test_stages_in_wrong_order(base_folder, sr_folder):
     [
         ({"sampler": "euler"}, "sampler 'euler' is not known: choose one of ddpm"),
         ({"sampler": "ddim", "eta": 1.5}, "eta 1.5 is not in"),
-        ({"sampler": "heun", "churn": -1.0}, "config.sampling.churn -1.0 must be at least 0 and finite"),
+        ({"sampler": "heun", "churn": -1.0}, "config.sampling.s_churn -1.0 must be at least 0 and finite"),
         ({"grid": "cubic"}, "grid 'cubic' is not known: choose one of uniform"),
         ({"variance": "medium"}, "variance 'medium' is not known: choose one of small"),
-        ({"variance": "learned"}, "variance 'learned' needs a stage trained with diffusion.variance 'learned'"),
+        ({"variance": "learned"}, "variance 'learned' needs a stage trained with diffusion.variance_type 'learned'"),
         ({"guidance_oscillates": True, "grid": "karras"}, "guidance_oscillates counts steps of .*, not of 'karras'"),
-        ({"steps": 0}, "config.sampling.steps 0 is no whole number in"),
+        ({"steps": 0}, "config.sampling.num_inference_steps 0 is no whole number in"),
         ({"threshold": "soft"}, "threshold 'soft' is not known: choose one of none, static, dynamic"),
         ({"threshold": "dynamic", "percentile": 101.0}, "percentile 101.0 is not in"),
         ({"threshold": "dynamic", "percentile": 0.0}, "percentile 0.0 is not in"),
-        ({"guidance_from": 0.8, "guidance_to": 0.2}, "guidance from noise level 0.8 to 0.2 is no interval"),
+        ({"guidance_from": 0.8, "guidance_to": 0.2}, "guidance_interval 0.8, 0.2"),
         ({"guidance_rescale": 2.0}, "guidance_rescale 2.0 is not in"),
         ({"guidance_constant_steps": -1}, "guidance_constant_steps -1 must be a whole number of at least 0"),
         ({"aug_level": 1.5}, "aug_level 1.5 is not in"),

@@ -145,8 +145,8 @@ def refused(draw, out, *arguments, **settings):
     "arguments, prompts, said",
     [
         (["--seed=1"], PROMPTS, "has images of another run: seed was 0 and is now 1"),
-        (["--steps=3"], PROMPTS, "stages.0.sampling.steps was 2 and is now 3"),
-        (["--guidance=1;2;3;4;5"], PROMPTS, "guidance was None and is now [[1.0, 2.0"),
+        (["--num_inference_steps=3"], PROMPTS, "stages.0.sampling.num_inference_steps was 2 and is now 3"),
+        (["--guidance_scale=1;2;3;4;5"], PROMPTS, "guidance was None and is now [[1.0, 2.0"),
         ([], ["a blue ring", *PROMPTS[1:]], "prompts.0000.png was 'a red circle' and is now 'a blue ring'"),
         ([], PROMPTS[:4], "prompts.0004.png was 'an object' and is now 'absent'"),
         ([], [*PROMPTS, "x" * 5000], "prompts.0005.png was 'absent' and is now 'xxxxxxxxxxxx..."),

@@ -101,7 +101,7 @@ def test_overrides_count_and_the_text_encoder_is_part_of_the_step(run):
 
 
 def test_sampling_and_embedding_have_plans_too():
-    config = sr_config(**{"sampling.steps": 3, "sampling.guidance": 2.0, "sampling.sampler": "ddpm"})
+    config = sr_config(**{"sampling.num_inference_steps": 3, "sampling.guidance_scale": 2.0, "sampling.sampler": "ddpm"})
     asked = question(config, "v5e:2x2", what="sample", batch_size=6)
     drawn = plans.plan_without_compiler(asked)
     encoder = planned_encoder(config.text)
@@ -179,13 +179,13 @@ def split_step():
 
     Of its first level two blocks are one that is repeated, on the way down and on the way up.
     """
-    wide = {"model.channels": 64, "model.multipliers": (1, 2), "model.blocks": (2, 1), "model.head_channels": 64}
+    wide = {"model.channels": 64, "model.channel_mult": (1, 2), "model.num_res_blocks": (2, 1), "model.head_channels": 64}
     config = base_config(
         **wide,
         **{
             "image_size": 16,
-            "model.attention": ((), ()),
-            "model.middle_attention": ("self+text",),
+            "model.attention_types": ((), ()),
+            "model.middle_attention_types": ("self+text",),
             "model.scan_blocks": True,
             "training.batch_size": 32,
         },
@@ -238,7 +238,7 @@ def planner_that_fits(enough):
 
     def planner(asked):
         config = asked.config
-        sharding.check_batch(config.training.batch_size, sharding.abstract_mesh(config.mesh, asked.topology.chips))
+        sharding.check_batch(config.training.batch_size, sharding.abstract_mesh(config.mesh.axes, asked.topology.chips))
         images = config.training.batch_size / (1 + ["none", "dots", "full"].index(config.training.remat))
         return {
             "fits": enough(config),
@@ -256,7 +256,7 @@ def planner_that_fits(enough):
     [
         (lambda config: config.mesh.fsdp == 16, {"mesh.data": -1, "mesh.fsdp": 16}),
         (lambda config: config.training.remat == "dots", {"training.remat": "dots"}),
-        (lambda config: config.training.accumulation >= 4, {"training.accumulation": 4}),
+        (lambda config: config.training.grad_accum_steps >= 4, {"training.grad_accum_steps": 4}),
         (lambda config: config.training.batch_size <= 64, {"training.batch_size": 64}),
     ],
 )

@@ -21,8 +21,8 @@ from imagen_jax.stages import stage as stages
 from imagen_jax.stages.precompute_text import embed
 from imagen_jax.text import embedding_cache as cache_module
 from imagen_jax.text import embedding_cache_writer
-from imagen_jax.text.embedding_cache import DTYPES, EmbeddingCache, key_of, read_manifest
-from imagen_jax.text.embedding_cache_writer import Embedder, quantise, survey
+from imagen_jax.text.embedding_cache import STORAGE_DTYPES, EmbeddingCache, caption_key, read_manifest
+from imagen_jax.text.embedding_cache_writer import Embedder, quantize, index_captions
 from tests.helpers.configs import base_config, contents
 from tests.helpers.crash import Killed, killing
 
@@ -31,7 +31,7 @@ ODD = ["  ", "", "nul \0 inside", "lone \ud800", "lone ?", "‮ right to left ש
 
 
 def config_of(**changes):
-    return base_config(**{"data.examples": 22, **changes})
+    return base_config(**{"data.num_examples": 22, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def encode(encoder):
 def embedders(encoder):
     """By dtype, each compiled once."""
     mesh = sharding.make_mesh({"data": 1, "fsdp": -1})
-    return {dtype: Embedder(encoder, mesh, 8, dtype) for dtype in DTYPES}
+    return {dtype: Embedder(encoder, mesh, 8, dtype) for dtype in STORAGE_DTYPES}
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +82,9 @@ def write(encoder, embedders):
 def caches(tmp_path_factory, write):
     """The folders of whole caches, by dtype."""
     folder = tmp_path_factory.mktemp("caches")
-    for dtype in DTYPES:
+    for dtype in STORAGE_DTYPES:
         write(folder / dtype, dtype)
-    return {dtype: folder / dtype for dtype in DTYPES}
+    return {dtype: folder / dtype for dtype in STORAGE_DTYPES}
 
 
 @pytest.fixture
@@ -113,16 +113,16 @@ def test_a_cache_says_what_the_encoder_says(encoder, encode, captions, whole):
     assert found.dtype == "bfloat16"
     np.testing.assert_array_equal(mask, encoder.tokenize(asked)[1])
     np.testing.assert_allclose(found.astype(np.float32), encode(asked), atol=1e-5, rtol=2**-8)
-    arrays = cache.arrays(captions[3])
+    arrays = cache.as_features(captions[3])
     np.testing.assert_array_equal(arrays["tokens"], found[3])
     np.testing.assert_array_equal(arrays["mask"], mask[3])
-    assert cache.overlong(asked) == encoder.tokenize.overlong(asked) > 0
-    assert sum(shard.cut for shard in read_manifest(whole).shards) == cache.overlong(captions)
+    assert cache.count_truncated(asked) == encoder.tokenize.count_truncated(asked) > 0
+    assert sum(shard.cut for shard in read_manifest(whole).shards) == cache.count_truncated(captions)
 
 
 def test_the_empty_caption_is_there_and_is_the_end_of_sequence(encoder, encode, whole):
-    tokens, mask = encoder.tokenize.no_words
-    found, found_mask = EmbeddingCache(whole).no_words
+    tokens, mask = encoder.tokenize.empty_caption
+    found, found_mask = EmbeddingCache(whole).empty_caption
     np.testing.assert_array_equal(found_mask, mask)
     expected = encoder.encode(encoder.params, tokens[None], mask[None])[0]
     np.testing.assert_allclose(found.astype(np.float32), expected, atol=1e-5, rtol=2**-8)
@@ -146,7 +146,7 @@ def test_what_is_kept_is_near_at_any_size_and_zero_stays_zero(dtype, limit):
     rng = np.random.default_rng(0)
     embeddings = rng.standard_normal((3, 5, 64)).astype(np.float32) * 10.0 ** rng.integers(-6, 7, (3, 5, 1))
     embeddings[1, 2] = 0
-    values, scales, errors = map(np.asarray, quantise(embeddings, dtype))
+    values, scales, errors = map(np.asarray, quantize(embeddings, dtype))
     restored = values.astype(np.float32) * scales[..., None]
     assert not restored[1, 2].any()
     assert 0 <= errors.min() <= errors.max() < limit
@@ -159,15 +159,15 @@ def test_captions_that_are_alike_are_embedded_once(monkeypatch):
     rng = np.random.default_rng(0)
     given = [tuple(rng.choice([*ODD, *map(str, range(40))], rng.integers(0, 4))) for _ in range(200)]
     distinct = {caption for example in given for caption in example if caption.strip()}
-    expected = sorted([key_of(""), *map(key_of, distinct)])
+    expected = sorted([caption_key(""), *map(caption_key, distinct)])
     for chunk in (1, 7, 10**6):
         monkeypatch.setattr(embedding_cache_writer, "CHUNK", chunk)
-        found = survey(given, hidden=True)
+        found = index_captions(given, hidden=True)
         assert found.given == sum(map(len, given))
         assert list(found.keys) == expected
         for key, (example, place) in zip(found.keys, found.places, strict=True):
             caption = given[example][place] if example >= 0 else ""
-            assert key == key_of(caption)
+            assert key == caption_key(caption)
             # the first there is
             assert all(caption not in earlier for earlier in given[: max(example, 0)])
 
@@ -182,7 +182,7 @@ def test_the_survey_needs_little_memory_however_long_captions_are(monkeypatch):
 
     monkeypatch.setattr(embedding_cache_writer, "CHUNK", 1000)
     tracemalloc.start()
-    found = survey(Long(), hidden=True)
+    found = index_captions(Long(), hidden=True)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(found.keys) == 20_001
@@ -216,7 +216,7 @@ def test_killed_at_any_point_it_ends_with_the_bytes_of_an_unbroken_run(write, wh
 
 
 def test_killed_by_the_system_too(tmp_path):
-    found = embed_kills.kill(config_of(**{"data.examples": 500}), tmp_path, kills=2, seed=0)
+    found = embed_kills.kill(config_of(**{"data.num_examples": 500}), tmp_path, kills=2, seed=0)
     assert len(found.shards_at_kills) == 2
     assert found.caches >= 1
 
@@ -259,7 +259,7 @@ def test_a_damaged_row_ends_training_by_the_sentence(copied):
     config = config_of()
     batches = training_batches(
         make_examples(config.data, "train", config.image_size, config.channels),
-        text=EmbeddingCache(copied).arrays,
+        text_features=EmbeddingCache(copied).as_features,
         batch_size=2,
         seed=0,
         threads=2,
@@ -316,24 +316,24 @@ def test_a_cache_of_something_else_is_not_overwritten(write, copied):
 
 def test_captions_that_are_not_there_are_named(captions, whole):
     cache = EmbeddingCache(whole)
-    cache.check([*captions, "", " \n"])
+    cache.check_captions([*captions, "", " \n"])
     with pytest.raises(ConfigError, match="lacks the caption 'a green cat'"):
-        cache.check([*captions, "a green cat", "a blue cat"])
+        cache.check_captions([*captions, "a green cat", "a blue cat"])
     with pytest.raises(ConfigError, match="lacks the caption 'a green cat'"):
         cache(["a green cat"])
 
 
 def test_odd_captions_are_kept_and_found(encoder, encode, embedders, tmp_path):
     """No two of them are taken for one another, not even by a lone surrogate, which is read as a question mark."""
-    found = survey([tuple(ODD), tuple(ODD)], hidden=True)
+    found = index_captions([tuple(ODD), tuple(ODD)], hidden=True)
     plan = precompute_text.make_plan(encoder, found, "bfloat16", 4)
-    embedding_cache_writer.begin(tmp_path, plan, found.keys, writes=True)
+    embedding_cache_writer.prepare_folder(tmp_path, plan, found.keys, writes=True)
     for shard in range(plan.shards):
-        chosen = embedding_cache_writer.captions_of(shard, plan, found, [tuple(ODD), tuple(ODD)])
+        chosen = embedding_cache_writer.shard_captions(shard, plan, found, [tuple(ODD), tuple(ODD)])
         embedding_cache_writer.write_shard(tmp_path, plan, shard, chosen, embedders["bfloat16"], lambda count: None)
-    embedding_cache_writer.finish(tmp_path, plan)
+    embedding_cache_writer.finalize(tmp_path, plan)
     cache = EmbeddingCache(tmp_path)
-    cache.check(ODD)
+    cache.check_captions(ODD)
     np.testing.assert_allclose(cache(ODD)[0].astype(np.float32), encode(ODD), atol=1e-5, rtol=2**-8)
     assert cache.plan.captions == len(ODD) - 1  # blanks are no rows, and the empty one is
     assert "lone \ud801" not in cache
@@ -342,18 +342,18 @@ def test_odd_captions_are_kept_and_found(encoder, encode, embedders, tmp_path):
 
 
 def test_shards_that_other_processes_wrote_elsewhere_are_missed(encoder, tmp_path):
-    found = survey([("a", "b", "c")], hidden=True)
+    found = index_captions([("a", "b", "c")], hidden=True)
     plan = precompute_text.make_plan(encoder, found, "bfloat16", 2)
-    embedding_cache_writer.begin(tmp_path, plan, found.keys, writes=True)
+    embedding_cache_writer.prepare_folder(tmp_path, plan, found.keys, writes=True)
     with pytest.raises(ConfigError, match="lacks 2 of 2 shards, .* one and the same folder"):
-        embedding_cache_writer.finish(tmp_path, plan)
+        embedding_cache_writer.finalize(tmp_path, plan)
 
 
 def test_captions_that_change_meanwhile_are_refused(encoder):
-    found = survey([("a",), ("b",)], hidden=True)
+    found = index_captions([("a",), ("b",)], hidden=True)
     plan = precompute_text.make_plan(encoder, found, "bfloat16", 4)
     with pytest.raises(ConfigError, match="the captions of example 1 have changed"):
-        embedding_cache_writer.captions_of(0, plan, found, [("a",), ("c",)])
+        embedding_cache_writer.shard_captions(0, plan, found, [("a",), ("c",)])
 
 
 def test_open_files_are_allowed_or_asked_for(whole, monkeypatch):
@@ -392,7 +392,7 @@ def test_a_cache_of_another_encoder_or_length_is_refused(whole, encoder, tmp_pat
         assert "\n" not in str(refused.value)
     other = dataclasses.replace(read_manifest(whole).plan, width=7)
     (tmp_path / "keys").write_bytes((whole / "keys").read_bytes())
-    (tmp_path / "manifest.json").write_bytes(cache_module.to_json(other, read_manifest(whole).shards))
+    (tmp_path / "manifest.json").write_bytes(cache_module.manifest_json(other, read_manifest(whole).shards))
     for path in whole.glob("shard-*"):
         (tmp_path / path.name).symlink_to(path)
     with pytest.raises(ConfigError, match="has width 7, and config.text means width 64"):

@@ -18,9 +18,9 @@ SHORT = {
     "training.save_every": 2,
     "training.preview_every": 2,
     # quick to compile
-    "model.blocks": (0,),
-    "model.attention": ((),),
-    "model.middle_attention": ("text",),
+    "model.num_res_blocks": (0,),
+    "model.attention_types": ((),),
+    "model.middle_attention_types": ("text",),
 }
 
 

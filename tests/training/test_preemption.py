@@ -117,7 +117,7 @@ def test_a_step_that_stands_still_is_named_with_its_stacks_and_ends_the_process(
 
 
 def test_memory_that_does_not_suffice_is_told_with_what_to_change():
-    said = "training.accumulation from 1 to 2, set training.remat 'none'.*now 8"
+    said = "training.grad_accum_steps from 1 to 2, set training.remat 'none'.*now 8"
     with pytest.raises(TrainingError, match=said) as told, memory_told(base_config()):
         jax.block_until_ready(jax.numpy.zeros((1 << 50,)))
     assert "\n" not in str(told.value)

@@ -106,7 +106,7 @@ def changed(stage, **changes):
 def base():
     # Where a gradient is rounding noise, Adam would make a whole step of it: a large eps does not.
     return stages.build(
-        base_config(**{"optimizer.eps": 1e-3, "optimizer.decay_steps": 100, "diffusion.weight_bias": -3.0})
+        base_config(**{"optimizer.eps": 1e-3, "optimizer.decay_steps": 100, "diffusion.loss_weighting_bias": -3.0})
     )
 
 
@@ -149,15 +149,15 @@ WAYS = {
     "data": ({"data": 8, "fsdp": 1}, {}, 1e-5),
     "data and fsdp": ({"data": 2, "fsdp": 4}, {}, 1e-5),
     "fsdp and spatial": ({"data": 1, "fsdp": 2, "spatial": 4}, {}, 1e-5),
-    "accumulation": ({"data": 1, "fsdp": 1}, {"training.accumulation": 4}, 1e-6),
+    "accumulation": ({"data": 1, "fsdp": 1}, {"training.grad_accum_steps": 4}, 1e-6),
     "fsdp, spatial, accumulation and remat": (
         {"data": 1, "fsdp": 2, "spatial": 4},
-        {"training.accumulation": 2, "training.remat": "full"},
+        {"training.grad_accum_steps": 2, "training.remat": "full"},
         1e-5,
     ),
     "fsdp, accumulation and remat": (
         {"data": 2, "fsdp": 2},
-        {"training.accumulation": 2, "training.remat": "full"},
+        {"training.grad_accum_steps": 2, "training.remat": "full"},
         1e-5,
     ),
 }
@@ -227,7 +227,7 @@ def test_parameters_are_gathered_one_at_a_time(base, run_of_base):
 
 def test_of_blocks_that_are_repeated_one_is_gathered_at_a_time(base, monkeypatch):
     monkeypatch.setattr(sharding, "MIN_SPLIT_SIZE", 2**8)
-    stage = changed(base, **{"model.blocks": (2,), "model.scan_blocks": True})
+    stage = changed(base, **{"model.num_res_blocks": (2,), "model.scan_blocks": True})
     run = Run(stage, some_devices(data=2, fsdp=4), perturbed_params(stage))
     params = run.state().params
     run(run.state(), batch_of(base))
@@ -278,8 +278,8 @@ def super_resolution_step(super_resolution):
     "axes, changes, tolerance",
     [
         ({"data": 2, "fsdp": 1, "spatial": 4}, {}, 1e-5),
-        ({"data": 1, "fsdp": 1}, {"training.accumulation": 4}, 1e-6),
-        ({"data": 1, "fsdp": 4}, {"training.accumulation": 2, "training.remat": "dots"}, 1e-5),
+        ({"data": 1, "fsdp": 1}, {"training.grad_accum_steps": 4}, 1e-6),
+        ({"data": 1, "fsdp": 4}, {"training.grad_accum_steps": 2, "training.remat": "dots"}, 1e-5),
     ],
     ids=["data and spatial", "accumulation", "fsdp, accumulation and remat"],
 )
@@ -345,7 +345,7 @@ def test_repeated_steps_on_a_batch_lower_its_loss(base, base_run):
 @once
 def losses_at_rate(stage, rate):
     config = stage.config.copy_and_resolve_references()
-    config.diffusion.caption_dropout = rate
+    config.diffusion.cond_drop_prob = rate
     dropped = stages.build(config)
     return jax.jit(functools.partial(example_losses, dropped))
 
@@ -556,7 +556,7 @@ def gradients(stage, batch):
 @pytest.mark.parametrize("make_config", [base_config, sr_config])
 def test_a_whole_batch_in_bfloat16_is_finite(make_config):
     """Plain pictures, and captions of which half are dropped."""
-    changes = {"model.dtype": "bfloat16", "text.dtype": "bfloat16", "diffusion.caption_dropout": 0.5}
+    changes = {"model.dtype": "bfloat16", "text.dtype": "bfloat16", "diffusion.cond_drop_prob": 0.5}
     stage = stages.build(make_config(**changes))
     batch = as_device_batch(stage)
     batch["image"] = batch["image"].at[:3].set(0).at[3:6].set(255)
@@ -570,7 +570,7 @@ def test_a_whole_batch_in_bfloat16_is_finite(make_config):
 def test_the_bound_teaches_the_variance_and_not_the_prediction():
     found = {}
     for weight in (1e-3, 1.0):
-        stage = stages.build(base_config(**{"diffusion.variance": "learned", "diffusion.vlb_weight": weight}))
+        stage = stages.build(base_config(**{"diffusion.variance_type": "learned", "diffusion.vlb_weight": weight}))
         gradient, losses = gradients(stage, as_device_batch(stage))
         kernel = np.asarray(gradient["out"]["kernel"])
         # by patch and channel: the prediction's channels come first
@@ -585,7 +585,7 @@ def test_the_bound_teaches_the_variance_and_not_the_prediction():
 
 
 def test_the_bound_is_recorded_in_bits():
-    stage = stages.build(base_config(**{"diffusion.variance": "learned"}))
+    stage = stages.build(base_config(**{"diffusion.variance_type": "learned"}))
     run = Run(stage, one_device())
     _, metrics = run(run.state(), batch_of(stage))
     assert np.isfinite(metrics["bound_bits"])

@@ -26,7 +26,7 @@ BFLOAT16 = 2**-8  # of a number, at most
 
 def config_of(**changes):
     # "empty" so that what stands for a dropped caption comes from the cache too
-    fixed = {"data.examples": 40, "diffusion.unconditional": "empty", "diffusion.caption_dropout": 0.3}
+    fixed = {"data.num_examples": 40, "diffusion.null_text": "empty", "diffusion.cond_drop_prob": 0.3}
     return base_config(**{**fixed, **changes})
 
 
@@ -46,11 +46,11 @@ def cached_config(cache):
 def in_the_loop():
     """(losses, parameters) of the same training with the encoder in the loop."""
     config = config_of()
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = sharding.make_mesh(config.mesh.axes)
     stage = stages.build(config)
     batches = training_batches(
         make_examples(config.data, "train", config.image_size, config.channels),
-        text=stage.encoder.tokenize.arrays,
+        text_features=stage.encoder.tokenize.as_features,
         batch_size=config.training.batch_size,
         seed=config.seed,
         threads=1,

@@ -15,11 +15,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 from tqdm import tqdm
 
+from imagen_jax.config.schema import PretrainTextConfig
 from imagen_jax.datasets.shapes.captions import MAX_BYTES, parse_caption, sample_caption
 from imagen_jax.datasets.shapes.linear_probe import linear_probe
 from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLORS, INVERSE_RELATION, POSITIONS, SHAPES, SIZES
@@ -27,7 +27,7 @@ from imagen_jax.datasets.shapes.source import ShapesSource
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import write_json
 from imagen_jax.models.t5 import T5Encoder
-from imagen_jax.text.encoder import TextEncoder, folder_encoder, in_memory_reader, build_encoder
+from imagen_jax.text.encoder import TextEncoder, build_encoder, folder_encoder, in_memory_reader
 from imagen_jax.text.t5_weights import save_folder
 from imagen_jax.text.tokenizer import byte_tokenizer
 
@@ -58,7 +58,7 @@ THING = re.compile(
 )
 
 
-def pretrain(config: ml_collections.ConfigDict, out: Path) -> dict[str, dict[str, float]]:
+def pretrain(config: PretrainTextConfig, out: Path) -> dict[str, dict[str, float]]:
     """Trains the encoder, writes it to a folder and probes it.
 
     Returns:
@@ -85,7 +85,7 @@ def pretrain(config: ml_collections.ConfigDict, out: Path) -> dict[str, dict[str
     return figures
 
 
-def make_train_step(config: ml_collections.ConfigDict) -> tuple[Callable, dict, Any]:
+def make_train_step(config: PretrainTextConfig) -> tuple[Callable, dict, Any]:
     """(jitted step: (params, opt_state, batch) -> (params, opt_state, loss), initial params, initial opt_state)."""
     count = sum(map(len, QUESTIONS.values()))
     if config.encoder.d_model < count:
@@ -93,7 +93,7 @@ def make_train_step(config: ml_collections.ConfigDict) -> tuple[Callable, dict, 
             f"config.encoder.d_model {config.encoder.d_model} is too few for the {count} answers that an embedding "
             "has to hold: raise it"
         )
-    encoder = T5Encoder(**config.encoder)
+    encoder = T5Encoder(**config.encoder.to_dict())
     schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, config.warmup_steps, config.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.adam(schedule, b2=config.b2))
 
@@ -129,7 +129,7 @@ def squared_error(embeddings: jax.Array, targets: jax.Array, mask: jax.Array) ->
     return jnp.sum(errors, where=mask) / jnp.maximum(jnp.sum(mask), 1)
 
 
-def labelled_batches(config: ml_collections.ConfigDict) -> Iterator[Batch]:
+def labelled_batches(config: PretrainTextConfig) -> Iterator[Batch]:
     """Batches, without end, of tokens int32 [B, L], mask bool [B, L], labels int32 [B, L, questions]; L varies."""
     sources = [ShapesSource(config.data.seed, split, resolution=16, size=ENDLESS) for split in config.data.splits]
     per_pool = config.data.pool * config.batch_size
@@ -173,7 +173,7 @@ def write(rows: np.ndarray, question: str, answers: tuple) -> None:
         rows[:, column] = INDEX[column][answer]
 
 
-def probe(encoder: TextEncoder, config: ml_collections.ConfigDict) -> dict[str, float]:
+def probe(encoder: TextEncoder, config: PretrainTextConfig) -> dict[str, float]:
     """Accuracies of linear probes, for captions of two things in a relation, from the validation split.
 
     "size", "colour", "shape", "role": of a thing, read at the last byte of its shape's word.
