@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 
 import ml_collections
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from imagen_jax.config import messages
@@ -75,7 +77,8 @@ def load_config(
     else:
         tree = _plain(source)
     for key, value in (overrides or {}).items():
-        _set(tree, key, value, schema)
+        field = messages.field_at(schema, tree, key.split("."))
+        _set(tree, key, read_value(value, field) if isinstance(value, str) else value, schema)
     return validate(tree, schema)
 
 
@@ -147,9 +150,11 @@ def _read(source: str, schema: type[Group]) -> dict[str, Any]:
     if not callable(getattr(module, "get_config", None)):
         raise ConfigError(f"config file {source!r} has no function get_config(variant): see configs/shapes_base.py")
     variants = getattr(module, "VARIANTS", None)
+    if variant and not inspect.signature(module.get_config).parameters:
+        raise ConfigError(f"{path} takes no variant, and {variant!r} is given: leave it out")
     if variant and variants is not None and variant not in variants:
-        named = ", ".join(f":{one}" for one in variants if one)
-        raise ConfigError(f"{path} has no variant {variant!r}: give none, {'or ' if named else ''}{named}".rstrip(", "))
+        named = ", ".join(f":{name}" for name in variants if name)
+        raise ConfigError(f"{path} has no variant {variant!r}: give none{', or ' if named else ''}{named}")
     try:
         config = module.get_config(variant) if variant else module.get_config()
     except Exception as error:
@@ -210,7 +215,7 @@ def _failed(path: Path, error: Exception) -> ConfigError:
 
 
 def _set(tree: dict[str, Any], key: str, value: Any, schema: type[Group]) -> None:
-    """Sets a dotted key of nested dicts; a string is read by the key's type. Unknown keys are left to `validate`.
+    """Sets a dotted key of nested dicts; unknown keys are left to `validate`.
 
     Raises ConfigError for a key within a value.
     """
@@ -222,9 +227,6 @@ def _set(tree: dict[str, Any], key: str, value: Any, schema: type[Group]) -> Non
         group = group.get(step) if isinstance(group, dict) else None
     if not isinstance(group, dict):
         raise ConfigError(messages.unknown_key(key, schema, tree))
-    field = messages.field_at(schema, tree, [*path, name])
-    if isinstance(value, str):
-        value = read_value(value, field.annotation if field else None)
     if name in TAGS and group.get(name) != value:
         # what the new source or network does not have, goes with the old one
         known = messages.field_names(schema, path, value)
@@ -233,11 +235,12 @@ def _set(tree: dict[str, Any], key: str, value: Any, schema: type[Group]) -> Non
     group[name] = _plain(value)
 
 
-def read_value(text: str, annotation: Any) -> Any:
-    """Returns the value that a text of a command line stands for, where a type is expected.
+def read_value(text: str, field: FieldInfo | None) -> Any:
+    """Returns the value that a text of a command line stands for, by the type of its field.
 
     What cannot be read stays text: `validate` says what is expected.
     """
+    annotation = field.annotation if field else None
     if annotation is str:
         return text
     if annotation is bool and text.lower() in ("true", "false"):

@@ -23,7 +23,6 @@ from imagen_jax.diffusion.timesteps import TIMESTEP_SPACINGS
 from imagen_jax.images.array import DTYPES as IMAGE_DTYPES
 from imagen_jax.images.array import Size, size_of
 from imagen_jax.models.layers import ATTENTION_TYPES
-from imagen_jax.models.t5 import NONLINEARITIES
 from imagen_jax.models.unet_base import REMAT_POLICIES
 
 SCHEMA_VERSION = 1
@@ -738,7 +737,7 @@ class T5Config(Group):
     relative_attention_num_buckets: int = key(32, "Buckets of relative positions.", ge=2, le=2**16)
     relative_attention_max_distance: int = key(128, "Distance from which positions share a bucket.", ge=2, le=2**16)
     layer_norm_epsilon: float = key(1e-6, "Epsilon of the norms.", gt=0, lt=1)
-    feed_forward_proj: str = key("gated-gelu", "Kind of feed-forward layer.", choices=NONLINEARITIES)
+    feed_forward_proj: Text = key("gated-gelu", "Kind of feed-forward layer.", min_length=1)
 
 
 class CaptionsConfig(Group):

@@ -6,8 +6,9 @@ import random
 import traceback
 
 import jax
-import ml_collections
 
+from imagen_jax.config.load import from_json, load_config, to_json
+from imagen_jax.config.schema import StageConfig
 from imagen_jax.datasets.registry import make_source
 from imagen_jax.errors import ConfigError
 from imagen_jax.stages import stage as stages
@@ -41,7 +42,7 @@ TRACED = ("model", "image_size", "low_res_size", "channels", "text.length", "dif
 MOST = 1024  # beyond it tracing is slow, and right all the same
 
 
-def mutated(config: ml_collections.ConfigDict, rng: random.Random) -> tuple[dict, list[str]]:
+def mutated(config: StageConfig, rng: random.Random) -> tuple[dict, list[str]]:
     """A copy of a config, nested dicts, with one to three mistakes, and the keys that they are in."""
     tree = copy.deepcopy(config.to_dict())
     changed = []
@@ -72,17 +73,14 @@ def mutated(config: ml_collections.ConfigDict, rng: random.Random) -> tuple[dict
     return tree, changed
 
 
-def survives(config: ml_collections.ConfigDict | tuple[dict, list[str]]) -> str:
+def survives(config: StageConfig | tuple[dict, list[str]]) -> str:
     """What comes of a config: "refused", "works", or else what went wrong, as a traceback.
 
     One that is not refused has to be worth it: its network can be traced, and its data can be opened.
     """
     tree, changed = config if isinstance(config, tuple) else (config.to_dict(), list(TRACED))
     try:
-        made = ml_collections.ConfigDict(tree, convert_dict=True)
-    except Exception:
-        return "refused"  # not even a config: no file can give it
-    try:
+        made = load_config(tree)
         check_training(made, jax.devices()[:1])
         make_source(made.data, made.data.split, made.image_size)
     except ConfigError as error:
@@ -91,7 +89,7 @@ def survives(config: ml_collections.ConfigDict | tuple[dict, list[str]]) -> str:
     except Exception:
         return traceback.format_exc()
     try:
-        to_json(made)
+        assert from_json(json.loads(json.dumps(to_json(made)))) == made
         small = max(*made.image_hw, made.model.channels, made.text.length) <= MOST
         if small and any(key.startswith(TRACED) for key in changed):
             network = stages.make_network(made)
