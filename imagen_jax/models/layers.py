@@ -1,7 +1,7 @@
-"""The blocks that both U-Nets are made of.
+"""Building blocks of both U-Nets.
 
 Shapes: B batch, H W rows and columns, C channels, L text length, D width of the text embeddings, E width of the
-conditioning vector, N heads, K channels a head. All compute is in ``dtype``; parameters, norms and softmax are float32.
+conditioning vector, N heads, K channels per head. Compute is in `dtype`; parameters, norms and softmax are float32.
 """
 
 from __future__ import annotations
@@ -16,35 +16,38 @@ import jax.numpy as jnp
 
 
 def sinusoidal_embedding(values: jax.Array, width: int) -> jax.Array:
-    """Sines and cosines [B, width] of values [B] in [0, 1] (arXiv:1706.03762; scaled to the 1000 steps of DDPM)."""
+    """Returns sines and cosines [B, width] of values [B] in [0, 1] (arXiv:1706.03762, Section 3.5).
+
+    Values are scaled to the 1000 steps of DDPM.
+    """
     frequencies = jnp.exp(-math.log(10_000.0) * jnp.arange(width // 2) / (width // 2))
     angles = 1000.0 * values[:, None] * frequencies
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
 def conv(channels: int, name: str, dtype: jnp.dtype, size: int = 3, stride: int = 1, zero: bool = False) -> nn.Conv:
-    """A convolution; ``zero`` initialises it to return 0, so that a residual branch starts as the identity."""
+    """Returns a convolution; `zero` initializes it to return 0, so that a residual block starts as the identity."""
     init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
     return nn.Conv(channels, (size, size), (stride, stride), "SAME", kernel_init=init, dtype=dtype, name=name)
 
 
-class Norm(nn.Module):
-    """GroupNorm in float32; ``groups`` at most, fewer where that many do not divide the channels."""
+class GroupNorm32(nn.Module):
+    """GroupNorm in float32, with at most `groups` groups: gcd(groups, channels)."""
 
     groups: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         groups = math.gcd(self.groups, x.shape[-1])
-        # statistics in float32: bf16 sums over an image lose their last digits
+        # statistics in float32: bf16 sums over an image lose precision
         return nn.GroupNorm(groups, epsilon=1e-5, dtype=jnp.float32, name="norm")(x).astype(x.dtype)
 
 
-class ModulatedNorm(nn.Module):
-    """GroupNorm whose scale and shift are set by the conditioning vector [B, E] (adaptive group norm of ADM).
+class AdaGN(nn.Module):
+    """Adaptive GroupNorm: scale and shift are predicted from the conditioning vector [B, E] (arXiv:2105.05233, Eq. 4).
 
-    It stands in every residual block, and before the output: there the share of z_t in a prediction of eps or v
-    changes with the noise level.
+    Used in each residual block and before the output layer, where the optimal contribution of z_t to eps or v depends
+    on the noise level.
     """
 
     groups: int
@@ -54,14 +57,14 @@ class ModulatedNorm(nn.Module):
     def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
         scale_shift = nn.Dense(2 * x.shape[-1], dtype=self.dtype, name="scale_shift")(embedding)[:, None, None, :]
         scale, shift = jnp.split(scale_shift, 2, axis=-1)
-        return Norm(self.groups, name="norm")(x) * (1 + scale) + shift
+        return GroupNorm32(self.groups, name="norm")(x) * (1 + scale) + shift
 
 
 class InputSkip(nn.Module):
-    """The output [B, H, W, C] plus the input images [B, H, W, n·C], each of their channels by a gain that is learned.
+    """Adds the input images [B, H, W, n·C] to the output [B, H, W, C], each channel with a learned gain.
 
-    The gains are a function of the conditioning vector [B, E] and start at zero: the learned form of the skip that
-    preconditions a denoiser (arXiv:2206.00364, Eq. 7). Through it a small network passes what needs no change.
+    The gains are predicted from the conditioning vector [B, E] and start at zero: a learned form of the skip connection
+    in EDM's preconditioning (arXiv:2206.00364, Eq. 7). It lets a small network pass unchanged content through.
     """
 
     @nn.compact
@@ -71,12 +74,12 @@ class InputSkip(nn.Module):
         return x + (images * gains[:, None, None, :]).reshape(batch, height, width, -1, channels).sum(axis=3)
 
 
-class Positions(nn.Module):
-    """Adds to features [B, H, W, C] a learned picture that is the same for all images: it tells a pixel its place.
+class LearnedPositionEmbedding(nn.Module):
+    """Adds a learned position embedding to features [B, H, W, C], the same for all images.
 
-    It is made of the first ``cosines`` × ``cosines`` waves of the two-dimensional cosine transform, so it spans the
-    image whatever its size. By it, attention to the text finds the words that speak of a pixel's place; without it
-    pixels know their place only from padding, and learn it last.
+    It is a sum of the first `cosines` × `cosines` basis functions of the two-dimensional cosine transform, so that it
+    spans images of any size. It lets attention to the text find the words about a pixel's position; without it, the
+    only source of position is zero padding, which is learned late.
     """
 
     cosines: int
@@ -85,25 +88,25 @@ class Positions(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         _, height, width, channels = x.shape
-        # three times as strong as features: noise would else drown it in the queries (measured against 1 and 6)
+        # three times as strong as features, otherwise noise dominates the queries (measured against 1 and 6)
         init = nn.initializers.normal(3.0 / self.cosines)
-        waves_UVC = self.param("waves", init, (self.cosines, self.cosines, channels)).astype(self.dtype)
+        coefficients_UVC = self.param("waves", init, (self.cosines, self.cosines, channels)).astype(self.dtype)
         rows_HU, columns_WV = (cosine_basis(side, self.cosines).astype(self.dtype) for side in (height, width))
-        return x + jnp.einsum("hu,wv,uvc->hwc", rows_HU, columns_WV, waves_UVC)
+        return x + jnp.einsum("hu,wv,uvc->hwc", rows_HU, columns_WV, coefficients_UVC)
 
 
 def cosine_basis(side: int, count: int) -> jax.Array:
-    """The first ``count`` waves of the cosine transform at the middles of ``side`` pixels, each of mean square 1.
+    """Returns the first `count` functions of the cosine transform at the centers of `side` pixels, [side, count].
 
-    Returns [side, count].
+    Each has a mean square of 1.
     """
-    middles = (jnp.arange(side) + 0.5) / side
-    waves = jnp.arange(count)
-    return jnp.where(waves > 0, math.sqrt(2), 1.0) * jnp.cos(jnp.pi * middles[:, None] * waves)
+    centers = (jnp.arange(side) + 0.5) / side
+    frequencies = jnp.arange(count)
+    return jnp.where(frequencies > 0, math.sqrt(2), 1.0) * jnp.cos(jnp.pi * centers[:, None] * frequencies)
 
 
-class NoiseEmbedding(nn.Module):
-    """A noise level [B] in [0, 1] → [B, width]: sinusoids through two dense layers."""
+class NoiseLevelEmbedding(nn.Module):
+    """Embeds a noise level [B] in [0, 1] as [B, width]: sinusoids and two dense layers."""
 
     width: int
     dtype: jnp.dtype
@@ -115,10 +118,10 @@ class NoiseEmbedding(nn.Module):
         return nn.Dense(self.width, dtype=self.dtype, name="dense_1")(x)
 
 
-class TextPooling(nn.Module):
-    """Attention pooling of text [B, L, D] to a vector [B, width], by learned queries (Section 2.4 of arXiv:2205.11487).
+class AttentionPooling(nn.Module):
+    """Attention pooling of text [B, L, D] to a vector [B, width], with learned queries (arXiv:2205.11487, Section 2.4).
 
-    Where nothing is visible (a dropped caption) the keys are all alike, and so the result is one learned vector.
+    Dropped text is zero and fully masked; all keys are then equal, and the result is one learned vector.
     """
 
     width: int
@@ -131,7 +134,7 @@ class TextPooling(nn.Module):
         head = self.width // self.heads
         text = nn.LayerNorm(dtype=jnp.float32, name="norm")(text).astype(self.dtype)
         query_NK = self.param("query", nn.initializers.normal(1.0), (self.heads, head))
-        # no bias: softmax ignores what is the same for all keys
+        # no bias: softmax is invariant to a constant over all keys
         key_BLNK = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="key")(text).reshape(
             batch, length, self.heads, head
         )
@@ -143,34 +146,39 @@ class TextPooling(nn.Module):
 
 
 def masked_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
-    """Softmax over the last axis, in float32, of what the mask shows; even where it shows nothing."""
-    # softmax in float32: bf16 loses mass; a large negative number, not -inf, so that an empty row is no NaN
+    """Returns the softmax over the last axis, in float32, of unmasked logits; uniform where all are masked.
+
+    Args:
+        logits: any float array.
+        mask: bool, broadcastable to `logits`, True where a logit counts.
+    """
+    # softmax in float32: bf16 loses mass; a large negative number, not -inf, so that a fully masked row is not NaN
     return jax.nn.softmax(jnp.where(mask, logits.astype(jnp.float32), -1e30), axis=-1)
 
 
-class Conditioning(nn.Module):
-    """The vector [B, E] that every residual block gets: noise level, pooled text, and the augmentation level if any."""
+class ConditioningEmbedding(nn.Module):
+    """Embeds noise level, pooled text, and the augmentation level if any, as the conditioning vector [B, E]."""
 
     width: int
-    text_heads: int
+    text_pool_heads: int
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(
         self, noise_level: jax.Array, text: jax.Array, mask: jax.Array, aug_level: jax.Array | None
     ) -> jax.Array:
-        embedding = NoiseEmbedding(self.width, self.dtype, name="noise_level")(noise_level)
-        embedding += TextPooling(self.width, self.text_heads, self.dtype, name="text_pooling")(text, mask)
+        embedding = NoiseLevelEmbedding(self.width, self.dtype, name="noise_level")(noise_level)
+        embedding += AttentionPooling(self.width, self.text_pool_heads, self.dtype, name="text_pooling")(text, mask)
         if aug_level is not None:
-            embedding += NoiseEmbedding(self.width, self.dtype, name="aug_level")(aug_level)
+            embedding += NoiseLevelEmbedding(self.width, self.dtype, name="aug_level")(aug_level)
         return nn.swish(embedding)
 
 
 class ResBlock(nn.Module):
     """GroupNorm–swish–conv twice with a 1×1 skip, the second norm scaled and shifted by the conditioning (BigGAN, ADM).
 
-    ``resample`` halves ("down": mean of 2×2) or doubles ("up": nearest) the image within the block, as in ADM
-    (arXiv:2105.05233, Section 3.1). The last convolution starts at zero. The keys [B] are of this block's dropout.
+    `resample` halves ("down": mean of 2×2) or doubles ("up": nearest) the resolution within the block, as in ADM
+    (arXiv:2105.05233, Section 3.1). The last convolution starts at zero. `dropout_keys` [B] are specific to this block.
     """
 
     channels: int
@@ -181,87 +189,90 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
-        h = nn.swish(Norm(self.groups, name="norm_0")(x))
+        h = nn.swish(GroupNorm32(self.groups, name="norm_0")(x))
         if self.resample:
-            change = downsample if self.resample == "down" else upsample
-            h, x = change(h), change(x)
+            resample = downsample if self.resample == "down" else upsample
+            h, x = resample(h), resample(x)
         h = conv(self.channels, "conv_0", self.dtype)(h)
-        h = nn.swish(ModulatedNorm(self.groups, self.dtype, name="norm_1")(h, embedding))
+        h = nn.swish(AdaGN(self.groups, self.dtype, name="norm_1")(h, embedding))
         if self.dropout and dropout_keys is not None:
-            h = drop(h, self.dropout, dropout_keys)
+            h = dropout(h, self.dropout, dropout_keys)
         h = conv(self.channels, "conv_1", self.dtype, zero=True)(h)
         if x.shape[-1] != self.channels:
             x = conv(self.channels, "skip", self.dtype, size=1)(x)
         return x + h
 
 
-def drop(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
-    """x [B, ...] with a share of it zero and the rest larger, to the same mean.
+def dropout(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
+    """Returns x [B, ...] with dropout; the mask of each example depends on its own key only, not on the batch.
 
-    What of example i is dropped depends on its key, of the keys [B], alone: not on the batch it is in.
+    Args:
+        x: activations [B, ...].
+        rate: fraction of activations set to zero; the others are scaled to preserve the mean.
+        keys: [B], one key per example.
     """
     keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
     return jnp.where(keep, x / (1 - rate), 0)
 
 
-def place_number(name: str) -> int:
-    """A number below 2^32 for the place in a network that has a name."""
+def name_hash(name: str) -> int:
+    """Returns a hash below 2^32 of a block's name."""
     return zlib.crc32(name.encode())
 
 
-def keys_of_place(keys: jax.Array, place: jax.Array | int) -> jax.Array:
-    """The keys [B] of examples as those of one place of a network, by its number: each drops its own."""
-    return jax.vmap(lambda key: jax.random.fold_in(key, place))(keys)
+def fold_in_keys(keys: jax.Array, block_hash: jax.Array | int) -> jax.Array:
+    """Returns the keys [B] of examples for one block, by the hash of its name."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, block_hash))(keys)
 
 
 def downsample(x: jax.Array) -> jax.Array:
-    """[B, H, W, C] → [B, H/2, W/2, C], the mean of each 2×2."""
+    """Returns images [B, H, W, C] downsampled to [B, H/2, W/2, C] by the mean of each 2×2."""
     batch, height, width, channels = x.shape
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
 
 
-def to_patches(x: jax.Array, side: int) -> jax.Array:
-    """[B, H, W, C] → [B, H/side, W/side, side²·C]: each square of pixels as one pixel."""
+def patchify(x: jax.Array, side: int) -> jax.Array:
+    """Returns images [B, H, W, C] with patches folded into channels, [B, H/side, W/side, side²·C]."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // side, side, width // side, side, channels).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(batch, height // side, width // side, side * side * channels)
 
 
-def from_patches(x: jax.Array, side: int) -> jax.Array:
-    """The inverse of ``to_patches``."""
+def unpatchify(x: jax.Array, side: int) -> jax.Array:
+    """Returns the inverse of `patchify`: [B, H, W, side²·C] → [B, H·side, W·side, C]."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height, width, side, side, channels // side**2).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(batch, height * side, width * side, channels // side**2)
 
 
 def upsample(x: jax.Array) -> jax.Array:
-    """[B, H, W, C] → [B, 2H, 2W, C], nearest.
+    """Returns images [B, H, W, C] upsampled to [B, 2H, 2W, C] by nearest neighbor.
 
-    By concatenation: behind a broadcast XLA no longer sees that each device has examples of its own, and has the
-    convolutions that follow done for those of others too.
+    Uses concatenation: after a broadcast XLA loses the sharding over the batch, and computes the following convolutions
+    for the examples of other devices too.
     """
     batch, height, width, channels = x.shape
     columns = jnp.concatenate([x, x], axis=3).reshape(batch, height, 2 * width, channels)
     return jnp.concatenate([columns, columns], axis=2).reshape(batch, 2 * height, 2 * width, channels)
 
 
-ATTENTION_KINDS = ("self", "self+text", "text")
+ATTENTION_TYPES = ("self", "self+text", "text")
 
 
 class Attention(nn.Module):
-    """Attention of an image's pixels to ``self``, to the text, or to both with the keys and values concatenated.
+    """Attention from pixels to pixels, to text, or to both with concatenated keys and values.
 
-    ``kind`` is one of
+    `attention_type` is one of
         "self":      pixels attend to pixels;
         "self+text": to pixels and text in one softmax (the paper's base and first super-resolution stage);
-        "text":      to text alone, a cross-attention layer of its own (its second super-resolution stage).
-    The output projection starts at zero. With ``mlp`` > 0 a feed-forward layer of that many times the channels follows.
+        "text":      to text only, a separate cross-attention layer (the paper's second super-resolution stage).
+    The output projection starts at zero. An MLP with `mlp_ratio` times the channels follows, if that is above 0.
     """
 
-    kind: str
+    attention_type: str
     head_channels: int
     groups: int
-    mlp: int
+    mlp_ratio: int
     dtype: jnp.dtype
 
     @nn.compact
@@ -272,16 +283,16 @@ class Attention(nn.Module):
         def split(tokens: jax.Array) -> jax.Array:
             return tokens.reshape(batch, -1, heads, self.head_channels)
 
-        pixels = Norm(self.groups, name="norm")(x).reshape(batch, height * width, channels)
+        pixels = GroupNorm32(self.groups, name="norm")(x).reshape(batch, height * width, channels)
         query_BQNK = split(nn.Dense(channels, dtype=self.dtype, name="query")(pixels))
         keys, values, masks = [], [], []
-        # a bias tells pixels from text; of keys of one kind it would be the same for all, which softmax ignores
-        key = partial(nn.Dense, channels, use_bias="+" in self.kind, dtype=self.dtype)
-        if "self" in self.kind:
+        # biases distinguish pixels from text; with only one of them, softmax is invariant to the bias
+        key = partial(nn.Dense, channels, use_bias="+" in self.attention_type, dtype=self.dtype)
+        if "self" in self.attention_type:
             keys.append(split(key(name="key")(pixels)))
             values.append(split(nn.Dense(channels, dtype=self.dtype, name="value")(pixels)))
             masks.append(jnp.ones((batch, height * width), bool))
-        if "text" in self.kind:
+        if "text" in self.attention_type:
             text = nn.LayerNorm(dtype=jnp.float32, name="text_norm")(text).astype(self.dtype)
             keys.append(split(key(name="text_key")(text)))
             values.append(split(nn.Dense(channels, dtype=self.dtype, name="text_value")(text)))
@@ -293,36 +304,39 @@ class Attention(nn.Module):
         attended = attended.reshape(batch, height * width, channels)
         out = nn.Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(attended)
         x = x + out.reshape(x.shape)
-        return FeedForward(self.mlp, self.groups, self.dtype, name="mlp")(x) if self.mlp else x
+        return FeedForward(self.mlp_ratio, self.groups, self.dtype, name="mlp")(x) if self.mlp_ratio else x
 
 
 class FeedForward(nn.Module):
-    """Norm, a hidden layer of ``times`` the channels, and back, added to the input; starts as the identity."""
+    """Residual MLP with GroupNorm and a hidden layer of `mlp_ratio` times the channels; starts as the identity."""
 
-    times: int
+    mlp_ratio: int
     groups: int
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1]
-        h = Norm(self.groups, name="norm")(x)
-        h = nn.gelu(nn.Dense(self.times * channels, dtype=self.dtype, name="hidden")(h))
+        h = GroupNorm32(self.groups, name="norm")(x)
+        h = nn.gelu(nn.Dense(self.mlp_ratio * channels, dtype=self.dtype, name="hidden")(h))
         return x + nn.Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(h)
 
 
 class AttentionStack(nn.Module):
-    """The attention layers of one place in a U-Net, in order; ``kinds`` such as ``("self", "text")``, often empty."""
+    """Attention layers in sequence; `attention_types` such as `("self", "text")`, often empty."""
 
-    kinds: tuple[str, ...]
+    attention_types: tuple[str, ...]
     head_channels: int
     groups: int
-    mlp: int
+    mlp_ratio: int
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, text: jax.Array, mask: jax.Array) -> jax.Array:
-        for index, kind in enumerate(self.kinds):
-            name = kind.replace("+", "_") + f"_{index}"
-            x = Attention(kind, self.head_channels, self.groups, self.mlp, self.dtype, name=name)(x, text, mask)
+        for index, attention_type in enumerate(self.attention_types):
+            name = attention_type.replace("+", "_") + f"_{index}"
+            attention = Attention(
+                attention_type, self.head_channels, self.groups, self.mlp_ratio, self.dtype, name=name
+            )
+            x = attention(x, text, mask)
         return x

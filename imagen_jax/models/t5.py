@@ -1,6 +1,6 @@
-"""The T5 encoder (arXiv:1910.10683) and its kin: v1.1, mT5, ByT5, flan, UL2 (arXiv:2002.05202), UMT5 (2304.09151).
+"""T5 encoders (arXiv:1910.10683): v1.0, v1.1, mT5, ByT5, flan, UL2 (arXiv:2002.05202) and UMT5 (arXiv:2304.09151).
 
-Keyword fields carry the names of Hugging Face's `T5Config`, so a `config.json` maps onto a module one to one.
+Fields have the names of Hugging Face's `T5Config`, so that a `config.json` maps onto a module one to one.
 
 B batch, L text length, D = d_model, H = num_heads, K = d_kv.
 """
@@ -17,29 +17,33 @@ import numpy as np
 
 from imagen_jax.errors import ConfigError
 
-# Low enough that exp underflows to exactly 0, finite so that a row without any token stays free of NaN.
-MASKED_LOGIT = -1e9
+# Low enough that exp underflows to 0; finite, so that a row without any token is not NaN.
+_MASKED_LOGIT = -1e9
 
-# feed_forward_proj -> its nonlinearity; with "gated-" a second product of the input multiplies it
-NONLINEARITIES: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "relu": nn.relu,  # the first T5
+# Nonlinearities by feed_forward_proj; "gated-" multiplies by a second projection of the input.
+_NONLINEARITIES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": nn.relu,  # T5 v1.0
     "gated-gelu": functools.partial(nn.gelu, approximate=True),  # v1.1 and most others: the tanh form, "gelu_new"
     "gated-silu": nn.silu,  # UL2, Pile-T5
 }
 
 
 def relative_position_bucket(relative_position: np.ndarray, *, num_buckets: int, max_distance: int) -> np.ndarray:
-    """Bucket of each offset key − query, in [0, num_buckets).
+    """Returns the bucket of each offset key - query, in [0, num_buckets) (arXiv:1910.10683, Section 2.1).
 
-    The lower half of the buckets is for keys to the left, the upper one for keys to the right. Half of a side's buckets
-    hold one distance each, the other half grow logarithmically up to `max_distance`, and whatever is further shares
-    the last one. arXiv:1910.10683, section 2.1.
+    The lower half of the buckets is for keys to the left, the upper half for keys to the right. Half of the buckets of
+    a side hold one distance each, the others grow logarithmically up to `max_distance`; larger ones share the last.
+
+    Args:
+        relative_position: int array of any shape.
+        num_buckets: buckets of both sides.
+        max_distance: distance from which on all share one bucket.
     """
     offset = np.asarray(relative_position)
     distance = np.abs(offset)
     per_side = num_buckets // 2
     exact = per_side // 2
-    # float32, because published weights were trained with buckets whose edges were rounded in float32
+    # in float32, because published weights were trained with bucket edges rounded in float32
     ratio = np.log(np.maximum(distance, exact).astype(np.float32) / np.float32(exact))
     ratio = ratio / np.float32(math.log(max_distance / exact))
     coarse = exact + (ratio * np.float32(per_side - exact)).astype(np.int32)
@@ -48,7 +52,7 @@ def relative_position_bucket(relative_position: np.ndarray, *, num_buckets: int,
 
 
 class RMSNorm(nn.Module):
-    """Scale by the root mean square, without mean or bias. [..., D] -> [..., D]"""
+    """Normalizes [..., D] by the root mean square, without mean or bias (arXiv:1910.07467)."""
 
     epsilon: float
     dtype: Any
@@ -56,13 +60,13 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        x32 = x.astype(jnp.float32)  # squares in float32: T5's residual stream reaches 1e4, bf16 loses the small terms
+        x32 = x.astype(jnp.float32)  # squares in float32: T5's residual stream reaches 1e4, bf16 loses small terms
         x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.epsilon)
         return (x32 * scale.astype(jnp.float32)).astype(self.dtype)
 
 
 class RelativeBias(nn.Module):
-    """A learned bias per head and offset bucket, added to the attention logits. length -> [H, L, L] float32"""
+    """Learned bias per head and offset bucket for attention logits: length L → [H, L, L] float32."""
 
     num_heads: int
     d_model: int
@@ -82,13 +86,13 @@ class RelativeBias(nn.Module):
         return jnp.transpose(table.astype(jnp.float32)[bucket_LL], (2, 0, 1))
 
 
-def linear(features: int, std: float, dtype: Any, name: str) -> nn.Dense:
-    """A matrix without bias, drawn from a normal of the given standard deviation: T5 has no other kind."""
+def _linear(features: int, std: float, dtype: Any, name: str) -> nn.Dense:
+    """Returns a dense layer without bias, initialized from a normal distribution with a standard deviation."""
     return nn.Dense(features, use_bias=False, kernel_init=nn.initializers.normal(std), dtype=dtype, name=name)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention without 1/sqrt(K): T5 moves that factor into the initialisation of q."""
+    """Multi-head self-attention without 1/sqrt(K): T5 moves that factor into the initialization of q."""
 
     num_heads: int
     d_kv: int
@@ -96,53 +100,57 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
-        """x [B, L, D], bias float32, broadcastable to [B, H, L, L] -> [B, L, D]"""
+        """Returns [B, L, D] from x [B, L, D] and a float32 bias broadcastable to [B, H, L, L]."""
         width = x.shape[-1]
         inner = self.num_heads * self.d_kv
         heads = (self.num_heads, self.d_kv)
-        q = linear(inner, (width * self.d_kv) ** -0.5, self.dtype, "q")(x)
-        k = linear(inner, width**-0.5, self.dtype, "k")(x)
-        v = linear(inner, width**-0.5, self.dtype, "v")(x)
+        q = _linear(inner, (width * self.d_kv) ** -0.5, self.dtype, "q")(x)
+        k = _linear(inner, width**-0.5, self.dtype, "k")(x)
+        v = _linear(inner, width**-0.5, self.dtype, "v")(x)
         q_BLHK, k_BLHK, v_BLHK = (a.reshape(*a.shape[:2], *heads) for a in (q, k, v))
         logits = jnp.einsum("blhk,bmhk->bhlm", q_BLHK, k_BLHK, preferred_element_type=jnp.float32)
         logits = logits + bias  # softmax in float32: bf16 loses mass
         weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
-        # divided by their sum after mixing, K numbers a row and not L: on a CPU a forward pass takes half the time
+        # normalized after the matmul, K numbers per row instead of L: halves the time of a forward pass on a CPU
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        mixed_BHLK = jnp.einsum("bhlm,bmhk->bhlk", weights.astype(self.dtype), v_BLHK) / total
-        mixed = jnp.swapaxes(mixed_BHLK.astype(self.dtype), 1, 2).reshape(*x.shape[:2], inner)
-        return linear(width, inner**-0.5, self.dtype, "o")(mixed)
+        attended_BHLK = jnp.einsum("bhlm,bmhk->bhlk", weights.astype(self.dtype), v_BLHK) / total
+        attended = jnp.swapaxes(attended_BHLK.astype(self.dtype), 1, 2).reshape(*x.shape[:2], inner)
+        return _linear(width, inner**-0.5, self.dtype, "o")(attended)
 
 
 class FeedForward(nn.Module):
-    """f(x W), or f(x W_0) * (x W_1) where `kind` is gated (arXiv:2002.05202), projected back. [..., D] -> [..., D]"""
+    """MLP over [..., D]: f(x W) W_o, or (f(x W_0) * (x W_1)) W_o for gated projections (arXiv:2002.05202)."""
 
-    kind: str
+    feed_forward_proj: str
     d_ff: int
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
-        nonlinearity = NONLINEARITIES[self.kind]
-        if self.kind.startswith("gated-"):
-            hidden = nonlinearity(linear(self.d_ff, width**-0.5, self.dtype, "wi_0")(x))
-            hidden = hidden * linear(self.d_ff, width**-0.5, self.dtype, "wi_1")(x)
+        nonlinearity = _NONLINEARITIES[self.feed_forward_proj]
+        if self.feed_forward_proj.startswith("gated-"):
+            hidden = nonlinearity(_linear(self.d_ff, width**-0.5, self.dtype, "wi_0")(x))
+            hidden = hidden * _linear(self.d_ff, width**-0.5, self.dtype, "wi_1")(x)
         else:
-            hidden = nonlinearity(linear(self.d_ff, width**-0.5, self.dtype, "wi")(x))
-        return linear(width, self.d_ff**-0.5, self.dtype, "wo")(hidden)
+            hidden = nonlinearity(_linear(self.d_ff, width**-0.5, self.dtype, "wi")(x))
+        return _linear(width, self.d_ff**-0.5, self.dtype, "wo")(hidden)
 
 
-def padding_bias(mask: jax.Array) -> jax.Array:
-    """Logit bias that hides padding keys. bool [B, L] -> float32 [B, 1, 1, L]"""
-    return jnp.where(mask, 0.0, MASKED_LOGIT)[:, None, None, :]
+def _padding_bias(mask: jax.Array) -> jax.Array:
+    """Returns the logit bias that masks padding keys: bool [B, L] → float32 [B, 1, 1, L]."""
+    return jnp.where(mask, 0.0, _MASKED_LOGIT)[:, None, None, :]
 
 
 class T5Encoder(nn.Module):
-    """A T5 encoder. Parameters take the dtype they are given in; `dtype` is that of the computation.
+    """A T5 encoder.
 
-    relative_bias_per_layer: UMT5's biases, a table for each block; T5 has one for all, learned in the first block
-    Raises UsageError for a `feed_forward_proj` that no known encoder has.
+    Attributes: see Hugging Face's `T5Config`, and
+        relative_bias_per_layer: whether each block has its own relative bias, as in UMT5; T5 shares that of the first.
+        dtype: dtype of the compute; parameters keep the dtype they are loaded in.
+
+    Raises:
+        ConfigError: an unknown `feed_forward_proj`.
     """
 
     vocab_size: int
@@ -160,13 +168,18 @@ class T5Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-        """tokens int32 [B, L], mask bool [B, L] (True = a token) -> [B, L, D] in `dtype`, zero where mask is False."""
-        if self.feed_forward_proj not in NONLINEARITIES:
+        """Returns text embeddings [B, L, D] in `dtype`, zero where the mask is False.
+
+        Args:
+            tokens: int32 [B, L].
+            mask: bool [B, L], True where there is a token.
+        """
+        if self.feed_forward_proj not in _NONLINEARITIES:
             raise ConfigError(
-                f'feed_forward_proj is "{self.feed_forward_proj}", expected one of {", ".join(NONLINEARITIES)}:'
-                " choose an encoder that has one of these"
+                f"feed_forward_proj {self.feed_forward_proj!r} is not supported: choose an encoder with one of "
+                f"{', '.join(_NONLINEARITIES)}"
             )
-        hides_padding = padding_bias(mask)
+        mask_bias = _padding_bias(mask)
 
         def norm(name: str) -> RMSNorm:
             return RMSNorm(epsilon=self.layer_norm_epsilon, dtype=self.dtype, name=name)
@@ -179,13 +192,13 @@ class T5Encoder(nn.Module):
                 max_distance=self.relative_attention_max_distance,
                 name=name,
             )
-            return table(tokens.shape[1]) + hides_padding
+            return table(tokens.shape[1]) + mask_bias
 
         x = nn.Embed(
             self.vocab_size,
             self.d_model,
             embedding_init=nn.initializers.normal(1.0),
-            dtype=jnp.float32,  # so that what blocks add to is float32: it grows until bf16 loses what they add
+            dtype=jnp.float32,  # a float32 residual stream: it grows until bf16 loses what blocks add
             name="token_embedding",
         )(tokens)
         shared = None if self.relative_bias_per_layer else logit_bias("relative_bias")

@@ -1,42 +1,44 @@
-"""The U-Net of the base stage, of BigGAN-style residual blocks as in ADM (arXiv:2105.05233; arXiv:2205.11487, F.1)."""
+"""The U-Net for the base stage, with BigGAN residual blocks as in ADM (arXiv:2105.05233; arXiv:2205.11487, F.1)."""
 
 from __future__ import annotations
 
 import jax
 
-from imagen_jax.models.unet_base import Denoiser, Given
+from imagen_jax.models.unet_base import BlockContext, UNetBase
 
 
-class UNet(Denoiser):
-    """A U-Net with a skip from every block of the way down to a block of the way up.
+class UNet(UNetBase):
+    """A U-Net with a skip connection from every block of the down path to a block of the up path.
 
-    Attributes: as of ``Denoiser``; ``blocks`` are those of each level on the way down, and there is one more on the way
-    up; ``attention`` stands after each of its level's blocks.
-        middle_attention: the attention layers of the middle, at the last level's size.
+    Attributes: see `UNetBase`. `num_res_blocks` counts the residual blocks of each level of the down path; each level
+    of the up path has one more. `attention_types` are applied after each block of a level.
+        middle_attention_types: attention layers of the middle blocks, at the resolution of the last level.
     """
 
-    middle_attention: tuple[str, ...]
+    middle_attention_types: tuple[str, ...]
 
-    def trunk(self, x: jax.Array, given: Given) -> jax.Array:
-        """See ``Denoiser``."""
+    def backbone(self, x: jax.Array, context: BlockContext) -> jax.Array:
+        """See `UNetBase`."""
         skips = [x]
-        levels = list(enumerate(zip(self.multipliers, self.blocks, self.attention, strict=True)))
+        levels = list(enumerate(zip(self.channel_mult, self.num_res_blocks, self.attention_types, strict=True)))
         last = len(levels) - 1
 
         for index, (multiplier, blocks, kinds) in levels:
-            x, made = self.level(x, given, blocks, multiplier * self.channels, kinds, f"down_{index}")
-            skips.extend(made)
+            x, outputs = self._level_blocks(x, context, blocks, multiplier * self.channels, kinds, f"down_{index}")
+            skips.extend(outputs)
             if index < last:
-                x = self.res(x, given, x.shape[-1], f"down_{index}_halve", resample="down")
+                x = self._res_block(x, context, x.shape[-1], f"down_{index}_halve", resample="down")
                 skips.append(x)
 
-        x = self.res(x, given, x.shape[-1], "middle_res_0")
-        x = self.attend(x, given, self.middle_attention, "middle_attend")
-        x = self.res(x, given, x.shape[-1], "middle_res_1")
+        x = self._res_block(x, context, x.shape[-1], "middle_res_0")
+        x = self._attention(x, context, self.middle_attention_types, "middle_attend")
+        x = self._res_block(x, context, x.shape[-1], "middle_res_1")
 
         for index, (multiplier, blocks, kinds) in reversed(levels):
-            joined = [skips.pop() * self.skip_scale for _ in range(blocks + 1)]
-            x, _ = self.level(x, given, blocks + 1, multiplier * self.channels, kinds, f"up_{index}", joined)
+            level_skips = [skips.pop() * self.skip_scale for _ in range(blocks + 1)]
+            x, _ = self._level_blocks(
+                x, context, blocks + 1, multiplier * self.channels, kinds, f"up_{index}", level_skips
+            )
             if index > 0:
-                x = self.res(x, given, x.shape[-1], f"up_{index}_double", resample="up")
+                x = self._res_block(x, context, x.shape[-1], f"up_{index}_double", resample="up")
         return x

@@ -1,4 +1,4 @@
-"""What both U-Nets share: the conditioning, the stem, and the way to an image again."""
+"""The base class of both U-Nets: conditioning, stem, output layers, and the blocks of a level."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ import jax
 import jax.numpy as jnp
 
 from imagen_jax.models.layers import (
+    AdaGN,
     AttentionStack,
-    Conditioning,
+    ConditioningEmbedding,
     InputSkip,
-    ModulatedNorm,
-    Positions,
+    LearnedPositionEmbedding,
     ResBlock,
     conv,
-    from_patches,
-    keys_of_place,
-    place_number,
-    to_patches,
+    fold_in_keys,
+    name_hash,
+    patchify,
+    unpatchify,
 )
 from imagen_jax.parallel.scan_params import stack_name
 
-ModuleMaker = Callable[..., Any]  # makes a module of a name
-Lay = Callable[[Any], Any]  # of features [B, H, W, C], or a tree of them: the same, with a say in which device has what
+ModuleMaker = Callable[..., Any]  # makes a module with a name
+ConstraintFn = Callable[[Any], Any]  # applies sharding constraints to features [B, H, W, C], or a pytree of them
 
 
-def as_they_lie(features: Any) -> Any:
-    """Features with no say in which device has what."""
+def no_constraint(features: Any) -> Any:
+    """Returns features without a sharding constraint."""
     return features
 
 
-def keeps_dots(primitive: Any, *_: Any, **parameters: Any) -> bool:
-    """Whether a result within a block is kept for the backward pass: of convolutions and dense layers alone.
+def _save_matmuls_and_convs(primitive: Any, *_: Any, **parameters: Any) -> bool:
+    """Returns whether a result within a block is saved for the backward pass: those of convolutions and dense layers.
 
-    Norms and activations cost little to make again; so do the products of attention, beside the memory of its weights,
-    which grows with the square of the pixels.
+    Norms and activations are cheap to recompute. So are the batched matmuls of attention, compared to the memory of its
+    weights, which is quadratic in the number of pixels.
     """
     if primitive is jax.lax.dot_general_p:
         _, batch_axes = parameters["dimension_numbers"]
@@ -47,25 +47,29 @@ def keeps_dots(primitive: Any, *_: Any, **parameters: Any) -> bool:
     return primitive is jax.lax.conv_general_dilated_p
 
 
-# What residual blocks and attention layers keep for the backward pass beside their inputs; None: everything.
-REMAT: dict[str, Callable[..., bool] | None] = {
+# What residual blocks and attention layers save for the backward pass besides their inputs; None: everything.
+REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
     "none": None,
-    "dots": keeps_dots,
+    "dots": _save_matmuls_and_convs,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
 
-def runs(kinds: Sequence[Any]) -> Iterator[range]:
-    """The places of things that are alike and side by side."""
-    for _, group in itertools.groupby(range(len(kinds)), key=kinds.__getitem__):
-        places = list(group)
-        yield range(places[0], places[-1] + 1)
+def _consecutive_groups(values: Sequence[Any]) -> Iterator[range]:
+    """Yields the indices of each run of equal consecutive values."""
+    for _, group in itertools.groupby(range(len(values)), key=values.__getitem__):
+        indices = list(group)
+        yield range(indices[0], indices[-1] + 1)
 
 
-class Given(NamedTuple):
-    """What all blocks of a network are given: the conditioning vector [B, E], text [B, L, D] and its mask [B, L].
+class BlockContext(NamedTuple):
+    """Inputs that all blocks of a network share.
 
-    ``dropout_keys`` [B] are of each example's dropout; None for none.
+    Attributes:
+        embedding: conditioning vector [B, E].
+        text: text embeddings [B, L, D].
+        text_mask: bool [B, L], True where there is a token.
+        dropout_keys: [B], one key per example; None for no dropout.
     """
 
     embedding: jax.Array
@@ -73,83 +77,87 @@ class Given(NamedTuple):
     text_mask: jax.Array
     dropout_keys: jax.Array | None
 
-    def keys_at(self, place: jax.Array | int) -> jax.Array | None:
-        """The dropout keys [B] of the block at a place, if there is dropout."""
-        return None if self.dropout_keys is None else keys_of_place(self.dropout_keys, place)
+    def dropout_keys_for(self, block_hash: jax.Array | int) -> jax.Array | None:
+        """Returns the dropout keys [B] for the block with a hash of its name, or None without dropout."""
+        return None if self.dropout_keys is None else fold_in_keys(self.dropout_keys, block_hash)
 
 
-class Turn(nn.Module):
-    """One of the blocks of a run, of which ``nn.scan`` makes all: a residual block, and attention after it."""
+class ScanBlock(nn.Module):
+    """The body of `nn.scan` over blocks with equal shapes: a residual block, followed by attention."""
 
-    res: ModuleMaker
-    attend: ModuleMaker
-    lay: Lay
+    make_res_block: ModuleMaker
+    make_attention: ModuleMaker
+    constrain: ConstraintFn
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, skip: jax.Array | None, place: jax.Array, given: Given
+        self, x: jax.Array, skip: jax.Array | None, block_hash: jax.Array, context: BlockContext
     ) -> tuple[jax.Array, jax.Array]:
-        # else XLA may lay what goes round in a loop as the parameters there: channels over devices, and not examples
-        x, skip = self.lay((x, skip))
-        x = self.res(name="res")(joined(x, skip), given.embedding, given.keys_at(place))
-        x = self.lay(self.attend(name="attend")(x, given.text, given.text_mask))
+        # otherwise XLA may shard the scan carry like the parameters, by channels instead of batch
+        x, skip = self.constrain((x, skip))
+        x = self.make_res_block(name="res")(
+            concat_skip(x, skip), context.embedding, context.dropout_keys_for(block_hash)
+        )
+        x = self.constrain(self.make_attention(name="attend")(x, context.text, context.text_mask))
         return x, x
 
 
-def joined(x: jax.Array, skip: jax.Array | None) -> jax.Array:
-    """Features with those of a skip, if there is one, behind their channels."""
+def concat_skip(x: jax.Array, skip: jax.Array | None) -> jax.Array:
+    """Returns features [B, H, W, C] with those of a skip, if there is one, concatenated to their channels."""
     return x if skip is None else jnp.concatenate([x, skip], axis=-1)
 
 
-class Denoiser(nn.Module):
-    """A network that sees through the noise of images; its kinds differ in their ``trunk``.
+class UNetBase(nn.Module):
+    """A U-Net that predicts from noisy images, conditioned on text; subclasses define the `backbone`.
 
     Attributes:
-        image_channels: channels of the image that is denoised.
-        patch: side of the squares of pixels that the network sees as one pixel; 1 in the paper. Larger ones are cheap
+        image_channels: channels of the image.
+        patch_size: side of the patches that are folded into channels; 1 in the paper. Larger ones lower the cost
             (arXiv:2301.11093, Section 3.3).
-        positions: cosines an axis of the learned picture of places that is added to the stem; 0 in the paper: none.
-            It ties the network to whole images: not for stages that are trained on crops.
-        input_skip: whether the inputs are added to the output by learned gains; False in the paper.
+        positions: cosines per axis of the learned position embedding that is added to the stem; 0 in the paper, none.
+            Position embeddings require full images: not for stages that are trained on crops.
+        input_skip: whether the inputs are added to the output with learned gains; False in the paper.
         channels: channels of the first level.
-        multipliers: channels of each level, as multiples of ``channels``; a level is half the size of the one before.
-        blocks: residual blocks of each level; see the kinds.
-        attention: for each level its attention layers, a tuple of "self", "self+text", "text"; see the kinds.
+        channel_mult: channels of each level, as multiples of `channels`; each level has half the resolution of the
+            previous one.
+        num_res_blocks: residual blocks of each level; see the subclasses.
+        attention_types: for each level its attention layers, a tuple of "self", "self+text", "text"; see the
+            subclasses.
         head_channels: channels of an attention head.
-        attention_mlp: hidden width of a feed-forward layer after each attention, in multiples of its channels; 0: none.
-        embedding_multiplier: width of the conditioning vector, as a multiple of ``channels``.
-        text_heads: heads of the attention pooling of the text.
-        norm_groups: groups of each GroupNorm.
-        skip_scale: factor on each skip before it is concatenated.
-        dropout: share of activations dropped in training.
-        dtype: of the compute; parameters, norms and softmax stay float32.
-        out_channels: channels of the output; inputs skip to the first ``image_channels`` of them.
-        scan_blocks: whether blocks of a level that are alike are one that is repeated, its parameters stacked: the same
-            network in a shorter program.
-        remat: of ``REMAT``, what is computed again in the backward pass instead of kept: time for memory.
-        lay: what lays features on devices that share a batch, for blocks that are repeated.
+        mlp_ratio: hidden width of the MLP after each attention layer, as a multiple of its channels; 0: no MLP.
+        cond_dim_mult: width of the conditioning vector, as a multiple of `channels`.
+        text_pool_heads: heads of the attention pooling over the text.
+        num_groups: groups of each GroupNorm.
+        skip_scale: factor applied to each skip before it is concatenated.
+        dropout: dropout rate in training.
+        dtype: dtype of the compute; parameters, norms and softmax stay float32.
+        out_channels: channels of the output; `input_skip` adds inputs to the first `image_channels` of them.
+        scan_blocks: whether blocks of a level with equal shapes are scanned, with stacked parameters: the same network
+            in a shorter program.
+        remat: a key of `REMAT_POLICIES`: what is saved for the backward pass; the rest is recomputed.
+        constrain: applies sharding constraints to features, for blocks that are scanned.
     """
 
     image_channels: int
-    patch: int
+    patch_size: int
     positions: int
     input_skip: bool
     channels: int
-    multipliers: tuple[int, ...]
-    blocks: tuple[int, ...]
-    attention: tuple[tuple[str, ...], ...]
+    channel_mult: tuple[int, ...]
+    num_res_blocks: tuple[int, ...]
+    attention_types: tuple[tuple[str, ...], ...]
     head_channels: int
-    attention_mlp: int
-    embedding_multiplier: int
-    text_heads: int
-    norm_groups: int
+    mlp_ratio: int
+    cond_dim_mult: int
+    text_pool_heads: int
+    num_groups: int
     skip_scale: float
     dropout: float
     dtype: jnp.dtype
     out_channels: int
     scan_blocks: bool
     remat: str
-    lay: Lay
+    constrain: ConstraintFn
 
     @nn.compact
     def __call__(
@@ -162,110 +170,126 @@ class Denoiser(nn.Module):
         aug_level: jax.Array | None = None,
         dropout_keys: jax.Array | None = None,
     ) -> jax.Array:
-        """The network's prediction.
+        """Returns the network's prediction.
 
         Args:
-            z: [B, H, W, C] noisy images; H and W divisible by the patch, and then by 2 at every change of level.
+            z: noisy images [B, H, W, C]; H and W divisible by the patch size, and then by 2 at every change of level.
             noise_level: [B] in [0, 1].
-            text: [B, L, D] embeddings, zero where the caption is dropped.
-            text_mask: [B, L] True where there is a token.
-            low_res: [B, H, W, C] the condition of a super-resolution stage, already of z's size.
-            aug_level: [B] in [0, 1], the noise in ``low_res``.
-            dropout_keys: [B] keys of the dropout of each example; None for none, as outside of training.
+            text: text embeddings [B, L, D], zero where the text is dropped.
+            text_mask: bool [B, L], True where there is a token.
+            low_res: images [B, H, W, C] that condition a super-resolution stage, already resized to the size of z.
+            aug_level: [B] in [0, 1], the augmentation level of `low_res`.
+            dropout_keys: [B], one key per example; None for no dropout, outside of training.
 
         Returns:
-            [B, H, W, out_channels] float32; zero at initialisation.
+            Predictions [B, H, W, out_channels], float32; zero at initialization.
         """
-        width = self.channels * self.embedding_multiplier
-        embedding = Conditioning(width, self.text_heads, self.dtype, name="conditioning")(
+        width = self.channels * self.cond_dim_mult
+        embedding = ConditioningEmbedding(width, self.text_pool_heads, self.dtype, name="conditioning")(
             noise_level, text, text_mask, aug_level
         )
         images = z if low_res is None else jnp.concatenate([z, low_res], axis=-1)
-        x = conv(self.channels, "stem", self.dtype)(to_patches(images.astype(self.dtype), self.patch))
+        x = conv(self.channels, "stem", self.dtype)(patchify(images.astype(self.dtype), self.patch_size))
         if self.positions:
-            x = Positions(self.positions, self.dtype, name="positions")(x)
+            x = LearnedPositionEmbedding(self.positions, self.dtype, name="positions")(x)
 
-        x = self.trunk(x, Given(embedding, text, text_mask, dropout_keys))
+        x = self.backbone(x, BlockContext(embedding, text, text_mask, dropout_keys))
 
-        x = ModulatedNorm(self.norm_groups, self.dtype, name="out_norm")(x, embedding)
+        x = AdaGN(self.num_groups, self.dtype, name="out_norm")(x, embedding)
         x = nn.swish(x)
-        x = conv(self.patch**2 * self.out_channels, "out", self.dtype, zero=True)(x)
-        x = from_patches(x, self.patch).astype(jnp.float32)
+        x = conv(self.patch_size**2 * self.out_channels, "out", self.dtype, zero=True)(x)
+        x = unpatchify(x, self.patch_size).astype(jnp.float32)
         if not self.input_skip:
             return x
         image, rest = jnp.split(x, [self.image_channels], axis=-1)
         return jnp.concatenate([InputSkip(name="input_skip")(image, images, embedding), rest], axis=-1)
 
-    def trunk(self, x: jax.Array, given: Given) -> jax.Array:
-        """Features of the stem [B, H/patch, W/patch, channels] → features of that height and width."""
+    def backbone(self, x: jax.Array, context: BlockContext) -> jax.Array:
+        """Returns features of the same height and width as the stem's, [B, H/patch, W/patch, channels]."""
         raise NotImplementedError
 
-    def res(self, x: jax.Array, given: Given, channels: int, name: str, resample: str = "") -> jax.Array:
-        """A residual block that sees the conditioning."""
-        block = self.res_maker(channels, resample)(name=name)
-        return block(x, given.embedding, given.keys_at(place_number(name)))
+    def _res_block(
+        self, x: jax.Array, context: BlockContext, channels: int, name: str, resample: str = ""
+    ) -> jax.Array:
+        """Applies a residual block with conditioning."""
+        block = self._make_res_block(channels, resample)(name=name)
+        return block(x, context.embedding, context.dropout_keys_for(name_hash(name)))
 
-    def attend(self, x: jax.Array, given: Given, kinds: tuple[str, ...], name: str) -> jax.Array:
-        """Attention layers that see the text."""
-        return self.attention_maker(kinds)(name=name)(x, given.text, given.text_mask)
+    def _attention(self, x: jax.Array, context: BlockContext, kinds: tuple[str, ...], name: str) -> jax.Array:
+        """Applies attention layers with the text."""
+        return self._make_attention(kinds)(name=name)(x, context.text, context.text_mask)
 
-    def level(
+    def _level_blocks(
         self,
         x: jax.Array,
-        given: Given,
+        context: BlockContext,
         count: int,
         channels: int,
         kinds: tuple[str, ...],
         name: str,
         skips: Sequence[jax.Array] = (),
     ) -> tuple[jax.Array, list[jax.Array]]:
-        """``count`` residual blocks with attention after each, that get a skip each if there are some.
+        """Applies `count` residual blocks, each followed by attention.
 
-        Returns the features of the last one, and a list of those of all.
+        Args:
+            x: features [B, h, w, c].
+            context: see `BlockContext`.
+            count: number of blocks.
+            channels: channels of their outputs.
+            kinds: attention layers after each block.
+            name: prefix of the blocks' names.
+            skips: features to concatenate to the input of each block; empty for none.
+
+        Returns:
+            The output of the last block, and a list of the outputs of all blocks.
         """
-        made: list[jax.Array] = []
-        # blocks differ in the channels that they get
+        outputs: list[jax.Array] = []
+        # blocks differ in their input channels
         widths = [channels if i else x.shape[-1] for i in range(count)]
-        alike = list(zip(widths, [skip.shape[-1] for skip in skips], strict=True)) if skips else widths
-        for run in runs(alike if self.scan_blocks else range(count)):
-            first, last = run[0], run[-1]
+        input_channels = list(zip(widths, [skip.shape[-1] for skip in skips], strict=True)) if skips else widths
+        for group in _consecutive_groups(input_channels if self.scan_blocks else range(count)):
+            first, last = group[0], group[-1]
             if first == last:
-                x = self.res(joined(x, skips[first] if skips else None), given, channels, f"{name}_res_{first}")
-                x = self.attend(x, given, kinds, f"{name}_attend_{first}")
-                made.append(x)
+                x = concat_skip(x, skips[first] if skips else None)
+                x = self._res_block(x, context, channels, f"{name}_res_{first}")
+                x = self._attention(x, context, kinds, f"{name}_attend_{first}")
+                outputs.append(x)
             else:
-                turns = self.run_maker(channels, kinds, len(run))(name=stack_name(f"{name}_blocks", first, last))
-                # as if each had its own name
-                places = jnp.array([place_number(f"{name}_res_{i}") for i in run], jnp.uint32)
-                x, stacked = turns(x, jnp.stack(skips[first : last + 1]) if skips else None, places, given)
-                made.extend(stacked)
-        return x, made
+                scan = self._make_scan(channels, kinds, len(group))(name=stack_name(f"{name}_blocks", first, last))
+                # the hashes that the blocks would have if they were not scanned
+                hashes = jnp.array([name_hash(f"{name}_res_{i}") for i in group], jnp.uint32)
+                x, stacked = scan(x, jnp.stack(skips[first : last + 1]) if skips else None, hashes, context)
+                outputs.extend(stacked)
+        return x, outputs
 
-    def run_maker(self, channels: int, kinds: tuple[str, ...], count: int) -> ModuleMaker:
-        """Makes a run of ``count`` blocks; their parameters, skips and places are stacked."""
-        run = nn.scan(
-            Turn,
+    def _make_scan(self, channels: int, kinds: tuple[str, ...], count: int) -> ModuleMaker:
+        """Returns a maker of `count` scanned blocks; their parameters, skips and name hashes are stacked."""
+        scan = nn.scan(
+            ScanBlock,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, 0, nn.broadcast),
             length=count,
         )
         return functools.partial(
-            run, self.res_maker(channels, repeated=True), self.attention_maker(kinds, repeated=True), self.lay
+            scan,
+            self._make_res_block(channels, scanned=True),
+            self._make_attention(kinds, scanned=True),
+            self.constrain,
         )
 
-    def res_maker(self, channels: int, resample: str = "", repeated: bool = False) -> ModuleMaker:
-        """Makes a residual block."""
-        kind = self.with_remat(ResBlock, repeated)
-        return functools.partial(kind, channels, self.norm_groups, self.dropout, self.dtype, resample)
+    def _make_res_block(self, channels: int, resample: str = "", scanned: bool = False) -> ModuleMaker:
+        """Returns a maker of a residual block."""
+        module = self._with_remat(ResBlock, scanned)
+        return functools.partial(module, channels, self.num_groups, self.dropout, self.dtype, resample)
 
-    def attention_maker(self, kinds: tuple[str, ...], repeated: bool = False) -> ModuleMaker:
-        """Makes attention layers."""
-        kind = self.with_remat(AttentionStack, repeated)
-        return functools.partial(kind, kinds, self.head_channels, self.norm_groups, self.attention_mlp, self.dtype)
+    def _make_attention(self, kinds: tuple[str, ...], scanned: bool = False) -> ModuleMaker:
+        """Returns a maker of attention layers."""
+        module = self._with_remat(AttentionStack, scanned)
+        return functools.partial(module, kinds, self.head_channels, self.num_groups, self.mlp_ratio, self.dtype)
 
-    def with_remat(self, kind: type[nn.Module], repeated: bool) -> Any:
-        """The kind of module whose backward pass remakes what ``remat`` does not keep; its parameters are the same."""
-        policy = REMAT[self.remat]
-        # in a loop nothing is left from the forward pass that XLA could merge it with
-        return nn.remat(kind, policy=policy, prevent_cse=not repeated) if policy else kind
+    def _with_remat(self, module: type[nn.Module], scanned: bool) -> Any:
+        """Returns the module class with rematerialization as `remat` says; its parameters are the same."""
+        policy = REMAT_POLICIES[self.remat]
+        # inside a scan, XLA cannot merge the recomputation with the forward pass (CSE)
+        return nn.remat(module, policy=policy, prevent_cse=not scanned) if policy else module

@@ -7,90 +7,90 @@ import numpy as np
 import pytest
 
 from imagen_jax.models.layers import (
+    AdaGN,
     Attention,
+    AttentionPooling,
     AttentionStack,
     FeedForward,
+    GroupNorm32,
     InputSkip,
-    ModulatedNorm,
-    Norm,
-    Positions,
+    LearnedPositionEmbedding,
     ResBlock,
-    TextPooling,
     cosine_basis,
     downsample,
-    drop,
-    from_patches,
-    keys_of_place,
+    dropout,
+    fold_in_keys,
     masked_softmax,
-    place_number,
+    name_hash,
+    patchify,
     sinusoidal_embedding,
-    to_patches,
+    unpatchify,
     upsample,
 )
 
-KINDS = ["self", "self+text", "text"]
-# Half the time to compile, and the same mathematics.
-QUICKLY = {"xla_backend_optimization_level": 0}
-SHOWN = 3  # tokens of the captions below
-POOLING = TextPooling(width=8, heads=2, dtype=jnp.float32)
+TYPES = ["self", "self+text", "text"]
+# Halves compile time; results are the same.
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
+NUM_TOKENS = 3  # tokens in `captions`
+POOLING = AttentionPooling(width=8, heads=2, dtype=jnp.float32)
 
 
 @functools.cache
-def attention(kind):
-    return Attention(kind, head_channels=4, groups=4, mlp=0, dtype=jnp.float32)
+def attention(attention_type):
+    return Attention(attention_type, head_channels=4, groups=4, mlp_ratio=0, dtype=jnp.float32)
 
 
 @functools.cache
 def compiled(module):
-    return jax.jit(lambda params, *inputs: module.apply({"params": params}, *inputs), compiler_options=QUICKLY)
+    return jax.jit(lambda params, *inputs: module.apply({"params": params}, *inputs), compiler_options=FAST_COMPILE)
 
 
 @functools.cache
-def block_run(block):
+def compiled_block(block):
     def run(params, keys=None):
         return block.apply({"params": params}, X, EMBEDDING, keys)
 
-    return jax.jit(run, compiler_options=QUICKLY)
+    return jax.jit(run, compiler_options=FAST_COMPILE)
 
 
 def random_params(module, *inputs):
-    """Parameters as after some training: none is zero. Drawn outside of jax, which would compile each init."""
+    """Returns parameters as after some training: none is zero. Made without jax, which would compile each init."""
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: 0.5 * rng.standard_normal(leaf.shape).astype(np.float32), shapes)
 
 
-def with_fresh(module, layers, *inputs):
-    """Random parameters, but those of ``layers`` as init makes them: all of init would take seconds to compile."""
+def with_init_params(module, layers, *inputs):
+    """Returns random parameters, but those of `layers` as initialized: compiling all of init takes seconds."""
     init = module.init
     fresh = jax.jit(lambda key: {name: init(key, *inputs)["params"][name] for name in layers})(jax.random.key(0))
     return {**random_params(module, *inputs), **fresh}
 
 
-def some(*shape, seed=0):
+def random_array(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def captions(length, seed=1, padding=0.0):
-    """Embeddings [2, length, 6] of SHOWN tokens, ``padding`` behind them, and their mask."""
+    """Returns embeddings [2, length, 6] of NUM_TOKENS tokens followed by `padding`, and their mask."""
     text = np.full((2, length, 6), padding, np.float32)
-    text[:, :SHOWN] = some(2, SHOWN, 6, seed=seed)
-    return text, np.tile(np.arange(length) < SHOWN, (2, 1))
+    text[:, :NUM_TOKENS] = random_array(2, NUM_TOKENS, 6, seed=seed)
+    return text, np.tile(np.arange(length) < NUM_TOKENS, (2, 1))
 
 
-X = some(2, 4, 4, 8)
-EMBEDDING = some(2, 6)
+X = random_array(2, 4, 4, 8)
+EMBEDDING = random_array(2, 6)
 
 
-def readers():
-    """What looks at text: (module, the inputs before the text)."""
+def text_modules():
+    """Returns parameters (module, inputs before the text) for modules that read text."""
     return [pytest.param(POOLING, (), id="pooling")] + [
-        pytest.param(attention(kind), (X,), id=kind) for kind in KINDS if "text" in kind
+        pytest.param(attention(name), (X,), id=name) for name in TYPES if "text" in name
     ]
 
 
-@pytest.mark.parametrize("module, inputs", readers())
-def test_padding_changes_nothing(module, inputs):
+@pytest.mark.parametrize("module, inputs", text_modules())
+def test_padding_has_no_effect(module, inputs):
     text, mask = captions(5)
     params = random_params(module, *inputs, text, mask)
     out = compiled(module)(params, *inputs, text, mask)
@@ -100,8 +100,8 @@ def test_padding_changes_nothing(module, inputs):
     assert np.abs(changed - out).max() > 1e-2
 
 
-@pytest.mark.parametrize("module, inputs", readers())
-def test_a_dropped_caption_is_finite_and_of_no_length(module, inputs):
+@pytest.mark.parametrize("module, inputs", text_modules())
+def test_dropped_text_is_finite_at_any_length(module, inputs):
     params = random_params(module, *inputs, *captions(5))
     short, long = (
         compiled(module)(params, *inputs, np.zeros((2, length, 6), np.float32), np.zeros((2, length), bool))
@@ -112,38 +112,38 @@ def test_a_dropped_caption_is_finite_and_of_no_length(module, inputs):
     assert np.abs(short - compiled(module)(params, *inputs, *captions(5))).max() > 1e-2
 
 
-def test_self_attention_does_not_see_the_text():
+def test_self_attention_ignores_text():
     params = random_params(attention("self"), X, *captions(5))
     first, second = (compiled(attention("self"))(params, X, *captions(5, seed=seed)) for seed in (1, 2))
     np.testing.assert_array_equal(first, second)
 
 
-def test_text_attention_does_not_look_at_other_pixels():
-    """Its output at a pixel depends on the pixels of others only through the norm; without it, not at all."""
+def test_text_attention_is_pointwise():
+    """The output at a pixel depends on other pixels only through the norm, which a reflection preserves."""
     params = random_params(attention("text"), X, *captions(5))
     mirrored = compiled(attention("text"))(params, X[:, ::-1], *captions(5))
     np.testing.assert_allclose(mirrored[:, ::-1], compiled(attention("text"))(params, X, *captions(5)), atol=1e-5)
 
 
-def by_hand(params, text, mask):
-    """Attention of kind "self+text" in numpy, an example, a head and a pixel at a time."""
+def attention_reference(params, text, mask):
+    """Returns "self+text" attention in numpy, one example, head and pixel at a time."""
 
     def dense(name, value):
         return value @ params[name]["kernel"] + params[name]["bias"]
 
-    def normalised(value, axes, scale):
-        centred = value - value.mean(axes, keepdims=True)
-        return centred / np.sqrt((centred**2).mean(axes, keepdims=True) + scale)
+    def normalized(value, axes, scale):
+        centered = value - value.mean(axes, keepdims=True)
+        return centered / np.sqrt((centered**2).mean(axes, keepdims=True) + scale)
 
     out = np.zeros((2, 16, 8))
     for example in range(2):
         norm = params["norm"]["norm"]
-        groups = normalised(X[example].reshape(16, 4, 2), (0, 2), 1e-5).reshape(16, 8)
+        groups = normalized(X[example].reshape(16, 4, 2), (0, 2), 1e-5).reshape(16, 8)
         pixels = groups * norm["scale"] + norm["bias"]
-        words = normalised(text[example][mask[example]], -1, 1e-6)
-        words = words * params["text_norm"]["scale"] + params["text_norm"]["bias"]
-        keys = np.concatenate([dense("key", pixels), dense("text_key", words)])
-        values = np.concatenate([dense("value", pixels), dense("text_value", words)])
+        tokens = normalized(text[example][mask[example]], -1, 1e-6)
+        tokens = tokens * params["text_norm"]["scale"] + params["text_norm"]["bias"]
+        keys = np.concatenate([dense("key", pixels), dense("text_key", tokens)])
+        values = np.concatenate([dense("value", pixels), dense("text_value", tokens)])
         for head in (slice(0, 4), slice(4, 8)):
             for pixel, query in enumerate(dense("query", pixels)[:, head]):
                 weight = np.exp(keys[:, head] @ query / 2)
@@ -151,29 +151,31 @@ def by_hand(params, text, mask):
     return X + dense("out", out).reshape(X.shape)
 
 
-def test_attention_is_what_its_definition_says():
+def test_attention_matches_reference():
     module, (text, mask) = attention("self+text"), captions(5)
     params = random_params(module, X, text, mask)
-    np.testing.assert_allclose(compiled(module)(params, X, text, mask), by_hand(params, text, mask), atol=1e-4)
+    np.testing.assert_allclose(
+        compiled(module)(params, X, text, mask), attention_reference(params, text, mask), atol=1e-4
+    )
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_attention_starts_as_the_identity(kind):
-    params = with_fresh(attention(kind), ["out"], X, *captions(5))
-    np.testing.assert_array_equal(compiled(attention(kind))(params, X, *captions(5)), X)
+@pytest.mark.parametrize("attention_type", TYPES)
+def test_attention_is_identity_at_init(attention_type):
+    params = with_init_params(attention(attention_type), ["out"], X, *captions(5))
+    np.testing.assert_array_equal(compiled(attention(attention_type))(params, X, *captions(5)), X)
 
 
-def test_a_feed_forward_layer_can_follow_attention():
-    module = Attention("self", head_channels=4, groups=4, mlp=2, dtype=jnp.float32)
+def test_attention_with_mlp():
+    module = Attention("self", head_channels=4, groups=4, mlp_ratio=2, dtype=jnp.float32)
     params = random_params(module, X, *captions(5))
     attended = compiled(attention("self"))({k: v for k, v in params.items() if k != "mlp"}, X, *captions(5))
     fed = compiled(FeedForward(2, 4, jnp.float32))(params["mlp"], attended)
     np.testing.assert_allclose(compiled(module)(params, X, *captions(5)), fed, atol=1e-4)
 
 
-def test_a_stack_applies_its_layers_in_order():
-    def stack(*kinds):
-        return AttentionStack(kinds, head_channels=4, groups=4, mlp=0, dtype=jnp.float32)
+def test_stack_order():
+    def stack(*attention_types):
+        return AttentionStack(attention_types, head_channels=4, groups=4, mlp_ratio=0, dtype=jnp.float32)
 
     inputs = (X, *captions(5))
     params = random_params(stack("self", "text"), *inputs)
@@ -186,35 +188,35 @@ def test_a_stack_applies_its_layers_in_order():
     np.testing.assert_array_equal(compiled(stack())({}, *inputs), X)
 
 
-def test_a_stack_may_have_two_layers_of_a_kind():
-    twice = AttentionStack(("text", "text"), head_channels=4, groups=4, mlp=0, dtype=jnp.float32)
+def test_stack_with_equal_types():
+    twice = AttentionStack(("text", "text"), head_channels=4, groups=4, mlp_ratio=0, dtype=jnp.float32)
     assert set(random_params(twice, X, *captions(5))) == {"text_0", "text_1"}
 
 
-def test_masked_softmax_shows_what_the_mask_shows():
+def test_masked_softmax():
     logits = np.float32([[1.0, 2.0, 3.0], [5.0, 5.0, 900.0]])
     mask = np.asarray([[True, True, False], [True, True, False]])
     np.testing.assert_allclose(masked_softmax(logits, mask), [[0.26894143, 0.7310586, 0], [0.5, 0.5, 0]], rtol=1e-5)
     np.testing.assert_allclose(masked_softmax(logits, np.zeros_like(mask)), 1 / 3, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["self", "self+text"])
-def test_attention_in_bfloat16_is_finite_where_float16_would_overflow(kind):
-    params = random_params(attention(kind), X, *captions(5))
+@pytest.mark.parametrize("attention_type", ["self", "self+text"])
+def test_bfloat16_attention_is_finite(attention_type):
+    params = random_params(attention(attention_type), X, *captions(5))
     for name in ("query", "key"):
         params[name]["kernel"] *= 500
-    # most products of queries and keys are beyond 65504
-    pixels = Norm(4).apply({"params": params["norm"]}, X).reshape(2, 16, 8)
+    # most products of queries and keys exceed 65504
+    pixels = GroupNorm32(4).apply({"params": params["norm"]}, X).reshape(2, 16, 8)
     query, key = (pixels @ params[name]["kernel"] for name in ("query", "key"))
     logits = np.einsum("bqk,bsk->bqs", query[..., :4], key[..., :4]) / 2
     assert np.mean(np.abs(logits) > np.finfo(np.float16).max) > 0.5
-    out = compiled(dataclasses.replace(attention(kind), dtype=jnp.bfloat16))(params, X, *captions(5))
+    out = compiled(dataclasses.replace(attention(attention_type), dtype=jnp.bfloat16))(params, X, *captions(5))
     assert np.isfinite(out).all()
     assert np.abs(out - X).max() > 1e-2
 
 
-def test_softmax_is_computed_in_float32():
-    """1/1000 is no bfloat16, and in bfloat16 a thousand of them would not add up to 1."""
+def test_softmax_is_float32():
+    """1/1000 is not representable in bfloat16, where a thousand of them do not sum to 1."""
     weights = masked_softmax(jnp.zeros((1, 1000), jnp.bfloat16), jnp.ones((1, 1000), bool))
     assert weights.dtype == jnp.float32
     np.testing.assert_allclose(weights.sum(), 1, rtol=1e-5)
@@ -230,45 +232,45 @@ def test_downsample_and_upsample():
     np.testing.assert_array_equal(downsample(large), image)
 
 
-def test_a_patch_is_a_square_of_pixels():
-    image = some(2, 4, 6, 3)
-    patches = to_patches(image, 2)
+def test_patchify():
+    image = random_array(2, 4, 6, 3)
+    patches = patchify(image, 2)
     assert patches.shape == (2, 2, 3, 12)
     np.testing.assert_array_equal(patches[1, 1, 2], image[1, 2:4, 4:6].ravel())
-    np.testing.assert_array_equal(from_patches(patches, 2), image)
-    np.testing.assert_array_equal(to_patches(image, 1), image)
+    np.testing.assert_array_equal(unpatchify(patches, 2), image)
+    np.testing.assert_array_equal(patchify(image, 1), image)
 
 
 @pytest.mark.parametrize("resample, size", [("", 4), ("down", 2), ("up", 8)])
-def test_a_residual_block_starts_as_its_skip(resample, size):
+def test_res_block_is_its_skip_at_init(resample, size):
     block = ResBlock(channels=8, groups=4, dropout=0.0, dtype=jnp.float32, resample=resample)
-    params = with_fresh(block, ["conv_1"], X, EMBEDDING)
-    out = block_run(block)(params)
+    params = with_init_params(block, ["conv_1"], X, EMBEDDING)
+    out = compiled_block(block)(params)
     skip = {"": lambda x: x, "down": downsample, "up": upsample}[resample](X)
     assert out.shape == (2, size, size, 8)
     np.testing.assert_allclose(out, skip, atol=1e-6)
-    changed = block_run(block)(random_params(block, X, EMBEDDING))
+    changed = compiled_block(block)(random_params(block, X, EMBEDDING))
     assert np.abs(changed - skip).max() > 1e-2
 
 
-def test_dropout_is_for_training_alone():
+def test_dropout_needs_keys():
     block = ResBlock(channels=8, groups=4, dropout=0.5, dtype=jnp.float32)
     params = random_params(block, X, EMBEDDING)
-    run = block_run(block)
+    run = compiled_block(block)
     keys = jax.random.split(jax.random.key(0), len(X))
     dropped = run(params, keys)
     np.testing.assert_array_equal(dropped, run(params, keys))
-    # each example's is its own: another key of the first is nothing to the second
+    # the mask of the second example does not depend on the key of the first
     changed = run(params, keys.at[0].set(jax.random.key(1)))
     assert np.abs(dropped - run(params))[0].max() > 1e-2
     assert np.abs(dropped - changed)[0].max() > 1e-2
     np.testing.assert_array_equal(dropped[1:], changed[1:])
 
 
-def test_what_is_dropped_is_a_share_that_differs_by_example_and_place():
+def test_dropout_mask_depends_on_example_and_block():
     x, keys = jnp.ones((2, 5000)), jax.random.split(jax.random.key(0), 2)
-    places = [place_number(name) for name in ("down_0_res_0", "down_0_res_1")]
-    first, other = (np.asarray(drop(x, 0.2, keys_of_place(keys, place))) for place in places)
+    hashes = [name_hash(name) for name in ("down_0_res_0", "down_0_res_1")]
+    first, other = (np.asarray(dropout(x, 0.2, fold_in_keys(keys, block_hash))) for block_hash in hashes)
     np.testing.assert_allclose(np.unique(first), [0, 1.25])
     assert (first == 0).mean() == pytest.approx(0.2, abs=0.02)
     for one, two in ((first[0], first[1]), (first[0], other[0])):
@@ -276,10 +278,10 @@ def test_what_is_dropped_is_a_share_that_differs_by_example_and_place():
 
 
 @pytest.mark.parametrize("channels, groups", [(8, 4), (6, 4), (7, 4)])
-def test_norm_takes_as_many_groups_as_divide_the_channels(channels, groups):
-    x = 3 + 5 * some(1, 4, 4, channels)
+def test_group_norm_groups_divide_channels(channels, groups):
+    x = 3 + 5 * random_array(1, 4, 4, channels)
     out = np.asarray(
-        Norm(groups).apply({"params": {"norm": {"scale": jnp.ones(channels), "bias": jnp.zeros(channels)}}}, x)
+        GroupNorm32(groups).apply({"params": {"norm": {"scale": jnp.ones(channels), "bias": jnp.zeros(channels)}}}, x)
     )
     used = int(np.gcd(channels, groups))
     grouped = out.reshape(16, used, channels // used)
@@ -287,32 +289,32 @@ def test_norm_takes_as_many_groups_as_divide_the_channels(channels, groups):
     np.testing.assert_allclose(grouped.std((0, 2)), 1, atol=1e-3)
 
 
-def test_a_modulated_norm_is_scaled_and_shifted_by_its_embedding():
-    module = ModulatedNorm(4, jnp.float32)
-    params = random_params(module, X, some(2, 6))
-    plain = np.asarray(compiled(Norm(4))(params["norm"], X))
-    embedding = some(2, 6)
+def test_ada_gn():
+    module = AdaGN(4, jnp.float32)
+    params = random_params(module, X, random_array(2, 6))
+    normed = np.asarray(compiled(GroupNorm32(4))(params["norm"], X))
+    embedding = random_array(2, 6)
     dense = params["scale_shift"]
     scale, shift = np.split((embedding @ dense["kernel"] + dense["bias"])[:, None, None], 2, axis=-1)
-    np.testing.assert_allclose(compiled(module)(params, X, embedding), plain * (1 + scale) + shift, atol=1e-4)
+    np.testing.assert_allclose(compiled(module)(params, X, embedding), normed * (1 + scale) + shift, atol=1e-4)
 
 
-def test_a_feed_forward_layer_starts_as_the_identity():
+def test_feed_forward_is_identity_at_init():
     out, variables = jax.jit(FeedForward(3, 4, jnp.float32).init_with_output)(jax.random.key(0), X)
     np.testing.assert_array_equal(out, X)
     assert variables["params"]["hidden"]["kernel"].shape == (8, 24)
 
 
-def test_noise_levels_are_told_apart():
+def test_sinusoidal_embedding_separates_levels():
     levels = jnp.linspace(0, 1, 101)
     embedded = np.asarray(sinusoidal_embedding(levels, 16))
     assert embedded.shape == (101, 16)
     distances = np.linalg.norm(embedded[:, None] - embedded[None], axis=-1) + 9 * np.eye(101)
     assert distances.min() > 0.1
-    np.testing.assert_allclose((embedded**2).sum(-1), 8, rtol=1e-4)  # a sine and a cosine of each frequency
+    np.testing.assert_allclose((embedded**2).sum(-1), 8, rtol=1e-4)  # sin² + cos² for each frequency
 
 
-def test_a_fresh_input_skip_passes_nothing_and_a_learned_one_every_image():
+def test_input_skip():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 4, 6, 3), np.float32)
     images = rng.standard_normal((2, 4, 6, 6), np.float32)
@@ -325,22 +327,24 @@ def test_a_fresh_input_skip_passes_nothing_and_a_learned_one_every_image():
 
 
 @pytest.mark.parametrize("side", [4, 7])
-def test_as_many_cosines_as_pixels_make_any_picture(side):
+def test_cosine_basis_is_complete(side):
     basis = np.asarray(cosine_basis(side, side))
     np.testing.assert_allclose(basis.T @ basis, side * np.eye(side), atol=1e-5)
 
 
-def test_positions_add_the_sum_of_their_waves_to_every_image():
-    positions = Positions(cosines=3, dtype=jnp.float32)
+def test_position_embedding():
+    positions = LearnedPositionEmbedding(cosines=3, dtype=jnp.float32)
     x = np.random.default_rng(1).standard_normal((2, 4, 6, 5)).astype(np.float32)
     params = positions.init(jax.random.key(0), x)["params"]
     rows, columns = cosine_basis(4, 3), cosine_basis(6, 3)
-    picture = sum(rows[:, u, None, None] * columns[None, :, v, None] * params["waves"][u, v]
+    embedding = sum(rows[:, u, None, None] * columns[None, :, v, None] * params["waves"][u, v]
                   for u in range(3) for v in range(3))  # fmt: skip
-    np.testing.assert_allclose(positions.apply({"params": params}, x), x + picture, atol=1e-5)
+    np.testing.assert_allclose(positions.apply({"params": params}, x), x + embedding, atol=1e-5)
 
 
-def test_positions_of_an_image_are_those_of_the_same_places_at_another_size():
-    params = Positions(3, jnp.float32).init(jax.random.key(0), np.zeros((1, 3, 3, 4)))
-    small, large = (np.asarray(Positions(3, jnp.float32).apply(params, np.zeros((1, n, n, 4)))) for n in (3, 9))
+def test_position_embedding_at_another_size():
+    params = LearnedPositionEmbedding(3, jnp.float32).init(jax.random.key(0), np.zeros((1, 3, 3, 4)))
+    small, large = (
+        np.asarray(LearnedPositionEmbedding(3, jnp.float32).apply(params, np.zeros((1, n, n, 4)))) for n in (3, 9)
+    )
     np.testing.assert_allclose(small, large[:, 1::3, 1::3], atol=1e-5)

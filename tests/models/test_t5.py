@@ -25,28 +25,28 @@ def encode(params, tokens, mask, **fields):
     return np.asarray(T5Encoder(**TINY, **fields).apply({"params": params}, tokens, mask))
 
 
-def some_text(length, used, seed=0):
+def random_text(length, used, seed=0):
     tokens = np.random.default_rng(seed).integers(1, TINY["vocab_size"], (2, length)).astype(np.int32)
     return tokens, np.tile(np.arange(length) < used, (2, 1))
 
 
 @pytest.mark.parametrize("name", cases.VARIANTS)
-def test_equals_transformers(golden, name):
+def test_matches_transformers(golden, name):
     ours = cases.embeddings(name, golden["tokens"], golden["mask"])
     assert cases.error(ours, golden[name]) < cases.TOLERANCE
 
 
 @pytest.mark.parametrize("name", cases.VARIANTS)
-def test_bfloat16_points_where_transformers_does(golden, name):
+def test_bfloat16_matches_transformers(golden, name):
     ours = cases.embeddings(name, golden["tokens"], golden["mask"], jnp.bfloat16)
     assert cases.cosines(ours, golden[name]).mean() > cases.COSINE
 
 
-def test_buckets_equal_those_of_transformers(golden):
+def test_buckets_match_transformers(golden):
     np.testing.assert_array_equal(cases.buckets(golden["offsets"]), golden["buckets"])
 
 
-def test_buckets_mirror_and_grow_with_distance():
+def test_buckets_are_symmetric_and_monotonic():
     distance = np.arange(1, 500)
     sizes = {"num_buckets": 16, "max_distance": 64}
     left, right = (relative_position_bucket(sign * distance, **sizes) for sign in (-1, 1))
@@ -56,36 +56,36 @@ def test_buckets_mirror_and_grow_with_distance():
     assert relative_position_bucket(np.zeros(1, int), **sizes)[0] == 0
 
 
-def test_padding_changes_nothing(params):
-    tokens, mask = some_text(32, used=20)
+def test_padding_has_no_effect(params):
+    tokens, mask = random_text(32, used=20)
     short = encode(params, tokens, mask)
     longer = np.pad(tokens, ((0, 0), (0, 32)), constant_values=7), np.pad(mask, ((0, 0), (0, 32)))
     np.testing.assert_allclose(encode(params, *longer)[:, :20], short[:, :20], atol=1e-6)
 
 
-def test_masked_outputs_are_zero_even_without_any_token(params):
-    tokens, mask = some_text(12, used=5)
+def test_masked_outputs_are_zero(params):
+    tokens, mask = random_text(12, used=5)
     mask[1] = False
     out = encode(params, tokens, mask)
     assert np.isfinite(out).all()
     assert (out[~mask] == 0).all() and (out[mask] != 0).any()
 
 
-def test_order_matters(params):
-    tokens, mask = some_text(12, used=12)
-    moved = encode(params, tokens[:, ::-1], mask)[:, ::-1]
-    assert np.abs(moved - encode(params, tokens, mask)).max() > 1e-2
+def test_depends_on_order(params):
+    tokens, mask = random_text(12, used=12)
+    reversed_order = encode(params, tokens[:, ::-1], mask)[:, ::-1]
+    assert np.abs(reversed_order - encode(params, tokens, mask)).max() > 1e-2
 
 
-def test_bfloat16_is_near_float32(params):
-    tokens, mask = some_text(12, used=9)
+def test_bfloat16_is_close_to_float32(params):
+    tokens, mask = random_text(12, used=9)
     exact = encode(params, tokens, mask)
-    rough = encode(params, tokens, mask, dtype=jnp.bfloat16)
-    assert rough.dtype == jnp.bfloat16
-    assert np.abs(rough.astype(np.float32) - exact).max() < 0.1
+    low_precision = encode(params, tokens, mask, dtype=jnp.bfloat16)
+    assert low_precision.dtype == jnp.bfloat16
+    assert np.abs(low_precision.astype(np.float32) - exact).max() < 0.1
 
 
-def test_initial_standard_deviations_are_those_of_t5():
+def test_init_standard_deviations():
     fields = {"vocab_size": 500, "d_model": 64, "d_kv": 16, "d_ff": 256, "num_layers": 1, "num_heads": 8}
     tokens = jnp.ones((1, 4), jnp.int32)
     params = jax.jit(T5Encoder(**fields).init)(jax.random.key(0), tokens, tokens > 0)["params"]
@@ -103,6 +103,6 @@ def test_initial_standard_deviations_are_those_of_t5():
         assert float(jnp.std(leaf)) == pytest.approx(std, rel=0.05)
 
 
-def test_an_unknown_nonlinearity_is_refused(params):
-    with pytest.raises(ValueError, match='feed_forward_proj is "gated-swish", expected one of relu, gated-gelu'):
-        encode(params, *some_text(4, used=4), feed_forward_proj="gated-swish")
+def test_unknown_feed_forward_proj_raises(params):
+    with pytest.raises(ValueError, match="feed_forward_proj 'gated-swish'"):
+        encode(params, *random_text(4, used=4), feed_forward_proj="gated-swish")
