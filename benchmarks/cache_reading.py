@@ -1,4 +1,4 @@
-"""Measure the read speed of embedding caches: `python -m benchmarks.cache_reading`. Prints the table of docs/data.md.
+"""Measure the read speed of embedding caches, as in docs/text_encoders.md: `python -m benchmarks.cache_reading`.
 
 The embeddings are random, have the widths of T5 v1.1 large and XXL, and are written to a temporary folder. They are
 read in random order, as in training. Times are CPU times (`time.process_time`), so that the load of the machine does
