@@ -81,7 +81,7 @@ docs: $(SETUP) ## build the documentation site into build/docs; warnings are err
 pytest: $(SETUP) ## run the tests on every core; make pytest ARGS='-n 0 -k name' runs some in one process
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
-faults: $(SETUP) ## break training in every way that docs/faults.md tells of (40 minutes); make faults ARGS='kill=20 flip=500'
+faults: $(SETUP) ## break training in every way that docs/fault_tolerance.md tells of (40 minutes); make faults ARGS='kill=20 flip=500'
 	$(BIN)/python -m tests.faults $(ARGS)
 
 parity: $(PARITY)/.complete ## run samplers, weights and T5 beside diffusers and transformers; print the differences
