@@ -6,7 +6,7 @@ import ml_collections
 
 from configs import imagen_base_64, imagen_sr_256, imagen_sr_1024
 from imagen_jax.images.array import said, scaled
-from imagen_jax.planning.cost import cost
+from imagen_jax.planning.cost import stage_cost
 from imagen_jax.stages.stage import crop_size, image_size, low_res_size
 
 T5_XXL_WIDTH = 4096  # d_model of google/t5-v1_1-xxl, the text encoder of the presets
@@ -31,8 +31,8 @@ def _row(name: str, config: ml_collections.ConfigDict) -> str:
     low, full, crop = low_res_size(config), image_size(config), crop_size(config)
     images = f"{said(low)} → {said(full)}" if any(low) else said(full)
     trained_on = f"crops {said(scaled(crop, full, low))} → {said(crop)}" if any(crop) else "full images"
-    total = cost(config, T5_XXL_WIDTH)
-    numbers = f"{total.parameters / 1e6:,.1f} M | {total.training_flops / 1e12:.3f}"
+    total = stage_cost(config, T5_XXL_WIDTH)
+    numbers = f"{total.num_params / 1e6:,.1f} M | {total.training_flops / 1e12:.3f}"
     return f"| `{name}` | {images} | {trained_on} | {numbers} |"
 
 

@@ -30,7 +30,7 @@ from imagen_jax.cli.flags import CommandFlags, define_config
 from imagen_jax.images.array import dtype_of
 from imagen_jax.io.atomic import write_whole
 from imagen_jax.parallel import multihost, sharding
-from imagen_jax.planning.encoders import from_cache, planned_encoder
+from imagen_jax.planning.encoders import abstract_encoder, cached_encoder
 from imagen_jax.planning.hardware import CHIPS, GIB
 from imagen_jax.planning.programs import train_program
 from imagen_jax.stages import stage as stages
@@ -138,7 +138,7 @@ def measure(config: ml_collections.ConfigDict, steps: int, peak_flops: float | N
         ConfigError: the config cannot work on these devices.
     """
     mesh = sharding.make_mesh(config.mesh.axes)
-    encoder = from_cache(planned_encoder(config.text))
+    encoder = cached_encoder(abstract_encoder(config.text))
     program = train_program(config, mesh, encoder)
     start = time.perf_counter()
     step = program.lower().compile()
@@ -158,9 +158,9 @@ def measure(config: ml_collections.ConfigDict, steps: int, peak_flops: float | N
     return Measurement(
         device=devices[0].device_kind,
         mesh=dict(mesh.shape),
-        batch_size=program.examples,
-        num_params=program.params,
-        model_flops=program.flops,
+        batch_size=program.batch_size,
+        num_params=program.num_params,
+        model_flops=program.model_flops,
         compile_s=compile_s,
         step_s=tuple(timings),
         peak_flops=peak_flops or peak_flops_of(devices[0].device_kind),

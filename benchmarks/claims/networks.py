@@ -17,7 +17,7 @@ from benchmarks.claims.report import change, interval, table
 from imagen_jax.data.pipeline import training_batches
 from imagen_jax.datasets.from_config import make_examples
 from imagen_jax.parallel import sharding
-from imagen_jax.planning.cost import cost
+from imagen_jax.planning.cost import stage_cost
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.stage import load_encoder_params
 from imagen_jax.training.optimizers import make_optimizer
@@ -112,8 +112,8 @@ def training_step(config: ml_collections.ConfigDict) -> Callable[[], Any]:
 
 def costs_of(config: ml_collections.ConfigDict) -> Figures:
     """Parameters, and operations of an image in training."""
-    spent = cost(config, stages.build(config).encoder.width)
-    return {"parameters": spent.parameters, "training_flops": spent.training_flops}
+    spent = stage_cost(config, stages.build(config).encoder.width)
+    return {"parameters": spent.num_params, "training_flops": spent.training_flops}
 
 
 def measure_one(work: Workplace, network: str, steps: int) -> Figures:

@@ -22,8 +22,8 @@ from imagen_jax.io.atomic import write_whole
 from imagen_jax.planning import report
 from imagen_jax.planning.aot import has_compiler
 from imagen_jax.planning.hardware import parse_topology
-from imagen_jax.planning.plan import WHATS, Question, check, plan, plan_without_compiler
-from imagen_jax.planning.search import fastest, search, what_fits
+from imagen_jax.planning.plan import PLANNED_COMMANDS, PlanRequest, check_request, plan, plan_without_compiler
+from imagen_jax.planning.search import search_fastest, search_fit, select_fastest
 
 INSTALL = (
     "libtpu, which compiles for TPUs, is not installed: pip install 'imagen_jax[tpu]', or the tested version of it "
@@ -38,7 +38,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "topology", None, "v4:8x8x4, v5e:16x16, v5p:4x4x8, v6e:16x16; for two slices v4:4x4x4*2.", flag_values=values
     )
-    flags.DEFINE_enum("what", "train", list(WHATS), "The command to plan.", flag_values=values)
+    flags.DEFINE_enum("what", "train", list(PLANNED_COMMANDS), "The command to plan.", flag_values=values)
     flags.DEFINE_bool(
         "cached_text", False, "Training reads cached text embeddings, without an encoder.", flag_values=values
     )
@@ -86,8 +86,8 @@ def run(args: CommandFlags) -> None:
 
     topology = parse_topology(args.required("topology", "v4:8x8x4"))
     config = args.load_config()
-    question = Question(
-        what=args.what,
+    request = PlanRequest(
+        command=args.what,
         config=config,
         topology=topology,
         cached_text=args.cached_text or bool(config.text.cache),
@@ -95,53 +95,53 @@ def run(args: CommandFlags) -> None:
         quick=args.quick,
         sampling_axes=mesh_axes(args),
     )
-    check(question)
+    check_request(request)
     # the TPUs of this machine, if it has any, are left to others
     jax.config.update("jax_platforms", "cpu")
     # the compilation time is part of the answer
     jax.config.update("jax_enable_compilation_cache", False)
     printer = _Printer(args)
     if not has_compiler():
-        found = plan_without_compiler(question)
+        found = plan_without_compiler(request)
         print(INSTALL, file=sys.stderr)
         _print_plan(printer, found)
         printer.write(found)
     elif args.search:
-        _search(printer, question)
+        _search(printer, request)
     else:
-        found = plan(question, Path(args.program) if args.program else None)
+        found = plan(request, Path(args.program) if args.program else None)
         _print_plan(printer, found)
-        if question.what == "train" and not found["fits"]:
-            found["tried"] = _try_to_fit(printer, question, found)
+        if request.command == "train" and not found["fits"]:
+            found["tried"] = _try_to_fit(printer, request, found)
         printer.write(found)
 
 
 def _print_plan(printer: _Printer, found: dict[str, Any]) -> None:
-    for line in report.lines(found):
+    for line in report.format_plan(found):
         printer.tell(line)
 
 
-def _try_to_fit(printer: _Printer, question: Question, found: dict[str, Any]) -> list[dict[str, Any]]:
+def _try_to_fit(printer: _Printer, request: PlanRequest, found: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns what was changed to make a run fit; each trial is printed as it ends."""
     trials = []
-    for trial in what_fits(question, found, plan):
+    for trial in search_fit(request, found, plan):
         trials.append(trial)
-        printer.tell(report.trial_line(trial))
+        printer.tell(report.format_trial(trial))
     if not any(trial["fits"] for trial in trials):
         printer.tell("nothing that was tried makes it fit: it needs more chips")
     return trials
 
 
-def _search(printer: _Printer, question: Question) -> None:
+def _search(printer: _Printer, request: PlanRequest) -> None:
     """Searches for the fastest configuration and prints it."""
-    if question.what != "train":
-        raise ConfigError(f"--search is for training, and --what is {question.what}: leave one of them out")
+    if request.command != "train":
+        raise ConfigError(f"--search is for training, and --what is {request.command}: leave one of them out")
     trials = []
-    for trial in search(question, plan):
+    for trial in search_fastest(request, plan):
         trials.append(trial)
-        printer.tell(report.trial_line(trial))
-    best = fastest(trials)
-    printer.tell("fastest: " + report.trial_line(best) if best else "nothing that was tried fits: it needs more chips")
+        printer.tell(report.format_trial(trial))
+    best = select_fastest(trials)
+    printer.tell("fastest: " + report.format_trial(best) if best else "none of the trials fits: use more chips")
     printer.write({"tried": trials, "fastest": best})
 
 

@@ -1,4 +1,4 @@
-"""What a stage costs, from its config alone: no text encoder is needed, nothing is allocated or compiled."""
+"""Parameters and training FLOPs of a stage from its config, without a text encoder, allocation or compilation."""
 
 from __future__ import annotations
 
@@ -10,32 +10,37 @@ from imagen_jax.config.schema import StageConfig
 from imagen_jax.planning.flops import count_flops
 from imagen_jax.stages.stage import make_network, network_arguments
 
-# The gradient of a product of two is two products of the same size.
-FORWARD_AND_BACKWARD = 3
+# The gradient of a product of two arrays is two products of the same size.
+_FORWARD_AND_BACKWARD = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Cost:
-    """What a stage's network costs, without its text encoder.
+class StageCost:
+    """The cost of a stage's network, without its text encoder.
 
     Attributes:
-        parameters: their number.
-        training_flops: floating-point operations of one image in training, forward and backward; of one crop, where
-            the config trains on crops.
+        num_params: number of parameters.
+        training_flops: operations of a forward and backward pass for one image, or for one crop if the config trains on
+            crops.
     """
 
-    parameters: int
+    num_params: int
     training_flops: int
 
 
-def cost(config: StageConfig, text_width: int) -> Cost:
-    """The cost of the stage that a config describes, its text embeddings ``text_width`` wide.
+def stage_cost(config: StageConfig, text_width: int) -> StageCost:
+    """Returns the cost of a stage.
 
-    Raises UsageError where the config cannot work.
+    Args:
+        config: the stage's config.
+        text_width: width of its text embeddings.
+
+    Raises:
+        ConfigError: the config is not valid.
     """
     arguments = network_arguments(config, text_width, config.training_hw)
-    # parameters and forward pass in one trace; drawing parameters takes no product
+    # parameters and forward pass in one trace: initialization has no matrix products
     traced = jax.jit(make_network(config).init_with_output).trace(jax.random.key(0), *arguments)
     _, variables = traced.out_info
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    return Cost(parameters, FORWARD_AND_BACKWARD * count_flops(traced.jaxpr))
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    return StageCost(num_params, _FORWARD_AND_BACKWARD * count_flops(traced.jaxpr))

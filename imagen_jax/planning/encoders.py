@@ -1,4 +1,4 @@
-"""Text encoders as plans need them: their sizes, and not their weights."""
+"""Text encoders for plans: their shapes without their weights."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from imagen_jax.text.encoder import TextEncoder, build_encoder, load_encoder
 from imagen_jax.text.hub import SAFETENSORS_MIRRORS
 from imagen_jax.text.tokenizer import byte_tokenizer
 
-# d_model, d_ff, layers and heads, of the config.json files of google/t5-v1_1-… and google/flan-t5-…, which agree
-SIZES = {
+# d_model, d_ff, layers and heads from the config.json files of google/t5-v1_1-… and google/flan-t5-…, which agree
+_SIZES = {
     "small": (512, 1024, 8, 6),
     "base": (768, 2048, 12, 12),
     "large": (1024, 2816, 24, 16),
     "xl": (2048, 5120, 24, 32),
     "xxl": (4096, 10240, 24, 64),
 }
-FAMILIES = ("google/t5-v1_1-", "google/flan-t5-")
-ORIGINALS = {copy: name for name, copy in SAFETENSORS_MIRRORS.items()}
+_FAMILIES = ("google/t5-v1_1-", "google/flan-t5-")
+_ORIGINAL_NAMES = {copy: name for name, copy in SAFETENSORS_MIRRORS.items()}
 
 
-def published(model: str) -> dict[str, Any] | None:
-    """The fields of the ``T5Encoder`` that has a name on the Hugging Face Hub; None of one that is not known here."""
-    name = ORIGINALS.get(model, model)
-    for family in FAMILIES:
-        if name.removeprefix(family) in SIZES and name.startswith(family):
-            width, hidden, layers, heads = SIZES[name.removeprefix(family)]
+def published_t5_fields(model: str) -> dict[str, Any] | None:
+    """Returns the fields of `T5Encoder` for a T5 on the Hugging Face Hub by its name; None if it is unknown."""
+    name = _ORIGINAL_NAMES.get(model, model)
+    for family in _FAMILIES:
+        if name.removeprefix(family) in _SIZES and name.startswith(family):
+            width, hidden, layers, heads = _SIZES[name.removeprefix(family)]
             return {
                 "vocab_size": 32128,
                 "d_model": width,
@@ -43,28 +43,29 @@ def published(model: str) -> dict[str, Any] | None:
     return None
 
 
-def planned_encoder(config: TextConfig) -> TextEncoder:
-    """The encoder that a config's ``text`` names; of a published one no file is needed, and nothing can be read.
+def abstract_encoder(config: TextConfig) -> TextEncoder:
+    """Returns the encoder of a config's `text`; for a published T5 without files, and with unreadable weights.
 
-    Raises UsageError as ``load_encoder`` for any other.
+    Raises:
+        ConfigError: like `load_encoder`, for any other encoder.
     """
-    fields, dtype = published(config.model), DTYPES[config.dtype]
+    fields, dtype = published_t5_fields(config.model), DTYPES[config.dtype]
     if fields is None:
         return load_encoder(config.model, config.length, dtype)
 
     def read(path: ParameterPath, index: Index) -> NoReturn:
-        raise ValueError(f"{'/'.join(path)} of {config.model} cannot be read: a plan has its shape alone")
+        raise ValueError(f"{'/'.join(path)} of {config.model} cannot be read: a plan has only its shape")
 
-    # nothing is tokenized; all T5s end a sequence with the same token
+    # plans tokenize nothing; all T5s end a sequence with the same token
     return build_encoder(fields, read, byte_tokenizer(config.length), dtype)
 
 
-def from_cache(encoder: TextEncoder) -> TextEncoder:
-    """An encoder whose embeddings come with the batch, [B, L, D] in the place of tokens: it has no parameters."""
+def cached_encoder(encoder: TextEncoder) -> TextEncoder:
+    """Returns an encoder without parameters, for batches with embeddings [B, L, D] in place of tokens."""
     dtype = jax.tree.leaves(encoder.shapes)[0].dtype
 
     def encode(params: dict, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-        # of the empty caption there are tokens, and its embedding is a constant
+        # the empty caption comes as tokens; its embedding is a constant
         return tokens if tokens.ndim == 3 else jnp.zeros((*tokens.shape, encoder.width), dtype)
 
     return dataclasses.replace(encoder, shapes={}, encode=encode)

@@ -1,72 +1,77 @@
-"""Floating-point operations, counted in a jaxpr: exact, on any machine, with nothing compiled or run.
+"""Floating-point operations of a jaxpr, counted exactly, without compiling or running it.
 
-Matrix products and convolutions count, a multiplication and its addition as 2; all else is left out, as usual when what
-a network needs is compared with a machine's peak. What a convolution multiplies of its padding counts too.
+Only matrix products and convolutions count, with 2 operations per multiply-add, as usual for model FLOPs. Products with
+a convolution's padding count too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jax.extend import core
 
 Jaxpr = core.Jaxpr | core.ClosedJaxpr
-# Kernels written by hand, and what runs once a device: how often the inside runs does not stand in the jaxpr.
-OPAQUE = ("pallas_call", "shard_map", "ffi_call")
+# Custom kernels and per-device programs: the jaxpr does not tell how often their body runs.
+_OPAQUE = ("pallas_call", "shard_map", "ffi_call")
 
 
 def count_flops(jaxpr: Jaxpr) -> int:
-    """The operations of one evaluation of a jaxpr, such as ``jax.make_jaxpr(function)(*arguments)``.
+    """Returns the operations of one evaluation of a jaxpr, such as `jax.make_jaxpr(function)(*arguments)`.
 
-    What is nested in it counts: a scan as often as it turns, of a ``cond`` the dearest branch.
+    Nested jaxprs count: the body of a scan by its length, and the most expensive branch of a `cond`.
 
     Raises:
-        ValueError: it has a loop of unknown length with counted operations inside, or a call that cannot be seen into.
+        ValueError: the jaxpr has an opaque call, or counted operations in a loop of unknown length.
     """
-    return sum(equation_flops(equation) for equation in jaxpr.eqns)
+    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
 
 
-def equation_flops(equation: core.JaxprEqn) -> int:
-    """The operations of one equation. Raises as ``count_flops``."""
+def dot_flops(output: Sequence[int], lhs: Sequence[int], contracting: Sequence[int]) -> int:
+    """Returns the operations of a matrix product: 2 per output element and contracted index.
+
+    Args:
+        output: shape of the output.
+        lhs: shape of the first operand.
+        contracting: its contracted axes.
+    """
+    return 2 * math.prod(output) * math.prod(lhs[axis] for axis in contracting)
+
+
+def _equation_flops(equation: core.JaxprEqn) -> int:
+    """Returns the operations of one equation. Raises ValueError like `count_flops`."""
     name = equation.primitive.name
     if name == "dot_general":
-        return dot_flops(equation)
+        (contracting, _), _ = equation.params["dimension_numbers"]
+        return dot_flops(_shape(equation.outvars[0]), _shape(equation.invars[0]), contracting)
     if name == "conv_general_dilated":
-        return convolution_flops(equation)
-    if name in OPAQUE:
-        raise ValueError(f"{name} cannot be counted: how often its inside runs does not stand in the jaxpr")
-    inside = [count_flops(jaxpr) for jaxpr in called(equation)]
-    if name == "while" and any(inside):
-        raise ValueError("a while loop with matrix products cannot be counted: how often it turns is not known")
+        return _convolution_flops(equation)
+    if name in _OPAQUE:
+        raise ValueError(f"the operations of {name} are unknown: its jaxpr does not tell how often its body runs")
+    inner = [count_flops(jaxpr) for jaxpr in _sub_jaxprs(equation)]
+    if name == "while" and any(inner):
+        raise ValueError("the operations of a while loop are unknown: its trip count is not in the jaxpr")
     if name == "cond":
-        return max(inside)
-    return sum(inside) * (equation.params["length"] if name == "scan" else 1)
+        return max(inner)
+    return sum(inner) * (equation.params["length"] if name == "scan" else 1)
 
 
-def called(equation: core.JaxprEqn) -> Iterator[Jaxpr]:
-    """The jaxprs among an equation's parameters: the functions that it calls."""
+def _sub_jaxprs(equation: core.JaxprEqn) -> Iterator[Jaxpr]:
+    """Yields the jaxprs among an equation's parameters."""
     for value in equation.params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(item, (core.Jaxpr, core.ClosedJaxpr)):
                 yield item
 
 
-def dot_flops(equation: core.JaxprEqn) -> int:
-    """2 for every number of the output and every index that is summed over."""
-    (contracted, _), _ = equation.params["dimension_numbers"]
-    left = shape(equation.invars[0])
-    return 2 * math.prod(shape(equation.outvars[0])) * math.prod(left[axis] for axis in contracted)
+def _convolution_flops(equation: core.JaxprEqn) -> int:
+    """Returns 2 per output element and weight of its filter; a grouped filter has only its group's channels."""
+    kernel = _shape(equation.invars[1])
+    num_filters = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+    return 2 * math.prod(_shape(equation.outvars[0])) * math.prod(kernel) // num_filters
 
 
-def convolution_flops(equation: core.JaxprEqn) -> int:
-    """2 for every number of the output and every weight of its filter; a group's filter has its own channels only."""
-    kernel = shape(equation.invars[1])
-    filters = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-    return 2 * math.prod(shape(equation.outvars[0])) * math.prod(kernel) // filters
-
-
-def shape(variable: Any) -> tuple[int, ...]:
-    """The shape of a variable or constant of a jaxpr that stands for an array."""
+def _shape(variable: Any) -> tuple[int, ...]:
+    """Returns the shape of an array variable or constant of a jaxpr."""
     return variable.aval.shape

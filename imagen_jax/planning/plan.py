@@ -1,4 +1,4 @@
-"""Plans: what one program needs on one topology, and how fast it can be there at best."""
+"""Plans: the memory that a program needs on a topology, and an upper bound of its speed."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import write_whole
 from imagen_jax.parallel import sharding
 from imagen_jax.planning import hlo, hlo_cost
-from imagen_jax.planning.aot import Compiled, compile_for_chips, devices_of
-from imagen_jax.planning.encoders import from_cache, planned_encoder
+from imagen_jax.planning.aot import Compiled, compile_lowered, topology_devices
+from imagen_jax.planning.encoders import abstract_encoder, cached_encoder
 from imagen_jax.planning.hardware import Chip, Topology
 from imagen_jax.planning.programs import AnyMesh, Program, embed_program, sample_program, train_program
-from imagen_jax.planning.roofline import Bounds, bounds, kernel_seconds, places_of
+from imagen_jax.planning.roofline import TimeBounds, chip_coordinates, kernel_seconds, time_bounds
 from imagen_jax.stages.precompute_text import EMBEDDING_MESH
 from imagen_jax.stages.sampling import SAMPLING_MESH
 
-WHATS = ("train", "sample", "embed")
-SECONDS_A_DAY = 86_400
+PLANNED_COMMANDS = ("train", "sample", "embed")
+_SECONDS_PER_DAY = 86_400
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
-    """What a plan is asked for.
+class PlanRequest:
+    """What to plan.
 
     Attributes:
-        what: which program, one of WHATS.
-        config: the stage's.
-        topology: where it is to run.
-        cached_text: whether embeddings of captions come with the batch of training, so that no encoder is needed.
-        batch_size: prompts or captions at once, where it is not training; filled up to as many for each chip.
-        quick: whether XLA is to take little effort.
-        sampling_axes: of the mesh that pictures are drawn on.
+        command: whose program to plan, one of PLANNED_COMMANDS.
+        config: of the stage.
+        topology: the chips to run on.
+        cached_text: whether training reads cached text embeddings, without an encoder.
+        batch_size: prompts or captions at once, except in training; rounded up to a multiple of the batch parts.
+        quick: whether XLA compiles with little effort.
+        sampling_axes: axes of the mesh in sampling.
     """
 
-    what: str
+    command: str
     config: StageConfig
     topology: Topology
     cached_text: bool
@@ -52,171 +52,176 @@ class Question:
 
     @property
     def mesh_axes(self) -> dict[str, int]:
-        """The axes of the mesh that the command uses."""
-        of_commands = {"train": self.config.mesh.to_dict(), "sample": self.sampling_axes, "embed": EMBEDDING_MESH}
-        return of_commands[self.what]
+        """Returns the axes of the command's mesh."""
+        by_command = {"train": self.config.mesh.to_dict(), "sample": self.sampling_axes, "embed": EMBEDDING_MESH}
+        return by_command[self.command]
 
 
-def program_of(question: Question, mesh: AnyMesh) -> Program:
-    """The program that a question is about. Raises UsageError where its config cannot work."""
-    encoder = planned_encoder(question.config.text)
+def _make_program(request: PlanRequest, mesh: AnyMesh) -> Program:
+    """Returns the program of a request. Raises ConfigError if its config is not valid."""
+    encoder = abstract_encoder(request.config.text)
     parts = sharding.batch_parts(mesh)
-    size = math.ceil(question.batch_size / parts) * parts
-    match question.what:
+    size = math.ceil(request.batch_size / parts) * parts
+    match request.command:
         case "train":
-            return train_program(question.config, mesh, from_cache(encoder) if question.cached_text else encoder)
+            return train_program(request.config, mesh, cached_encoder(encoder) if request.cached_text else encoder)
         case "sample":
-            return sample_program(question.config, mesh, encoder, size)
+            return sample_program(request.config, mesh, encoder, size)
         case _:
             return embed_program(mesh, encoder, size)
 
 
-def plan_without_compiler(question: Question) -> dict[str, Any]:
-    """What can be said without a compiler: sizes, and the operations that the model needs."""
-    mesh = sharding.abstract_mesh(question.mesh_axes, question.topology.chips)
-    return of_program(question, mesh, program_of(question, mesh))
+def plan_without_compiler(request: PlanRequest) -> dict[str, Any]:
+    """Returns a plan without compiling: sizes, and the operations that the model needs. Raises ConfigError."""
+    mesh = sharding.abstract_mesh(request.mesh_axes, request.topology.num_chips)
+    return _program_entries(request, mesh, _make_program(request, mesh))
 
 
-def plan(question: Question, program_file: Path | None = None) -> dict[str, Any]:
-    """All that can be said, by compiling the program for the topology. Raises UsageError if there is no such one.
+def plan(request: PlanRequest, program_file: Path | None = None) -> dict[str, Any]:
+    """Compiles the program for the topology, and returns its plan.
 
-    The compiled program is written to ``program_file``, if given.
+    Args:
+        request: what to plan.
+        program_file: where to write the compiled program; None for nowhere.
+
+    Raises:
+        ConfigError: libtpu does not know the topology, or the config is not valid.
     """
-    mesh = sharding.make_mesh(question.mesh_axes, devices_of(question.topology))
-    program = program_of(question, mesh)
-    report = of_program(question, mesh, program)
+    mesh = sharding.make_mesh(request.mesh_axes, topology_devices(request.topology))
+    program = _make_program(request, mesh)
+    report = _program_entries(request, mesh, program)
     if report["held_bytes_per_chip"] > report["capacity_bytes_per_chip"]:
         return report | {"fits": False, "peak_bytes_per_chip": report["held_bytes_per_chip"]}
-    compiled = compile_for_chips(program.lower(), report["held_bytes_per_chip"], question.quick)
-    report |= of_memory(question, compiled)
-    if compiled.text is None:
+    compiled = compile_lowered(program.lower(), report["held_bytes_per_chip"], request.quick)
+    report |= _memory_entries(request, compiled)
+    if compiled.hlo_text is None:
         return report
     if program_file is not None:
-        write_whole(program_file, compiled.text.encode())
-    return report | of_work(question, mesh, program, compiled.text)
+        write_whole(program_file, compiled.hlo_text.encode())
+    return report | _work_entries(request, mesh, program, compiled.hlo_text)
 
 
-def of_program(question: Question, mesh: AnyMesh, program: Program) -> dict[str, Any]:
-    """What follows from shapes alone, as entries of a plan."""
-    config, chip = question.config, question.topology.chip
+def _program_entries(request: PlanRequest, mesh: AnyMesh, program: Program) -> dict[str, Any]:
+    """Returns the entries of a plan that follow from shapes alone."""
+    config, chip = request.config, request.topology.chip
     training = {
         "accumulation": config.training.grad_accum_steps,
         "remat": config.training.remat,
-        "text": "cached embeddings" if question.cached_text else config.text.model,
+        "text": "cached embeddings" if request.cached_text else config.text.model,
     }
-    held = sum(program.held.values())
+    argument_bytes = sum(program.argument_bytes.values())
     return {
-        "what": question.what,
-        "topology": str(question.topology),
-        "chips": question.topology.chips,
+        "what": request.command,
+        "topology": str(request.topology),
+        "chips": request.topology.num_chips,
         "mesh": dict(mesh.shape),
-        "examples_per_step": program.examples,
-        **(training if question.what == "train" else {"text": config.text.model}),
-        "params": program.params,
-        "model_flops_per_step": program.flops,
-        "bytes_per_chip": program.held,
-        "held_bytes_per_chip": held,
+        "examples_per_step": program.batch_size,
+        **(training if request.command == "train" else {"text": config.text.model}),
+        "params": program.num_params,
+        "model_flops_per_step": program.model_flops,
+        "bytes_per_chip": program.argument_bytes,
+        "held_bytes_per_chip": argument_bytes,
         "capacity_bytes_per_chip": chip.hbm_bytes,
-        # what is given does not fit, or it is not known what else is needed
-        "fits": False if held > chip.hbm_bytes else None,
+        # None: the temporaries are unknown
+        "fits": False if argument_bytes > chip.hbm_bytes else None,
         "peak_bytes_per_chip": None,
     }
 
 
-def of_memory(question: Question, compiled: Compiled) -> dict[str, Any]:
-    """What the compiler says of memory, as entries of a plan."""
+def _memory_entries(request: PlanRequest, compiled: Compiled) -> dict[str, Any]:
+    """Returns the entries of a plan about the compiled program's memory."""
     return {
-        "quick": question.quick,
-        "compile_s": round(compiled.seconds, 1),
-        "compile_processor_s": round(compiled.processor_seconds, 1),
-        # what XLA keeps for itself it does not give away: a program that is larger is refused
-        "fits": compiled.text is not None and compiled.peak_bytes <= question.topology.chip.hbm_bytes,
+        "quick": request.quick,
+        "compile_s": round(compiled.compile_seconds, 1),
+        "compile_processor_s": round(compiled.cpu_seconds, 1),
+        # XLA reserves some memory, and refuses programs that need it
+        "fits": compiled.hlo_text is not None and compiled.peak_bytes <= request.topology.chip.hbm_bytes,
         "peak_bytes_per_chip": compiled.peak_bytes,
         "temporary_bytes_per_chip": compiled.temporary_bytes,
         "code_bytes_per_chip": compiled.code_bytes,
     }
 
 
-def of_work(question: Question, mesh: Mesh, program: Program, text: str) -> dict[str, Any]:
-    """What the compiled program does, as entries of a plan."""
-    chip, chips = question.topology.chip, question.topology.chips
-    module = hlo.parse(text)
-    kernels, collectives = hlo_cost.kernels(module), hlo_cost.collectives(module)
-    network_bytes = hlo_cost.network_bytes(module)
-    found = bounds(kernels, collectives, network_bytes, places_of(list(mesh.devices.flat)), chip)
-    executed = chips * sum(kernel.times * kernel.flops for kernel in kernels)
+def _work_entries(request: PlanRequest, mesh: Mesh, program: Program, text: str) -> dict[str, Any]:
+    """Returns the entries of a plan about the compiled program's work and its time bounds."""
+    chip, chips = request.topology.chip, request.topology.num_chips
+    module = hlo.parse_module(text)
+    kernels, collectives = hlo_cost.find_kernels(module), hlo_cost.find_collectives(module)
+    dcn_bytes = hlo_cost.dcn_bytes(module)
+    bounds = time_bounds(kernels, collectives, dcn_bytes, chip_coordinates(list(mesh.devices.flat)), chip)
+    executed = chips * sum(kernel.count * kernel.flops for kernel in kernels)
 
-    def share_of_peak(seconds: float) -> float:
-        return program.flops / (seconds * chips * chip.peak_flops)
+    def mfu(seconds: float) -> float:
+        return program.model_flops / (seconds * chips * chip.peak_flops)
 
     entries = {
         "executed_flops_per_step": executed,
-        "executed_over_model_flops": executed / program.flops,
-        "bytes_accessed_per_chip": sum(kernel.times * kernel.bytes for kernel in kernels),
-        "collectives": by_kind(collectives),
-        "network_bytes_per_chip": network_bytes,
-        "loops_of_unknown_length": module.endless,
-        **seconds(found),
-        "slowest": slowest(kernels, chip),
-        "images_per_s_upper_bound": program.examples / found.step,
-        "mfu_upper_bound": share_of_peak(found.step),
-        "mfu_upper_bound_of_kernels": share_of_peak(max(found.kernels, found.ici, found.network)),
+        "executed_over_model_flops": executed / program.model_flops,
+        "bytes_accessed_per_chip": sum(kernel.count * kernel.bytes for kernel in kernels),
+        "collectives": _collectives_by_kind(collectives),
+        "network_bytes_per_chip": dcn_bytes,
+        "loops_of_unknown_length": module.unbounded_loops,
+        **_bounds_entries(bounds),
+        "slowest": _slowest_scopes(kernels, chip),
+        "images_per_s_upper_bound": program.batch_size / bounds.step,
+        "mfu_upper_bound": mfu(bounds.step),
+        "mfu_upper_bound_of_kernels": mfu(max(bounds.kernels, bounds.ici, bounds.dcn)),
     }
-    return entries | (of_run(question, found) if question.what == "train" else {})
+    return entries | (_run_entries(request, bounds) if request.command == "train" else {})
 
 
-def seconds(found: Bounds) -> dict[str, float]:
-    """Bounds as entries of a plan."""
+def _bounds_entries(bounds: TimeBounds) -> dict[str, float]:
+    """Returns the time bounds as entries of a plan."""
     return {
-        "compute_s": found.compute,
-        "hbm_s": found.hbm,
-        "ici_s": found.ici,
-        "network_s": found.network,
-        "kernels_s": found.kernels,
-        "step_s_lower_bound": found.step,
+        "compute_s": bounds.compute,
+        "hbm_s": bounds.hbm,
+        "ici_s": bounds.ici,
+        "network_s": bounds.dcn,
+        "kernels_s": bounds.kernels,
+        "step_s_lower_bound": bounds.step,
     }
 
 
-def slowest(kernels: list[hlo_cost.Kernel], chip: Chip, count: int = 8) -> list[dict[str, Any]]:
-    """Where most time goes if one kernel follows the other, by place in the network without the numbers of blocks."""
-    spent: dict[str, float] = defaultdict(float)
+def _slowest_scopes(kernels: list[hlo_cost.Kernel], chip: Chip, count: int = 8) -> list[dict[str, Any]]:
+    """Returns the JAX scopes with the largest kernel times; indices of blocks are replaced by #."""
+    seconds: dict[str, float] = defaultdict(float)
     for kernel in kernels:
-        spent[re.sub(r"\d+", "#", kernel.label.rpartition("UNet.backbone/")[2])] += kernel.times * kernel_seconds(
+        seconds[re.sub(r"\d+", "#", kernel.op_name.rpartition("UNet.backbone/")[2])] += kernel.count * kernel_seconds(
             kernel, chip
         )
-    longest = sorted(spent.items(), key=lambda place: place[1], reverse=True)[:count]
-    return [{"place": place, "seconds": total} for place, total in longest]
+    longest = sorted(seconds.items(), key=lambda item: item[1], reverse=True)[:count]
+    return [{"place": scope, "seconds": total} for scope, total in longest]
 
 
-def of_run(question: Question, found: Bounds) -> dict[str, Any]:
-    """What all steps of a config cost at least."""
-    days = question.config.training.steps * found.step / SECONDS_A_DAY
+def _run_entries(request: PlanRequest, bounds: TimeBounds) -> dict[str, Any]:
+    """Returns the lower bounds of a full training run."""
+    days = request.config.training.steps * bounds.step / _SECONDS_PER_DAY
     return {
-        "steps": question.config.training.steps,
+        "steps": request.config.training.steps,
         "days_lower_bound": days,
-        "chip_hours_lower_bound": 24 * days * question.topology.chips,
+        "chip_hours_lower_bound": 24 * days * request.topology.num_chips,
     }
 
 
-def by_kind(collectives: list[hlo_cost.Collective]) -> list[dict[str, Any]]:
-    """Collectives by kind and size of their groups: how many run in a step, and what each chip sends for them."""
-    counts: dict[tuple[str, int], list[int]] = defaultdict(lambda: [0, 0])
+def _collectives_by_kind(collectives: list[hlo_cost.Collective]) -> list[dict[str, Any]]:
+    """Returns count and bytes sent per chip of a step's collectives, by kind and group size."""
+    totals: dict[tuple[str, int], list[int]] = defaultdict(lambda: [0, 0])
     for collective in collectives:
-        found = counts[collective.kind, collective.groups.shape[1]]
-        found[0] += collective.times
-        found[1] += collective.times * collective.sent_bytes
+        total = totals[collective.kind, collective.groups.shape[1]]
+        total[0] += collective.count
+        total[1] += collective.count * collective.sent_bytes
     return [
         {"kind": kind, "chips_in_group": members, "count": count, "bytes_sent_per_chip": sent}
-        for (kind, members), (count, sent) in sorted(counts.items())
+        for (kind, members), (count, sent) in sorted(totals.items())
     ]
 
 
-def check(question: Question) -> None:
-    """Raises UsageError for a question that has no answer."""
-    if question.cached_text and question.what != "train":
-        raise ConfigError(f"--cached_text is of training, and --what is {question.what}: leave one of them out")
-    if question.sampling_axes != SAMPLING_MESH and question.what != "sample":
+def check_request(request: PlanRequest) -> None:
+    """Raises ConfigError for a request whose fields contradict each other."""
+    if request.cached_text and request.command != "train":
+        raise ConfigError(f"--cached_text is for training, but --what is {request.command}: leave one of them out")
+    if request.sampling_axes != SAMPLING_MESH and request.command != "sample":
         raise ConfigError(
-            f"--fsdp and --spatial are of drawing, and --what is {question.what}: training has config.mesh instead, "
-            "and an encoder is split over all devices of a host"
+            f"--fsdp and --spatial are for sampling, but --what is {request.command}: training uses config.mesh, and "
+            "embedding shards the encoder over all devices of a host"
         )

@@ -1,4 +1,4 @@
-"""The programs that a plan is of: those of the commands, with shapes in the place of arrays."""
+"""The programs of the commands with abstract arrays, for plans."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, Mesh
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.images.array import dtype_of
 from imagen_jax.parallel import sharding
-from imagen_jax.planning.cost import cost
+from imagen_jax.planning.cost import stage_cost
 from imagen_jax.planning.flops import count_flops
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.sampling import jit_sample_fn, make_sample_fn
@@ -29,25 +29,25 @@ AnyMesh = Mesh | AbstractMesh
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What runs on the chips of a mesh.
+    """A program that runs on the chips of a mesh.
 
     Attributes:
-        held: bytes on each chip of what it is given, by kind.
-        params: parameters of the network that it is about.
-        flops: operations that the model needs, on all chips, as its own arithmetic counts them.
-        examples: images, or captions, of one run.
-        lower: the program as jax gives it to XLA; only on a mesh of devices.
+        argument_bytes: bytes of its arguments on each chip, by kind.
+        num_params: parameters of its network.
+        model_flops: operations that the model needs, on all chips.
+        batch_size: images or captions of one run.
+        lower: lowers the program for XLA; only if the mesh has devices.
     """
 
-    held: dict[str, int]
-    params: int
-    flops: int
-    examples: int
+    argument_bytes: dict[str, int]
+    num_params: int
+    model_flops: int
+    batch_size: int
     lower: Callable[[], jax.stages.Lowered]
 
 
 def train_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder) -> Program:
-    """The training step of a config. Raises UsageError where the config cannot work on the mesh."""
+    """Returns the training step of a config. Raises ConfigError if the config does not fit the mesh."""
     size = config.training.batch_size
     sharding.check_batch(size, mesh, config.training.grad_accum_steps)
     stage = stages.build(config, encoder)
@@ -55,107 +55,107 @@ def train_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder) -> P
     abstract, _ = abstract_state(stage.init, optimizer, config.seed, mesh, config.sharding_rules)
     encoder_params = sharding.abstract_sharded(encoder.shapes, mesh)
     image = jax.ShapeDtypeStruct((size, *stage.image_shape), dtype_of(config.data.bits, "config.data.bits"))
-    batch = on_mesh({"image": image} | captions(size, encoder), mesh)
+    batch = _shard_batch({"image": image} | _text_inputs(size, encoder), mesh)
 
     def lower() -> jax.stages.Lowered:
         assert isinstance(mesh, Mesh)
         return make_train_step(stage, optimizer, abstract, mesh).lower(abstract, encoder_params, batch)
 
     return Program(
-        held={
-            "parameters": chip_bytes(abstract.params),
-            "optimizer": chip_bytes(abstract.opt_state),
-            "ema": chip_bytes(abstract.ema_params),
-            "text encoder": chip_bytes(encoder_params),
-            "batch": chip_bytes(batch),
+        argument_bytes={
+            "parameters": bytes_per_chip(abstract.params),
+            "optimizer": bytes_per_chip(abstract.opt_state),
+            "ema": bytes_per_chip(abstract.ema_params),
+            "text encoder": bytes_per_chip(encoder_params),
+            "batch": bytes_per_chip(batch),
         },
-        params=parameter_count(abstract.params),
-        flops=size * (cost(config, encoder.width).training_flops + caption_flops(encoder)),
-        examples=size,
+        num_params=count_params(abstract.params),
+        model_flops=size * (stage_cost(config, encoder.width).training_flops + encoder_flops(encoder)),
+        batch_size=size,
         lower=lower,
     )
 
 
 def sample_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder, size: int) -> Program:
-    """The sampler of a stage for ``size`` prompts. Raises UsageError where its settings cannot work."""
+    """Returns the sampler of a stage for `size` prompts. Raises ConfigError if its settings are not valid."""
     stage = stages.build(config, encoder)
     params = sharding.abstract_sharded(jax.eval_shape(stage.init, jax.random.key(0)), mesh)
     encoder_params = sharding.abstract_sharded(encoder.shapes, mesh)
-    given = captions(size, encoder) | {"keys": jax.ShapeDtypeStruct((size,), jax.random.key(0).dtype)}
+    inputs = _text_inputs(size, encoder) | {"keys": jax.ShapeDtypeStruct((size,), jax.random.key(0).dtype)}
     if stage.is_super_resolution:
-        given["low_res"] = jax.ShapeDtypeStruct((size, *stage.low_res_shape), jnp.float32)
-    batch = on_mesh(given, mesh)
+        inputs["low_res"] = jax.ShapeDtypeStruct((size, *stage.low_res_shape), jnp.float32)
+    batch = _shard_batch(inputs, mesh)
     arguments = (params, encoder_params, batch["tokens"], batch["mask"], batch["keys"], batch.get("low_res"))
     sampler = jit_sample_fn(stage, mesh)
     return Program(
-        held={
-            "parameters": chip_bytes(params),
-            "text encoder": chip_bytes(encoder_params),
-            "batch": chip_bytes(batch),
+        argument_bytes={
+            "parameters": bytes_per_chip(params),
+            "text encoder": bytes_per_chip(encoder_params),
+            "batch": bytes_per_chip(batch),
         },
-        params=parameter_count(params),
-        flops=sample_flops(stage, size),
-        examples=size,
+        num_params=count_params(params),
+        model_flops=_sample_flops(stage, size),
+        batch_size=size,
         lower=lambda: sampler.lower(*arguments),
     )
 
 
 def embed_program(mesh: AnyMesh, encoder: TextEncoder, size: int) -> Program:
-    """The text encoder for ``size`` captions."""
+    """Returns the text encoder for `size` captions."""
     params = sharding.abstract_sharded(encoder.shapes, mesh)
-    batch = on_mesh(captions(size, encoder), mesh)
+    batch = _shard_batch(_text_inputs(size, encoder), mesh)
     return Program(
-        held={"text encoder": chip_bytes(params), "batch": chip_bytes(batch)},
-        params=parameter_count(params),
-        flops=size * caption_flops(encoder),
-        examples=size,
+        argument_bytes={"text encoder": bytes_per_chip(params), "batch": bytes_per_chip(batch)},
+        num_params=count_params(params),
+        model_flops=size * encoder_flops(encoder),
+        batch_size=size,
         lower=lambda: jax.jit(encoder.encode, out_shardings=sharding.batch_sharding(mesh)).lower(
             params, batch["tokens"], batch["mask"]
         ),
     )
 
 
-def captions(size: int, encoder: TextEncoder) -> dict[str, jax.ShapeDtypeStruct]:
-    """The text of a batch, without a sharding: tokens, or embeddings where the encoder has no parameters."""
+def _text_inputs(size: int, encoder: TextEncoder) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the text of a batch without sharding: tokens, or embeddings if the encoder has no parameters."""
     tokens = jax.ShapeDtypeStruct((size, encoder.length), jnp.int32)
     if not encoder.shapes:
         tokens = jax.ShapeDtypeStruct((*tokens.shape, encoder.width), jnp.bfloat16)
     return {"tokens": tokens, "mask": jax.ShapeDtypeStruct((size, encoder.length), jnp.bool_)}
 
 
-def on_mesh(batch: dict[str, jax.ShapeDtypeStruct], mesh: AnyMesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch, as the commands lay it: examples over the devices, and rows of images where these share them."""
+def _shard_batch(batch: dict[str, jax.ShapeDtypeStruct], mesh: AnyMesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns a batch with the shardings that the commands use."""
     return {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.example_sharding(mesh, leaf.ndim))
         for name, leaf in batch.items()
     }
 
 
-def chip_bytes(tree: Any) -> int:
-    """Bytes of a tree of abstract arrays on each chip."""
+def bytes_per_chip(tree: Any) -> int:
+    """Returns the bytes of a tree of abstract arrays on each chip."""
     leaves = jax.tree.leaves(tree)
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
-def parameter_count(tree: Any) -> int:
-    """Numbers in a tree of abstract arrays."""
+def count_params(tree: Any) -> int:
+    """Returns the number of elements of a tree of abstract arrays."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def caption_flops(encoder: TextEncoder) -> int:
-    """What embedding one caption takes."""
-    one = captions(1, encoder)
-    return count_flops(jax.make_jaxpr(encoder.encode)(encoder.shapes, one["tokens"], one["mask"]))
+def encoder_flops(encoder: TextEncoder) -> int:
+    """Returns the operations of embedding one caption."""
+    text = _text_inputs(1, encoder)
+    return count_flops(jax.make_jaxpr(encoder.encode)(encoder.shapes, text["tokens"], text["mask"]))
 
 
-def sample_flops(stage: Stage, size: int) -> int:
-    """What drawing ``size`` images takes, all steps of the sampler."""
+def _sample_flops(stage: Stage, size: int) -> int:
+    """Returns the operations of sampling `size` images, in all steps of the sampler."""
     config = stage.config
-    one = captions(1, stage.encoder)
+    text = _text_inputs(1, stage.encoder)
     key = jax.ShapeDtypeStruct((1,), jax.random.key(0).dtype)
     low_res = jax.ShapeDtypeStruct((1, *stage.low_res_shape), jnp.float32) if stage.is_super_resolution else None
     params = jax.eval_shape(stage.init, jax.random.key(0))
     traced = jax.make_jaxpr(make_sample_fn(stage, config.sampling))(
-        params, stage.encoder.shapes, one["tokens"], one["mask"], key, low_res
+        params, stage.encoder.shapes, text["tokens"], text["mask"], key, low_res
     )
     return size * count_flops(traced)

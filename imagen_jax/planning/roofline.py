@@ -1,4 +1,4 @@
-"""How long a program takes at least: what its chips compute, read and write, and say to each other, at their peaks."""
+"""Lower bounds of a program's time: compute, memory traffic and communication at the chips' peaks."""
 
 from __future__ import annotations
 
@@ -13,66 +13,66 @@ from imagen_jax.planning.hlo_cost import Collective, Kernel
 
 
 @dataclasses.dataclass(frozen=True)
-class Bounds:
-    """Seconds of one run of a program, none of which can be less.
+class TimeBounds:
+    """Lower bounds of the seconds of one run of a program.
 
     Attributes:
-        compute: products and convolutions at peak.
-        hbm: all traffic with the main memory at its peak.
-        ici: what goes over links to neighbours, at theirs.
-        network: what goes between slices.
-        kernels: one kernel after another, as a core runs them, each at the peak that holds it back.
+        compute: matrix products and convolutions at peak FLOP/s.
+        hbm: memory traffic at peak bandwidth.
+        ici: communication within a slice, at the bandwidth of its links.
+        dcn: communication between slices.
+        kernels: all kernels one after the other, each at its own roofline.
     """
 
     compute: float
     hbm: float
     ici: float
-    network: float
+    dcn: float
     kernels: float
 
     @property
     def step(self) -> float:
-        """If all that can go on at once does."""
-        return max(self.compute, self.hbm, self.ici, self.network)
+        """Returns the bound with full overlap of compute, memory traffic and communication."""
+        return max(self.compute, self.hbm, self.ici, self.dcn)
 
 
-def bounds(
-    kernels: Sequence[Kernel], collectives: Sequence[Collective], network_bytes: int, places: np.ndarray, chip: Chip
-) -> Bounds:
-    """The bounds of a program.
+def time_bounds(
+    kernels: Sequence[Kernel], collectives: Sequence[Collective], dcn_bytes: int, coordinates: np.ndarray, chip: Chip
+) -> TimeBounds:
+    """Returns the lower bounds of a program's time.
 
     Args:
-        kernels: what each chip does.
-        collectives: what chips of a slice do together.
-        network_bytes: what each chip sends to other slices.
-        places: of the chips along the mesh, as ``places_of`` gives them.
-        chip: what each is.
+        kernels: of each chip.
+        collectives: of the chips of a slice.
+        dcn_bytes: that each chip sends to other slices.
+        coordinates: of the mesh's chips, from `chip_coordinates`.
+        chip: specifications of a chip.
     """
-    return Bounds(
-        compute=sum(kernel.times * kernel.flops for kernel in kernels) / chip.peak_flops,
-        hbm=sum(kernel.times * kernel.bytes for kernel in kernels) / chip.hbm_bytes_per_s,
-        ici=sum(collective.times * exchange_seconds(collective, places, chip) for collective in collectives),
-        network=network_bytes / chip.network_bytes_per_s,
-        kernels=sum(kernel.times * kernel_seconds(kernel, chip) for kernel in kernels),
+    return TimeBounds(
+        compute=sum(kernel.count * kernel.flops for kernel in kernels) / chip.peak_flops,
+        hbm=sum(kernel.count * kernel.bytes for kernel in kernels) / chip.hbm_bytes_per_s,
+        ici=sum(collective.count * collective_seconds(collective, coordinates, chip) for collective in collectives),
+        dcn=dcn_bytes / chip.dcn_bytes_per_s,
+        kernels=sum(kernel.count * kernel_seconds(kernel, chip) for kernel in kernels),
     )
 
 
 def kernel_seconds(kernel: Kernel, chip: Chip) -> float:
-    """Of one run of a kernel alone."""
+    """Returns the bound of one run of a kernel."""
     return max(kernel.flops / chip.peak_flops, kernel.bytes / chip.hbm_bytes_per_s)
 
 
-def places_of(devices: Sequence[jax.Device]) -> np.ndarray:
-    """(x, y) or (x, y, z) of each device in its slice, [devices, axes]."""
+def chip_coordinates(devices: Sequence[jax.Device]) -> np.ndarray:
+    """Returns the coordinates of each device in its slice, int [devices, axes]."""
     return np.array([device.coords for device in devices])
 
 
-def exchange_seconds(collective: Collective, places: np.ndarray, chip: Chip) -> float:
-    """Of one run of a collective, on the links of a slice.
+def collective_seconds(collective: Collective, coordinates: np.ndarray, chip: Chip) -> float:
+    """Returns the bound of one run of a collective on the links of a slice.
 
-    Those links of a chip count that lead along axes in which its group extends: one if it is two chips wide there, else
-    two.
+    A chip can use the links along those axes in which its group extends: one link if the group is two chips wide along
+    an axis, else two.
     """
-    group = places[collective.groups[0]]
+    group = coordinates[collective.groups[0]]
     links = sum(min(len(np.unique(axis)) - 1, 2) for axis in group.T)
-    return collective.sent_bytes / (links * chip.link_bytes_per_s)
+    return collective.sent_bytes / (links * chip.ici_link_bytes_per_s)

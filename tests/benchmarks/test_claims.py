@@ -17,7 +17,7 @@ from benchmarks.claims.report import changes, interval, table
 from imagen_jax.datasets.shapes.judge import success_rate
 from imagen_jax.errors import ConfigError
 from imagen_jax.pipelines.loading import TrainedStage
-from imagen_jax.planning.cost import cost
+from imagen_jax.planning.cost import stage_cost
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.stage import load_encoder_params
 from tests.helpers.configs import ROOT, STEPS, base_config, fresh_params, one_device
@@ -99,7 +99,7 @@ def test_augmentation_can_be_turned_off_by_its_schedule(sr_stage):
 
 def test_the_networks_have_equal_parameters(tmp_path):
     work = Workplace(tmp_path)
-    parameters = [cost(networks.network_config(work, network, 1), 64).parameters for network in networks.NETWORKS]
+    parameters = [stage_cost(networks.network_config(work, network, 1), 64).num_params for network in networks.NETWORKS]
     assert max(parameters) < 1.03 * min(parameters)
 
 

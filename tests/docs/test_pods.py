@@ -22,8 +22,8 @@ def test_plan_is_consistent(name):
     flags = dict(flag.split("=", 1) for flag in shlex.split(plan["command"]) if flag.startswith("--") and "=" in flag)
     topology = parse_topology(flags["--topology"])
     assert str(topology) == plan["topology"]
-    assert plan["chips"] == topology.chips
-    assert plan["capacity_bytes_per_chip"] == CHIPS[topology.kind].hbm_bytes
+    assert plan["chips"] == topology.num_chips
+    assert plan["capacity_bytes_per_chip"] == CHIPS[topology.generation].hbm_bytes
     assert sum(plan["bytes_per_chip"].values()) == plan["held_bytes_per_chip"] <= plan["peak_bytes_per_chip"]
     if "step_s_lower_bound" in plan:
         seconds = [plan[f"{kind}_s"] for kind in ("compute", "hbm", "ici", "network")]
