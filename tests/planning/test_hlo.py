@@ -1,4 +1,4 @@
-"""Programs as XLA prints them for TPUs and for this machine."""
+"""The HLO parser and the costs of programs, as XLA prints them for TPUs and CPUs."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,9 @@ import pytest
 
 from imagen_jax.planning import hlo, hlo_cost
 from imagen_jax.planning.flops import count_flops
+from tests.helpers.hlo import compile_module, total_flops
 
-# of the form that XLA gives programs for TPUs: layouts with tiles and memory spaces, no counts of turns
+# in the form of XLA's programs for TPUs: layouts with tiles and memory spaces, no trip counts
 LOOP = """HloModule jit_f, is_scheduled=true, num_partitions=8
 
 %inside (param_0: bf16[6,128,512], param_1: s32[]) -> bf16[1,128,512] {
@@ -46,35 +47,35 @@ ENTRY %main (x: bf16[6,128,512]) -> bf16[6,128,512] {
   ROOT %result = bf16[6,128,512]{2,1,0:T(8,128)(2,1)} get-tuple-element(%loop), index=1
 }
 """  # noqa: E501  as XLA breaks lines
-PART = 128 * 512 * 2
+SLICE_BYTES = 128 * 512 * 2
 
 
-def of_loop(groups="{{0,1,2,3},{4,5,6,7}}"):
-    return hlo.parse(LOOP.replace("GROUPS", groups))
+def loop_module(groups="{{0,1,2,3},{4,5,6,7}}"):
+    return hlo.parse_module(LOOP.replace("GROUPS", groups))
 
 
-def test_a_loop_runs_from_its_first_number_to_the_one_it_is_held_against():
-    module = of_loop()
-    assert module.runs["body"] == module.runs["inside"] == 4
-    assert module.runs["main"] == 1
-    assert module.endless == []
+def test_trip_count():
+    module = loop_module()
+    assert module.execution_counts["body"] == module.execution_counts["inside"] == 4
+    assert module.execution_counts["main"] == 1
+    assert module.unbounded_loops == []
 
 
-def test_a_loop_may_take_two_at_a_time():
-    module = hlo.parse(LOOP.replace("%one = s32[]{:T(128)} constant(1)", "%one = s32[]{:T(128)} constant(3)"))
-    assert module.runs["body"] == 2
+def test_trip_count_with_step():
+    module = hlo.parse_module(LOOP.replace("%one = s32[]{:T(128)} constant(1)", "%one = s32[]{:T(128)} constant(3)"))
+    assert module.execution_counts["body"] == 2
 
 
-def test_a_loop_of_unknown_length_is_named_and_counts_once():
-    module = hlo.parse(LOOP.replace("%end = s32[]{:T(128)} constant(6)", "%end = s32[]{:T(128)} parameter(1)"))
-    assert module.endless == ["loop"]
-    assert module.runs["body"] == 1
+def test_unbounded_loop_counts_once():
+    module = hlo.parse_module(LOOP.replace("%end = s32[]{:T(128)} constant(6)", "%end = s32[]{:T(128)} parameter(1)"))
+    assert module.unbounded_loops == ["loop"]
+    assert module.execution_counts["body"] == 1
 
 
-def test_of_what_is_only_cut_the_part_counts_and_vector_memory_is_free():
-    traffic = {kernel.label: (kernel.times, kernel.bytes) for kernel in hlo_cost.kernels(of_loop())}
-    assert traffic["jit(f)/cut"] == (4, 2 * PART + 4)  # and its counter
-    assert traffic["near"] == (4, PART)
+def test_traffic_of_slice_and_vector_memory():
+    traffic = {kernel.op_name: (kernel.count, kernel.bytes) for kernel in hlo_cost.find_kernels(loop_module())}
+    assert traffic["jit(f)/cut"] == (4, 2 * SLICE_BYTES + 4)  # and its index
+    assert traffic["near"] == (4, SLICE_BYTES)
 
 
 @pytest.mark.parametrize(
@@ -91,30 +92,30 @@ def test_of_what_is_only_cut_the_part_counts_and_vector_memory_is_free():
         ("{}", [[0, 1, 2, 3, 4, 5, 6, 7]]),
     ],
 )
-def test_groups_of_chips(groups, members):
-    (gather,) = hlo_cost.collectives(of_loop(groups))
+def test_groups(groups, members):
+    (gather,) = hlo_cost.find_collectives(loop_module(groups))
     np.testing.assert_array_equal(gather.groups, members)
-    assert (gather.kind, gather.times, gather.bytes) == ("all-gather", 4, PART)
-    assert gather.sent_bytes == PART * (len(members[0]) - 1)
+    assert (gather.kind, gather.count, gather.operand_bytes) == ("all-gather", 4, SLICE_BYTES)
+    assert gather.sent_bytes == SLICE_BYTES * (len(members[0]) - 1)
 
 
 @pytest.mark.parametrize(
     "kind, sent", [("all-reduce", 2 * 300), ("reduce-scatter", 300), ("all-to-all", 300), ("collective-permute", 400)]
 )
-def test_what_a_chip_has_to_send(kind, sent):
-    """Of 400 bytes in a group of 4: three quarters, or all of them; for a sum twice."""
+def test_sent_bytes(kind, sent):
+    """With 400 bytes in a group of 4: three quarters, or all of them; twice for an all-reduce."""
     assert hlo_cost.Collective(kind, 1, 400, np.arange(4)[None]).sent_bytes == sent
 
 
 @pytest.mark.parametrize(
-    "left, right, window, labels, needed",
+    "left, right, window, labels, expected",
     [
         ("5,7,3", "5,3,11", "size=5 stride=4 lhs_dilate=5", "0bf_0io->0bf", 2 * 5 * 7 * 3 * 11),
         ("2,7,3,1", "4,6,3,1", "size=1x4 pad=0_0x3_3 rhs_reversal=0x1", "0bf1_1oi0->0b1f", 2 * 2 * 7 * 3 * 4 * 6),
     ],
-    ids=["a batch of products, over holes", "an output of several axes, over padding"],
+    ids=["batched, with holes", "several axes, with padding"],
 )
-def test_products_that_are_written_as_convolutions_count_as_products(left, right, window, labels, needed):
+def test_matmul_as_convolution(left, right, window, labels, expected):
     sizes = {"0bf": "5,7,11", "0b1f": "2,7,4,6"}[labels.partition("->")[2]]
     text = f"""HloModule jit_f
 
@@ -124,12 +125,12 @@ ENTRY %main (a: bf16[{left}], b: bf16[{right}]) -> bf16[{sizes}] {{
   ROOT %c = bf16[{sizes}] convolution(%a, %b), window={{{window}}}, dim_labels={labels}
 }}
 """
-    (kernel,) = hlo_cost.kernels(hlo.parse(text))
-    assert kernel.flops == needed
+    (kernel,) = hlo_cost.find_kernels(hlo.parse_module(text))
+    assert kernel.flops == expected
 
 
-@pytest.mark.parametrize("space, moved", [("S(3)", 1), ("", 2)], ids=["to near memory", "in main memory"])
-def test_of_a_part_that_is_fetched_ahead_the_part_is_moved(space, moved):
+@pytest.mark.parametrize("space, transfers", [("S(3)", 1), ("", 2)], ids=["to vector memory", "within HBM"])
+def test_traffic_of_asynchronous_slice(space, transfers):
     text = f"""HloModule jit_f
 
 ENTRY %main (x: bf16[4096,1024]) -> bf16[1024,1024] {{
@@ -138,13 +139,13 @@ ENTRY %main (x: bf16[4096,1024]) -> bf16[1024,1024] {{
   ROOT %part = bf16[1024,1024]{{1,0:T(8,128)(2,1){space}}} slice-done(%begun)
 }}
 """  # noqa: E501  as XLA breaks lines
-    (kernel,) = hlo_cost.kernels(hlo.parse(text))
-    assert kernel.bytes == moved * 1024 * 1024 * 2
+    (kernel,) = hlo_cost.find_kernels(hlo.parse_module(text))
+    assert kernel.bytes == transfers * 1024 * 1024 * 2
 
 
-def test_what_is_no_program_is_refused():
-    with pytest.raises(ValueError, match="no ENTRY"):
-        hlo.parse("HloModule nothing")
+def test_text_without_entry_raises():
+    with pytest.raises(ValueError, match="ENTRY"):
+        hlo.parse_module("HloModule nothing")
 
 
 X, W = jnp.ones((2, 8, 8, 4)), jnp.ones((3, 3, 4, 6))
@@ -154,7 +155,7 @@ def convolve(x, w, strides=(1, 1)):
     return jax.lax.conv_general_dilated(x, w, strides, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def halve(x, w):
+def strided_convolve(x, w):
     return convolve(x, w, (2, 2))
 
 
@@ -167,22 +168,22 @@ def scanned(x, w):
     [
         (convolve, (X, W)),
         (jax.grad(lambda x, w: jnp.sum(jnp.sin(convolve(x, w))), argnums=(0, 1)), (X, W)),
-        (halve, (X, W)),
+        (strided_convolve, (X, W)),
         (scanned, (jnp.ones((3, 5)), jnp.ones((5, 5)))),
         (lambda q, k: jnp.einsum("bqnk,bsnk->bnqs", q, k), (jnp.ones((2, 3, 4, 5)), jnp.ones((2, 7, 4, 5)))),
     ],
-    ids=["convolution", "its gradient", "strided", "scan", "attention"],
+    ids=["convolution", "gradient", "strided", "scan", "attention"],
 )
-def test_a_compiled_program_multiplies_as_often_as_its_jaxpr(function, arguments):
-    module = hlo.parse(jax.jit(function).lower(*arguments).compile().as_text())
-    executed = sum(kernel.times * kernel.flops for kernel in hlo_cost.kernels(module))
-    assert executed == count_flops(jax.make_jaxpr(function)(*arguments)) > 0
+@pytest.mark.xla
+def test_compiled_flops_equal_jaxpr_flops(function, arguments):
+    module = compile_module(jax.jit(function).lower(*arguments))
+    assert total_flops(module) == count_flops(jax.make_jaxpr(function)(*arguments)) > 0
 
 
-def test_the_holes_of_a_strided_convolution_s_gradient_do_not_count():
-    gradient = jax.grad(lambda x, w: jnp.sum(jnp.sin(halve(x, w))), argnums=(0, 1))
-    module = hlo.parse(jax.jit(gradient).lower(X, W).compile().as_text())
-    executed = sum(kernel.times * kernel.flops for kernel in hlo_cost.kernels(module))
-    forward = count_flops(jax.make_jaxpr(halve)(X, W))
-    # the jaxpr counts four times as much of the gradient of x
+@pytest.mark.xla
+def test_holes_of_strided_gradient_do_not_count():
+    gradient = jax.grad(lambda x, w: jnp.sum(jnp.sin(strided_convolve(x, w))), argnums=(0, 1))
+    executed = total_flops(compile_module(jax.jit(gradient).lower(X, W)))
+    forward = count_flops(jax.make_jaxpr(strided_convolve)(X, W))
+    # the jaxpr counts four times the operations of the gradient of x
     assert executed < 3.1 * forward < count_flops(jax.make_jaxpr(gradient)(X, W))
