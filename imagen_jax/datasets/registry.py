@@ -32,7 +32,7 @@ def _shapes(config: ShapesKeys, split: str, image_size: int | Size) -> Source:
         seed=config.seed,
         split=split,
         resolution=image_size,
-        size=config.num_examples,
+        num_examples=config.num_examples,
         bits=config.bits,
         transparent=config.transparent,
     )

@@ -1,1 +1,1 @@
-"""The `shapes` data set: a grammar of scenes, its renderer, the judge that reads images back, and its text encoder."""
+"""The `shapes` data set: a grammar of scenes and captions, a renderer, a judge of generated images, a text encoder."""

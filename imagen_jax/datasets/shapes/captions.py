@@ -1,10 +1,10 @@
-"""The grammar of captions: descriptions to words and back.
+"""The grammar of captions: from descriptions to words and back.
 
     caption    = [on a BACKGROUND background,] statement | statement [on a BACKGROUND background]
-    statement  = things | thing PLACE | POSITION: thing | thing [is] RELATED thing | thing and thing
-    things     = (a | an | one | two | three | four) [small | large] [COLOUR] (SHAPE | object | shape, plural in s)
+    statement  = objects | object PLACE | POSITION: object | object [is] RELATED object | object and object
+    objects    = (a | an | one | two | three | four) [small | large] [COLOR] (SHAPE | object | shape, plural in s)
 
-Every caption is lower-case ASCII of at most 96 bytes, because a byte is a token to the text encoder.
+Every caption is lower-case ASCII of at most 96 bytes, because each byte is a token of the text encoder.
 """
 
 import re
@@ -12,11 +12,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from imagen_jax.datasets.shapes.descriptions import Claim, Description, category, sample_description
+from imagen_jax.datasets.shapes.descriptions import Claim, Description
 from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLORS, INVERSE_RELATION, POSITIONS, SHAPES, SIZES
 from imagen_jax.errors import ConfigError
-
-__all__ = ["MAX_BYTES", "Claim", "Description", "category", "describe", "parse", "word"]
 
 MAX_BYTES = 96
 
@@ -35,39 +33,39 @@ _SINGULARS = {plural: noun for noun, plural in _PLURALS.items()}
 
 
 def sample_caption(description: Description, rng: np.random.Generator) -> str:
-    """One of the wordings of a description: `parse` gives the description back."""
+    """Samples one of the wordings of a description; `parse_caption` returns the description."""
     if len(description.claims) == 2:
-        statement = _word_pair(description, rng)
+        statement = _sample_pair(description, rng)
     else:
-        statement = _word_things(description.claims[0], rng)
+        statement = _sample_objects(description.claims[0], rng)
         position = description.claims[0].position
         if position:
-            # Said first only without a background: 'top left: a red circle'.
+            # The position comes first only without a background: 'top left: a red circle'.
             first = not description.background and rng.random() < 0.3
             statement = f"{position}: {statement}" if first else f"{statement} {_PLACES[position]}"
     if not description.background:
         return statement
-    ground = f"on a {description.background} background"
-    return f"{ground}, {statement}" if rng.random() < 0.3 else f"{statement} {ground}"
+    background = f"on a {description.background} background"
+    return f"{background}, {statement}" if rng.random() < 0.3 else f"{statement} {background}"
 
 
-def _word_pair(description: Description, rng: np.random.Generator) -> str:
-    first, second = (_word_things(claim, rng) for claim in description.claims)
+def _sample_pair(description: Description, rng: np.random.Generator) -> str:
+    first, second = (_sample_objects(claim, rng) for claim in description.claims)
     relation = description.relation
     if rng.random() < 0.5:
         first, second, relation = second, first, INVERSE_RELATION.get(relation, "")
     if not relation:
         return f"{first} and {second}"
-    ways = _RELATED[relation]
-    way = ways[int(rng.random() * len(ways))]
-    return f"{first} is {way} {second}" if rng.random() < 0.25 else f"{first} {way} {second}"
+    phrases = _RELATED[relation]
+    phrase = phrases[int(rng.random() * len(phrases))]
+    return f"{first} is {phrase} {second}" if rng.random() < 0.25 else f"{first} {phrase} {second}"
 
 
-def _word_things(claim: Claim, rng: np.random.Generator) -> str:
+def _sample_objects(claim: Claim, rng: np.random.Generator) -> str:
     noun = claim.shape or ("object" if rng.random() < 0.5 else "shape")
     if claim.count > 1:
         noun = _PLURALS[noun]
-    words = [said for said in (claim.size, claim.colour, noun) if said]
+    words = [word for word in (claim.size, claim.color, noun) if word]
     if claim.count > 1:
         number = _NUMBERS[claim.count]
     elif rng.random() < 0.1:
@@ -77,18 +75,19 @@ def _word_things(claim: Claim, rng: np.random.Generator) -> str:
     return " ".join((number, *words))
 
 
-def _any(words: Iterable[str]) -> str:
+def _alternatives(words: Iterable[str]) -> str:
     return "|".join(sorted(words, key=len, reverse=True))
 
 
-_GROUND = rf"on an? ({_any(BACKGROUNDS)}) background"
-_GROUND_FIRST = re.compile(rf"{_GROUND}[,:]? (.+)")
-_GROUND_LAST = re.compile(rf"(.+?),? {_GROUND}")
-_PLACE_FIRST = re.compile(rf"(?:(?:in|on|at) the )?({_any(POSITIONS)})[:,] (.+)")
-_PLACE_LAST = re.compile(rf"(.+?),? (?:in|on|at) the ({_any(POSITIONS)})")
+_BACKGROUND = rf"on an? ({_alternatives(BACKGROUNDS)}) background"
+_BACKGROUND_FIRST = re.compile(rf"{_BACKGROUND}[,:]? (.+)")
+_BACKGROUND_LAST = re.compile(rf"(.+?),? {_BACKGROUND}")
+_PLACE_FIRST = re.compile(rf"(?:(?:in|on|at) the )?({_alternatives(POSITIONS)})[:,] (.+)")
+_PLACE_LAST = re.compile(rf"(.+?),? (?:in|on|at) the ({_alternatives(POSITIONS)})")
 _PAIR = re.compile(r"(.+?) (?:is )?(?:(?:to the )?(left of|right of)|(above|below)|and) (.+)")
-_THINGS = re.compile(
-    rf"(?:({_any(_COUNTS)}) )?(?:({_any(SIZES)}) )?(?:({_any(COLORS)}) )?({_any([*_PLURALS, *_SINGULARS])})"
+_OBJECTS = re.compile(
+    rf"(?:({_alternatives(_COUNTS)}) )?(?:({_alternatives(SIZES)}) )?(?:({_alternatives(COLORS)}) )?"
+    rf"({_alternatives([*_PLURALS, *_SINGULARS])})"
 )
 _WORDS = frozenset(
     f"{' '.join((*_COUNTS, *SIZES, *COLORS, *BACKGROUNDS, *POSITIONS, *_PLURALS, *_SINGULARS))}"
@@ -97,46 +96,48 @@ _WORDS = frozenset(
 
 
 def parse_caption(text: str) -> Description:
-    """What a caption claims: the inverse of every wording, whatever the case and the white space.
+    """Parses a caption, the inverse of every wording, ignoring case and white space.
 
-    Also read are 'grey', 'center', digits, a missing article and a full stop, since people type captions too.
+    People type captions too, so 'grey', 'center', digits, a missing article and a full stop are accepted.
 
     Raises:
-      UsageError: a ValueError; the text is outside the grammar.
+        ConfigError: the text is outside the grammar.
     """
     rest = " ".join(text.lower().split()).rstrip(" .").replace("grey", "gray").replace("center", "centre")
     background = ""
-    if match := _GROUND_FIRST.fullmatch(rest):
+    if match := _BACKGROUND_FIRST.fullmatch(rest):
         background, rest = match.groups()
-    elif match := _GROUND_LAST.fullmatch(rest):
+    elif match := _BACKGROUND_LAST.fullmatch(rest):
         rest, background = match.groups()
     position = ""
     if match := _PLACE_FIRST.fullmatch(rest):
         position, rest = match.groups()
     elif match := _PLACE_LAST.fullmatch(rest):
         rest, position = match.groups()
-    if claim := _parse_things(rest, position):
+    if claim := _parse_objects(rest, position):
         return Description((claim,), background=background)
     if not position and (match := _PAIR.fullmatch(rest)):
-        first, second = _parse_things(match[1]), _parse_things(match[4])
+        first, second = _parse_objects(match[1]), _parse_objects(match[4])
         if first and second and first.count == second.count == 1:
             return Description((first, second), match[2] or match[3] or "", background)
-    raise ConfigError(_complaint(text))
+    raise ConfigError(_grammar_error(text))
 
 
-def _parse_things(text: str, position: str = "") -> Claim | None:
-    match = _THINGS.fullmatch(text)
+def _parse_objects(text: str, position: str = "") -> Claim | None:
+    match = _OBJECTS.fullmatch(text)
     if match is None:
         return None
-    number, size, colour, noun = match.groups()
+    number, size, color, noun = match.groups()
     count = _COUNTS[number or "a"]
     singular = _SINGULARS.get(noun, noun)
     if (noun in _SINGULARS) != (count > 1) or (position and count > 1):
         return None
-    return Claim(count, size or "", colour or "", singular if singular in SHAPES else "", position)
+    return Claim(count, size or "", color or "", singular if singular in SHAPES else "", position)
 
 
-def _complaint(text: str) -> str:
-    unknown = [found for found in re.findall(r"[^\s,:.]+", text.lower()) if found not in _WORDS | {"grey", "center"}]
-    why = f"it has no word {unknown[0]!r}" if unknown else "it has no such sentence"
-    return f"the caption {text!r} is outside the shapes grammar: {why}; try 'a small red circle left of a blue square'"
+def _grammar_error(text: str) -> str:
+    unknown = [word for word in re.findall(r"[^\s,:.]+", text.lower()) if word not in _WORDS | {"grey", "center"}]
+    reason = f"it has no word {unknown[0]!r}" if unknown else "it has no such sentence"
+    return (
+        f"the caption {text!r} is outside the shapes grammar: {reason}; try 'a small red circle left of a blue square'"
+    )

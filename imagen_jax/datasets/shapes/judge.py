@@ -1,7 +1,7 @@
-"""Whether shapes pictures show what their captions claim, and how often: the project's own measure of quality.
+"""Judges whether shapes images show what their captions claim, and computes scores over many images.
 
-A picture drawn by a model is judged by the same rules as a true one, see imagen_jax.datasets.shapes.detect. A wrong,
-missing, extra or malformed object is an error; what a caption leaves unsaid is not judged.
+Generated images are judged by the same rules as rendered ones, see `detect.py`. A wrong, missing, extra or malformed
+object is an error; attributes that a caption does not mention are not judged.
 """
 
 import dataclasses
@@ -13,32 +13,34 @@ import numpy as np
 
 from imagen_jax.datasets.shapes import scenes
 from imagen_jax.datasets.shapes.descriptions import Claim, Description, category
-from imagen_jax.datasets.shapes.detect import Detection, DetectedScene, detect
+from imagen_jax.datasets.shapes.detect import DetectedScene, Detection, detect
 
-__all__ = ["Found", "Judgement", "Picture", "compare", "judge", "read", "rate", "score", "tabulate", "wilson"]
-
-CANDIDATES = 8  # of the objects found, how many of the largest are tried in the places of the claimed ones
+_MAX_CANDIDATES = 8  # how many of the largest detected objects are tried as the claimed ones
 
 Row = dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Judgment:
-    """What is right about a picture; None where the caption claims nothing of the kind.
+    """The result of judging an image; an attribute is None if the caption makes no such claim.
 
-    objects: as many as claimed were found.
-    count: the same, of a caption that claims two to four things.
-    colour, shape: all that are claimed are there, of two objects on whichever of them.
-    size, position: right of the objects that agree best with the caption; of malformed ones too, if there are no more
-        objects than are claimed.
-    relation: right of the objects that agree best with the caption, if they are not malformed.
-    binding: of two objects, each has its own colour and shape, and they stand in the claimed relation, if one is.
-    all: everything at once, with nothing wrong, missing, extra or malformed.
+    Attributes:
+        objects: the number of objects is as claimed.
+        all: everything is correct, and nothing is missing, extra or malformed.
+        color: all claimed colors are present; of two objects, on either one.
+        shape: all claimed shapes are present; of two objects, on either one.
+        size: correct for the objects that match the caption best, malformed ones included if there are no more objects
+            than claimed.
+        count: as `objects`, for captions that claim two to four objects.
+        position: as `size`.
+        relation: correct for the objects that match the caption best, if these are not malformed.
+        binding: of two objects, each has its own color and shape, and they have the claimed relation, if there is one.
+        background: the background is as claimed.
     """
 
     objects: bool
     all: bool
-    colour: bool | None = None
+    color: bool | None = None
     shape: bool | None = None
     size: bool | None = None
     count: bool | None = None
@@ -49,90 +51,100 @@ class Judgment:
 
 
 def judge(image: np.ndarray, description: Description) -> Judgment:
-    """Whether a picture, uint8 [H, W, 3], shows what is described."""
+    """Judges whether an image, uint8 [H, W, 3], shows what is described."""
     return compare(detect(image), description)
 
 
-def compare(picture: DetectedScene, description: Description) -> Judgment:
-    """Whether what was read from a picture is what is described."""
+def compare(scene: DetectedScene, description: Description) -> Judgment:
+    """Judges whether the detected background and objects are those described."""
     claims = [claim for claim in description.claims for _ in range(claim.count)]
-    kind = category(description)
-    objects = len(picture.things) == len(claims)
-    candidates = _candidates(claims, picture.things, objects)
-    trials = [_try(claims, found, description.relation, objects) for found in candidates]
-    # Objects are told apart by their looks; only where these leave it open, by the relation.
+    caption_type = category(description)
+    same_number = len(scene.objects) == len(claims)
+    trials = [
+        _match(claims, objects, description.relation, same_number)
+        for objects in _assignments(claims, scene.objects, same_number)
+    ]
+    # Objects are matched by their attributes; only ties are resolved by the relation.
     best = max(trials, key=lambda trial: (sum(trial.values()) - trial.get("relation", 0), trial.get("relation", 0)))
-    background = picture.background == description.background if description.background else None
-    formed = all(found.shape for found in picture.things)  # also where the caption says only 'an object'
+    background = scene.background == description.background if description.background else None
+    well_formed = all(item.shape for item in scene.objects)  # also if the caption only says 'an object'
     return Judgment(
-        objects=objects,
-        all=objects and formed and background is not False and all(best.values()),
-        colour=_any(trials, "colour"),
-        shape=_any(trials, "shape"),
+        objects=same_number,
+        all=same_number and well_formed and background is not False and all(best.values()),
+        color=_any_trial(trials, "color"),
+        shape=_any_trial(trials, "shape"),
         size=best.get("size"),
-        count=objects if kind == "count" else None,
+        count=same_number if caption_type == "count" else None,
         position=best.get("position"),
         relation=best.get("relation"),
-        binding=_any(trials, "colour", "shape", "relation") if kind == "two objects" else None,
+        binding=_any_trial(trials, "color", "shape", "relation") if caption_type == "two objects" else None,
         background=background,
     )
 
 
-def _candidates(
-    claims: Sequence[Claim], things: tuple[Detection, ...], objects: bool
+def _assignments(
+    claims: Sequence[Claim], detections: tuple[Detection, ...], same_number: bool
 ) -> Iterator[tuple[Detection | None, ...]]:
-    """Choices of an object for each claim; None stands for one that is missing."""
-    if len(set(claims)) == 1:  # all alike, so the best are the best of each
-        best_first = sorted(things, key=lambda found: -sum(_agree([claims[0]], (found,), objects).values()))
-        things = tuple(best_first)[: len(claims)]
-        yield things + (None,) * (len(claims) - len(things))
+    """Yields assignments of a detected object to each claim; None for a missing object."""
+    if len(set(claims)) == 1:  # all claims are equal: take the objects that match best
+        ranked = sorted(
+            detections, key=lambda item: -sum(_match_attributes([claims[0]], (item,), same_number).values())
+        )
+        detections = tuple(ranked)[: len(claims)]
+        yield detections + (None,) * (len(claims) - len(detections))
     else:
-        missing = max(0, len(claims) - len(things))
-        yield from itertools.permutations(things[:CANDIDATES] + (None,) * missing, len(claims))
+        missing = max(0, len(claims) - len(detections))
+        yield from itertools.permutations(detections[:_MAX_CANDIDATES] + (None,) * missing, len(claims))
 
 
-def _try(claims: Sequence[Claim], found: tuple[Detection | None, ...], relation: str, objects: bool) -> dict[str, bool]:
-    """For each attribute that is claimed, whether the objects found have it; ``objects``: there are no others."""
-    agreement = _agree(claims, found, objects)
+def _match(
+    claims: Sequence[Claim], objects: tuple[Detection | None, ...], relation: str, same_number: bool
+) -> dict[str, bool]:
+    """Returns for each claimed attribute whether the objects have it; `same_number`: there are no other objects."""
+    matches = _match_attributes(claims, objects, same_number)
     if relation:
-        first, second = found
-        agreement["relation"] = (
+        first, second = objects
+        matches["relation"] = (
             first is not None
             and second is not None
             and bool(first.shape and second.shape)
             and scenes.spatial_relation((first.x, first.y), (second.x, second.y)) == relation
         )
-    return agreement
+    return matches
 
 
-def _agree(claims: Sequence[Claim], found: tuple[Detection | None, ...], objects: bool) -> dict[str, bool]:
-    agreement = {}
-    # Among others, where a blot of no known shape lies, or how large it is, says nothing: noise has blots everywhere.
-    placed = found if objects else tuple(thing if thing and thing.shape else None for thing in found)
-    for attribute, things in (("colour", found), ("shape", found), ("size", placed), ("position", placed)):
-        said = [
-            (getattr(claim, attribute), getattr(thing, attribute, None))
-            for claim, thing in zip(claims, things, strict=True)
+def _match_attributes(
+    claims: Sequence[Claim], objects: tuple[Detection | None, ...], same_number: bool
+) -> dict[str, bool]:
+    matches = {}
+    # If there are other objects, position and size of a malformed one mean nothing: noise has blobs everywhere.
+    located = objects if same_number else tuple(item if item and item.shape else None for item in objects)
+    for attribute, items in (("color", objects), ("shape", objects), ("size", located), ("position", located)):
+        pairs = [
+            (getattr(claim, attribute), getattr(item, attribute, None))
+            for claim, item in zip(claims, items, strict=True)
         ]
-        if any(claimed for claimed, _ in said):
-            agreement[attribute] = all(claimed in ("", seen) for claimed, seen in said)
-    return agreement
+        if any(claimed for claimed, _ in pairs):
+            matches[attribute] = all(claimed in ("", detected) for claimed, detected in pairs)
+    return matches
 
 
-def _any(trials: list[dict[str, bool]], *attributes: str) -> bool | None:
-    """Whether some trial has all of the attributes right; None if none of them is claimed."""
+def _any_trial(trials: list[dict[str, bool]], *attributes: str) -> bool | None:
+    """Returns whether a trial matches all of the attributes; None if none of them is claimed."""
     claimed = [attribute for attribute in attributes if attribute in trials[0]]
     if not claimed:
         return None
     return any(all(trial[attribute] for attribute in claimed) for trial in trials)
 
 
-# What each row counts, of the captions of a category ('' is any), in the table's order.
+# Row -> (category of the captions it counts, '' for any, attribute of Judgment), in the table's order. The names of
+# rows are those of stored results: 'colour' stays.
+_ATTRIBUTE_OF_ROW = {"colour": "color"}
 _ROWS = {
     "single object": ("single object", "all"),
     "two objects": ("two objects", "all"),
     "count": ("", "count"),
-    "colour": ("", "colour"),
+    "colour": ("", "color"),
     "shape": ("", "shape"),
     "size": ("", "size"),
     "position": ("", "position"),
@@ -142,60 +154,65 @@ _ROWS = {
     "objects": ("", "objects"),
     "all": ("", "all"),
     **{
-        f"{kind}: {attribute}": (kind, attribute)
-        for kind, attributes in {
+        f"{caption_type}: {row}": (caption_type, _ATTRIBUTE_OF_ROW.get(row, row))
+        for caption_type, rows in {
             "single object": ("objects", "colour", "shape", "size", "position", "background", "all"),
             "two objects": ("objects", "colour", "shape", "size", "relation", "background", "all"),
             "count": ("count", "colour", "shape", "size", "background", "all"),
         }.items()
-        for attribute in attributes
+        for row in rows
     },
 }
-RELATION_AND_BINDING = "two objects: relation with both attributes bound"
+_RELATION_AND_BINDING = "two objects: relation with both attributes bound"
 
 
 def score(images: Iterable[np.ndarray], descriptions: Iterable[Description]) -> dict[str, Row]:
-    """How often pictures show what their captions claim.
+    """Scores how often images show what their captions claim.
 
     Args:
-      images: uint8 [H, W, 3] each.
-      descriptions: what is claimed of them, as many.
+        images: uint8 [H, W, 3] each.
+        descriptions: the description of each image.
 
     Returns:
-      A table that JSON can hold: by the row's name `correct` of `total` captions that claim it, the `rate`, and its 95%
-      Wilson interval from `low` to `high`. Rows are attributes over all captions ('colour', …, 'attribute binding',
-      'objects': the number of objects, 'all': everything claimed), captions of a kind with all they claim right
-      ('single object', 'two objects'), attributes over captions of a kind ('single object: colour', …), and
-      'two objects: relation with both attributes bound' over captions that claim a relation. 'count' is the number
-      over captions of a number, 'count: all' everything they claim. Rows that no caption claims are absent.
+        A JSON-compatible table: row name -> `correct` of `total` captions that make the claim, the `rate`, and its 95%
+        Wilson interval from `low` to `high`. Rows are attributes over all captions ('colour', …, 'attribute binding',
+        'objects': the number of objects, 'all': everything claimed), captions of a category with everything correct
+        ('single object', 'two objects'), attributes over captions of a category ('single object: colour', …), and
+        'two objects: relation with both attributes bound' over captions that claim a relation. 'count' is the number
+        of objects over captions that claim two to four, 'count: all' everything they claim. Rows without captions are
+        absent.
 
     Raises:
-      ValueError: there are more of one than of the other.
+        ValueError: the numbers of images and descriptions differ.
     """
     descriptions = list(descriptions)
     return aggregate([judge(image, d) for image, d in zip(images, descriptions, strict=True)], descriptions)
 
 
-def aggregate(judgements: Sequence[Judgment], descriptions: Sequence[Description]) -> dict[str, Row]:
-    """The table of ``score``, from judgements that were made already."""
-    judged = [(category(d), judgement) for judgement, d in zip(judgements, descriptions, strict=True)]
+def aggregate(judgments: Sequence[Judgment], descriptions: Sequence[Description]) -> dict[str, Row]:
+    """Returns the table of `score` for images that have been judged already."""
+    judged = [(category(d), judgment) for judgment, d in zip(judgments, descriptions, strict=True)]
     outcomes = {
-        row: [getattr(judgement, attribute) for of, judgement in judged if kind in ("", of)]
-        for row, (kind, attribute) in _ROWS.items()
+        row: [getattr(judgment, attribute) for of_type, judgment in judged if caption_type in ("", of_type)]
+        for row, (caption_type, attribute) in _ROWS.items()
     }
-    outcomes[RELATION_AND_BINDING] = [judgement.binding for _, judgement in judged if judgement.relation is not None]
-    return {row: success_rate([bool(o) for o in seen if o is not None]) for row, seen in outcomes.items() if set(seen) - {None}}
+    outcomes[_RELATION_AND_BINDING] = [judgment.binding for _, judgment in judged if judgment.relation is not None]
+    return {
+        row: success_rate([bool(value) for value in values if value is not None])
+        for row, values in outcomes.items()
+        if set(values) - {None}
+    }
 
 
 def success_rate(outcomes: Sequence[bool]) -> Row:
-    """One row of a table: how many outcomes are right, with Wilson's 95% interval."""
-    right, total = int(sum(outcomes)), len(outcomes)
-    low, high = _wilson_interval(right, total)
-    return {"correct": right, "total": total, "rate": right / total, "low": low, "high": high}
+    """Returns a row of a table: how many outcomes are correct, and the rate with Wilson's 95% interval."""
+    correct, total = int(sum(outcomes)), len(outcomes)
+    low, high = _wilson_interval(correct, total)
+    return {"correct": correct, "total": total, "rate": correct / total, "low": low, "high": high}
 
 
-def _wilson_interval(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's interval of a rate, 95% by default; unlike the normal one it stays honest near 0 and 1."""
-    middle = (right + z * z / 2) / (total + z * z)
-    half = z / (total + z * z) * math.sqrt(right * (total - right) / total + z * z / 4)
-    return max(0.0, middle - half), min(1.0, middle + half)
+def _wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """Returns Wilson's interval of a rate, 95% by default; unlike the normal interval it is valid near 0 and 1."""
+    center = (correct + z * z / 2) / (total + z * z)
+    half = z / (total + z * z) * math.sqrt(correct * (total - correct) / total + z * z / 4)
+    return max(0.0, center - half), min(1.0, center + half)

@@ -1,4 +1,4 @@
-"""A linear probe: what can be read off frozen embeddings by one matrix."""
+"""A linear probe: how much information about labels frozen embeddings contain linearly."""
 
 import numpy as np
 
@@ -6,9 +6,16 @@ import numpy as np
 def linear_probe(
     features: np.ndarray, labels: np.ndarray, test_features: np.ndarray, test_labels: np.ndarray, ridge: float = 1e-3
 ) -> float:
-    """Accuracy, in [0, 1], on the test part of ridge regression from features [N, D] to one-hot labels [N].
+    """Returns the test accuracy, in [0, 1], of ridge regression from features to one-hot labels.
 
-    Features are standardised by the training part, so that `ridge` means the same for every encoder.
+    Features are standardized with the training statistics, so that `ridge` means the same for every encoder.
+
+    Args:
+        features: [N, D].
+        labels: [N].
+        test_features: [M, D].
+        test_labels: [M].
+        ridge: strength of the L2 penalty, per training example.
     """
     mean, std = features.mean(0), features.std(0) + 1e-6
     x, test_x = (np.c_[(part - mean) / std, np.ones(len(part))] for part in (features, test_features))

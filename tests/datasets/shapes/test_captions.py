@@ -5,19 +5,20 @@ import re
 import numpy as np
 import pytest
 
-from imagen_jax.datasets.shapes.captions import MAX_BYTES, Claim, Description, category, describe, parse, word
-from imagen_jax.datasets.shapes.scene_sampling import sample
+from imagen_jax.datasets.shapes.captions import MAX_BYTES, parse_caption, sample_caption
+from imagen_jax.datasets.shapes.descriptions import Claim, Description, category, sample_description
+from imagen_jax.datasets.shapes.scene_sampling import sample_scene
 from imagen_jax.datasets.shapes.scenes import (
     BACKGROUNDS,
-    COLOURS,
+    COLORS,
     POSITIONS,
     RELATIONS,
     SHAPES,
     SIZES,
     SPLITS,
-    USUAL_BACKGROUND,
-    USUAL_POSITION,
-    position,
+    DEFAULT_BACKGROUND,
+    DEFAULT_POSITION,
+    grid_position,
 )
 from imagen_jax.errors import ConfigError
 
@@ -25,30 +26,30 @@ from imagen_jax.errors import ConfigError
 @pytest.fixture(scope="module")
 def worded():
     rng = np.random.default_rng(0)
-    scenes = [sample(split, rng) for split in SPLITS for _ in range(3000)]
-    descriptions = [describe(scene, rng) for scene in scenes]
-    return [(scene, d, word(d, rng)) for scene, d in zip(scenes, descriptions, strict=True)]
+    scenes = [sample_scene(split, rng) for split in SPLITS for _ in range(3000)]
+    descriptions = [sample_description(scene, rng) for scene in scenes]
+    return [(scene, d, sample_caption(d, rng)) for scene, d in zip(scenes, descriptions, strict=True)]
 
 
 def test_parse_is_the_inverse_of_word(worded):
     for _, description, caption in worded:
-        assert parse(caption) == description, caption
+        assert parse_caption(caption) == description, caption
 
 
 def test_parse_is_the_inverse_of_word_over_the_whole_grammar():
     rng = np.random.default_rng(0)
-    looks = list(itertools.product(("", *SIZES), ("", *COLOURS), ("", *SHAPES)))
+    looks = list(itertools.product(("", *SIZES), ("", *COLORS), ("", *SHAPES)))
     grounds, places = ("", *BACKGROUNDS), ("", *POSITIONS)
     for look in looks:
         for count in (1, 2, 3, 4):
-            position = places[rng.integers(len(places))] if count == 1 else ""
-            description = Description((Claim(count, *look, position),), background=grounds[rng.integers(len(grounds))])
-            assert parse(word(description, rng)) == description
+            grid_position = places[rng.integers(len(places))] if count == 1 else ""
+            description = Description((Claim(count, *look, grid_position),), background=grounds[rng.integers(len(grounds))])
+            assert parse_caption(sample_caption(description, rng)) == description
         for relation in ("", *RELATIONS):
             other = looks[rng.integers(len(looks))]
             ground = grounds[rng.integers(len(grounds))]
             description = Description((Claim(1, *look), Claim(1, *other)), relation, ground)
-            assert parse(word(description, rng)) == description
+            assert parse_caption(sample_caption(description, rng)) == description
 
 
 def test_captions_are_short_lower_case_ascii(worded):
@@ -60,24 +61,24 @@ def test_captions_are_short_lower_case_ascii(worded):
 
 def test_the_longest_caption_fits():
     rng = np.random.default_rng(0)
-    longest = max(SIZES, key=len), max(COLOURS, key=len), max(SHAPES, key=len)
+    longest = max(SIZES, key=len), max(COLORS, key=len), max(SHAPES, key=len)
     ground = max(BACKGROUNDS, key=len)
     pair = [Description((Claim(1, *longest), Claim(1, *longest)), relation, ground) for relation in RELATIONS]
     single = [Description((Claim(1, *longest, max(POSITIONS, key=len)),), background=ground)]
-    lengths = [len(word(description, rng)) for description in pair + single for _ in range(300)]
+    lengths = [len(sample_caption(description, rng)) for description in pair + single for _ in range(300)]
     assert 85 <= max(lengths) <= MAX_BYTES
 
 
 def test_descriptions_are_true_of_their_scene(worded):
     for scene, description, caption in worded:
         assert description.background in ("", scene.background), caption
-        assert sum(claim.count for claim in description.claims) == len(scene.things), caption
+        assert sum(claim.count for claim in description.claims) == len(scene.objects), caption
         for claim in description.claims:
-            alike = [t for t in scene.things if claim.size in ("", t.size) and claim.colour in ("", t.colour)]
+            alike = [t for t in scene.objects if claim.size in ("", t.size) and claim.color in ("", t.color)]
             assert any(claim.shape in ("", thing.shape) for thing in alike), caption
         if description.relation:
             # One thing fits each claim, so that the relation has one meaning.
-            first, second = ([t for t in scene.things if _fits(claim, t)] for claim in description.claims)
+            first, second = ([t for t in scene.objects if _fits(claim, t)] for claim in description.claims)
             chosen = [(a, b) for a in first for b in second if a is not b]
             assert len(chosen) == 1, caption
             (a, b), axis = chosen[0], "x" if description.relation == "left of" else "y"
@@ -85,13 +86,13 @@ def test_descriptions_are_true_of_their_scene(worded):
 
 
 def _fits(claim, thing):
-    said = (claim.size, thing.size), (claim.colour, thing.colour), (claim.shape, thing.shape)
+    said = (claim.size, thing.size), (claim.color, thing.color), (claim.shape, thing.shape)
     return all(claimed in ("", true) for claimed, true in said)
 
 
 def test_held_out_captions_say_what_is_held_out(worded):
     for _, description, caption in worded[-3000:]:
-        assert all(claim.colour and claim.shape for claim in description.claims), caption
+        assert all(claim.color and claim.shape for claim in description.claims), caption
         assert description.relation or len(description.claims) == 1, caption
 
 
@@ -99,8 +100,8 @@ def test_every_word_occurs(worded):
     words = collections.Counter(w for _, _, caption in worded for w in re.findall(r"[a-z]+", caption))
     nouns = (*SHAPES, "object", "shape")
     plurals = {noun + ("es" if noun == "cross" else "s") for noun in nouns}
-    positions = {w for position in POSITIONS for w in position.split()}
-    expected = {*nouns, *plurals, *COLOURS, *SIZES, *BACKGROUNDS, *positions, "a", "an", "one", "two", "three", "four"}
+    positions = {w for grid_position in POSITIONS for w in grid_position.split()}
+    expected = {*nouns, *plurals, *COLORS, *SIZES, *BACKGROUNDS, *positions, "a", "an", "one", "two", "three", "four"}
     expected |= {"on", "in", "at", "the", "to", "of", "is", "and", "above", "below", "background"}
     assert set(words) == expected
     assert min(words.values()) >= 10
@@ -110,29 +111,29 @@ def test_every_category_and_attribute_is_claimed_and_left_unsaid(worded):
     assert {category(d) for _, d, _ in worded} == {"single object", "two objects", "count"}
     for kind in ("single object", "two objects", "count"):
         claims = [(d, claim) for _, d, _ in worded if category(d) == kind for claim in d.claims]
-        for attribute in ("size", "colour", "shape"):
+        for attribute in ("size", "color", "shape"):
             said = np.mean([bool(getattr(claim, attribute)) for _, claim in claims])
             assert 0.1 < said < 1, (kind, attribute)
         assert 0.75 < np.mean([bool(d.background) for d, _ in claims]) < 0.95
 
 
 def test_only_the_usual_background_goes_unsaid(worded):
-    assert {scene.background for scene, d, _ in worded if not d.background} == {USUAL_BACKGROUND}
+    assert {scene.background for scene, d, _ in worded if not d.background} == {DEFAULT_BACKGROUND}
     assert {d.background for _, d, _ in worded} == {"", *BACKGROUNDS}
 
 
 def test_only_the_usual_position_goes_unsaid(worded):
-    singles = [(scene.things[0], d.claims[0].position) for scene, d, _ in worded if len(scene.things) == 1]
-    unsaid = [position(thing.x, thing.y) for thing, said in singles if not said]
-    assert set(unsaid) == {USUAL_POSITION}
+    singles = [(scene.objects[0], d.claims[0].position) for scene, d, _ in worded if len(scene.objects) == 1]
+    unsaid = [grid_position(thing.x, thing.y) for thing, said in singles if not said]
+    assert set(unsaid) == {DEFAULT_POSITION}
     assert 0.1 < len(unsaid) / len(singles) < 0.3
     assert {said for _, said in singles} == {"", *POSITIONS}
 
 
 def test_one_scene_has_several_wordings():
-    description = parse("a red circle to the left of a blue square on a black background")
+    description = parse_caption("a red circle to the left of a blue square on a black background")
     rng = np.random.default_rng(0)
-    captions = {word(description, rng) for _ in range(400)}
+    captions = {sample_caption(description, rng) for _ in range(400)}
     assert "on a black background, a red circle is to the left of a blue square" in captions
     assert "a blue square right of a red circle on a black background" in captions
 
@@ -150,15 +151,15 @@ def test_one_scene_has_several_wordings():
     ],
 )
 def test_statements_that_say_the_same_are_equal(text, same):
-    assert parse(text) == parse(same)
+    assert parse_caption(text) == parse_caption(same)
 
 
 def test_parse_reads_what_is_said():
-    assert parse("two large orange triangles on a tan background") == Description(
+    assert parse_caption("two large orange triangles on a tan background") == Description(
         (Claim(2, "large", "orange", "triangle"),), background="tan"
     )
-    assert parse("top: a ring").claims == (Claim(1, shape="ring", position="top"),)
-    assert parse("a red ring below a circle") == Description(
+    assert parse_caption("top: a ring").claims == (Claim(1, shape="ring", position="top"),)
+    assert parse_caption("a red ring below a circle") == Description(
         (Claim(shape="circle"), Claim(1, "", "red", "ring")), "above"
     )
 
@@ -182,10 +183,10 @@ def test_parse_reads_what_is_said():
 )
 def test_parse_names_a_text_outside_the_grammar(text):
     with pytest.raises(ValueError, match=re.escape(repr(text))) as caught:
-        parse(text)
+        parse_caption(text)
     assert isinstance(caught.value, ConfigError)
 
 
 def test_parse_names_the_first_word_it_does_not_know():
     with pytest.raises(ValueError, match="no word 'fox'"):
-        parse("a red fox on a sledge")
+        parse_caption("a red fox on a sledge")

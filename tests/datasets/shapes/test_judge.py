@@ -9,8 +9,10 @@ import pytest
 from scipy import ndimage
 
 from imagen_jax.datasets.shapes import scenes
-from imagen_jax.datasets.shapes.captions import Claim, Description, category, parse_caption
-from imagen_jax.datasets.shapes.judge import compare, judge, read, score, _wilson_interval
+from imagen_jax.datasets.shapes.captions import parse_caption
+from imagen_jax.datasets.shapes.descriptions import Claim, Description, category
+from imagen_jax.datasets.shapes.detect import detect
+from imagen_jax.datasets.shapes.judge import compare, judge, score, _wilson_interval
 from imagen_jax.datasets.shapes.render import render
 from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLORS, SHAPES, Scene, SceneObject
 from imagen_jax.datasets.shapes.source import ShapesSource
@@ -27,18 +29,18 @@ def drawn():
         source = ShapesSource(11, split, 64, 400)
         for i in range(400):
             scene = source.scene(i)
-            examples.append((scene, said_in_full(scene), read(source[i].image)))
+            examples.append((scene, said_in_full(scene), detect(source[i].image)))
     return examples
 
 
 def said_in_full(scene):
-    kind, things = scenes.scene_type(scene), scene.things
+    kind, things = scenes.scene_type(scene), scene.objects
     if kind == "pair":
-        claims = tuple(Claim(1, t.size, t.colour, t.shape) for t in things)
+        claims = tuple(Claim(1, t.size, t.color, t.shape) for t in things)
         relation = scenes.spatial_relation(*((t.x, t.y) for t in things))
         return Description(claims, relation, scene.background)
     position = scenes.grid_position(things[0].x, things[0].y) if kind == "single" else ""
-    claim = Claim(len(things), things[0].size, things[0].colour, things[0].shape, position)
+    claim = Claim(len(things), things[0].size, things[0].color, things[0].shape, position)
     return Description((claim,), background=scene.background)
 
 
@@ -61,10 +63,10 @@ def test_true_pictures_are_right_in_every_attribute(drawn):
 
 def test_things_are_found_where_they_are(drawn):
     for scene, _, picture in drawn:
-        for thing in scene.things:
-            found = min(picture.things, key=lambda f: abs(f.x - thing.x) + abs(f.y - thing.y))
+        for thing in scene.objects:
+            found = min(picture.objects, key=lambda f: abs(f.x - thing.x) + abs(f.y - thing.y))
             assert (found.x, found.y, found.radius) == pytest.approx((thing.x, thing.y, thing.radius), abs=0.005)
-            assert found.fit > 0.95
+            assert found.iou > 0.95
 
 
 @pytest.mark.parametrize(
@@ -93,9 +95,9 @@ def test_blemishes_and_other_resolutions_change_little(split, resolution, blur, 
 def test_things_are_found_where_they_are_in_pictures_of_any_aspect():
     source = ShapesSource(11, "train", (48, 96), 60)
     for i in range(60):
-        picture = read(source[i].image)
-        for thing in source.scene(i).things:
-            found = min(picture.things, key=lambda f: abs(f.x - thing.x) + abs(f.y - thing.y))
+        picture = detect(source[i].image)
+        for thing in source.scene(i).objects:
+            found = min(picture.objects, key=lambda f: abs(f.x - thing.x) + abs(f.y - thing.y))
             assert (found.x, found.y, found.radius) == pytest.approx((thing.x, thing.y, thing.radius), abs=0.008)
 
 
@@ -120,8 +122,8 @@ def with_claim(description, which, **changes):
     return dataclasses.replace(description, claims=tuple(claims))
 
 
-def wrong_colour(d, rng):
-    return with_claim(d, rng.integers(len(d.claims)), colour=other(COLORS, {c.colour for c in d.claims}, rng))
+def wrong_color(d, rng):
+    return with_claim(d, rng.integers(len(d.claims)), color=other(COLORS, {c.color for c in d.claims}, rng))
 
 
 def wrong_shape(d, rng):
@@ -151,22 +153,22 @@ def wrong_background(d, rng):
     return dataclasses.replace(d, background=other(BACKGROUNDS, {d.background}, rng))
 
 
-def swapped_colours(d, rng):
-    if len({claim.colour for claim in d.claims}) < 2 or len({claim.shape for claim in d.claims}) < 2:
+def swapped_colors(d, rng):
+    if len({claim.color for claim in d.claims}) < 2 or len({claim.shape for claim in d.claims}) < 2:
         return None
     first, second = d.claims
-    return with_claim(with_claim(d, 0, colour=second.colour), 1, colour=first.colour)
+    return with_claim(with_claim(d, 0, color=second.color), 1, color=first.color)
 
 
 WRONG = {
-    wrong_colour: "colour",
+    wrong_color: "color",
     wrong_shape: "shape",
     wrong_size: "size",
     wrong_count: "count",
     wrong_position: "position",
     wrong_relation: "relation",
     wrong_background: "background",
-    swapped_colours: "binding",
+    swapped_colors: "binding",
 }
 
 
@@ -202,10 +204,10 @@ def test_swapped_binding_keeps_colours_and_shapes_right():
     assert true.all
     assert true.binding
     swapped = judge(image, parse_caption("a blue circle left of a red square"))
-    assert (swapped.objects, swapped.colour, swapped.shape) == (True, True, True)
+    assert (swapped.objects, swapped.color, swapped.shape) == (True, True, True)
     assert (swapped.binding, swapped.all) == (False, False)
     turned = judge(image, parse_caption("a red circle right of a blue square"))
-    assert (turned.colour, turned.shape, turned.relation, turned.binding, turned.all) == (
+    assert (turned.color, turned.shape, turned.relation, turned.binding, turned.all) == (
         True,
         True,
         False,
@@ -219,19 +221,19 @@ def draw(*things, background="white"):
 
 
 def test_what_is_unsaid_is_not_judged():
-    judgement = judge(draw(SceneObject("ring", "red", "small", 0.5, 0.5, 0.12)), parse_caption("a red object"))
-    assert judgement.all
-    unsaid = (judgement.shape, judgement.size, judgement.count, judgement.position, judgement.relation)
+    judgment = judge(draw(SceneObject("ring", "red", "small", 0.5, 0.5, 0.12)), parse_caption("a red object"))
+    assert judgment.all
+    unsaid = (judgment.shape, judgment.size, judgment.count, judgment.position, judgment.relation)
     assert unsaid == (None,) * 5
-    assert (judgement.binding, judgement.background) == (None, None)
+    assert (judgment.binding, judgment.background) == (None, None)
 
 
 @pytest.mark.parametrize("caption", ["a red circle", "a red circle and a blue square", "two red circles"])
 def test_an_empty_picture_shows_nothing(caption):
     picture = draw()
-    assert read(picture).things == ()
-    judgement = judge(picture, parse_caption(caption))
-    assert not (judgement.objects or judgement.colour or judgement.shape or judgement.all)
+    assert detect(picture).objects == ()
+    judgment = judge(picture, parse_caption(caption))
+    assert not (judgment.objects or judgment.color or judgment.shape or judgment.all)
 
 
 def test_a_missing_and_an_extra_object_are_errors():
@@ -239,14 +241,14 @@ def test_a_missing_and_an_extra_object_are_errors():
     missing = judge(draw(first), parse_caption("a red circle left of a blue square"))
     assert (missing.objects, missing.relation, missing.binding, missing.all) == (False, False, False, False)
     extra = judge(draw(first, second), parse_caption("a red circle"))
-    assert (extra.objects, extra.colour, extra.shape, extra.all) == (False, True, True, False)
+    assert (extra.objects, extra.color, extra.shape, extra.all) == (False, True, True, False)
 
 
 def test_a_small_extra_object_is_seen_and_a_speck_is_not():
     for size, things in ((2, 1), (6, 2)):
         image = draw(SceneObject("circle", "red", "large", 0.3, 0.5, 0.2))
         image[30 : 30 + size, 50 : 50 + size] = COLORS["blue"]
-        assert len(read(image).things) == things
+        assert len(detect(image).objects) == things
 
 
 def covered(image, corner):
@@ -259,7 +261,7 @@ def covered(image, corner):
 @pytest.mark.parametrize("radius", [0.12, 0.2])
 def test_malformed_objects_have_no_shape(shape, radius):
     whole = draw(SceneObject(shape, "blue", "large", 0.5, 0.5, radius))
-    assert read(whole).things[0].shape == shape
+    assert detect(whole).objects[0].shape == shape
     rows, columns = np.indices((64, 64))
     pixels = round(radius * 64)
     spoiled = {
@@ -271,7 +273,7 @@ def test_malformed_objects_have_no_shape(shape, radius):
     }
     spoiled["with a tail"][31:34, 32 + pixels // 2 : 60] = COLORS["blue"]
     for what, image in spoiled.items():
-        assert [thing.shape for thing in read(image).things] != [shape], what
+        assert [thing.shape for thing in detect(image).objects] != [shape], what
 
 
 def test_a_malformed_object_has_a_place_unless_there_are_more_than_claimed():
@@ -280,14 +282,14 @@ def test_a_malformed_object_has_a_place_unless_there_are_more_than_claimed():
     filled = whole.copy()
     filled[np.hypot(rows, columns) < 9] = COLORS["green"]
     filled[np.hypot(rows, columns) < 3] = 255
-    (found,) = read(filled).things
-    assert (found.shape, found.colour, found.position) == (None, "green", "top left")
+    (found,) = detect(filled).objects
+    assert (found.shape, found.color, found.position) == (None, "green", "top left")
     right, wrong = (parse_caption(f"a large green ring in the {place}") for place in ("top left", "centre"))
     said = judge(filled, right)
     assert (said.size, said.position, said.shape, said.all) == (True, True, False, False)
     assert judge(filled, wrong).position is False
     two = np.minimum(filled, np.roll(filled, (30, 30), (0, 1)))
-    assert len(read(two).things) == 2
+    assert len(detect(two).objects) == 2
     assert (judge(two, right).size, judge(two, right).position) == (False, False)
 
 
@@ -304,30 +306,30 @@ def test_outlines_that_are_none_of_the_shapes_have_no_shape():
     for what, outline in outlines.items():
         image = np.full((64, 64, 3), 255, np.uint8)
         image[outline] = COLORS["green"]
-        assert [thing.shape for thing in read(image).things] == [None], what
+        assert [thing.shape for thing in detect(image).objects] == [None], what
 
 
 def test_touching_objects_of_two_colours_are_two():
     image = draw(SceneObject("square", "red", "large", 0.3, 0.5, 0.2))
     image[21:44, 30:53] = COLORS["blue"]
-    assert sorted(thing.colour for thing in read(image).things) == ["blue", "red"]
+    assert sorted(thing.color for thing in detect(image).objects) == ["blue", "red"]
 
 
 def test_a_colour_between_two_has_no_name():
     image = draw(SceneObject("square", "red", "large", 0.5, 0.5, 0.2))
     image[(image != 255).any(-1)] = (90, 100, 20)
-    assert read(image).things[0].colour is None
-    assert read(np.full((64, 64, 3), 170, np.uint8)).background is None
+    assert detect(image).objects[0].color is None
+    assert detect(np.full((64, 64, 3), 170, np.uint8)).background is None
 
 
 def test_thin_objects_keep_their_colour_at_blurred_edges():
     """Red that mixes with white is nearest to pink."""
     rng = np.random.default_rng(0)
-    for colour in COLORS:
+    for color in COLORS:
         for background in BACKGROUNDS:
-            image = draw(SceneObject("ring", colour, "small", 0.45, 0.52, 0.12), background=background)
-            picture = read(blemished(image, rng, 1.0, 0.02))
-            assert [(t.colour, t.shape) for t in picture.things] == [(colour, "ring")]
+            image = draw(SceneObject("ring", color, "small", 0.45, 0.52, 0.12), background=background)
+            picture = detect(blemished(image, rng, 1.0, 0.02))
+            assert [(t.color, t.shape) for t in picture.objects] == [(color, "ring")]
 
 
 def test_any_picture_is_read_without_complaint():
@@ -346,7 +348,7 @@ def test_any_picture_is_read_without_complaint():
 )
 def test_other_arrays_are_refused(image):
     with pytest.raises(ConfigError, match=r"the reader of shapes wants uint8 \[H, W, 3\], not"):
-        read(image)
+        detect(image)
 
 
 def test_score_counts_by_category():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from imagen_jax.datasets.shapes.render import coverage, render
-from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLOURS, SHAPES, Scene, Thing
+from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLORS, SHAPES, Scene, SceneObject
 from imagen_jax.datasets.shapes.source import ShapesSource
 from imagen_jax.images.array import composite, to_8_bits
 
@@ -17,9 +17,9 @@ def test_pictures_have_the_resolution_asked_for(resolution):
 
 
 def test_colours_are_flat_and_exact():
-    for colour, rgb in COLOURS.items():
+    for color, rgb in COLORS.items():
         for background, ground in BACKGROUNDS.items():
-            image = render(Scene((Thing("square", colour, "large", 0.5, 0.5, 0.2),), background), 64)
+            image = render(Scene((SceneObject("square", color, "large", 0.5, 0.5, 0.2),), background), 64)
             assert tuple(image[32, 32]) == rgb
             assert tuple(image[0, 0]) == ground
             assert len(np.unique(image.reshape(-1, 3), axis=0)) <= 4  # the two, an edge and a corner
@@ -41,7 +41,7 @@ def test_coverage_is_the_part_of_the_pixel_inside_the_outline(shape, centre):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shapes_stay_within_their_radius(shape):
-    image = render(Scene((Thing(shape, "red", "large", 0.5, 0.5, 0.2),), "white"), 200)
+    image = render(Scene((SceneObject(shape, "red", "large", 0.5, 0.5, 0.2),), "white"), 200)
     rows, columns = np.nonzero((image != 255).any(-1))
     for pixels in (rows, columns):
         assert pixels.min() >= 60
@@ -54,7 +54,7 @@ def test_shapes_stay_within_their_radius(shape):
 def test_shapes_keep_their_form_in_pictures_of_any_aspect(shape, size):
     """Only their places are stretched."""
     square, other = (
-        render(Scene((Thing(shape, "red", "large", 30 / width, 30 / height, 0.2),), "white"), (height, width))
+        render(Scene((SceneObject(shape, "red", "large", 30 / width, 30 / height, 0.2),), "white"), (height, width))
         for height, width in ((60, 60), size)
     )
     assert other.shape == (*size, 3)
@@ -68,7 +68,7 @@ def test_things_have_room_in_pictures_of_any_aspect():
         source = ShapesSource(0, "train", size, 300)
         for i in range(300):
             scene = source.scene(i)
-            boxes = [(thing.x * size[1], thing.y * size[0], thing.radius * min(size)) for thing in scene.things]
+            boxes = [(thing.x * size[1], thing.y * size[0], thing.radius * min(size)) for thing in scene.objects]
             for x, y, radius in boxes:
                 assert radius < x < size[1] - radius
                 assert radius < y < size[0] - radius
@@ -81,7 +81,7 @@ def test_things_have_room_in_pictures_of_any_aspect():
 def test_a_transparent_picture_over_a_background_is_the_picture_on_it(background, bits):
     source = ShapesSource(0, "train", 32, 40)
     for i in range(40):
-        scene = Scene(source.scene(i).things, background)
+        scene = Scene(source.scene(i).objects, background)
         transparent = render(scene, (32, 48), bits, transparent=True)
         assert transparent.shape == (32, 48, 4)
         laid = composite(to_8_bits(transparent), np.array(BACKGROUNDS[background]))
@@ -89,9 +89,9 @@ def test_a_transparent_picture_over_a_background_is_the_picture_on_it(background
 
 
 def test_colours_of_transparent_pictures_are_not_mixed_with_anything():
-    image = render(Scene((Thing("circle", "blue", "large", 0.5, 0.5, 0.2),), "tan"), 64, transparent=True)
+    image = render(Scene((SceneObject("circle", "blue", "large", 0.5, 0.5, 0.2),), "tan"), 64, transparent=True)
     covered = image[..., 3] > 0
-    assert {tuple(rgb) for rgb in image[covered][:, :3]} == {COLOURS["blue"]}
+    assert {tuple(rgb) for rgb in image[covered][:, :3]} == {COLORS["blue"]}
     assert {tuple(rgba) for rgba in image[~covered]} == {(255, 255, 255, 0)}
     assert ((image[..., 3] > 0) & (image[..., 3] < 255)).sum() > 20
 
@@ -113,5 +113,5 @@ def test_a_picture_made_smaller_is_the_picture_drawn_small():
     for i in range(100):
         shrunk = source[i].image.reshape(16, 4, 16, 4, 3).mean((1, 3))
         error = np.abs(shrunk - small[i].image)
-        assert error.mean() < 0.7 * len(source.scene(i).things)  # all of it lies on their outlines
+        assert error.mean() < 0.7 * len(source.scene(i).objects)  # all of it lies on their outlines
         assert error.max() < 64

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from imagen_jax.datasets.shapes import scenes
-from imagen_jax.datasets.shapes.scene_sampling import sample
-from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLOURS, HELD_OUT_LOOKS, HELD_OUT_RELATIONS, SHAPES, SIZES
+from imagen_jax.datasets.shapes.scene_sampling import sample_scene
+from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLORS, HELD_OUT_APPEARANCES, HELD_OUT_RELATIONS, SHAPES, SIZES
 
 DRAWS = 4000
 
@@ -18,11 +18,11 @@ def drawn():
 
 def _draw(split):
     rng = np.random.default_rng(0)
-    return [sample(split, rng) for _ in range(DRAWS)]
+    return [sample_scene(split, rng) for _ in range(DRAWS)]
 
 
 def test_colours_are_well_apart():
-    rgb = np.array(list((COLOURS | BACKGROUNDS).values()), float)
+    rgb = np.array(list((COLORS | BACKGROUNDS).values()), float)
     assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(rgb, 2)) > 100
 
 
@@ -30,37 +30,37 @@ def test_sizes_have_a_gap_between_them():
     assert SIZES["small"][1] * 1.3 < SIZES["large"][0]
 
 
-def test_each_shape_is_held_out_in_another_colour():
-    colours, shapes = zip(*HELD_OUT_LOOKS, strict=True)
+def test_each_shape_is_held_out_in_another_color():
+    colors, shapes = zip(*HELD_OUT_APPEARANCES, strict=True)
     assert sorted(shapes) == sorted(SHAPES)
-    assert len(set(colours)) == len(colours)
+    assert len(set(colors)) == len(colors)
 
 
 def test_relations_are_held_out_with_their_mirrored_statement():
     for first, relation, second in HELD_OUT_RELATIONS:
-        assert (second, scenes.MIRRORED[relation], first) in HELD_OUT_RELATIONS
+        assert (second, scenes.INVERSE_RELATION[relation], first) in HELD_OUT_RELATIONS
     assert len(set(HELD_OUT_RELATIONS)) == 10
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_training_never_shows_a_held_out_combination(drawn, split):
     for scene in drawn[split]:
-        assert not {(thing.colour, thing.shape) for thing in scene.things} & set(HELD_OUT_LOOKS)
-        if scenes.kind(scene) == "pair":
+        assert not {(thing.color, thing.shape) for thing in scene.objects} & set(HELD_OUT_APPEARANCES)
+        if scenes.scene_type(scene) == "pair":
             assert not set(_relations(scene)) & set(HELD_OUT_RELATIONS)
-        assert not scenes.holds_out(scene)
+        assert not scenes.is_held_out(scene)
 
 
 def test_held_out_always_shows_a_held_out_combination(drawn):
     for scene in drawn["held_out"]:
-        looks = {(thing.colour, thing.shape) for thing in scene.things} & set(HELD_OUT_LOOKS)
+        looks = {(thing.color, thing.shape) for thing in scene.objects} & set(HELD_OUT_APPEARANCES)
         assert looks or set(_relations(scene)) & set(HELD_OUT_RELATIONS)
-        assert scenes.holds_out(scene)
+        assert scenes.is_held_out(scene)
 
 
 def _relations(scene):
     """Both statements of how a pair's things stand to each other, from their coordinates."""
-    first, second = scene.things
+    first, second = scene.objects
     dx, dy = second.x - first.x, second.y - first.y
     if abs(dx) > abs(dy):
         there, back = ("left of", "right of") if dx > 0 else ("right of", "left of")
@@ -70,22 +70,22 @@ def _relations(scene):
 
 
 def test_training_shows_all_that_is_not_held_out(drawn):
-    looks = {(thing.colour, thing.shape) for scene in drawn["train"] for thing in scene.things}
-    assert looks == set(itertools.product(COLOURS, SHAPES)) - set(HELD_OUT_LOOKS)
-    pairs = [scene for scene in drawn["train"] if scenes.kind(scene) == "pair"]
+    looks = {(thing.color, thing.shape) for scene in drawn["train"] for thing in scene.objects}
+    assert looks == set(itertools.product(COLORS, SHAPES)) - set(HELD_OUT_APPEARANCES)
+    pairs = [scene for scene in drawn["train"] if scenes.scene_type(scene) == "pair"]
     relations = {statement for scene in pairs for statement in _relations(scene)}
     assert relations == set(itertools.product(SHAPES, scenes.RELATIONS, SHAPES)) - set(HELD_OUT_RELATIONS)
 
 
 def test_held_out_shows_all_that_is_held_out(drawn):
-    pairs = [scene for scene in drawn["held_out"] if scenes.kind(scene) == "pair"]
-    assert {(t.colour, t.shape) for scene in drawn["held_out"] for t in scene.things} >= set(HELD_OUT_LOOKS)
+    pairs = [scene for scene in drawn["held_out"] if scenes.scene_type(scene) == "pair"]
+    assert {(t.color, t.shape) for scene in drawn["held_out"] for t in scene.objects} >= set(HELD_OUT_APPEARANCES)
     assert {statement for scene in pairs for statement in _relations(scene)} >= set(HELD_OUT_RELATIONS)
 
 
 @pytest.mark.parametrize("split", scenes.SPLITS)
 def test_kinds_have_their_shares(drawn, split):
-    shares = collections.Counter(map(scenes.kind, drawn[split]))
+    shares = collections.Counter(map(scenes.scene_type, drawn[split]))
     assert shares["single"] / DRAWS == pytest.approx(0.4, abs=0.03)
     assert shares["pair"] / DRAWS == pytest.approx(0.4, abs=0.03)
     assert shares["count"] / DRAWS == pytest.approx(0.2, abs=0.03)
@@ -94,28 +94,28 @@ def test_kinds_have_their_shares(drawn, split):
 @pytest.mark.parametrize("split", scenes.SPLITS)
 def test_things_touch_neither_each_other_nor_the_edge(drawn, split):
     for scene in drawn[split]:
-        for thing in scene.things:
+        for thing in scene.objects:
             assert SIZES[thing.size][0] <= thing.radius <= SIZES[thing.size][1]
             for centre in (thing.x, thing.y):
                 assert centre - thing.radius > 0.015
                 assert centre + thing.radius < 0.985
-        for a, b in itertools.combinations(scene.things, 2):
+        for a, b in itertools.combinations(scene.objects, 2):
             assert max(abs(a.x - b.x), abs(a.y - b.y)) - a.radius - b.radius > 0.035
 
 
 def test_single_things_lie_clearly_within_their_position(drawn):
-    singles = [scene.things[0] for scene in drawn["train"] if scenes.kind(scene) == "single"]
+    singles = [scene.objects[0] for scene in drawn["train"] if scenes.scene_type(scene) == "single"]
     for thing in singles:
         for centre in (thing.x, thing.y):
             assert min(abs(centre - 1 / 3), abs(centre - 2 / 3)) > 0.05
-    assert set(collections.Counter(scenes.position(t.x, t.y) for t in singles)) == set(scenes.POSITIONS)
+    assert set(collections.Counter(scenes.grid_position(t.x, t.y) for t in singles)) == set(scenes.POSITIONS)
 
 
 def test_pairs_differ_and_stand_in_a_clear_relation(drawn):
     for scene in drawn["train"]:
-        if scenes.kind(scene) == "pair":
-            first, second = scene.things
-            assert (first.colour, first.shape) != (second.colour, second.shape)
+        if scenes.scene_type(scene) == "pair":
+            first, second = scene.objects
+            assert (first.color, first.shape) != (second.color, second.shape)
             less, more = sorted((abs(first.x - second.x), abs(first.y - second.y)))
             assert more > 2 * less
 
@@ -123,13 +123,13 @@ def test_pairs_differ_and_stand_in_a_clear_relation(drawn):
 def test_counted_things_are_alike(drawn):
     counts = collections.Counter()
     for scene in drawn["train"]:
-        if scenes.kind(scene) == "count":
-            assert len({(t.shape, t.colour, t.size, t.radius) for t in scene.things}) == 1
-            counts[len(scene.things)] += 1
+        if scenes.scene_type(scene) == "count":
+            assert len({(t.shape, t.color, t.size, t.radius) for t in scene.objects}) == 1
+            counts[len(scene.objects)] += 1
     assert set(counts) == set(scenes.COUNTS)
 
 
 def test_positions_read_like_a_page():
-    assert scenes.position(0.1, 0.1) == "top left"
-    assert scenes.position(0.9, 0.5) == "right"
-    assert scenes.position(0.5, 1.0) == "bottom"
+    assert scenes.grid_position(0.1, 0.1) == "top left"
+    assert scenes.grid_position(0.9, 0.5) == "right"
+    assert scenes.grid_position(0.5, 1.0) == "bottom"

@@ -5,7 +5,7 @@ import grain
 import numpy as np
 import pytest
 
-from imagen_jax.datasets.shapes.captions import parse
+from imagen_jax.datasets.shapes.captions import parse_caption
 from imagen_jax.datasets.shapes.source import ShapesSource
 
 
@@ -53,17 +53,17 @@ def test_scene_and_caption_do_not_depend_on_the_resolution_or_the_bits(other):
 def test_captions_of_transparent_pictures_say_the_same_but_of_no_background():
     plain, transparent = (ShapesSource(0, "held_out", 16, 200, transparent=on) for on in (False, True))
     for i in range(200):
-        said = parse(transparent[i].captions[0])
+        said = parse_caption(transparent[i].captions[0])
         assert said == transparent.description(i)
         assert said == dataclasses.replace(plain.description(i), background="")
-        assert transparent.scene(i).things == plain.scene(i).things
+        assert transparent.scene(i).objects == plain.scene(i).objects
     assert any(plain.description(i).background for i in range(200))
 
 
 def test_description_is_what_the_caption_claims():
     source = ShapesSource(0, "train", 16, 300)
     for i in range(300):
-        assert parse(source[i].captions[0]) == source.description(i)
+        assert parse_caption(source[i].captions[0]) == source.description(i)
 
 
 def test_it_is_a_source_for_grain():
@@ -77,7 +77,7 @@ def test_it_is_a_source_for_grain():
 
 def test_its_repr_tells_all_of_it():
     source = ShapesSource(3, "held_out", 64, 7)
-    assert repr(source) == ("ShapesSource(seed=3, split='held_out', resolution=64, size=7, bits=8, transparent=False)")
+    assert repr(source) == ("ShapesSource(seed=3, split='held_out', resolution=64, num_examples=7, bits=8, transparent=False)")
     assert len(source) == 7
     assert "resolution=32×48," in repr(ShapesSource(3, "held_out", (32, 48), 7))
 
