@@ -13,13 +13,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from absl import flags
 
 from benchmarks import app
 from benchmarks.presets import configs
 from imagen_jax.cli.flags import CommandFlags
+from imagen_jax.config.schema import StageConfig
 from imagen_jax.parallel import sharding
+from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.stages import stage as stages
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import abstract_state
@@ -43,18 +44,21 @@ def run(args: CommandFlags) -> None:
                 print(_row(name, configs()[name], scan_blocks), flush=True)
 
 
-def _narrow(config: ml_collections.ConfigDict, scan_blocks: bool) -> ml_collections.ConfigDict:
+def _narrow(config: StageConfig, scan_blocks: bool) -> StageConfig:
     """Returns a preset with fewer channels, a batch of one image and a small text encoder."""
-    config.model.head_channels = config.model.head_channels * CHANNELS // config.model.channels
-    config.model.update(channels=CHANNELS, scan_blocks=scan_blocks)
-    config.text.model = "random"
-    config.training.batch_size = 1
-    return config
+    changes = {
+        "model.head_channels": config.model.head_channels * CHANNELS // config.model.channels,
+        "model.channels": CHANNELS,
+        "model.scan_blocks": scan_blocks,
+        "text.model": "random",
+        "training.batch_size": 1,
+    }
+    return config.with_changes(changes)
 
 
-def _lower_train_step(config: ml_collections.ConfigDict) -> jax.stages.Lowered:
+def _lower_train_step(config: StageConfig) -> jax.stages.Lowered:
     """Lowers the training step of a config for one device, without allocating arrays."""
-    stage, mesh = stages.build(config), sharding.make_mesh({"data": 1, "fsdp": 1, "spatial": 1}, jax.devices()[:1])
+    stage, mesh = stages.build(config), make_mesh({"data": 1, "fsdp": 1, "spatial": 1}, jax.devices()[:1])
     optimizer = make_optimizer(config.optimizer)
     abstract, _ = abstract_state(stage.init, optimizer, config.seed, mesh)
     batch = {
@@ -62,12 +66,12 @@ def _lower_train_step(config: ml_collections.ConfigDict) -> jax.stages.Lowered:
         "tokens": jax.ShapeDtypeStruct((1, config.text.length), jnp.int32),
         "mask": jax.ShapeDtypeStruct((1, config.text.length), bool),
     }
-    encoder_params = sharding.abstract_sharded(stage.encoder.shapes, mesh)
+    encoder_params = sharding.with_shardings(stage.encoder.shapes, mesh)
     step: Any = make_train_step(stage, optimizer, abstract, mesh)
     return step.lower(abstract, encoder_params, batch)
 
 
-def _row(name: str, config: ml_collections.ConfigDict, scan_blocks: bool) -> str:
+def _row(name: str, config: StageConfig, scan_blocks: bool) -> str:
     """Returns a row of the table, with CPU times, which hardly depend on the load of the machine."""
     start = time.process_time()
     lowered = _lower_train_step(_narrow(config, scan_blocks))

@@ -15,13 +15,14 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import ml_collections
 import numpy as np
 from absl import flags
 
 from benchmarks import app
 from configs import shapes_base
 from imagen_jax.cli.flags import CommandFlags
+from imagen_jax.config.load import load_config
+from imagen_jax.config.schema import StageConfig
 from imagen_jax.stages.precompute_text import embed
 
 
@@ -52,14 +53,12 @@ def run(args: CommandFlags) -> None:
     print(f"{outcome.caches} interrupted caches are byte-identical to the uninterrupted one")
 
 
-def tiny_config(num_examples: int) -> ml_collections.ConfigDict:
+def tiny_config(num_examples: int) -> StageConfig:
     """Returns a tiny base stage with the given number of captions to embed."""
-    config = shapes_base.get_config("tiny")
-    config.data.num_examples = num_examples
-    return config
+    return load_config(shapes_base.get_config("tiny"), {"data.num_examples": num_examples})
 
 
-def kill_repeatedly(config: ml_collections.ConfigDict, folder: Path, kills: int, seed: int) -> Outcome:
+def kill_repeatedly(config: StageConfig, folder: Path, kills: int, seed: int) -> Outcome:
     """Kills the writer at random times of its run.
 
     Args:
@@ -108,7 +107,7 @@ def kill_repeatedly(config: ml_collections.ConfigDict, folder: Path, kills: int,
     return outcome
 
 
-def _embed_quietly(config: ml_collections.ConfigDict, out: Path) -> None:
+def _embed_quietly(config: StageConfig, out: Path) -> None:
     """Embeds the captions without output; runs in a separate process."""
     out.mkdir(exist_ok=True)
     with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):

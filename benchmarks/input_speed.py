@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import ml_collections
 import numpy as np
 from absl import flags
 from PIL import Image
@@ -25,6 +24,7 @@ from PIL import Image
 from benchmarks import app
 from configs import folder_base, shapes_base
 from imagen_jax.cli.flags import CommandFlags
+from imagen_jax.config.load import load_config
 from imagen_jax.data.dataset import ImageTextDataset
 from imagen_jax.datasets.from_config import make_examples
 
@@ -59,7 +59,7 @@ def run(args: CommandFlags) -> None:
 
 def _shapes(_: Path, size: int) -> ImageTextDataset:
     """Returns examples that are rendered when they are read."""
-    config = shapes_base.get_config()
+    config = load_config(shapes_base.get_config())
     return make_examples(config.data, "train", size, config.channels)
 
 
@@ -75,8 +75,7 @@ def _files(extension: str, shape: tuple[int, int] | None) -> Callable[[Path, int
         fitted = (size * 4 // 3, size * 16 // 9)
         for number in range(FILES):
             synthetic_photo(shape or fitted, number).save(folder / f"{number}.{extension}", quality=QUALITY)
-        config = folder_base.get_config()
-        config.data.path = str(folder)
+        config = load_config(folder_base.get_config(), {"data.path": str(folder)})
         return make_examples(config.data, "all", size, config.channels)
 
     return make
@@ -88,9 +87,8 @@ def _shards(folder: Path, size: int) -> ImageTextDataset:
     with tarfile.open(folder / "0.tar", "w") as archive:
         for number in range(FILES):
             archive.add(folder / f"{number}.jpg", f"{number}.jpg")
-    config = folder_base.get_config()
-    config.data.source = "webdataset"
-    config.data.shards = ml_collections.ConfigDict({"all": str(folder / "0.tar")})
+    shards = {"data.source": "webdataset", "data.shards": {"all": str(folder / "0.tar")}}
+    config = load_config(folder_base.get_config(), shards)
     return make_examples(config.data, "all", size, config.channels)
 
 

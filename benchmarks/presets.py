@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ml_collections
-
 from configs import imagen_base_64, imagen_sr_256, imagen_sr_1024
+from imagen_jax.config.load import load_config
+from imagen_jax.config.schema import StageConfig
 from imagen_jax.images.array import said, scaled
 from imagen_jax.planning.cost import stage_cost
-from imagen_jax.stages.stage import crop_size, image_size, low_res_size
 
 T5_XXL_WIDTH = 4096  # d_model of google/t5-v1_1-xxl, the text encoder of the presets
 PRESETS = (imagen_base_64, imagen_sr_256, imagen_sr_1024)
@@ -17,18 +16,20 @@ HEADER = (
 )
 
 
-def configs() -> dict[str, ml_collections.ConfigDict]:
+def configs() -> dict[str, StageConfig]:
     """Returns all presets and their variants by their names for `--config`."""
     return {
-        f"{preset.__name__.replace('.', '/')}.py{':' + variant if variant else ''}": preset.get_config(variant)
+        f"{preset.__name__.replace('.', '/')}.py{':' + variant if variant else ''}": load_config(
+            preset.get_config(variant)
+        )
         for preset in PRESETS
         for variant in preset.CHANNELS
     }
 
 
-def _row(name: str, config: ml_collections.ConfigDict) -> str:
+def _row(name: str, config: StageConfig) -> str:
     """Returns a preset's row of the table."""
-    low, full, crop = low_res_size(config), image_size(config), crop_size(config)
+    low, full, crop = config.low_res_hw, config.image_hw, config.data.crop_hw
     images = f"{said(low)} → {said(full)}" if any(low) else said(full)
     trained_on = f"crops {said(scaled(crop, full, low))} → {said(crop)}" if any(crop) else "full images"
     total = stage_cost(config, T5_XXL_WIDTH)

@@ -25,7 +25,8 @@ from safetensors.numpy import save_file
 from benchmarks import app
 from imagen_jax.cli.flags import CommandFlags
 from imagen_jax.models.t5 import T5Encoder
-from imagen_jax.parallel.sharding import load_parameters, make_mesh
+from imagen_jax.parallel.mesh import make_mesh
+from imagen_jax.parallel.sharding import load_params
 from imagen_jax.text.encoder import parameter_shapes
 from imagen_jax.text.t5_weights import parameter_reader, read_config, tensor_names
 
@@ -96,7 +97,7 @@ def _measure(folder: Path, devices: int) -> tuple[int, int, float]:
     shapes = parameter_shapes(config, jnp.bfloat16)
     read = parameter_reader(folder, T5Encoder(**config), shapes)
     before, start = _process_memory("VmRSS"), time.perf_counter()
-    loaded = load_parameters(shapes, read, mesh)
+    loaded = load_params(shapes, read, mesh)
     seconds = time.perf_counter() - start
     arrays = sum(shard.data.nbytes for array in jax.tree.leaves(loaded) for shard in array.addressable_shards)
     return arrays, _process_memory("VmHWM") - before, seconds

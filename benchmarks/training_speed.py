@@ -21,15 +21,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from absl import flags
 
 from benchmarks import app
 from imagen_jax.cli.flags import CommandFlags, define_config
+from imagen_jax.config.schema import StageConfig
 from imagen_jax.images.array import dtype_of
 from imagen_jax.io.atomic import write_whole
-from imagen_jax.parallel import multihost, sharding
+from imagen_jax.parallel import batching, multihost
+from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.planning.encoders import abstract_encoder, cached_encoder
 from imagen_jax.planning.hardware import CHIPS, GIB
 from imagen_jax.planning.programs import train_program
@@ -126,7 +127,7 @@ def _random_batch(stage: Stage, rows: int) -> dict[str, np.ndarray]:
     }
 
 
-def measure(config: ml_collections.ConfigDict, steps: int, peak_flops: float | None = None) -> Measurement:
+def measure(config: StageConfig, steps: int, peak_flops: float | None = None) -> Measurement:
     """Compiles and times the training step of a config.
 
     Args:
@@ -137,7 +138,7 @@ def measure(config: ml_collections.ConfigDict, steps: int, peak_flops: float | N
     Raises:
         ConfigError: the config cannot work on these devices.
     """
-    mesh = sharding.make_mesh(config.mesh.axes)
+    mesh = make_mesh(config.mesh.axes)
     encoder = cached_encoder(abstract_encoder(config.text))
     program = train_program(config, mesh, encoder)
     start = time.perf_counter()
@@ -146,8 +147,8 @@ def measure(config: ml_collections.ConfigDict, steps: int, peak_flops: float | N
     stage, optimizer = stages.build(config, encoder), make_optimizer(config.optimizer)
     _, init_state = abstract_state(stage.init, optimizer, config.seed, mesh, config.sharding_rules)
     state = init_state()
-    rows = len(sharding.own_rows(config.training.batch_size, mesh))
-    batch = sharding.put_batch(_random_batch(stage, rows), mesh)
+    rows = len(batching.local_rows(config.training.batch_size, mesh))
+    batch = batching.shard_local_batch(_random_batch(stage, rows), mesh)
     state, _ = _time_steps(step, state, batch, WARM_UP)
     timings = []
     for _ in range(TIMINGS):

@@ -13,15 +13,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import ml_collections
 import numpy as np
 
 from configs import shapes_base, shapes_eval, shapes_sr
+from imagen_jax.config.load import load_config
+from imagen_jax.config.schema import EvaluationConfig, StageConfig
 from imagen_jax.data.dataset import first_examples
 from imagen_jax.datasets.from_config import make_examples
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import write_json
-from imagen_jax.parallel import sharding
+from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.pipelines.loading import TrainedStage, load_stage
 from imagen_jax.stages.checkpoints import Checkpoints, read_config
 from imagen_jax.stages.sampling import StageSampler
@@ -71,15 +72,14 @@ class Workplace:
         """The variations to try of those that there are."""
         return items[:2] if self.quick else items
 
-    def config(self, kind: str, steps: int, changes: dict[str, Any]) -> ml_collections.ConfigDict:
+    def config(self, kind: str, steps: int, changes: dict[str, Any]) -> StageConfig:
         """The config of the demo's stage "base" or "sr" for so many steps, changed: values by keys with dots."""
-        config = CONFIGS[kind]("tiny" if self.quick else "")
-        config.update_from_flattened_dict(changes)
-        config.training.steps = config.optimizer.decay_steps = config.training.preview_every = self.steps(steps)
-        config.data.prefetch = 64  # batches: no more examples are made than a short run sees
-        return config
+        lengths = ("training.steps", "optimizer.decay_steps", "training.preview_every")
+        config = load_config(CONFIGS[kind]("tiny" if self.quick else ""))
+        # few batches are prefetched: no more examples are made than a short run sees
+        return config.with_changes({"data.prefetch": 64} | changes | dict.fromkeys(lengths, self.steps(steps)))
 
-    def train(self, name: str, config: ml_collections.ConfigDict) -> Path:
+    def train(self, name: str, config: StageConfig) -> Path:
         """Trains a stage, unless that is done, in the folder ``name`` of ``out``; the folder."""
         folder = self.out / name
         checkpoints = Checkpoints(folder)
@@ -120,14 +120,13 @@ def machine() -> str:
 
 def load(folder: Path, **sampling: Any) -> TrainedStage:
     """The stage of a folder, with changes to its sampling settings."""
-    config = read_config(folder)
-    config.sampling.update(sampling)
-    return load_stage(folder, config, sharding.make_mesh({"data": -1, "fsdp": 1}))
+    config = read_config(folder).with_changes({f"sampling.{key}": value for key, value in sampling.items()})
+    return load_stage(folder, config, make_mesh({"data": -1, "fsdp": 1}))
 
 
 def examples(split: str, size: int, count: int) -> Examples:
     """The first examples of a split, their pictures of a size."""
-    config: ml_collections.ConfigDict = shapes_eval.get_config()
+    config = load_config(shapes_eval.get_config(), schema=EvaluationConfig)
     images, captions = first_examples(make_examples(config.data, split, size, channels=3), count)
     return Examples(captions, images)
 
@@ -142,7 +141,7 @@ def draw(
 
     Without weights once, with the config's. A super-resolution stage enlarges ``low_res``, uint8 [N, h, w, C].
     """
-    mesh = sharding.make_mesh({"data": -1, "fsdp": 1})
+    mesh = make_mesh({"data": -1, "fsdp": 1})
     sampler = StageSampler(trained.stage, mesh, stage_index=int(trained.stage.is_super_resolution))
 
     def draw_batch(first: int, weight: float | None) -> np.ndarray:

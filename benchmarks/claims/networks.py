@@ -8,15 +8,16 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import ml_collections
 from matplotlib.figure import Figure
 
 from benchmarks.claims.experiment import Figures, Workplace, draw, examples, load
 from benchmarks.claims.measures import NOISE_LEVELS, denoising_errors, judged, mean_error, shrunk
 from benchmarks.claims.report import change, interval, table
+from imagen_jax.config.schema import StageConfig
 from imagen_jax.data.pipeline import training_batches
 from imagen_jax.datasets.from_config import make_examples
-from imagen_jax.parallel import sharding
+from imagen_jax.parallel import batching
+from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.planning.cost import stage_cost
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.stage import load_encoder_params
@@ -41,14 +42,10 @@ NETWORKS = {"unet": {"model.channels": 24}, "efficient_unet": {"model.channels":
 NAMES = {"unet": "U-Net", "efficient_unet": "Efficient U-Net"}
 
 
-def network_config(work: Workplace, network: str, steps: int) -> ml_collections.ConfigDict:
+def network_config(work: Workplace, network: str, steps: int) -> StageConfig:
     """The super-resolution stage of the demo with one of the networks."""
-    config = work.config("sr", steps, SHARED | NETWORKS[network] | {"model.network": network})
-    if network == "unet":
-        config.model.middle_attention_types = ()
-    else:
-        del config.model.middle_attention_types
-    return config
+    middle = {"model.middle_attention_types": ()} if network == "unet" else {}
+    return work.config("sr", steps, {"model.network": network} | SHARED | NETWORKS[network] | middle)
 
 
 def measure(work: Workplace) -> Figures:
@@ -82,9 +79,9 @@ def measure_speed(work: Workplace) -> Figures:
     }
 
 
-def training_step(config: ml_collections.ConfigDict) -> Callable[[], Any]:
+def training_step(config: StageConfig) -> Callable[[], Any]:
     """A function that makes one step of training on one and the same batch and waits for it; compiled already."""
-    mesh = sharding.make_mesh(config.mesh.axes)
+    mesh = make_mesh(config.mesh.axes)
     stage = stages.build(config)
     batches = training_batches(
         make_examples(config.data, config.data.split, config.image_size, config.channels),
@@ -94,7 +91,7 @@ def training_step(config: ml_collections.ConfigDict) -> Callable[[], Any]:
         threads=1,
         prefetch=1,
     )
-    batch = sharding.put_batch(next(batches), mesh)
+    batch = batching.shard_local_batch(next(batches), mesh)
     optimizer = make_optimizer(config.optimizer)
     abstract, init_state = abstract_state(stage.init, optimizer, config.seed, mesh)
     encoder_params = load_encoder_params(stage, mesh)
@@ -110,7 +107,7 @@ def training_step(config: ml_collections.ConfigDict) -> Callable[[], Any]:
     return step
 
 
-def costs_of(config: ml_collections.ConfigDict) -> Figures:
+def costs_of(config: StageConfig) -> Figures:
     """Parameters, and operations of an image in training."""
     spent = stage_cost(config, stages.build(config).encoder.width)
     return {"parameters": spent.num_params, "training_flops": spent.training_flops}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from imagen_jax.diffusion.tiling import check_tiles
 from imagen_jax.errors import ConfigError, collect_errors
 from imagen_jax.images.array import Size, said
-from imagen_jax.parallel.sharding import check_rules
+from imagen_jax.parallel.sharding import check_sharding_rules
 
 if TYPE_CHECKING:
     from imagen_jax.config.schema import ModelConfig, OptimizerConfig, SamplingConfig, StageConfig
@@ -20,7 +20,7 @@ FILE_CHANNELS = (1, 3, 4)  # what image files are decoded to
 def check_stage(config: StageConfig) -> None:
     """Raises ConfigError with everything that does not fit together."""
     checks = [
-        partial(check_rules, config.sharding_rules),
+        partial(check_sharding_rules, config.sharding_rules),
         partial(_check_levels, config.model),
         partial(_check_multiple, "image_size", config.image_hw, config.model),
         partial(_check_heads, config.model),

@@ -75,8 +75,9 @@ def _all_of(check: Callable[[Any], bool]) -> AfterValidator:
     return AfterValidator(validated)
 
 
-def _is_size(value: int | Size, low: int = 0) -> bool:
-    return all(low <= side <= MAX_SIDE for side in (value if isinstance(value, tuple) else (value,)))
+def _is_size(value: int | tuple[int, ...]) -> bool:
+    sides = value if isinstance(value, tuple) else (value,)
+    return len(sides) in (1, 2) and all(0 <= side <= MAX_SIDE for side in sides)
 
 
 def _is_background(value: int | tuple[int, int, int]) -> bool:
@@ -87,7 +88,7 @@ def _are_attention_types(value: tuple[str, ...]) -> bool:
     return all(kind in ATTENTION_TYPES for kind in value)
 
 
-SizeValue = Annotated[int | tuple[int, int], _all_of(_is_size)]
+SizeValue = Annotated[int | tuple[int, ...], _all_of(_is_size)]
 Text = Annotated[str, _all_of(lambda text: "\0" not in text)]
 Texts = tuple[Text, ...]
 AttentionTypes = Annotated[tuple[str, ...], _all_of(_are_attention_types)]

@@ -2,12 +2,12 @@ import pytest
 
 from benchmarks import training_speed
 from configs import shapes_base, shapes_sr
+from imagen_jax.config.load import load_config
 
 
 @pytest.mark.parametrize("preset", [shapes_base, shapes_sr])
 def test_measure_on_all_devices(preset):
-    config = preset.get_config("tiny")
-    config.mesh.update(data=-1, fsdp=2)
+    config = load_config(preset.get_config("tiny"), {"mesh.data": -1, "mesh.fsdp": 2})
     measurement = training_speed.measure(config, steps=1, peak_flops=1e12)
     assert measurement.mesh == {"data": 4, "fsdp": 2, "spatial": 1}
     assert measurement.batch_size == config.training.batch_size

@@ -1,8 +1,8 @@
-import ml_collections
 import numpy as np
 import pytest
 
-from imagen_jax.datasets.digits import NAMES, WORDINGS, DigitsSource, label_of, load_split
+from imagen_jax.config.load import load_config
+from imagen_jax.datasets.digits import DIGIT_NAMES, TEMPLATES, DigitsSource, load_split, parse_label
 from imagen_jax.datasets.registry import make_source
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import to_8_bits
@@ -44,19 +44,19 @@ def test_a_caption_names_the_digit_of_its_picture():
     for i in range(len(source)):
         example = source[np.int64(i)]  # as Grain asks
         np.testing.assert_array_equal(example.image, images[i])
-        assert label_of(example.captions[0]) == labels[i]
+        assert parse_label(example.captions[0]) == labels[i]
         captions.add(example.captions[0])
-    assert len(captions) == len(NAMES) * len(WORDINGS)
+    assert len(captions) == len(DIGIT_NAMES) * len(TEMPLATES)
 
 
 def test_captions_are_read_whatever_their_case():
-    assert label_of("A handwritten SEVEN") == 7
+    assert parse_label("A handwritten SEVEN") == 7
 
 
 @pytest.mark.parametrize("caption", ["", "a fox", "one two", "someone"])
 def test_a_caption_without_one_digit_is_refused(caption):
     with pytest.raises(ValueError, match=f"caption {caption!r} must name one digit"):
-        label_of(caption)
+        parse_label(caption)
 
 
 def test_wrong_uses_are_refused_with_the_value():
@@ -71,10 +71,9 @@ def test_wrong_uses_are_refused_with_the_value():
 
 
 def test_sources_by_name():
-    config = ml_collections.ConfigDict({"source": "digits", "bits": 8})
+    config = load_config({"data": {"source": "digits"}}).data
     assert len(make_source(config, "test", 8)) == 360
     with pytest.raises(ConfigError, match="config.data: image_size 16"):
         make_source(config, "test", 16)
-    config.source = "cats"
     with pytest.raises(ConfigError, match="'cats' is not known: choose one of shapes, digits, folder"):
-        make_source(config, "test", 8)
+        load_config({"data": {"source": "cats"}})

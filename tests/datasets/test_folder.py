@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from imagen_jax.data.dataset import ImageTextDataset
 from imagen_jax.data.record import CorruptRecordError
 from imagen_jax.datasets.folder import FolderSource, _split_of_path
 from imagen_jax.datasets.from_config import make_examples
@@ -32,10 +33,9 @@ def captions(source):
     return {source[i].name: source[i].captions for i in range(len(source))}
 
 
-def examples_of(path, size=8, max_broken=0.0, split="all", **transform):
-    data = as_written("folder_base.py", "tiny").data.copy_and_resolve_references()
-    data.update(path=str(path), max_broken=max_broken)
-    data.transform.update(transform)
+def examples_of(path, size=8, max_corrupt=0.0, split="all", **transform):
+    changes = {f"transform.{key}": value for key, value in transform.items()}
+    data = as_written("folder_base.py", "tiny").data.with_changes(changes, path=str(path), max_corrupt=max_corrupt)
     return make_examples(data, split, size, 3)
 
 
@@ -116,7 +116,7 @@ def test_the_order_holds(tmp_path):
     for number in range(10):
         put(tmp_path, f"{number}.png", number * 20, (8, 12))
     (tmp_path / "3.png").write_bytes(b"")
-    assert_order_holds(examples_of(tmp_path, max_broken=0.2, crop="random", flip=True))
+    assert_order_holds(examples_of(tmp_path, max_corrupt=0.2, crop="random", flip=True))
 
 
 def test_links_are_followed_to_files_and_not_in_circles(tmp_path):
@@ -206,31 +206,28 @@ def test_a_folder_without_images_is_refused(tmp_path):
     "changes, said",
     [
         ({"path": ""}, "config.data.path is empty: give your folder"),
-        ({"path": "/no/such/place"}, "config.data.path '/no/such/place' is not a folder"),
+        ({"path": "/no/such/place"}, "config.data.path.* '/no/such/place' is not a folder"),
         ({"path": "gs://bucket/photos"}, "'gs://bucket/photos' cannot be opened: Please install gcsfs"),
         ({"path": "nonsense://bucket"}, "cannot be opened: Protocol not known: nonsense"),
         ({"split": "test"}, "split 'test' of a folder is not known: choose one of train, validation, all"),
-        ({"validation_share": 2.0}, r"validation_share 2.0 is not a share in \[0, 1\]"),
-        ({"validation_share": 0.0, "split": "validation"}, "the validation split of .* has none of its 1 images"),
-        ({"max_broken": -1.0}, r"config.data.max_corrupt -1.0 is not a share"),
+        ({"validation_fraction": 2.0}, "validation_fraction 2.0"),
+        ({"validation_fraction": 0.0, "split": "validation"}, "the validation split of .* has none of its 1 images"),
+        ({"max_corrupt": -1.0}, "max_corrupt -1.0"),
     ],
 )
 def test_wrong_use_is_refused(tmp_path, changes, said):
     put(tmp_path, "a.png")
-    data = as_written("folder_base.py", "tiny").data.copy_and_resolve_references()
-    data.update(**{"path": str(tmp_path), "split": "all", **changes})
     with pytest.raises(ConfigError, match=said):
+        data = as_written("folder_base.py", "tiny").data.with_changes({"path": str(tmp_path), "split": "all", **changes})
         make_examples(data, data.split, 8, 3)
 
 
 def test_image_files_need_a_transform(tmp_path):
     put(tmp_path, "a.png")
-    data = as_written("folder_base.py", "tiny").data.copy_and_resolve_references()
-    data.path = str(tmp_path)
-    del data.transform
-    with pytest.raises(ConfigError, match="config.data has no transform, .* copy that of configs/folder_base.py"):
-        make_examples(data, "all", 8, 3)
-    assert len(make_source(data, "all", 8)) == 1
+    source = make_source(as_written("folder_base.py", "tiny").data.with_changes(path=str(tmp_path)), "all", 8)
+    assert len(source) == 1
+    with pytest.raises(ConfigError, match="transform"):
+        ImageTextDataset(source, 3)
 
 
 @pytest.fixture
@@ -245,7 +242,7 @@ def half_broken(tmp_path):
 
 
 def test_broken_images_are_replaced_counted_and_named(half_broken):
-    examples = examples_of(half_broken, max_broken=0.5)
+    examples = examples_of(half_broken, max_corrupt=0.5)
     first = [examples[i].image for i in range(40)]
     assert examples.corrupt.count == 20
     news = examples.corrupt.pop_new()
@@ -257,14 +254,14 @@ def test_broken_images_are_replaced_counted_and_named(half_broken):
     for number in range(0, 40, 2):
         assert (first[number][..., 0] == number).all()
     assert all(image[0, 0, 0] % 2 == 0 for image in first)
-    again = examples_of(half_broken, max_broken=0.5)
+    again = examples_of(half_broken, max_corrupt=0.5)
     for number in reversed(range(40)):
         np.testing.assert_array_equal(again[number].image, first[number])
 
 
 def test_too_many_broken_images_stop_the_run(half_broken):
-    examples = examples_of(half_broken, max_broken=0.4)
-    with pytest.raises(ConfigError, match=r"too many broken records, 17 in \d+ reads of its 40: .*max_broken is 0.4"):
+    examples = examples_of(half_broken, max_corrupt=0.4)
+    with pytest.raises(ConfigError, match=r"too many broken records, 17 in \d+ reads of its 40: .*0.4"):
         for i in range(40):
             examples[i]
 
@@ -274,7 +271,7 @@ def test_a_folder_of_broken_images_is_refused_at_once(tmp_path, max_broken):
     for number in range(300):
         (tmp_path / f"{number}.jpg").write_bytes(b"")
     with pytest.raises(ConfigError, match="too many broken records.* the last is .*jpg: the file is empty"):
-        examples_of(tmp_path, max_broken=max_broken)
+        examples_of(tmp_path, max_corrupt=max_broken)
 
 
 def test_nothing_is_written(half_broken):
@@ -282,7 +279,7 @@ def test_nothing_is_written(half_broken):
         return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in half_broken.rglob("*")}
 
     before = seen()
-    examples = examples_of(half_broken, max_broken=1.0)
+    examples = examples_of(half_broken, max_corrupt=1.0)
     assert len([examples[i] for i in range(40)]) == 40
     assert seen() == before
 

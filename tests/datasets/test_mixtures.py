@@ -3,10 +3,10 @@
 import json
 import re
 
-import ml_collections
 import numpy as np
 import pytest
 
+from imagen_jax.config.load import default_config, from_json, load_config, to_json
 from imagen_jax.data.dataset import ImageTextDataset
 from imagen_jax.data.pipeline import training_batches
 from imagen_jax.data.record import CorruptRecordError, Record
@@ -171,12 +171,12 @@ def test_wrong_uses_are_refused(make, said):
 
 def test_mixtures_and_balance_stand_in_the_config(tmp_path):
     write_shards(tmp_path, [4])
-    config = ml_collections.ConfigDict({"source": "mixture"})
-    config.parts = {
+    parts = {
         "digits": {"source": "digits", "bits": 8, "weight": 1.0, "balance": {"column": "digit", "weights": ()}},
         "shards": {"source": "webdataset", "shards": {"train": str(tmp_path)}, "weight": 3.0},
     }
-    config = ml_collections.ConfigDict(to_json(config))  # as a stage's folder keeps it
+    config = load_config({"data": {"source": "mixture", "parts": parts}})
+    config = from_json(to_json(config)).data  # as a stage's folder keeps it
     source = make_source(config, "train", 8)
     places = training_order(source, 0)
     found = [source.columns(places[i]) for i in range(80)]
@@ -186,18 +186,17 @@ def test_mixtures_and_balance_stand_in_the_config(tmp_path):
 
 
 def test_a_part_needs_a_source_and_a_weight():
-    config = ml_collections.ConfigDict({"source": "mixture", "parts": {"digits": {"source": "digits", "bits": 8}}})
-    with pytest.raises(ConfigError, match="config.data.parts.digits needs a source and a weight, and has bits, source"):
-        make_source(config, "train", 8)
+    for part, key in (({"source": "digits", "bits": 8}, "weight"), ({"weight": 1.0}, "source")):
+        with pytest.raises(ConfigError, match=f"data.parts.digits.{key} is missing"):
+            load_config({"data": {"source": "mixture", "parts": {"digits": part}}})
 
 
 def test_buckets_are_refused_where_they_would_not_keep_the_order(tmp_path):
     write_shards(tmp_path, [4])
-    config = config_of("folder_base.py")
-    with config.unlocked():
-        config.data.update({"source": "mixture", "buckets": ((16, 32),)})
-        config.data.parts = {"a": {"source": "webdataset", "shards": {"train": str(tmp_path)}, "weight": 1.0}}
-    with pytest.raises(ConfigError, match=r"config.data.buckets \(\(16, 32\),\) go with no mixture"):
+    parts = {"a": {"source": "webdataset", "shards": {"train": str(tmp_path)}, "weight": 1.0}}
+    changes = {"data.source": "mixture", "data.buckets": ((16, 32),), "data.parts": parts}
+    config = config_of("folder_base.py", **changes)
+    with pytest.raises(ConfigError, match=r"data.buckets \(\(16, 32\),\) go with no mixture"):
         make_buckets(config.data, "train", 16, 3)
 
 
@@ -249,9 +248,12 @@ def by_the_docs(tmp_path, monkeypatch):
     recipes = re.findall(r"```python\n(.*?)```", (ROOT / "docs/data.md").read_text(), flags=re.DOTALL)
 
     def changed(*numbers):
-        config = config_of("folder_base.py", **{"data.transform.upscale": True})
+        config = default_config(source="folder")
+        config.image_size = 16
         for number in numbers:
-            exec(recipes[number], {"config": config, "ml_collections": ml_collections})
+            exec(recipes[number], {"config": config})
+        config.data.transform = {"upscale": True}
+        config = load_config(config)
         return {split: make_examples(config.data, split, 16, 3) for split in ("train", "validation")}
 
     return changed

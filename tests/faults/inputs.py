@@ -12,8 +12,7 @@ def mutated_configs(bench, trials):
     """Configs with mistakes made at random: refused in sentences, or else they work."""
     outcomes, rng = [], random.Random(1)
     for make in (base_config, sr_config):
-        config = make()
-        config.mesh.data = 1
+        config = make(**{"mesh.data": 1})
         outcomes += [survives(mutated(config, rng)) for _ in range(trials // 2)]
     failed = [outcome for outcome in outcomes if outcome not in ("refused", "works")]
     said = f"{outcomes.count('refused'):,} refused, {outcomes.count('works'):,} work"

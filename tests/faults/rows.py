@@ -321,7 +321,7 @@ def bad_gradients(bench, trials):
 def another_model(bench, trials):
     """A model with wider layers."""
     config = get_config()
-    config.model.channels *= 2
+    config = config.with_changes({"model.channels": config.model.channels * 2})
     init = stages.build(config).init
     abstract, _ = abstract_state(init, make_optimizer(config.optimizer), config.seed, one_device())
     checkpoints = Checkpoints(bench.unbroken)

@@ -10,7 +10,7 @@ import numpy as np
 
 from imagen_jax.config.load import load_config, to_json
 from imagen_jax.config.schema import EvaluationConfig, PretrainTextConfig, StageConfig
-from imagen_jax.parallel import sharding
+from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.checkpoints import Checkpoints
 from imagen_jax.training.optimizers import make_optimizer
@@ -84,15 +84,15 @@ def sr_config(**changes):
 
 
 def one_device():
-    return sharding.make_mesh({"data": 1, "fsdp": 1}, jax.devices()[:1])
+    return make_mesh({"data": 1, "fsdp": 1}, jax.devices()[:1])
 
 
 def eight_devices():
-    return sharding.make_mesh({"data": 8, "fsdp": 1})
+    return make_mesh({"data": 8, "fsdp": 1})
 
 
 def split_devices():
-    return sharding.make_mesh({"data": 2, "fsdp": 4})
+    return make_mesh({"data": 2, "fsdp": 4})
 
 
 def fresh_params(stage):

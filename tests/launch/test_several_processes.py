@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from imagen_jax.datasets.captions import training_captions
-from imagen_jax.parallel.sharding import make_mesh
+from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.pipelines import output_dir
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.stages.precompute_text import embed
@@ -137,8 +137,7 @@ def test_same_previews(single_folder, pair_folder):
 
 
 def test_same_embeddings(tmp_path):
-    config = get_config()
-    config.data.num_examples = 22
+    config = get_config().with_changes({"data.num_examples": 22})
     (tmp_path / "one").mkdir()
     embed(config, tmp_path / "one", "bfloat16", batch_size=8, shard_rows=8)
     arguments = ["--config.data.num_examples=22", "--batch_size=8", "--shard_rows=8", f"--out={tmp_path}/two"]

@@ -1,6 +1,5 @@
 """A stage's folder: restored onto any mesh, read in part, never mixed up, never half there."""
 
-import json
 import resource
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from imagen_jax.config.load import to_json
 from imagen_jax.errors import ConfigError, TrainingError
 from imagen_jax.io import checksums
 from imagen_jax.stages.checkpoints import Checkpoints, open_workdir, read_config

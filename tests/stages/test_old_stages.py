@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from imagen_jax.parallel import sharding
+from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.stages.checkpoints import read_config
 from imagen_jax.stages.sampling import SAMPLING_MESH
@@ -34,7 +34,7 @@ def folder(tmp_path):
 
 
 def test_old_stages_sample_the_same_images(folder):
-    cascade = ImagenPipeline.from_pretrained([folder / "base", folder / "sr"], sharding.make_mesh(SAMPLING_MESH))
+    cascade = ImagenPipeline.from_pretrained([folder / "base", folder / "sr"], make_mesh(SAMPLING_MESH))
     images = dict(zip(("base", "sr"), cascade.sample_all(PROMPTS, SEED, len(PROMPTS)), strict=True))
     with np.load(folder / "images.npz") as expected:
         for name, image in images.items():

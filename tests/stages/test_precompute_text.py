@@ -15,7 +15,7 @@ from imagen_jax.data.pipeline import training_batches
 from imagen_jax.datasets.captions import training_captions
 from imagen_jax.datasets.from_config import make_examples
 from imagen_jax.errors import ConfigError
-from imagen_jax.parallel import sharding
+from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.stages import precompute_text
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.precompute_text import embed
@@ -60,7 +60,7 @@ def encode(encoder):
 @pytest.fixture(scope="module")
 def embedders(encoder):
     """By dtype, each compiled once."""
-    mesh = sharding.make_mesh({"data": 1, "fsdp": -1})
+    mesh = make_mesh({"data": 1, "fsdp": -1})
     return {dtype: Embedder(encoder, mesh, 8, dtype) for dtype in STORAGE_DTYPES}
 
 

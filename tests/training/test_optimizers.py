@@ -1,31 +1,23 @@
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 import pytest
 
+from imagen_jax.config.schema import StageConfig
 from imagen_jax.errors import ConfigError
 from imagen_jax.training.optimizers import learning_rate, make_optimizer
 
 
 def config(**changes):
-    return ml_collections.ConfigDict(
-        {
-            "name": "adam",
-            "learning_rate": 0.5,
-            "warmup_steps": 10,
-            "decay_steps": 110,
-            "b1": 0.9,
-            "b2": 0.99,
-            "eps": 1e-8,
-            "first_moment_dtype": "float32",
-            "weight_decay": 0.0,
-            "clip_norm": 1.0,
-            "spike_factor": 0.0,
-            **changes,
-        }
-    )
+    usual = {"name": "adam", "learning_rate": 0.5, "warmup_steps": 10, "decay_steps": 110}
+    changes = {f"optimizer.{key}": value for key, value in {**usual, **changes}.items()}
+    return StageConfig().with_changes(changes).optimizer
+
+
+def beyond_range(settings, **values):
+    """Settings with values that a config may not have: they make steps large enough to be measured."""
+    return settings.model_copy(update=values)
 
 
 def test_the_learning_rate_warms_up_in_a_line():
@@ -46,19 +38,19 @@ def test_without_warm_up_it_starts_at_its_height():
 
 @pytest.mark.parametrize("warmup_steps", [-1, 110, 200])
 def test_a_warm_up_that_does_not_end_is_refused(warmup_steps):
-    with pytest.raises(ConfigError, match=f"optimizer.warmup_steps {warmup_steps} is not in \\[0, 110\\)"):
+    with pytest.raises(ConfigError, match=f"optimizer.warmup_steps {warmup_steps}"):
         make_optimizer(config(warmup_steps=warmup_steps))
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(ConfigError, match="optimizer.name 'sgd' is not known: choose adam, adafactor"):
+    with pytest.raises(ConfigError, match="optimizer.name 'sgd'.* adam, adafactor"):
         make_optimizer(config(name="sgd"))
 
 
 def test_a_first_moment_of_another_type_is_refused():
-    with pytest.raises(ConfigError, match="first_moment_dtype 'float16' is not known: choose one of float32, bfloat16"):
+    with pytest.raises(ConfigError, match="first_moment_dtype 'float16'.* float32, bfloat16"):
         make_optimizer(config(first_moment_dtype="float16"))
-    with pytest.raises(ConfigError, match="'bfloat16' is of no use to optimizer.name 'adafactor'"):
+    with pytest.raises(ConfigError, match="'bfloat16'.* optimizer.name 'adafactor'"):
         make_optimizer(config(name="adafactor", first_moment_dtype="bfloat16"))
 
 
@@ -84,7 +76,7 @@ def after_one(optimizer, params, gradients):
 @pytest.mark.parametrize("name", ["adam", "adafactor", "muon"])
 def test_an_explosion_of_the_gradient_is_no_larger_step(name):
     """Beyond the clipping norm a gradient's length does not matter, only its direction."""
-    optimizer = make_optimizer(config(name=name, warmup_steps=0, eps=1.0))
+    optimizer = make_optimizer(beyond_range(config(name=name, warmup_steps=0), eps=1.0))
     params = {"a": jnp.ones((4, 4))}
     gradients = {"a": jax.random.normal(jax.random.key(0), (4, 4))}
     moved = [
@@ -96,7 +88,7 @@ def test_an_explosion_of_the_gradient_is_no_larger_step(name):
 
 def test_clipping_bounds_the_gradient_by_its_global_norm():
     """With Adam's eps far above the gradient the step is linear in it, and so shows the norm."""
-    optimizer = make_optimizer(config(warmup_steps=0, eps=1e3, clip_norm=0.25, learning_rate=1e3))
+    optimizer = make_optimizer(beyond_range(config(warmup_steps=0, clip_norm=0.25), eps=1e3, learning_rate=1e3))
     params = {"a": jnp.zeros(3), "b": jnp.zeros((2, 2))}
     moved = after_one(optimizer, params, {"a": jnp.full(3, 100.0), "b": jnp.full((2, 2), -50.0)})
     assert float(optax.tree.norm(moved)) == pytest.approx(0.25, rel=1e-3)

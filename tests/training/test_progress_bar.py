@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax.data.corrupt import Broken
-from imagen_jax.data.record import BrokenRecord
+from imagen_jax.data.corrupt import CorruptRecords
+from imagen_jax.data.record import CorruptRecordError
 from imagen_jax.errors import ConfigError
 from imagen_jax.training.loop import train
 from imagen_jax.training.progress_bar import Progress
@@ -31,7 +31,7 @@ def metrics():
 
 
 def progress_of(records, broken=None):
-    return Progress("it", 0, 3, 8, 1, records, broken or Broken("it", 10, 1.0), lambda step, values: None, dict)
+    return Progress("it", 0, 3, 8, 1, records, broken or CorruptRecords("it", 10, 1.0), lambda step, values: None, dict)
 
 
 def test_the_wait_for_data_is_a_share_of_the_time(monkeypatch):
@@ -55,11 +55,11 @@ def test_the_wait_for_data_is_a_share_of_the_time(monkeypatch):
 
 
 def test_broken_records_are_named_once_and_counted():
-    kept, broken = Kept(), Broken("it", 10, 1.0)
+    kept, broken = Kept(), CorruptRecords("it", 10, 1.0)
     progress = progress_of(kept, broken)
     for step, name in enumerate(("a.png", "a.png", "b.png"), 1):
         progress.step(step, metrics())
-        broken.read(BrokenRecord(name, "the file is empty"))
+        broken.count_read(CorruptRecordError(name, "the file is empty"))
     progress.close()
     assert [values["broken_records"] for values in kept.values] == [1, 1, 2]
     named = [line for line in kept.lines if line.startswith("broken")]
@@ -71,8 +71,8 @@ def test_the_broken_are_named_before_they_end_a_run():
         raise ConfigError("too many broken records")
         yield
 
-    kept, broken = Kept(), Broken("it", 10, 1.0)
-    broken.read(BrokenRecord("a.png", "the file is empty"))
+    kept, broken = Kept(), CorruptRecords("it", 10, 1.0)
+    broken.count_read(CorruptRecordError("a.png", "the file is empty"))
     with pytest.raises(ConfigError, match="too many"):
         progress_of(kept, broken).next_of(batches())
     assert kept.lines == ["broken, another is in its place: a.png: the file is empty"]
@@ -85,10 +85,8 @@ def test_too_many_broken_images_end_a_run_with_a_sentence_and_their_names_in_its
         Image.new("RGB", (8, 12), (number, 0, 0)).save(photos / f"{number:02d}.png")
     for number in (3, 4, 5):
         (photos / f"{number:02d}.png").write_bytes(b"")
-    config = base_config()
-    with config.unlocked():
-        config.data = config_of("folder_base.py").data
-        config.data.update(path=str(photos), max_broken=0.01)
+    data = config_of("folder_base.py").data.with_changes(path=str(photos), max_corrupt=0.01)
+    config = base_config(data=data)
     with pytest.raises(ConfigError, match=r"too many broken records, \d in \d+ reads of its 26"):
         train(config, tmp_path / "run")
     log = (tmp_path / "run" / "log.txt").read_text()

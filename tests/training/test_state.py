@@ -75,6 +75,6 @@ def test_the_average_of_a_constant_is_the_constant():
 
 
 def test_a_rule_that_splits_everything_still_leaves_scalars_whole(monkeypatch):
-    monkeypatch.setattr(sharding, "MIN_SPLIT_SIZE", 1)
+    monkeypatch.setattr(sharding, "MIN_SHARD_SIZE", 1)
     step = abstract_state(init, optax.adam(1e-3), 0, split_devices())[0].step
     assert step.sharding.is_fully_replicated

@@ -15,7 +15,8 @@ from imagen_jax.datasets.registry import make_source
 from imagen_jax.diffusion import schedules
 from imagen_jax.images.array import to_float
 from imagen_jax.images.resize import resize
-from imagen_jax.parallel import sharding
+from imagen_jax.parallel import batching, sharding
+from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.loss import Losses, diffusion_loss
 from imagen_jax.stages.sampling import make_sample_fn
@@ -69,7 +70,7 @@ class Run:
         return jax.tree.map(lambda a, leaf: jax.device_put(np.array(a), leaf.sharding), host, self._abstract)
 
     def __call__(self, state, batch):
-        arguments = state, self._encoder_params, sharding.put_batch(batch, self.mesh)
+        arguments = state, self._encoder_params, batching.shard_local_batch(batch, self.mesh)
         if self.compiled is None:
             self.compiled = self._step.lower(*arguments).compile()
         return self.compiled(*arguments)
@@ -97,8 +98,7 @@ def as_device_batch(stage, first=0):
 
 
 def changed(stage, **changes):
-    config = stage.config.copy_and_resolve_references()
-    config.update_from_flattened_dict(changes)
+    config = stage.config.with_changes(changes)
     return dataclasses.replace(stage, config=config, network=stages.make_network(config))
 
 
@@ -169,14 +169,14 @@ def run_of_base(base):
     def make(way):
         axes, changes, _ = WAYS[way]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sharding, "MIN_SPLIT_SIZE", 2**8)
+            patch.setattr(sharding, "MIN_SHARD_SIZE", 2**8)
             return Run(changed(base, **changes), some_devices(**axes), host_params(base))
 
     return make
 
 
 def some_devices(**axes):
-    return sharding.make_mesh(axes, jax.devices()[: math.prod(axes.values())])
+    return make_mesh(axes, jax.devices()[: math.prod(axes.values())])
 
 
 def split_bytes(params):
@@ -226,18 +226,18 @@ def test_parameters_are_gathered_one_at_a_time(base, run_of_base):
 
 
 def test_of_blocks_that_are_repeated_one_is_gathered_at_a_time(base, monkeypatch):
-    monkeypatch.setattr(sharding, "MIN_SPLIT_SIZE", 2**8)
+    monkeypatch.setattr(sharding, "MIN_SHARD_SIZE", 2**8)
     stage = changed(base, **{"model.num_res_blocks": (2,), "model.scan_blocks": True})
     run = Run(stage, some_devices(data=2, fsdp=4), perturbed_params(stage))
     params = run.state().params
     run(run.state(), batch_of(base))
     gathers = [(place, number) for place, name, number in gathers_of(run) if "T5Encoder" not in name]
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    largest = max(math.prod(sharding.shape_of_layer(sharding.path_of(path), leaf)) for path, leaf in leaves)
+    largest = max(math.prod(sharding.layer_shape(sharding.key_path(path), leaf)) for path, leaf in leaves)
     assert max(number for _, number in gathers) <= largest
     # of the three blocks of the way up no stack is whole on a device, in no loop and before none
     stacks = [
-        leaf for path, leaf in leaves if "up_0_blocks_0_to_2/res/conv" in sharding.path_of(path) and leaf.ndim == 5
+        leaf for path, leaf in leaves if "up_0_blocks_0_to_2/res/conv" in sharding.key_path(path) and leaf.ndim == 5
     ]
     assert len(stacks) == 2
     for leaf in stacks:
@@ -286,7 +286,7 @@ def super_resolution_step(super_resolution):
 def test_a_super_resolution_step_under_adafactor_is_the_same_in_every_way(
     super_resolution, super_resolution_step, axes, changes, tolerance, monkeypatch
 ):
-    monkeypatch.setattr(sharding, "MIN_SPLIT_SIZE", 2**8)
+    monkeypatch.setattr(sharding, "MIN_SHARD_SIZE", 2**8)
     run = Run(changed(super_resolution, **changes), some_devices(**axes), host_params(super_resolution))
     state, metrics = run(run.state(), batch_of(super_resolution))
     expected, loss, start = super_resolution_step
@@ -344,9 +344,7 @@ def test_repeated_steps_on_a_batch_lower_its_loss(base, base_run):
 
 @once
 def losses_at_rate(stage, rate):
-    config = stage.config.copy_and_resolve_references()
-    config.diffusion.cond_drop_prob = rate
-    dropped = stages.build(config)
+    dropped = stages.build(stage.config.with_changes({"diffusion.cond_drop_prob": rate}))
     return jax.jit(functools.partial(example_losses, dropped))
 
 
@@ -447,7 +445,7 @@ def test_augmentation_levels_are_spread_over_all_that_the_config_says(low, high)
     fake = types.SimpleNamespace(
         low_res_shape=(1, 1, 3),
         image_shape=(2, 2, 3),
-        aug_levels=stages.aug_levels(sr_config(**{"diffusion.aug_level_range": (low, high)})),
+        aug_levels=stages.build(sr_config(**{"diffusion.aug_level_range": (low, high), "sampling.aug_level": low})).aug_levels,
         aug_schedule=schedules.cosine(),
         condition_on=lambda low_res, level, eps: levels.append(level),
     )
@@ -488,10 +486,10 @@ class TestCrops:
     def test_devices_crop_their_own_images(self):
         mesh = eight_devices()
         whole = maps(BATCH, 6, 6)
-        images = sharding.put_batch({"image": whole}, mesh)["image"]
+        images = batching.shard_local_batch({"image": whole}, mesh)["image"]
         program = jax.jit(functools.partial(random_crops, size=(4, 4))).lower(jax.random.key(0), images).compile()
         crops = program(jax.random.key(0), images)
-        assert crops.sharding.is_equivalent_to(sharding.batch_sharding(mesh), crops.ndim)
+        assert crops.sharding.is_equivalent_to(batching.batch_sharding(mesh), crops.ndim)
         assert "u8[8,6,6,3]" not in program.as_text()  # no device ever has the images of all
         np.testing.assert_array_equal(crops, random_crops(jax.random.key(0), jnp.asarray(whole), (4, 4)))
 

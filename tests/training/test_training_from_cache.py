@@ -7,7 +7,8 @@ import pytest
 from imagen_jax.data.pipeline import training_batches
 from imagen_jax.datasets.from_config import make_examples
 from imagen_jax.errors import ConfigError
-from imagen_jax.parallel import sharding
+from imagen_jax.parallel import batching
+from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.checkpoints import open_workdir, read_config
@@ -46,7 +47,7 @@ def cached_config(cache):
 def in_the_loop():
     """(losses, parameters) of the same training with the encoder in the loop."""
     config = config_of()
-    mesh = sharding.make_mesh(config.mesh.axes)
+    mesh = make_mesh(config.mesh.axes)
     stage = stages.build(config)
     batches = training_batches(
         make_examples(config.data, "train", config.image_size, config.channels),
@@ -61,7 +62,7 @@ def in_the_loop():
     losses = []
     state, step = init_state(), make_train_step(stage, optimizer, abstract, mesh)
     for _ in range(STEPS):
-        state, metrics = step(state, stage.encoder.load(mesh), sharding.put_batch(next(batches), mesh))
+        state, metrics = step(state, stage.encoder.load(mesh), batching.shard_local_batch(next(batches), mesh))
         losses.append(float(metrics["loss"]))
     return losses, jax.device_get(state.params)
 
@@ -101,8 +102,7 @@ def test_what_it_samples_with_is_the_encoder_as_new_prompts_are_in_no_cache(from
 
 
 def test_another_encoder_of_the_same_width_is_refused_in_sampling_too(from_cache):
-    config = read_config(from_cache)
-    config.text.fingerprint = "0" * 32
+    config = read_config(from_cache).with_changes({"text.fingerprint": "0" * 32})
     with pytest.raises(
         ConfigError, match="text encoder 'random' has fingerprint .*, and config.text.fingerprint is 000"
     ):
@@ -122,8 +122,7 @@ def test_another_encoder_of_the_same_width_is_refused_in_sampling_too(from_cache
     ids=str,
 )
 def test_a_cache_that_is_not_the_configs_is_refused_before_anything_is_written(tmp_path, cached_config, changes, said):
-    config = cached_config.copy_and_resolve_references()
-    config.update_from_flattened_dict(changes)
+    config = cached_config.with_changes(changes)
     with pytest.raises(ConfigError, match=said) as refused:
         train(config, tmp_path / "stage")
     assert "\n" not in str(refused.value)
@@ -133,6 +132,4 @@ def test_a_cache_that_is_not_the_configs_is_refused_before_anything_is_written(t
 def test_a_run_goes_on_with_the_encoder_or_from_another_cache(from_cache, cached_config):
     """Its cache is not part of what a run is."""
     for place in ("", "/another/place"):
-        config = cached_config.copy_and_resolve_references()
-        config.text.cache = place
-        open_workdir(from_cache, config)
+        open_workdir(from_cache, cached_config.with_changes({"text.cache": place}))
