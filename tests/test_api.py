@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -15,6 +16,7 @@ import imagen_jax
 from imagen_jax import ImagenPipeline, evaluate, load_config, train
 from imagen_jax.cli import app
 from imagen_jax.cli.flags import CommandFlags
+from imagen_jax.config.schema import EvaluationConfig
 from imagen_jax.errors import ConfigError
 from tests.helpers.cli import run_command
 from tests.helpers.configs import ROOT, base_config, contents, one_device
@@ -139,7 +141,7 @@ def test_train_sample_evaluate_in_one_process(tmp_path):
         results.append(train(config, str(tmp_path / "base")))
         pipeline = ImagenPipeline.from_pretrained(str(tmp_path / "base"))
         results.append(pipeline(PROMPTS[:2], num_inference_steps=1))
-        scoring = load_config(f"{ROOT}/configs/shapes_eval.py", {"num_samples": 4, "batch_size": 4})
+        scoring = load_config(f"{ROOT}/configs/shapes_eval.py", {"num_samples": 4, "batch_size": 4}, EvaluationConfig)
         results.append(evaluate(pipeline, scoring, str(tmp_path / "scores")))
 
     thread = threading.Thread(target=work)
@@ -194,10 +196,10 @@ def test_installed_wheel_samples_and_has_configs(tmp_path):
     """As in an environment without a checkout; the libraries are those of this one."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     source = tmp_path / "source"
-    files = subprocess.check_output(["git", "ls-files", "imagen_jax", "configs", "setup.py", "LICENSE"], cwd=ROOT, text=True)
-    for name in filter(lambda name: (ROOT / name).is_file(), files.split()):
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).write_bytes((ROOT / name).read_bytes())
+    for name in ("imagen_jax", "configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     build = ["--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "wheel", *build, "--wheel-dir", tmp_path, source], check=True)
     (wheel,) = tmp_path.glob("*.whl")

@@ -16,12 +16,15 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from imagen_jax.cli.flags import CommandFlags
 from imagen_jax.errors import ConfigError, TrainingError, is_out_of_space
 from imagen_jax.io.text import printable
+
+if TYPE_CHECKING:
+    from imagen_jax.cli.flags import CommandFlags
 
 COMPILATION_CACHE = "~/.cache/imagen_jax/xla"
 COMMANDS = {
@@ -63,6 +66,8 @@ def run(command: ModuleType, arguments: Sequence[str]) -> None:
     `SEVERAL_PROCESSES = True` if the processes of a multi-host run share its work.
     """
 
+    from imagen_jax.cli.flags import CommandFlags
+
     def with_flags() -> int | None:
         args = CommandFlags(command)
         if args.parse(arguments):
@@ -76,12 +81,12 @@ def run(command: ModuleType, arguments: Sequence[str]) -> None:
 
 def run_function(function: Callable[[], int | None]) -> None:
     """Calls a function as commands are run, and ends the process with its exit code."""
-    from imagen_jax.parallel import multihost
+    from imagen_jax.parallel import multihost, runtime
 
     code = 1
     try:
         _silence_libraries()
-        multihost.limit_malloc_arenas()
+        runtime.limit_malloc_arenas()
         enable_compilation_cache()
         code = function() or 0
     except ConfigError as error:
@@ -89,6 +94,8 @@ def run_function(function: Callable[[], int | None]) -> None:
         code = 2
     except TrainingError as error:
         print_error(error)
+    except BrokenPipeError:  # whoever reads the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
     except Exception as error:

@@ -1,7 +1,7 @@
 """Print a config: `imagen config --config=configs/shapes_base.py [--config.key=value …] [--diff=OTHER]`.
 
-Prints every key with its value; values that differ from the schema's defaults are marked. `--diff=OTHER` prints the keys
-that differ between the two configs. `--reference` prints the reference of all keys as Markdown.
+Prints every key with its value; values that differ from the defaults are marked. `--diff=OTHER` prints the keys that
+differ between the two configs. `--reference` prints the reference of all keys as Markdown.
 """
 
 from __future__ import annotations

@@ -18,12 +18,12 @@ SEVERAL_PROCESSES = True
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
-    from imagen_jax.text.embedding_cache import DTYPES
+    from imagen_jax.text.embedding_cache import STORAGE_DTYPES
 
     define_config(values, "The stage whose captions to embed.")
     flags.DEFINE_string("out", None, "The folder to write to; the same for all processes.", flag_values=values)
     flags.DEFINE_enum(
-        "dtype", "bfloat16", list(DTYPES), "Storage type; int8 has a scale for each token.", flag_values=values
+        "dtype", "bfloat16", list(STORAGE_DTYPES), "Storage type; int8 has a scale for each token.", flag_values=values
     )
     flags.DEFINE_integer(
         "batch_size", 64, "Captions to embed at once, in a process.", lower_bound=1, flag_values=values

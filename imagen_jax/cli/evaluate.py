@@ -19,6 +19,7 @@ from imagen_jax.cli.flags import (
     mesh_axes,
     stage_changes,
 )
+from imagen_jax.config.schema import EvaluationConfig
 
 SEVERAL_PROCESSES = True
 
@@ -37,7 +38,7 @@ def run(args: CommandFlags) -> None:
     from imagen_jax.evaluation.evaluate import check_judge, evaluate
     from imagen_jax.pipelines.imagen import ImagenPipeline
 
-    config = args.load_config()
+    config = args.load_config(EvaluationConfig)
     check_judge(config)
     folders = args.stage_folders()
     pipeline = ImagenPipeline.from_pretrained(folders, mesh_axes(args), stage_changes(args, len(folders)))

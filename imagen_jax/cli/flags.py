@@ -6,7 +6,6 @@ there are prompts, `--guidance_scale` may have such values for each of them, sep
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -17,6 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
+from imagen_jax.config.load import Config, load_config
+from imagen_jax.config.messages import expected
+from imagen_jax.config.schema import SamplingConfig, StageConfig
 from imagen_jax.errors import ConfigError
 
 OVERRIDE = "--config."
@@ -109,13 +111,8 @@ class CommandFlags:
             raise ConfigError(f"--{name} is missing: give for example --{name}={example}")
         return value
 
-    def load_config(self) -> Any:
-        """Returns the config of `--config` with the overrides applied. Raises ConfigError."""
-        from imagen_jax.config.load import load_config
-        from imagen_jax.config.schema import EvaluationConfig, PretrainTextConfig, StageConfig
-
-        schemas = {"evaluate": EvaluationConfig, "pretrain_text": PretrainTextConfig}
-        schema = schemas.get(self._command.__name__.rpartition(".")[2], StageConfig)
+    def load_config(self, schema: type[Config] = StageConfig) -> Config:  # type: ignore[assignment]
+        """Returns the config of `--config` with the overrides applied, typed by a schema. Raises ConfigError."""
         return load_config(self.required("config", "configs/shapes_base.py"), self.overrides, schema)
 
     def stage_folders(self) -> list[Path]:
@@ -165,62 +162,51 @@ def mesh_axes(args: CommandFlags) -> dict[str, int]:
 
 
 def define_sampling(values: flags.FlagValues) -> None:
-    """Defines a flag for each sampling setting of a stage."""
-    for name, (_, text) in sampling_settings().items():
-        flags.DEFINE_string(name, None, f"Sampling: {text}. One for all stages, or one for each.", flag_values=values)
+    """Defines a flag for each key of a config's `sampling`."""
+    for name, field in SamplingConfig.model_fields.items():
+        help_text = f"Sampling: {field.description} Give {expected(field)}, one for all stages or one for each."
+        flags.DEFINE_string(name, None, help_text, flag_values=values)
 
 
-class Kind(NamedTuple):
-    """What a value is: how its text is read, by a function that raises ValueError, and its name in a sentence."""
+class _Kind(NamedTuple):
+    """How the text of a value is read, by a function that raises ValueError or KeyError, and what it should be."""
 
-    read: Callable[[str], object]
-    name: str
+    read: Callable[[str], Any]
+    expected: str
 
 
-def read_number(text: str) -> float:
-    """A finite number."""
+def _read_number(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(text)
     return number
 
 
-def read_range(text: str) -> tuple[float, float]:
-    """Two numbers with a colon between them; the second may be inf."""
-    low, high = map(float, text.split(":"))
+def _read_range(text: str) -> tuple[float, float]:
+    low, high = map(_read_number, text.split(":"))
     return low, high
 
 
-def read_size(text: str) -> int | tuple[int, int]:
-    """A number of pixels, or two with an × or an x between them."""
+def _read_size(text: str) -> int | tuple[int, int]:
     sides = [int(side) for side in text.replace("×", "x").split("x")]
     if len(sides) > 2:
         raise ValueError(text)
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
-def read_switch(text: str) -> bool:
-    """True or false."""
-    return {"true": True, "false": False}[text.lower()]
+_TEXT, _INTEGER, _NUMBER = _Kind(str, "text"), _Kind(int, "an integer"), _Kind(_read_number, "a finite number")
+_UNBOUNDED = _Kind(float, "a number, or inf")
+_SIZE, _RANGE = _Kind(_read_size, "a number of pixels, or HEIGHTxWIDTH"), _Kind(_read_range, "a range such as 0.1:0.9")
+_BOOLEAN = _Kind(lambda text: {"true": True, "false": False}[text.lower()], "true or false")
+_KINDS: dict[Any, _Kind] = {str: _TEXT, int: _INTEGER, float: _NUMBER, bool: _BOOLEAN}
 
 
-TEXT, COUNT, NUMBER = Kind(str, "text"), Kind(int, "a whole number"), Kind(read_number, "a number")
-UNBOUNDED = Kind(float, "a number, or inf")
-SIZE = Kind(read_size, "a number of pixels, or HEIGHTxWIDTH")
-RANGE, SWITCH = Kind(read_range, "a range such as 0.05:50"), Kind(read_switch, "true or false")
-
-@functools.cache
-def sampling_settings() -> dict[str, tuple[Kind, str]]:
-    """Returns how the flag of each key of a config's `sampling` is read, and its help."""
-    from imagen_jax.config.messages import expected
-    from imagen_jax.config.schema import SamplingConfig
-
-    kinds = {str: TEXT, int: COUNT, float: NUMBER, bool: SWITCH}
-    settings = {}
-    for name, field in SamplingConfig.model_fields.items():
-        kind = kinds.get(field.annotation) or (RANGE if str(field.annotation).startswith("tuple") else SIZE)
-        settings[name] = (UNBOUNDED if name == "s_tmax" else kind, f"{field.description} Give {expected(field)}")
-    return settings
+def _kind(name: str) -> _Kind:
+    """Returns how the flag of a key of a config's `sampling` is read."""
+    annotation = SamplingConfig.model_fields[name].annotation
+    if name == "s_tmax":
+        return _UNBOUNDED
+    return _KINDS.get(annotation) or (_RANGE if str(annotation).startswith("tuple") else _SIZE)
 
 
 def stage_changes(args: CommandFlags, stages: int, with_guidance: bool = True) -> list[dict[str, object]]:
@@ -229,20 +215,20 @@ def stage_changes(args: CommandFlags, stages: int, with_guidance: bool = True) -
     Args:
         args: the parsed flags.
         stages: number of stages.
-        with_guidance: False if `prompt_weights` has read that flag.
+        with_guidance: False if `prompt_guidance` has read that flag.
 
     Raises:
         ConfigError: a flag has another number of values than 1 and `stages`, or a value of the wrong type.
     """
     columns = {
-        name: per_stage(name, args[name], stages)
-        for name in sampling_settings()
+        name: _per_stage(name, args[name], stages)
+        for name in SamplingConfig.model_fields
         if args[name] is not None and (with_guidance or name != "guidance_scale")
     }
     return [{name: values[index] for name, values in columns.items()} for index in range(stages)]
 
 
-def prompt_weights(args: CommandFlags, stages: int, prompts: int) -> np.ndarray | None:
+def prompt_guidance(args: CommandFlags, stages: int, prompts: int) -> np.ndarray | None:
     """Returns guidance scales float32 [stages, prompts], if `--guidance_scale` has them for each prompt, else None.
 
     Raises:
@@ -257,19 +243,19 @@ def prompt_weights(args: CommandFlags, stages: int, prompts: int) -> np.ndarray 
             f"--guidance_scale has scales for {len(groups)} prompts, and there are {prompts}: "
             "give them once for all, or for each, separated by semicolons"
         )
-    return np.array([per_stage("guidance_scale", group, stages) for group in groups], np.float32).T
+    return np.array([_per_stage("guidance_scale", group, stages) for group in groups], np.float32).T
 
 
-def per_stage(name: str, text: str, stages: int) -> list[object]:
+def _per_stage(name: str, text: str, stages: int) -> list[object]:
     """Returns the values of a flag's text, one for each stage."""
     parts = [part.strip() for part in text.split(",")]
     if len(parts) not in (1, stages):
         raise ConfigError(f"--{name} has {len(parts)} values for {stages} stages: give one for all, or one for each")
-    kind, _ = sampling_settings()[name]
+    kind = _kind(name)
     values = []
     for part in parts:
         try:
             values.append(kind.read(part))
         except (ValueError, KeyError) as error:
-            raise ConfigError(f"--{name} {part!r} is not {kind.name}") from error
+            raise ConfigError(f"--{name} {part!r} is not {kind.expected}") from error
     return values * stages if len(values) == 1 else values

@@ -52,7 +52,7 @@ def run(args: CommandFlags) -> int:
 
     report = inspect(config, out, split=args.split, records=args.records, groupings=groupings)
 
-    for name, value in html_report.lines(report):
+    for name, value in html_report.summary_rows(report):
         print(f"{name:30} {printable(value)}")
     print(f"{out / 'report.html'} shows more, {out / 'report.json'} has it as data")
     if report["unusable"]:

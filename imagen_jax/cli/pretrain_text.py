@@ -10,6 +10,7 @@ import json
 from absl import flags
 
 from imagen_jax.cli.flags import CommandFlags, define_config
+from imagen_jax.config.schema import PretrainTextConfig
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -24,7 +25,7 @@ def run(args: CommandFlags) -> None:
     """Trains the encoder, writes it and probes it."""
     from imagen_jax.datasets.shapes.pretrain_encoder import pretrain
 
-    config = args.load_config()
+    config = args.load_config(PretrainTextConfig)
     out = args.output_folder("runs/text")
     figures = pretrain(config, out)
     print(f"{out}: accuracy of linear probes\n{json.dumps(figures, indent=2)}")

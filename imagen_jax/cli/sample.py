@@ -17,7 +17,7 @@ from imagen_jax.cli.flags import (
     define_mesh,
     define_sampling,
     mesh_axes,
-    prompt_weights,
+    prompt_guidance,
     stage_changes,
 )
 from imagen_jax.errors import ConfigError
@@ -50,7 +50,7 @@ def run(args: CommandFlags) -> None:
 
     prompts = read_prompts(args.prompts, args.prompts_file)
     folders = args.stage_folders()
-    scales = prompt_weights(args, len(folders), len(prompts))
+    scales = prompt_guidance(args, len(folders), len(prompts))
     changes = stage_changes(args, len(folders), with_guidance=scales is None)
     pipeline = ImagenPipeline.from_pretrained(folders, mesh_axes(args), changes)
     out = args.output_folder("runs/samples")

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from imagen_jax.config.migrations import OLD_VALUES, RENAMED
-from imagen_jax.config.schema import Group, groups_in
+from imagen_jax.config.schema import MAX_COUNT, Group, groups_in
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.changes import shown
 
@@ -166,7 +166,7 @@ def bounds(field: FieldInfo) -> str:
         return "not empty"
     low = f"[{limits['ge']:g}" if "ge" in limits else f"({limits['gt']:g}" if "gt" in limits else ""
     high = f"{limits['le']}]" if "le" in limits else f"{limits['lt']})" if "lt" in limits else ""
-    if low and high:
+    if low and high and limits.get("le") != MAX_COUNT:  # which is no limit that a user would meet
         return f"in {low}, {high}"
     if low:
         return f"{'of at least' if low[0] == '[' else 'above'} {low[1:]}"

@@ -21,10 +21,13 @@ from tqdm import tqdm
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import Size
 from imagen_jax.parallel import multihost
-from imagen_jax.parallel.sharding import make_mesh, shard_parameters
+from imagen_jax.parallel.mesh import make_mesh
+from imagen_jax.parallel.sharding import param_shardings
 from imagen_jax.pipelines.loading import TrainedStage, check_chain, find_stages, load_stages
 from imagen_jax.stages.sampling import SAMPLING_MESH, StageSampler
 from imagen_jax.text.encoder import TextCondition
+
+MAX_SEED = 2**63
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +136,7 @@ class ImagenPipeline:
 
         Args:
             prompts: one prompt or N of them.
-            seed: of the noise, in [0, 2^32); the same seed gives the same images at any batch size and on any mesh.
+            seed: of the noise, in [0, 2^63); the same seed gives the same images at any batch size and on any mesh.
             num_inference_steps: steps of the sampler.
             guidance_scale: of classifier-free guidance (arXiv:2207.12598), 1 for none; or float [stages, N], one for
                 each stage and prompt.
@@ -150,6 +153,8 @@ class ImagenPipeline:
             ConfigError: a setting is unknown, out of range, or has another number of values than there are stages.
         """
         prompts = _as_prompts(prompts)
+        if not isinstance(seed, (int, np.integer)) or not 0 <= seed < MAX_SEED:
+            raise ConfigError(f"seed {seed!r} is not an integer in [0, 2^63)")
         given = {
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
@@ -219,7 +224,7 @@ class ImagenPipeline:
         @functools.cache
         def place(index: int, name: str) -> Any:
             params = getattr(self.stages[index], name)
-            return jax.device_put(params, shard_parameters(params, mesh))
+            return jax.device_put(params, param_shardings(params, mesh))
 
         # stages that share an encoder share its copy
         first = {id(trained.encoder_params): index for index, trained in reversed(list(enumerate(self.stages)))}
