@@ -28,21 +28,21 @@ import numpy as np
 
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import read_json
-from imagen_jax.parallel import multihost
-from imagen_jax.text.encoder import TextEncoder, in_memory
+from imagen_jax.parallel import runtime
+from imagen_jax.text.encoder import TextEncoder, in_memory_reader
 
 MANIFEST = "manifest.json"
 KEYS = "keys"
 KEY_BYTES = 16
 BFLOAT16 = np.dtype(jnp.bfloat16)
 # of what is kept, and how many bytes a token's scale takes
-DTYPES = {"bfloat16": (BFLOAT16, 0), "int8": (np.dtype(np.int8), 4)}
+STORAGE_DTYPES = {"bfloat16": (BFLOAT16, 0), "int8": (np.dtype(np.int8), 4)}
 OTHER_FILES = 256  # that a process may have open beside the shards
 AGAIN = "run the embed command again: it keeps what is whole and writes the rest anew"
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class CachePlan:
     """What a cache holds, known before anything is embedded.
 
     fingerprint: of the encoder
@@ -79,7 +79,7 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shard:
+class ShardInfo:
     """What is known of a shard once it is written.
 
     bytes, sha256: of its file
@@ -100,11 +100,11 @@ class Shard:
 class Manifest(NamedTuple):
     """What a whole cache is."""
 
-    plan: Plan
-    shards: list[Shard]
+    plan: CachePlan
+    shards: list[ShardInfo]
 
 
-def to_json(plan: Plan, shards: Sequence[Shard]) -> bytes:
+def manifest_json(plan: CachePlan, shards: Sequence[ShardInfo]) -> bytes:
     """A manifest as its file has it."""
     parts = [dataclasses.asdict(shard) for shard in shards]
     return (json.dumps({**dataclasses.asdict(plan), "shards": parts}, indent=2) + "\n").encode()
@@ -116,8 +116,8 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         found = read_json(path)
         parts = found.pop("shards")
-        manifest = Manifest(typed(Plan, found), [typed(Shard, part) for part in parts])
-        if len(parts) != manifest.plan.shards or manifest.plan.dtype not in DTYPES:
+        manifest = Manifest(parse_dataclass(CachePlan, found), [parse_dataclass(ShardInfo, part) for part in parts])
+        if len(parts) != manifest.plan.shards or manifest.plan.dtype not in STORAGE_DTYPES:
             raise ValueError("its figures do not fit each other")
     except OSError as error:
         raise ConfigError(
@@ -129,7 +129,7 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def typed(kind: type[Any], fields: dict[str, Any]) -> Any:
+def parse_dataclass(kind: type[Any], fields: dict[str, Any]) -> Any:
     """A dataclass of JSON's fields. Raises TypeError or ValueError unless they are its own, of its own types."""
     made = kind(**fields)
     for field in dataclasses.fields(kind):
@@ -138,7 +138,7 @@ def typed(kind: type[Any], fields: dict[str, Any]) -> Any:
     return made
 
 
-def key_of(caption: str) -> bytes:
+def caption_key(caption: str) -> bytes:
     """The hash of a caption, as NumPy has it in an array of KEY_BYTES bytes each: without zeros at its end."""
     return hashlib.blake2b(encoded(caption), digest_size=KEY_BYTES).digest().rstrip(b"\0")
 
@@ -151,7 +151,7 @@ def encoded(caption: str) -> bytes:
 HEADER = struct.Struct("<IIB")  # bytes of the caption, its tokens, whether it was cut
 
 
-def pack(caption: str, cut: bool, values: np.ndarray, scales: np.ndarray) -> bytes:
+def pack_row(caption: str, cut: bool, values: np.ndarray, scales: np.ndarray) -> bytes:
     """A row. values: [n, D], scales: float32 [n] or [0] as DTYPES says."""
     text = encoded(caption)
     return HEADER.pack(len(text), len(values), cut) + text + scales.tobytes() + values.tobytes()
@@ -165,9 +165,9 @@ class Row(NamedTuple):
     embeddings: np.ndarray
 
 
-def unpack(data: bytes, plan: Plan) -> Row:
+def _unpack_row(data: bytes, plan: CachePlan) -> Row:
     """The row that was packed. Raises ValueError if it cannot be one of the plan's."""
-    dtype, scale_bytes = DTYPES[plan.dtype]
+    dtype, scale_bytes = STORAGE_DTYPES[plan.dtype]
     text_bytes, count, cut = HEADER.unpack_from(data)
     scales_at = HEADER.size + text_bytes
     values_at = scales_at + count * scale_bytes
@@ -198,7 +198,7 @@ class EmbeddingCache:
                 said = "is missing" if found is None else f"has {found} bytes, not {shard.bytes}"
                 raise ConfigError(f"{path} {said}: {AGAIN}")
         instead = ", or write it with more --shard_rows"
-        multihost.allow_open_files(len(shards) + OTHER_FILES, repr(str(folder)), instead)
+        runtime.raise_open_file_limit(len(shards) + OTHER_FILES, repr(str(folder)), instead)
         self._readers: dict[int, Any] = {}
         self._lock = threading.Lock()
 
@@ -208,7 +208,7 @@ class EmbeddingCache:
         return self.plan.length
 
     @property
-    def no_words(self) -> tuple[np.ndarray, np.ndarray]:
+    def empty_caption(self) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings bfloat16 [L, D] and mask bool [L] of the end of sequence alone: the row of the empty caption."""
         return self._padded(self._row("").embeddings)
 
@@ -220,24 +220,24 @@ class EmbeddingCache:
 
         Raises UsageError for a caption that it does not have, and for a row that is damaged.
         """
-        embeddings, masks = zip(*map(self.one, captions), strict=True)
+        embeddings, masks = zip(*map(self.encode_one, captions), strict=True)
         return np.stack(embeddings), np.stack(masks)
 
-    def one(self, caption: str) -> tuple[np.ndarray, np.ndarray]:
+    def encode_one(self, caption: str) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings bfloat16 [L, D] and mask bool [L] of one caption. Raises UsageError as for many."""
         no_tokens = np.zeros((0, self.plan.width), BFLOAT16)
         return self._padded(self._row(caption).embeddings if caption.strip() else no_tokens)
 
-    def arrays(self, caption: str) -> dict[str, np.ndarray]:
+    def as_features(self, caption: str) -> dict[str, np.ndarray]:
         """What stands for a caption in a training example: embeddings ``tokens`` [L, D] and ``mask`` bool [L]."""
-        embeddings, mask = self.one(caption)
+        embeddings, mask = self.encode_one(caption)
         return {"tokens": embeddings, "mask": mask}
 
-    def overlong(self, captions: Sequence[str]) -> int:
+    def count_truncated(self, captions: Sequence[str]) -> int:
         """How many of these captions had more than L tokens, and were cut."""
         return sum(self._row(caption).cut for caption in captions if caption.strip())
 
-    def check(self, captions: Iterable[str]) -> None:
+    def check_captions(self, captions: Iterable[str]) -> None:
         """Raises UsageError for the first of these captions that the cache does not have."""
         for caption in captions:
             if caption not in self:
@@ -250,7 +250,7 @@ class EmbeddingCache:
         )
 
     def _place(self, caption: str) -> int | None:
-        key = key_of(caption)
+        key = caption_key(caption)
         place = int(np.searchsorted(self._keys, key))
         return place if place < len(self._keys) and self._keys[place] == key else None
 
@@ -260,7 +260,7 @@ class EmbeddingCache:
             raise self._lacks(caption)
         shard, index = divmod(place, self.plan.shard_rows)
         try:
-            row = unpack(self._reader(shard).read([index])[0], self.plan)
+            row = _unpack_row(self._reader(shard).read([index])[0], self.plan)
             if row.text != encoded(caption):
                 raise ValueError(f"row {index} is of another caption")
         except (RuntimeError, ValueError, IndexError, struct.error) as error:
@@ -288,7 +288,7 @@ def open_shard(path: Path) -> Any:
     return ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0", file_reader_buffer_size=2**15)
 
 
-def read_keys(folder: Path, plan: Plan) -> np.ndarray:
+def read_keys(folder: Path, plan: CachePlan) -> np.ndarray:
     """The keys of a cache's captions, sorted. Raises UsageError if they are not those of the plan."""
     path = folder / KEYS
     data = path.read_bytes() if path.is_file() else b""
@@ -301,7 +301,7 @@ def cached_encoder(cache: EmbeddingCache, dtype: Any) -> TextEncoder:
     """A text encoder without weights, which knows the captions of a cache alone: its tokens are their embeddings."""
     return TextEncoder(
         shapes={},
-        read=in_memory({}),
+        read=in_memory_reader({}),
         width=cache.plan.width,
         length=cache.plan.length,
         tokenize=cache,

@@ -26,7 +26,8 @@ from tqdm import tqdm
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import file_hash, put_in_place, read_json, unfinished_of, write_whole
 from imagen_jax.io.changes import changes
-from imagen_jax.parallel.sharding import batch_sharding, put_whole
+from imagen_jax.parallel.batching import batch_sharding
+from imagen_jax.parallel.sharding import device_put_global
 from imagen_jax.text.embedding_cache import (
     BFLOAT16,
     KEY_BYTES,
@@ -158,7 +159,7 @@ class Embedder:
         for row, caption in enumerate(captions):
             if not caption:
                 tokens[row], mask[row] = self._encoder.tokenize.empty_caption
-        placed = (put_whole(array, batch_sharding(self._mesh)) for array in (tokens, mask))
+        placed = (device_put_global(array, batch_sharding(self._mesh)) for array in (tokens, mask))
         return mask, self._program(self._params, *placed)
 
     def _rows(self, captions: Sequence[str], mask: np.ndarray, found: Quantised) -> list[PackedRow]:

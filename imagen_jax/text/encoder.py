@@ -1,6 +1,6 @@
 """The frozen text encoder: captions to tokens to embeddings.
 
-B batch, L text length, D width of an embedding.
+Shapes: B batch, L text length, D embedding width.
 """
 
 import functools
@@ -17,16 +17,17 @@ from jax.sharding import Mesh
 
 from imagen_jax.errors import ConfigError
 from imagen_jax.models.t5 import T5Encoder
-from imagen_jax.parallel.sharding import ReadPart, load_parameters, make_mesh
+from imagen_jax.parallel.mesh import make_mesh
+from imagen_jax.parallel.sharding import ReadSliceFn, load_params
 from imagen_jax.text.fingerprint import encoder_fingerprint
-from imagen_jax.text.hub import cached_folder, check_name, hub_folder
+from imagen_jax.text.hub import cached_folder, check_repo_id, hub_folder
 from imagen_jax.text.t5_weights import parameter_reader, read_config
-from imagen_jax.text.tokenizer import BYTE_VOCAB_SIZE, CaptionReader, Tokenizer, byte_tokenizer, folder_tokenizer
+from imagen_jax.text.tokenizer import BYTE_VOCAB_SIZE, TextInput, Tokenizer, byte_tokenizer, folder_tokenizer
 
-# encoders that ship with the package, by name: their folders
+# the encoder that ships with the package
 SHAPES_ENCODER = Path(__file__).parents[1] / "datasets" / "shapes" / "encoder"
 
-RANDOM_CONFIG: dict[str, Any] = {
+_RANDOM_CONFIG: dict[str, Any] = {
     "vocab_size": BYTE_VOCAB_SIZE,
     "d_model": 64,
     "d_kv": 16,
@@ -37,7 +38,12 @@ RANDOM_CONFIG: dict[str, Any] = {
 
 
 class TextCondition(NamedTuple):
-    """Text that a stage is conditioned on: embeddings [B, L, D] and mask bool [B, L], True where there is a token."""
+    """The text that a stage is conditioned on.
+
+    Attributes:
+        embeddings: [B, L, D].
+        mask: bool [B, L], True where there is a token.
+    """
 
     embeddings: jax.Array
     mask: jax.Array
@@ -45,49 +51,53 @@ class TextCondition(NamedTuple):
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """A T5 encoder that is never trained.
+    """A frozen T5 encoder.
 
-    shapes: its parameters as abstract arrays, a plain nested dict
-    read: gives any part of a parameter, from wherever they lie
-    width: D
-    length: L
-    tokenize: captions -> (tokens int32 [B, L], mask bool [B, L]), NumPy, on the host
-    encode: (params, tokens, mask) -> [B, L, D]; pure, so it may be jitted; no gradient flows; zero where mask is False
-    fingerprint: a hash of weights and tokenizer, as `fingerprint.py` says; the first call reads all weights
+    Attributes:
+        shapes: its parameters as abstract arrays, a plain nested dict.
+        read: reads any part of a parameter.
+        width: embedding width D.
+        length: text length L.
+        tokenize: captions -> (tokens int32 [B, L], mask bool [B, L]), NumPy, on the host.
+        encode: (params, tokens, mask) -> [B, L, D], pure, without gradient, zero where mask is False.
+        fingerprint: returns a hash of weights and tokenizer, see `fingerprint.py`; the first call reads all weights.
     """
 
     shapes: dict
-    read: ReadPart
+    read: ReadSliceFn
     width: int
     length: int
-    tokenize: CaptionReader
+    tokenize: TextInput
     encode: Callable[[dict, jax.Array, jax.Array], jax.Array]
     fingerprint: Callable[[], str]
 
     def load(self, mesh: Mesh) -> dict:
-        """Its parameters on a mesh, to be passed to `encode`; each process reads what its devices need, no more."""
-        return load_parameters(self.shapes, self.read, mesh)
+        """Loads the parameters for `encode` on a mesh; each process reads only what its devices need."""
+        return load_params(self.shapes, self.read, mesh)
 
     @functools.cached_property
     def params(self) -> dict:
-        """Its parameters on one device, read when first asked for: for encoders that fit there."""
+        """The parameters on one device, loaded at first use: for encoders that fit there."""
         return self.load(make_mesh({"data": 1, "fsdp": 1}, jax.local_devices()[:1]))
 
     def __call__(self, captions: Sequence[str]) -> tuple[jax.Array, jax.Array]:
-        """Embeddings [B, L, D] and mask bool [B, L] of captions, for a quick look; loops jit `encode` themselves."""
+        """Returns (embeddings [B, L, D], mask bool [B, L]) of captions, not jitted: loops should jit `encode`."""
         tokens, mask = self.tokenize(captions)
         return self.encode(self.params, jnp.asarray(tokens), jnp.asarray(mask)), jnp.asarray(mask)
 
 
 def load_encoder(model: str, length: int, dtype: Any = jnp.float32) -> TextEncoder:
-    """The text encoder named `model`, for captions of `length` tokens. Its weights are not read yet, only looked at.
+    """Opens the text encoder named `model`. Its weights are read later, by `load` or `params`.
 
-    model: "shapes", the small encoder that comes with the package, pretrained on the captions of the shapes data set;
-        "random", one of like size with random weights, for tests: it is untrained and knows nothing of words;
-        a folder with the Hugging Face files of a T5: config.json, tokenizer files, safetensors;
-        or the name of one on the Hugging Face Hub, such as google/flan-t5-xl
-    dtype: of parameters and computation; norms and softmax are computed in float32 whatever it is
-    Raises UsageError for another name, for a folder that is not a whole T5, and as `hub_folder`.
+    Args:
+        model: "shapes", the small encoder that comes with the package, pretrained on captions of the shapes data set;
+            "random", an untrained encoder of similar size, for tests; a folder with the Hugging Face files of a T5
+            (config.json, tokenizer files, safetensors); or a name on the Hugging Face Hub, such as google/flan-t5-xl.
+        length: text length L in tokens.
+        dtype: dtype of parameters and computation; norms and softmax are always in float32.
+
+    Raises:
+        ConfigError: the name is not known, the folder is not a complete T5, or the download fails.
     """
     if model == "random":
         return random_encoder(seed=0, length=length, dtype=dtype)
@@ -97,15 +107,16 @@ def load_encoder(model: str, length: int, dtype: Any = jnp.float32) -> TextEncod
     if folder.is_file():
         raise ConfigError(
             f"text encoder {model!r} is a file, expected a folder with config.json, tokenizer files and safetensors: "
-            "give that folder; of other files of weights none is read"
+            "give that folder; weights in other files are not supported"
         )
     return folder_encoder(folder if folder.is_dir() else hub_folder(model), length=length, dtype=dtype)
 
 
 def load_tokenizer(model: str, length: int) -> Tokenizer:
-    """The tokenizer of the text encoder named `model`, see `load_encoder`, without a look at its weights.
+    """Loads the tokenizer of the text encoder named `model` (see `load_encoder`) without its weights.
 
-    Raises UsageError when it is not on this machine: nothing is downloaded.
+    Raises:
+        ConfigError: the tokenizer is not on this machine; nothing is downloaded.
     """
     if model == "random":
         return byte_tokenizer(length)
@@ -113,7 +124,7 @@ def load_tokenizer(model: str, length: int) -> Tokenizer:
         return folder_tokenizer(SHAPES_ENCODER, length)
     folder = Path(model).expanduser()
     if not folder.is_dir():
-        check_name(model)
+        check_repo_id(model)
         cached = cached_folder(model)
         if cached is None:
             raise ConfigError(f'text encoder "{model}" is not on this machine yet')
@@ -122,14 +133,14 @@ def load_tokenizer(model: str, length: int) -> Tokenizer:
 
 
 def random_encoder(seed: int, length: int, dtype: Any = jnp.float32) -> TextEncoder:
-    """A small untrained encoder over bytes, the same for the same seed."""
-    init = jax.jit(T5Encoder(**RANDOM_CONFIG).init)
-    params = jax.tree.map(np.asarray, init(jax.random.key(seed), *no_text(length=2))["params"])
-    return text_encoder(RANDOM_CONFIG, in_memory(params), byte_tokenizer(length), dtype)
+    """Returns a small untrained encoder over bytes, a function of the seed."""
+    init = jax.jit(T5Encoder(**_RANDOM_CONFIG).init)
+    params = jax.tree.map(np.asarray, init(jax.random.key(seed), *_blank_tokens(length=2))["params"])
+    return build_encoder(_RANDOM_CONFIG, in_memory_reader(params), byte_tokenizer(length), dtype)
 
 
 def folder_encoder(folder: Path, length: int, dtype: Any = jnp.float32) -> TextEncoder:
-    """The encoder of a Hugging Face T5 folder. Raises UsageError when it is not a whole T5."""
+    """Opens the encoder of a Hugging Face T5 folder. Raises ConfigError if it is not a complete T5."""
     config = read_config(folder)
     read = parameter_reader(folder, T5Encoder(**config), parameter_shapes(config))
     tokenizer = folder_tokenizer(folder, length)
@@ -138,17 +149,24 @@ def folder_encoder(folder: Path, length: int, dtype: Any = jnp.float32) -> TextE
             f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the embedding only {config['vocab_size']}:"
             " give the tokenizer files that came with the weights"
         )
-    return text_encoder(config, read, tokenizer, dtype)
+    return build_encoder(config, read, tokenizer, dtype)
 
 
-def in_memory(params: dict) -> ReadPart:
-    """Parts of parameters that are at hand, a nested dict of NumPy arrays."""
+def in_memory_reader(params: dict) -> ReadSliceFn:
+    """Returns a function that reads parts of parameters in memory, a nested dict of NumPy arrays."""
     flat = traverse_util.flatten_dict(params)
     return lambda path, index: flat[path][index]
 
 
-def text_encoder(config: dict[str, Any], read: ReadPart, tokenizer: Tokenizer, dtype: Any) -> TextEncoder:
-    """Put the parts together: a `T5Encoder` of these fields, what reads its parameters, a tokenizer."""
+def build_encoder(config: dict[str, Any], read: ReadSliceFn, tokenizer: Tokenizer, dtype: Any) -> TextEncoder:
+    """Builds an encoder.
+
+    Args:
+        config: keyword fields of `T5Encoder`.
+        read: reads any part of a parameter.
+        tokenizer: its tokenizer.
+        dtype: dtype of parameters and computation.
+    """
     module = T5Encoder(**config, dtype=dtype)
     shapes = parameter_shapes(config, dtype)
 
@@ -168,11 +186,11 @@ def text_encoder(config: dict[str, Any], read: ReadPart, tokenizer: Tokenizer, d
 
 
 def parameter_shapes(config: dict[str, Any], dtype: Any = jnp.float32) -> dict:
-    """The parameters of a `T5Encoder` of these fields, as abstract arrays."""
-    shapes = jax.eval_shape(T5Encoder(**config).init, jax.random.key(0), *no_text(length=2))["params"]
+    """Returns the parameters of a `T5Encoder` with these fields as abstract arrays, a plain nested dict."""
+    shapes = jax.eval_shape(T5Encoder(**config).init, jax.random.key(0), *_blank_tokens(length=2))["params"]
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)
 
 
-def no_text(length: int) -> tuple[jax.Array, jax.Array]:
-    """Tokens and mask of one blank caption: enough to initialise with."""
+def _blank_tokens(length: int) -> tuple[jax.Array, jax.Array]:
+    """Returns (tokens, mask) of a batch with one blank caption, for initialization."""
     return jnp.zeros((1, length), jnp.int32), jnp.zeros((1, length), bool)

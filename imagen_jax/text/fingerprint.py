@@ -1,7 +1,7 @@
-"""What tells one text encoder from another: a hash of its weights, its config and its tokenizer.
+"""Identity of a text encoder: a hash of its weights, its config and its tokenizer.
 
-Weights count as bfloat16 has them, tensor by tensor: copies of an encoder in other types, or in more or fewer files,
-are the same encoder. Its embeddings are kept in bfloat16 or less, which says no more of them.
+Weights are hashed as bfloat16, tensor by tensor: copies of an encoder in other dtypes, or in more or fewer files, are
+the same encoder. Embeddings are stored in bfloat16 or less, which would not show a difference.
 """
 
 import hashlib
@@ -12,23 +12,29 @@ import numpy as np
 from flax import traverse_util
 
 from imagen_jax.models.t5 import T5Encoder
-from imagen_jax.parallel.sharding import ReadPart
+from imagen_jax.parallel.sharding import ReadSliceFn
 from imagen_jax.text.t5_weights import CONFIG_FIELDS
 from imagen_jax.text.tokenizer import Tokenizer
 
-DIGITS = 32  # hexadecimal: 128 bits
+_HEX_DIGITS = 32  # 128 bits
 
 
-def encoder_fingerprint(encoder: T5Encoder, shapes: dict, read: ReadPart, tokenizer: Tokenizer) -> str:
-    """The fingerprint of an encoder; reads all of its weights, one tensor at a time.
+def encoder_fingerprint(encoder: T5Encoder, shapes: dict, read: ReadSliceFn, tokenizer: Tokenizer) -> str:
+    """Computes the fingerprint of an encoder. Reads all of its weights, one tensor at a time.
 
-    shapes: its parameters as abstract arrays, a plain nested dict
-    read: gives any part of a parameter
+    Args:
+        encoder: the module.
+        shapes: its parameters as abstract arrays, a plain nested dict.
+        read: reads any part of a parameter.
+        tokenizer: its tokenizer.
+
+    Returns:
+        32 hexadecimal digits.
     """
     fields = {name: getattr(encoder, name) for name in (*CONFIG_FIELDS, "relative_bias_per_layer")}
-    whole = hashlib.sha256(json.dumps([fields, tokenizer.fingerprint], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([fields, tokenizer.fingerprint], sort_keys=True).encode())
     for path, leaf in sorted(traverse_util.flatten_dict(shapes).items()):
         array = np.asarray(read(path, tuple(slice(0, size) for size in leaf.shape)), jnp.bfloat16, order="C")
-        whole.update(f"{'/'.join(path)} {array.shape}".encode())
-        whole.update(array.view(np.uint16).data)
-    return whole.hexdigest()[:DIGITS]
+        digest.update(f"{'/'.join(path)} {array.shape}".encode())
+        digest.update(array.view(np.uint16).data)
+    return digest.hexdigest()[:_HEX_DIGITS]

@@ -1,7 +1,7 @@
-"""Hugging Face T5 folders: config.json and safetensors to encoder fields and parameters, and back.
+"""Reads and writes Hugging Face T5 folders: config.json and safetensors, as encoder fields and parameters.
 
-The two ends are `tensor_names`, which pairs parameter paths with tensor names, and `TensorFiles`, which reads parts of
-tensors. Nothing is unpickled, and torch is not needed.
+`tensor_names` maps parameter paths to tensor names, and `_TensorFiles` reads parts of tensors. Nothing is unpickled,
+and torch is not needed.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ from safetensors.numpy import save
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import read_json, write_json, write_whole
 from imagen_jax.models.t5 import T5Encoder
-from imagen_jax.parallel.sharding import Index, ParameterPath, ReadPart
+from imagen_jax.parallel.sharding import Index, ParamPath, ReadSliceFn
 
-# model_type -> the feed_forward_proj that its config.json may leave out. ByT5, flan and UL2 say "t5".
-MODEL_TYPES = {"t5": "relu", "mt5": "gated-gelu", "umt5": "gated-gelu"}
+# model_type -> default of feed_forward_proj, which config.json may omit. ByT5, flan and UL2 say "t5".
+_MODEL_TYPES = {"t5": "relu", "mt5": "gated-gelu", "umt5": "gated-gelu"}
 CONFIG_FIELDS = (
     "vocab_size",
     "d_model",
@@ -35,26 +35,27 @@ CONFIG_FIELDS = (
     "layer_norm_epsilon",
     "feed_forward_proj",
 )
-# what transformers takes for other fields that older config.json files leave out
-CONFIG_DEFAULTS = {
+# deproblems of transformers for fields that older config.json files omit
+_CONFIG_DEFAULTS = {
     "relative_attention_num_buckets": 32,
     "relative_attention_max_distance": 128,
     "layer_norm_epsilon": 1e-6,
 }
-MAX_HEADER = 2**22  # bytes of a safetensors file's header; a T5's has less than 100,000
-FLOATS = ("F64", "F32", "F16", "BF16")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
-NAMED = 5  # tensors that a refusal names
-EMBEDDING = "shared.weight"
-EMBEDDING_COPY = "encoder.embed_tokens.weight"  # the same tensor again, or the only one in some encoder-only files
-RELATIVE_BIAS = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
-DECODER_PREFIXES = ("decoder.", "lm_head.")  # the rest of a whole T5
+_MAX_HEADER = 2**22  # bytes of a safetensors file's header; a T5's has less than 100,000
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+_MAX_LISTED = 5  # tensors that an error lists
+_EMBEDDING = "shared.weight"
+_EMBEDDING_ALIAS = "encoder.embed_tokens.weight"  # the same tensor again, or the only one in some encoder-only files
+_RELATIVE_BIAS = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
+_DECODER_PREFIXES = ("decoder.", "lm_head.")  # the rest of a complete T5
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The keyword fields of `T5Encoder` from a folder's config.json.
+    """Returns the keyword fields of `T5Encoder` from a folder's config.json.
 
-    Raises UsageError when the file is missing or broken, or is not that of a T5.
+    Raises:
+        ConfigError: the file is missing or damaged, or not that of a T5.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -63,36 +64,36 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = read_json(path)
     except ValueError as error:
         raise ConfigError(f"{path} is not valid JSON ({error}): copy it again") from error
-    found = config.get("model_type") if isinstance(config, dict) else type(config).__name__
-    if found not in tuple(MODEL_TYPES):
-        raise ConfigError(f'{path} says model_type is "{found}", expected one of {", ".join(MODEL_TYPES)}: give a T5')
-    given = CONFIG_DEFAULTS | {"feed_forward_proj": MODEL_TYPES[found]} | config
+    model_type = config.get("model_type") if isinstance(config, dict) else type(config).__name__
+    if model_type not in tuple(_MODEL_TYPES):
+        raise ConfigError(f'{path} has model_type "{model_type}", expected one of {", ".join(_MODEL_TYPES)}: give a T5')
+    given = _CONFIG_DEFAULTS | {"feed_forward_proj": _MODEL_TYPES[model_type]} | config
     absent = [name for name in CONFIG_FIELDS if name not in given]
     if absent:
         raise ConfigError(f"{path} lacks {', '.join(absent)}: copy the config.json that came with the weights")
     fields = {name: given[name] for name in CONFIG_FIELDS}
     for name, value in fields.items():
         if name != "feed_forward_proj" and not (isinstance(value, (int, float)) and value > 0):
-            raise ConfigError(f"{path} says {name} is {value!r}, expected a number above 0: copy it again")
-    return fields | {"relative_bias_per_layer": found == "umt5"}
+            raise ConfigError(f"{path} has {name} {value!r}, expected a number above 0: copy it again")
+    return fields | {"relative_bias_per_layer": model_type == "umt5"}
 
 
-def tensor_names(encoder: T5Encoder) -> dict[ParameterPath, tuple[str, bool]]:
-    """Parameter path -> (tensor name, whether the tensor is stored transposed), for the whole encoder.
+def tensor_names(encoder: T5Encoder) -> dict[ParamPath, tuple[str, bool]]:
+    """Returns parameter path -> (tensor name, whether the tensor is stored transposed) for the complete encoder.
 
     Hugging Face stores matrices as [out, in], Flax as [in, out].
     """
-    names: dict[ParameterPath, tuple[str, bool]] = {
-        ("token_embedding", "embedding"): (EMBEDDING, False),
+    names: dict[ParamPath, tuple[str, bool]] = {
+        ("token_embedding", "embedding"): (_EMBEDDING, False),
         ("final_norm", "scale"): ("encoder.final_layer_norm.weight", False),
     }
     if not encoder.relative_bias_per_layer:
-        names["relative_bias", "embedding"] = (RELATIVE_BIAS.format(0), False)
+        names["relative_bias", "embedding"] = (_RELATIVE_BIAS.format(0), False)
     gated = encoder.feed_forward_proj.startswith("gated-")
     for i in range(encoder.num_layers):
         attention, feed_forward = f"encoder.block.{i}.layer.0", f"encoder.block.{i}.layer.1"
         if encoder.relative_bias_per_layer:
-            names[f"block_{i}_relative_bias", "embedding"] = (RELATIVE_BIAS.format(i), False)
+            names[f"block_{i}_relative_bias", "embedding"] = (_RELATIVE_BIAS.format(i), False)
         names[f"block_{i}_attention_norm", "scale"] = (f"{attention}.layer_norm.weight", False)
         names[f"block_{i}_feed_forward_norm", "scale"] = (f"{feed_forward}.layer_norm.weight", False)
         for matrix in "qkvo":
@@ -105,12 +106,15 @@ def tensor_names(encoder: T5Encoder) -> dict[ParameterPath, tuple[str, bool]]:
     return names
 
 
-class TensorFiles:
-    """The safetensors files of a folder, one or many. Making one reads their headers, `read` a part of one tensor.
+class _TensorFiles:
+    """The safetensors files of a folder. The constructor reads their headers, `read` a part of one tensor.
 
-    shapes: tensor name -> shape as stored
-    dtypes: tensor name -> dtype as safetensors writes it, such as "BF16"
-    Raises UsageError when there are no such files, when one is broken, or when only pickled weights lie there.
+    Attributes:
+        shapes: tensor name -> shape as stored.
+        dtypes: tensor name -> dtype in the notation of safetensors, such as "BF16".
+
+    Raises:
+        ConfigError: there are no such files, one is damaged, or there are only pickled weights.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -118,44 +122,46 @@ class TensorFiles:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
         for path in weight_files(folder):
-            with opened(path) as file:
-                for name in file.keys():  # noqa: SIM118  safe_open is no mapping
+            with _open_safetensors(path) as file:
+                for name in file.keys():  # noqa: SIM118  safe_open is not a mapping
                     stored = file.get_slice(name)
                     self._paths[name] = path
                     self.shapes[name], self.dtypes[name] = tuple(stored.get_shape()), stored.get_dtype()
 
     def read(self, name: str, index: Index) -> np.ndarray:
-        """A part of one tensor, in its stored dtype and layout."""
-        # opened anew each time: what has been read of a mapped file counts as our memory for as long as it is open
-        with opened(self._paths[name]) as file:
+        """Returns a part of one tensor, in its stored dtype and layout."""
+        # reopened each time: pages read from a mapped file count as resident memory while it is open
+        with _open_safetensors(self._paths[name]) as file:
             return file.get_slice(name)[index]
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Any]:
-    """A safetensors file. Raises UsageError when it is broken or cannot be read.
+def _open_safetensors(path: Path) -> Iterator[Any]:
+    """Opens a safetensors file.
 
-    That offsets are within the file and do not overlap, and that each tensor has the bytes of its shape and dtype, the
-    library checks.
+    The library checks that offsets are within the file and do not overlap, and that sizes match shapes and dtypes.
+
+    Raises:
+        ConfigError: the file is damaged or cannot be read.
     """
     try:
-        check_header(path)
+        _check_header(path)
         with safe_open(path, framework="numpy") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{path} is not a whole safetensors file ({error}): copy it again") from error
+        raise ConfigError(f"{path} is not a complete safetensors file ({error}): copy it again") from error
 
 
-def check_header(path: Path) -> None:
-    """Raises UsageError for a header that is longer than any encoder's: it is parsed in memory, many times its size."""
+def _check_header(path: Path) -> None:
+    """Raises ConfigError if the header is longer than that of any encoder: parsing takes many times its size."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-    if length > MAX_HEADER:
-        raise ConfigError(f"{path} says its header has {length:,} bytes, more than {MAX_HEADER:,}: copy it again")
+    if length > _MAX_HEADER:
+        raise ConfigError(f"{path} declares a header of {length:,} bytes, more than {_MAX_HEADER:,}: copy it again")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """model.safetensors, or the files that model.safetensors.index.json names."""
+    """Returns model.safetensors, or the files that model.safetensors.index.json lists. Raises ConfigError."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return [single]
@@ -168,19 +174,19 @@ def weight_files(folder: Path) -> list[Path]:
         if absent:
             raise ConfigError(f"{index} names files that are not in {folder}: {', '.join(absent)}: copy them there")
         return [folder / name for name in names]
-    pickled = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    pickled = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickled:
         raise ConfigError(
-            f"{folder} has only pickled weights ({', '.join(pickled)}), expected safetensors: unpickling runs code from"
-            f" the file, so where torch is installed and you trust its author, once run: {conversion(folder)}"
+            f"{folder} has only pickled weights ({', '.join(pickled)}), expected safetensors: unpickling can run code"
+            f" from the file; if you trust its author, run once where torch is installed: {conversion_command(folder)}"
         )
     raise ConfigError(
         f"{folder} has neither model.safetensors nor model.safetensors.index.json: copy the weights there"
     )
 
 
-def conversion(folder: Path) -> str:
-    """The command that writes the encoder of a folder of pickled weights beside them as safetensors."""
+def conversion_command(folder: Path) -> str:
+    """Returns the command that converts the pickled encoder in a folder to safetensors in the same folder."""
     name = json.dumps(str(folder), ensure_ascii=False)
     code = (
         f"from transformers import AutoModelForTextEncoding as T5; T5.from_pretrained({name}).save_pretrained({name})"
@@ -188,37 +194,46 @@ def conversion(folder: Path) -> str:
     return f"python -c {shlex.quote(code)}"
 
 
-def check_tensors(folder: Path, files: TensorFiles, wanted: dict[str, tuple[int, ...]]) -> None:
-    """Raise UsageError that names missing, surplus, misshapen and quantised tensors; a decoder beside is fine."""
-    faults = [f"missing {name}" for name in wanted if name not in files.shapes]
+def _check_tensors(folder: Path, files: _TensorFiles, expected: dict[str, tuple[int, ...]]) -> None:
+    """Raises ConfigError that lists missing, unexpected, misshapen and quantized tensors; ignores the decoder."""
+    problems = [f"missing {name}" for name in expected if name not in files.shapes]
     for name, shape in files.shapes.items():
-        if name not in wanted:
-            if name != EMBEDDING_COPY and not name.startswith(DECODER_PREFIXES):
-                faults.append(f"surplus {name}")
-        elif shape != wanted[name]:
-            faults.append(f"{name} is {list(shape)}, expected {list(wanted[name])}")
-        elif files.dtypes[name] not in FLOATS:
-            faults.append(f"{name} is stored as {files.dtypes[name]}, expected one of {', '.join(FLOATS)}")
-    if faults:
-        more = f" and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
-        raise ConfigError(f"the tensors in {folder} do not fit its config.json: {'; '.join(faults[:NAMED])}{more}")
+        if name not in expected:
+            if name != _EMBEDDING_ALIAS and not name.startswith(_DECODER_PREFIXES):
+                problems.append(f"unexpected {name}")
+        elif shape != expected[name]:
+            problems.append(f"{name} is {list(shape)}, expected {list(expected[name])}")
+        elif files.dtypes[name] not in _FLOATS:
+            problems.append(f"{name} is stored as {files.dtypes[name]}, expected one of {', '.join(_FLOATS)}")
+    if problems:
+        more = f" and {len(problems) - _MAX_LISTED} more" if len(problems) > _MAX_LISTED else ""
+        raise ConfigError(
+            f"the tensors in {folder} do not fit its config.json: {'; '.join(problems[:_MAX_LISTED])}{more}"
+        )
 
 
-def parameter_reader(folder: Path, encoder: T5Encoder, shapes: dict) -> ReadPart:
-    """A function that reads any part of a parameter of the encoder from the folder's files, in their dtype.
+def parameter_reader(folder: Path, encoder: T5Encoder, shapes: dict) -> ReadSliceFn:
+    """Returns a function that reads any part of a parameter from the folder's files, in their dtype.
 
-    shapes: the parameter tree as `jax.eval_shape` gives it
-    Raises UsageError as `TensorFiles` and `check_tensors` do; only headers have been read then.
+    Only the headers of the files are read before the function is called.
+
+    Args:
+        folder: a Hugging Face T5 folder.
+        encoder: the module.
+        shapes: its parameters as abstract arrays, a plain nested dict.
+
+    Raises:
+        ConfigError: files are missing or damaged, or their tensors do not match the encoder.
     """
     flat_shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(shapes).items()}
     names = tensor_names(encoder)
-    files = TensorFiles(folder)
-    if EMBEDDING not in files.shapes and EMBEDDING_COPY in files.shapes:
-        names["token_embedding", "embedding"] = (EMBEDDING_COPY, False)
-    wanted = {name: flat_shapes[path][::-1] if flip else flat_shapes[path] for path, (name, flip) in names.items()}
-    check_tensors(folder, files, wanted)
+    files = _TensorFiles(folder)
+    if _EMBEDDING not in files.shapes and _EMBEDDING_ALIAS in files.shapes:
+        names["token_embedding", "embedding"] = (_EMBEDDING_ALIAS, False)
+    expected = {name: flat_shapes[path][::-1] if flip else flat_shapes[path] for path, (name, flip) in names.items()}
+    _check_tensors(folder, files, expected)
 
-    def read(path: ParameterPath, index: Index) -> np.ndarray:
+    def read(path: ParamPath, index: Index) -> np.ndarray:
         name, flip = names[path]
         return files.read(name, index[::-1]).T if flip else files.read(name, index)
 
@@ -226,11 +241,14 @@ def parameter_reader(folder: Path, encoder: T5Encoder, shapes: dict) -> ReadPart
 
 
 def save_folder(folder: Path, config: dict[str, Any], params: dict) -> None:
-    """Write an encoder over bytes as config.json, model.safetensors and tokenizer_config.json.
+    """Writes an encoder over bytes as config.json, model.safetensors and tokenizer_config.json.
 
-    config: the keyword fields of `T5Encoder`
-    params: its parameters; their dtype is kept
-    transformers' `T5EncoderModel.from_pretrained` and `AutoTokenizer.from_pretrained` read the folder.
+    transformers reads the folder with `T5EncoderModel.from_pretrained` and `AutoTokenizer.from_pretrained`.
+
+    Args:
+        folder: the folder to write.
+        config: keyword fields of `T5Encoder`.
+        params: its parameters; their dtype is kept.
     """
     encoder = T5Encoder(**config)
     flat = traverse_util.flatten_dict(params)
@@ -238,9 +256,9 @@ def save_folder(folder: Path, config: dict[str, Any], params: dict) -> None:
     for path, (name, flip) in tensor_names(encoder).items():
         array = np.asarray(flat[path])
         tensors[name] = np.ascontiguousarray(array.T if flip else array)
-    # written by ourselves: save_file lets nobody but the user read the file
+    # not save_file, which makes the file readable for its owner only
     write_whole(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
-    about = {
+    metadata = {
         "architectures": ["UMT5EncoderModel" if encoder.relative_bias_per_layer else "T5EncoderModel"],
         "model_type": "umt5" if encoder.relative_bias_per_layer else "t5",
         "tie_word_embeddings": False,
@@ -249,5 +267,5 @@ def save_folder(folder: Path, config: dict[str, Any], params: dict) -> None:
         "dropout_rate": 0.0,
     }
     fields = {name: getattr(encoder, name) for name in CONFIG_FIELDS}
-    write_json(folder / "config.json", about | fields)
+    write_json(folder / "config.json", metadata | fields)
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "ByT5Tokenizer"})
