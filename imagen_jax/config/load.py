@@ -113,7 +113,10 @@ def from_json(tree: Any, schema: type[Config] = StageConfig) -> Config:  # type:
     """
     if not isinstance(tree, Mapping):
         raise ConfigError("a saved config must be a JSON object: restore it from a checkpoint's metadata")
-    return validate(migrate(tree), schema)
+    try:
+        return validate(migrate(tree), schema)
+    except RecursionError as error:
+        raise ConfigError("the saved config is nested too deeply: restore it from a checkpoint's metadata") from error
 
 
 def _jsonable(value: Any) -> Any:

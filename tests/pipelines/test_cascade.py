@@ -105,7 +105,7 @@ def test_spatial_and_fsdp_sharding_match_replication(trained, drawn, fsdp, spati
 
 
 def test_indivisible_rows_are_refused(base_stage):
-    with pytest.raises(ConfigError, match="config.image_size 8 cannot be split over 8 devices"):
+    with pytest.raises(ConfigError, match="image_size 8 cannot be split over 8 devices"):
         StageSampler(base_stage, make_mesh({"data": 1, "fsdp": 1, "spatial": 8}), stage_index=0)
 
 
@@ -188,14 +188,14 @@ def test_output_bits(trained, drawn):
 
 
 def test_guidance_changes_images(trained, drawn):
-    assert not near(with_settings(trained, guidance=4.0)(drawn[0]), with_settings(trained, guidance=1.0)(drawn[0]))
+    assert not near(with_settings(trained, guidance_scale=4.0)(drawn[0]), with_settings(trained, guidance_scale=1.0)(drawn[0]))
 
 
-def of_base(trained, weights=None, unconditional="zero", **settings):
+def of_base(trained, weights=None, null_text="zero", **settings):
     """Pictures of the base stage, on one device, with other settings."""
     stage, params = trained[0]
     sampling = {f"sampling.{name}": value for name, value in settings.items()}
-    config = base_config(**{"diffusion.null_text": unconditional, **sampling})
+    config = base_config(**{"diffusion.null_text": null_text, **sampling})
     mesh = one_device()
     sampler = StageSampler(stages.build(config), mesh, stage_index=0)
     return sampler.sample(params, load_encoder_params(stage, mesh), PROMPTS, SEED, 0, guidance_scale=weights)
@@ -203,16 +203,16 @@ def of_base(trained, weights=None, unconditional="zero", **settings):
 
 @pytest.fixture(scope="module")
 def unguided(trained):
-    return of_base(trained, guidance=1.0)
+    return of_base(trained, guidance_scale=1.0)
 
 
 @pytest.fixture(scope="module")
 def guided(trained):
-    return of_base(trained, guidance=3.0)
+    return of_base(trained, guidance_scale=3.0)
 
 
 def test_guidance_scale_per_sample(trained, unguided, guided):
-    mixed = of_base(trained, np.float32([1, 3, 1, 3, 1]), guidance=7.0)
+    mixed = of_base(trained, np.float32([1, 3, 1, 3, 1]), guidance_scale=7.0)
     assert near(mixed[::2], unguided[::2])
     assert near(mixed[1::2], guided[1::2])
     assert not near(guided, unguided)
@@ -234,19 +234,19 @@ def test_guidance_scale_per_prompt_and_stage(cascade, trained, drawn):
 
 def test_guidance_interval_without_steps(trained, unguided):
     # of the two steps one is at pure noise, the other in the middle
-    assert near(of_base(trained, guidance=3.0, guidance_from=0.6, guidance_to=0.9), unguided)
+    assert near(of_base(trained, guidance_scale=3.0, guidance_interval=(0.6, 0.9)), unguided)
 
 
 def test_oscillating_guidance(trained, unguided, guided):
-    assert near(of_base(trained, guidance=3.0, guidance_oscillates=True, guidance_low=3.0), guided)
-    oscillating = of_base(trained, guidance=3.0, guidance_oscillates=True, guidance_low=1.0)
+    assert near(of_base(trained, guidance_scale=3.0, oscillating_guidance=True, guidance_low=3.0), guided)
+    oscillating = of_base(trained, guidance_scale=3.0, oscillating_guidance=True, guidance_low=1.0)
     assert not near(oscillating, guided)
     assert not near(oscillating, unguided)
 
 
 def test_guidance_settings_change_images(trained, guided):
-    assert not near(of_base(trained, guidance=3.0, guidance_rescale=0.7), guided)
-    assert not near(of_base(trained, guidance=3.0, unconditional="empty"), guided)
+    assert not near(of_base(trained, guidance_scale=3.0, guidance_rescale=0.7), guided)
+    assert not near(of_base(trained, guidance_scale=3.0, null_text="empty"), guided)
 
 
 def test_learned_variance_is_used():
@@ -394,7 +394,7 @@ WIDE_SR = sr_config(image_size=(16, 24), low_res_size=(8, 12))
         ([BASE, base_config()], "8×8×3 is followed by a base stage"),
         ([base_config(image_size=10), SR], "samples 10×10×3 is followed by one that starts from 8×8×3"),
         ([base_config(channels=1), SR], "samples 8×8×1 is followed by one that starts from 8×8×3"),
-        ([BASE, SR, sr_config()], "draws 16×16×3 is followed by one that starts from 8×8×3"),
+        ([BASE, SR, sr_config()], "16×16×3 is followed by one that starts from 8×8×3"),
         ([WIDE_SR], "the first stage is a super-resolution stage .8×12 to 16×24.: put a base stage of 8×12 before it"),
         ([base_config(image_size=(12, 8)), WIDE_SR], "samples 12×8×3 is followed by one that starts from 8×12×3"),
         ([BASE, WIDE_SR], "samples 8×8×3 is followed by one that starts from 8×12×3"),
