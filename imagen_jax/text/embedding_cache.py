@@ -1,15 +1,14 @@
-"""An embedding cache: what a text encoder makes of captions, computed once and read at random.
+"""An embedding cache: text embeddings of captions, computed once, with random access.
 
-    OUT/manifest.json                      what it is; written last, so that a cache without one is unfinished
-    OUT/keys                               the hashes of its captions, sorted, 16 bytes each
+    OUT/manifest.json                      description; written last, so a cache without it is incomplete
+    OUT/keys                               sorted hashes of the captions, 16 bytes each
     OUT/shard-00000-of-00012.array_record  a row for each caption, in the order of the keys
 
-A row is a caption and the embeddings of its own tokens, no padding. ArrayRecord keeps a hash with every row and checks
-it whenever the row is read. So nothing is read without being checked, and nothing is checked that is not read: a large
-cache has terabytes, too many to hash at every start. The manifest's hashes of whole shards are for the command that
-writes them, which takes none for finished that differs from its own.
+A row is a caption and the embeddings of its tokens, without padding. ArrayRecord stores a checksum with each row and
+verifies it on each read. The shards themselves are not hashed at start: a large cache has terabytes. Their hashes in
+the manifest are for the command that writes them, which uses them to verify that a shard is complete.
 
-B batch, L text length, D width of an embedding, n tokens of a caption.
+Shapes: B batch, L text length, D embedding width, n tokens of a caption.
 """
 
 from __future__ import annotations
@@ -35,24 +34,25 @@ MANIFEST = "manifest.json"
 KEYS = "keys"
 KEY_BYTES = 16
 BFLOAT16 = np.dtype(jnp.bfloat16)
-# of what is kept, and how many bytes a token's scale takes
+# (dtype of stored embeddings, bytes of a token's scale)
 STORAGE_DTYPES = {"bfloat16": (BFLOAT16, 0), "int8": (np.dtype(np.int8), 4)}
-OTHER_FILES = 256  # that a process may have open beside the shards
-AGAIN = "run the embed command again: it keeps what is whole and writes the rest anew"
+_OTHER_FILES = 256  # open files of a process besides the shards
+_RERUN_HINT = "run the embed command again: it keeps complete shards and rewrites the others"
 
 
 @dataclasses.dataclass(frozen=True)
 class CachePlan:
-    """What a cache holds, known before anything is embedded.
+    """The contents of a cache, known before anything is embedded. The names are keys in its files.
 
-    fingerprint: of the encoder
-    length: L
-    width: D
-    dtype: of the embeddings: "bfloat16", or "int8", whose every token has a scale
-    captions: distinct ones, a row each; the empty caption is one of them
-    given: captions of all examples, those that are alike counted each
-    shard_rows: rows of a shard; the last has what is left
-    captions_hash: SHA-256 of the file of keys
+    Attributes:
+        fingerprint: fingerprint of the text encoder.
+        length: text length L.
+        width: embedding width D.
+        dtype: dtype of stored embeddings: "bfloat16", or "int8" with a scale for each token.
+        captions: number of distinct captions, the empty one included; each has a row.
+        given: number of captions of all examples, duplicates included.
+        shard_rows: rows per shard; the last shard may have fewer.
+        captions_hash: SHA-256 of the file of keys.
     """
 
     fingerprint: str
@@ -66,27 +66,29 @@ class CachePlan:
 
     @property
     def shards(self) -> int:
-        """How many there are."""
+        """Number of shards."""
         return -(-self.captions // self.shard_rows)
 
     def rows(self, shard: int) -> range:
-        """Those of a shard."""
+        """Returns the rows of a shard."""
         return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.captions))
 
     def shard_name(self, shard: int) -> str:
-        """The name of a shard's file."""
+        """Returns the file name of a shard."""
         return f"shard-{shard:05d}-of-{self.shards:05d}.array_record"
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardInfo:
-    """What is known of a shard once it is written.
+    """Description of a complete shard. The names are keys in its files.
 
-    bytes, sha256: of its file
-    tokens: of all its captions
-    cut: captions that did not fit into L tokens
-    cosine_error: 1 - cosine of what the encoder said and what is kept, summed over its tokens
-    worst_cosine_error: of a token
+    Attributes:
+        bytes: size of its file.
+        sha256: hash of its file.
+        tokens: number of tokens of all its captions.
+        cut: number of captions truncated to L tokens.
+        cosine_error: 1 - cosine between the encoder's output and the stored embedding, summed over tokens.
+        worst_cosine_error: the largest of these errors.
     """
 
     bytes: int
@@ -98,78 +100,85 @@ class ShardInfo:
 
 
 class Manifest(NamedTuple):
-    """What a whole cache is."""
+    """Description of a complete cache."""
 
     plan: CachePlan
     shards: list[ShardInfo]
 
 
 def manifest_json(plan: CachePlan, shards: Sequence[ShardInfo]) -> bytes:
-    """A manifest as its file has it."""
+    """Returns the contents of a manifest file."""
     parts = [dataclasses.asdict(shard) for shard in shards]
     return (json.dumps({**dataclasses.asdict(plan), "shards": parts}, indent=2) + "\n").encode()
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a cache. Raises UsageError if there is none, or if it is not as it was written."""
+    """Reads the manifest of a cache. Raises ConfigError if it is missing or damaged."""
     path = folder / MANIFEST
     try:
-        found = read_json(path)
-        parts = found.pop("shards")
-        manifest = Manifest(parse_dataclass(CachePlan, found), [parse_dataclass(ShardInfo, part) for part in parts])
+        fields = read_json(path)
+        parts = fields.pop("shards")
+        manifest = Manifest(parse_dataclass(CachePlan, fields), [parse_dataclass(ShardInfo, part) for part in parts])
         if len(parts) != manifest.plan.shards or manifest.plan.dtype not in STORAGE_DTYPES:
-            raise ValueError("its figures do not fit each other")
+            raise ValueError("its values are inconsistent")
     except OSError as error:
         raise ConfigError(
-            f"{str(folder)!r} is no whole embedding cache, it has no {MANIFEST}: give the --out of the embed command, "
-            "or run that again to its end"
+            f"{str(folder)!r} is not a complete embedding cache, it has no {MANIFEST}: give the --out of the embed "
+            "command, or run that command to its end"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise ConfigError(f"{path} is damaged ({error}): remove it, and run the embed command again") from error
     return manifest
 
 
-def parse_dataclass(kind: type[Any], fields: dict[str, Any]) -> Any:
-    """A dataclass of JSON's fields. Raises TypeError or ValueError unless they are its own, of its own types."""
-    made = kind(**fields)
-    for field in dataclasses.fields(kind):
-        if type(getattr(made, field.name)).__name__ != field.type:
-            raise ValueError(f"{field.name} is {getattr(made, field.name)!r}, expected {field.type}")
-    return made
+def parse_dataclass(cls: type[Any], fields: dict[str, Any]) -> Any:
+    """Builds a dataclass from JSON fields. Raises TypeError or ValueError if names or types do not match."""
+    parsed = cls(**fields)
+    for field in dataclasses.fields(cls):
+        if type(getattr(parsed, field.name)).__name__ != field.type:
+            raise ValueError(f"{field.name} is {getattr(parsed, field.name)!r}, expected {field.type}")
+    return parsed
 
 
 def caption_key(caption: str) -> bytes:
-    """The hash of a caption, as NumPy has it in an array of KEY_BYTES bytes each: without zeros at its end."""
-    return hashlib.blake2b(encoded(caption), digest_size=KEY_BYTES).digest().rstrip(b"\0")
+    """Returns the hash of a caption, without trailing zeros, as elements of NumPy's bytes arrays."""
+    return hashlib.blake2b(_encode(caption), digest_size=KEY_BYTES).digest().rstrip(b"\0")
 
 
-def encoded(caption: str) -> bytes:
-    """A caption as it is kept: UTF-8, and a lone surrogate as UTF-8 would have it, so that no two are the same."""
+def _encode(caption: str) -> bytes:
+    """Encodes a caption as UTF-8 that also allows lone surrogates, so that different captions stay different."""
     return caption.encode("utf-8", errors="surrogatepass")
 
 
-HEADER = struct.Struct("<IIB")  # bytes of the caption, its tokens, whether it was cut
+_HEADER = struct.Struct("<IIB")  # bytes of the caption, number of tokens, whether truncated
 
 
 def pack_row(caption: str, cut: bool, values: np.ndarray, scales: np.ndarray) -> bytes:
-    """A row. values: [n, D], scales: float32 [n] or [0] as DTYPES says."""
-    text = encoded(caption)
-    return HEADER.pack(len(text), len(values), cut) + text + scales.tobytes() + values.tobytes()
+    """Packs a row.
+
+    Args:
+        caption: the caption.
+        cut: whether it was truncated.
+        values: [n, D], in the stored dtype.
+        scales: float32 [n], or [0] if the dtype has no scales.
+    """
+    text = _encode(caption)
+    return _HEADER.pack(len(text), len(values), cut) + text + scales.tobytes() + values.tobytes()
 
 
-class Row(NamedTuple):
-    """A row: what was embedded, whether it was cut, embeddings bfloat16 [n, D]."""
+class _Row(NamedTuple):
+    """An unpacked row: encoded caption, whether it was truncated, embeddings bfloat16 [n, D]."""
 
     text: bytes
     cut: bool
     embeddings: np.ndarray
 
 
-def _unpack_row(data: bytes, plan: CachePlan) -> Row:
-    """The row that was packed. Raises ValueError if it cannot be one of the plan's."""
+def _unpack_row(data: bytes, plan: CachePlan) -> _Row:
+    """Unpacks a row. Raises ValueError if it does not match the plan."""
     dtype, scale_bytes = STORAGE_DTYPES[plan.dtype]
-    text_bytes, count, cut = HEADER.unpack_from(data)
-    scales_at = HEADER.size + text_bytes
+    text_bytes, count, cut = _HEADER.unpack_from(data)
+    scales_at = _HEADER.size + text_bytes
     values_at = scales_at + count * scale_bytes
     if count > plan.length or len(data) != values_at + count * plan.width * dtype.itemsize:
         raise ValueError(f"a row of {len(data)} bytes cannot have {count} tokens")
@@ -177,102 +186,111 @@ def _unpack_row(data: bytes, plan: CachePlan) -> Row:
     if scale_bytes:
         scales = np.frombuffer(data, np.float32, count, offset=scales_at)
         values = (values * scales[:, None]).astype(BFLOAT16)
-    return Row(data[HEADER.size : scales_at], bool(cut), values)
+    return _Row(data[_HEADER.size : scales_at], bool(cut), values)
 
 
 class EmbeddingCache:
-    """A cache that is open: captions to embeddings, in the place of a tokenizer. Threads may share it.
+    """An open cache, which maps captions to embeddings in place of a tokenizer. Threads may share it.
 
-    Memory: 16 bytes for each of its captions.
-    Raises UsageError when it is not whole, as far as that shows without reading the shards.
+    It takes 16 bytes of memory per caption.
+
+    Args:
+        folder: the folder of the cache.
+
+    Raises:
+        ConfigError: the cache is incomplete or damaged, as far as can be seen without reading the shards.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.plan, shards = read_manifest(folder)
-        self._keys = read_keys(folder, self.plan)
-        for place, shard in enumerate(shards):
-            path = folder / self.plan.shard_name(place)
-            found = path.stat().st_size if path.is_file() else None
-            if found != shard.bytes:
-                said = "is missing" if found is None else f"has {found} bytes, not {shard.bytes}"
-                raise ConfigError(f"{path} {said}: {AGAIN}")
+        self._keys = _read_keys(folder, self.plan)
+        for number, shard in enumerate(shards):
+            path = folder / self.plan.shard_name(number)
+            size = path.stat().st_size if path.is_file() else None
+            if size != shard.bytes:
+                problem = "is missing" if size is None else f"has {size} bytes, expected {shard.bytes}"
+                raise ConfigError(f"{path} {problem}: {_RERUN_HINT}")
         instead = ", or write it with more --shard_rows"
-        runtime.raise_open_file_limit(len(shards) + OTHER_FILES, repr(str(folder)), instead)
+        runtime.raise_open_file_limit(len(shards) + _OTHER_FILES, repr(str(folder)), instead)
         self._readers: dict[int, Any] = {}
         self._lock = threading.Lock()
 
     @property
     def length(self) -> int:
-        """L."""
+        """Text length L."""
         return self.plan.length
 
     @property
     def empty_caption(self) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings bfloat16 [L, D] and mask bool [L] of the end of sequence alone: the row of the empty caption."""
+        """(embeddings bfloat16 [L, D], mask bool [L]) of the end of sequence alone: the row of the empty caption."""
         return self._padded(self._row("").embeddings)
 
     def __contains__(self, caption: str) -> bool:
-        return not caption.strip() or self._place(caption) is not None
+        return not caption.strip() or self._find_row(caption) is not None
 
     def __call__(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings bfloat16 [B, L, D], zero behind the last token, and mask bool [B, L]; of blank ones no token.
+        """Returns the embeddings of captions; blank captions have no tokens.
 
-        Raises UsageError for a caption that it does not have, and for a row that is damaged.
+        Returns:
+            (embeddings bfloat16 [B, L, D], zero after the last token, mask bool [B, L]).
+
+        Raises:
+            ConfigError: a caption is not in the cache, or a row is damaged.
         """
         embeddings, masks = zip(*map(self.encode_one, captions), strict=True)
         return np.stack(embeddings), np.stack(masks)
 
     def encode_one(self, caption: str) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings bfloat16 [L, D] and mask bool [L] of one caption. Raises UsageError as for many."""
+        """Returns (embeddings bfloat16 [L, D], mask bool [L]) of one caption. Raises ConfigError as `__call__`."""
         no_tokens = np.zeros((0, self.plan.width), BFLOAT16)
         return self._padded(self._row(caption).embeddings if caption.strip() else no_tokens)
 
     def as_features(self, caption: str) -> dict[str, np.ndarray]:
-        """What stands for a caption in a training example: embeddings ``tokens`` [L, D] and ``mask`` bool [L]."""
+        """Returns the features of a caption in a training batch: embeddings `tokens` [L, D] and `mask` bool [L]."""
         embeddings, mask = self.encode_one(caption)
         return {"tokens": embeddings, "mask": mask}
 
     def count_truncated(self, captions: Sequence[str]) -> int:
-        """How many of these captions had more than L tokens, and were cut."""
+        """Returns how many of the captions had more than L tokens and were truncated."""
         return sum(self._row(caption).cut for caption in captions if caption.strip())
 
     def check_captions(self, captions: Iterable[str]) -> None:
-        """Raises UsageError for the first of these captions that the cache does not have."""
+        """Raises ConfigError for the first of the captions that is not in the cache."""
         for caption in captions:
             if caption not in self:
-                raise self._lacks(caption)
+                raise self._missing_caption_error(caption)
 
-    def _lacks(self, caption: str) -> ConfigError:
+    def _missing_caption_error(self, caption: str) -> ConfigError:
         return ConfigError(
             f"embedding cache {str(self._folder)!r} lacks the caption {caption[:200]!r}: "
             "embed the captions of this config into a new folder"
         )
 
-    def _place(self, caption: str) -> int | None:
+    def _find_row(self, caption: str) -> int | None:
         key = caption_key(caption)
-        place = int(np.searchsorted(self._keys, key))
-        return place if place < len(self._keys) and self._keys[place] == key else None
+        row = int(np.searchsorted(self._keys, key))
+        return row if row < len(self._keys) and self._keys[row] == key else None
 
-    def _row(self, caption: str) -> Row:
-        place = self._place(caption)
-        if place is None:
-            raise self._lacks(caption)
-        shard, index = divmod(place, self.plan.shard_rows)
+    def _row(self, caption: str) -> _Row:
+        number = self._find_row(caption)
+        if number is None:
+            raise self._missing_caption_error(caption)
+        shard, index = divmod(number, self.plan.shard_rows)
         try:
             row = _unpack_row(self._reader(shard).read([index])[0], self.plan)
-            if row.text != encoded(caption):
-                raise ValueError(f"row {index} is of another caption")
+            if row.text != _encode(caption):
+                raise ValueError(f"row {index} has another caption")
         except (RuntimeError, ValueError, IndexError, struct.error) as error:
             path = self._folder / self.plan.shard_name(shard)
-            raise ConfigError(f"{path} is damaged ({str(error).splitlines()[0]}): {AGAIN}") from error
+            raise ConfigError(f"{path} is damaged ({str(error).splitlines()[0]}): {_RERUN_HINT}") from error
         return row
 
     def _reader(self, shard: int) -> Any:
         if shard not in self._readers:
             with self._lock:
                 if shard not in self._readers:
-                    self._readers[shard] = open_shard(self._folder / self.plan.shard_name(shard))
+                    self._readers[shard] = _open_shard(self._folder / self.plan.shard_name(shard))
         return self._readers[shard]
 
     def _padded(self, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -281,24 +299,24 @@ class EmbeddingCache:
         return padded, np.arange(self.plan.length) < len(embeddings)
 
 
-def open_shard(path: Path) -> Any:
-    """A reader of a shard's rows, in any order and by many threads at once."""
+def _open_shard(path: Path) -> Any:
+    """Returns a reader of a shard's rows with random access. Threads may share it."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     return ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0", file_reader_buffer_size=2**15)
 
 
-def read_keys(folder: Path, plan: CachePlan) -> np.ndarray:
-    """The keys of a cache's captions, sorted. Raises UsageError if they are not those of the plan."""
+def _read_keys(folder: Path, plan: CachePlan) -> np.ndarray:
+    """Reads the sorted keys of the captions. Raises ConfigError if they do not match the plan."""
     path = folder / KEYS
     data = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(data).hexdigest() != plan.captions_hash or len(data) != plan.captions * KEY_BYTES:
-        raise ConfigError(f"{path} is damaged: {AGAIN}")
+        raise ConfigError(f"{path} is damaged: {_RERUN_HINT}")
     return np.frombuffer(data, f"S{KEY_BYTES}")
 
 
 def cached_encoder(cache: EmbeddingCache, dtype: Any) -> TextEncoder:
-    """A text encoder without weights, which knows the captions of a cache alone: its tokens are their embeddings."""
+    """Returns a text encoder without weights, whose tokens are the embeddings in a cache, cast to `dtype`."""
     return TextEncoder(
         shapes={},
         read=in_memory_reader({}),

@@ -1,10 +1,10 @@
-"""Writing an embedding cache, so that a kill at any point costs at most the shards that were being written.
+"""Writes an embedding cache, shard by shard: after a crash only the shards in progress are lost.
 
-While it is unfinished, OUT/plan.json says what it will be, and OUT/shard-….json, written after a shard, what that is.
-A file gets its name by a rename, once it is whole on the disk. What a shard is follows from its captions and the
-encoder alone, and which they are, from the plan: so a run that goes on ends with the bytes of an unbroken one.
+While the cache is incomplete, OUT/plan.json describes the full cache, and OUT/shard-….json, written after a shard,
+describes that shard. Files are written atomically. A shard depends only on the plan, the captions and the encoder, so a
+resumed run writes the same bytes as an uninterrupted one.
 
-B batch, L text length, D width of an embedding, n tokens of a caption.
+Shapes: B batch, L text length, D embedding width, n tokens of a caption.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ from imagen_jax.text.embedding_cache import (
 )
 from imagen_jax.text.encoder import TextEncoder
 
-PLAN = "plan.json"
-CHUNK = 2**20  # captions that are looked at before they are sorted
-# embeddings [B, L, D] → values [B, L, D] as they are kept, scales [B, L], 1 - cosine of both [B, L]
-Quantised = tuple[jax.Array, jax.Array, jax.Array]
+_PLAN = "plan.json"
+_CHUNK = 2**20  # captions to collect before they are sorted
+# stored values [B, L, D], scales [B, L], 1 - cosine of the stored and the exact embedding [B, L]
+_Quantized = tuple[jax.Array, jax.Array, jax.Array]
 
 
-class OfExamples(Protocol):
-    """The captions of examples, by random access."""
+class CaptionSequence(Protocol):
+    """Random access to the captions of examples."""
 
     def __len__(self) -> int: ...
 
@@ -60,59 +60,64 @@ class OfExamples(Protocol):
 
 
 class CaptionIndex(NamedTuple):
-    """The distinct captions of some examples, the empty one and no other blank one among them.
+    """The distinct captions of a sequence of examples. It includes the empty caption and no other blank one.
 
-    keys: bytes, sorted [N]
-    places: where each is first: number of the example, place among its captions, int64 [N, 2]; -1 of the empty one
-    given: how many captions the examples have
+    Attributes:
+        keys: sorted keys, bytes [N].
+        positions: first occurrence, int64 [N, 2] (example, index among its captions); example -1 for the empty caption.
+        given: number of captions of the examples, duplicates included.
     """
 
     keys: np.ndarray
-    places: np.ndarray
+    positions: np.ndarray
     given: int
 
 
-def index_captions(captions: OfExamples, hidden: bool = False) -> CaptionIndex:
-    """Looks at the captions of all examples, with a bar unless ``hidden``.
+def index_captions(captions: CaptionSequence, hidden: bool = False) -> CaptionIndex:
+    """Collects the distinct captions of all examples.
 
-    Memory: 32 bytes a distinct caption, and four times as much while they are sorted.
+    It takes 32 bytes of memory per distinct caption, and four times as much while they are sorted.
+
+    Args:
+        captions: the captions of each example.
+        hidden: whether to hide the progress bar.
     """
-    kept = np.array([caption_key("")], f"S{KEY_BYTES}"), np.array([(-1, 0)])
+    merged = np.array([caption_key("")], f"S{KEY_BYTES}"), np.array([(-1, 0)])
     chunks: list[tuple[np.ndarray, np.ndarray]] = []
     keys: list[bytes] = []
-    places: list[tuple[int, int]] = []
-    given = waiting = 0
+    positions: list[tuple[int, int]] = []
+    given = pending = 0
     for example in tqdm(range(len(captions)), desc="captions", unit=" examples", unit_scale=True, disable=hidden):
-        for place, caption in enumerate(captions[example]):
+        for i, caption in enumerate(captions[example]):
             given += 1
             if caption.strip():
                 keys.append(caption_key(caption))
-                places.append((example, place))
-        if len(keys) >= CHUNK:
-            chunks.append(distinct(np.array(keys, f"S{KEY_BYTES}"), np.array(places)))
-            waiting += len(chunks[-1][0])
-            keys, places = [], []
-            # as many as are kept already: so each is sorted a few times, however many there are
-            if waiting >= len(kept[0]):
-                kept, chunks, waiting = merged([kept, *chunks]), [], 0
-    last = np.array(keys, f"S{KEY_BYTES}"), np.array(places, np.int64).reshape(-1, 2)
-    return CaptionIndex(*merged([kept, *chunks, last]), given)
+                positions.append((example, i))
+        if len(keys) >= _CHUNK:
+            chunks.append(_unique(np.array(keys, f"S{KEY_BYTES}"), np.array(positions)))
+            pending += len(chunks[-1][0])
+            keys, positions = [], []
+            # merge once the pending ones are as many as the merged ones: each is sorted a logarithmic number of times
+            if pending >= len(merged[0]):
+                merged, chunks, pending = _merge([merged, *chunks]), [], 0
+    last = np.array(keys, f"S{KEY_BYTES}"), np.array(positions, np.int64).reshape(-1, 2)
+    return CaptionIndex(*_merge([merged, *chunks, last]), given)
 
 
-def merged(chunks: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Chunks of keys and places as one, without duplicates, sorted."""
-    keys, places = zip(*chunks, strict=True)
-    return distinct(np.concatenate(keys), np.concatenate(places))
+def _merge(chunks: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Merges chunks of keys and positions, sorted and without duplicates."""
+    keys, positions = zip(*chunks, strict=True)
+    return _unique(np.concatenate(keys), np.concatenate(positions))
 
 
-def distinct(keys: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keys, sorted, each once, with the place of the first of those that are alike."""
+def _unique(keys: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns sorted distinct keys with the positions of their first occurrences."""
     keys, first = np.unique(keys, return_index=True)
-    return keys, places[first]
+    return keys, positions[first]
 
 
 class PackedRow(NamedTuple):
-    """A row as it is kept, whether its caption was cut, and the cosine errors [n] of its tokens."""
+    """A packed row, whether its caption was truncated, and the cosine errors [n] of its tokens."""
 
     data: bytes
     cut: bool
@@ -120,10 +125,13 @@ class PackedRow(NamedTuple):
 
 
 class Embedder:
-    """An encoder on a mesh, compiled for batches of one shape. Its weights are read when they are first needed.
+    """An encoder on a mesh, compiled for one batch shape. Its weights are loaded at the first batch.
 
-    batch_size: captions at once; rounded up to what all devices share alike
-    dtype: of what is kept, of DTYPES
+    Args:
+        encoder: the text encoder.
+        mesh: the devices.
+        batch_size: captions per batch, rounded up to a multiple of the number of devices.
+        dtype: dtype of stored embeddings, one of STORAGE_DTYPES.
     """
 
     def __init__(self, encoder: TextEncoder, mesh: Mesh, batch_size: int, dtype: str) -> None:
@@ -131,7 +139,7 @@ class Embedder:
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
         self._has_scales = STORAGE_DTYPES[dtype][1] > 0
 
-        def program(params: dict, tokens: jax.Array, mask: jax.Array) -> Quantised:
+        def program(params: dict, tokens: jax.Array, mask: jax.Array) -> _Quantized:
             return quantize(encoder.encode(params, tokens, mask), dtype)
 
         self._program = jax.jit(program)
@@ -141,40 +149,48 @@ class Embedder:
         return self._encoder.load(self._mesh)
 
     def __call__(self, captions: Sequence[str]) -> Iterator[list[PackedRow]]:
-        """The rows of the captions, batch by batch."""
-        waiting = None
+        """Yields the rows of the captions, batch by batch."""
+        pending = None
         for start in range(0, len(captions), self._batch_size):
             batch = captions[start : start + self._batch_size]
-            mask, found = self._begin(batch)
-            # the devices are at work on a batch while the rows of the one before are packed
-            if waiting is not None:
-                yield self._rows(*waiting)
-            waiting = batch, mask, found
-        if waiting is not None:
-            yield self._rows(*waiting)
+            mask, outputs = self._dispatch(batch)
+            # the devices compute a batch while the rows of the previous one are packed
+            if pending is not None:
+                yield self._pack_rows(*pending)
+            pending = batch, mask, outputs
+        if pending is not None:
+            yield self._pack_rows(*pending)
 
-    def _begin(self, captions: Sequence[str]) -> tuple[np.ndarray, Quantised]:
-        surplus = self._batch_size - len(captions)
-        tokens, mask = self._encoder.tokenize([*captions, *[""] * surplus])
+    def _dispatch(self, captions: Sequence[str]) -> tuple[np.ndarray, _Quantized]:
+        padding = self._batch_size - len(captions)
+        tokens, mask = self._encoder.tokenize([*captions, *[""] * padding])
         for row, caption in enumerate(captions):
             if not caption:
                 tokens[row], mask[row] = self._encoder.tokenize.empty_caption
         placed = (device_put_global(array, batch_sharding(self._mesh)) for array in (tokens, mask))
         return mask, self._program(self._params, *placed)
 
-    def _rows(self, captions: Sequence[str], mask: np.ndarray, found: Quantised) -> list[PackedRow]:
-        values, scales, errors = map(np.asarray, found)
+    def _pack_rows(self, captions: Sequence[str], mask: np.ndarray, outputs: _Quantized) -> list[PackedRow]:
+        values, scales, errors = map(np.asarray, outputs)
         rows = []
         for row, caption in enumerate(captions):
             count = int(mask[row].sum())
             cut = bool(mask[row, -1]) and self._encoder.tokenize.count_truncated([caption]) > 0
-            kept = scales[row, : count if self._has_scales else 0]
-            rows.append(PackedRow(pack_row(caption, cut, values[row, :count], kept), cut, errors[row, :count]))
+            row_scales = scales[row, : count if self._has_scales else 0]
+            rows.append(PackedRow(pack_row(caption, cut, values[row, :count], row_scales), cut, errors[row, :count]))
         return rows
 
 
-def quantize(embeddings: jax.Array, dtype: str) -> Quantised:
-    """Embeddings [B, L, D] as they are kept, and what that costs."""
+def quantize(embeddings: jax.Array, dtype: str) -> _Quantized:
+    """Quantizes embeddings.
+
+    Args:
+        embeddings: [B, L, D].
+        dtype: one of STORAGE_DTYPES.
+
+    Returns:
+        (values [B, L, D] in the stored dtype, scales [B, L], 1 - cosine of exact and stored embeddings [B, L]).
+    """
     embeddings = embeddings.astype(jnp.float32)
     if dtype == "int8":
         largest = jnp.max(jnp.abs(embeddings), axis=-1)
@@ -184,19 +200,29 @@ def quantize(embeddings: jax.Array, dtype: str) -> Quantised:
     else:
         values = restored = embeddings.astype(BFLOAT16)
         scales = jnp.ones(embeddings.shape[:-1])
-    return values, scales, cosine_error(embeddings, restored.astype(jnp.float32))
+    return values, scales, _cosine_error(embeddings, restored.astype(jnp.float32))
 
 
-def cosine_error(x: jax.Array, y: jax.Array) -> jax.Array:
-    """1 - cosine of vectors [..., D]; 0 where one of them is zero."""
+def _cosine_error(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Returns 1 - cosine of vectors [..., D]; 0 where one of them is zero."""
     product = jnp.linalg.norm(x, axis=-1) * jnp.linalg.norm(y, axis=-1)
     unit_product = jnp.sum(x * y, axis=-1) / jnp.where(product > 0, product, 1.0)
     return jnp.where(product > 0, jnp.maximum(1.0 - unit_product, 0.0), 0.0)
 
 
 def prepare_folder(folder: Path, plan: CachePlan, keys: np.ndarray, writes: bool) -> None:
-    """Puts the plan and the keys into the folder, if ``writes``. Raises UsageError if another cache is there."""
-    existing = existing_plan(folder)
+    """Checks that a folder holds no other cache, and writes the plan and the keys to it.
+
+    Args:
+        folder: the folder of the cache.
+        plan: its plan.
+        keys: its keys, see `CaptionIndex`.
+        writes: whether this process writes.
+
+    Raises:
+        ConfigError: the folder holds another cache.
+    """
+    existing = _read_plan(folder)
     if existing is not None:
         changed = list(changes(dataclasses.asdict(existing), dataclasses.asdict(plan)).values())
         if changed:
@@ -206,14 +232,14 @@ def prepare_folder(folder: Path, plan: CachePlan, keys: np.ndarray, writes: bool
     if writes:
         write_whole(folder / KEYS, keys.tobytes())
         if not (folder / MANIFEST).exists():
-            write_whole(folder / PLAN, json.dumps(dataclasses.asdict(plan)).encode())
+            write_whole(folder / _PLAN, json.dumps(dataclasses.asdict(plan)).encode())
 
 
-def existing_plan(folder: Path) -> CachePlan | None:
-    """The plan of the cache in a folder, finished or not. Raises UsageError if it is damaged."""
+def _read_plan(folder: Path) -> CachePlan | None:
+    """Returns the plan of the cache in a folder, complete or not; None if there is no cache."""
     if (folder / MANIFEST).exists():
         return read_manifest(folder).plan
-    path = folder / PLAN
+    path = folder / _PLAN
     if not path.exists():
         return None
     try:
@@ -223,22 +249,22 @@ def existing_plan(folder: Path) -> CachePlan | None:
 
 
 def is_shard_complete(folder: Path, plan: CachePlan, shard: int) -> bool:
-    """Whether a shard is written, and has the bytes that were written."""
-    recorded, path = recorded_shard(folder, plan, shard), folder / plan.shard_name(shard)
-    return recorded is not None and path.is_file() and file_hash(path) == recorded.sha256
+    """Returns whether a shard is written and has the recorded hash."""
+    info, path = _read_shard_info(folder, plan, shard), folder / plan.shard_name(shard)
+    return info is not None and path.is_file() and file_hash(path) == info.sha256
 
 
-def recorded_shard(folder: Path, plan: CachePlan, shard: int) -> ShardInfo | None:
-    """What was written down of a shard: in its own file, or in the manifest; None if nothing was."""
-    path = record_path(folder, plan, shard)
+def _read_shard_info(folder: Path, plan: CachePlan, shard: int) -> ShardInfo | None:
+    """Reads the description of a shard from its own file or the manifest; None if it is not written yet."""
+    path = _shard_info_path(folder, plan, shard)
     if path.exists():
-        with contextlib.suppress(ValueError, TypeError):  # what is damaged says nothing
+        with contextlib.suppress(ValueError, TypeError):  # ignore a damaged description
             return parse_dataclass(ShardInfo, read_json(path))
     return read_manifest(folder).shards[shard] if (folder / MANIFEST).exists() else None
 
 
-def record_path(folder: Path, plan: CachePlan, shard: int) -> Path:
-    """Where it is written down what a shard is."""
+def _shard_info_path(folder: Path, plan: CachePlan, shard: int) -> Path:
+    """Returns the path of a shard's description."""
     return (folder / plan.shard_name(shard)).with_suffix(".json")
 
 
@@ -248,18 +274,23 @@ def write_shard(
     shard: int,
     captions: Sequence[str],
     embed: Callable[[Sequence[str]], Iterator[list[PackedRow]]],
-    wrote: Callable[[int], Any],
+    on_rows: Callable[[int], Any],
 ) -> None:
-    """Embeds the captions of a shard, writes it, and writes down what it is.
+    """Embeds the captions of a shard, and writes the shard and its description.
 
-    embed: as an ``Embedder``
-    wrote: is told, batch by batch, how many rows were written
+    Args:
+        folder: the folder of the cache.
+        plan: its plan.
+        shard: number of the shard.
+        captions: captions of the shard, see `shard_captions`.
+        embed: an `Embedder`.
+        on_rows: called after each batch with the number of rows written.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
     path = folder / plan.shard_name(shard)
     unfinished = unfinished_of(path)
-    # a row at a time can be read; embeddings hardly become smaller by compression
+    # one row per group for random access; embeddings hardly compress
     file = ArrayRecordWriter(str(unfinished), "group_size:1,uncompressed")
     tokens, cut, worst, total = 0, 0, 0.0, 0.0
     for rows in embed(captions):
@@ -269,39 +300,50 @@ def write_shard(
             cut += row.cut
             total += float(row.errors.sum(dtype=np.float64))
             worst = max(worst, float(row.errors.max()))
-        wrote(len(rows))
+        on_rows(len(rows))
     file.close()
     put_in_place(unfinished, path)
-    found = ShardInfo(path.stat().st_size, file_hash(path), tokens, cut, total, worst)
-    write_whole(record_path(folder, plan, shard), json.dumps(dataclasses.asdict(found)).encode())
+    info = ShardInfo(path.stat().st_size, file_hash(path), tokens, cut, total, worst)
+    write_whole(_shard_info_path(folder, plan, shard), json.dumps(dataclasses.asdict(info)).encode())
 
 
 def finalize(folder: Path, plan: CachePlan) -> Manifest:
-    """Writes the manifest of a cache whose shards are all written, and removes what was only needed until then.
+    """Writes the manifest of a cache whose shards are complete, and removes the files that were needed until then.
 
-    Raises UsageError if a shard is missing: of several processes, each writes some.
+    Raises:
+        ConfigError: a shard is missing.
     """
-    found = [recorded_shard(folder, plan, shard) for shard in range(plan.shards)]
-    missing = [plan.shard_name(shard) for shard, recorded in enumerate(found) if recorded is None]
+    infos = [_read_shard_info(folder, plan, shard) for shard in range(plan.shards)]
+    missing = [plan.shard_name(shard) for shard, info in enumerate(infos) if info is None]
     if missing:
         raise ConfigError(
             f"{str(folder)!r} lacks {len(missing)} of {plan.shards} shards, such as {missing[0]}: "
-            "all processes must write to one and the same folder"
+            "all processes must write to the same folder"
         )
-    shards = [recorded for recorded in found if recorded is not None]
+    shards = [info for info in infos if info is not None]
     write_whole(folder / MANIFEST, manifest_json(plan, shards))
-    for path in (folder / PLAN, *(record_path(folder, plan, shard) for shard in range(plan.shards))):
+    for path in (folder / _PLAN, *(_shard_info_path(folder, plan, shard) for shard in range(plan.shards))):
         path.unlink(missing_ok=True)
     return Manifest(plan, shards)
 
 
-def shard_captions(shard: int, plan: CachePlan, found: CaptionIndex, captions: OfExamples) -> list[str]:
-    """The captions of a shard. Raises UsageError if the examples no longer have those that the survey found."""
-    chosen = []
+def shard_captions(shard: int, plan: CachePlan, index: CaptionIndex, captions: CaptionSequence) -> list[str]:
+    """Returns the captions of a shard.
+
+    Args:
+        shard: number of the shard.
+        plan: the plan of the cache.
+        index: the captions of the cache.
+        captions: the captions of each example.
+
+    Raises:
+        ConfigError: the captions of an example have changed since they were indexed.
+    """
+    selected = []
     for row in plan.rows(shard):
-        example, place = map(int, found.places[row])
+        example, i = map(int, index.positions[row])
         of_example = ("",) if example < 0 else captions[example]
-        if place >= len(of_example) or caption_key(of_example[place]) != found.keys[row]:
+        if i >= len(of_example) or caption_key(of_example[i]) != index.keys[row]:
             raise ConfigError(f"the captions of example {example} have changed since this command began: run it again")
-        chosen.append(of_example[place])
-    return chosen
+        selected.append(of_example[i])
+    return selected
