@@ -6,6 +6,7 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING
 
+from imagen_jax.diffusion.noise_augmentation import AugLevelDistribution
 from imagen_jax.diffusion.tiling import check_tiles
 from imagen_jax.errors import ConfigError, collect_errors
 from imagen_jax.images.array import Size, said
@@ -203,10 +204,15 @@ def _check_tiles(config: StageConfig) -> None:
 
 
 def _check_aug_level(config: StageConfig) -> None:
-    diffusion, level = config.diffusion, config.sampling.aug_level
-    low, high = diffusion.aug_level_range
-    if config.is_super_resolution and diffusion.aug_level_distribution == "uniform" and not low <= level <= high:
-        raise ConfigError(
-            f"sampling.aug_level {level} is not in [{low}, {high}], the levels that the stage is trained at "
-            "(diffusion.aug_level_range)"
-        )
+    if config.is_super_resolution:
+        aug_level_distribution(config).check_sampling(config.sampling.aug_level)
+
+
+def aug_level_distribution(config: StageConfig) -> AugLevelDistribution:
+    """Returns the distribution of augmentation levels in training."""
+    return AugLevelDistribution(
+        distribution=config.diffusion.aug_level_distribution,  # type: ignore[arg-type]  # one of its choices
+        interval=config.diffusion.aug_level_range,
+        mean=config.diffusion.aug_level_mean,
+        std=config.diffusion.aug_level_std,
+    )

@@ -159,7 +159,7 @@ def expected(field: FieldInfo | None) -> str:
 
 def bounds(field: FieldInfo) -> str:
     """Returns the range of a field as a phrase; empty if it has none."""
-    limits = {}
+    limits: dict[str, Any] = {}
     for item in field.metadata:
         limits |= {name: getattr(item, name) for name in ("ge", "gt", "le", "lt", "min_length") if hasattr(item, name)}
     if "min_length" in limits:

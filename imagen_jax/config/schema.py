@@ -58,7 +58,7 @@ def key(
     Returns:
         The field.
     """
-    extra = {"unit": unit, "source": source, "choices": list(choices), "expected": expected}
+    extra: dict[str, Any] = {"unit": unit, "source": source, "choices": list(choices), "expected": expected}
     if "min_length" in limits:
         limits.setdefault("validate_default", True)
     return Field(default, description=text, json_schema_extra=extra, **limits)
@@ -97,6 +97,7 @@ Multiples = Annotated[tuple[int, ...], _all_of(lambda multiples: all(1 <= multip
 Levels = Annotated[tuple[float, float], _all_of(lambda pair: 0 <= pair[0] <= pair[1] <= 1)]
 Interval = Annotated[tuple[float, float], _all_of(lambda pair: 0 <= pair[0] < pair[1] <= 1)]
 Background = Annotated[int | tuple[int, int, int], _all_of(_is_background)]
+SpikeFactor = Annotated[float, _all_of(lambda factor: factor == 0 or factor > 1)]
 Devices = Annotated[int, _all_of(lambda count: count == -1 or count > 0)]
 SIZE = f"an integer for a square, or a pair (height, width), each up to {MAX_SIDE}"
 KINDS = ", ".join(ATTENTION_TYPES)
@@ -165,7 +166,7 @@ class BalanceConfig(Group):
     """A column whose values are drawn evenly, or by weights."""
 
     column: Text = key(..., "The metadata column.", min_length=1)
-    weights: tuple[tuple[str, Annotated[float, Field(gt=0)]], ...] = key(
+    weights: tuple[tuple[str | int, Annotated[float, Field(gt=0)]], ...] = key(
         (),
         "A weight for each value of the column; () draws all values equally often.",
         expected="pairs (value, weight), each weight a number above 0",
@@ -511,8 +512,10 @@ class OptimizerConfig(Group):
     )
     weight_decay: float = key(0.0, "Decoupled weight decay.", ge=0)
     clip_norm: float = key(1.0, "Global norm that gradients are clipped to.", gt=0)
-    spike_factor: float = key(
-        0.0, "Skip updates whose loss is more than this multiple of the usual loss; 0 never skips for it.", ge=0
+    spike_factor: SpikeFactor = key(
+        0.0,
+        "Skip updates whose loss is more than this multiple of the usual loss; 0 never skips for it.",
+        expected="0, or a finite number above 1",
     )
     ema_decay: float = key(0.9999, "Decay of the EMA of parameters.", unit="per step", ge=0, lt=1)
 

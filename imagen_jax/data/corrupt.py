@@ -28,14 +28,9 @@ class CorruptRecords:
         source: name of the source, for messages.
         num_records: number of records in the source.
         max_fraction: largest fraction of corrupt reads, in [0, 1] (`data.max_corrupt`).
-
-    Raises:
-        ConfigError: `max_fraction` is outside [0, 1].
     """
 
     def __init__(self, source: str, num_records: int, max_fraction: float) -> None:
-        if not 0 <= max_fraction <= 1:
-            raise ConfigError(f"config.data.max_corrupt {max_fraction} is not a fraction in [0, 1]")
         self._source, self._num_records, self._max_fraction = source, num_records, max_fraction
         self._reads = self._corrupt_reads = 0
         self._names: set[str] = set()

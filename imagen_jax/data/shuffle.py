@@ -7,7 +7,6 @@ from several groups of records by weights; whatever the weights, each group has 
 from __future__ import annotations
 
 import functools
-import math
 import sys
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -16,7 +15,6 @@ import grain
 import numpy as np
 
 from imagen_jax.data.record import Source
-from imagen_jax.errors import ConfigError
 
 # Weights are rounded to counts that sum to about this: a share is off by at most half a count.
 _ROUND_LENGTH = 10_000
@@ -62,21 +60,6 @@ def _integer_weights(weights: Sequence[float]) -> np.ndarray:
     shares = np.asarray(weights, np.float64) / np.sum(weights)
     counts = np.maximum(1, np.round(shares * max(_ROUND_LENGTH, 100 * len(shares)))).astype(np.int64)
     return counts // np.gcd.reduce(counts)
-
-
-def check_weight(weight: object, name: str) -> float:
-    """Returns a weight of a config as a float.
-
-    Args:
-        weight: the value.
-        name: the key it belongs to, for the message.
-
-    Raises:
-        ConfigError: the value is not a positive finite number.
-    """
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
-        raise ConfigError(f"{name} {weight!r} is not a number above 0")
-    return float(weight)
 
 
 def child_seed(seed: int, index: int) -> int:

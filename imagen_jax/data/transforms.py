@@ -19,8 +19,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from imagen_jax.data.record import CorruptRecordError
-from imagen_jax.errors import ConfigError, unknown_name_error
-from imagen_jax.images.array import Size, composite, dtype_of, in_pixels, to_8_bits
+from imagen_jax.images.array import Size, composite, in_pixels, to_8_bits
 
 CROPS = ("center", "random")
 
@@ -77,24 +76,6 @@ class Transform:
     background: int | tuple[int, ...]
     upscale: bool
     max_pixels: int
-
-    def __post_init__(self) -> None:
-        if self.channels not in _PIL_MODES:
-            raise ConfigError(f"config.channels {self.channels} is not supported for image files: choose 1, 3 or 4")
-        if self.crop not in CROPS:
-            raise unknown_name_error("config.data.transform.crop", self.crop, CROPS)
-        dtype_of(self.bits, "config.data.bits")
-        levels = np.atleast_1d(self.background)
-        if levels.shape not in ((1,), (3,)) or not ((levels >= 0) & (levels <= 255)).all():
-            raise ConfigError(
-                f"config.data.transform.background {self.background!r} is neither a gray level in [0, 255] nor a triple"
-                " (R, G, B) of them"
-            )
-        if self.max_pixels < self.size[0] * self.size[1]:
-            raise ConfigError(
-                f"config.data.transform.max_pixels {self.max_pixels} is less than the {in_pixels(self.size)} pixels of "
-                "config.image_size"
-            )
 
     def decode(self, data: bytes, name: str) -> np.ndarray:
         """Decodes an image file.

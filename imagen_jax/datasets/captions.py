@@ -44,4 +44,4 @@ def training_captions(config: StageConfig, training: Sequence[Source] = ()) -> S
     splits = dict.fromkeys((config.data.split, config.data.validation_split))
     if training:
         del splits[config.data.split]
-    return SourceCaptions([*training, *(make_source(config.data, split, config.image_size) for split in splits)])
+    return SourceCaptions([*training, *(make_source(config.data, split, config.image_hw) for split in splits)])

@@ -47,8 +47,6 @@ class FolderSource:
             raise ConfigError("config.data.path is empty: give your folder of images, --config.data.path=DIR")
         if split not in _SPLITS:
             raise unknown_name_error("split", split, _SPLITS)
-        if not 0 <= validation_share <= 1:
-            raise ConfigError(f"config.data.validation_fraction {validation_share} is not a fraction in [0, 1]")
         self._path, self._split = path, split
         try:
             self._folder = Folder(path)

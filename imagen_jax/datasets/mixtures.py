@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from imagen_jax.data.record import CorruptRecordError, Record, Source, read_columns
-from imagen_jax.data.shuffle import check_weight, child_seed, interleave, shuffled_epochs, training_order
+from imagen_jax.data.shuffle import child_seed, interleave, shuffled_epochs, training_order
 from imagen_jax.errors import ConfigError
 
 _PART_COLUMN = "part"  # names a record's source in a mixture
@@ -33,17 +33,15 @@ class MixtureSource:
         weights: positive weight of each part, by name; only their ratios matter.
 
     Raises:
-        ConfigError: there are no parts, one is empty, or a weight is not a positive number.
+        ConfigError: a part is empty.
     """
 
     def __init__(self, parts: Mapping[str, Source], weights: Mapping[str, float]) -> None:
-        if not parts:
-            raise ConfigError("config.data.parts is empty: a mixture needs the configs of its sources, by name")
         for name, part in parts.items():
             if not len(part):
                 raise ConfigError(f"config.data.parts.{name}, {part!r}, is empty: leave it out")
         self._names, self._parts = list(parts), list(parts.values())
-        self._weights = [check_weight(weights[name], f"config.data.parts.{name}.weight") for name in parts]
+        self._weights = [weights[name] for name in parts]
         self._starts = np.cumsum([0, *map(len, self._parts)])  # of each part in the concatenation, and its length
         # Index i maps to position i * step of the concatenation, modulo its length. A step near the golden ratio,
         # coprime to the length, visits each position once and spreads any few consecutive indices over all parts.
@@ -186,4 +184,4 @@ def _value_weights(values: Sequence[str], weights: Sequence[tuple[str, float]]) 
             f"config.data.balance.weights has the values {', '.join(map(repr, by_value))}, the column has "
             f"{', '.join(map(repr, values))}: give each value of the column one weight"
         )
-    return [check_weight(by_value[value], f"config.data.balance.weights, {value!r}:") for value in values]
+    return [by_value[value] for value in values]

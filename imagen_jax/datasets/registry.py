@@ -86,7 +86,10 @@ def make_source(config: DataConfig | PartConfig, split: str, image_size: int | S
     """
     try:
         source = SOURCES[config.source](config, split, image_size)
-        return BalancedSource(source, config.balance.column, config.balance.weights) if config.balance else source
+        if config.balance is None:
+            return source
+        weights = [(str(value), weight) for value, weight in config.balance.weights]
+        return BalancedSource(source, config.balance.column, weights)
     except ValueError as error:
         # a part of a mixture has said so already
         place = "" if str(error).startswith("config.data") else "config.data: "

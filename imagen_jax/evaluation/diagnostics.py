@@ -43,7 +43,7 @@ def compute_diagnostics(
     metrics = []
     for index, (trained, images) in enumerate(zip(stages, samples, strict=True)):
         config = trained.stage.config
-        examples = make_examples(data, data.split, config.image_size, config.channels)
+        examples = make_examples(data, data.split, config.image_hw, config.channels)
         real, captions = first_examples(examples, min(MAX_REAL_IMAGES, len(images)))
         validation_loss = make_validation_loss(trained.stage, mesh, batch_size)
         losses = validation_loss(trained.params, trained.encoder_params, real, captions)

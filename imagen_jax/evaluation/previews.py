@@ -31,7 +31,7 @@ def make_preview(stage: Stage, mesh: Mesh) -> Callable[[Any, Any], tuple[Image.I
     The metrics are those of `compute_metrics`, and of `validation_metrics` on the real images.
     """
     config = stage.config
-    examples = make_examples(config.data, config.data.validation_split, config.image_size, config.channels)
+    examples = make_examples(config.data, config.data.validation_split, config.image_hw, config.channels)
     real, prompts = first_examples(examples, config.training.preview_count)
     low_res = None
     if stage.is_super_resolution:

@@ -1,4 +1,4 @@
-"""The whole check of a data set: a survey, findings, pictures and the report, in a folder."""
+"""Inspects a data set: scans it, computes statistics, and writes a report with images to a folder."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from imagen_jax.images.grid import draw_grid, save_png
 from imagen_jax.inspection import html_report
 from imagen_jax.inspection.scan import RecordStats, load_images, scan
 from imagen_jax.inspection.statistics import (
-    captions,
-    columns,
+    caption_statistics,
+    column_statistics,
     group_statistics,
+    image_statistics,
     near_duplicate_groups,
-    record_statistics,
 )
 from imagen_jax.inspection.word_stats import Grouping
 from imagen_jax.io.atomic import write_json, write_whole
 from imagen_jax.text.encoder import load_tokenizer
 from imagen_jax.text.tokenizer import Tokenizer
 
-SHEET = 48  # pictures of the contact sheet
-ALIKE = 9  # groups of pictures that look alike to show, two of each
-LONGEST = 120  # characters below a picture
+_CONTACT_SHEET_IMAGES = 48
+_DUPLICATE_GROUPS_SHOWN = 9  # two images of each
+_MAX_LABEL = 120  # characters below an image
 
 
 def inspect(
@@ -44,17 +44,20 @@ def inspect(
     records: int = 100_000,
     groupings: Sequence[Grouping] = (),
 ) -> dict[str, Any]:
-    """Looks at the data of a config and writes what it finds into a folder; the findings.
+    """Inspects the data of a config and writes a report to a folder.
 
     Args:
-        config: of a stage.
+        config: config of a stage.
         out: gets `report.html`, `report.json`, `contact_sheet.png` and, if there are any, `near_duplicates.png`.
-        split: of its data; the training split by default.
-        records: records to look at, chosen at random where there are more; 0 for all.
-        groupings: how to tell records apart, to compare how many there are of each group.
+        split: split of the data; by default the training split.
+        records: number of records to scan, chosen at random if there are more; 0 for all.
+        groupings: groups of records to compare by frequency.
+
+    Returns:
+        The contents of `report.json`.
 
     Raises:
-        UsageError: as ``make_source`` and ``Transform``.
+        ConfigError: the data cannot be opened, see `make_source` and `Transform`.
     """
     out, split = Path(out), split or config.data.split
     out.mkdir(parents=True, exist_ok=True)
@@ -62,62 +65,68 @@ def inspect(
     transform = make_transform(config.data, image_size, config.channels)
     source = make_source(config.data, split, image_size)
 
-    looks = scan(source, transform, _sample_indices(len(source), records, config.seed), config.data.threads)
+    scanned = scan(source, transform, _sample_indices(len(source), records, config.seed), config.data.threads)
 
-    doubles = near_duplicate_groups(looks)
-    found = {
+    duplicates = near_duplicate_groups(scanned)
+    report = {
         "source": repr(source),
         "split": split,
-        **record_statistics(looks, doubles, len(source), image_size, config.data.max_corrupt if transform else 0.0),
-        "captions": captions(looks, tokenizer_or_reason(config.text)),
-        "columns": columns(looks),
-        "groups": [group_statistics(looks, grouping) for grouping in groupings],
+        **image_statistics(scanned, duplicates, len(source), image_size, config.data.max_corrupt if transform else 0.0),
+        "captions": caption_statistics(scanned, _tokenizer_or_reason(config.text)),
+        "columns": column_statistics(scanned),
+        "groups": [group_statistics(scanned, grouping) for grouping in groupings],
     }
-    write_json(out / "report.json", found)
-    shown = draw(source, transform, looks, doubles, out)
-    write_whole(out / "report.html", html_report.render_report(found, f"{source!r}, split {split}", shown).encode())
-    return found
+    write_json(out / "report.json", report)
+    images = _write_images(source, transform, scanned, duplicates, out)
+    write_whole(out / "report.html", html_report.render_report(report, f"{source!r}, split {split}", images).encode())
+    return report
 
 
 def _sample_indices(length: int, count: int, seed: int) -> Sequence[int]:
-    """The indices of ``count`` records by chance, in their order; of all for 0, or where these are fewer."""
+    """Samples the sorted indices of `count` records; all of them for 0 or if there are fewer."""
     if not 0 < count < length:
         return range(length)
     return sorted(np.random.default_rng(seed).choice(length, count, replace=False, shuffle=False).tolist())
 
 
-def tokenizer_or_reason(text: TextConfig) -> Tokenizer | str:
-    """The tokenizer of a config's ``text``, or why it cannot be had: then all the rest can still be said."""
+def _tokenizer_or_reason(text: TextConfig) -> Tokenizer | str:
+    """Returns the tokenizer of a config's `text`, or why it is not available: the rest is inspected anyway."""
     try:
         return load_tokenizer(text.model, text.length)
     except ConfigError as error:
         return f"not counted: {error}"
 
 
-def draw(
-    source: Source, transform: Transform | None, looks: Sequence[RecordStats], doubles: Sequence[Sequence[RecordStats]], out: Path
+def _write_images(
+    source: Source,
+    transform: Transform | None,
+    scanned: Sequence[RecordStats],
+    duplicates: Sequence[Sequence[RecordStats]],
+    out: Path,
 ) -> dict[str, str]:
-    """Draws pictures of the data beside the report: the names of their files by what they show."""
-    some = spread([look for look in looks if not look.reason], SHEET)
-    pairs = [look for group in doubles[:ALIKE] for look in group[:2]]
+    """Writes the contact sheet and the near duplicates; returns their file names by title."""
+    samples = _spread([record for record in scanned if not record.reason], _CONTACT_SHEET_IMAGES)
+    pairs = [record for group in duplicates[:_DUPLICATE_GROUPS_SHOWN] for record in group[:2]]
+    captions = [first_caption(record.captions) for record in samples]
     sheets = [
-        ("Pictures, as training sees them", "contact_sheet.png", some, [first_caption(look.captions) for look in some]),
-        ("Some that look alike, two by two", "near_duplicates.png", pairs, [look.name for look in pairs]),
+        ("Images as seen in training", "contact_sheet.png", samples, captions),
+        ("Near duplicates, in pairs", "near_duplicates.png", pairs, [record.name for record in pairs]),
     ]
-    shown = {}
-    for what, file, of, texts in sheets:
+    files = {}
+    for title, file, records, labels in sheets:
         (out / file).unlink(missing_ok=True)
-        if of:
-            save_png(draw_grid(load_images(source, transform, of), [cut(text) for text in texts], columns=6), out / file)
-            shown[what] = file
-    return shown
+        if records:
+            images = load_images(source, transform, records)
+            save_png(draw_grid(images, [_shorten(label) for label in labels], columns=6), out / file)
+            files[title] = file
+    return files
 
 
-def spread(looks: Sequence[RecordStats], count: int) -> list[RecordStats]:
-    """At most so many, evenly from all."""
-    return [looks[i * len(looks) // count] for i in range(count)] if len(looks) > count else list(looks)
+def _spread(records: Sequence[RecordStats], count: int) -> list[RecordStats]:
+    """Returns at most `count` records, evenly spaced."""
+    return [records[i * len(records) // count] for i in range(count)] if len(records) > count else list(records)
 
 
-def cut(text: str) -> str:
-    """A text that a picture has room for below it."""
-    return textwrap.shorten(text, LONGEST, placeholder=" …")
+def _shorten(text: str) -> str:
+    """Shortens a text to the space below an image."""
+    return textwrap.shorten(text, _MAX_LABEL, placeholder=" …")

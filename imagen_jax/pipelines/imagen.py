@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from imagen_jax.config.schema import SamplingConfig
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import Size
 from imagen_jax.parallel import multihost
@@ -64,7 +65,7 @@ class ImagenPipeline:
         self._progress: dict[str, Any] = {}
         self._samplers = [StageSampler(trained.stage, self.mesh, i) for i, trained in enumerate(self.stages)]
         # samplers with other settings, by stage and settings; shared by all pipelines made from this one
-        self._cache: dict[tuple[int, str], StageSampler] = {}
+        self._cache: dict[tuple[int, SamplingConfig], StageSampler] = {}
 
     @classmethod
     def from_pretrained(

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import said
-from imagen_jax.parallel.sharding import abstract_sharded
+from imagen_jax.parallel.sharding import with_shardings
 from imagen_jax.stages.checkpoints import CONFIG_FILE, Checkpoints, read_config
 from imagen_jax.stages.stage import Stage, build, check_fingerprint
 
@@ -50,9 +50,9 @@ def check_chain(configs: Sequence[StageConfig]) -> None:
             f"put a base stage of {low[0]}×{low[1]} before it"
         )
     for before, after in itertools.pairwise(configs):
-        size, needed = (*before.image_hw, before.channels), (*after.low_res_hw, after.channels)
-        if size != needed:
-            given, expected = ("×".join(map(str, shape)) for shape in (size, needed))
+        shape, needed = (*before.image_hw, before.channels), (*after.low_res_hw, after.channels)
+        if shape != needed:
+            given, expected = ("×".join(map(str, shape)) for shape in (shape, needed))
             next_one = f"one that starts from {expected}" if after.is_super_resolution else "a base stage"
             raise ConfigError(f"the stages do not chain: one that samples {given} is followed by {next_one}")
 
@@ -116,7 +116,7 @@ def load_stage(
     # memory may suffice for one copy of a large encoder, and not for one for each stage
     shared = next((other for other in others if _encoder_key(other.stage.config) == _encoder_key(config)), None)
     built = build(config, shared.stage.encoder if shared else None)
-    abstract = abstract_sharded(jax.eval_shape(built.init, jax.random.key(0)), mesh)
+    abstract = with_shardings(jax.eval_shape(built.init, jax.random.key(0)), mesh)
     checkpoints = Checkpoints(workdir)
     if checkpoints.latest_step is None:
         raise ConfigError(f"stage folder {str(workdir)!r} has no complete checkpoint: train it first")

@@ -47,7 +47,7 @@ def diffusion_loss(
         params: parameters of its network.
         x: images [B, H, W, C] in [-1, 1].
         text: embeddings [B, L, D] and mask [B, L].
-        condition: from `Stage.condition_on`; empty for a base stage.
+        condition: from `Stage.augment_low_res`; empty for a base stage.
         t: times [B] in [0, 1].
         eps: Gaussian noise of the shape of x.
         dropout_keys: keys [B] of the network's dropout; None for no dropout.
@@ -61,7 +61,7 @@ def diffusion_loss(
     weight = process.loss_weight(
         logsnr,
         stage.prediction,
-        settings.loss_weighting,
+        settings.loss_weighting,  # type: ignore[arg-type]  # one of its choices
         bias=settings.loss_weighting_bias,
         min_snr_gamma=settings.min_snr_gamma,
         sigma_data=settings.sigma_data,

@@ -1,7 +1,7 @@
 """A stage of the cascade: what its config means, and what training and sampling share.
 
-A stage is a network that sees through noise at one image size, with its text encoder and noise schedule; a
-super-resolution stage also sees the stage before it.
+A stage is a denoising network at one image size, with its text encoder and noise schedule; a super-resolution stage is
+also conditioned on the image of the stage before it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
+from imagen_jax.config.fit import aug_level_distribution
 from imagen_jax.config.schema import DTYPES, SamplingConfig, StageConfig, TextConfig
 from imagen_jax.diffusion import schedules
 from imagen_jax.diffusion.noise_augmentation import AugLevelDistribution
@@ -27,7 +28,7 @@ from imagen_jax.images.resize import resize
 from imagen_jax.models.efficient_unet import EfficientUNet
 from imagen_jax.models.unet import UNet
 from imagen_jax.models.unet_base import UNetBase, no_constraint
-from imagen_jax.parallel.sharding import lay_examples
+from imagen_jax.parallel.batching import constrain_batch
 from imagen_jax.text.embedding_cache import EmbeddingCache, cached_encoder
 from imagen_jax.text.encoder import TextEncoder, load_encoder
 
@@ -43,8 +44,8 @@ class Stage:
         network: the U-Net; its parameters live outside.
         encoder: the frozen text encoder.
         schedule: the noise schedule of training and, unless told otherwise, of sampling.
-        aug_schedule: that of the noise in the low-resolution condition.
-        aug_levels: how much of it there is in training.
+        aug_schedule: the noise schedule of the low-resolution condition.
+        aug_levels: the distribution of its augmentation levels in training.
     """
 
     config: StageConfig
@@ -71,17 +72,17 @@ class Stage:
 
     @property
     def prediction(self) -> PredictionType:
-        """What its network predicts."""
+        """What the network predicts."""
         return self.config.diffusion.prediction_type  # type: ignore[return-value]  # one of its choices
 
     @property
     def learns_variance(self) -> bool:
-        """Whether its network says the variance of reverse steps too."""
+        """Whether the network also predicts the variance of reverse steps."""
         return self.config.diffusion.variance_type == "learned"
 
-    def laid_on(self, mesh: Mesh | AbstractMesh) -> Stage:
-        """The stage with a network that keeps features where the mesh has their examples, within loops too."""
-        return dataclasses.replace(self, network=self.network.clone(constrain=partial(lay_examples, mesh=mesh)))
+    def with_mesh(self, mesh: Mesh | AbstractMesh) -> Stage:
+        """Returns the stage with a network that shards its activations by example and rows, as the mesh says."""
+        return dataclasses.replace(self, network=self.network.clone(constrain=partial(constrain_batch, mesh=mesh)))
 
     def with_sampling(self, changes: Mapping[str, Any]) -> Stage:
         """Returns the stage with other sampling settings. Raises ConfigError for unknown or wrong ones."""
@@ -93,7 +94,7 @@ class Stage:
         return self.config.sampling
 
     def init(self, key: jax.Array) -> Any:
-        """Fresh parameters, a plain nested dict; call it under ``jax.jit`` with ``out_shardings``."""
+        """Returns random parameters, a plain nested dict; call it under `jax.jit` with `out_shardings`."""
         arguments = network_arguments(self.config, self.encoder.width, self.config.image_hw)
         zeros = [jnp.zeros(argument.shape, argument.dtype) for argument in arguments]
         return self.network.init({"params": key}, *zeros)["params"]
@@ -108,9 +109,20 @@ class Stage:
         condition: dict[str, jax.Array],
         dropout_keys: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """(prediction, v) at z_t, both [B, H, W, C]; v as in ``diffusion``, None where variances are not learned.
+        """Predicts at z_t.
 
-        ``condition`` is from ``condition_on``, or empty; ``dropout_keys`` [B] are of each example's dropout, if any.
+        Args:
+            params: of the network.
+            z: noisy images z_t [B, H, W, C].
+            logsnr: their log signal-to-noise ratio [B].
+            text: embeddings [B, L, D].
+            text_mask: bool [B, L], True where there is a token.
+            condition: from `augment_low_res`; empty for a base stage.
+            dropout_keys: one for each example [B]; None for no dropout.
+
+        Returns:
+            (prediction, v), both [B, H, W, C]; v interpolates the log-variance of a reverse step, and is None where
+            variances are not learned.
         """
         z, logsnr, text, text_mask, condition = self.network.constrain((z, logsnr, text, text_mask, condition))
         output = self.network.apply(
@@ -128,21 +140,27 @@ class Stage:
         return output[..., :channels], output[..., channels:] if self.learns_variance else None
 
     def unconditional(self, encoder_params: Any) -> tuple[jax.Array, jax.Array]:
-        """What stands in the place of a dropped caption, in training and in guidance: text [L, D], mask [L].
+        """Returns the text of a dropped caption, in training and in guidance: embeddings [L, D] and mask [L].
 
-        With ``diffusion.null_text`` "zero" no text at all (arXiv:2205.11487, Section 2.2); with "empty" what the
-        encoder makes of a caption of no words, whose only token is the end of the sequence, as for T5's "".
+        With `diffusion.null_text` "zero", zeros and an empty mask (arXiv:2205.11487, Section 2.2); with "empty", the
+        encoding of the empty caption, whose only token is the end of the sequence.
         """
         if self.config.diffusion.null_text == "zero":
             return jnp.zeros((self.encoder.length, self.encoder.width)), jnp.zeros(self.encoder.length, bool)
         tokens, mask = map(jnp.asarray, self.encoder.tokenize.empty_caption)
         return self.encoder.encode(encoder_params, tokens[None], mask[None])[0], mask
 
-    def condition_on(self, low_res: jax.Array, aug_level: jax.Array, eps: jax.Array) -> dict[str, jax.Array]:
-        """Noise conditioning augmentation (arXiv:2205.11487, Section 2.3): low_res [B, h, w, C] as the network gets it.
+    def augment_low_res(self, low_res: jax.Array, aug_level: jax.Array, eps: jax.Array) -> dict[str, jax.Array]:
+        """Applies noise conditioning augmentation (arXiv:2205.11487, Section 2.3).
 
-        ``low_res`` gets the noise of ``aug_level`` [B] in [0, 1], made of ``eps`` of its shape, and the stage's size;
-        if it is of a crop, the crop's.
+        Args:
+            low_res: images, or crops of them, [B, h, w, C].
+            aug_level: noise levels [B] in [0, 1].
+            eps: Gaussian noise [B, h, w, C].
+
+        Returns:
+            `low_res`, with noise and resized to the stage's image size (for a crop, to the crop's), and `aug_level`
+            [B], as the network gets them.
         """
         size = scaled(low_res.shape[1:3], self.low_res_shape[:2], self.image_shape[:2])
         alpha, sigma = self.aug_schedule.alpha(aug_level), self.aug_schedule.sigma(aug_level)
@@ -154,73 +172,71 @@ class Stage:
 
 
 def build(config: StageConfig, encoder: TextEncoder | None = None) -> Stage:
-    """The stage that a config describes, with another text encoder than ``make_encoder`` makes if one is given."""
+    """The stage that a config describes, with another text encoder than `make_encoder` makes if one is given."""
     return Stage(
         config=config,
         network=make_network(config),
         encoder=encoder or make_encoder(config.text),
         schedule=schedules.get_schedule(config.diffusion.schedule, config.diffusion.schedule_shift),
         aug_schedule=schedules.get_schedule(config.diffusion.aug_schedule, config.diffusion.aug_schedule_shift),
-        aug_levels=AugLevelDistribution(
-            distribution=config.diffusion.aug_level_distribution,  # type: ignore[arg-type]  # one of its choices
-            interval=config.diffusion.aug_level_range,
-            mean=config.diffusion.aug_level_mean,
-            std=config.diffusion.aug_level_std,
-        ),
+        aug_levels=aug_level_distribution(config),
     )
 
 
 def make_encoder(config: TextConfig) -> TextEncoder:
-    """The text encoder that a config's ``text`` names, its weights not yet read. Raises UsageError if there is none."""
+    """Returns the text encoder that a config names, its weights not yet read. Raises ConfigError if there is none."""
     try:
         return load_encoder(config.model, config.length, DTYPES[config.dtype])
     except ValueError as error:
-        raise ConfigError(f"config.text: {error}") from error
+        raise ConfigError(f"text: {error}") from error
 
 
 def make_cached_encoder(config: TextConfig) -> TextEncoder:
-    """What a config's ``text.cache`` has of the text encoder, which is then not needed itself.
+    """Returns an encoder that looks embeddings up in a config's `text.cache`.
 
-    Raises UsageError for a cache of another encoder or length. With ``text.fingerprint`` the encoder's files need not
-    be there; without it all of its weights are read, once, to tell which it is.
+    With `text.fingerprint` the encoder's files are not needed; without it all of its weights are read once, to compute
+    the fingerprint.
+
+    Raises:
+        ConfigError: the cache is of another encoder or length.
     """
     cache = EmbeddingCache(Path(config.cache))
-    of_config = {"length": config.length, "fingerprint": config.fingerprint}
+    expected_values = {"length": config.length, "fingerprint": config.fingerprint}
     if not config.fingerprint:
         try:
             encoder = make_encoder(config)
         except ConfigError as error:
             raise ConfigError(
-                f"{error}; or, to train from {config.cache!r} alone, set text.fingerprint: the embed command said it"
+                f"{error}; or, to train from {config.cache!r} alone, set text.fingerprint, which the embed command printed"
             ) from error
-        of_config |= {"width": encoder.width, "fingerprint": encoder.fingerprint()}
-    for name, expected in of_config.items():
-        found = getattr(cache.plan, name)
-        if found != expected:
+        expected_values |= {"width": encoder.width, "fingerprint": encoder.fingerprint()}
+    for name, expected in expected_values.items():
+        cached = getattr(cache.plan, name)
+        if cached != expected:
             raise ConfigError(
-                f"config.text.cache {config.cache!r} has {name} {found}, and config.text means {name} {expected}: "
-                "give a cache that was embedded with this config, or none"
+                f"text.cache {config.cache!r} has {name} {cached}, and the config's text encoder has {expected}: "
+                "give a cache that was written with this config, or none"
             )
     return cached_encoder(cache, DTYPES[config.dtype])
 
 
 def check_fingerprint(encoder: TextEncoder, config: TextConfig) -> None:
-    """Raises UsageError if a config's ``text.fingerprint`` is that of another encoder; reads all weights to see."""
+    """Raises ConfigError if a config's `text.fingerprint` is that of another encoder; reads all weights to check."""
     if config.fingerprint and config.fingerprint != encoder.fingerprint():
         raise ConfigError(
-            f"text encoder {config.model!r} has fingerprint {encoder.fingerprint()}, and config.text.fingerprint is "
-            f"{config.fingerprint}: name the encoder that is meant as text.model, or correct it"
+            f"text encoder {config.model!r} has fingerprint {encoder.fingerprint()}, and text.fingerprint is "
+            f"{config.fingerprint}: set text.model to the encoder of that fingerprint, or correct it"
         )
 
 
 def load_encoder_params(stage: Stage, mesh: Mesh) -> Any:
-    """The text encoder's parameters, on the mesh. Raises UsageError as ``check_fingerprint``."""
+    """Returns the text encoder's parameters on a mesh. Raises ConfigError as `check_fingerprint`."""
     check_fingerprint(stage.encoder, stage.config.text)
     return stage.encoder.load(mesh)
 
 
 def make_network(config: StageConfig) -> UNetBase:
-    """The network that a config describes; no text encoder is needed."""
+    """Returns the network that a config describes; no text encoder is needed."""
     fields = config.model.to_dict()
     network = NETWORKS[fields.pop("network")]
     fields["dtype"] = DTYPES[fields["dtype"]]
@@ -235,9 +251,12 @@ def make_network(config: StageConfig) -> UNetBase:
 
 
 def network_arguments(config: StageConfig, text_width: int, size: Size) -> list[jax.ShapeDtypeStruct]:
-    """What a config's network is called with for one image of a size, as abstract arrays, in order.
+    """Returns the arguments of a config's network for one image of a size, as abstract arrays, in order.
 
-    ``text_width`` is D of the text embeddings, so that a network can be looked at without its text encoder.
+    Args:
+        config: the stage.
+        text_width: D of the text embeddings, so that the text encoder is not needed.
+        size: (height, width) of the image.
     """
     image = jax.ShapeDtypeStruct((1, *size, config.channels), jnp.float32)
     level = jax.ShapeDtypeStruct((1,), jnp.float32)
@@ -263,5 +282,5 @@ def check_rows(config: StageConfig, spatial: int) -> None:
         if spatial > 1 and size[0] % needed:
             raise ConfigError(
                 f"{name} {said(size)} cannot be split over {spatial} devices (spatial): its {size[0]} rows must be a "
-                f"multiple of {needed}, so that each device has whole rows at every level: give fewer devices"
+                f"multiple of {needed}, so that each device has full rows at every level: give fewer devices"
             )

@@ -24,7 +24,8 @@ from imagen_jax.errors import ConfigError
 from imagen_jax.evaluation.previews import make_preview
 from imagen_jax.evaluation.validation_loss import mean_validation_loss
 from imagen_jax.images.grid import save_png
-from imagen_jax.parallel import multihost, sharding
+from imagen_jax.parallel import batching, multihost, runtime
+from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.checkpoints import Checkpoints, check_batch_size, open_workdir
 from imagen_jax.stages.stage import load_encoder_params
@@ -92,7 +93,7 @@ def train(
     """
     workdir = Path(workdir).expanduser()
     check_writable(workdir)
-    multihost.allow_open_files(OPEN_FILES, "training")
+    runtime.raise_open_file_limit(OPEN_FILES, "training")
     with memory_told(config):
         return _run(config, workdir, stop or Stop(), clock or Clock())
 
@@ -101,7 +102,7 @@ def _run(config: StageConfig, workdir: Path, stop: Stop, clock: Clock) -> Traini
     """Trains a stage: the full story, in time order."""
     training = config.training
     check_training(config)
-    mesh = sharding.make_mesh(config.mesh.axes)
+    mesh = make_mesh(config.mesh.axes)
     stage = stages.build(config, stages.make_cached_encoder(config.text) if config.text.cache else None)
     buckets, batches = open_data(config, stage, mesh)
 
@@ -143,7 +144,7 @@ def _run(config: StageConfig, workdir: Path, stop: Stop, clock: Clock) -> Traini
         for step in range(first + 1, training.steps + 1):
             with clock.spend("step" if stop.ready else "compile", step):
                 with clock.spend("data", step):
-                    batch = sharding.put_batch(progress.next_of(batches), mesh)
+                    batch = batching.shard_local_batch(progress.next_of(batches), mesh)
                 state, metrics = train_step(state, encoder_params, batch)
                 progress.step(step, metrics)
             stop.ready = True
@@ -183,7 +184,7 @@ def open_data(
         UsageError: the data cannot be opened, or the cache of embeddings lacks a caption of theirs.
     """
     tokenize = stage.encoder.tokenize
-    buckets = make_buckets(config.data, config.data.split, config.image_size, config.channels)
+    buckets = make_buckets(config.data, config.data.split, config.image_hw, config.channels)
     if isinstance(tokenize, EmbeddingCache):
         check_captions(tokenize, training_captions(config, [examples.source for examples in buckets]))
     batches = training_batches(
@@ -193,7 +194,7 @@ def open_data(
         seed=config.seed,
         threads=config.data.threads,
         prefetch=config.data.prefetch,
-        rows=sharding.own_rows(config.training.batch_size, mesh),
+        rows=batching.local_rows(config.training.batch_size, mesh),
     )
     return buckets, batches
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from imagen_jax.errors import ConfigError, TrainingError
+from imagen_jax.errors import TrainingError
 
 # Of the running mean of losses that a spike is held against: it sees some hundred steps back.
 MEMORY = 0.99
@@ -34,13 +33,7 @@ def skip_bad_updates(
         optimizer: what is guarded.
         spike_factor: the update is skipped too where ``loss``, an extra argument of its ``update``, is over so many
             times the usual; 0 for no such limit.
-
-    Raises:
-        UsageError: a factor that would skip usual losses.
     """
-    if not (spike_factor == 0 or 1 < spike_factor < math.inf):
-        raise ConfigError(f"optimizer.spike_factor {spike_factor} is neither 0, for no limit, nor above 1 and finite")
-
     def init(params: Any) -> GuardState:
         none = jnp.zeros((), jnp.int32)
         return GuardState(optimizer.init(params), jnp.zeros((), jnp.float32), none, none)

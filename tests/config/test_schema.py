@@ -12,11 +12,11 @@ from imagen_jax.config.messages import keys_of
 from imagen_jax.config.schema import DataConfig, EvaluationConfig, PretrainTextConfig, StageConfig, groups_in
 from imagen_jax.datasets.registry import SOURCES
 from imagen_jax.errors import ConfigError, collect_errors
-from imagen_jax.parallel.sharding import AXES
+from imagen_jax.parallel.mesh import MESH_AXES
 from imagen_jax.stages.stage import NETWORKS
 from imagen_jax.training.validate import check_training
 from tests.faults.configs import mutated, survives
-from tests.helpers.configs import base_config, sr_config
+from tests.helpers.configs import base_config, config_of, sr_config
 
 SCHEMAS = (StageConfig, EvaluationConfig, PretrainTextConfig)
 # what of a network is not in config.model: flax's own fields, and what follows from the rest of the config
@@ -50,7 +50,7 @@ def test_each_source_has_keys():
 
 
 def test_mesh_axes_are_keys():
-    assert tuple(base_config().mesh.axes) == AXES
+    assert tuple(base_config().mesh.axes) == MESH_AXES
 
 
 def test_all_errors_are_reported():
@@ -159,7 +159,29 @@ def test_configs_are_immutable():
         base_config().seed = 1
 
 
-MIXTURE = {"data.source": "mixture"}
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        ({"channels": 2}, "channels 2"),
+        ({"data.transform.crop": "middle"}, "data.transform.crop 'middle'.* center, random"),
+        ({"data.bits": 12}, "data.bits 12.* 8, 16"),
+        ({"data.transform.background": 256}, "background 256"),
+        ({"data.transform.background": (1, 2)}, r"background \(1, 2\)"),
+        ({"data.transform.max_pixels": 63, "image_size": 8}, "max_pixels 63.*image_size"),
+        ({"data.max_corrupt": -1.0}, "data.max_corrupt -1.0"),
+        ({"data.validation_fraction": 2.0}, "data.validation_fraction 2.0"),
+        ({"data.balance": {"column": "a", "weights": (("b", 0),)}}, "data.balance.weights"),
+    ],
+)
+def test_data_of_files_are_checked(changes, match):
+    with pytest.raises(ConfigError, match=match):
+        config_of("folder_base.py", **changes)
+
+
+@pytest.mark.parametrize("factor", [-1.0, 0.5, 1.0, float("inf"), float("nan")])
+def test_spike_factors(factor):
+    with pytest.raises(ConfigError, match="optimizer.spike_factor"):
+        base_config(**{"optimizer.spike_factor": factor})
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,7 @@ from PIL import Image
 
 from imagen_jax.data.record import CorruptRecordError
 from imagen_jax.data.transforms import _EXIF_TRANSPOSE, Transform
-from imagen_jax.errors import ConfigError
-from imagen_jax.parallel.multihost import malloc_trim
+from imagen_jax.parallel.runtime import malloc_trim
 
 # what PIL has to say of odd files is not of use here: they are read, or refused
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -347,17 +346,3 @@ def test_what_is_no_image_is_broken_and_why_is_said(data, reason):
         TO_8.decode(data, "it")
 
 
-@pytest.mark.parametrize(
-    "wrong, message",
-    [
-        ({"channels": 2}, "config.channels 2 is not of image files: choose 1, 3 or 4"),
-        ({"crop": "middle"}, "config.data.transform.crop 'middle' is not known: choose centre or random"),
-        ({"bits": 12}, "config.data.bits 12 is not known: choose 8 or 16"),
-        ({"background": 256}, "background 256 is neither a gray level"),
-        ({"background": (1, 2)}, r"background \(1, 2\) is neither"),
-        ({"max_pixels": 63}, "max_pixels 63 is less than the 8×8 pixels of config.image_size"),
-    ],
-)
-def test_a_wrong_transform_is_refused(wrong, message):
-    with pytest.raises(ConfigError, match=message):
-        to(**wrong)
