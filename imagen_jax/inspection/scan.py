@@ -1,4 +1,4 @@
-"""A look at records one by one: each is read and decoded as training would, and what matters of it is kept."""
+"""Scans records one by one: each is read and decoded as in training, and statistics of it are kept."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from imagen_jax.data.dataset import decoded
-from imagen_jax.data.record import BrokenRecord, Record, Source
-from imagen_jax.data.transforms import Transform, size_in
+from imagen_jax.data.dataset import decode_image
+from imagen_jax.data.record import CorruptRecordError, Record, Source
+from imagen_jax.data.transforms import Transform, read_size
 from imagen_jax.images.array import Size
 from imagen_jax.inspection.near_duplicates import fingerprint
 
 
-class Look(NamedTuple):
-    """What there was to see of one record.
+class RecordStats(NamedTuple):
+    """Statistics of one record.
 
-    place: its index in the source
-    name: its path or key
-    reason: why it cannot be read, "" if it can
-    captions: all that it has
-    columns: of its metadata
-    size: (height, width) of the picture as it is stored, upright; None if that is not known
-    fingerprint: of the picture, see ``duplicates``; empty if it cannot be read
-    seconds: of one core, that reading and decoding took
+    Attributes:
+        index: index in the source.
+        name: path or key.
+        reason: why it cannot be read, "" if it can.
+        captions: all its captions.
+        columns: its metadata.
+        size: upright (height, width) of the stored image; None if unknown.
+        fingerprint: see `near_duplicates.py`; empty if the image cannot be read.
+        seconds: time of one core for reading and decoding.
     """
 
-    place: int
+    index: int
     name: str
     reason: str
     captions: tuple[str, ...]
@@ -40,46 +41,51 @@ class Look(NamedTuple):
     seconds: float
 
 
-def survey(source: Source, transform: Transform | None, indices: Sequence[int], threads: int) -> list[Look]:
-    """A look at each of these records, in their order, with a progress bar."""
+def scan(source: Source, transform: Transform | None, indices: Sequence[int], threads: int) -> list[RecordStats]:
+    """Returns the statistics of records, in the order of `indices`, with a progress bar.
 
-    def look(index: int) -> Look:
-        return look_at(source, transform, index)
+    Args:
+        source: the records.
+        transform: decodes image files; None for a source of decoded images.
+        indices: the records to scan.
+        threads: how many threads read records.
 
+    Raises:
+        ConfigError: the source has image files, and there is no transform.
+    """
     with ThreadPoolExecutor(threads) as pool:
-        looks = pool.map(look, indices)
-        return list(tqdm(looks, desc="records", total=len(indices), unit=" records", mininterval=1.0))
+        records = pool.map(lambda index: _scan_record(source, transform, index), indices)
+        return list(tqdm(records, desc="records", total=len(indices), unit=" records", mininterval=1.0))
 
 
-def look_at(source: Source, transform: Transform | None, index: int) -> Look:
-    """A look at record ``index``. Raises UsageError if no transform says what becomes of image files."""
+def _scan_record(source: Source, transform: Transform | None, index: int) -> RecordStats:
     start = time.thread_time()
     try:
         record = source[index]
-    except BrokenRecord as broken:
-        return Look(index, broken.name, broken.reason, (), {}, None, b"", 0.0)
+    except CorruptRecordError as corrupt:
+        return RecordStats(index, corrupt.name, corrupt.reason, (), {}, None, b"", 0.0)
     seconds = time.thread_time() - start
-    seen = Look(index, record.name, "", record.captions, record.columns, stored_size(record), b"", 0.0)
+    stats = RecordStats(index, record.name, "", record.captions, record.columns, _stored_size(record), b"", 0.0)
     start = time.thread_time()
     try:
-        image = decoded(record, transform)
-    except BrokenRecord as broken:
-        return seen._replace(reason=broken.reason)
+        image = decode_image(record, transform)
+    except CorruptRecordError as corrupt:
+        return stats._replace(reason=corrupt.reason)
     seconds += time.thread_time() - start
-    return seen._replace(seconds=seconds, fingerprint=fingerprint(image))
+    return stats._replace(seconds=seconds, fingerprint=fingerprint(image))
 
 
-def stored_size(record: Record) -> Size | None:
-    """(height, width) of a record's picture, upright, from the header of its file; None if that cannot be read."""
+def _stored_size(record: Record) -> Size | None:
+    """Returns the upright (height, width) of a record's image, from the header of its file; None if unreadable."""
     if not isinstance(record.image, bytes):
         return record.image.shape[0], record.image.shape[1]
     try:
-        return size_in(record.image, record.name)
-    except BrokenRecord:
+        return read_size(record.image, record.name)
+    except CorruptRecordError:
         return None
 
 
-def pictures(source: Source, transform: Transform | None, looks: Sequence[Look]) -> np.ndarray:
-    """The pictures [N, H, W, C] of records that could be read, as training sees them without chance."""
-    images = [decoded(source[look.place], transform) for look in looks]
+def load_images(source: Source, transform: Transform | None, records: Sequence[RecordStats]) -> np.ndarray:
+    """Returns the images [N, H, W, C] of readable records as in training, but without random crops and flips."""
+    images = [decode_image(source[record.index], transform) for record in records]
     return np.stack(images if transform is None else [transform.fit(image) for image in images])

@@ -1,4 +1,4 @@
-"""What a survey found, as plain numbers, names and lists: what the JSON file has and the report shows."""
+"""Statistics of scanned records as JSON-compatible values: the contents of report.json."""
 
 from __future__ import annotations
 
@@ -12,57 +12,67 @@ from imagen_jax.data.corrupt import max_allowed
 from imagen_jax.images.array import Size, in_pixels
 from imagen_jax.inspection.near_duplicates import group_near_duplicates
 from imagen_jax.inspection.scan import RecordStats
-from imagen_jax.inspection.word_stats import Grouping, compare_groups, caption_words
+from imagen_jax.inspection.word_stats import Grouping, caption_words, compare_groups
 from imagen_jax.text.tokenizer import Tokenizer
 
-NAMED = 1000  # files, captions and groups of doubles to name at most
-FREQUENT = 200  # words, values of a column to name at most
-ASPECTS = (0.5, 0.75, 0.9, 1.1, 1.333, 2.0)  # width / height, the borders between kinds
+_MAX_LISTED = 1000  # files, captions and groups of near duplicates
+_MAX_FREQUENT = 200  # words, values of a column
+_ASPECT_BINS = (0.5, 0.75, 0.9, 1.1, 1.333, 2.0)  # inner edges, of width / height
 
 
-def record_statistics(
-    looks: Sequence[RecordStats], doubles: Sequence[Sequence[RecordStats]], records: int, image_size: Size, max_broken: float
+def image_statistics(
+    records: Sequence[RecordStats],
+    duplicates: Sequence[Sequence[RecordStats]],
+    num_records: int,
+    image_size: Size,
+    max_corrupt: float,
 ) -> dict[str, Any]:
-    """What can be said of pictures and files.
+    """Returns the statistics of files and images.
 
     Args:
-        looks: at the records.
-        doubles: groups of them that look alike.
-        records: how many the source has.
-        image_size: (height, width) that a stage is trained on.
-        max_broken: the share of records that may be broken.
+        records: the scanned records.
+        duplicates: groups of near duplicates among them.
+        num_records: number of records in the source.
+        image_size: (height, width) that the stage is trained on.
+        max_corrupt: fraction of records that may be corrupt.
     """
-    readable = [look for look in looks if not look.reason]
-    broken = [{"name": look.name, "reason": look.reason} for look in looks if look.reason]
-    seconds = sum(look.seconds for look in readable)
-    verdict = ""
+    readable = [record for record in records if not record.reason]
+    unreadable = [{"name": record.name, "reason": record.reason} for record in records if record.reason]
+    seconds = sum(record.seconds for record in readable)
+    unusable = ""
     if not readable:
-        verdict = f"none of {len(looks)} records can be read"
-    elif len(broken) > max_allowed(max_broken, len(looks)):
-        verdict = f"{len(broken)} of {len(looks)} records cannot be read: config.data.max_corrupt is {max_broken}"
+        unusable = f"none of {len(records)} records can be read"
+    elif len(unreadable) > max_allowed(max_corrupt, len(records)):
+        unusable = (
+            f"{len(unreadable)} of {len(records)} records cannot be read: config.data.max_corrupt is {max_corrupt}"
+        )
     return {
-        "records": records,
-        "looked_at": len(looks),
-        "unusable": verdict,
-        "unreadable": len(broken),
-        "unreadable_files": broken[:NAMED],
-        "sizes": sizes([look.size for look in looks if look.size], image_size),
-        "near_duplicates": near_duplicates(doubles),
+        "records": num_records,
+        "scanned": len(records),
+        "unusable": unusable,
+        "unreadable": len(unreadable),
+        "unreadable_files": unreadable[:_MAX_LISTED],
+        "sizes": _size_statistics([record.size for record in records if record.size], image_size),
+        "near_duplicates": {
+            "groups": len(duplicates),
+            "images": sum(map(len, duplicates)),
+            "names": [[record.name for record in group[:_MAX_FREQUENT]] for group in duplicates[:_MAX_LISTED]],
+        },
         "read_per_second_and_core": round(len(readable) / seconds, 1) if seconds else None,
     }
 
 
-def sizes(found: Sequence[Size], image_size: Size) -> dict[str, Any]:
-    """How large pictures are, as stored, and of what aspects."""
-    if not found:
+def _size_statistics(sizes: Sequence[Size], image_size: Size) -> dict[str, Any]:
+    """Returns the distribution of the sizes and aspect ratios of stored images."""
+    if not sizes:
         return {}
-    heights, widths = np.array(found).T
-    by_area = sorted(found, key=lambda size: (size[0] * size[1], size))
-    borders = [0.0, *ASPECTS, np.inf]
-    counts, _ = np.histogram(widths / heights, borders)
+    heights, widths = np.array(sizes).T
+    by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+    edges = [0.0, *_ASPECT_BINS, np.inf]
+    counts, _ = np.histogram(widths / heights, edges)
     aspects = {
         f"{low:g} to {high:g}".replace("to inf", "and more"): int(count)
-        for low, high, count in zip(borders[:-1], borders[1:], counts, strict=True)
+        for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
     }
     return {
         "smallest": in_pixels(by_area[0]),
@@ -74,70 +84,74 @@ def sizes(found: Sequence[Size], image_size: Size) -> dict[str, Any]:
     }
 
 
-def near_duplicate_groups(looks: Sequence[RecordStats]) -> list[list[RecordStats]]:
-    """Groups of pictures that look alike, the largest first."""
-    readable = [look for look in looks if not look.reason]
-    return [[readable[i] for i in group] for group in group_near_duplicates([look.fingerprint for look in readable])]
+def near_duplicate_groups(records: Sequence[RecordStats]) -> list[list[RecordStats]]:
+    """Returns the groups of near-duplicate images, the largest first."""
+    readable = [record for record in records if not record.reason]
+    groups = group_near_duplicates([record.fingerprint for record in readable])
+    return [[readable[i] for i in group] for group in groups]
 
 
-def near_duplicates(doubles: Sequence[Sequence[RecordStats]]) -> dict[str, Any]:
-    """Groups of pictures that look alike, by name."""
-    return {
-        "groups": len(doubles),
-        "pictures": sum(map(len, doubles)),
-        "names": [[look.name for look in group[:FREQUENT]] for group in doubles[:NAMED]],
-    }
+def caption_statistics(records: Sequence[RecordStats], tokenizer: Tokenizer | str) -> dict[str, Any]:
+    """Returns the statistics of captions.
 
-
-def captions(looks: Sequence[RecordStats], tokenizer: Tokenizer | str) -> dict[str, Any]:
-    """What can be said of captions; in the place of a tokenizer, why there is none, and what is cut not counted."""
-    everything = [caption for look in looks for caption in look.captions]
-    times = Counter(everything)
-    repeated = [(caption, count) for caption, count in times.most_common(NAMED) if count > 1]
-    words = Counter(word for look in looks for word in caption_words(look.captions))
+    Args:
+        records: the scanned records.
+        tokenizer: counts truncated captions; or the reason why there is none, then they are not counted.
+    """
+    all_captions = [caption for record in records for caption in record.captions]
+    occurrences = Counter(all_captions)
+    repeated = [(caption, count) for caption, count in occurrences.most_common(_MAX_LISTED) if count > 1]
+    words = Counter(word for record in records for word in caption_words(record.captions))
     if isinstance(tokenizer, str):
-        counted: dict[str, Any] = {"cut": None, "cut_captions": [], "not_counted": tokenizer}
+        truncation: dict[str, Any] = {"truncated": None, "truncated_captions": [], "not_counted": tokenizer}
     else:
-        cut = [caption for caption in times if tokenizer.count_truncated([caption])]
-        total = sum(times[caption] for caption in cut)
-        counted = {"cut": total, "cut_captions": cut[:NAMED], "tokens": tokenizer.length}
-    lengths = [len(caption) for caption in everything]
+        truncated = [caption for caption in occurrences if tokenizer.count_truncated([caption])]
+        total = sum(occurrences[caption] for caption in truncated)
+        truncation = {
+            "truncated": total,
+            "truncated_captions": truncated[:_MAX_LISTED],
+            "tokens": tokenizer.length,
+        }
+    lengths = [len(caption) for caption in all_captions]
     return {
-        "captions": len(everything),
-        "records_without": sum(not any(caption.strip() for caption in look.captions) for look in looks),
-        "records_with_several": sum(len(look.captions) > 1 for look in looks),
+        "captions": len(all_captions),
+        "records_without": sum(not any(caption.strip() for caption in record.captions) for record in records),
+        "records_with_several": sum(len(record.captions) > 1 for record in records),
         "median_characters": int(np.median(lengths)) if lengths else 0,
         "longest_characters": max(lengths, default=0),
-        **counted,
-        "distinct": len(times),
+        **truncation,
+        "distinct": len(occurrences),
         "repeated": repeated,
-        "words": words.most_common(FREQUENT),
+        "words": words.most_common(_MAX_FREQUENT),
         "distinct_words": len(words),
     }
 
 
-def columns(looks: Sequence[RecordStats]) -> dict[str, Any]:
-    """The values of metadata by frequency, of columns in which any comes twice."""
-    found: dict[str, Counter[str]] = {}
-    for look in looks:
-        for column, value in look.columns.items():
-            found.setdefault(column, Counter())[value] += 1
+def column_statistics(records: Sequence[RecordStats]) -> dict[str, Any]:
+    """Returns the frequent values of metadata columns, of those with a repeated value."""
+    columns: dict[str, Counter[str]] = {}
+    for record in records:
+        for column, value in record.columns.items():
+            columns.setdefault(column, Counter())[value] += 1
     return {
-        column: {"distinct": len(values), "values": values.most_common(FREQUENT)}
-        for column, values in found.items()
+        column: {"distinct": len(values), "values": values.most_common(_MAX_FREQUENT)}
+        for column, values in columns.items()
         if values.most_common(1)[0][1] > 1
     }
 
 
-def group_statistics(looks: Sequence[RecordStats], grouping: Grouping) -> dict[str, Any]:
-    """How evenly groups are spoken of: ``ratio`` is that of the most and the least frequent, None if that never is."""
-    compared = compare_groups([(caption_words(look.captions), look.columns) for look in looks], grouping)
-    counts: list[int] = [group.records for group in compared]
+def group_statistics(records: Sequence[RecordStats], grouping: Grouping) -> dict[str, Any]:
+    """Returns how often groups are mentioned.
+
+    `ratio` is the frequency of the most frequent group over that of the rarest, None if one is never mentioned.
+    """
+    groups = compare_groups([(caption_words(record.captions), record.columns) for record in records], grouping)
+    counts: list[int] = [group.records for group in groups]
     return {
         "by": grouping.by,
         "ratio": round(max(counts) / min(counts), 2) if min(counts, default=0) else None,
         "groups": [
             {"name": group.name, "records": group.records, "skewed_words": [skew._asdict() for skew in group.skewed]}
-            for group in compared
+            for group in groups
         ],
     }

@@ -1,4 +1,4 @@
-"""What captions speak of: words by frequency, and how evenly groups of people or things are spoken of."""
+"""Word statistics of captions: frequencies, and how often groups of people or things are mentioned."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ import numpy as np
 
 from imagen_jax.errors import ConfigError
 
-WORD = re.compile(r"[^\W\d_]+(?:['’\-][^\W\d_]+)*")
-# A word that comes with a group less often than this says nothing of it.
-LEAST = 5
-SKEWED = 10  # words to name of each group
-Z = 2.0  # standard errors by which a word must be more frequent with a group than without
+_WORD = re.compile(r"[^\W\d_]+(?:['’\-][^\W\d_]+)*")
+_MIN_COUNT = 5  # minimum occurrences of a skewed word in a group
+_MAX_SKEWED = 10  # skewed words per group
+_MIN_Z = 2.0  # standard errors by which a word must be more frequent with a group than without
 
 
 class Grouping(NamedTuple):
-    """How records are told apart.
+    """A way to assign records to groups.
 
-    by: what by, in words
-    names: the groups that are known beforehand
-    words: those that make a group, and so say nothing of it
-    of: (words, columns) of a record → the names of its groups
+    Attributes:
+        by: description of the criterion.
+        names: groups that are known in advance.
+        words: words that define the groups, which are not counted as skewed words.
+        assign: maps (words, columns) of a record to the names of its groups.
     """
 
     by: str
     names: tuple[str, ...]
     words: frozenset[str]
-    of: Callable[[set[str], Mapping[str, str]], set[str]]
+    assign: Callable[[set[str], Mapping[str, str]], set[str]]
 
 
 class Skew(NamedTuple):
-    """A word that comes more often with one group than with the others: the shares of records that have it."""
+    """A word that is more frequent with one group than with the others: the fraction of their records with it."""
 
     word: str
     with_group: float
@@ -42,76 +42,94 @@ class Skew(NamedTuple):
 
 
 class Group(NamedTuple):
-    """How many records speak of a group, and which words come with it more often than with the other groups."""
+    """A group: the number of records that mention it, and the words that are more frequent with it than without."""
 
     name: str
     records: int
     skewed: list[Skew]
 
 
-def words_of(captions: Sequence[str]) -> set[str]:
-    """The words of a record's captions, in small letters."""
-    return {word for caption in captions for word in WORD.findall(caption.lower())}
+def caption_words(captions: Sequence[str]) -> set[str]:
+    """Returns the words of a record's captions in lower case."""
+    return {word for caption in captions for word in _WORD.findall(caption.lower())}
 
 
 def word_groups(text: str) -> Grouping:
-    """Groups from a list such as "woman|women|girl,man|men|boy": a record speaks of those of which it has any word.
+    """Returns a grouping by words: a record belongs to each group of which its captions contain a word.
 
-    Raises UsageError unless there are two groups, each of one word or more.
+    Args:
+        text: groups of words, such as "woman|women|girl,man|men|boy".
+
+    Raises:
+        ConfigError: there are fewer than two groups, or a group has an empty word.
     """
     groups = {
         name: {word.strip().lower() for word in name.split("|")} for name in (part.strip() for part in text.split(","))
     }
     if len(groups) < 2 or any("" in words for words in groups.values()):
-        raise ConfigError(f"--groups {text!r} are no two groups of words: give for example 'woman|women,man|men'")
-    of = {word: name for name, words in groups.items() for word in words}
+        raise ConfigError(f"--groups {text!r} is not a list of two or more groups: give for example 'woman|women,man|men'")
+    group_of = {word: name for name, words in groups.items() for word in words}
     return Grouping(
         by=f"the words {text}",
         names=tuple(groups),
-        words=frozenset(of),
-        of=lambda words, _: {of[word] for word in words & of.keys()},
+        words=frozenset(group_of),
+        assign=lambda words, _: {group_of[word] for word in words & group_of.keys()},
     )
 
 
 def column_groups(column: str) -> Grouping:
-    """Groups by the values of a column; a record without it belongs to none."""
+    """Returns a grouping by the values of a column; a record without the column belongs to no group."""
     return Grouping(
         f"column {column}", (), frozenset(), lambda _, columns: {columns[column]} if column in columns else set()
     )
 
 
-def compare(records: Sequence[tuple[set[str], Mapping[str, str]]], grouping: Grouping) -> list[Group]:
-    """The groups that (words, columns) of records speak of, the most frequent first.
+def compare_groups(records: Sequence[tuple[set[str], Mapping[str, str]]], grouping: Grouping) -> list[Group]:
+    """Counts the records of each group and finds their skewed words.
 
-    A record of several groups counts for each, but not where words are compared.
+    A record of several groups counts for each of them, but is ignored where words are compared.
+
+    Args:
+        records: (words, columns) of each record.
+        grouping: assigns records to groups.
+
+    Returns:
+        The groups, the most frequent first.
     """
     counts = Counter(dict.fromkeys(grouping.names, 0))
-    alone: Counter[str] = Counter()
+    single: Counter[str] = Counter()
     words: dict[str, Counter[str]] = {}
-    for own, columns in records:
-        groups = grouping.of(own, columns)
+    for record_words, columns in records:
+        groups = grouping.assign(record_words, columns)
         counts.update(groups)
         if len(groups) == 1:
             (name,) = groups
-            alone[name] += 1
-            words.setdefault(name, Counter()).update(own - grouping.words)
-    everything: Counter[str] = sum(words.values(), Counter())
+            single[name] += 1
+            words.setdefault(name, Counter()).update(record_words - grouping.words)
+    all_words: Counter[str] = sum(words.values(), Counter())
     return [
-        Group(name, count, skewed(words.get(name, Counter()), alone[name], everything, alone.total()))
+        Group(name, count, _skewed_words(words.get(name, Counter()), single[name], all_words, single.total()))
         for name, count in counts.most_common()
     ]
 
 
-def skewed(own: Counter[str], count: int, everything: Counter[str], total: int) -> list[Skew]:
-    """The words that are most surely more frequent with a group: of its ``count`` records, and the ``total`` of all."""
+def _skewed_words(words: Counter[str], count: int, all_words: Counter[str], total: int) -> list[Skew]:
+    """Returns the words most significantly more frequent with a group.
+
+    Args:
+        words: records of the group with each word.
+        count: number of records of the group.
+        all_words: records of all groups with each word.
+        total: number of records of all groups.
+    """
     others = total - count
     if not count or not others:
         return []
-    found = []
-    for word, times in own.items():
-        rate, rest = times / count, (everything[word] - times) / others
-        pooled = everything[word] / total
+    candidates = []
+    for word, times in words.items():
+        rate, other_rate = times / count, (all_words[word] - times) / others
+        pooled = all_words[word] / total
         error = np.sqrt(pooled * (1 - pooled) * (1 / count + 1 / others))
-        if times >= LEAST and error > 0 and (rate - rest) / error > Z:
-            found.append(((rate - rest) / error, Skew(word, rate, rest)))
-    return [skew for _, skew in sorted(found, key=lambda pair: (-pair[0], pair[1].word))[:SKEWED]]
+        if times >= _MIN_COUNT and error > 0 and (rate - other_rate) / error > _MIN_Z:
+            candidates.append(((rate - other_rate) / error, Skew(word, rate, other_rate)))
+    return [skew for _, skew in sorted(candidates, key=lambda pair: (-pair[0], pair[1].word))[:_MAX_SKEWED]]

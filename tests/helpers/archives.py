@@ -1,4 +1,4 @@
-"""Tar files for tests, good and hostile."""
+"""Tar files for tests, valid and hostile."""
 
 import io
 import json
@@ -7,15 +7,15 @@ import tarfile
 from PIL import Image
 
 
-def picture(shade, size=(8, 6), kind="PNG"):
-    """An image file, full of one shade."""
+def encode_image(shade, size=(8, 6), kind="PNG"):
+    """Returns an image file of a single shade."""
     file = io.BytesIO()
     Image.new("RGB", size, (shade % 256, shade // 256 % 256, 0)).save(file, kind)
     return file.getvalue()
 
 
 def write_tar(path, members, form=tarfile.PAX_FORMAT):
-    """A tar file of (name, bytes), or of TarInfo for what is no file."""
+    """Writes a tar file of members (name, bytes), or TarInfo for members that are not files."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", format=form) as archive:
         for member in members:
@@ -30,17 +30,17 @@ def write_tar(path, members, form=tarfile.PAX_FORMAT):
 
 
 def example(number, text=True):
-    """The members of one example: a picture, and a caption or metadata."""
+    """Returns the members of an example: an image, and a text or metadata with its caption."""
     key = f"{number:06d}"
-    said = f"picture {number}"
+    caption = f"picture {number}"
     return [
-        (f"{key}.png", picture(number)),
-        (f"{key}.txt", said.encode()) if text else (f"{key}.json", json.dumps({"caption": said}).encode()),
+        (f"{key}.png", encode_image(number)),
+        (f"{key}.txt", caption.encode()) if text else (f"{key}.json", json.dumps({"caption": caption}).encode()),
     ]
 
 
 def write_shards(folder, counts):
-    """Shards 00000.tar and on, with so many examples each, numbered through."""
+    """Writes shards 00000.tar, … with the given numbers of examples, which are numbered consecutively."""
     number = 0
     for shard, count in enumerate(counts):
         members = [member for i in range(number, number + count) for member in example(i, text=i % 2 == 0)]

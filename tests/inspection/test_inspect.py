@@ -1,4 +1,4 @@
-"""The check of a data set, on one with everything wrong with it, and on every kind of source."""
+"""Inspection of a faulty data set and of every kind of source."""
 
 import html.parser
 import json
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax.inspection.inspect import check, _sample_indices
+from imagen_jax.inspection.inspect import _sample_indices, inspect
 from imagen_jax.inspection.word_stats import column_groups, word_groups
-from tests.helpers.archives import picture, write_shards, write_tar
+from tests.helpers.archives import encode_image, write_shards, write_tar
 from tests.helpers.configs import ROOT, config_of, contents
 
 SCRIPT = '<script>alert("x")</script>'
@@ -23,7 +23,7 @@ def noise(seed, size=(40, 40)):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Images with something wrong with each."""
+    """A folder of images with every kind of fault."""
     root = tmp_path_factory.mktemp("images")
     rows = []
 
@@ -57,29 +57,29 @@ def folder_config(folder, **changes):
 
 
 @pytest.fixture(scope="module")
-def checked(folder, tmp_path_factory):
-    """(findings, the folder they were written to)."""
+def inspected(folder, tmp_path_factory):
+    """(report, the folder it was written to)."""
     out = tmp_path_factory.mktemp("report")
     groupings = [word_groups("woman,man"), column_groups("place")]
     before = contents(folder)
-    found = check(folder_config(folder), "train", 0, groupings, out)
+    report = inspect(folder_config(folder), out, split="train", records=0, groupings=groupings)
     assert contents(folder) == before
-    return found, out
+    return report, out
 
 
-def test_what_cannot_be_read_is_named_with_the_reason(checked):
-    found, _ = checked
-    reasons = {file["name"]: file["reason"] for file in found["unreadable_files"]}
+def test_what_cannot_be_read_is_named_with_the_reason(inspected):
+    report, _ = inspected
+    reasons = {file["name"]: file["reason"] for file in report["unreadable_files"]}
     assert reasons.keys() == {"cut.png", f"{SCRIPT.replace('/', '-')}.png", "tall.png"}
     assert "empty" in reasons[f"{SCRIPT.replace('/', '-')}.png"]
     assert "10" in reasons["tall.png"]  # pixels wide, below 16
-    assert (found["records"], found["looked_at"], found["unreadable"]) == (14, 14, 3)
-    assert found["unusable"] == ""
-    assert found["read_per_second_and_core"] > 0
+    assert (report["records"], report["scanned"], report["unreadable"]) == (14, 14, 3)
+    assert report["unusable"] == ""
+    assert report["read_per_second_and_core"] > 0
 
 
-def test_sizes_and_aspects_are_counted(checked):
-    sizes = checked[0]["sizes"]
+def test_sizes_and_aspects_are_counted(inspected):
+    sizes = inspected[0]["sizes"]
     assert (sizes["smallest"], sizes["median"], sizes["largest"]) == ("40×10", "40×40", "40×40")
     assert sizes["smaller_than_image_size"] == 1
     assert {kind: count for kind, count in sizes["aspects"].items() if count} == {
@@ -89,107 +89,105 @@ def test_sizes_and_aspects_are_counted(checked):
     }
 
 
-def test_captions_are_counted(checked):
-    said = checked[0]["captions"]
-    assert (said["captions"], said["distinct"], said["records_without"], said["records_with_several"]) == (11, 5, 4, 1)
-    assert (said["tokens"], said["cut"]) == (24, 2)
-    assert sorted(map(len, said["cut_captions"])) == [len(SCRIPT), 50]
-    assert said["repeated"] == [("a man", 6), ("a woman", 2)]
-    assert dict(said["words"])["man"] == 7
+def test_captions_are_counted(inspected):
+    captions = inspected[0]["captions"]
+    assert (captions["captions"], captions["distinct"], captions["records_without"], captions["records_with_several"]) == (11, 5, 4, 1)
+    assert (captions["tokens"], captions["truncated"]) == (24, 2)
+    assert sorted(map(len, captions["truncated_captions"])) == [len(SCRIPT), 50]
+    assert captions["repeated"] == [("a man", 6), ("a woman", 2)]
+    assert dict(captions["words"])["man"] == 7
 
 
-def test_pictures_that_look_alike_are_named(checked):
-    near = checked[0]["near_duplicates"]
-    assert (near["groups"], near["pictures"]) == (1, 2)
+def test_pictures_that_look_alike_are_named(inspected):
+    near = inspected[0]["near_duplicates"]
+    assert (near["groups"], near["images"]) == (1, 2)
     assert sorted(near["names"][0]) == ["3.png", "three.jpg"]
 
 
-def test_groups_are_compared(checked):
-    words, column = checked[0]["groups"]
+def test_groups_are_compared(inspected):
+    words, column = inspected[0]["groups"]
     assert words["ratio"] == 3.5
     assert [(group["name"], group["records"]) for group in words["groups"]] == [("man", 7), ("woman", 2)]
     assert [(group["name"], group["records"]) for group in column["groups"]] == [("<b>here</b>", 8)]
-    assert checked[0]["columns"] == {"place": {"distinct": 1, "values": [("<b>here</b>", 8)]}}
+    assert inspected[0]["columns"] == {"place": {"distinct": 1, "values": [("<b>here</b>", 8)]}}
 
 
 class Page(html.parser.HTMLParser):
-    """The tags, the sources of pictures, and the text of a page."""
+    """The tags, image sources and text of a page."""
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.pictures, self.text = set(), [], ""
+        self.tags, self.images, self.text = set(), [], ""
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         self.tags.add(tag)
-        self.pictures += [value for name, value in attributes if name == "src"]
+        self.images += [value for name, value in attributes if name == "src"]
         assert not any(name.startswith("on") for name, _ in attributes)
 
     def handle_data(self, data):
         self.text += data
 
 
-def test_the_page_says_the_same_and_runs_nothing(checked):
-    found, out = checked
+def test_the_page_says_the_same_and_runs_nothing(inspected):
+    report, out = inspected
     page = Page((out / "report.html").read_text())
     assert "script" not in page.tags
-    for said in ("<b>here</b>", SCRIPT, "three.jpg", "cut.png", "a man", "The data can be used"):
-        assert said in page.text
+    for text in ("<b>here</b>", SCRIPT, "three.jpg", "cut.png", "a man", "The data can be used"):
+        assert text in page.text
     assert "\u202e" not in page.text
-    assert page.pictures == ["contact_sheet.png", "near_duplicates.png"]
-    assert {path.name for path in out.iterdir()} == {"report.html", "report.json", *page.pictures}
-    for name in page.pictures:
+    assert page.images == ["contact_sheet.png", "near_duplicates.png"]
+    assert {path.name for path in out.iterdir()} == {"report.html", "report.json", *page.images}
+    for name in page.images:
         with Image.open(out / name) as sheet:
             assert sheet.width > 300
-    assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(found))
+    assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(report))
 
 
 def test_too_many_broken_records_and_none_that_can_be_read_are_unusable(folder, tmp_path):
-    found = check(folder_config(folder, **{"data.max_corrupt": 0.1}), "train", 0, [], tmp_path)
-    assert found["unusable"] == "3 of 14 records cannot be read: config.data.max_corrupt is 0.1"
+    report = inspect(folder_config(folder, **{"data.max_corrupt": 0.1}), tmp_path, split="train", records=0, groupings=[])
+    assert report["unusable"] == "3 of 14 records cannot be read: config.data.max_corrupt is 0.1"
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.png").write_bytes(b"no image")
-    found = check(folder_config(tmp_path / "bad", **{"data.max_corrupt": 1.0}), "train", 0, [], tmp_path)
-    assert found["unusable"] == "none of 1 records can be read"
+    report = inspect(folder_config(tmp_path / "bad", **{"data.max_corrupt": 1.0}), tmp_path, split="train", records=0, groupings=[])
+    assert report["unusable"] == "none of 1 records can be read"
     assert not (tmp_path / "contact_sheet.png").exists()
     assert "Unusable: none of 1" in (tmp_path / "report.html").read_text()
 
 
 def test_a_part_is_chosen_by_the_seed():
     assert list(_sample_indices(5, 0, 0)) == list(_sample_indices(5, 5, 0)) == list(_sample_indices(5, 9, 0)) == [*range(5)]
-    some = _sample_indices(10**9, 100, seed=1)
-    assert some == sorted(set(some)) == _sample_indices(10**9, 100, seed=1) != _sample_indices(10**9, 100, seed=2)
-    assert len(some) == 100 and max(some) > 9 * 10**8
+    indices = _sample_indices(10**9, 100, seed=1)
+    assert indices == sorted(set(indices)) == _sample_indices(10**9, 100, seed=1) != _sample_indices(10**9, 100, seed=2)
+    assert len(indices) == 100 and max(indices) > 9 * 10**8
 
 
-def test_every_kind_of_source_can_be_checked(tmp_path, folder):
+def test_every_kind_of_source_can_be_inspected(tmp_path, folder):
     write_shards(tmp_path / "shards", [3])
-    write_tar(tmp_path / "shards" / "1.tar", [("a.png", picture(0, (64, 64))), ("a.txt", b"\xff"), ("b.png", b"cut")])
+    write_tar(tmp_path / "shards" / "1.tar", [("a.png", encode_image(0, (64, 64))), ("a.txt", b"\xff"), ("b.png", b"cut")])
     shards = {"source": "webdataset", "shards": {"train": str(tmp_path / "shards")}}
     mixed = {
         "source": "mixture",
         "parts": {
             "shards": {**shards, "weight": 1.0},
-            "folder": {**folder_config(folder).data.to_dict(), "weight": 2.0},
+            "folder": {"source": "folder", "path": str(folder), "validation_fraction": 0.0, "weight": 2.0},
         },
     }
     changed = {"data.max_corrupt": 0.5, "data.transform.upscale": True}
-    for data, records, broken in ((shards, 5, 2), (mixed, 19, 4)):
-        config = folder_config(folder, **changed)
-        with config.unlocked():
-            config.data.update(data)
-        found = check(config, "train", 0, [column_groups("part")], tmp_path)
-        assert (found["records"], found["unreadable"], found["unusable"]) == (records, broken, "")
-    assert {group["name"]: group["records"] for group in found["groups"][0]["groups"]} == {"shards": 4, "folder": 14}
+    for data, records, corrupt in ((shards, 5, 2), (mixed, 19, 4)):
+        config = folder_config(folder).with_changes({f"data.{key}": value for key, value in data.items()} | changed)
+        report = inspect(config, tmp_path, split="train", records=0, groupings=[column_groups("part")])
+        assert (report["records"], report["unreadable"], report["unusable"]) == (records, corrupt, "")
+    assert {group["name"]: group["records"] for group in report["groups"][0]["groups"]} == {"shards": 4, "folder": 14}
     for file, variant in (("digits.py", ""), ("shapes_base.py", "tiny")):
-        found = check(config_of(file, variant, **{"text.length": 200}), "train", 30, [], tmp_path)
-        assert (found["looked_at"], found["unreadable"], found["captions"]["cut"]) == (30, 0, 0)
+        report = inspect(config_of(file, variant, **{"text.length": 200}), tmp_path, split="train", records=30, groupings=[])
+        assert (report["scanned"], report["unreadable"], report["captions"]["truncated"]) == (30, 0, 0)
 
 
 def test_an_encoder_that_is_not_here_leaves_tokens_uncounted(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    found = check(folder_config(folder, **{"text.model": "nobody/no-such-t5"}), "train", 2, [], tmp_path)
-    assert found["captions"]["cut"] is None
+    report = inspect(folder_config(folder, **{"text.model": "nobody/no-such-t5"}), tmp_path, split="train", records=2, groupings=[])
+    assert report["captions"]["truncated"] is None
     assert 'not counted: text encoder "nobody/no-such-t5" is not on this machine yet' in (
         tmp_path / "report.html"
     ).read_text().replace("&quot;", '"')
@@ -197,7 +195,7 @@ def test_an_encoder_that_is_not_here_leaves_tokens_uncounted(folder, tmp_path, m
 
 def run(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "imagen_jax.check_data", *map(str, arguments)],
+        [sys.executable, "-m", "imagen_jax", "inspect", *map(str, arguments)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -208,11 +206,11 @@ def run(*arguments):
 def test_the_exit_code_says_whether_the_data_can_be_used(folder, tmp_path):
     config = [f"--config={ROOT}/configs/folder_base.py:tiny", f"--config.data.path={folder}", f"--out={tmp_path}"]
     config += ["--config.data.validation_fraction=0.0"]
-    ended = run(*config, "--config.data.max_corrupt=0.01")
-    assert ended.returncode == 1, ended.stderr
-    assert "the data cannot be used: 3 of 14 records cannot be read" in ended.stderr
-    assert "Traceback" not in ended.stderr
-    ended = run(*config, "--config.data.max_corrupt=0.5", "--groups=woman,man", "--column=place")
-    assert ended.returncode == 0, ended.stderr
-    assert "cannot be read                 3 (21.43%)" in ended.stdout
-    assert "cut.png: " in ended.stdout
+    process = run(*config, "--config.data.max_corrupt=0.01")
+    assert process.returncode == 1, process.stderr
+    assert "the data cannot be used: 3 of 14 records cannot be read" in process.stderr
+    assert "Traceback" not in process.stderr
+    process = run(*config, "--config.data.max_corrupt=0.5", "--groups=woman,man", "--column=place")
+    assert process.returncode == 0, process.stderr
+    assert "unreadable                     3 (21.43%)" in process.stdout
+    assert "cut.png: " in process.stdout

@@ -8,7 +8,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from imagen_jax.inspection import near_duplicates
-from imagen_jax.inspection.near_duplicates import NEAR, alike, fingerprint, near_pairs
+from imagen_jax.inspection.near_duplicates import _MAX_HAMMING, group_near_duplicates, fingerprint, _near_pairs
 
 PHOTO = Image.fromarray(load_sample_image("china.jpg"))
 
@@ -46,7 +46,7 @@ def fingerprint_of(image):
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_changed_picture_is_known_again_and_taken_for_no_other(change):
-    groups = alike([fingerprint_of(image) for image in [*CROPS, *map(change, CROPS)]])
+    groups = group_near_duplicates([fingerprint_of(image) for image in [*CROPS, *map(change, CROPS)]])
     assert all(len(group) == 2 and group[1] - group[0] == len(CROPS) for group in groups)
     assert len(groups) >= 0.9 * len(CROPS)
 
@@ -55,7 +55,7 @@ def test_other_colours_make_another_picture():
     red, blue = (np.zeros((32, 32, 3), np.uint8) for _ in range(2))
     red[8:16, 8:24, 0] = blue[8:16, 8:24, 2] = 200
     assert fingerprint(red)[:8] == fingerprint(blue)[:8]
-    assert alike([fingerprint(red), fingerprint(blue)]) == []
+    assert group_near_duplicates([fingerprint(red), fingerprint(blue)]) == []
 
 
 def test_16_bits_and_gray_of_one_channel_are_the_same_picture():
@@ -66,7 +66,7 @@ def test_16_bits_and_gray_of_one_channel_are_the_same_picture():
 
 
 def test_pictures_of_one_shade_are_the_same():
-    assert alike([fingerprint(np.full((20, 30, 3), shade, np.uint8)) for shade in (0, 7, 128)]) == [[0, 1, 2]]
+    assert group_near_duplicates([fingerprint(np.full((20, 30, 3), shade, np.uint8)) for shade in (0, 7, 128)]) == [[0, 1, 2]]
 
 
 def random_hashes(seed, count, close):
@@ -83,8 +83,8 @@ def random_hashes(seed, count, close):
 @pytest.mark.parametrize("seed", range(5))
 def test_all_near_pairs_are_found_and_no_others(seed):
     hashes = random_hashes(seed, 60, close=[*range(1, 12)] * 6)
-    every = [(i, j) for i in range(len(hashes)) for j in range(i) if distance(int(hashes[i]), int(hashes[j])) <= NEAR]
-    found = {tuple(sorted(pair, reverse=True)) for pairs in near_pairs(hashes) for pair in pairs.tolist()}
+    every = [(i, j) for i in range(len(hashes)) for j in range(i) if distance(int(hashes[i]), int(hashes[j])) <= _MAX_HAMMING]
+    found = {tuple(sorted(pair, reverse=True)) for pairs in _near_pairs(hashes) for pair in pairs.tolist()}
     assert found == set(every)
     assert len(every) >= 20
 
@@ -96,18 +96,18 @@ def of_hashes(hashes):
 
 def test_groups_are_of_the_same_and_the_near():
     one, other, alone = (int(value) for value in np.random.default_rng(0).integers(0, 2**63, 3))
-    assert alike(of_hashes([one, alone, other, one ^ 1, other, one ^ 0b111])) == [[0, 3, 5], [2, 4]]
-    assert alike([]) == alike(of_hashes([one])) == alike(of_hashes([one, other])) == []
-    assert alike(of_hashes([one, one])) == [[0, 1]]
+    assert group_near_duplicates(of_hashes([one, alone, other, one ^ 1, other, one ^ 0b111])) == [[0, 3, 5], [2, 4]]
+    assert group_near_duplicates([]) == group_near_duplicates(of_hashes([one])) == group_near_duplicates(of_hashes([one, other])) == []
+    assert group_near_duplicates(of_hashes([one, one])) == [[0, 1]]
 
 
 def test_a_crowd_is_not_compared_each_with_each(monkeypatch):
     """Hashes that all share a band: the number of pairs that are looked at grows as their number."""
-    monkeypatch.setattr(near_duplicates, "CROWD", 10)
+    monkeypatch.setattr(near_duplicates, "_MAX_CANDIDATES", 10)
     looked_at = []
     count_bits = np.bitwise_count
     monkeypatch.setattr(np, "bitwise_count", lambda bits: looked_at.append(len(bits)) or count_bits(bits))
     hashes = np.random.default_rng(0).integers(0, 2**48, 3000, np.uint64) << np.uint64(16)
-    assert alike(of_hashes(hashes)) == []
+    assert group_near_duplicates(of_hashes(hashes)) == []
     assert sum(looked_at) < 3000 * 10 * 1.5
-    assert max(looked_at) <= near_duplicates.ROWS * 10
+    assert max(looked_at) <= near_duplicates._CHUNK * 10
