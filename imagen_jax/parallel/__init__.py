@@ -1,4 +1,4 @@
-"""Devices and processes: meshes, sharding of arrays by rules over parameter paths, multi-host runs.
+"""Devices and processes: meshes, sharding by rules over parameter paths, batches, and multi-host runs.
 
-Nothing here knows what the arrays mean.
+Nothing here depends on what the arrays mean.
 """

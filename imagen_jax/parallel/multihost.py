@@ -1,15 +1,13 @@
-"""The processes of one run: how they find each other, which of them writes, and how they end.
+"""Multi-host runs: how processes connect, communicate and shut down.
 
-Every process runs the same command on its own devices; together they are one run. A run of one process is the usual
-case, and nothing here does anything then.
+Every process runs the same command on its own devices; together they are one run. In a run of one process, the usual
+case, these functions return at once.
 """
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
-import resource
 import socket
 import sys
 from importlib import util
@@ -23,122 +21,126 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from imagen_jax.errors import ConfigError
 
-# A process that does not answer for so long is taken for dead, and the others end: a collective would wait for it for
-# ever. Compilation does not hold the answers up.
+# A process without a heartbeat for this long is considered dead, and the others exit instead of waiting for it in a
+# collective. Compilation does not block heartbeats.
 HEARTBEAT_SECONDS = 30
-# How long those that have nothing to write wait at the end for the one that has.
-END_SECONDS = 3600
-M_ARENA_MAX = -8  # of glibc's malloc.h
-MEMORY_POOLS = 4
+# How long processes wait at shutdown for the main process, which may still be writing.
+_SHUTDOWN_TIMEOUT_SECONDS = 3600
 
 
-def initialize(coordinator: str | None, count: int | None, index: int | None) -> None:
-    """Joins the run's other processes; without arguments only where the machine itself is one host of a TPU.
+def initialize(coordinator: str | None, process_count: int | None, process_index: int | None) -> None:
+    """Connects to the other processes of the run; without arguments, only on a TPU host.
 
-    Call it before anything asks jax for devices. Only the process that writes prints from here on.
+    Call it before anything asks JAX for devices. Afterwards, stdout of all but the main process is discarded.
 
     Args:
-        coordinator: HOST:PORT at which process 0 can be reached by all.
-        count: of processes.
-        index: which of them this is.
+        coordinator: HOST:PORT at which all processes can reach process 0.
+        process_count: number of processes.
+        process_index: index of this process.
 
     Raises:
-        UsageError: arguments that are not complete, or name no place among the processes; a port that is taken.
+        ConfigError: arguments are missing or out of range, the port is in use, or the processes cannot connect.
     """
-    given = (coordinator, count, index)
-    if any(value is not None for value in given):
-        coordinator, count, index = check_process_args(coordinator, count, index)
-        if index == 0:
-            check_port(coordinator)
-        connect(coordinator, count, index)
-    elif is_tpu_host():
-        connect()
+    if any(value is not None for value in (coordinator, process_count, process_index)):
+        coordinator, process_count, process_index = _check_process_args(coordinator, process_count, process_index)
+        if process_index == 0:
+            _check_port(coordinator)
+        _connect(coordinator, process_count, process_index)
+    elif _is_tpu_host():
+        _connect()
     if jax.distributed.is_initialized() and not is_main_process():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def check_process_args(coordinator: str | None, count: int | None, index: int | None) -> tuple[str, int, int]:
-    """The arguments of ``start`` if they are complete and fit each other. Raises UsageError otherwise."""
-    if coordinator is None or count is None or index is None:
+def _check_process_args(
+    coordinator: str | None, process_count: int | None, process_index: int | None
+) -> tuple[str, int, int]:
+    """Returns the arguments of `initialize` if they are complete and consistent. Raises ConfigError otherwise."""
+    if coordinator is None or process_count is None or process_index is None:
         raise ConfigError(
-            f"--coordinator={coordinator}, --process_count={count}, --process_index={index}: give all three or none"
+            f"--coordinator={coordinator}, --process_count={process_count}, --process_index={process_index}: "
+            "give all three or none"
         )
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal():
         raise ConfigError(f"--coordinator {coordinator!r} is not HOST:PORT: give for example 10.0.0.1:8476")
-    if not 0 <= index < count:
-        raise ConfigError(f"--process_index {index} is not in [0, {count}): --process_count is {count}")
-    return coordinator, count, index
+    if not 0 <= process_index < process_count:
+        raise ConfigError(
+            f"--process_index {process_index} is not in [0, {process_count}): --process_count is {process_count}"
+        )
+    return coordinator, process_count, process_index
 
 
-def check_port(coordinator: str) -> None:
-    """Raises UsageError if something listens already at the port where process 0, which this is, will be reached.
+def _check_port(coordinator: str) -> None:
+    """Raises ConfigError if the port of process 0, which is this process, is in use.
 
-    Found out by jaxlib 0.10.2, a port that is taken can end the process by a segmentation fault.
+    In jaxlib 0.10.2 a port in use can end the process with a segmentation fault.
     """
-    with socket.socket() as here:
-        here.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was left just now is free
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just released is free
         try:
-            here.bind(("", int(coordinator.rpartition(":")[2])))
+            listener.bind(("", int(coordinator.rpartition(":")[2])))
         except (OSError, OverflowError) as error:
-            raise ConfigError(f"process 0 cannot be reached at {coordinator} ({error}): give a free port") from error
+            raise ConfigError(f"process 0 cannot listen at {coordinator} ({error}): give a free port") from error
 
 
-def is_tpu_host(devices: Path = Path("/dev")) -> bool:
-    """Whether this machine has TPU chips, jax can use them, and was not told to use something else."""
+def _is_tpu_host(devices: Path = Path("/dev")) -> bool:
+    """Returns whether this machine has TPU chips that JAX can use and $JAX_PLATFORMS does not exclude."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if (platforms and "tpu" not in platforms.split(",")) or util.find_spec("libtpu") is None:
         return False
     return any(devices.glob("accel[0-9]*")) or any(devices.glob("vfio/[0-9]*"))
 
 
-def connect(coordinator: str | None = None, count: int | None = None, index: int | None = None) -> None:
-    """Joins the processes of a run; without arguments, those that the hosts of a TPU say there are.
+def _connect(
+    coordinator: str | None = None, process_count: int | None = None, process_index: int | None = None
+) -> None:
+    """Connects to the processes of a run; without arguments, to those of the TPU's hosts.
 
     Raises:
-        UsageError: they do not find each other.
+        ConfigError: they cannot connect.
     """
-    # what jax would say of proxies and clusters is not for those who watch the run
+    # hides JAX's warnings about proxies and cluster detection
     logging.getLogger("jax._src.distributed").setLevel(logging.ERROR)
     try:
         jax.distributed.initialize(
             coordinator,
-            count,
-            index,
-            # who says where a process stands means just that, also within SLURM's or MPI's jobs
+            process_count,
+            process_index,
+            # explicit arguments take precedence over SLURM and MPI
             cluster_detection_method=None if coordinator is None else "deactivate",
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=END_SECONDS,
+            shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT_SECONDS,
         )
     except jax.errors.JaxRuntimeError as error:
         raise ConfigError(
-            f"the processes of the run do not find each other at {coordinator or 'the address that the TPU gives'} "
+            f"the processes of the run cannot connect at {coordinator or 'the address of the TPU'} "
             f"({str(error).splitlines()[0]}): give --coordinator=HOST:PORT, a port of process 0 that all can reach"
         ) from error
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes what a run writes once: records, pictures, scores."""
+    """Returns whether this process is the one that writes metrics, images and scores."""
     return jax.process_index() == 0
 
 
-def gather(array: jax.Array) -> np.ndarray:
-    """The whole of an array that lies on the devices of all processes, in its order, on every process."""
+def all_gather(array: jax.Array) -> np.ndarray:
+    """Returns the full array, sharded over the devices of all processes, on every process."""
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def broadcast_from_main(values: np.ndarray) -> np.ndarray:
-    """The booleans of the process that writes, on every process; each must give as many."""
+    """Returns the main process's booleans on every process; shapes must be equal."""
     return multihost_utils.broadcast_one_to_all(values.astype(np.int32)) != 0
 
 
 def barrier(name: str) -> None:
-    """Returns when all processes have come to where they wait by this name."""
+    """Waits until all processes reach the barrier with this name."""
     multihost_utils.sync_global_devices(name)
 
 
 def all_gather_strings(text: str) -> list[str]:
-    """The texts of all processes, in their order, on every process; all have to call it."""
+    """Returns the texts of all processes, in order, on every process; all have to call it."""
     if jax.process_count() == 1:
         return [text]
     own = np.frombuffer(text.encode(), np.uint8)
@@ -150,62 +152,31 @@ def all_gather_strings(text: str) -> list[str]:
 
 
 class AnyProcess:
-    """Whether any process says yes, known to all at the same call of each: that is a call late, so that none waits."""
+    """Logical OR over processes, one call late to stay asynchronous."""
 
     def __init__(self) -> None:
         if jax.process_count() > 1:
             mesh = Mesh(np.array(jax.devices()), ("device",))
-            self._split = NamedSharding(mesh, PartitionSpec("device"))
+            self._sharding = NamedSharding(mesh, PartitionSpec("device"))
             self._any = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
-            self._counted: jax.Array | None = None
+            self._pending: jax.Array | None = None
 
-    def __call__(self, yes: bool) -> bool:
-        """This process's vote; all have to call it, as often. Where there is one process, its vote counts at once."""
+    def __call__(self, value: bool) -> bool:
+        """Returns whether any process passed True in the previous call; all have to call it equally often.
+
+        With one process, returns its argument at once.
+        """
         if jax.process_count() == 1:
-            return yes
-        own = np.full(jax.local_device_count(), int(yes), np.int32)
-        before, self._counted = self._counted, self._any(jax.make_array_from_process_local_data(self._split, own))
-        return before is not None and bool(before)
-
-
-def allow_open_files(count: int, what: str, instead: str = "") -> None:
-    """Lets this process have so many files open, which ``what`` needs.
-
-    Raises:
-        UsageError: it may not; ``instead`` is what else can be done.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < count:
-        if hard != resource.RLIM_INFINITY and hard < count:
-            raise ConfigError(
-                f"{what} needs {count} open files, and this process may have {hard}: run `ulimit -n {count}` "
-                f"first{instead}"
-            )
-        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
-
-
-def limit_malloc_arenas() -> None:
-    """Has glibc keep what threads have freed in ``MEMORY_POOLS`` pools, or in as many as $MALLOC_ARENA_MAX says.
-
-    Of itself it makes up to eight for each core. Every one grows to the most that its threads ever held at once, so
-    that a long run would grow for hours. Other C libraries have no such pools. Call it before threads start.
-    """
-    choose = getattr(ctypes.CDLL(None), "mallopt", None)
-    if choose is not None and "MALLOC_ARENA_MAX" not in os.environ:
-        choose(M_ARENA_MAX, MEMORY_POOLS)
-
-
-def malloc_trim() -> None:
-    """Gives the system what this process has freed and glibc keeps, such as copies that were made for a checkpoint."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+            return value
+        own = np.full(jax.local_device_count(), int(value), np.int32)
+        previous, self._pending = self._pending, self._any(jax.make_array_from_process_local_data(self._sharding, own))
+        return previous is not None and bool(previous)
 
 
 def shutdown(code: int) -> None:
-    """Ends the process; where there are several, after all of them have come so far, or at once if it failed.
+    """Ends the process with an exit code; in a run of several, after all of them have called it.
 
-    The failed one does not wait: it would keep the others waiting for it, and they are told of its death.
+    A process that failed does not wait for the others, which detect its exit.
     """
     if jax.distributed.is_initialized():
         if code:

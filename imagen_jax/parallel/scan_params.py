@@ -1,21 +1,20 @@
-"""Names of stacked parameters: one array for layers that are alike, with an axis in front that counts them.
+"""Names of stacked parameters: layers with equal shapes share one array, with a leading layer axis (scanned layers).
 
-A network whose parameters are so repeats one layer, and its program is shorter. Who asks what a parameter is to one
-layer, to split it or to see it as a matrix, has to know of that axis; the name tells.
+Code that treats a parameter by layer, to shard it or to use it as a matrix, has to skip that axis; the name marks it.
 """
 
 from __future__ import annotations
 
 import re
 
-STACKED = re.compile(r"_\d+_to_\d+/")
+_STACKED = re.compile(r"_\d+_to_\d+/")
 
 
 def stack_name(prefix: str, first: int, last: int) -> str:
-    """The name of layers ``first`` to ``last``, such as ``down_1_blocks_1_to_7``; their parameters are stacked."""
+    """Returns the name of stacked layers `first` to `last`, such as `down_1_blocks_1_to_7`."""
     return f"{prefix}_{first}_to_{last}"
 
 
 def is_stacked(path: str) -> bool:
-    """Whether what has a path, such as ``down_1_blocks_1_to_7/res/conv_0/kernel``, has an axis of layers in front."""
-    return bool(STACKED.search(path))
+    """Returns whether the array at a path, such as `down_1_blocks_1_to_7/res/conv_0/kernel`, has a layer axis."""
+    return bool(_STACKED.search(path))

@@ -1,0 +1,51 @@
+"""Resources of this process: open files, and memory that glibc keeps."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+
+from imagen_jax.errors import ConfigError
+
+MALLOC_ARENAS = 4
+_M_ARENA_MAX = -8  # from glibc's malloc.h
+
+
+def raise_open_file_limit(count: int, purpose: str, alternative: str = "") -> None:
+    """Raises this process's limit of open files.
+
+    Args:
+        count: number of files.
+        purpose: what needs them, for the error message.
+        alternative: what else can be done, appended to the error message.
+
+    Raises:
+        ConfigError: the hard limit is lower.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        if hard != resource.RLIM_INFINITY and hard < count:
+            raise ConfigError(
+                f"{purpose} needs {count} open files, but the limit of this process is {hard}: run `ulimit -n {count}` "
+                f"first{alternative}"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+
+
+def limit_malloc_arenas() -> None:
+    """Limits glibc to `MALLOC_ARENAS` malloc arenas, or to $MALLOC_ARENA_MAX.
+
+    By default it makes up to eight per core. Each one grows to the peak memory of its threads, so that a long run would
+    grow for hours. Does nothing with other C libraries. Call it before threads start.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None and "MALLOC_ARENA_MAX" not in os.environ:
+        mallopt(_M_ARENA_MAX, MALLOC_ARENAS)
+
+
+def malloc_trim() -> None:
+    """Returns freed memory that glibc keeps to the system, such as that of copies made for a checkpoint."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
