@@ -1,9 +1,9 @@
-"""scikit-learn's handwritten digits at their own 8×8, one channel, one stage: real pictures on a CPU.
+"""Handwritten digits of scikit-learn: 8×8 images with one channel, one stage, on a CPU.
 
-imagen train --config=configs/digits.py --workdir=runs/digits
-imagen evaluate --stages=runs/digits --config=configs/digits_eval.py --out=runs/digits
+    imagen train --config=configs/digits.py --workdir=runs/digits
+    imagen evaluate --stages=runs/digits --config=configs/digits_eval.py --out=runs/digits
 
-`:sixteen_bit` reads and draws pictures of 16 bits.
+`:sixteen_bit` reads and samples images with 16 bits per channel.
 """
 
 import ml_collections

@@ -1,4 +1,4 @@
-"""What a `digits` stage is scored on: 500 captions, judged by a classifier that was fitted to real training images.
+"""Evaluation of a `digits` stage: 500 captions, judged by a classifier fitted to real training images.
 
 imagen evaluate --stages=runs/digits --config=configs/digits_eval.py --out=runs/digits
 """

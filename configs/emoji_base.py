@@ -1,15 +1,14 @@
-"""The base stage on emoji: their names to pictures of 64×64, on one GPU; `:tiny`, of 32×32, on a CPU.
+"""Base stage on emoji: names to 64×64 images on one GPU; `:tiny`, 32×32 on a CPU.
 
     imagen prepare --dataset=emoji/white --out=runs/data
     imagen train --config=configs/emoji_base.py:tiny --workdir=runs/emoji/base
 
-The first command is for `:tiny`; the other needs `--dataset=emoji/colours`, and google/flan-t5-base (README.md, "Text
-encoders"). It has 101 million parameters, and has not been trained.
+Cost of `:tiny`: 8 minutes on one core. Result: docs/recipes.md shows its samples. The full config needs
+`--dataset=emoji/colours` and google/flan-t5-base; it has 101 million parameters and has not been trained.
 
-`:tiny` learns the pictures of 133 names by heart, food, plants and animals, with the recipe of shapes_base.py: patches
-of 4×4 pixels, x under sigmoid weights, Muon. Its conditioning vector is twice as wide, for all of a name has to go
-through it or through attention. The text encoder is the untrained one: names are few, and only have to differ. It
-takes 8 minutes on one core; docs/recipes.md shows what it draws.
+`:tiny` memorizes the images of 133 names of food, plants and animals with the recipe of shapes_base.py: 4×4 patches, x
+prediction with sigmoid weighting, Muon. The conditioning vector is twice as wide, because all of a name has to pass
+through it or through attention. The text encoder is random: there are few names, which only have to differ.
 """
 
 import ml_collections

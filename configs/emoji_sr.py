@@ -1,9 +1,9 @@
-"""The super-resolution stage on emoji: 64×64 to 128×128, on one GPU; `:tiny`, 32×32 to 64×64, on a CPU.
+"""Super-resolution stage on emoji: 64×64 to 128×128 images on one GPU; `:tiny`, 32×32 to 64×64 on a CPU.
 
     imagen train --config=configs/emoji_sr.py:tiny --workdir=runs/emoji/sr
 
-emoji_base.py says how the data are prepared. The network of one GPU has 28 million parameters; `:tiny` has the recipe
-of shapes_sr.py, and takes 5 minutes on one core. The other has not been trained.
+Cost of `:tiny`: 5 minutes on one core, with the recipe of shapes_sr.py. emoji_base.py shows how to prepare the data.
+The full config has 28 million parameters and has not been trained.
 """
 
 import ml_collections

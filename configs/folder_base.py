@@ -1,13 +1,13 @@
-"""The base stage on a folder of images with captions, for one GPU: captions to pictures of 64×64.
+"""Base stage on a folder of captioned images: captions to 64×64 images, on one GPU.
 
     imagen train --config=configs/folder_base.py --workdir=runs/base --config.data.path=DIR
 
-docs/data.md says how captions lie beside images, and what becomes of those that are broken or of other sizes.
-folder_sr.py enlarges what this stage draws.
+docs/data.md describes where captions are read from, and what happens to images that are corrupt or of other sizes.
+folder_sr.py enlarges the images of this stage.
 
-The network and its schedule are those of imagen_base_64.py:200m; it predicts v, which does not fade at high noise.
-It has not been trained at this size yet: that a batch of 64 fits into 80 GB is an estimate. `:tiny` is so narrow that
-it compiles and runs in seconds, for tests; its text encoder knows no words.
+The network and its schedule are those of imagen_base_64.py:200m; it predicts v, which stays informative at high noise.
+Not yet trained at this size: that a batch of 64 fits into 80 GB is an estimate. `:tiny` compiles and runs in seconds,
+for tests; its text encoder is random.
 """
 
 import ml_collections

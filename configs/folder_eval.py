@@ -1,11 +1,11 @@
-"""What a cascade that was trained on a folder of images is looked at by: captions and images of its validation split.
+"""Evaluation of a cascade trained on a folder of images: captions and images of its validation split.
 
     imagen evaluate --stages=runs/base,runs/sr --config=configs/folder_eval.py --out=runs/scores \\
         --config.data.path=DIR
 
-No program can tell whether a photograph shows what its caption says, and so nothing is scored: there are pictures with
-their captions, and what is measured of each stage, held-out losses among it. `data` is that of folder_base.py, whose
-split it has to be; `:tiny` is for the stages of that name.
+No judge exists for photographs, so nothing is scored: the result is a grid of samples with their captions, and
+diagnostics of each stage, validation losses among them. `data` must describe the split of folder_base.py; `:tiny` is
+for stages trained with that variant.
 """
 
 import ml_collections

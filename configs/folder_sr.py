@@ -1,13 +1,13 @@
-"""The super-resolution stage on a folder of images with captions, for one GPU: 64×64 to 256×256.
+"""Super-resolution stage on a folder of captioned images: 64×64 to 256×256 images, on one GPU.
 
     imagen train --config=configs/folder_sr.py --workdir=runs/sr --config.data.path=DIR
 
-docs/data.md says how captions lie beside images, and what becomes of those that are broken or of other sizes. Images
-smaller than 256×256 count as broken, unless data.transform.upscale is set.
+docs/data.md describes where captions are read from, and what happens to images that are corrupt or of other sizes.
+Images smaller than 256×256 count as corrupt, unless data.transform.upscale is set.
 
-The network is that of imagen_sr_256.py:small; it predicts v, for eps tints pictures (arXiv:2210.02303, Section 2.4).
-It has not been trained at this size yet: that a batch of 64 fits into 80 GB is an estimate. `:tiny` is so narrow that
-it compiles and runs in seconds, for tests; its text encoder knows no words.
+The network is that of imagen_sr_256.py:small; it predicts v, because eps shifts colors (arXiv:2210.02303, Section 2.4).
+Not yet trained at this size: that a batch of 64 fits into 80 GB is an estimate. `:tiny` compiles and runs in seconds,
+for tests; its text encoder is random.
 """
 
 import math

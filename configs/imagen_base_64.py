@@ -1,25 +1,24 @@
-"""Imagen's base stage: captions to pictures of 64×64 (arXiv:2205.11487, Appendix F), 2.4 billion parameters.
+"""Imagen's base stage: captions to 64×64 images (arXiv:2205.11487, Appendix F), 2.4 billion parameters.
 
     imagen train --config=configs/imagen_base_64.py --workdir=runs/base_64
 
-`:400m` and `:200m` are narrower members of the family for one GPU of 80 GB, with smaller batches and fewer steps; all
-else is the paper's. docs/presets.md has the costs of each. None has been trained yet; that a batch of 64 fits is an
-estimate.
+`:400m` and `:200m` are narrower, for one GPU with 80 GB, with smaller batches and fewer steps; everything else is the
+paper's. Costs are in docs/presets.md. None has been trained yet; that a batch of 64 fits is an estimate.
 
-Of the paper are the network's channels, blocks, attention and head size, the schedule, the prediction, optimizer, rate,
-warm-up and decay, batch, steps, share of dropped captions, the encoder, the guidance and the thresholding. The rest is
-ours:
+From the paper: channels, blocks, attention and head size of the network, the schedule, prediction type, optimizer,
+learning rate, warm-up and decay, batch size, steps, dropout of captions, text encoder, guidance and thresholding. Ours:
 
-- Captions of 128 tokens: the paper gives no length.
-- A conditioning vector of 4 × 512 and residual blocks as of ADM, which the paper names as its source; 8 pooling heads.
-- The EMA's decay 0.9999 is the usual one, and so is the clipping of gradients at norm 1.
-- Adafactor's own scaling of updates by the size of a parameter is off: outputs that start at zero would stay there.
-- 256 steps of DDPM: the paper's text has no number. Its guidance, 1.35, is that of the best FID; more obeys prompts
-  better.
-- Parameters are split over 8 devices, so that weights, gradients, EMA and text encoder take 1.2 GB each on a device;
+- Captions have 128 tokens: the paper gives no length.
+- The conditioning vector has 4 × 512 channels, and residual blocks are those of ADM, which the paper names as its
+  source; text pooling has 8 heads.
+- The EMA decay of 0.9999 and clipping of gradients at norm 1 are common choices.
+- Adafactor does not scale updates by the size of parameters: outputs that start at zero would stay there.
+- 256 steps of DDPM: the paper's text has no number. Its guidance scale, 1.35, is that of the best FID; higher scales
+  follow prompts better.
+- Parameters are sharded over 8 devices, so that weights, gradients, EMA and text encoder take 1.2 GB each per device;
   batches are split over all devices.
 
-`shapes`, drawn at 64×64, stands in for captioned photographs; configs/folder_base.py, folder_sr.py read yours.
+`shapes` at 64×64 stands in for captioned photographs; configs/folder_base.py and folder_sr.py read your own.
 """
 
 import ml_collections

@@ -2,26 +2,26 @@
 
     imagen train --config=configs/imagen_sr_1024.py --workdir=runs/sr_1024
 
-`:small` has half the channels, for one GPU of 80 GB, with smaller batches and fewer steps; all else is the paper's.
-docs/presets.md has the costs. Neither has been trained yet; that a batch of 64 fits is an estimate.
+`:small` has half the channels, for one GPU with 80 GB, with smaller batches and fewer steps; everything else is the
+paper's. Costs are in docs/presets.md. Neither has been trained yet; that a batch of 64 fits is an estimate.
 
-Training sees crops of 256×256 from images of 1024×1024, and their places at a quarter of the size (64×64), as in the
-paper; sampling enlarges a whole picture of 256×256, or tile by tile where that does not fit into memory
-(`--tile_size=256 --tile_overlap=64`). So nothing in the network may depend on the size of what it sees: there is no
-self-attention, and model.positions has to stay 0.
+Training sees 256×256 crops of 1024×1024 images and the same places at a quarter of the size (64×64), as in the paper.
+Sampling enlarges full images of 256×256, or in tiles where those do not fit into memory (`--tile_size=256
+--tile_overlap=64`). So nothing in the network may depend on the size of its input: there is no self-attention, and
+model.positions must stay 0.
 
-The paper contradicts itself: it says 400 million parameters, and gives this network the same table as the one for
-256×256, less self-attention, which makes more. The network here is the table's.
+The paper contradicts itself: it states 400 million parameters, and gives this network the table of the one for 256×256
+without self-attention, which yields more. The network here is the table's.
 
-Of the paper are also the schedule, linear betas from 1e-4 to 0.02, the prediction, Adam and its three numbers, rate,
-warm-up and decay, batch, steps, share of dropped captions, encoder and thresholding. The rest is ours:
+Also from the paper: the schedule, linear betas from 1e-4 to 0.02, the prediction type, Adam and its three numbers,
+learning rate, warm-up and decay, batch size, steps, dropout of captions, text encoder and thresholding. Ours:
 
 - Cross-attention has the 8 heads and the hidden layer of 2 × the channels that the paper gives for 256×256.
-- Guidance is that of the stage before, 8, and 32 steps of DDPM do: the paper has neither figure.
-- The noise in the low-resolution picture, the text's length, the conditioning vector, the pooling heads, the EMA's
-  decay, the clipping and the mesh are those of imagen_sr_256.py.
+- The guidance scale is that of the previous stage, 8, and sampling takes 32 steps of DDPM: the paper has neither.
+- The noise in the low-resolution image, the text length, conditioning vector, pooling heads, EMA decay, clipping and
+  mesh are those of imagen_sr_256.py.
 
-`shapes`, drawn at 1024×1024, stands in for captioned photographs; configs/folder_base.py, folder_sr.py read yours.
+`shapes` at 1024×1024 stands in for captioned photographs; configs/folder_base.py and folder_sr.py read your own.
 """
 
 import math

@@ -2,23 +2,23 @@
 
     imagen train --config=configs/imagen_sr_256.py --workdir=runs/sr_256
 
-`:small` has half the channels, for one GPU of 80 GB, with smaller batches and fewer steps; all else is the paper's.
-docs/presets.md has the costs. Neither has been trained yet; that a batch of 64 fits is an estimate.
+`:small` has half the channels, for one GPU with 80 GB, with smaller batches and fewer steps; everything else is the
+paper's. Costs are in docs/presets.md. Neither has been trained yet; that a batch of 64 fits is an estimate.
 
-The paper contradicts itself: it says 600 million parameters, and its table of the network makes fewer. The network here
-is the table's, for a table can be built and a total cannot. A fifth level, multipliers (1, 2, 4, 8, 8) with blocks
-(2, 4, 8, 8, 8), would make 821 million.
+The paper contradicts itself: it states 600 million parameters, and its table of the network yields fewer. The network
+here is the table's, because a table can be built and a total cannot. A fifth level, channel_mult (1, 2, 4, 8, 8) with
+num_res_blocks (2, 4, 8, 8, 8), would have 821 million.
 
-Of the paper are also the schedule, the prediction, Adam and its three numbers, rate, warm-up and decay, batch, steps,
-share of dropped captions, encoder, guidance and thresholding. The rest is ours:
+Also from the paper: the schedule, prediction type, Adam and its three numbers, learning rate, warm-up and decay, batch
+size, steps, dropout of captions, text encoder, guidance and thresholding. Ours:
 
-- The noise in the low-resolution picture follows the cosine schedule too, at levels drawn evenly. Sampling adds none,
-  as for the paper's best FID; its best-looking pictures had 0.1 to 0.3 (`--aug_level` of imagen_jax.sample).
-- Captions of 128 tokens, the conditioning vector of 4 × 128, 8 pooling heads, the EMA's decay and clipping are those
-  of imagen_base_64.py. 128 steps of DDPM: it has less left to decide than the base.
-- Parameters are split over 8 devices, batches over all.
+- The noise in the low-resolution image also follows the cosine schedule, at uniform levels. Sampling adds none, as for
+  the paper's best FID; its best-looking images had 0.1 to 0.3 (`imagen sample --aug_level`).
+- Captions of 128 tokens, the conditioning vector of 4 × 128 channels, 8 pooling heads, EMA decay and clipping are those
+  of imagen_base_64.py. 128 steps of DDPM: less is left to decide than for the base.
+- Parameters are sharded over 8 devices, batches over all.
 
-`shapes`, drawn at 256×256, stands in for captioned photographs; configs/folder_base.py, folder_sr.py read yours.
+`shapes` at 256×256 stands in for captioned photographs; configs/folder_base.py and folder_sr.py read your own.
 """
 
 import math

@@ -1,6 +1,8 @@
-"""Pretrain the text encoder that comes with the package.
+"""Pretraining of the text encoder of the shapes data set, which comes with the package.
 
-imagen pretrain_text --config=configs/pretrain_text.py --out=DIR
+    imagen pretrain_text --config=configs/pretrain_text.py --out=DIR
+
+`:tiny` has the same form and takes seconds, for tests.
 """
 
 import ml_collections

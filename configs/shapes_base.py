@@ -1,25 +1,27 @@
-"""The base stage on `shapes`: captions to pictures of 32×32, on a CPU.
+"""Base stage on `shapes`: captions to 32×32 images, on a CPU.
 
     imagen train --config=configs/shapes_base.py --workdir=runs/base
 
-`:wide` draws 32×48 (height × width), `:transparent` things without a background, as RGBA; `:tiny` is narrower, and
+Cost: 6,000 steps in seven minutes on 2 cores, beside the super-resolution stage. Result: 94% of held-out captions are
+rendered correctly in everything they claim.
+
+`:wide` has 32×48 images (height × width), `:transparent` RGBA images without a background. `:tiny` is narrower and
 compiles and runs in seconds, for tests.
 
-How well it draws after some minutes depends on the number of updates, not on the size of the network: hence one level
-of patches of 4×4 pixels, few channels and batches of 16. Pixels that know their place (model.positions) find the words
-about it by two layers of attention to the text; residual blocks then draw what these say.
+Quality after some minutes depends on the number of updates, not on the size of the network: hence one level of 4×4
+patches, few channels and batches of 16. Position embeddings (model.positions) let two text attention layers find the
+words about a place; residual blocks then draw it.
 
-Guidance makes more right of combinations that training never showed; weight 3 bends edges. After its 6,000 updates,
-seven minutes on 2 cores beside super-resolution, 94% of held-out captions are right in all they claim. Of 6, 8, 12 and
-24 sampling steps fewer leave less grain; 6, 8 and 12 are right as often.
+Guidance helps with combinations that training never showed; weight 3 bends edges. Of 6, 8, 12 and 24 sampling steps,
+fewer leave less grain; 6, 8 and 12 are correct equally often.
 
-The bias of the weight says how much more strong noise counts than little. Of 1,024 held-out captions, after 7,600
-updates with a bias of -2, -3, -4.5 and -6 (--config.diffusion.weight_bias), 92, 90, 95 and 92% were right in all, and
-with -4.5 and another seed 94%: fine detail is left to super-resolution.
+diffusion.loss_weighting_bias weighs high noise against low noise. Of 1,024 held-out captions, after 7,600 updates with
+a bias of -2, -3, -4.5 and -6, 92, 90, 95 and 92% were fully correct, and 94% with -4.5 and another seed: fine detail is
+left to super-resolution.
 
-The objective is that of least error among nine, measured after 700 steps with a bias of -3 (docs/claims.md): mean
-squared errors of x̂ are 0.0149 for x under sigmoid weights, 0.0153 for v under simple ones, 0.0195 for the paper's eps
-under simple ones.
+The objective has the lowest error of nine, measured after 700 steps with a bias of -3 (docs/claims.md): the mean
+squared error of x_hat is 0.0149 for x with sigmoid weighting, 0.0153 for v with simple, 0.0195 for the paper's eps with
+simple weighting.
 """
 
 import ml_collections

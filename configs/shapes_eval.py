@@ -1,8 +1,8 @@
-"""What a `shapes` cascade is scored on: held-out captions, of attribute combinations that training never shows.
+"""Evaluation of a `shapes` cascade: held-out captions, with attribute combinations that training never shows.
 
     imagen evaluate --stages=runs/base,runs/sr --config=configs/shapes_eval.py --out=runs/scores
 
-`--config.data.split=validation` scores captions of combinations that training does show.
+`--config.data.split=validation` scores captions with combinations that training does show.
 """
 
 import ml_collections

@@ -1,16 +1,16 @@
-"""The super-resolution stage on `shapes`: pictures of 32×32 to 64×64, on a CPU.
+"""Super-resolution stage on `shapes`: 32×32 to 64×64 images, on a CPU.
 
     imagen train --config=configs/shapes_sr.py --workdir=runs/sr
 
-`:wide` and `:transparent` enlarge what those of shapes_base.py draw, 32×48 to 64×96 and RGBA; `:tiny` is narrower,
-attends to the text too, and compiles and runs in seconds, for tests.
+`:wide` and `:transparent` enlarge the images of those variants of shapes_base.py, 32×48 to 64×96 and RGBA. `:tiny` is
+narrower, has text attention, and compiles and runs in seconds, for tests.
 
-The objective was measured among nine, after 250 steps (docs/claims.md): mean squared errors of x̂ are 0.0071 for x under
-sigmoid weights and 0.0068 under simple ones, at best 0.0093 for v and 0.0147 for eps.
+The objective was measured among nine, after 250 steps (docs/claims.md): the mean squared error of x_hat is 0.0071 for x
+with sigmoid weighting and 0.0068 with simple, at best 0.0093 for v and 0.0147 for eps.
 
-The picture that it is given says where things are: no positions, no attention. The noise of the augmentation is shifted
-to where that picture still shows its shapes: half of the levels have less than 0.13. Sampling adds next to none (0.01),
-and takes few steps: with more of them the samples are noisier, and no more often right.
+The low-resolution image says where objects are, so the network has neither positions nor attention. The augmentation
+schedule is shifted to levels at which that image still shows its shapes: half of them are below 0.13. Sampling adds
+little noise (0.05) and takes few steps: with more the samples are noisier, and not correct more often.
 """
 
 import ml_collections

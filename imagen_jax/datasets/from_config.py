@@ -1,4 +1,4 @@
-"""The data set that a config's ``data`` describes: its source, transform and buckets, put together."""
+"""The data set that a config's `data` describes: its source, with its transform and buckets."""
 
 from __future__ import annotations
 
@@ -14,9 +14,16 @@ from imagen_jax.images.array import Size, size_of
 
 
 def make_examples(config: DataConfig, split: str, image_size: int | Size, channels: int) -> ImageTextDataset:
-    """The examples of a split of the source that a config's ``data`` names. Raises UsageError as it and they do.
+    """Returns a split of a config's data set, at one image size.
 
-    Configs of sources whose pictures are ready as they are have no ``transform`` and no ``max_broken``.
+    Args:
+        config: the `data` group of a config.
+        split: of the source.
+        image_size: (height, width), or one number for a square.
+        channels: of the images.
+
+    Raises:
+        ConfigError: the source cannot be opened, or its images do not fit.
     """
     source = make_source(config, split, image_size)
     transform = make_transform(config, image_size, channels)
@@ -26,7 +33,7 @@ def make_examples(config: DataConfig, split: str, image_size: int | Size, channe
 
 
 def make_transform(config: DataConfig, image_size: int | Size, channels: int) -> Transform | None:
-    """The transform that a config's ``data`` describes, if pictures are not ready as they are. Raises UsageError."""
+    """Returns the transform of a config's data; None for sources whose images are decoded already."""
     if not isinstance(config, FileKeys):
         return None
     size = size_of(image_size, "image_size")
@@ -34,9 +41,12 @@ def make_transform(config: DataConfig, image_size: int | Size, channels: int) ->
 
 
 def make_buckets(config: DataConfig, split: str, image_size: int | Size, channels: int) -> list[ImageTextDataset]:
-    """As ``make_examples``, but those that are more like a size of ``data.buckets`` apart, at that size.
+    """Returns a split of a config's data set as one data set for each size: `image_size` and those of `data.buckets`.
 
-    Raises UsageError also for a source that has an order of its own, which buckets would not keep.
+    Each record goes to the size whose aspect ratio is nearest to its own. Arguments as for `make_examples`.
+
+    Raises:
+        ConfigError: as `make_examples`, or the source has an order of its own, which buckets would not keep.
     """
     others = config.bucket_hws
     if not others or not isinstance(config, FileKeys):
@@ -45,8 +55,8 @@ def make_buckets(config: DataConfig, split: str, image_size: int | Size, channel
     if isinstance(source, OrderedSource):
         raise ConfigError(f"data.buckets {others} go with no mixture and no balance, as {source!r} has: set it to ()")
     sizes = [size_of(image_size, "image_size"), *others]
-    broken = CorruptRecords(repr(source), len(source), config.max_corrupt)
+    corrupt = CorruptRecords(repr(source), len(source), config.max_corrupt)
     return [
-        ImageTextDataset(bucket, channels, make_transform(config, bucket.size, channels), broken)
+        ImageTextDataset(bucket, channels, make_transform(config, bucket.size, channels), corrupt)
         for bucket in split_into_buckets(source, sizes, config.threads)
     ]

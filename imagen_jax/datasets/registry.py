@@ -1,6 +1,6 @@
-"""Data sources by name: each gives records, see ``records.py``, by random access.
+"""Data sources by name. Each is random access to records, see `data/record.py`.
 
-A source is one small module; to add one, write it beside ``shapes`` and name it here.
+To add one, write a module beside `folder.py`, list it here and declare its keys in `config/schema.py`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _shapes(config: ShapesKeys, split: str, image_size: int | Size) -> Source:
 
 
 def _digits(config: DigitsKeys, split: str, image_size: int | Size) -> Source:
-    # scikit-learn takes seconds to import: only those who draw digits wait for it
+    # scikit-learn takes seconds to import
     from imagen_jax.datasets.digits import DigitsSource
 
     return DigitsSource(split=split, image_size=image_size, bits=config.bits)
@@ -50,7 +50,7 @@ def _folder(config: FolderKeys, split: str, image_size: int | Size) -> Source:
 
 
 def _tfds(config: TfdsKeys, split: str, image_size: int | Size) -> Source:
-    # as for TFDS
+    # TFDS too
     from imagen_jax.datasets.tfds import TfdsSource
 
     return TfdsSource(config.path, split, config.image, config.captions, config.templates)
@@ -79,10 +79,15 @@ SOURCES: dict[str, Callable[[Any, str, int | Size], Source]] = {
 
 
 def make_source(config: DataConfig | PartConfig, split: str, image_size: int | Size) -> Source:
-    """The source that a config's ``data`` names, a split of it, at an image size: of a square, or (height, width).
+    """Returns a split of a config's source.
+
+    Args:
+        config: the `data` group of a config, or a part of a mixture.
+        split: of the source.
+        image_size: (height, width), or one number for a square, for sources that render.
 
     Raises:
-        UsageError: an unknown name, split, size or number of bits.
+        ConfigError: the source cannot be opened, or has no such split.
     """
     try:
         source = SOURCES[config.source](config, split, image_size)

@@ -1,4 +1,4 @@
-"""Optimizers of the paper, from their config: Adafactor for the base, Adam for super-resolution (App. F)."""
+"""Optimizers from their config: Adafactor for the base, Adam for super-resolution (arXiv:2205.11487, App. F)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import optax.contrib
 
 from imagen_jax.config.schema import DTYPES, OptimizerConfig
 from imagen_jax.parallel.scan_params import is_stacked
-from imagen_jax.parallel.sharding import path_of
+from imagen_jax.parallel.sharding import key_path
 from imagen_jax.training.skip_updates import skip_bad_updates
 
 
 def learning_rate(config: OptimizerConfig) -> optax.Schedule:
-    """Linear warm-up to ``learning_rate`` over ``warmup_steps``, then a cosine down to 0 at ``decay_steps``."""
+    """Returns the learning rate: linear warm-up over `warmup_steps`, then cosine decay to 0 at `decay_steps`."""
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
@@ -26,13 +26,13 @@ def learning_rate(config: OptimizerConfig) -> optax.Schedule:
 
 
 def matrices(params: Any) -> Any:
-    """Which parameters Muon sees as matrices: kernels, their last axis against the rest. Adam has the others.
+    """Returns how Muon sees parameters as matrices: kernels, last axis against the others. Adam updates the rest.
 
-    Of a stack each layer has a matrix of its own.
+    Each layer of a stack is a matrix of its own.
     """
 
     def described(path: Any, leaf: Any) -> Any:
-        first, last = int(is_stacked(path_of(path))), leaf.ndim - 1
+        first, last = int(is_stacked(key_path(path))), leaf.ndim - 1
         if leaf.ndim - first not in (2, 4):
             return None
         return optax.contrib.MuonDimensionNumbers(tuple(range(first, last)), last)
@@ -41,27 +41,27 @@ def matrices(params: Any) -> Any:
 
 
 def clip_by_layer_rms(threshold: float) -> optax.GradientTransformation:
-    """Shrinks the update of a parameter to a root mean square of at most ``threshold``, of a stack that of each layer.
+    """Returns a transformation that clips the root mean square of each parameter's update to `threshold`.
 
-    ``optax.clip_by_block_rms`` would measure all layers of a stack together.
+    Layers of a stack are clipped one by one; `optax.clip_by_block_rms` would measure them together.
     """
 
     def clip(update: jax.Array) -> jax.Array:
         return update / jnp.maximum(1.0, jnp.sqrt(jnp.mean(jnp.square(update))) / threshold)
 
     def clipped(path: Any, update: jax.Array) -> jax.Array:
-        return jax.vmap(clip)(update) if is_stacked(path_of(path)) else clip(update)
+        return jax.vmap(clip)(update) if is_stacked(key_path(path)) else clip(update)
 
     return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(clipped, updates))
 
 
 def adafactor(rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
-    """Adafactor (arXiv:1804.04235) without a first moment.
+    """Returns Adafactor (arXiv:1804.04235) without a first moment.
 
-    Without the scaling by a parameter's size too: outputs that start at zero would hardly move from there.
+    Updates are not scaled by the size of parameters: outputs that start at zero would hardly move.
     """
     return optax.chain(
-        # it factors the two largest axes, if both are of 128 at least: no axis of layers is
+        # factors the two largest axes if both have at least 128 entries: an axis of layers never has
         optax.scale_by_factored_rms(),
         clip_by_layer_rms(1.0),
         optax.scale_by_learning_rate(rate, flip_sign=False),
@@ -71,7 +71,7 @@ def adafactor(rate: optax.Schedule, weight_decay: float) -> optax.GradientTransf
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
-    """Clipping by global norm, then the named optimizer, guarded."""
+    """Returns the config's optimizer, after clipping by global norm; bad updates are skipped."""
     rate = learning_rate(config)
     # bfloat16 halves the memory of the running mean of gradients
     moment = DTYPES[config.first_moment_dtype]

@@ -11,7 +11,8 @@ from imagen_jax.config.schema import SCHEMA_VERSION
 from imagen_jax.errors import ConfigError
 from tests.helpers.configs import ROOT, base_config
 
-# what version 0 called keys of a sampling group
+# what every saved config has, and what version 0 called keys of a sampling group
+SKELETON = {"image_size": 64, "channels": 3, "data": {}, "text": {}, "model": {}, "diffusion": {}}
 OLD_SAMPLING = {"churn_range": [0.1, 2.0], "guidance_from": 0.2, "guidance_to": 0.8, "steps": 3, "grid": "karras"}
 
 
@@ -27,14 +28,14 @@ def test_fixture_configs(name):
 
 
 def test_renamed_sampling_keys():
-    sampling = from_json({"sampling": OLD_SAMPLING}).sampling
+    sampling = from_json(SKELETON | {"sampling": OLD_SAMPLING}).sampling
     assert (sampling.s_tmin, sampling.s_tmax, sampling.guidance_interval) == (0.1, 2.0, (0.2, 0.8))
     assert (sampling.num_inference_steps, sampling.timestep_spacing) == (3, "karras")
 
 
 def test_renamed_values():
     old = {"data": {"source": "folder", "transform": {"crop": "centre"}}, "training": {"on_failed_save": "go on"}}
-    config = from_json(old)
+    config = from_json(SKELETON | old)
     assert (config.data.transform.crop, config.training.on_failed_save) == ("center", "continue")
     assert {new for _, new in OLD_VALUES.values()} == {"center", "continue"}
 
@@ -42,7 +43,7 @@ def test_renamed_values():
 def test_parts_of_mixtures():
     part = {"source": "folder", "path": "x", "validation_share": 0.5, "caption_column": "text", "weight": 1, "other": 3}
     nested = {"source": "mixture", "parts": {"b": dict(part)}, "weight": 2}
-    data = from_json({"data": {"source": "mixture", "parts": {"a": part, "more": nested}}}).data
+    data = from_json(SKELETON | {"data": {"source": "mixture", "parts": {"a": part, "more": nested}}}).data
     assert data.parts["a"].validation_fraction == data.parts["more"].parts["b"].validation_fraction == 0.5
 
 
@@ -61,12 +62,12 @@ def test_every_old_name_leads_to_a_key():
 
 def test_old_names_are_refused_in_new_files():
     with pytest.raises(ConfigError, match="sampling.steps is now sampling.num_inference_steps"):
-        from_json({"schema_version": 1, "sampling": {"steps": 3}})
+        from_json(SKELETON | {"schema_version": 1, "sampling": {"steps": 3}})
 
 
 def test_unknown_keys_are_refused():
     with pytest.raises(ConfigError, match="model.chanels is not a key of the config: the nearest is model.channels"):
-        from_json({"model": {"chanels": 3}})
+        from_json(SKELETON | {"model": {"chanels": 3}})
 
 
 @pytest.mark.parametrize("version", [SCHEMA_VERSION + 1, 10**9])
@@ -88,6 +89,12 @@ def test_trees_that_are_no_config(tree):
 
 
 def test_the_input_is_not_changed():
-    old = {"sampling": dict(OLD_SAMPLING)}
+    old = SKELETON | {"sampling": dict(OLD_SAMPLING)}
     migrate(old)
-    assert old == {"sampling": OLD_SAMPLING}
+    assert old == SKELETON | {"sampling": OLD_SAMPLING}
+
+
+@pytest.mark.parametrize("key", SKELETON)
+def test_what_is_no_stage(key):
+    with pytest.raises(ConfigError, match=key):
+        from_json({name: value for name, value in SKELETON.items() if name != key})

@@ -305,7 +305,7 @@ def bad_gradients(bench, trials):
     finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
     held = int(state.opt_state.skipped) == 1 and finite and int(state.step) == SAVE_EVERY + 4
     place, last = bench.new("nans"), 2 * SAVE_EVERY
-    with Training(place, fault=f"nan:{SAVE_EVERY + 1}:99", max_bad_steps=SAVE_EVERY) as training:
+    with Training(place, fault=f"nan:{SAVE_EVERY + 1}:99", max_skipped_updates=SAVE_EVERY) as training:
         code, said = training.ended()
     told = f"{SAVE_EVERY} updates in a row were skipped (training.max_skipped_updates), the last at step {last}" in said
     told = told and code == 1 and "its examples are " in said and "Traceback" not in said
@@ -346,7 +346,7 @@ def surroundings(bench, trials):
     with Training(bench.new("descriptors"), limits={resource.RLIMIT_NOFILE: 64}) as training:
         code, said = training.ended()
     held += (
-        code == 2 and "open files, and this process may have 64: run `ulimit -n " in said and "compiling" not in said
+        code == 2 and "open files, but the limit of this process is 64: run `ulimit -n " in said and "compiling" not in said
     )
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -355,7 +355,7 @@ def surroundings(bench, trials):
         variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
         with Training(bench.new("port"), variables=variables) as training:
             code, said = training.ended()
-    held += code == 2 and f"process 0 cannot be reached at {address}" in said and "Traceback" not in said
+    held += code == 2 and f"process 0 cannot listen at {address}" in said and "Traceback" not in said
     return Result("a compile cache of noise; 64 open files; a port that is taken", 3, held, f"difference {worst:g}")
 
 
