@@ -7,8 +7,9 @@ from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from imagen_jax.config.fields import Group, groups_in
 from imagen_jax.config.messages import bounds, tag
-from imagen_jax.config.schema import EvaluationConfig, Group, PretrainTextConfig, StageConfig, groups_in
+from imagen_jax.config.schema import EvaluationConfig, PretrainTextConfig, StageConfig
 from imagen_jax.io.changes import flatten
 
 INTRODUCTION = """# Configuration

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from imagen_jax.diffusion.noise_augmentation import AugLevelDistribution
 from imagen_jax.diffusion.tiling import check_tiles
 from imagen_jax.errors import ConfigError, collect_errors
-from imagen_jax.images.array import Size, said
+from imagen_jax.images.array import Size, format_size
 from imagen_jax.parallel.sharding import check_sharding_rules
 
 if TYPE_CHECKING:
@@ -77,15 +77,17 @@ def _check_multiple(name: str, size: Size, model: ModelConfig) -> None:
     multiple = model.side_multiple
     if any(side < 1 or side % multiple for side in size):
         raise ConfigError(
-            f"{name} {said(size)} is not a multiple of {multiple}, as model.patch_size {model.patch_size} and the "
-            f"{len(model.channel_mult)} levels of model.channel_mult need"
+            f"{name} {format_size(size)} is not a multiple of {multiple}, as model.patch_size {model.patch_size} and "
+            f"the {len(model.channel_mult)} levels of model.channel_mult need"
         )
 
 
 def _check_enlargement(config: StageConfig) -> None:
     size, low = config.image_hw, config.low_res_hw
     if not all(0 < small < large for small, large in zip(low, size, strict=True)):
-        raise ConfigError(f"low_res_size {said(low)} must be below image_size {said(size)}; 0 makes a base stage")
+        raise ConfigError(
+            f"low_res_size {format_size(low)} must be below image_size {format_size(size)}; 0 makes a base stage"
+        )
     if low[0] * size[1] != low[1] * size[0]:
         raise ConfigError(
             f"low_res_size {low[0]}×{low[1]} has another aspect ratio than image_size {size[0]}×{size[1]}: "
@@ -93,7 +95,8 @@ def _check_enlargement(config: StageConfig) -> None:
         )
     if config.diffusion.align_corners and min(low) < 2:
         raise ConfigError(
-            f"diffusion.align_corners needs at least 2×2 pixels, and low_res_size is {said(low)}: set it to False"
+            f"diffusion.align_corners needs at least 2×2 pixels, and low_res_size is {format_size(low)}: "
+            "set it to False"
         )
 
 
@@ -106,7 +109,7 @@ def _check_transform(config: StageConfig) -> None:
     if transform.max_pixels < config.image_hw[0] * config.image_hw[1]:
         raise ConfigError(
             f"data.transform.max_pixels {transform.max_pixels} is less than the pixels of image_size "
-            f"{said(config.image_hw)}: raise it"
+            f"{format_size(config.image_hw)}: raise it"
         )
 
 
@@ -125,17 +128,18 @@ def _check_crops(config: StageConfig) -> None:
     crop, size = config.data.crop_hw, config.image_hw
     if not all(0 < part <= full for part, full in zip(crop, size, strict=True)):
         raise ConfigError(
-            f"data.crop_size {said(crop)} is not in [1, {said(size)}], the image_size; 0 trains on full images"
+            f"data.crop_size {format_size(crop)} is not in [1, {format_size(size)}], the image_size; "
+            "0 trains on full images"
         )
     if config.model.positions:
         raise ConfigError(
-            f"model.positions {config.model.positions} needs full images, and data.crop_size {said(crop)} trains on "
-            "crops: set one of them to 0"
+            f"model.positions {config.model.positions} needs full images, and data.crop_size {format_size(crop)} "
+            "trains on crops: set one of them to 0"
         )
     if config.diffusion.align_corners:
         raise ConfigError(
             "diffusion.align_corners enlarges a crop in another way than the full image, and data.crop_size "
-            f"{said(crop)} trains on crops: set one of them to False or 0"
+            f"{format_size(crop)} trains on crops: set one of them to False or 0"
         )
     _check_multiple("data.crop_size", crop, config.model)
     _check_whole_pixels("data.crop_size", crop, config)
@@ -147,8 +151,8 @@ def _check_whole_pixels(name: str, part: Size, config: StageConfig) -> None:
     step = size[0] // math.gcd(size[0], low[0])
     if any(low) and any(side % step for side in part):
         raise ConfigError(
-            f"{name} {said(part)} is not a multiple of {step}: from image_size {said(size)} to low_res_size "
-            f"{said(low)} it would not become whole pixels"
+            f"{name} {format_size(part)} is not a multiple of {step}: from image_size {format_size(size)} to "
+            f"low_res_size {format_size(low)} it would not become whole pixels"
         )
 
 
@@ -197,7 +201,7 @@ def _check_tiles(config: StageConfig) -> None:
         return
     if config.model.positions:
         raise ConfigError(
-            f"sampling.tile_size {said(tile)} needs a network without positions, and model.positions is "
+            f"sampling.tile_size {format_size(tile)} needs a network without positions, and model.positions is "
             f"{config.model.positions}: set tile_size to 0"
         )
     check_tiles(config.image_hw, tile, config.sampling.tile_overlap, config.model.side_multiple)

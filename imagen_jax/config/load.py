@@ -16,8 +16,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from imagen_jax.config import messages
+from imagen_jax.config.fields import Group, groups_in
 from imagen_jax.config.migrations import migrate
-from imagen_jax.config.schema import Group, StageConfig, groups_in
+from imagen_jax.config.schema import StageConfig
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import read_json
 

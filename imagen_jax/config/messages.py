@@ -9,8 +9,9 @@ from typing import Any, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from imagen_jax.config.fields import Group, groups_in
 from imagen_jax.config.migrations import OLD_VALUES, RENAMED
-from imagen_jax.config.schema import MAX_COUNT, Group, groups_in
+from imagen_jax.config.schema import MAX_COUNT
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.changes import shown
 

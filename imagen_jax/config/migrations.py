@@ -10,7 +10,9 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from imagen_jax.config.schema import SCHEMA_VERSION, PartConfig, groups_in
+from imagen_jax.config.data_schema import PartConfig
+from imagen_jax.config.fields import groups_in
+from imagen_jax.config.schema import SCHEMA_VERSION
 from imagen_jax.errors import ConfigError
 
 RENAMED = {
@@ -48,8 +50,6 @@ RENAMED = {
     "sampling.percentile": "sampling.dynamic_threshold_percentile",
     "count": "num_samples",
 }
-# What every version has saved, and what no default could stand for.
-REQUIRED = ("image_size", "channels", "data", "text", "model", "diffusion")
 OLD_VALUES = {
     "data.transform.crop": ("centre", "center"),
     "training.on_failed_save": ("go on", "continue"),
@@ -60,7 +60,7 @@ def migrate(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a saved config, nested dicts, in the present schema version.
 
     Raises:
-        ConfigError: the config is of a later version, or lacks what every version has.
+        ConfigError: the config is of a later version.
     """
     migrated = copy.deepcopy(dict(tree))
     version = migrated.get("schema_version", 0)
@@ -72,12 +72,6 @@ def migrate(tree: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(
             f"schema_version {version} is later than {SCHEMA_VERSION}, the latest that this version of imagen_jax "
             "reads: upgrade it, pip install --upgrade imagen_jax"
-        )
-    absent = [key for key in REQUIRED if key not in migrated]
-    if absent:
-        raise ConfigError(
-            f"the saved config has no {', '.join(absent)}: it does not describe a stage; restore it from a checkpoint's "
-            "metadata"
         )
     for step in (_from_0,)[version:]:
         step(migrated)

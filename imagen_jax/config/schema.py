@@ -2,351 +2,48 @@
 
 `StageConfig` describes one stage of the cascade, `EvaluationConfig` what a cascade is scored on, `PretrainTextConfig`
 the training of the text encoder of the shapes data set. Objects are immutable; `load.load_config` makes them, and
-`with_changes` makes others from them.
+`with_changes` makes others from them. The keys of `data` are in `data_schema.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from typing import Annotated, Any, Literal, Self, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-import jax.numpy as jnp
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from imagen_jax.config import fit
-from imagen_jax.data.transforms import CROPS
+from imagen_jax.config.data_schema import DataConfig, ShapesData
+from imagen_jax.config.fields import (
+    DTYPES,
+    KINDS,
+    MAX_CHANNELS,
+    MAX_COUNT,
+    MAX_SEED,
+    MAX_SIDE,
+    SIZE,
+    AttentionTypes,
+    Counts,
+    Devices,
+    Group,
+    Interval,
+    Levels,
+    Multiples,
+    SizeValue,
+    SpikeFactor,
+    Text,
+    Texts,
+    key,
+)
 from imagen_jax.diffusion.noise_augmentation import DISTRIBUTIONS
 from imagen_jax.diffusion.process import LOSS_WEIGHTINGS, PREDICTION_TYPES
 from imagen_jax.diffusion.samplers import SAMPLERS, VARIANCE_TYPES
 from imagen_jax.diffusion.schedules import SCHEDULES
 from imagen_jax.diffusion.timesteps import TIMESTEP_SPACINGS
-from imagen_jax.images.array import DTYPES as IMAGE_DTYPES
-from imagen_jax.images.array import Size, size_of
-from imagen_jax.models.layers import ATTENTION_TYPES
+from imagen_jax.images.array import IMAGE_DTYPES, Size, parse_size
 from imagen_jax.models.unet_base import REMAT_POLICIES
 
 SCHEMA_VERSION = 1
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-# Beyond these a number is a typing error: memory or time would end before the run does.
-MAX_SIDE = 8192
-MAX_CHANNELS = 2**16
-MAX_COUNT = 2**40
-MAX_SEED = 2**63 - 1
-
-
-def key(
-    default: Any,
-    text: str,
-    *,
-    unit: str = "",
-    source: str = "",
-    choices: Collection[Any] = (),
-    expected: str = "",
-    **limits: Any,
-) -> Any:
-    """Declares a key.
-
-    Args:
-        default: of the key; `...` if it has none.
-        text: one sentence that says what the key is.
-        unit: of the value.
-        source: paper and equation or section.
-        choices: the values allowed, if they can be listed.
-        expected: what is allowed, where type, range and choices do not say it.
-        **limits: `ge`, `gt`, `le`, `lt`, `min_length` and others of pydantic's `Field`.
-
-    Returns:
-        The field.
-    """
-    extra: dict[str, Any] = {"unit": unit, "source": source, "choices": list(choices), "expected": expected}
-    if "min_length" in limits:
-        limits.setdefault("validate_default", True)
-    return Field(default, description=text, json_schema_extra=extra, **limits)
-
-
-def _all_of(check: Callable[[Any], bool]) -> AfterValidator:
-    """Makes a validator that refuses values for which `check` is false; the field's `expected` is the message."""
-
-    def validated(value: Any) -> Any:
-        if not check(value):
-            raise ValueError("expected")
-        return value
-
-    return AfterValidator(validated)
-
-
-def _is_size(value: int | tuple[int, ...]) -> bool:
-    sides = value if isinstance(value, tuple) else (value,)
-    return len(sides) in (1, 2) and all(0 <= side <= MAX_SIDE for side in sides)
-
-
-def _is_background(value: int | tuple[int, int, int]) -> bool:
-    return all(0 <= level <= 255 for level in (value if isinstance(value, tuple) else (value,)))
-
-
-def _are_attention_types(value: tuple[str, ...]) -> bool:
-    return all(kind in ATTENTION_TYPES for kind in value)
-
-
-SizeValue = Annotated[int | tuple[int, ...], _all_of(_is_size)]
-Text = Annotated[str, _all_of(lambda text: "\0" not in text)]
-Texts = tuple[Text, ...]
-AttentionTypes = Annotated[tuple[str, ...], _all_of(_are_attention_types)]
-Counts = Annotated[tuple[int, ...], _all_of(lambda counts: all(0 <= count <= 256 for count in counts))]
-Multiples = Annotated[tuple[int, ...], _all_of(lambda multiples: all(1 <= multiple <= 64 for multiple in multiples))]
-Levels = Annotated[tuple[float, float], _all_of(lambda pair: 0 <= pair[0] <= pair[1] <= 1)]
-Interval = Annotated[tuple[float, float], _all_of(lambda pair: 0 <= pair[0] < pair[1] <= 1)]
-Background = Annotated[int | tuple[int, int, int], _all_of(_is_background)]
-SpikeFactor = Annotated[float, _all_of(lambda factor: factor == 0 or factor > 1)]
-Devices = Annotated[int, _all_of(lambda count: count == -1 or count > 0)]
-SIZE = f"an integer for a square, or a pair (height, width), each up to {MAX_SIDE}"
-KINDS = ", ".join(ATTENTION_TYPES)
-
-
-class Group(BaseModel):
-    """A group of keys, immutable. Integers are accepted for floats, lists for tuples; nothing else is converted."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    @field_validator("*")
-    @classmethod
-    def _check_choice(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuses a value that is not among the field's choices."""
-        extra = cls.model_fields[str(info.field_name)].json_schema_extra
-        choices = extra["choices"] if isinstance(extra, dict) else None
-        # by type too: True is not 1
-        if isinstance(choices, list) and choices and not any(value == c and type(value) is type(c) for c in choices):
-            raise ValueError("expected")
-        return value
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the group as nested dicts; sequences are tuples."""
-        return self.model_dump()
-
-    def with_changes(self, changes: Mapping[str, Any] | None = None, /, **more: Any) -> Self:
-        """Returns a copy with other values.
-
-        Args:
-            changes: values by dotted keys, such as `{"training.steps": 7}`. Where `data.source` or `model.network`
-                changes, the keys that the new one does not have are dropped.
-            **more: values by keys of this group.
-
-        Raises:
-            ConfigError: a key is unknown or a value is wrong.
-        """
-        from imagen_jax.config.load import change
-
-        return change(self, {**(changes or {}), **more})
-
-
-# data
-
-
-class TransformConfig(Group):
-    """How image files become images of one size."""
-
-    crop: str = key("center", "Which part to cut from images of another aspect ratio.", choices=CROPS)
-    flip: bool = key(False, "Mirror half of the images in training; captions must not say left or right then.")
-    background: Background = key(
-        255,
-        "What transparent pixels are composited on where the stage has fewer than 4 channels.",
-        expected="a gray level in [0, 255], or three (R, G, B)",
-    )
-    upscale: bool = key(False, "Enlarge images smaller than image_size; otherwise they count as corrupt.")
-    max_pixels: int = key(
-        50_000_000,
-        "Images with more pixels count as corrupt; each thread takes up to 12 bytes per pixel.",
-        unit="pixels",
-        ge=1,
-        le=MAX_COUNT,
-    )
-
-
-class BalanceConfig(Group):
-    """A column whose values are drawn evenly, or by weights."""
-
-    column: Text = key(..., "The metadata column.", min_length=1)
-    weights: tuple[tuple[str | int, Annotated[float, Field(gt=0)]], ...] = key(
-        (),
-        "A weight for each value of the column; () draws all values equally often.",
-        expected="pairs (value, weight), each weight a number above 0",
-    )
-
-
-class SourceKeys(Group):
-    """Keys of every source, and of every part of a mixture."""
-
-    bits: int = key(8, "Bits per channel of the images.", choices=IMAGE_DTYPES)
-    balance: BalanceConfig | None = key(
-        None, "Draw examples evenly by a column of their metadata.", expected="a group of keys: column, weights"
-    )
-
-
-class ShapesKeys(SourceKeys):
-    """The `shapes` data set, rendered on the fly."""
-
-    source: Literal["shapes"] = key("shapes", "The data source.")
-    seed: int = key(0, "Seed of the scenes and captions.", ge=0, le=MAX_SEED)
-    num_examples: int = key(10_000_000, "Examples of each split.", unit="examples", ge=1, le=MAX_SEED)
-    transparent: bool = key(False, "Render without a background, as RGBA.")
-
-
-class DigitsKeys(SourceKeys):
-    """Handwritten digits of scikit-learn."""
-
-    source: Literal["digits"] = key("digits", "The data source.")
-
-
-class FolderKeys(SourceKeys):
-    """A folder of image files."""
-
-    source: Literal["folder"] = key("folder", "The data source.")
-    path: Text = key("", "The folder, on this machine or in a bucket (gs://BUCKET/DIR).")
-    caption_column: Text = key("text", "The caption column of metadata.jsonl, .csv or .parquet.", min_length=1)
-    validation_fraction: float = key(
-        0.01, "Fraction of the images in the validation split, chosen by hashes of their paths.", ge=0, le=1
-    )
-
-
-class TfdsKeys(SourceKeys):
-    """A data set that TensorFlow Datasets has prepared."""
-
-    source: Literal["tfds"] = key("tfds", "The data source.")
-    path: Text = key("", "The folder of the prepared data set, or its name below ~/tensorflow_datasets.")
-    image: Text = key("image", "The feature with the image.", min_length=1)
-    captions: Texts = key((), "Features with captions or classes; () has none.", expected="a tuple of texts")
-    templates: Texts = key(
-        ("{}",), "Templates of captions; {} stands for the text or the class.", expected="a tuple of texts"
-    )
-
-
-class WebDatasetKeys(SourceKeys):
-    """Tar shards as WebDataset and img2dataset write them."""
-
-    source: Literal["webdataset"] = key("webdataset", "The data source.")
-    shards: dict[str, str | Texts] = key(
-        {},
-        "Tar files or folders of each split, such as {'train': 'gs://BUCKET/{00000..00099}.tar'}.",
-        expected="a group of splits, not empty, each with a text or a tuple of texts",
-        min_length=1,
-    )
-
-
-class MixtureKeys(SourceKeys):
-    """Several sources, sampled by weights."""
-
-    source: Literal["mixture"] = key("mixture", "The data source.")
-    parts: dict[str, PartConfig] = key(
-        {},
-        "Sources by name, each a group with source, weight and the keys of its source.",
-        expected="a group of parts, not empty, each with source, weight and the keys of its source",
-        min_length=1,
-    )
-
-
-class PartKeys(Group):
-    """Keys of each part of a mixture."""
-
-    weight: float = key(..., "Relative frequency of the part's examples.", gt=0)
-
-
-class ShapesPart(ShapesKeys, PartKeys):
-    """A part of a mixture."""
-
-
-class DigitsPart(DigitsKeys, PartKeys):
-    """A part of a mixture."""
-
-
-class FolderPart(FolderKeys, PartKeys):
-    """A part of a mixture."""
-
-
-class TfdsPart(TfdsKeys, PartKeys):
-    """A part of a mixture."""
-
-
-class WebDatasetPart(WebDatasetKeys, PartKeys):
-    """A part of a mixture."""
-
-
-class MixturePart(MixtureKeys, PartKeys):
-    """A part of a mixture."""
-
-
-class LoadingKeys(Group):
-    """Keys of every data group."""
-
-    split: Text = key("train", "The split to train on, or to evaluate on.", min_length=1)
-    validation_split: Text = key("validation", "The split of previews and validation losses.", min_length=1)
-    crop_size: SizeValue = key(
-        0,
-        "Size of random crops to train on; 0 trains on full images.",
-        unit="pixels",
-        source="arXiv:2205.11487, Section 2.3",
-        expected=SIZE,
-    )
-    threads: int = key(16, "Threads that read and decode.", ge=1, le=1024)
-    prefetch: int = key(16, "Batches to keep ready.", unit="batches", ge=1, le=2**20)
-
-    @property
-    def crop_hw(self) -> Size:
-        """(height, width) of `crop_size`, (0, 0) for full images."""
-        return size_of(self.crop_size, "data.crop_size")
-
-    @property
-    def bucket_hws(self) -> tuple[Size, ...]:
-        """(height, width) of each further size to train on."""
-        return ()
-
-
-class FileKeys(LoadingKeys):
-    """Keys of sources of image files."""
-
-    max_corrupt: float = key(0.01, "Fraction of corrupt images at which a run stops.", ge=0, le=1)
-    transform: TransformConfig = key(TransformConfig(), "How image files become images of image_size.")
-    buckets: tuple[SizeValue, ...] = key(
-        (), "Further sizes to train on, for images of other aspect ratios.", expected="a tuple of sizes, () for none"
-    )
-
-    @property
-    def bucket_hws(self) -> tuple[Size, ...]:
-        """(height, width) of each of `buckets`."""
-        return tuple(size_of(size, "data.buckets") for size in self.buckets)
-
-
-class ShapesData(ShapesKeys, LoadingKeys):
-    """`data` of the `shapes` data set."""
-
-
-class DigitsData(DigitsKeys, LoadingKeys):
-    """`data` of the digits."""
-
-
-class FolderData(FolderKeys, FileKeys):
-    """`data` of a folder."""
-
-
-class TfdsData(TfdsKeys, FileKeys):
-    """`data` of TensorFlow Datasets."""
-
-
-class WebDatasetData(WebDatasetKeys, FileKeys):
-    """`data` of tar shards."""
-
-
-class MixtureData(MixtureKeys, FileKeys):
-    """`data` of a mixture."""
-
-
-PartConfig = Annotated[
-    ShapesPart | DigitsPart | FolderPart | TfdsPart | WebDatasetPart | MixturePart, Field(discriminator="source")
-]
-DataConfig = Annotated[
-    ShapesData | DigitsData | FolderData | TfdsData | WebDatasetData | MixtureData, Field(discriminator="source")
-]
-
-# the stage
 
 
 class TextConfig(Group):
@@ -641,7 +338,7 @@ class SamplingConfig(Group):
     @property
     def tile_hw(self) -> Size:
         """(height, width) of `tile_size`, (0, 0) for full images."""
-        return size_of(self.tile_size, "sampling.tile_size")
+        return parse_size(self.tile_size, "sampling.tile_size")
 
 
 def _with_tags(tree: Any, tags: Mapping[str, tuple[str, str]]) -> Any:
@@ -693,12 +390,12 @@ class StageConfig(Group):
     @property
     def image_hw(self) -> Size:
         """(height, width) of the images."""
-        return size_of(self.image_size, "image_size")
+        return parse_size(self.image_size, "image_size")
 
     @property
     def low_res_hw(self) -> Size:
         """(height, width) of the images that the stage enlarges, (0, 0) for a base."""
-        return size_of(self.low_res_size, "low_res_size")
+        return parse_size(self.low_res_size, "low_res_size")
 
     @property
     def training_hw(self) -> Size:
@@ -778,14 +475,3 @@ class PretrainTextConfig(Group):
     b2: float = key(0.99, "Decay of Adam's running mean of squared gradients.", ge=0, lt=1)
     clip_norm: float = key(1.0, "Global norm that gradients are clipped to.", gt=0)
     probe: ProbeConfig = key(ProbeConfig(), "The linear probes.")
-
-
-for _model in (MixtureKeys, MixturePart, MixtureData, StageConfig, EvaluationConfig):
-    _model.model_rebuild()
-
-
-def groups_in(annotation: Any) -> list[type[Group]]:
-    """Returns the groups that an annotation consists of: one, several that a tag chooses from, or none."""
-    if isinstance(annotation, type) and issubclass(annotation, Group):
-        return [annotation]
-    return [group for argument in get_args(annotation) for group in groups_in(argument)]

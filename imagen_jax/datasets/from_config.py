@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from imagen_jax.config.schema import DataConfig, FileKeys
+from imagen_jax.config.data_schema import DataConfig, FileKeys
 from imagen_jax.data.buckets import split_into_buckets
 from imagen_jax.data.corrupt import CorruptRecords
 from imagen_jax.data.dataset import ImageTextDataset
@@ -10,7 +10,7 @@ from imagen_jax.data.shuffle import OrderedSource
 from imagen_jax.data.transforms import Transform
 from imagen_jax.datasets.registry import make_source
 from imagen_jax.errors import ConfigError
-from imagen_jax.images.array import Size, size_of
+from imagen_jax.images.array import Size, parse_size
 
 
 def make_examples(config: DataConfig, split: str, image_size: int | Size, channels: int) -> ImageTextDataset:
@@ -36,7 +36,7 @@ def make_transform(config: DataConfig, image_size: int | Size, channels: int) ->
     """Returns the transform of a config's data; None for sources whose images are decoded already."""
     if not isinstance(config, FileKeys):
         return None
-    size = size_of(image_size, "image_size")
+    size = parse_size(image_size, "image_size")
     return Transform(size=size, channels=channels, bits=config.bits, **config.transform.to_dict())
 
 
@@ -54,7 +54,7 @@ def make_buckets(config: DataConfig, split: str, image_size: int | Size, channel
     source = make_source(config, split, image_size)
     if isinstance(source, OrderedSource):
         raise ConfigError(f"data.buckets {others} go with no mixture and no balance, as {source!r} has: set it to ()")
-    sizes = [size_of(image_size, "image_size"), *others]
+    sizes = [parse_size(image_size, "image_size"), *others]
     corrupt = CorruptRecords(repr(source), len(source), config.max_corrupt)
     return [
         ImageTextDataset(bucket, channels, make_transform(config, bucket.size, channels), corrupt)

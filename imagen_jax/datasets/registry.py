@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from imagen_jax.config.schema import (
+from imagen_jax.config.data_schema import (
     DataConfig,
     DigitsKeys,
     FolderKeys,

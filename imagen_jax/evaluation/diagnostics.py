@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from imagen_jax.config.data_schema import DataConfig
 from imagen_jax.config.load import to_json
-from imagen_jax.config.schema import DataConfig
 from imagen_jax.data.dataset import first_examples
 from imagen_jax.datasets.from_config import make_examples
 from imagen_jax.evaluation.cascade_metrics import compute_metrics
 from imagen_jax.evaluation.validation_loss import make_validation_loss, validation_metrics
-from imagen_jax.images.array import in_pixels
-from imagen_jax.images.plots import draw_cascade_diagnostics
+from imagen_jax.images.array import format_height_width
+from imagen_jax.images.plots import plot_cascade_diagnostics
 from imagen_jax.io.atomic import write_json
 from imagen_jax.pipelines.loading import TrainedStage
 
@@ -54,7 +54,7 @@ def compute_diagnostics(
 
 def _stage_names(stages: Sequence[TrainedStage]) -> list[str]:
     """Returns the image sizes of the stages, which are distinct."""
-    return [in_pixels(trained.stage.image_shape[:2]) for trained in stages]
+    return [format_height_width(trained.stage.image_shape[:2]) for trained in stages]
 
 
 def format_diagnostics(stages: Sequence[TrainedStage], metrics: Sequence[dict[str, float]]) -> str:
@@ -80,4 +80,4 @@ def write_diagnostics(out: Path, stages: Sequence[TrainedStage], metrics: Sequen
         for trained, values in zip(stages, metrics, strict=True)
     ]
     write_json(out / "diagnostics.json", rows)
-    draw_cascade_diagnostics(dict(zip(_stage_names(stages), metrics, strict=True)), out / "diagnostics.png")
+    plot_cascade_diagnostics(dict(zip(_stage_names(stages), metrics, strict=True)), out / "diagnostics.png")

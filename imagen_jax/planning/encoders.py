@@ -8,8 +8,9 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 
-from imagen_jax.config.schema import DTYPES, TextConfig
-from imagen_jax.parallel.sharding import Index, ParameterPath
+from imagen_jax.config.fields import DTYPES
+from imagen_jax.config.schema import TextConfig
+from imagen_jax.parallel.sharding import Index, ParamPath
 from imagen_jax.text.encoder import TextEncoder, build_encoder, load_encoder
 from imagen_jax.text.hub import SAFETENSORS_MIRRORS
 from imagen_jax.text.tokenizer import byte_tokenizer
@@ -53,7 +54,7 @@ def abstract_encoder(config: TextConfig) -> TextEncoder:
     if fields is None:
         return load_encoder(config.model, config.length, dtype)
 
-    def read(path: ParameterPath, index: Index) -> NoReturn:
+    def read(path: ParamPath, index: Index) -> NoReturn:
         raise ValueError(f"{'/'.join(path)} of {config.model} cannot be read: a plan has only its shape")
 
     # plans tokenize nothing; all T5s end a sequence with the same token

@@ -16,14 +16,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
+from imagen_jax.config.fields import DTYPES
 from imagen_jax.config.fit import aug_level_distribution
-from imagen_jax.config.schema import DTYPES, SamplingConfig, StageConfig, TextConfig
+from imagen_jax.config.schema import SamplingConfig, StageConfig, TextConfig
 from imagen_jax.diffusion import schedules
 from imagen_jax.diffusion.noise_augmentation import AugLevelDistribution
 from imagen_jax.diffusion.process import PredictionType, add_noise
 from imagen_jax.diffusion.schedules import Schedule, cosine_time
 from imagen_jax.errors import ConfigError
-from imagen_jax.images.array import Size, said, scaled
+from imagen_jax.images.array import Size, format_size, scale_size
 from imagen_jax.images.resize import resize
 from imagen_jax.models.efficient_unet import EfficientUNet
 from imagen_jax.models.unet import UNet
@@ -162,7 +163,7 @@ class Stage:
             `low_res`, with noise and resized to the stage's image size (for a crop, to the crop's), and `aug_level`
             [B], as the network gets them.
         """
-        size = scaled(low_res.shape[1:3], self.low_res_shape[:2], self.image_shape[:2])
+        size = scale_size(low_res.shape[1:3], self.low_res_shape[:2], self.image_shape[:2])
         alpha, sigma = self.aug_schedule.alpha(aug_level), self.aug_schedule.sigma(aug_level)
         noisy = add_noise(low_res, eps, alpha, sigma)
         return {
@@ -281,6 +282,6 @@ def check_rows(config: StageConfig, spatial: int) -> None:
         needed = spatial if name == "low_res_size" else multiple
         if spatial > 1 and size[0] % needed:
             raise ConfigError(
-                f"{name} {said(size)} cannot be split over {spatial} devices (spatial): its {size[0]} rows must be a "
+                f"{name} {format_size(size)} cannot be split over {spatial} devices (spatial): its {size[0]} rows must be a "
                 f"multiple of {needed}, so that each device has full rows at every level: give fewer devices"
             )

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from imagen_jax.config.schema import DTYPES, OptimizerConfig
+from imagen_jax.config.fields import DTYPES
+from imagen_jax.config.schema import OptimizerConfig
 from imagen_jax.parallel.scan_params import is_stacked
 from imagen_jax.parallel.sharding import key_path
 from imagen_jax.training.skip_updates import skip_bad_updates

@@ -7,9 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+from imagen_jax.config.data_schema import DataConfig
+from imagen_jax.config.fields import groups_in
 from imagen_jax.config.load import default_config, load_config
 from imagen_jax.config.messages import keys_of
-from imagen_jax.config.schema import DataConfig, EvaluationConfig, PretrainTextConfig, StageConfig, groups_in
+from imagen_jax.config.schema import EvaluationConfig, PretrainTextConfig, StageConfig
 from imagen_jax.datasets.registry import SOURCES
 from imagen_jax.errors import ConfigError, collect_errors
 from imagen_jax.parallel.mesh import MESH_AXES
