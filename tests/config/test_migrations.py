@@ -92,9 +92,3 @@ def test_the_input_is_not_changed():
     old = SKELETON | {"sampling": dict(OLD_SAMPLING)}
     migrate(old)
     assert old == SKELETON | {"sampling": OLD_SAMPLING}
-
-
-@pytest.mark.parametrize("key", SKELETON)
-def test_what_is_no_stage(key):
-    with pytest.raises(ConfigError, match=key):
-        from_json({name: value for name, value in SKELETON.items() if name != key})
