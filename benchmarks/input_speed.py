@@ -25,6 +25,7 @@ from benchmarks import app
 from configs import folder_base, shapes_base
 from imagen_jax.cli.flags import CommandFlags
 from imagen_jax.config.load import load_config
+from imagen_jax.config.schema import StageConfig
 from imagen_jax.data.dataset import ImageTextDataset
 from imagen_jax.datasets.from_config import make_examples
 
@@ -59,7 +60,7 @@ def run(args: CommandFlags) -> None:
 
 def _shapes(_: Path, size: int) -> ImageTextDataset:
     """Returns examples that are rendered when they are read."""
-    config = load_config(shapes_base.get_config())
+    config: StageConfig = load_config(shapes_base.get_config())
     return make_examples(config.data, "train", size, config.channels)
 
 
@@ -75,7 +76,7 @@ def _files(extension: str, shape: tuple[int, int] | None) -> Callable[[Path, int
         fitted = (size * 4 // 3, size * 16 // 9)
         for number in range(FILES):
             synthetic_photo(shape or fitted, number).save(folder / f"{number}.{extension}", quality=QUALITY)
-        config = load_config(folder_base.get_config(), {"data.path": str(folder)})
+        config: StageConfig = load_config(folder_base.get_config(), {"data.path": str(folder)})
         return make_examples(config.data, "all", size, config.channels)
 
     return make
@@ -88,7 +89,7 @@ def _shards(folder: Path, size: int) -> ImageTextDataset:
         for number in range(FILES):
             archive.add(folder / f"{number}.jpg", f"{number}.jpg")
     shards = {"data.source": "webdataset", "data.shards": {"all": str(folder / "0.tar")}}
-    config = load_config(folder_base.get_config(), shards)
+    config: StageConfig = load_config(folder_base.get_config(), shards)
     return make_examples(config.data, "all", size, config.channels)
 
 

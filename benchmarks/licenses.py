@@ -14,7 +14,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from imagen_jax.io.atomic import write_whole
+from imagen_jax.io.atomic import atomic_write
 
 DOCUMENT = Path("docs/licenses.md")
 KNOWN = re.compile(r"Apache|MIT|BSD|ISC|Zlib|Mozilla|MPL|Python Software Foundation|PSF", re.IGNORECASE)
@@ -75,7 +75,7 @@ def main() -> None:
     ]
     if refused:
         sys.exit(f"error: check the licenses of {', '.join(refused)}")
-    write_whole(DOCUMENT, (HEADER + "\n".join(table_rows(packages)) + "\n").encode())
+    atomic_write(DOCUMENT, (HEADER + "\n".join(table_rows(packages)) + "\n").encode())
     print(f"{DOCUMENT}: {len(packages)} packages")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from configs import imagen_base_64, imagen_sr_256, imagen_sr_1024
 from imagen_jax.config.load import load_config
 from imagen_jax.config.schema import StageConfig
-from imagen_jax.images.array import said, scaled
+from imagen_jax.images.array import format_size, scale_size
 from imagen_jax.planning.cost import stage_cost
 
 T5_XXL_WIDTH = 4096  # d_model of google/t5-v1_1-xxl, the text encoder of the presets
@@ -30,8 +30,10 @@ def configs() -> dict[str, StageConfig]:
 def _row(name: str, config: StageConfig) -> str:
     """Returns a preset's row of the table."""
     low, full, crop = config.low_res_hw, config.image_hw, config.data.crop_hw
-    images = f"{said(low)} → {said(full)}" if any(low) else said(full)
-    trained_on = f"crops {said(scaled(crop, full, low))} → {said(crop)}" if any(crop) else "full images"
+    images = f"{format_size(low)} → {format_size(full)}" if any(low) else format_size(full)
+    trained_on = (
+        f"crops {format_size(scale_size(crop, full, low))} → {format_size(crop)}" if any(crop) else "full images"
+    )
     total = stage_cost(config, T5_XXL_WIDTH)
     numbers = f"{total.num_params / 1e6:,.1f} M | {total.training_flops / 1e12:.3f}"
     return f"| `{name}` | {images} | {trained_on} | {numbers} |"

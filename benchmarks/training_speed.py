@@ -27,8 +27,8 @@ from absl import flags
 from benchmarks import app
 from imagen_jax.cli.flags import CommandFlags, define_config
 from imagen_jax.config.schema import StageConfig
-from imagen_jax.images.array import dtype_of
-from imagen_jax.io.atomic import write_whole
+from imagen_jax.images.array import image_dtype
+from imagen_jax.io.atomic import atomic_write
 from imagen_jax.parallel import batching, multihost
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.planning.encoders import abstract_encoder, cached_encoder
@@ -119,7 +119,7 @@ def peak_flops_of(device: str) -> float | None:
 def _random_batch(stage: Stage, rows: int) -> dict[str, np.ndarray]:
     """Returns a batch of random images and text embeddings, with the shapes and dtypes of training."""
     rng, encoder = np.random.default_rng(0), stage.encoder
-    dtype = dtype_of(stage.config.data.bits, "config.data.bits")
+    dtype = image_dtype(stage.config.data.bits, "config.data.bits")
     return {
         "image": rng.integers(0, np.iinfo(dtype).max, (rows, *stage.image_shape), dtype, endpoint=True),
         "tokens": rng.standard_normal((rows, encoder.length, encoder.width), np.float32).astype(jnp.bfloat16),
@@ -214,7 +214,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(args: CommandFlags) -> None:
     """Measures the step, prints the table, and writes the measurements if `--json` is given."""
-    config = args.load_config()
+    config: StageConfig = args.load_config()
     # the compile time is measured
     jax.config.update("jax_enable_compilation_cache", False)
     with memory_told(config):
@@ -227,7 +227,7 @@ def run(args: CommandFlags) -> None:
             "mfu": measurement.mfu,
             "jax": metadata.version("jax"),
         }
-        write_whole(Path(args.json), (json.dumps(report, indent=2) + "\n").encode())
+        atomic_write(Path(args.json), (json.dumps(report, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The paper's claims, measured small on `shapes`: each module measures one and tells what was found."""
+"""Measurements of the paper's claims at a small scale on `shapes`, one claim per module."""

@@ -1,41 +1,48 @@
-"""Measure a claim of the paper: ``python -m benchmarks.claims --claim=guidance --out=runs/claims``.
+"""Measure a claim of the paper: `python -m benchmarks.claims --claim=guidance --out=runs/claims`.
 
-Trains what is needed, scores it, and writes ``OUT/CLAIM.json`` with the figures, ``OUT/CLAIM.md``, what they say, and
-``OUT/CLAIM.png``. Stopped and run again, it goes on. ``python -m benchmarks.claims.document`` makes docs/claims.md of
-all of them.
+Trains the stages that it needs, scores them, and writes `OUT/CLAIM.json` with the figures, and `OUT/CLAIM.md` and
+`OUT/CLAIM.png` with the results. Run again after a break, it resumes. `python -m benchmarks.claims.document` writes
+docs/claims.md from the figures of all claims.
 """
 
 from __future__ import annotations
 
 from absl import flags
 
+from benchmarks import app
 from benchmarks.claims.claims import CLAIMS
-from benchmarks.claims.experiment import Workplace, machine
-from imagen_jax import commands
-from imagen_jax.io.atomic import write_json, write_whole
-
-CLAIM = flags.DEFINE_enum("claim", None, list(CLAIMS), "What to measure.")
-OUT = flags.DEFINE_string("out", None, "The folder to train in and to write to.")
-STAGES = flags.DEFINE_string("stages", "runs/demo/base,runs/demo/sr", "Folders of trained stages, as of make demo.")
-QUICK = flags.DEFINE_bool("quick", False, "Train and draw next to nothing, to see that everything runs.")
+from benchmarks.claims.experiment import Workspace, describe_machine
+from imagen_jax.cli.flags import CommandFlags
+from imagen_jax.io.atomic import atomic_write, write_json
 
 
-def main() -> None:
-    """Measures the claim of the flags."""
-    name = commands.required(CLAIM.value, "claim", "guidance")
-    folders = commands.stage_folders(STAGES.value)
-    work = Workplace(commands.writable_folder(OUT.value, "out", "runs/claims"), folders, QUICK.value)
-    work.check_begun_alike()
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of the benchmark."""
+    flags.DEFINE_enum("claim", None, list(CLAIMS), "The claim to measure.", flag_values=values)
+    flags.DEFINE_string("out", None, "The folder to train in and to write to.", flag_values=values)
+    flags.DEFINE_string(
+        "stages", "runs/demo/base,runs/demo/sr", "Folders of trained stages, from `make demo`.", flag_values=values
+    )
+    flags.DEFINE_bool(
+        "quick", False, "Train and sample very little, to check that everything runs.", flag_values=values
+    )
+
+
+def run(args: CommandFlags) -> None:
+    """Measures the claim and prints the results."""
+    name = args.required("claim", "guidance")
+    work = Workspace(args.output_folder("runs/claims"), args.stage_folders(), args.quick)
+    work.check_same_settings()
 
     claim = CLAIMS[name]
-    figures = {"machine": machine()} | claim.measure(work)
+    figures = {"machine": describe_machine()} | claim.measure(work)
     write_json(work.out / f"{name}.json", figures)
-    told = f"{claim.find(figures)}\n\n{claim.tell(figures)}\n"
-    write_whole(work.out / f"{name}.md", told.encode())
+    text = f"{claim.summarize(figures)}\n\n{claim.describe(figures)}\n"
+    atomic_write(work.out / f"{name}.md", text.encode())
     claim.plot(figures).savefig(work.out / f"{name}.png", dpi=110)
-    print(told)
-    print(f"{work.out / name}.json, .md and .png have these figures")
+    print(text)
+    print(f"written to {work.out / name}.json, .md and .png")
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    app.main(__name__)

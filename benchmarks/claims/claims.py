@@ -7,34 +7,34 @@ from typing import Protocol
 from matplotlib.figure import Figure
 
 from benchmarks.claims import augmentation, guidance, networks, objectives, text_encoders
-from benchmarks.claims.experiment import Figures, Workplace
+from benchmarks.claims.experiment import Figures, Workspace
 
 
 class Claim(Protocol):
     """A module of this package that measures a claim.
 
     Attributes:
-        TITLE: heading of what is told of it.
-        CLAIM: what the paper says, in our words.
+        TITLE: heading of its section.
+        CLAIM: the claim in our words.
     """
 
     TITLE: str
     CLAIM: str
 
-    def measure(self, work: Workplace) -> Figures:
-        """Trains and draws what is needed; the figures."""
+    def measure(self, work: Workspace) -> Figures:
+        """Trains and samples what is needed; returns the figures."""
         ...
 
-    def find(self, figures: Figures) -> str:
-        """What was found, in a sentence or two."""
+    def summarize(self, figures: Figures) -> str:
+        """Returns the result in a sentence or two."""
         ...
 
-    def tell(self, figures: Figures) -> str:
-        """What was done, and the tables of what was found, as Markdown."""
+    def describe(self, figures: Figures) -> str:
+        """Returns the setup and the tables of the results as Markdown."""
         ...
 
     def plot(self, figures: Figures) -> Figure:
-        """The tables as a plot."""
+        """Returns the tables as a plot."""
         ...
 
 

@@ -1,6 +1,6 @@
-"""What a measurement works with: stages trained once by the real training code, pictures drawn with them, figures kept.
+"""Trained stages, samples and cached figures for the measurements.
 
-Everything lies in one folder, and what is there already is not done again: a measurement that was stopped goes on.
+Everything is kept in one folder and nothing is computed twice, so that an interrupted measurement resumes.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ from imagen_jax.stages.checkpoints import Checkpoints, read_config
 from imagen_jax.stages.sampling import StageSampler
 from imagen_jax.training.loop import train
 
-Figures = dict[str, Any]  # what JSON can hold
+Figures = dict[str, Any]  # serializable as JSON
 Item = TypeVar("Item")
 
 CONFIGS = {"base": shapes_base.get_config, "sr": shapes_sr.get_config}
-BATCH = 16  # of the previews: compiled once for both
+BATCH = 16  # the batch size of previews: compiled once for both
 SEED = 0
 QUICK_STEPS = 12
-QUICK_PICTURES = BATCH
+QUICK_IMAGES = BATCH
 
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Captions with the pictures of their own scenes, uint8 [N, H, W, C]."""
+    """Captions with the true images of their scenes, uint8 [N, H, W, C]."""
 
     captions: list[str]
     images: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
-class Workplace:
-    """Where measurements are made.
+class Workspace:
+    """The folder and the settings of measurements.
 
     Attributes:
-        out: the folder of all that is trained and found.
-        stages: folders of a trained base and super-resolution stage, for what needs no training of its own.
-        quick: whether to train, vary and draw next to nothing, to see that everything runs.
+        out: the folder of trained stages and figures.
+        stages: folders of a trained base and super-resolution stage, for measurements without training.
+        quick: whether to train, vary and sample very little, to check that everything runs.
     """
 
     out: Path
@@ -61,26 +61,26 @@ class Workplace:
     quick: bool = False
 
     def steps(self, steps: int) -> int:
-        """Steps to train instead of so many."""
+        """Returns the steps to train: fewer with `quick`."""
         return QUICK_STEPS if self.quick else steps
 
-    def pictures(self, count: int) -> int:
-        """Pictures to draw instead of so many, which are a multiple of BATCH."""
-        return QUICK_PICTURES if self.quick else count
+    def num_images(self, count: int) -> int:
+        """Returns the number of images to sample, a multiple of BATCH: fewer with `quick`."""
+        return QUICK_IMAGES if self.quick else count
 
-    def some(self, items: Sequence[Item]) -> Sequence[Item]:
-        """The variations to try of those that there are."""
+    def select(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Returns the variations to measure: the first two with `quick`."""
         return items[:2] if self.quick else items
 
     def config(self, kind: str, steps: int, changes: dict[str, Any]) -> StageConfig:
-        """The config of the demo's stage "base" or "sr" for so many steps, changed: values by keys with dots."""
+        """Returns the config of the demo's stage "base" or "sr" for a number of steps, with changes by dotted keys."""
         lengths = ("training.steps", "optimizer.decay_steps", "training.preview_every")
-        config = load_config(CONFIGS[kind]("tiny" if self.quick else ""))
+        config: StageConfig = load_config(CONFIGS[kind]("tiny" if self.quick else ""))
         # few batches are prefetched: no more examples are made than a short run sees
         return config.with_changes({"data.prefetch": 64} | changes | dict.fromkeys(lengths, self.steps(steps)))
 
     def train(self, name: str, config: StageConfig) -> Path:
-        """Trains a stage, unless that is done, in the folder ``name`` of ``out``; the folder."""
+        """Trains a stage in a subfolder of `out` unless it is trained already; returns the folder."""
         folder = self.out / name
         checkpoints = Checkpoints(folder)
         done = checkpoints.latest_step == config.training.steps
@@ -89,27 +89,27 @@ class Workplace:
             train(config, folder)
         return folder
 
-    def remember(self, name: str, measure: Callable[[], Figures]) -> Figures:
-        """What ``measure`` finds, or found before."""
+    def cached(self, name: str, measure: Callable[[], Figures]) -> Figures:
+        """Returns the figures of `measure`, which is called at most once per name."""
         file = self.out / f"{name}.json"
         if file.exists():
             return json.loads(file.read_text())
-        found = measure()
-        write_json(file, found)
-        return found
+        figures = measure()
+        write_json(file, figures)
+        return figures
 
-    def check_begun_alike(self) -> None:
-        """Raises UsageError if the folder holds figures that were begun with other stages, or not as quickly."""
-        begun_with = {"stages": [str(folder) for folder in self.stages], "quick": self.quick}
-        before = self.remember("begun_with", lambda: begun_with)
-        if before != begun_with:
+    def check_same_settings(self) -> None:
+        """Raises ConfigError if the folder has figures of other stages, or of another `quick`."""
+        settings = {"stages": [str(folder) for folder in self.stages], "quick": self.quick}
+        before = self.cached("settings", lambda: settings)
+        if before != settings:
             raise ConfigError(
-                f"--out {str(self.out)!r} holds figures that were begun with {before}: give another folder"
+                f"--out {str(self.out)!r} has figures that were measured with {before}: give another folder"
             )
 
 
-def machine() -> str:
-    """What it is measured on, in words."""
+def describe_machine() -> str:
+    """Returns the number and the name of the machine's cores."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux
@@ -119,43 +119,50 @@ def machine() -> str:
 
 
 def load(folder: Path, **sampling: Any) -> TrainedStage:
-    """The stage of a folder, with changes to its sampling settings."""
+    """Returns the stage of a folder, with changes of its sampling settings."""
     config = read_config(folder).with_changes({f"sampling.{key}": value for key, value in sampling.items()})
     return load_stage(folder, config, make_mesh({"data": -1, "fsdp": 1}))
 
 
 def examples(split: str, size: int, count: int) -> Examples:
-    """The first examples of a split, their pictures of a size."""
+    """Returns the first examples of a split, with images of a size."""
     config = load_config(shapes_eval.get_config(), schema=EvaluationConfig)
     images, captions = first_examples(make_examples(config.data, split, size, channels=3), count)
     return Examples(captions, images)
 
 
-def draw(
+def sample_images(
     trained: TrainedStage,
     captions: Sequence[str],
     low_res: np.ndarray | None = None,
-    guidance: Sequence[float] = (),
+    guidance_scales: Sequence[float] = (),
 ) -> list[np.ndarray]:
-    """The pictures uint8 [N, H, W, C] of captions, a multiple of BATCH of them, once for each weight of guidance.
+    """Samples images for captions, once for each guidance scale.
 
-    Without weights once, with the config's. A super-resolution stage enlarges ``low_res``, uint8 [N, h, w, C].
+    Args:
+        trained: the stage.
+        captions: a multiple of BATCH.
+        low_res: low-resolution images uint8 [N, h, w, C] of a super-resolution stage.
+        guidance_scales: the config's if there are none.
+
+    Returns:
+        For each scale, images uint8 [N, H, W, C].
     """
     mesh = make_mesh({"data": -1, "fsdp": 1})
     sampler = StageSampler(trained.stage, mesh, stage_index=int(trained.stage.is_super_resolution))
 
-    def draw_batch(first: int, weight: float | None) -> np.ndarray:
-        chosen = slice(first, first + BATCH)
+    def sample_batch(first: int, scale: float | None) -> np.ndarray:
+        rows = slice(first, first + BATCH)
         return sampler.sample(
             trained.params,
             trained.encoder_params,
-            captions[chosen],
+            captions[rows],
             SEED,
             first,
-            None if low_res is None else low_res[chosen],
-            None if weight is None else np.full(BATCH, weight, np.float32),
+            None if low_res is None else low_res[rows],
+            None if scale is None else np.full(BATCH, scale, np.float32),
         )
 
     firsts = range(0, len(captions), BATCH)
-    weights: Sequence[float | None] = guidance or (None,)
-    return [np.concatenate([draw_batch(first, weight) for first in firsts]) for weight in weights]
+    scales: Sequence[float | None] = guidance_scales or (None,)
+    return [np.concatenate([sample_batch(first, scale) for first in firsts]) for scale in scales]

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 from matplotlib.figure import Figure
 
-from benchmarks.claims.experiment import Figures, Workplace, draw, examples, load
-from benchmarks.claims.measures import NOISE_LEVELS, denoising_errors, judged, mean_error, shrunk
-from benchmarks.claims.report import change, interval, table
+from benchmarks.claims.experiment import Figures, Workspace, examples, load, sample_images
+from benchmarks.claims.measures import NOISE_LEVELS, denoising_errors, downsample, evaluate_images, mean_error
+from benchmarks.claims.report import format_change, format_rate, format_table
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.data.pipeline import training_batches
 from imagen_jax.datasets.from_config import make_examples
@@ -26,9 +26,9 @@ from imagen_jax.training.state import abstract_state
 from imagen_jax.training.step import make_train_step
 
 TITLE = "The Efficient U-Net"
-CLAIM = "in super-resolution the Efficient U-Net trains faster than a U-Net, to better pictures"
+CLAIM = "in super-resolution the Efficient U-Net trains faster than a U-Net, and gives better images"
 STEPS = 200
-PICTURES = 128
+IMAGES = 128
 PAIRS = 24
 SHARED = {
     "model.patch_size": 2,
@@ -37,31 +37,31 @@ SHARED = {
     "model.attention_types": ((), ()),
     "model.num_groups": 4,
 }
-# channels: as many as make parameters equal, as nearly as a multiple of the groups can
+# channels chosen for equal parameters, as far as a multiple of the groups allows
 NETWORKS = {"unet": {"model.channels": 24}, "efficient_unet": {"model.channels": 36}}
 NAMES = {"unet": "U-Net", "efficient_unet": "Efficient U-Net"}
 
 
-def network_config(work: Workplace, network: str, steps: int) -> StageConfig:
-    """The super-resolution stage of the demo with one of the networks."""
+def network_config(work: Workspace, network: str, steps: int) -> StageConfig:
+    """Returns the config of the demo's super-resolution stage with one of the networks."""
     middle = {"model.middle_attention_types": ()} if network == "unet" else {}
     return work.config("sr", steps, {"model.network": network} | SHARED | NETWORKS[network] | middle)
 
 
-def measure(work: Workplace) -> Figures:
-    """See ``Claim``."""
-    speed = work.remember("networks/speed", lambda: measure_speed(work))
-    # as many steps as the faster one makes in the time of the slower one's
-    longer = round(STEPS * speed["ratio"])
-    runs = [("unet", STEPS), ("efficient_unet", STEPS), ("efficient_unet", longer)]
+def measure(work: Workspace) -> Figures:
+    """Implements `Claim`."""
+    speed = work.cached("networks/speed", lambda: measure_speed(work))
+    # the steps of the faster network in the time of the slower one's
+    equal_time_steps = round(STEPS * speed["ratio"])
+    runs = [("unet", STEPS), ("efficient_unet", STEPS), ("efficient_unet", equal_time_steps)]
     return speed | {
-        "pictures": work.pictures(PICTURES),
+        "images": work.num_images(IMAGES),
         "runs": [measure_one(work, network, steps) for network, steps in runs],
     }
 
 
-def measure_speed(work: Workplace) -> Figures:
-    """Images/s of both in training, step by step in turn, so that what else the machine does meets both."""
+def measure_speed(work: Workspace) -> Figures:
+    """Returns the training images/s of both networks, whose steps alternate: the machine's load affects both."""
     steps = {network: training_step(network_config(work, network, STEPS)) for network in NETWORKS}
     seconds: dict[str, list[float]] = {network: [] for network in NETWORKS}
     for _ in range(work.steps(PAIRS)):
@@ -75,7 +75,7 @@ def measure_speed(work: Workplace) -> Figures:
         "ratio": statistics.median(
             slow / fast for slow, fast in zip(seconds["unet"], seconds["efficient_unet"], strict=True)
         ),
-        "costs": {network: costs_of(network_config(work, network, STEPS)) for network in NETWORKS},
+        "costs": {network: _network_cost(network_config(work, network, STEPS)) for network in NETWORKS},
     }
 
 
@@ -84,7 +84,7 @@ def training_step(config: StageConfig) -> Callable[[], Any]:
     mesh = make_mesh(config.mesh.axes)
     stage = stages.build(config)
     batches = training_batches(
-        make_examples(config.data, config.data.split, config.image_size, config.channels),
+        make_examples(config.data, config.data.split, config.image_hw, config.channels),
         text_features=stage.encoder.tokenize.as_features,
         batch_size=config.training.batch_size,
         seed=config.seed,
@@ -107,51 +107,51 @@ def training_step(config: StageConfig) -> Callable[[], Any]:
     return step
 
 
-def costs_of(config: StageConfig) -> Figures:
-    """Parameters, and operations of an image in training."""
-    spent = stage_cost(config, stages.build(config).encoder.width)
-    return {"parameters": spent.num_params, "training_flops": spent.training_flops}
+def _network_cost(config: StageConfig) -> Figures:
+    """Returns the parameters and the training operations per image."""
+    cost = stage_cost(config, stages.build(config).encoder.width)
+    return {"parameters": cost.num_params, "training_flops": cost.training_flops}
 
 
-def measure_one(work: Workplace, network: str, steps: int) -> Figures:
-    """What a network comes to after some steps."""
+def measure_one(work: Workspace, network: str, steps: int) -> Figures:
+    """Returns the figures of a network after some steps."""
     name = f"networks/{network}_{work.steps(steps)}"
 
     def figures() -> Figures:
         trained = load(work.train(name, network_config(work, network, steps)))
-        size = trained.stage.config.image_size
-        seen = examples("validation", size, work.pictures(PICTURES))
-        asked = examples("held_out", size, work.pictures(PICTURES))
-        true = shrunk(asked.images, trained.stage.config.low_res_size)
-        base = draw(load(work.stages[0]), asked.captions)[0]
+        size = trained.stage.config.image_hw[0]
+        validation = examples("validation", size, work.num_images(IMAGES))
+        held_out = examples("held_out", size, work.num_images(IMAGES))
+        true = downsample(held_out.images, trained.stage.config.low_res_hw[0])
+        base = sample_images(load(work.stages[0]), held_out.captions)[0]
         return {
             "network": network,
             "steps": work.steps(steps),
-            "errors": denoising_errors(trained, seen),
-            "true": judged(draw(trained, asked.captions, true)[0], asked),
-            "drawn": judged(draw(trained, asked.captions, base)[0], asked),
+            "errors": denoising_errors(trained, validation),
+            "true": evaluate_images(sample_images(trained, held_out.captions, true)[0], held_out),
+            "sampled": evaluate_images(sample_images(trained, held_out.captions, base)[0], held_out),
         }
 
-    return work.remember(f"{name}/figures", figures)
+    return work.cached(f"{name}/figures", figures)
 
 
-def find(figures: Figures) -> str:
-    """See ``Claim``."""
+def summarize(figures: Figures) -> str:
+    """Implements `Claim`."""
     unet, *efficient = figures["runs"]
     comparisons = [
-        f"{given} its error is {mean_error(run['errors']) / mean_error(unet['errors']):.2f} times the U-Net's and its "
-        f"PSNR {run['true']['psnr'] - unet['true']['psnr']:+.1f} dB, right in all of the base's pictures "
-        f"{change(unet['drawn']['scores']['all'], run['drawn']['scores']['all'])}"
-        for given, run in zip(("at equal steps", "at equal time"), efficient, strict=True)
+        f"{condition} its error is {mean_error(run['errors']) / mean_error(unet['errors']):.2f} times the U-Net's "
+        f"and its PSNR {run['true']['psnr'] - unet['true']['psnr']:+.1f} dB, fully correct enlargements of "
+        f"samples {format_change(unet['sampled']['scores']['all'], run['sampled']['scores']['all'])}"
+        for condition, run in zip(("at equal steps", "at equal time"), efficient, strict=True)
     ]
     return (
-        f"it trains at {figures['ratio']:.2f} times the images/s of a U-Net of as many parameters; "
+        f"it trains at {figures['ratio']:.2f} times the images/s of a U-Net with equal parameters; "
         f"{'; '.join(comparisons)}."
     )
 
 
-def tell(figures: Figures) -> str:
-    """See ``Claim``."""
+def describe(figures: Figures) -> str:
+    """Implements `Claim`."""
     speeds, costs = figures["images_per_second"], figures["costs"]
     size = [
         [
@@ -168,35 +168,36 @@ def tell(figures: Figures) -> str:
             str(run["steps"]),
             f"{mean_error(run['errors']):.5f}",
             f"{run['true']['psnr']:.1f}",
-            interval(run["true"]["scores"]["all"]),
-            interval(run["drawn"]["scores"]["all"]),
+            format_rate(run["true"]["scores"]["all"]),
+            format_rate(run["sampled"]["scores"]["all"]),
         ]
         for run in figures["runs"]
     ]
     return "\n\n".join(
         [
-            "Two networks of two levels, one residual block each way and patches of 2×2 take the place of the demo's "
-            "super-resolution network, their channels chosen for equal parameters. The Efficient U-Net does its work "
-            "at half the size, as in the paper: it halves before its blocks and doubles after them. Images/s are "
-            "medians of training steps made in turn, so that whatever else the machine does meets both: the Efficient "
-            f"U-Net makes {figures['ratio']:.2f} steps in the time of one of the U-Net's, the median of pairs, which "
-            "says more than either figure.",
-            table(["network", "parameters", "MFLOP an image in training", "images/s in training"], size),
-            "Trained for equal steps, and the Efficient U-Net for equal time. *Error* is the mean squared error of x̂ "
-            f"on validation pictures, the geometric mean of noise levels {', '.join(map(str, NOISE_LEVELS))}; the rest "
-            f"is of {figures['pictures']} held-out captions: enlarged true pictures, and those of the demo's base.",
-            table(["network", "steps", "error", "PSNR, dB", "all right, true", "all right, the base's"], quality),
+            "Two networks with two levels, one residual block per level and 2×2 patches replace the demo's "
+            "super-resolution network; their channels are chosen for equal parameters. The Efficient U-Net works at "
+            "half the resolution, as in the paper: it downsamples before its blocks and upsamples after them. Images/s "
+            "are medians of alternating training steps, so that the machine's load affects both networks: the "
+            f"Efficient U-Net makes {figures['ratio']:.2f} steps in the time of one step of the U-Net, the median of "
+            "pairs, which is more reliable than either figure.",
+            format_table(["network", "parameters", "training MFLOP per image", "training images/s"], size),
+            "Both are trained for equal steps, and the Efficient U-Net also for equal time. *Error* is the "
+            f"mean squared error of x̂ on validation images, the geometric mean over noise levels "
+            f"{', '.join(map(str, NOISE_LEVELS))}; the "
+            f"rest is for {figures['images']} held-out captions: enlarged true images, and samples of the demo's base.",
+            format_table(["network", "steps", "error", "PSNR, dB", "correct, true", "correct, samples"], quality),
         ]
     )
 
 
 def plot(figures: Figures) -> Figure:
-    """See ``Claim``."""
+    """Implements `Claim`."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     speeds = figures["images_per_second"]
     left.bar([NAMES[network] for network in speeds], list(speeds.values()), color=["tab:blue", "tab:orange"])
-    left.set(ylabel="images/s in training")
+    left.set(ylabel="training images/s")
     for run, style in zip(figures["runs"], ("-", "-", "--"), strict=True):
         colour = "tab:blue" if run["network"] == "unet" else "tab:orange"
         label = f"{NAMES[run['network']]}, {run['steps']} steps"

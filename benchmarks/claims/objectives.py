@@ -1,4 +1,4 @@
-"""Which prediction and which weight of the loss each stage of the demo learns most from, at equal steps."""
+"""Prediction types and loss weightings compared at equal steps, for each stage of the demo."""
 
 from __future__ import annotations
 
@@ -6,121 +6,132 @@ import itertools
 
 from matplotlib.figure import Figure
 
-from benchmarks.claims.experiment import Figures, Workplace, draw, examples, load
-from benchmarks.claims.measures import NOISE_LEVELS, denoising_errors, judged, mean_error, shrunk
-from benchmarks.claims.report import interval, table
+from benchmarks.claims.experiment import Figures, Workspace, examples, load, sample_images
+from benchmarks.claims.measures import NOISE_LEVELS, denoising_errors, downsample, evaluate_images, mean_error
+from benchmarks.claims.report import format_rate, format_table
 
-TITLE = "What a stage predicts, and how its loss is weighted"
-CLAIM = "stages predict eps, under simple weights"
+TITLE = "Prediction type and loss weighting"
+CLAIM = "stages predict eps with the simple weighting"
 STEPS = {"base": 700, "sr": 250}
-PREDICTIONS = ("x", "v", "eps")
-WEIGHTS = ("sigmoid", "min_snr", "simple")
-PICTURES = 128
+PREDICTION_TYPES = ("x", "v", "eps")
+WEIGHTINGS = ("sigmoid", "min_snr", "simple")
+IMAGES = 128
 HEADINGS = {"base": "The base stage, 32×32", "sr": "The super-resolution stage, 32×32 to 64×64"}
-COLOURS = dict(zip(PREDICTIONS, ("tab:blue", "tab:green", "tab:red"), strict=True))
-STYLES = dict(zip(WEIGHTS, ("-", "--", ":"), strict=True))
+COLORS = dict(zip(PREDICTION_TYPES, ("tab:blue", "tab:green", "tab:red"), strict=True))
+STYLES = dict(zip(WEIGHTINGS, ("-", "--", ":"), strict=True))
 
 
-def measure(work: Workplace) -> Figures:
-    """See ``Claim``."""
-    objectives = work.some(list(itertools.product(PREDICTIONS, WEIGHTS)))
+def measure(work: Workspace) -> Figures:
+    """Implements `Claim`."""
+    objectives = work.select(list(itertools.product(PREDICTION_TYPES, WEIGHTINGS)))
     return {
         "steps": {kind: work.steps(steps) for kind, steps in STEPS.items()},
-        "pictures": work.pictures(PICTURES),
+        "images": work.num_images(IMAGES),
         "stages": {
             kind: [measure_one(work, kind, prediction, weight) for prediction, weight in objectives] for kind in STEPS
         },
     }
 
 
-def measure_one(work: Workplace, kind: str, prediction: str, weight: str) -> Figures:
-    """What one objective comes to."""
+def measure_one(work: Workspace, kind: str, prediction: str, weight: str) -> Figures:
+    """Returns the figures of one objective."""
     name = f"objectives/{kind}_{prediction}_{weight}"
 
     def figures() -> Figures:
         changes = {"diffusion.prediction_type": prediction, "diffusion.loss_weighting": weight}
         config = work.config(kind, STEPS[kind], changes)
         trained = load(work.train(name, config))
-        asked = examples("held_out", config.image_size, work.pictures(PICTURES))
-        low_res = shrunk(asked.images, config.low_res_size) if config.low_res_size else None
+        held_out = examples("held_out", config.image_hw[0], work.num_images(IMAGES))
+        low_res = downsample(held_out.images, config.low_res_hw[0]) if config.low_res_size else None
         return {
             "prediction": prediction,
             "weight": weight,
             "bias": config.diffusion.loss_weighting_bias,
             "gamma": config.diffusion.min_snr_gamma,
-            "errors": denoising_errors(trained, examples("validation", config.image_size, work.pictures(PICTURES))),
-            **judged(draw(trained, asked.captions, low_res)[0], asked),
+            "errors": denoising_errors(trained, examples("validation", config.image_hw[0], work.num_images(IMAGES))),
+            **evaluate_images(sample_images(trained, held_out.captions, low_res)[0], held_out),
         }
 
-    return work.remember(f"{name}/figures", figures)
+    return work.cached(f"{name}/figures", figures)
 
 
-def find(figures: Figures) -> str:
-    """See ``Claim``."""
+def summarize(figures: Figures) -> str:
+    """Implements `Claim`."""
     sentences = []
-    for kind, found in figures["stages"].items():
-        best, second = ranked(found)[:2]
-        times = mean_error(second["errors"]) / mean_error(best["errors"])
+    for kind, objectives in figures["stages"].items():
+        best, second = _rank(objectives)[:2]
+        ratio = mean_error(second["errors"]) / mean_error(best["errors"])
         sentences.append(
-            f"{HEADINGS[kind]}: {named(best)} has the least error, {named(second)} {times:.2f} times as much"
+            f"{HEADINGS[kind]}: {_name(best)} has the lowest error, {_name(second)} {ratio:.2f} times as much"
         )
     return f"{'. '.join(sentences)}."
 
 
-def ranked(found: list[Figures]) -> list[Figures]:
-    """Objectives, the one of least error first."""
-    return sorted(found, key=lambda one: mean_error(one["errors"]))
+def _rank(objectives: list[Figures]) -> list[Figures]:
+    """Returns objectives by increasing error."""
+    return sorted(objectives, key=lambda objective: mean_error(objective["errors"]))
 
 
-def tell(figures: Figures) -> str:
-    """See ``Claim``."""
-    one = figures["stages"]["base"][0]
+def describe(figures: Figures) -> str:
+    """Implements `Claim`."""
+    first = figures["stages"]["base"][0]
     parts = [
-        "Each stage of the demo is trained with each prediction under each weight, all else as in its config, for a "
-        "part of its steps, at the end of which its learning rate has decayed to nothing as it does in the demo. That "
-        "rate was found with `x` and `sigmoid`, and favours them if anything. What can be compared is the mean squared "
-        "error of x̂, clipped as in sampling, on validation pictures at five noise levels, and, as one figure, their "
-        f"geometric mean. `sigmoid` has its bias at {one['bias']}, `min_snr` its gamma at {one['gamma']}."
+        "Each stage of the demo is trained with each prediction type and each loss weighting for a part of its steps, "
+        "with everything else as in its config; the learning rate decays to zero, as in the demo. It was tuned for `x` "
+        "with `sigmoid`, and favors these if any. The comparable figure is the mean squared error of x̂, clipped as in "
+        "sampling, on validation images at five noise levels, and the geometric mean of these errors. The bias of "
+        f"`sigmoid` is {first['bias']}, the gamma of `min_snr` is {first['gamma']}."
     ]
-    for kind, found in figures["stages"].items():
-        steps, pictures = figures["steps"][kind], figures["pictures"]
-        drawn = "drawn from captions" if kind == "base" else "enlarged from true pictures made small"
+    for kind, objectives in figures["stages"].items():
+        steps, num_images = figures["steps"][kind], figures["images"]
+        source = "sampled from captions" if kind == "base" else "enlarged from downsampled true images"
         parts += [
             f"### {HEADINGS[kind]}",
-            f"{steps} steps; {pictures} pictures of held-out captions, {drawn}.",
-            stage_table(kind, found),
+            f"{steps} steps; {num_images} images of held-out captions, {source}.",
+            _stage_table(kind, objectives),
         ]
     return "\n\n".join(parts)
 
 
-def named(one: Figures) -> str:
-    """An objective's name."""
-    return f"`{one['prediction']}` with `{one['weight']}`"
+def _name(objective: Figures) -> str:
+    """Returns an objective's name."""
+    return f"`{objective['prediction']}` with `{objective['weight']}`"
 
 
-def stage_table(kind: str, found: list[Figures]) -> str:
-    """A stage's objectives as a table."""
-    last = ["colours right", "all right"] if kind == "base" else ["PSNR, dB", "all right"]
+def _stage_table(kind: str, objectives: list[Figures]) -> str:
+    """Returns the table of a stage's objectives."""
+    last = ["color correct", "fully correct"] if kind == "base" else ["PSNR, dB", "fully correct"]
     rows = []
-    for one in ranked(found):
-        scores = one["scores"]
-        cells = [one["prediction"], f"`{one['weight']}`", f"{mean_error(one['errors']):.5f}"]
-        cells += [f"{error:.5f}" for error in one["errors"]]
-        cells += [interval(scores["colour"]) if kind == "base" else f"{one['psnr']:.1f}", interval(scores["all"])]
+    for objective in _rank(objectives):
+        scores = objective["scores"]
+        cells = [objective["prediction"], f"`{objective['weight']}`", f"{mean_error(objective['errors']):.5f}"]
+        cells += [f"{error:.5f}" for error in objective["errors"]]
+        cells += [
+            format_rate(scores["colour"]) if kind == "base" else f"{objective['psnr']:.1f}",
+            format_rate(scores["all"]),
+        ]
         rows.append(cells)
     levels = [f"at {level}" for level in NOISE_LEVELS]
-    return table(["prediction", "weight", "error", *levels, *last], rows)
+    return format_table(["prediction type", "weighting", "error", *levels, *last], rows)
 
 
 def plot(figures: Figures) -> Figure:
-    """See ``Claim``."""
+    """Implements `Claim`."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     panels = figure.subplots(1, len(figures["stages"]))
-    for axes, (kind, found) in zip(panels, figures["stages"].items(), strict=True):
-        for one in found:
-            label = f"{one['prediction']}, {one['weight']}"
-            axes.plot(NOISE_LEVELS, one["errors"], STYLES[one["weight"]], color=COLOURS[one["prediction"]], label=label)
+    for axes, (kind, objectives) in zip(panels, figures["stages"].items(), strict=True):
+        for objective in objectives:
+            label = f"{objective['prediction']}, {objective['weight']}"
+            axes.plot(
+                NOISE_LEVELS,
+                objective["errors"],
+                STYLES[objective["weight"]],
+                color=COLORS[objective["prediction"]],
+                label=label,
+            )
         axes.set(xlabel="noise level", ylabel="mean squared error of x̂", yscale="log", title=HEADINGS[kind])
         axes.grid(alpha=0.3, which="both")
-    figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside right center", title="prediction, weight")
+    figure.legend(
+        *panels[-1].get_legend_handles_labels(), loc="outside right center", title="prediction type, weighting"
+    )
     return figure
