@@ -1,4 +1,4 @@
-"""Nothing that is given runs code, and nothing that is written is half there: what the package's own text shows."""
+"""Static checks: no module runs code from its inputs, and no module writes files non-atomically."""
 
 import ast
 
@@ -7,18 +7,18 @@ import pytest
 from tests.helpers.configs import ROOT
 
 MODULES = sorted((ROOT / "imagen_jax").rglob("*.py"))
-# they make objects, or programs, of what a file says
+# modules and calls that build objects or run code from the contents of a file
 UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "jsonpickle", "marshal", "shelve", "torch", "yaml"}
 UNSAFE_CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "runpy.run_path", "np.fromfile"}
 UNSAFE_FLAGS = {"allow_pickle": {True}, "shell": {True}, "trust_remote_code": {True, None}}
-# what writes a file in the place where it is read
+# calls that write a file under its final name
 WRITING = {"write_text", "write_bytes", "savefig", "tofile"}
-# files.py puts files in place; so does checkpoints.py the config of a stage, which it writes by another name
-WRITERS = {"files.py", "checkpoints.py", "manifests.py", "watchdog.py"}
+# atomic.py writes files atomically; the others write temporary files and commit them, or append
+WRITERS = {"atomic.py", "checkpoints.py", "checksums.py", "watchdog.py"}
 
 
 def unsafe(tree):
-    """(line, what it is) of what could run code that a file brings."""
+    """Yields (line, name) of imports and calls that could run code from a file."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -37,7 +37,7 @@ def unsafe(tree):
 
 
 def writing(tree):
-    """(line, what it is) of what writes a file under its own name; lines added at its end are no such thing."""
+    """Yields (line, name) of calls that write a file under its final name; appending is allowed."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
@@ -59,22 +59,22 @@ def writing(tree):
         "AutoTokenizer.from_pretrained(name, trust_remote_code=True)",
     ],
 )
-def test_what_would_run_code_is_seen(text):
+def test_unsafe_code_is_detected(text):
     assert list(unsafe(ast.parse(text)))
 
 
-def test_no_module_runs_what_a_file_says():
-    found = {path.name: list(unsafe(ast.parse(path.read_text()))) for path in MODULES}
-    assert len(found) > 50
-    assert {name: lines for name, lines in found.items() if lines} == {}
+def test_no_module_is_unsafe():
+    findings = {path.name: list(unsafe(ast.parse(path.read_text()))) for path in MODULES}
+    assert len(findings) > 50
+    assert {name: lines for name, lines in findings.items() if lines} == {}
 
 
 @pytest.mark.parametrize("text", ["path.write_text('')", "open(path, 'w')", "path.open(mode='wb')"])
-def test_what_writes_under_a_file_s_own_name_is_seen(text):
+def test_direct_writes_are_detected(text):
     assert list(writing(ast.parse(text)))
     assert not list(writing(ast.parse("path.open('a'); open(path); write_whole(path, data)")))
 
 
-def test_every_file_is_put_in_place_by_one_function():
-    found = {path.name: list(writing(ast.parse(path.read_text()))) for path in MODULES}
-    assert {name: lines for name, lines in found.items() if lines and name not in WRITERS} == {}
+def test_files_are_written_atomically():
+    findings = {path.name: list(writing(ast.parse(path.read_text()))) for path in MODULES}
+    assert {name: lines for name, lines in findings.items() if lines and name not in WRITERS} == {}

@@ -14,7 +14,7 @@ import numpy as np
 
 from imagen_jax.data.record import CorruptRecordError, Record, Source
 from imagen_jax.data.transforms import read_size
-from imagen_jax.images.array import Size, said
+from imagen_jax.images.array import Size, format_size
 
 
 class BucketSource:
@@ -40,7 +40,7 @@ class BucketSource:
         return self._source.captions(int(self._indices[operator.index(index)]))
 
     def __repr__(self) -> str:
-        return f"{self._source!r} at {said(self.size)}"
+        return f"{self._source!r} at {format_size(self.size)}"
 
 
 def split_into_buckets(source: Source, sizes: Sequence[Size], threads: int) -> list[BucketSource]:

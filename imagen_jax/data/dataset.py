@@ -11,7 +11,7 @@ from imagen_jax.data.corrupt import CorruptRecords
 from imagen_jax.data.record import CorruptRecordError, Record, Source
 from imagen_jax.data.transforms import Transform
 from imagen_jax.errors import ConfigError
-from imagen_jax.images.array import DTYPES
+from imagen_jax.images.array import IMAGE_DTYPES
 
 # If this many replacements in a row are corrupt too, almost nothing can be read.
 _MAX_TRIES = 100
@@ -59,7 +59,7 @@ class ImageTextDataset:
             raise ConfigError(
                 f"images of {source!r} have {actual} channels, config.channels is {channels}: set it to {actual}"
             )
-        if image.dtype not in DTYPES.values():
+        if image.dtype not in IMAGE_DTYPES.values():
             raise ConfigError(f"images of {source!r} have dtype {image.dtype}, expected uint8 or uint16")
 
     def __len__(self) -> int:

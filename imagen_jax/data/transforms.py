@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from imagen_jax.data.record import CorruptRecordError
-from imagen_jax.images.array import Size, composite, in_pixels, to_8_bits
+from imagen_jax.images.array import Size, alpha_composite, format_height_width, to_uint8
 
 CROPS = ("center", "random")
 
@@ -133,7 +133,7 @@ class Transform:
 
     def _covering_size(self, original: Size, name: str) -> Size:
         """Returns the smallest (height, width) with the same aspect ratio that covers `size`."""
-        original_text, target_text = in_pixels(original), in_pixels(self.size)
+        original_text, target_text = format_height_width(original), format_height_width(self.size)
         scale = max(new / old for new, old in zip(self.size, original, strict=True))
         if scale > 1 and not self.upscale:
             raise CorruptRecordError(
@@ -146,7 +146,7 @@ class Transform:
 
     def _from_color(self, image: Image.Image) -> np.ndarray:
         if image.mode == "RGBA" and self.channels != 4:
-            opaque = Image.fromarray(composite(np.asarray(image), np.asarray(self.background)))
+            opaque = Image.fromarray(alpha_composite(np.asarray(image), np.asarray(self.background)))
             image = opaque.convert(_PIL_MODES[self.channels])
         array = np.asarray(image)
         return array if self.bits == 8 else array.astype(np.uint16) * 257
@@ -156,7 +156,7 @@ class Transform:
         gray = np.clip(np.round(np.asarray(image)), 0, 65535).astype(np.uint16)[..., None]
         opaque = np.full_like(gray, 65535)
         levels = np.concatenate({1: [gray], 3: [gray] * 3, 4: [gray] * 3 + [opaque]}[self.channels], axis=-1)
-        return to_8_bits(levels) if self.bits == 8 else levels
+        return to_uint8(levels) if self.bits == 8 else levels
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 
 from imagen_jax.data.record import Record
 from imagen_jax.errors import require, unknown_name_error
-from imagen_jax.images.array import Size, dtype_of, said, size_of
+from imagen_jax.images.array import Size, format_size, image_dtype, parse_size
 
 SIZE = 8
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -33,7 +33,7 @@ def load_split(split: str, bits: int = 8) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ConfigError: the split or the number of bits is not known, or scikit-learn is not installed.
     """
-    dtype = dtype_of(bits, "bits")
+    dtype = image_dtype(bits, "bits")
     if split not in ("train", "test"):
         raise unknown_name_error("split", split, ("train", "test"))
     digits = require("sklearn.datasets", "demo").load_digits()
@@ -64,9 +64,9 @@ class DigitsSource:
     """
 
     def __init__(self, split: str, image_size: int | Size, bits: int = 8) -> None:
-        size = size_of(image_size, "image_size")
+        size = parse_size(image_size, "image_size")
         if size != (SIZE, SIZE):
-            raise ValueError(f"image_size {said(size)} does not fit digits: its images are {SIZE}×{SIZE}")
+            raise ValueError(f"image_size {format_size(size)} does not fit digits: its images are {SIZE}×{SIZE}")
         self._split, self._bits = split, bits
         self._images, self._labels = load_split(split, bits)
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from imagen_jax.config.data_schema import FileKeys
+from imagen_jax.config.load import load_config
 from imagen_jax.config.schema import StageConfig, TextConfig
 from imagen_jax.data.dataset import first_caption
 from imagen_jax.data.record import Source
@@ -16,7 +18,7 @@ from imagen_jax.data.transforms import Transform
 from imagen_jax.datasets.from_config import make_transform
 from imagen_jax.datasets.registry import make_source
 from imagen_jax.errors import ConfigError
-from imagen_jax.images.grid import draw_grid, save_png
+from imagen_jax.images.grid import image_grid, save_png
 from imagen_jax.inspection import html_report
 from imagen_jax.inspection.scan import RecordStats, load_images, scan
 from imagen_jax.inspection.statistics import (
@@ -27,7 +29,7 @@ from imagen_jax.inspection.statistics import (
     near_duplicate_groups,
 )
 from imagen_jax.inspection.word_stats import Grouping
-from imagen_jax.io.atomic import write_json, write_whole
+from imagen_jax.io.atomic import atomic_write, write_json
 from imagen_jax.text.encoder import load_tokenizer
 from imagen_jax.text.tokenizer import Tokenizer
 
@@ -37,7 +39,7 @@ _MAX_LABEL = 120  # characters below an image
 
 
 def inspect(
-    config: StageConfig,
+    config: StageConfig | str | Path,
     out: str | Path,
     *,
     split: str | None = None,
@@ -47,7 +49,7 @@ def inspect(
     """Inspects the data of a config and writes a report to a folder.
 
     Args:
-        config: config of a stage.
+        config: config of a stage, or the path of its file.
         out: gets `report.html`, `report.json`, `contact_sheet.png` and, if there are any, `near_duplicates.png`.
         split: split of the data; by default the training split.
         records: number of records to scan, chosen at random if there are more; 0 for all.
@@ -59,10 +61,12 @@ def inspect(
     Raises:
         ConfigError: the data cannot be opened, see `make_source` and `Transform`.
     """
-    out, split = Path(out), split or config.data.split
+    config = load_config(config)
+    out, split = Path(out).expanduser(), split or config.data.split
     out.mkdir(parents=True, exist_ok=True)
     image_size = config.image_hw
     transform = make_transform(config.data, image_size, config.channels)
+    max_corrupt = config.data.max_corrupt if isinstance(config.data, FileKeys) else 0.0
     source = make_source(config.data, split, image_size)
 
     scanned = scan(source, transform, _sample_indices(len(source), records, config.seed), config.data.threads)
@@ -71,14 +75,14 @@ def inspect(
     report = {
         "source": repr(source),
         "split": split,
-        **image_statistics(scanned, duplicates, len(source), image_size, config.data.max_corrupt if transform else 0.0),
+        **image_statistics(scanned, duplicates, len(source), image_size, max_corrupt),
         "captions": caption_statistics(scanned, _tokenizer_or_reason(config.text)),
         "columns": column_statistics(scanned),
         "groups": [group_statistics(scanned, grouping) for grouping in groupings],
     }
     write_json(out / "report.json", report)
     images = _write_images(source, transform, scanned, duplicates, out)
-    write_whole(out / "report.html", html_report.render_report(report, f"{source!r}, split {split}", images).encode())
+    atomic_write(out / "report.html", html_report.render_report(report, f"{source!r}, split {split}", images).encode())
     return report
 
 
@@ -117,7 +121,7 @@ def _write_images(
         (out / file).unlink(missing_ok=True)
         if records:
             images = load_images(source, transform, records)
-            save_png(draw_grid(images, [_shorten(label) for label in labels], columns=6), out / file)
+            save_png(image_grid(images, [_shorten(label) for label in labels], columns=6), out / file)
             files[title] = file
     return files
 

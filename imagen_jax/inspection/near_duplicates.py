@@ -15,7 +15,7 @@ from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from imagen_jax.images.array import composite, to_8_bits
+from imagen_jax.images.array import alpha_composite, to_uint8
 
 _HASH_SIDE, _NUM_FREQUENCIES = 32, 8
 _ROUNDING = 8  # gray levels to which frequencies are rounded, against compression artifacts
@@ -31,9 +31,9 @@ _CHUNK = 512  # hashes whose pairs are compared together, to bound memory
 
 def fingerprint(image: np.ndarray) -> bytes:
     """Computes the fingerprint of an image, uint8 or uint16 [H, W, C]: its hash, and its colors at 8×8."""
-    image = to_8_bits(image)
+    image = to_uint8(image)
     if image.shape[-1] == 4:
-        image = composite(image, 255)
+        image = alpha_composite(image, 255)
     if image.shape[-1] != 3:
         image = np.repeat(image.mean(axis=-1, keepdims=True).astype(np.uint8), 3, axis=-1)
     colors = np.asarray(Image.fromarray(image).resize((_NUM_FREQUENCIES, _NUM_FREQUENCIES), Image.Resampling.BILINEAR))

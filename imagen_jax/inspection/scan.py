@@ -21,7 +21,7 @@ class RecordStats(NamedTuple):
     """Statistics of one record.
 
     Attributes:
-        index: index in the source.
+        record_index: index in the source.
         name: path or key.
         reason: why it cannot be read, "" if it can.
         captions: all its captions.
@@ -31,7 +31,7 @@ class RecordStats(NamedTuple):
         seconds: time of one core for reading and decoding.
     """
 
-    index: int
+    record_index: int
     name: str
     reason: str
     captions: tuple[str, ...]
@@ -87,5 +87,5 @@ def _stored_size(record: Record) -> Size | None:
 
 def load_images(source: Source, transform: Transform | None, records: Sequence[RecordStats]) -> np.ndarray:
     """Returns the images [N, H, W, C] of readable records as in training, but without random crops and flips."""
-    images = [decode_image(source[record.index], transform) for record in records]
+    images = [decode_image(source[record.record_index], transform) for record in records]
     return np.stack(images if transform is None else [transform.fit(image) for image in images])

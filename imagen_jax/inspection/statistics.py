@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from imagen_jax.data.corrupt import max_allowed
-from imagen_jax.images.array import Size, in_pixels
+from imagen_jax.images.array import Size, format_height_width
 from imagen_jax.inspection.near_duplicates import group_near_duplicates
 from imagen_jax.inspection.scan import RecordStats
 from imagen_jax.inspection.word_stats import Grouping, caption_words, compare_groups
@@ -75,11 +75,11 @@ def _size_statistics(sizes: Sequence[Size], image_size: Size) -> dict[str, Any]:
         for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
     }
     return {
-        "smallest": in_pixels(by_area[0]),
-        "median": in_pixels(by_area[len(by_area) // 2]),
-        "largest": in_pixels(by_area[-1]),
+        "smallest": format_height_width(by_area[0]),
+        "median": format_height_width(by_area[len(by_area) // 2]),
+        "largest": format_height_width(by_area[-1]),
         "smaller_than_image_size": int(np.sum((heights < image_size[0]) | (widths < image_size[1]))),
-        "image_size": in_pixels(image_size),
+        "image_size": format_height_width(image_size),
         "aspects": aspects,
     }
 

@@ -67,7 +67,7 @@ def word_groups(text: str) -> Grouping:
         name: {word.strip().lower() for word in name.split("|")} for name in (part.strip() for part in text.split(","))
     }
     if len(groups) < 2 or any("" in words for words in groups.values()):
-        raise ConfigError(f"--groups {text!r} is not a list of two or more groups: give for example 'woman|women,man|men'")
+        raise ConfigError(f"--groups {text!r} is not a list of two groups or more: give 'woman|women,man|men'")
     group_of = {word: name for name, words in groups.items() for word in words}
     return Grouping(
         by=f"the words {text}",

@@ -24,9 +24,9 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from imagen_jax.errors import ConfigError
-from imagen_jax.io.atomic import file_hash, put_in_place, read_json, unfinished_of, write_whole
+from imagen_jax.io.atomic import atomic_write, commit, read_json, sha256_file, temp_path
 from imagen_jax.io.changes import changes
-from imagen_jax.parallel.batching import batch_sharding
+from imagen_jax.parallel.batching import batch_sharding, pad_batch, padded_size
 from imagen_jax.parallel.sharding import device_put_global
 from imagen_jax.text.embedding_cache import (
     BFLOAT16,
@@ -136,7 +136,7 @@ class Embedder:
 
     def __init__(self, encoder: TextEncoder, mesh: Mesh, batch_size: int, dtype: str) -> None:
         self._encoder, self._mesh = encoder, mesh
-        self._batch_size = -(-batch_size // mesh.size) * mesh.size
+        self._batch_size = padded_size(batch_size, mesh.size)
         self._has_scales = STORAGE_DTYPES[dtype][1] > 0
 
         def program(params: dict, tokens: jax.Array, mask: jax.Array) -> _Quantized:
@@ -162,8 +162,7 @@ class Embedder:
             yield self._pack_rows(*pending)
 
     def _dispatch(self, captions: Sequence[str]) -> tuple[np.ndarray, _Quantized]:
-        padding = self._batch_size - len(captions)
-        tokens, mask = self._encoder.tokenize([*captions, *[""] * padding])
+        tokens, mask = self._encoder.tokenize(pad_batch(captions, self._batch_size, ""))
         for row, caption in enumerate(captions):
             if not caption:
                 tokens[row], mask[row] = self._encoder.tokenize.empty_caption
@@ -230,9 +229,9 @@ def prepare_folder(folder: Path, plan: CachePlan, keys: np.ndarray, writes: bool
                 f"{str(folder)!r} holds another embedding cache: {'; '.join(changed)}: give another --out"
             )
     if writes:
-        write_whole(folder / KEYS, keys.tobytes())
+        atomic_write(folder / KEYS, keys.tobytes())
         if not (folder / MANIFEST).exists():
-            write_whole(folder / _PLAN, json.dumps(dataclasses.asdict(plan)).encode())
+            atomic_write(folder / _PLAN, json.dumps(dataclasses.asdict(plan)).encode())
 
 
 def _read_plan(folder: Path) -> CachePlan | None:
@@ -251,7 +250,7 @@ def _read_plan(folder: Path) -> CachePlan | None:
 def is_shard_complete(folder: Path, plan: CachePlan, shard: int) -> bool:
     """Returns whether a shard is written and has the recorded hash."""
     info, path = _read_shard_info(folder, plan, shard), folder / plan.shard_name(shard)
-    return info is not None and path.is_file() and file_hash(path) == info.sha256
+    return info is not None and path.is_file() and sha256_file(path) == info.sha256
 
 
 def _read_shard_info(folder: Path, plan: CachePlan, shard: int) -> ShardInfo | None:
@@ -289,7 +288,7 @@ def write_shard(
     from array_record.python.array_record_module import ArrayRecordWriter
 
     path = folder / plan.shard_name(shard)
-    unfinished = unfinished_of(path)
+    unfinished = temp_path(path)
     # one row per group for random access; embeddings hardly compress
     file = ArrayRecordWriter(str(unfinished), "group_size:1,uncompressed")
     tokens, cut, worst, total = 0, 0, 0.0, 0.0
@@ -302,9 +301,9 @@ def write_shard(
             worst = max(worst, float(row.errors.max()))
         on_rows(len(rows))
     file.close()
-    put_in_place(unfinished, path)
-    info = ShardInfo(path.stat().st_size, file_hash(path), tokens, cut, total, worst)
-    write_whole(_shard_info_path(folder, plan, shard), json.dumps(dataclasses.asdict(info)).encode())
+    commit(unfinished, path)
+    info = ShardInfo(path.stat().st_size, sha256_file(path), tokens, cut, total, worst)
+    atomic_write(_shard_info_path(folder, plan, shard), json.dumps(dataclasses.asdict(info)).encode())
 
 
 def finalize(folder: Path, plan: CachePlan) -> Manifest:
@@ -321,7 +320,7 @@ def finalize(folder: Path, plan: CachePlan) -> Manifest:
             "all processes must write to the same folder"
         )
     shards = [info for info in infos if info is not None]
-    write_whole(folder / MANIFEST, manifest_json(plan, shards))
+    atomic_write(folder / MANIFEST, manifest_json(plan, shards))
     for path in (folder / _PLAN, *(_shard_info_path(folder, plan, shard) for shard in range(plan.shards))):
         path.unlink(missing_ok=True)
     return Manifest(plan, shards)

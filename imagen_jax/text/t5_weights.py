@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from imagen_jax.errors import ConfigError
-from imagen_jax.io.atomic import read_json, write_json, write_whole
+from imagen_jax.io.atomic import atomic_write, read_json, write_json
 from imagen_jax.models.t5 import T5Encoder
 from imagen_jax.parallel.sharding import Index, ParamPath, ReadSliceFn
 
@@ -257,7 +257,7 @@ def save_folder(folder: Path, config: dict[str, Any], params: dict) -> None:
         array = np.asarray(flat[path])
         tensors[name] = np.ascontiguousarray(array.T if flip else array)
     # not save_file, which makes the file readable for its owner only
-    write_whole(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
+    atomic_write(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
     metadata = {
         "architectures": ["UMT5EncoderModel" if encoder.relative_bias_per_layer else "T5EncoderModel"],
         "model_type": "umt5" if encoder.relative_bias_per_layer else "t5",

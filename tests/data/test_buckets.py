@@ -47,7 +47,7 @@ def batches(photos, rows=None):
     return training_batches(parts, text, BATCH, 0, threads=2, prefetch=2, rows=rows)
 
 
-def test_an_image_goes_to_the_size_that_is_most_like_it(photos):
+def test_image_goes_to_nearest_aspect(photos):
     parts = make_buckets(data_of(photos), "all", 8, 3)
     assert [len(part) for part in parts] == [13, 10, 6]
     for part, size in zip(parts, SIZES, strict=True):
@@ -61,34 +61,36 @@ def test_an_image_goes_to_the_size_that_is_most_like_it(photos):
     assert parts[2].corrupt.pop_new() == ["99.png: the file is empty"]
 
 
-def test_without_buckets_there_is_one_size(photos):
+def test_no_buckets_give_one_size(photos):
     (part,) = make_buckets(data_of(photos, buckets=()), "all", 8, 3)
     assert len(part) == 29
     assert not isinstance(part.source, BucketSource)
 
 
-def test_empty_buckets_are_left_out(photos):
+def test_empty_buckets_are_dropped(photos):
     source = FolderSource(str(photos), "all", 0.0, "text")
-    assert [bucket.size for bucket in split_into_buckets(source, [(8, 8), (8, 16), (1, 100), (16, 8)], 2)] == list(SIZES)
+    assert [bucket.size for bucket in split_into_buckets(source, [(8, 8), (8, 16), (1, 100), (16, 8)], 2)] == list(
+        SIZES
+    )
 
 
-def test_a_batch_has_one_size_and_an_epoch_each_image(photos):
+def test_batches_have_one_size(photos):
     """Broken ones are replaced by others of the same size."""
-    whole = batches(photos)
-    found = [next(whole) for _ in range(2 * 29 // BATCH)]
-    shapes = [batch["image"].shape[1:3] for batch in found]
+    all_rows = batches(photos)
+    collected = [next(all_rows) for _ in range(2 * 29 // BATCH)]
+    shapes = [batch["image"].shape[1:3] for batch in collected]
     assert set(shapes) == set(SIZES)
-    for batch in found:
+    for batch in collected:
         np.testing.assert_array_equal(batch["image"][:, 4, 4, 0], batch["number"] * 8)
-    numbers = np.concatenate([batch["number"] for batch in found])
+    numbers = np.concatenate([batch["number"] for batch in collected])
     assert set(numbers.tolist()) == set(range(28))
     for size, count in zip(SIZES, (13, 10, 6), strict=True):
         assert abs(shapes.count(size) * BATCH / 2 - count) <= 1
 
 
-def test_processes_and_restarts_see_the_same_batches(photos):
-    whole = batches(photos)
-    expected = [next(whole) for _ in range(20)]
+def test_bucketed_batches_are_deterministic(photos):
+    all_rows = batches(photos)
+    expected = [next(all_rows) for _ in range(20)]
     for row in range(BATCH):
         part = batches(photos, [row])
         for batch in expected[:9]:
@@ -101,7 +103,7 @@ def test_processes_and_restarts_see_the_same_batches(photos):
 
 
 @pytest.mark.parametrize(
-    "file, changes, said",
+    "file, changes, message",
     [
         ("folder_base.py", {"data.buckets": ((16, 30),)}, "data.buckets 16×30 is not a multiple of 4"),
         ("folder_base.py", {"data.buckets": ((16,),), "model.positions": 8}, "model.positions"),
@@ -110,11 +112,11 @@ def test_processes_and_restarts_see_the_same_batches(photos):
         ("folder_sr.py", {"data.buckets": ((32, 64),), "data.crop_size": 16}, "data.crop_size"),
     ],
 )
-def test_sizes_that_a_stage_cannot_be_trained_at_are_refused(file, changes, said):
-    with pytest.raises(ConfigError, match=said):
+def test_invalid_bucket_sizes_raise(file, changes, message):
+    with pytest.raises(ConfigError, match=message):
         config_of(file, **changes)
 
 
-def test_sizes_of_other_shapes_pass():
+def test_valid_bucket_sizes_pass():
     config = config_of("folder_sr.py", **{"data.buckets": ((32, 64), (64, 32))})
     assert config.data.bucket_hws == ((32, 64), (64, 32))

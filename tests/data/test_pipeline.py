@@ -4,8 +4,8 @@ import grain
 import numpy as np
 import pytest
 
-from imagen_jax.data.dataset import Examples
-from imagen_jax.data.pipeline import RowsOfBatches, names_in_batch, position_in_batches_of, training_batches
+from imagen_jax.data.dataset import ImageTextDataset
+from imagen_jax.data.pipeline import _BatchRows, batch_record_names, rescale_position, training_batches
 from imagen_jax.data.record import Record
 from imagen_jax.errors import ConfigError
 
@@ -35,9 +35,9 @@ def text(caption):
     return {"tokens": np.asarray([int(caption), 7], np.int32), "mask": np.asarray([True, False])}
 
 
-def batches(length=LENGTH, batch_size=8, seed=0, dtype=np.uint8, others=(), **place):
-    examples = Examples(Numbered(length, dtype, others), channels=1)
-    return training_batches(examples, text, batch_size, seed, threads=2, prefetch=4, **place)
+def batches(length=LENGTH, batch_size=8, seed=0, dtype=np.uint8, others=(), **position):
+    examples = ImageTextDataset(Numbered(length, dtype, others), channels=1)
+    return training_batches(examples, text, batch_size, seed, threads=2, prefetch=4, **position)
 
 
 def indices(iterator, count):
@@ -45,7 +45,7 @@ def indices(iterator, count):
     return np.asarray([next(iterator)["tokens"][:, 0] for _ in range(count)])
 
 
-def test_a_batch_holds_pictures_with_their_own_tokens():
+def test_batch_has_matching_images_and_tokens():
     batch = next(batches())
     assert {name: (array.shape, array.dtype.name) for name, array in batch.items()} == {
         "image": ((8, 2, 2, 1), "uint8"),
@@ -56,28 +56,28 @@ def test_a_batch_holds_pictures_with_their_own_tokens():
     np.testing.assert_array_equal(batch["mask"], [[True, False]] * 8)
 
 
-def test_one_of_several_captions_is_chosen_by_seed_and_position():
+def test_caption_choice_depends_on_seed_and_position():
     """Each as often as another, the same in every run and on any number of processes, another in another epoch."""
     options = {"length": 96, "others": ("100", "200")}
-    chosen, whole = indices(batches(**options), 36), batches(**options)
-    pictures = np.asarray([next(whole)["image"][:, 0, 0, 0] for _ in range(36)])
-    own = chosen == pictures
-    assert set(chosen[~own]) == {100, 200}
-    for caption in (own, chosen == 100, chosen == 200):
+    caption_ids, all_rows = indices(batches(**options), 36), batches(**options)
+    image_ids = np.asarray([next(all_rows)["image"][:, 0, 0, 0] for _ in range(36)])
+    own = caption_ids == image_ids
+    assert set(caption_ids[~own]) == {100, 200}
+    for caption in (own, caption_ids == 100, caption_ids == 200):
         assert 60 < caption.sum() < 132
-    np.testing.assert_array_equal(indices(batches(rows=[1, 6], **options), 36), chosen[:, [1, 6]])
-    epochs = zip(np.split(pictures.ravel(), 3), np.split(chosen.ravel(), 3), strict=True)
+    np.testing.assert_array_equal(indices(batches(rows=[1, 6], **options), 36), caption_ids[:, [1, 6]])
+    epochs = zip(np.split(image_ids.ravel(), 3), np.split(caption_ids.ravel(), 3), strict=True)
     first, second, _ = (dict(zip(*epoch, strict=True)) for epoch in epochs)
     assert first != second
 
 
-def test_the_seed_gives_the_order():
+def test_order_depends_on_seed():
     np.testing.assert_array_equal(indices(batches(seed=3), 6), indices(batches(seed=3), 6))
     assert not np.array_equal(indices(batches(seed=3), 6), indices(batches(seed=4), 6))
 
 
 @pytest.mark.parametrize("length, batch_size", [(24, 8), (20, 8), (3, 8)])
-def test_every_example_comes_once_an_epoch_and_each_epoch_in_another_order(length, batch_size):
+def test_epochs_are_distinct_permutations(length, batch_size):
     """Also where an epoch ends within a batch, and where a batch holds several epochs."""
     epochs = 4
     stream = indices(batches(length, batch_size), -(-epochs * length // batch_size)).ravel()[: epochs * length]
@@ -88,21 +88,21 @@ def test_every_example_comes_once_an_epoch_and_each_epoch_in_another_order(lengt
 
 
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3], [4, 5, 6, 7], [1, 6], [7], range(8)], ids=str)
-def test_a_process_holds_its_rows_of_the_batches_of_one(rows):
-    whole = indices(batches(), 7)
-    np.testing.assert_array_equal(indices(batches(rows=rows), 7), whole[:, list(rows)])
+def test_processes_share_global_batches(rows):
+    all_rows = indices(batches(), 7)
+    np.testing.assert_array_equal(indices(batches(rows=rows), 7), all_rows[:, list(rows)])
 
 
-def test_a_process_reads_no_row_of_another():
+def test_process_reads_only_its_rows():
     read = []
     dataset = grain.MapDataset.range(LENGTH).repeat().map(lambda number: read.append(number) or number)
-    rows = RowsOfBatches(dataset, 8, [2, 5])
+    rows = _BatchRows(dataset, 8, [2, 5])
     assert [rows[i] for i in range(8)] == [2, 5, 10, 13, 18, 21, 2, 5]
     assert read == [2, 5, 10, 13, 18, 21, 2, 5]
 
 
 @pytest.mark.parametrize("taken", [0, 1, 4])
-def test_a_restored_position_goes_on_with_the_next_batch(taken):
+def test_restored_position_resumes_exactly(taken):
     unbroken = batches()
     indices(unbroken, taken)
     state = json.loads(json.dumps(unbroken.get_state()))  # plain enough for any checkpoint
@@ -113,7 +113,7 @@ def test_a_restored_position_goes_on_with_the_next_batch(taken):
     np.testing.assert_array_equal(indices(resumed, 5), rest)
 
 
-def test_a_position_holds_for_another_number_of_processes():
+def test_position_is_independent_of_process_count():
     unbroken = batches()
     indices(unbroken, 4)
     state, rest = unbroken.get_state(), indices(unbroken, 3)
@@ -123,37 +123,37 @@ def test_a_position_holds_for_another_number_of_processes():
         np.testing.assert_array_equal(indices(one_of_two, 3), rest[:, rows])
 
 
-def test_images_of_other_channels_are_refused():
-    with pytest.raises(ConfigError, match=r"Numbered\(24\) have 1 channels, config.channels is 3: set it to 1"):
-        Examples(Numbered(), channels=3)
+def test_wrong_channels_raise():
+    with pytest.raises(ConfigError, match=r"1 channels, config.channels is 3"):
+        ImageTextDataset(Numbered(), channels=3)
 
 
-def test_images_of_16_bits_stay_so_and_of_other_types_are_refused():
+def test_uint16_is_kept_and_other_dtypes_raise():
     assert next(batches(dtype=np.uint16))["image"].dtype == np.uint16
-    with pytest.raises(ConfigError, match=r"images of Numbered\(24\) are float32: a source gives uint8 or uint16"):
+    with pytest.raises(ConfigError, match=r"float32, expected uint8 or uint16"):
         batches(dtype=np.float32)
 
 
-def test_an_empty_source_is_refused():
+def test_empty_source_raises():
     with pytest.raises(ConfigError, match=r"Numbered\(0\) is empty"):
         batches(length=0)
 
 
-def test_the_examples_of_a_batch_can_be_named():
+def test_batch_record_names():
     seen = indices(batches(length=20, seed=3), 6)
-    examples = Examples(Numbered(20), channels=1)
-    found = [names_in_batch(examples, 8, 3, number) for number in range(6)]
-    assert found == [[f"number {index}" for index in batch] for batch in seen]
+    examples = ImageTextDataset(Numbered(20), channels=1)
+    names = [batch_record_names(examples, 8, 3, number) for number in range(6)]
+    assert names == [[f"number {index}" for index in batch] for batch in seen]
 
 
 @pytest.mark.parametrize("before, now, skipped", [(8, 8, 0), (8, 4, 0), (8, 12, 0), (8, 5, 1), (8, 16, 8)])
-def test_batches_of_another_size_repeat_no_example_and_skip_few(before, now, skipped):
+def test_rescaled_position_repeats_nothing(before, now, skipped):
     old = batches(length=200, batch_size=before)
     stream = indices(batches(length=200, batch_size=1), 80).ravel()
     seen = indices(old, 3).ravel()
-    state, left_out = position_in_batches_of(old.get_state(), before, now)
+    state, left_out = rescale_position(old.get_state(), before, now)
     assert left_out == skipped
     new = batches(length=200, batch_size=now)
     new.set_state(state)
-    place = len(seen) + skipped
-    np.testing.assert_array_equal(indices(new, 2).ravel(), stream[place : place + 2 * now])
+    position = len(seen) + skipped
+    np.testing.assert_array_equal(indices(new, 2).ravel(), stream[position : position + 2 * now])

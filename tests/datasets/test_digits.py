@@ -5,11 +5,11 @@ from imagen_jax.config.load import load_config
 from imagen_jax.datasets.digits import DIGIT_NAMES, TEMPLATES, DigitsSource, load_split, parse_label
 from imagen_jax.datasets.registry import make_source
 from imagen_jax.errors import ConfigError
-from imagen_jax.images.array import to_8_bits
+from imagen_jax.images.array import to_uint8
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_a_split_has_pictures_of_every_digit(split):
+def test_split_has_every_digit(split):
     images, labels = load_split(split)
     assert images.shape == (len(labels), 8, 8, 1)
     assert images.dtype == np.uint8
@@ -17,18 +17,18 @@ def test_a_split_has_pictures_of_every_digit(split):
     assert np.bincount(labels, minlength=10).min() >= 25
 
 
-def test_a_split_of_16_bits_has_the_same_pictures():
+def test_16_bit_split_matches_8_bit():
     (images, labels), (fine, fine_labels) = load_split("test"), load_split("test", 16)
     assert fine.dtype == np.uint16
     assert fine.max() == 65535
     np.testing.assert_array_equal(labels, fine_labels)
-    np.testing.assert_array_equal(to_8_bits(fine), images)
+    np.testing.assert_array_equal(to_uint8(fine), images)
     # of 17 shades only black and white are those of 8 bits
     assert set(np.unique(fine[fine % 257 == 0] // 257)) == {0, 255}
     np.testing.assert_array_equal(DigitsSource("test", 8, 16)[3].image, fine[3])
 
 
-def test_every_picture_is_in_just_one_split():
+def test_splits_are_disjoint():
     train, test = load_split("train")[0], load_split("test")[0]
     assert len(train) + len(test) == 1797
     assert len(test) == 360
@@ -36,7 +36,7 @@ def test_every_picture_is_in_just_one_split():
     assert not train_images & test_images
 
 
-def test_a_caption_names_the_digit_of_its_picture():
+def test_caption_names_digit():
     source = DigitsSource("test", 8)
     images, labels = load_split("test")
     assert len(source) == len(labels)
@@ -49,17 +49,17 @@ def test_a_caption_names_the_digit_of_its_picture():
     assert len(captions) == len(DIGIT_NAMES) * len(TEMPLATES)
 
 
-def test_captions_are_read_whatever_their_case():
+def test_parse_label_ignores_case():
     assert parse_label("A handwritten SEVEN") == 7
 
 
 @pytest.mark.parametrize("caption", ["", "a fox", "one two", "someone"])
-def test_a_caption_without_one_digit_is_refused(caption):
+def test_parse_label_needs_one_digit(caption):
     with pytest.raises(ValueError, match=f"caption {caption!r} must name one digit"):
         parse_label(caption)
 
 
-def test_wrong_uses_are_refused_with_the_value():
+def test_invalid_digits_arguments_raise():
     with pytest.raises(ValueError, match="image_size 16 .* 8×8"):
         DigitsSource("train", 16)
     with pytest.raises(ValueError, match="image_size 8×16 .* 8×8"):
@@ -70,7 +70,7 @@ def test_wrong_uses_are_refused_with_the_value():
         DigitsSource("validate", 8)
 
 
-def test_sources_by_name():
+def test_source_from_config():
     config = load_config({"data": {"source": "digits"}}).data
     assert len(make_source(config, "test", 8)) == 360
     with pytest.raises(ConfigError, match="config.data: image_size 16"):

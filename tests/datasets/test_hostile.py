@@ -10,21 +10,21 @@ import pytest
 from imagen_jax.data.pipeline import training_batches
 from imagen_jax.datasets.from_config import make_examples
 from imagen_jax.errors import ConfigError
-from imagen_jax.inspection.inspect import check
+from imagen_jax.inspection.inspect import inspect
 from imagen_jax.text.encoder import load_tokenizer
 from imagen_jax.training.loop import train
-from tests.helpers.archives import picture, write_tar
+from tests.helpers.archives import encode_image, write_tar
 from tests.helpers.configs import config_of, contents
 
-WHOLE = {kind: picture(90, (20, 20), kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")}
-HEADER = b"IHDR" + b"\x7f\xff\xff\xff" * 2 + WHOLE["PNG"][24:29]  # of a PNG with 2 billion pixels each way
-HUGE = WHOLE["PNG"][:12] + HEADER + zlib.crc32(HEADER).to_bytes(4) + WHOLE["PNG"][33:]
+INTACT = {kind: encode_image(90, (20, 20), kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")}
+HEADER = b"IHDR" + b"\x7f\xff\xff\xff" * 2 + INTACT["PNG"][24:29]  # of a PNG with 2 billion pixels each way
+HUGE = INTACT["PNG"][:12] + HEADER + zlib.crc32(HEADER).to_bytes(4) + INTACT["PNG"][33:]
 
 
-def broken_files():
+def corrupt_files():
     """(name, bytes) of files that are no image."""
     rng = np.random.default_rng(0)
-    for kind, data in WHOLE.items():
+    for kind, data in INTACT.items():
         yield f"cut{kind}.png", data[: len(data) // 3]
         yield f"head of {kind}.jpg", data[:12]
         yield f"noise after {kind}.webp", data[:16] + rng.bytes(300)
@@ -58,14 +58,14 @@ def folder(tmp_path):
     """(the folder, how many images of it are whole, how many are broken)."""
     folder = tmp_path / "images"
     folder.mkdir()
-    broken = dict(broken_files())
+    broken = dict(corrupt_files())
     for name, data in broken.items():
         (folder / name).write_bytes(data)
     for name, caption in ODD.items():
-        for ending, data in ((b".png", WHOLE["PNG"]), (b".txt", caption)):
+        for ending, data in ((b".png", INTACT["PNG"]), (b".txt", caption)):
             with open(os.path.join(os.fsencode(folder), name + ending), "wb") as file:
                 file.write(data)
-    (folder / "whole.png").write_bytes(WHOLE["PNG"])
+    (folder / "whole.png").write_bytes(INTACT["PNG"])
     (folder / "metadata.jsonl").write_text("\n".join(METADATA), encoding="utf-8")
     (folder / "loop.png").symlink_to("loop.png")
     (folder / "dead.png").symlink_to("nowhere")
@@ -99,13 +99,13 @@ def batches_of(config):
     return examples, training_batches(examples, text, 8, seed=0, threads=2, prefetch=2)
 
 
-def test_whatever_is_in_a_folder_is_skipped_and_counted(folder, tmp_path):
-    path, whole, broken = folder
+def test_hostile_folder_is_skipped_and_counted(folder, tmp_path):
+    path, intact, broken = folder
     before = sorted(os.listdir(os.fsencode(path)))
     (tmp_path / "report").mkdir()
-    found = check(config_for(path), "all", 0, [], tmp_path / "report")
-    assert (found["records"], found["unreadable"]) == (whole + broken, broken)
-    reasons = {file["name"]: file["reason"] for file in found["unreadable_files"]}
+    report = inspect(config_for(path), tmp_path / "report", split="all", records=0)
+    assert (report["records"], report["unreadable"]) == (intact + broken, broken)
+    reasons = {file["name"]: file["reason"] for file in report["unreadable_files"]}
     assert "2147483647×2147483647 pixels are more than data.transform.max_pixels" in reasons["huge.png"]
     examples, batches = batches_of(config_for(path))
     for _ in range(12):
@@ -121,7 +121,7 @@ def test_whatever_is_in_a_folder_is_skipped_and_counted(folder, tmp_path):
 REFUSED = {
     "a path that leads out": ("metadata.jsonl", b'{"file_name": "../a.png", "text": "x"}', "is outside of the folder"),
     "an absolute path": ("metadata.jsonl", b'{"file_name": "/etc/passwd", "text": "x"}', "is outside of the folder"),
-    "half a character": ("metadata.jsonl", b'{"file_name": "\\ud800.png", "text": "x"}', "is no path"),
+    "half a character": ("metadata.jsonl", b'{"file_name": "\\ud800.png", "text": "x"}', "is not a path"),
     "depth": ("metadata.jsonl", b'{"file_name": "a.png", "text": ' + b"[" * 10**5 + b"]" * 10**5 + b"}", "recursion"),
     "half a row": ("metadata.jsonl", b'{"file_name": "a.png", "text": "x"}\n{"file_na', "at row 2"),
     "another encoding": ("metadata.jsonl", '{"file_name": "a.png"}'.encode("utf-16"), "can't decode"),
@@ -134,36 +134,36 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("file, data, said", REFUSED.values(), ids=REFUSED)
-def test_metadata_that_cannot_be_meant_end_both_commands_in_a_sentence(tmp_path, file, data, said):
+@pytest.mark.parametrize("file, data, message", REFUSED.values(), ids=REFUSED)
+def test_hostile_metadata_is_a_usage_error(tmp_path, file, data, message):
     folder = tmp_path / "images"
     folder.mkdir()
-    (folder / "a.png").write_bytes(WHOLE["PNG"])
+    (folder / "a.png").write_bytes(INTACT["PNG"])
     (folder / file).write_bytes(data)
     before = contents(tmp_path)
     for command in (
-        lambda: check(config_for(folder), "all", 0, [], tmp_path),
+        lambda: inspect(config_for(folder), tmp_path, split="all", records=0),
         lambda: train(config_for(folder), tmp_path / "stage"),
     ):
-        with pytest.raises(ConfigError, match=said) as error:
+        with pytest.raises(ConfigError, match=message) as error:
             command()
         assert file in str(error.value)
         assert len(str(error.value).splitlines()) == 1
         assert contents(tmp_path) == before
 
 
-def test_whatever_is_in_shards_is_skipped_and_counted(tmp_path):
-    members = [(f"whole{i}.png", WHOLE["PNG"]) for i in range(len(ODD))]
+def test_hostile_shards_are_skipped_and_counted(tmp_path):
+    members = [(f"whole{i}.png", INTACT["PNG"]) for i in range(len(ODD))]
     texts = [caption for caption in ODD.values() if caption.decode(errors="ignore").encode() == caption]
     members += [(f"whole{i}.txt", text) for i, text in enumerate(texts)]
-    broken = [(f"{i}.png", data) for i, (_, data) in enumerate(broken_files())]
+    broken = [(f"{i}.png", data) for i, (_, data) in enumerate(corrupt_files())]
     write_tar(tmp_path / "shards/0.tar", [*members, *broken, ("../canary.png", b"x"), ("canary.pkl", b"x")])
-    config = config_for("")
-    with config.unlocked():
-        config.data.update({"source": "webdataset", "shards": {"all": str(tmp_path / "shards")}})
+    config = config_for("").with_changes(
+        {"data.source": "webdataset", "data.shards": {"all": str(tmp_path / "shards")}}
+    )
     (tmp_path / "report").mkdir()
-    found = check(config, "all", 0, [], tmp_path / "report")
-    assert (found["records"], found["unreadable"]) == (len(ODD) + len(broken), len(broken))
+    report = inspect(config, tmp_path / "report", split="all", records=0)
+    assert (report["records"], report["unreadable"]) == (len(ODD) + len(broken), len(broken))
     assert {str(path.relative_to(tmp_path)) for path in (tmp_path / "shards").iterdir()} == {
         "shards/0.tar",
         "shards/0.tar.index",

@@ -22,8 +22,8 @@ from tests.helpers.configs import ROOT, config_of
 class Named:
     """Record i is "name i", of the kind that is given."""
 
-    def __init__(self, name, values, broken=()):
-        self._name, self._values, self._broken = name, values, broken
+    def __init__(self, name, values, corrupt=()):
+        self._name, self._values, self._broken = name, values, corrupt
 
     def __len__(self):
         return len(self._values)
@@ -47,20 +47,20 @@ def mixture(lengths, weights):
     return MixtureSource(parts, {f"part{i}": weight for i, weight in enumerate(weights)})
 
 
-def drawn(source, count, seed=0, first=0):
+def samples(source, count, seed=0, first=0):
     """The names of the records at positions."""
     places = training_order(source, seed)
     return [source[places[first + i]].name for i in range(count)]
 
 
 @pytest.mark.parametrize("lengths", [(1,), (2,), (1, 1), (3, 50), (7, 1, 11), (100, 55, 34)])
-def test_a_mixture_has_every_record_of_its_parts_once(lengths):
+def test_mixture_has_every_record_once(lengths):
     source = mixture(lengths, [1] * len(lengths))
     everything = {f"part{part} {i}" for part, length in enumerate(lengths) for i in range(length)}
-    found = [source[i] for i in range(len(source))]
+    result = [source[i] for i in range(len(source))]
     assert len(source) == len(everything)
-    assert {record.name for record in found} == everything
-    for i, record in enumerate(found):
+    assert {record.name for record in result} == everything
+    for i, record in enumerate(result):
         assert record.captions == source.captions(i) == (record.name,)
         assert record.columns == source.columns(i) == {"part": record.name.split()[0]}
     for i in (-1, len(source)):
@@ -68,7 +68,7 @@ def test_a_mixture_has_every_record_of_its_parts_once(lengths):
             source[i]
 
 
-def test_the_first_records_of_a_mixture_show_all_of_its_parts():
+def test_mixture_alternates_parts():
     """What previews and held-out losses look at."""
     source = mixture((1000, 3000), (1, 1))
     first = [source[i].columns["part"] for i in range(40)]
@@ -76,8 +76,8 @@ def test_the_first_records_of_a_mixture_show_all_of_its_parts():
 
 
 @pytest.mark.parametrize("lengths, weights", [((5, 9), (1, 3)), ((20, 3, 7), (0.5, 0.2, 0.3)), ((4, 4), (1, 1))])
-def test_each_part_has_its_share_and_epochs_that_have_each_record_once(lengths, weights):
-    names = drawn(mixture(lengths, weights), 2000)
+def test_parts_have_shares_and_epochs(lengths, weights):
+    names = samples(mixture(lengths, weights), 2000)
     for part, (length, weight) in enumerate(zip(lengths, weights, strict=True)):
         of_part = [name for name in names if name.startswith(f"part{part} ")]
         share = weight / sum(weights)
@@ -90,44 +90,51 @@ def test_each_part_has_its_share_and_epochs_that_have_each_record_once(lengths, 
             assert abs(sum(stretch) - 50 * share) <= len(lengths)
 
 
-def test_epochs_of_a_part_differ_and_parts_of_one_length_are_shuffled_apart():
-    names = drawn(mixture((12, 12), (1, 1)), 480)
+def test_parts_are_shuffled_independently():
+    names = samples(mixture((12, 12), (1, 1)), 480)
     orders = [[name.split()[1] for name in names if name.startswith(part)] for part in ("part0", "part1")]
     epochs = [tuple(order[at : at + 12]) for order in orders for at in range(0, 240, 12)]
     assert len(set(epochs)) == len(epochs)
 
 
-def test_the_order_is_of_the_seed_and_any_position_is_found_alone():
+def test_order_is_random_access_by_seed():
     source = mixture((9, 14), (2, 1))
-    whole = drawn(source, 300, seed=5)
-    assert drawn(source, 300, seed=5) == whole
-    assert drawn(source, 300, seed=6) != whole
-    assert [drawn(source, 1, seed=5, first=i)[0] for i in (299, 0, 150)] == [whole[i] for i in (299, 0, 150)]
+    full = samples(source, 300, seed=5)
+    assert samples(source, 300, seed=5) == full
+    assert samples(source, 300, seed=6) != full
+    assert [samples(source, 1, seed=5, first=i)[0] for i in (299, 0, 150)] == [full[i] for i in (299, 0, 150)]
 
 
-def test_weights_are_ratios():
-    assert _integer_weights([1, 3]).tolist() == _integer_weights([0.25, 0.75]).tolist() == _integer_weights([1e6, 3e6]).tolist() == [1, 3]
+def test_only_weight_ratios_matter():
+    assert (
+        _integer_weights([1, 3]).tolist()
+        == _integer_weights([0.25, 0.75]).tolist()
+        == _integer_weights([1e6, 3e6]).tolist()
+        == [1, 3]
+    )
     assert _integer_weights([1] * 7).tolist() == [1] * 7
     assert _integer_weights([1, 1e12]).tolist() == [1, 10_000]
     counts = _integer_weights([np.pi, np.e, 1])
     np.testing.assert_allclose(counts / counts.sum(), np.array([np.pi, np.e, 1]) / (np.pi + np.e + 1), atol=5e-5)
 
 
-def test_a_mixture_may_be_part_of_another():
+def test_nested_mixtures():
     inner = mixture((3, 5), (1, 1))
-    names = drawn(MixtureSource({"both": inner, "other": Named("other", [None] * 4)}, {"both": 1.0, "other": 1.0}), 400)
+    names = samples(
+        MixtureSource({"both": inner, "other": Named("other", [None] * 4)}, {"both": 1.0, "other": 1.0}), 400
+    )
     assert [sum(name.startswith(part) for name in names) for part in ("part0", "part1", "other")] == [100, 100, 200]
 
 
 VALUES = ["woman"] * 3 + ["man"] * 30 + ["child"] * 7
 
 
-def test_a_balanced_source_draws_each_value_alike_and_its_records_in_epochs():
+def test_balanced_source_samples_values_evenly():
     source = BalancedSource(Named("x", VALUES), "kind")
     places = training_order(source, 0)
-    found = [places[i] for i in range(3 * 210)]
+    result = [places[i] for i in range(3 * 210)]
     for value in set(VALUES):
-        own = [i for i in found if VALUES[i] == value]
+        own = [i for i in result if VALUES[i] == value]
         assert len(own) == 210
         members = [i for i, other in enumerate(VALUES) if other == value]
         for epoch in range(210 // len(members)):
@@ -135,36 +142,42 @@ def test_a_balanced_source_draws_each_value_alike_and_its_records_in_epochs():
     assert [source[i].name for i in range(len(VALUES))] == [f"x {i}" for i in range(len(VALUES))]
 
 
-def test_a_balanced_source_may_have_weights_by_value():
+def test_balanced_source_with_weights():
     source = BalancedSource(Named("x", VALUES), "kind", (("man", 1), ("child", 1), ("woman", 2.0)))
     places = training_order(source, 3)
-    found = [VALUES[places[i]] for i in range(400)]
-    assert [found.count(value) for value in ("woman", "man", "child")] == [200, 100, 100]
+    result = [VALUES[places[i]] for i in range(400)]
+    assert [result.count(value) for value in ("woman", "man", "child")] == [200, 100, 100]
 
 
-def test_records_without_the_column_are_a_value_of_their_own_and_broken_ones_none():
-    source = BalancedSource(Named("x", ["a", None, "a", None, "b"], broken=(4,)), "kind")
+def test_missing_column_is_a_value():
+    source = BalancedSource(Named("x", ["a", None, "a", None, "b"], corrupt=(4,)), "kind")
     places = training_order(source, 0)
     assert sorted(places[i] for i in range(4)) == [0, 1, 2, 3]
     assert [source.columns(0), source.columns(1)] == [{"kind": "a"}, {}]
 
 
 @pytest.mark.parametrize(
-    "make, said",
+    "make, message",
     [
         (lambda: BalancedSource(Named("x", VALUES), "gender"), r"no record of Named\('x'\) has the column 'gender'"),
-        (lambda: BalancedSource(Named("x", [str(i) for i in range(1001)]), "kind"), "has 1,001 values, and at most 1,000"),
+        (
+            lambda: BalancedSource(Named("x", [str(i) for i in range(1001)]), "kind"),
+            "has 1,001 values, and at most 1,000",
+        ),
         (lambda: BalancedSource(Named("x", VALUES), "kind", (("man", 1), ("woman", 1))), "'man', 'woman', the column"),
-        (lambda: BalancedSource(Named("x", ["a"]), "kind", (("a", 1), ("a", 1))), "give each value of the column one weight"),
+        (
+            lambda: BalancedSource(Named("x", ["a"]), "kind", (("a", 1), ("a", 1))),
+            "give each value of the column one weight",
+        ),
         (lambda: mixture((2, 0), (1, 1)), r"parts.part1, Named\('part1'\), is empty: leave it out"),
     ],
 )
-def test_wrong_uses_are_refused(make, said):
-    with pytest.raises(ConfigError, match=said):
+def test_invalid_mixtures_raise(make, message):
+    with pytest.raises(ConfigError, match=message):
         training_order(make(), 0)
 
 
-def test_mixtures_and_balance_stand_in_the_config(tmp_path):
+def test_mixture_and_balance_from_config(tmp_path):
     write_shards(tmp_path, [4])
     parts = {
         "digits": {"source": "digits", "bits": 8, "weight": 1.0, "balance": {"column": "digit", "weights": ()}},
@@ -174,19 +187,19 @@ def test_mixtures_and_balance_stand_in_the_config(tmp_path):
     config = from_json(to_json(config)).data  # as a stage's folder keeps it
     source = make_source(config, "train", 8)
     places = training_order(source, 0)
-    found = [source.columns(places[i]) for i in range(80)]
-    assert [columns["part"] for columns in found].count("digits") == 20
-    digits = [columns["digit"] for columns in found if columns["part"] == "digits"]
+    result = [source.columns(places[i]) for i in range(80)]
+    assert [columns["part"] for columns in result].count("digits") == 20
+    digits = [columns["digit"] for columns in result if columns["part"] == "digits"]
     assert sorted(digits) == sorted([*set(digits)] * 2) and len(set(digits)) == 10
 
 
-def test_a_part_needs_a_source_and_a_weight():
+def test_part_needs_source_and_weight():
     for part, key in (({"source": "digits", "bits": 8}, "weight"), ({"weight": 1.0}, "source")):
         with pytest.raises(ConfigError, match=f"data.parts.digits.{key} is missing"):
             load_config({"data": {"source": "mixture", "parts": {"digits": part}}})
 
 
-def test_buckets_are_refused_where_they_would_not_keep_the_order(tmp_path):
+def test_buckets_with_ordered_source_raise(tmp_path):
     write_shards(tmp_path, [4])
     parts = {"a": {"source": "webdataset", "shards": {"train": str(tmp_path)}, "weight": 1.0}}
     changes = {"data.source": "mixture", "data.buckets": ((16, 32),), "data.parts": parts}
@@ -206,25 +219,25 @@ def stream(source, batch_size, rows=None):
     return training_batches(ImageTextDataset(source, 1), number, batch_size, seed=1, threads=2, prefetch=4, rows=rows)
 
 
-def taken(iterator, count):
+def take(iterator, count):
     return np.stack([next(iterator)["tokens"] for _ in range(count)])
 
 
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
-def test_processes_share_epochs_and_a_restored_position_goes_on_with_the_next_record(source):
+def test_mixture_resumes_across_processes(source):
     """13 records in batches of 4 over 2 processes: epochs end within batches."""
-    whole = taken(stream(source, 4), 13)
-    both = [taken(stream(source, 4, rows), 13) for rows in ([0, 1], [2, 3])]
-    np.testing.assert_array_equal(np.concatenate(both, axis=1), whole)
-    for epoch in whole.reshape(4, 13):
+    full = take(stream(source, 4), 13)
+    both = [take(stream(source, 4, rows), 13) for rows in ([0, 1], [2, 3])]
+    np.testing.assert_array_equal(np.concatenate(both, axis=1), full)
+    for epoch in full.reshape(4, 13):
         assert sorted(epoch) == sorted([*range(9), *range(4)] if isinstance(source, MixtureSource) else range(13))
     unbroken = stream(source, 4)
-    taken(unbroken, 5)
+    take(unbroken, 5)
     state = json.loads(json.dumps(unbroken.get_state()))
     resumed = stream(source, 4)
-    taken(resumed, 2)
+    take(resumed, 2)
     resumed.set_state(state)
-    np.testing.assert_array_equal(taken(resumed, 8), whole[5:])
+    np.testing.assert_array_equal(take(resumed, 8), full[5:])
 
 
 @pytest.fixture
@@ -232,8 +245,8 @@ def by_the_docs(tmp_path, monkeypatch):
     """Where the files that docs/data.md speaks of lie; a config that was changed by a recipe of it, by number."""
     monkeypatch.chdir(tmp_path)
     for number in range(100):
-        said = {"caption": "someone", "gender": "man" if number % 10 else "woman"}
-        members = [("0.png", encode_image(number)), ("0.json", json.dumps(said).encode())]
+        message = {"caption": "someone", "gender": "man" if number % 10 else "woman"}
+        members = [("0.png", encode_image(number)), ("0.json", json.dumps(message).encode())]
         write_tar(tmp_path / "shards" / f"{number:05d}.tar", members)
     write_shards(tmp_path / "photos", [4, 4])
     write_shards(tmp_path / "held_out", [2])
@@ -254,13 +267,13 @@ def by_the_docs(tmp_path, monkeypatch):
     return changed
 
 
-def test_the_recipe_for_shards_works_as_it_is_written(by_the_docs):
+def test_recipe_for_shards(by_the_docs):
     examples = by_the_docs(0)
     assert [len(part) for part in examples.values()] == [99, 1]
     assert examples["train"].fit(examples["train"][98].image).shape == (16, 16, 3)
 
 
-def test_the_recipe_for_mixtures_works_as_it_is_written(by_the_docs):
+def test_recipe_for_mixtures(by_the_docs):
     examples = by_the_docs(1)
     train, validation = (len(part) for part in examples.values())
     assert train + validation == 8 + 2 + 300 and validation > 2
@@ -269,7 +282,7 @@ def test_the_recipe_for_mixtures_works_as_it_is_written(by_the_docs):
     assert [source.columns(places[i])["part"] for i in range(40)].count("photos") == 30
 
 
-def test_the_recipe_for_balance_works_as_it_is_written(by_the_docs):
+def test_recipe_for_balance(by_the_docs):
     source = by_the_docs(0, 2)["train"].source
     places = training_order(source, 0)
     assert [source.columns(places[i])["gender"] for i in range(40)].count("woman") == 20

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from imagen_jax.datasets import tar
-from imagen_jax.datasets.tar import BLOCK, FILE, FOLDER, TarError, members
+from imagen_jax.datasets.tar import BLOCK, DIRECTORY, FILE, TarError, iter_members
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 LONG = "a long folder/" * 20
 
 
 def read_all(data):
-    return list(members(lambda at, count: data[at : at + count], len(data)))
+    return list(iter_members(lambda at, count: data[at : at + count], len(data)))
 
 
 def archive(entries, form=tarfile.PAX_FORMAT):
@@ -47,59 +47,59 @@ def with_checksum(block):
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 @pytest.mark.parametrize("seed", range(5))
-def test_every_member_is_where_the_standard_library_finds_it(form, seed):
+def test_members_match_tarfile(form, seed):
     rng = np.random.default_rng(seed)
     names = ["a.jpg", "folder/b.txt", f"{'d' * 60}/{'e' * 90}"]
     if form != tarfile.USTAR_FORMAT:
         names += [f"{LONG}c.json", "ünïcödé 写真.png"]
     entries = [(name, rng.bytes(int(rng.integers(0, 3 * BLOCK)))) for name in rng.permutation(names)]
     data = files(*entries, form=form)
-    found = read_all(data)
+    parsed = read_all(data)
     with tarfile.open(fileobj=io.BytesIO(data)) as reader:
-        assert [(m.name, m.data, m.size) for m in found] == [(m.name, m.offset_data, m.size) for m in reader]
-    assert [(m.name, data[m.data : m.data + m.size]) for m in found] == entries
-    assert {m.kind for m in found} == {FILE}
+        assert [(m.name, m.data, m.size) for m in parsed] == [(m.name, m.offset_data, m.size) for m in reader]
+    assert [(m.name, data[m.data : m.data + m.size]) for m in parsed] == entries
+    assert {m.kind for m in parsed} == {FILE}
     # each lies between its headers and the next one's, so that it can be read from its own place alone
-    assert [m.start for m in found] == [0, *(m.end for m in found[:-1])]
-    for member in found:
+    assert [m.start for m in parsed] == [0, *(m.end for m in parsed[:-1])]
+    for member in parsed:
         alone = data[member.start : member.end]
-        again = tar.member_at(lambda at, count, alone=alone: alone[at : at + count], 0)
+        again = tar.parse_member(lambda at, count, alone=alone: alone[at : at + count], 0)
         assert (again.name, alone[again.data : again.data + again.size]) == (
             member.name,
             data[member.data : member.data + member.size],
         )
 
 
-def test_what_is_no_file_is_said_to_be_none_and_the_next_member_is_found():
+def test_non_files_are_skipped():
     kinds = {
         tarfile.SYMTYPE: "a link",
         tarfile.LNKTYPE: "a link",
         tarfile.CHRTYPE: "a device",
         tarfile.BLKTYPE: "a device",
         tarfile.FIFOTYPE: "a pipe",
-        tarfile.DIRTYPE: FOLDER,
+        tarfile.DIRTYPE: DIRECTORY,
     }
     entries = []
     for kind in kinds:
         entries += [(info("odd", kind=kind, linkname="/etc/passwd"), b""), (info("file", 3), b"abc")]
-    found = read_all(archive(entries))
-    assert [m.kind for m in found[::2]] == list(kinds.values())
-    assert [(m.name, m.kind, m.size) for m in found[1::2]] == [("file", FILE, 3)] * len(kinds)
+    parsed = read_all(archive(entries))
+    assert [m.kind for m in parsed[::2]] == list(kinds.values())
+    assert [(m.name, m.kind, m.size) for m in parsed[1::2]] == [("file", FILE, 3)] * len(kinds)
 
 
-def test_the_size_that_a_link_claims_is_not_skipped():
+def test_link_size_is_ignored():
     """A link has no data, whatever its header says: else the members that follow it would be hidden in them."""
     data = archive([(info("link", kind=tarfile.SYMTYPE, linkname="x"), b""), (info("file", 3), b"abc")])
     lying = with_checksum(data[:124] + b"%011o\0" % BLOCK + data[136:BLOCK]) + data[BLOCK:]
     assert [m.name for m in read_all(lying)] == ["link", "file"]
 
 
-def test_sparse_files_are_named_and_skipped(tmp_path):
+def test_sparse_files_are_skipped(tmp_path):
     """As GNU tar writes them, of both formats."""
     (tmp_path / "sparse.png").touch()
     with open(tmp_path / "sparse.png", "r+b") as file:
-        for place in range(12):  # more islands than a header has room for
-            file.seek(place << 20)
+        for index in range(12):  # more islands than a header has room for
+            file.seek(index << 20)
             file.write(b"island")
     (tmp_path / "file.txt").write_text("abc")
     for form in ("gnu", "pax"):
@@ -110,13 +110,13 @@ def test_sparse_files_are_named_and_skipped(tmp_path):
         assert (second.name, second.kind, second.size) == ("file.txt", FILE, 3)
 
 
-def test_bytes_that_are_no_utf_8_keep_names_apart():
+def test_invalid_utf8_names_stay_distinct():
     data = archive([(info("a\udcff"), b""), (info("a\udcfe"), b"")], form=tarfile.GNU_FORMAT)
     assert [m.name for m in read_all(data)] == ["a\\xff", "a\\xfe"]
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
-def test_wherever_an_archive_is_cut_it_is_noticed(form):
+def test_truncated_archive_raises(form):
     data = files(("a.png", b"x" * 700), ("b.txt", b"y" * 10), form=form)
     end = read_all(data)[-1].end
     for length in range(0, end + BLOCK, 64):
@@ -125,37 +125,37 @@ def test_wherever_an_archive_is_cut_it_is_noticed(form):
     assert len(read_all(data[: end + BLOCK])) == 2
 
 
-def test_a_changed_byte_of_a_header_is_noticed():
+def test_damaged_header_raises():
     """Or does not matter, as behind the end of a number; noise anywhere ends in no other error."""
     data = bytearray(files(("n" * 120, b"x" * 700), ("b.txt", b"y")))
-    said = read_all(bytes(data))
+    message = read_all(bytes(data))
     rng = np.random.default_rng(0)
-    for place in range(2 * BLOCK, 3 * BLOCK):  # the header proper, after the extended one
+    for index in range(2 * BLOCK, 3 * BLOCK):  # the header proper, after the extended one
         changed = data.copy()
-        changed[place] ^= int(rng.integers(1, 256))
+        changed[index] ^= int(rng.integers(1, 256))
         try:
-            assert read_all(bytes(changed)) == said
-            assert place in range(2 * BLOCK + 148, 2 * BLOCK + 156)
+            assert read_all(bytes(changed)) == message
+            assert index in range(2 * BLOCK + 148, 2 * BLOCK + 156)
         except TarError:
             continue
     for _ in range(2000):
         noise = data.copy()
-        for place in rng.integers(0, len(noise), 4):
-            noise[place] = rng.integers(256)
+        for index in rng.integers(0, len(noise), 4):
+            noise[index] = rng.integers(256)
         try:
-            found = read_all(bytes(noise))
+            parsed = read_all(bytes(noise))
         except TarError:
             continue
-        assert len(found) <= len(said)
+        assert len(parsed) <= len(message)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_noise_is_no_archive(seed):
+def test_random_bytes_raise(seed):
     with pytest.raises(TarError, match="has no tar header at byte 0"):
         read_all(np.random.default_rng(seed).bytes(4096))
 
 
-def test_an_extended_header_takes_no_more_memory_than_it_may():
+def test_huge_extended_header_raises():
     asked = []
     huge = with_checksum(info("x", 1 << 40, tarfile.XHDTYPE).tobuf(tarfile.GNU_FORMAT))
 
@@ -164,11 +164,11 @@ def test_an_extended_header_takes_no_more_memory_than_it_may():
         return huge[at : at + count]
 
     with pytest.raises(TarError, match=r"has an extended header of 1,099,511,627,776 bytes"):
-        list(members(read, 1 << 50))
+        list(iter_members(read, 1 << 50))
     assert max(asked) <= BLOCK
 
 
-def test_extended_headers_do_not_go_on_for_ever():
+def test_too_many_extended_headers_raise():
     one = info("x", 0, tarfile.XHDTYPE).tobuf(tarfile.USTAR_FORMAT)
     with pytest.raises(TarError, match="more than 8 extended headers in a row, from byte 0"):
         read_all(one * 1000)
@@ -180,10 +180,10 @@ def pax(records, name="plain.png"):
     )
 
 
-def test_pax_headers_name_members_and_give_sizes():
-    (found,) = read_all(pax(b"15 path=ab.png\n"))
-    assert found.name == "ab.png"
-    with pytest.raises(TarError, match="'plain.png' goes on to byte 9,728"):
+def test_pax_path_and_size():
+    (parsed,) = read_all(pax(b"15 path=ab.png\n"))
+    assert parsed.name == "ab.png"
+    with pytest.raises(TarError, match="'plain.png' extends to byte 9,728"):
         read_all(pax(b"13 size=7777\n"))
 
 
@@ -192,27 +192,27 @@ def test_pax_headers_name_members_and_give_sizes():
     [b"path=a\n", b"0 path=a\n", b"99 path=a\n", b"9 path=a ", b"8 patha\n", b"-9 path=a\n", b"9", b"\xff" * 9],
     ids=str,
 )
-def test_broken_pax_headers_are_refused(records):
-    with pytest.raises(TarError, match="has a broken pax header before byte 1,024"):
+def test_damaged_pax_headers_raise(records):
+    with pytest.raises(TarError, match="pax header before byte 1,024"):
         read_all(pax(records))
 
 
 @pytest.mark.parametrize("size", [b"-1", b"1e9", b"9" * 40, "٣".encode()], ids=str)
-def test_sizes_that_are_none_are_refused(size):
+def test_invalid_sizes_raise(size):
     record = b" size=" + size + b"\n"
     record = b"%d%s" % (len(record) + 2, record)
     with pytest.raises(TarError, match="has a pax header with the size"):
         read_all(pax(record))
 
 
-def test_archives_that_were_joined_are_refused():
+def test_concatenated_archives_raise():
     """Readers stop at the first end mark, and the rest would go unnoticed."""
     one = files(("a.png", b"x"))
-    with pytest.raises(TarError, match="goes on after the end mark at byte 1,024"):
+    with pytest.raises(TarError, match="after the end mark at byte 1,024"):
         read_all(one + one)
 
 
-def test_a_size_of_many_gigabytes_is_understood():
+def test_binary_size_field():
     header = with_checksum(info("big", 3 << 33).tobuf(tarfile.GNU_FORMAT))
-    found = tar.member_at(lambda at, count: header[at : at + count], 0)
-    assert found.size == 3 << 33
+    parsed = tar.parse_member(lambda at, count: header[at : at + count], 0)
+    assert parsed.size == 3 << 33

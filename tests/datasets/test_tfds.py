@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from imagen_jax.data.dataset import Examples
-from imagen_jax.data.record import BrokenRecord
+from imagen_jax.data.dataset import ImageTextDataset
+from imagen_jax.data.record import CorruptRecordError
 from imagen_jax.data.transforms import Transform
 from imagen_jax.datasets.builders.digits import Digits
-from imagen_jax.datasets.digits import NAMES, load_split
+from imagen_jax.datasets.digits import DIGIT_NAMES, load_split
 from imagen_jax.datasets.tfds import TfdsSource
 from imagen_jax.errors import ConfigError
 from imagen_jax.images import png
@@ -86,11 +86,11 @@ def shard_of(folder, split):
     return next(path for path in folder.iterdir() if f"-{split}.array_record" in path.name)
 
 
-def test_there_is_no_tensorflow():
+def test_tensorflow_is_not_imported():
     assert importlib.util.find_spec("tensorflow") is None
 
 
-def test_examples_have_all_their_captions_and_their_picture_encoded(photos):
+def test_examples_have_captions_and_encoded_image(photos):
     source = source_of(photos)
     assert len(source) == COUNT
     for i in range(COUNT):
@@ -102,31 +102,31 @@ def test_examples_have_all_their_captions_and_their_picture_encoded(photos):
         source[COUNT]
 
 
-def test_texts_classes_and_numbers_are_columns(photos):
+def test_columns_from_features(photos):
     assert source_of(photos)[1].columns == {"image/filename": "1.png", "label": "tea", "height": "4"}
     assert source_of(photos)[5].columns == {"image/filename": "5.png", "label": "", "height": "4"}
 
 
-def test_columns_are_read_without_the_picture(photos):
+def test_columns_do_not_decode_images(photos):
     source = source_of(photos)
     assert [source.columns(i) for i in range(COUNT)] == [source[i].columns for i in range(COUNT)]
     with pytest.raises(IndexError, match="index 12 is outside"):
         source.columns(COUNT)
 
 
-def test_labels_become_captions_by_templates(photos):
+def test_captions_from_templates(photos):
     source = source_of(photos, captions=("label",), templates=("a photo of a {}", "{}"))
     assert source[2].captions == ("a photo of a hot dog", "hot dog")
     assert source.captions(3) == ("a photo of a tea", "tea")
     assert source[5].captions == ()
 
 
-def test_without_features_of_captions_examples_have_none(photos):
+def test_no_caption_features(photos):
     source = source_of(photos, captions=())
     assert source[2].captions == source.captions(2) == ()
 
 
-def test_parts_and_sums_of_splits_are_read(photos):
+def test_split_syntax(photos):
     source = source_of(photos, "train[2:4]+val")
     assert [source.captions(i) for i in range(len(source))] == [
         *(source_of(photos).captions(i) for i in (2, 3)),
@@ -134,7 +134,7 @@ def test_parts_and_sums_of_splits_are_read(photos):
     ]
 
 
-def test_the_newest_version_is_read_by_folder_or_by_name(photos, tmp_path, monkeypatch):
+def test_newest_version_by_folder_or_name(photos, tmp_path, monkeypatch):
     shutil.copytree(photos, tmp_path / "photos")
     for version in ("1.2.0", "1.10.0"):
         folder = shutil.copytree(photos / "1.0.0", tmp_path / "photos" / version)
@@ -147,51 +147,51 @@ def test_the_newest_version_is_read_by_folder_or_by_name(photos, tmp_path, monke
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "changes, message",
     [
-        ({"split": "trian"}, r"split 'trian' of .* is not known, or empty: it has train \(12 examples\), val \(3 ex"),
-        ({"split": "train[4:4]"}, "is not known, or empty"),
-        ({"split": "train["}, "is not known, or empty"),
-        ({"image": "picture"}, "feature 'picture' of .* is not there: choose of image"),
-        ({"image": "label"}, "feature 'label' of .* is not an image but ClassLabel: choose of image"),
+        ({"split": "trian"}, r"split 'trian' of .* is not known or empty: .*train \(12 examples\), val \(3 ex"),
+        ({"split": "train[4:4]"}, "is not known or empty"),
+        ({"split": "train["}, "is not known or empty"),
+        ({"image": "picture"}, "feature 'picture' of .* does not exist: choose one of image"),
+        ({"image": "label"}, "feature 'label' of .* is not an image but ClassLabel: choose one of image"),
         (
             {"captions": ("captions",)},
-            "feature 'captions' of .* is not there: choose of captions/text, image/filename, label",
+            "feature 'captions' of .* does not exist: choose one of captions/text, image/filename, label",
         ),
         (
             {"captions": ("captions/id",)},
-            "is not a text or a class but Tensor: choose of captions/text, image/filename, label",
+            "is not a text or a class but Tensor: choose one of captions/text, image/filename, label",
         ),
         ({"templates": ("a photo",)}, "template 'a photo' has no {}"),
     ],
     ids=str,
 )
-def test_what_the_data_set_has_not_is_refused_with_what_it_has(photos, changes, said):
-    with pytest.raises(ConfigError, match=said):
+def test_unknown_split_or_feature_raises(photos, changes, message):
+    with pytest.raises(ConfigError, match=message):
         source_of(photos, **changes)
 
 
-def test_where_nothing_is_prepared_the_data_sets_below_are_named(photos, tmp_path):
-    with pytest.raises(ConfigError, match=rf"no prepared data set in {photos.parent}: there are {photos}$"):
+def test_missing_dataset_lists_others(photos, tmp_path):
+    with pytest.raises(ConfigError, match=rf"no prepared data set in {photos.parent}: choose one of {photos}$"):
         source_of(photos.parent)
-    with pytest.raises(ConfigError, match=r"no prepared data set in .*: prepare it by imagen_jax\.prepare, or by TFDS"):
+    with pytest.raises(ConfigError, match=r"no prepared data set in .*: prepare it with `imagen prepare`"):
         source_of(tmp_path)
 
 
-def test_files_of_another_format_are_refused(copied):
+def test_other_file_format_raises(copied):
     info = copied / "dataset_info.json"
     info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
-    with pytest.raises(ConfigError, match="is of tfrecord files, .* prepare it again with file_format='array_record'"):
+    with pytest.raises(ConfigError, match="has tfrecord files.*file_format='array_record'"):
         source_of(copied)
 
 
-def test_a_damaged_description_is_refused(copied):
+def test_damaged_description_raises(copied):
     (copied / "dataset_info.json").write_text("{")
     with pytest.raises(ConfigError, match="the description of the data set in .* cannot be read"):
         source_of(copied)
 
 
-def test_a_missing_file_is_named(copied):
+def test_missing_file_raises(copied):
     shard = shard_of(copied, "val")
     shard.unlink()
     source_of(copied)  # the other split is whole
@@ -199,34 +199,36 @@ def test_a_missing_file_is_named(copied):
         source_of(copied, "val")
 
 
-def test_a_cut_file_is_named(copied):
+def test_truncated_file_is_corrupt(copied):
     shard = shard_of(copied, "val")
     os.truncate(shard, shard.stat().st_size // 2)
     source = source_of(copied, "train[:1]+val")
     assert source[0].image == png.encode(picture(0))
     for read in (source.__getitem__, source.captions, source.columns):
-        with pytest.raises(BrokenRecord, match=rf"photos/1\.0\.0 .*\[2\]: {shard} is cut or damaged") as error:
+        with pytest.raises(
+            CorruptRecordError, match=rf"photos/1\.0\.0 .*\[2\]: {shard} is truncated or damaged"
+        ) as error:
             read(2)
     assert "\n" not in str(error.value)
 
 
-def test_of_a_file_that_is_cut_to_its_first_blocks_no_example_is_made_up(copied):
+def test_file_truncated_to_first_blocks_is_corrupt(copied):
     """Its reader then gives no bytes for an example, and TFDS None for each feature."""
     shard = shard_of(copied, "val")
     os.truncate(shard, 2**16)
     for captions in (("label",), ("image/filename",)):
         source = source_of(copied, "val", captions=captions)
         for read in (source.__getitem__, source.captions, source.columns):
-            with pytest.raises(BrokenRecord, match=f"{shard} is cut or damaged"):
+            with pytest.raises(CorruptRecordError, match=f"{shard} is truncated or damaged"):
                 read(0)
 
 
-def test_every_example_comes_once_an_epoch_and_a_restart_goes_on(photos):
+def test_tfds_training_order(photos):
     transform = Transform((4, 4), 3, 8, crop="random", flip=True, background=0, upscale=False, max_pixels=1000)
-    assert_order_holds(Examples(source_of(photos), 3, transform))
+    assert_order_holds(ImageTextDataset(source_of(photos), 3, transform))
 
 
-def test_digits_are_those_of_scikit_learn(tmp_path):
+def test_digits_builder_matches_sklearn(tmp_path):
     Digits(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     for split in ("train", "test"):
         source = source_of(tmp_path / "digits", split, captions=("label",), templates=("the digit {}",))
@@ -234,4 +236,4 @@ def test_digits_are_those_of_scikit_learn(tmp_path):
         assert len(source) == len(images)
         for i in range(0, len(images), 100):
             assert source[i].image == png.encode(images[i])
-            assert source[i].captions == (f"the digit {NAMES[labels[i]]}",)
+            assert source[i].captions == (f"the digit {DIGIT_NAMES[labels[i]]}",)

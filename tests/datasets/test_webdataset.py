@@ -8,33 +8,33 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
-import ml_collections
 import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from imagen_jax.data.corrupt import Broken
-from imagen_jax.data.dataset import Examples
-from imagen_jax.data.record import BrokenRecord
+from imagen_jax.config.load import load_config
+from imagen_jax.data.corrupt import CorruptRecords
+from imagen_jax.data.dataset import ImageTextDataset
+from imagen_jax.data.record import CorruptRecordError
 from imagen_jax.data.transforms import Transform
 from imagen_jax.datasets import tar_index
 from imagen_jax.datasets.registry import make_source
-from imagen_jax.datasets.tar_index import expand, index_places, shard_index, shard_names
+from imagen_jax.datasets.tar_index import _expand_braces, _index_paths, expand_shards, load_index
 from imagen_jax.datasets.webdataset import WebDatasetSource
 from imagen_jax.errors import ConfigError
 from imagen_jax.io import storage
-from tests.helpers.archives import example, picture, write_shards, write_tar
+from tests.helpers.archives import encode_image, example, write_shards, write_tar
 from tests.helpers.configs import contents
 from tests.helpers.orders import assert_order_holds
 
-PICTURE = ("a.png", picture(1))
+IMAGE_MEMBER = ("a.png", encode_image(1))
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     """The folder for indices that cannot lie beside their shards."""
     folder = tmp_path / "cache"
-    monkeypatch.setattr(tar_index, "CACHE", str(folder))
+    monkeypatch.setattr(tar_index, "_CACHE_FOLDER", str(folder))
     return folder
 
 
@@ -42,13 +42,13 @@ def source_of(tmp_path, *members, **options):
     return WebDatasetSource(str(write_tar(tmp_path / "s.tar", members, **options)))
 
 
-def test_every_example_is_found_with_its_own_captions(tmp_path):
+def test_examples_have_their_captions(tmp_path):
     write_shards(tmp_path / "shards", [3, 0, 5, 1])
     source = WebDatasetSource(str(tmp_path / "shards"))
     assert len(source) == 9
     for i in np.random.default_rng(0).permutation(9):  # in any order
         record = source[i]
-        assert record.image == picture(i)
+        assert record.image == encode_image(i)
         assert record.captions == source.captions(i) == (f"picture {i}",)
         assert record.name.endswith(f".tar/{i:06d}.png")
     for i in (-1, 9):
@@ -57,18 +57,18 @@ def test_every_example_is_found_with_its_own_captions(tmp_path):
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_members_may_stand_in_any_order_with_names_of_any_length(tmp_path, form):
+def test_members_in_any_order(tmp_path, form):
     members = [(f"./{'d' * 90}/{'n' * 60}{name}", data) for i in range(20) for name, data in example(i)]
     order = np.random.default_rng(1).permutation(len(members))
     source = source_of(tmp_path, *(members[i] for i in order), form=form)
     assert sorted(source.captions(i)[0] for i in range(20)) == sorted(f"picture {i}" for i in range(20))
     for i in range(20):
         number = int(source.captions(i)[0].split()[1])
-        assert source[i].image == picture(number)
+        assert source[i].image == encode_image(number)
         assert source[i].name.endswith(f"n{number:06d}.png")
 
 
-def test_a_text_has_a_caption_on_each_line_and_metadata_have_columns(tmp_path):
+def test_captions_and_columns_of_members(tmp_path):
     source = source_of(
         tmp_path,
         ("a.JPG", b"1"),
@@ -85,16 +85,16 @@ def test_a_text_has_a_caption_on_each_line_and_metadata_have_columns(tmp_path):
     assert source.columns(0) == source[0].columns == {"caption": "not this", "woman": "True", "score": "0.5"}
 
 
-def test_a_shard_is_indexed_once(tmp_path, monkeypatch):
+def test_shard_is_indexed_once(tmp_path, monkeypatch):
     write_shards(tmp_path / "shards", [4, 4])
     first = WebDatasetSource(str(tmp_path / "shards"))
-    monkeypatch.setattr(tar_index, "make_index", None)
+    monkeypatch.setattr(tar_index, "_build_index", None)
     again = WebDatasetSource(str(tmp_path / "shards"))
     assert [again[i] for i in range(8)] == [first[i] for i in range(8)]
     assert again.ignored == first.ignored
 
 
-def test_a_changed_shard_is_indexed_anew(tmp_path):
+def test_changed_shard_is_reindexed(tmp_path):
     path = write_tar(tmp_path / "s.tar", example(1))
     assert WebDatasetSource(str(path)).captions(0) == ("picture 1",)
     before = path.stat()
@@ -104,68 +104,68 @@ def test_a_changed_shard_is_indexed_anew(tmp_path):
     assert WebDatasetSource(str(path)).captions(0) == ("picture 2",)
 
 
-def test_an_index_lies_in_the_cache_where_the_folder_cannot_be_written(tmp_path, monkeypatch, cache):
+def test_index_falls_back_to_cache_folder(tmp_path, monkeypatch, cache):
     write_shards(tmp_path / "shards", [2])
-    write = storage.put
+    write = storage.write_file
 
     def refuse(path, data):
         if not path.startswith(str(cache)):
             raise PermissionError(path)
         write(path, data)
 
-    monkeypatch.setattr(storage, "put", refuse)
+    monkeypatch.setattr(storage, "write_file", refuse)
     before = contents(tmp_path / "shards")
-    shard_index(shard_names(str(tmp_path / "shards"))[0])
+    load_index(expand_shards(str(tmp_path / "shards"))[0])
     assert contents(tmp_path / "shards") == before
     assert len(list(cache.iterdir())) == 1
-    monkeypatch.setattr(tar_index, "make_index", None)
+    monkeypatch.setattr(tar_index, "_build_index", None)
     assert len(WebDatasetSource(str(tmp_path / "shards"))) == 2
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_broken_index_is_made_anew(tmp_path, seed):
+def test_damaged_index_is_rebuilt(tmp_path, seed):
     path = str(write_tar(tmp_path / "s.tar", [*example(1), *example(2)]))
-    shard_index(path)
-    index = Path(index_places(path)[0])
-    whole = index.read_bytes()
+    load_index(path)
+    index = Path(_index_paths(path)[0])
+    intact = index.read_bytes()
     rng = np.random.default_rng(seed)
     if seed % 2:
-        broken = whole[: rng.integers(len(whole))]
+        damaged = intact[: rng.integers(len(intact))]
     else:
-        broken = bytearray(whole)
-        broken[rng.integers(len(whole))] ^= 1 << rng.integers(8)
-    index.write_bytes(broken)
+        damaged = bytearray(intact)
+        damaged[rng.integers(len(intact))] ^= 1 << rng.integers(8)
+    index.write_bytes(damaged)
     source = WebDatasetSource(path)
     assert [source.captions(i) for i in range(len(source))] == [("picture 1",), ("picture 2",)]
 
 
-def test_a_forged_index_asks_for_nothing_that_the_shard_does_not_have(tmp_path):
+def test_forged_index_stays_within_shard(tmp_path):
     path = str(write_tar(tmp_path / "s.tar", example(1)))
-    good = shard_index(path)
-    places = good.places.copy()
-    places[0, 0] = 0, 2**32 - 1
-    tar_index.keep_index(path, storage.stamp(path), good._replace(places=places))
-    assert WebDatasetSource(path)[0].image == picture(1)
-    places[0, 0] = 2, 1
-    tar_index.keep_index(path, storage.stamp(path), good._replace(places=places))
-    with pytest.raises(BrokenRecord, match=r"s.tar at byte 1,024"):
+    good = load_index(path)
+    extents = good.extents.copy()
+    extents[0, 0] = 0, 2**32 - 1
+    tar_index._save_index(path, storage.file_version(path), good._replace(extents=extents))
+    assert WebDatasetSource(path)[0].image == encode_image(1)
+    extents[0, 0] = 2, 1
+    tar_index._save_index(path, storage.file_version(path), good._replace(extents=extents))
+    with pytest.raises(CorruptRecordError, match=r"s.tar at byte 1,024"):
         WebDatasetSource(path)[0]
 
 
-def test_a_shard_that_changes_while_it_is_read_is_noticed(tmp_path):
+def test_shard_changed_during_reading_is_corrupt(tmp_path):
     source = source_of(tmp_path, *example(1), *example(2))
-    write_tar(tmp_path / "s.tar", [("000001.png", picture(3, size=(200, 200))), *example(2)])
-    with pytest.raises(BrokenRecord, match="the shard has changed|no tar header|cut short"):
+    write_tar(tmp_path / "s.tar", [("000001.png", encode_image(3, size=(200, 200))), *example(2)])
+    with pytest.raises(CorruptRecordError, match="the shard has changed|no tar header|cut short"):
         [source[i] for i in range(2)]
     os.truncate(tmp_path / "s.tar", 600)
-    with pytest.raises(BrokenRecord, match=r"s.tar at byte .*: cannot be read: is cut short"):
+    with pytest.raises(CorruptRecordError, match=r"s.tar at byte .*: cannot be read: is cut short"):
         source[1]
     os.remove(tmp_path / "s.tar")
-    with pytest.raises(BrokenRecord, match=r"s.tar at byte 0: cannot be read: .*No such file"):
+    with pytest.raises(CorruptRecordError, match=r"s.tar at byte 0: cannot be read: .*No such file"):
         source[0]
 
 
-def test_many_threads_and_shards_need_few_descriptors(tmp_path):
+def test_few_file_descriptors_are_open(tmp_path):
     """Sixteen threads, 100 shards: no more files are open than threads."""
     resource = pytest.importorskip("resource")
     write_shards(tmp_path / "shards", [2] * 100)
@@ -174,27 +174,27 @@ def test_many_threads_and_shards_need_few_descriptors(tmp_path):
     try:
         source = WebDatasetSource(str(tmp_path / "shards"))
         with ThreadPoolExecutor(16) as pool:
-            found = list(pool.map(lambda i: source[i % 200].image, range(600)))
+            images = list(pool.map(lambda i: source[i % 200].image, range(600)))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    assert found == [picture(i % 200) for i in range(600)]
+    assert images == [encode_image(i % 200) for i in range(600)]
 
 
-def test_the_order_holds(tmp_path):
+def test_training_order(tmp_path):
     """Of examples of several shards, one of them empty, some broken."""
     write_shards(tmp_path, [5, 0, 6])
-    write_tar(tmp_path / "9.tar", [("cut.png", picture(0)[:40])])
+    write_tar(tmp_path / "9.tar", [("cut.png", encode_image(0)[:40])])
     transform = Transform((8, 8), 3, 8, crop="random", flip=True, background=0, upscale=True, max_pixels=1000)
     source = WebDatasetSource(str(tmp_path))
-    assert_order_holds(Examples(source, 3, transform, Broken("shards", len(source), max_share=0.2)))
+    assert_order_holds(ImageTextDataset(source, 3, transform, CorruptRecords("shards", len(source), max_fraction=0.2)))
 
 
-def test_the_shards_of_a_split_stand_in_the_config(tmp_path):
+def test_shards_by_split_in_config(tmp_path):
     write_shards(tmp_path, [2, 3])
-    config = ml_collections.ConfigDict({"source": "webdataset"})
-    config.shards = {"train": f"{tmp_path}/{{00000..00001}}.tar", "test": (f"{tmp_path}/00001.tar",)}
+    shards = {"train": f"{tmp_path}/{{00000..00001}}.tar", "test": (f"{tmp_path}/00001.tar",)}
+    config = load_config({"data": {"source": "webdataset", "shards": shards}}).data
     assert [len(make_source(config, split, 64)) for split in ("train", "test")] == [5, 3]
-    with pytest.raises(ConfigError, match="config.data.shards has no split 'validation': it has test, train"):
+    with pytest.raises(ConfigError, match="config.data.shards has no split 'validation': it has train, test"):
         make_source(config, "validation", 64)
 
 
@@ -211,7 +211,7 @@ class Bucket(MemoryFileSystem):
         return [name.removeprefix("/") for name in super().glob(path, **options)]
 
 
-def test_shards_in_a_bucket_are_read_in_parts_and_their_index_lies_beside_them(tmp_path, monkeypatch):
+def test_shards_in_bucket(tmp_path, monkeypatch):
     bucket = Bucket()
     monkeypatch.setattr(bucket, "store", {})
     monkeypatch.setattr(fsspec, "filesystem", {"gs": bucket}.get)
@@ -220,21 +220,21 @@ def test_shards_in_a_bucket_are_read_in_parts_and_their_index_lies_beside_them(t
         bucket.pipe_file(f"gs://bucket/photos/{path.name}", path.read_bytes())
     for names in ("gs://bucket/photos", "gs://bucket/photos/{00000..00001}.tar"):
         source = WebDatasetSource(names)
-        assert [source[i].image for i in range(5)] == [picture(i) for i in range(5)]
+        assert [source[i].image for i in range(5)] == [encode_image(i) for i in range(5)]
         assert source[4].name == "gs://bucket/photos/00001.tar/000004.png"
     assert bucket.exists("gs://bucket/photos/00000.tar.index")
-    monkeypatch.setattr(tar_index, "make_index", None)
+    monkeypatch.setattr(tar_index, "_build_index", None)
     assert len(WebDatasetSource("gs://bucket/photos")) == 5
-    with pytest.raises(ConfigError, match="shard gs://bucket/photos/00002.tar is not there"):
+    with pytest.raises(ConfigError, match="shard gs://bucket/photos/00002.tar"):
         WebDatasetSource("gs://bucket/photos/{00000..00002}.tar")
 
 
-def test_what_reads_buckets_is_named_where_it_is_missing(monkeypatch):
+def test_missing_gcsfs_names_extra(monkeypatch):
     def missing(protocol):
         raise ImportError("gcsfs")
 
     monkeypatch.setattr(fsspec, "filesystem", missing)
-    with pytest.raises(ConfigError, match="pip install gcsfs"):
+    with pytest.raises(ConfigError, match=r"pip install .imagen_jax\[gcs\]"):
         WebDatasetSource("gs://bucket/photos/0.tar")
 
 
@@ -247,14 +247,14 @@ def test_what_reads_buckets_is_named_where_it_is_missing(monkeypatch):
         ("{1..2}-{a}-{00..01}.tar", ["1-{a}-00.tar", "1-{a}-01.tar", "2-{a}-00.tar", "2-{a}-01.tar"]),
     ],
 )
-def test_ranges_are_counted_out(pattern, names):
-    assert expand(pattern) == names
+def test_brace_ranges(pattern, names):
+    assert _expand_braces(pattern) == names
 
 
 @pytest.mark.parametrize("pattern", ["{5..4}.tar", "{0..99999999999}.tar", "{0..9999}/{0..9999}.tar"])
-def test_senseless_ranges_are_refused(pattern):
+def test_invalid_brace_ranges_raise(pattern):
     with pytest.raises(ConfigError, match="stands for no name, or for more than 1,000,000"):
-        expand(pattern)
+        _expand_braces(pattern)
 
 
 @pytest.mark.parametrize(
@@ -262,14 +262,14 @@ def test_senseless_ranges_are_refused(pattern):
     ["pipe:touch {canary}", "pipe: touch {canary}; cat s.tar", "http://x.org/a.tar", "https://x.org/a.tar"]
     + ["ftp://x/a.tar", "file:///a.tar", "s3://x/a.tar", "PIPE:touch {canary}"],
 )
-def test_commands_and_addresses_are_refused_and_nothing_is_run(tmp_path, name):
+def test_commands_and_urls_raise(tmp_path, name):
     canary = tmp_path / "canary"
-    with pytest.raises(ConfigError, match="names no file: no command is run"):
+    with pytest.raises(ConfigError, match="is not a file name"):
         WebDatasetSource(["a.tar", name.format(canary=canary)])
     assert not canary.exists()
 
 
-def test_what_looks_like_a_command_within_a_name_is_a_name(tmp_path):
+def test_shell_syntax_in_name_is_literal(tmp_path):
     name = tmp_path / "$(touch canary);pipe:x.tar"
     write_tar(name, example(1))
     assert len(WebDatasetSource(str(name))) == 1
@@ -281,19 +281,19 @@ HOSTILE = {
     "above": ("../canary.png", "its name leads out of the archive"),
     "far above": ("a/../../canary.png", "its name leads out of the archive"),
     "absolute": ("{folder}/canary.png", "its name leads out of the archive"),
-    "pickled": ("a.pkl", "its ending is none of jpg, jpeg, png, webp, txt, json"),
-    "torch's": ("a.pt", "its ending is none of"),
-    "pickled arrays": ("a.npy", "its ending is none of"),
+    "pickled": ("a.pkl", "its suffix is none of jpg, jpeg, png, webp, txt, json"),
+    "torch's": ("a.pt", "its suffix is none of"),
+    "pickled arrays": ("a.npy", "its suffix is none of"),
     "a second picture": ("a.jpg", "its example has another of its kind"),
-    "of no picture": ("b.txt", "there is no picture of that name"),
+    "of no picture": ("b.txt", "there is no image with that name"),
 }
 
 
 @pytest.mark.parametrize("name, reason", HOSTILE.values(), ids=HOSTILE)
-def test_members_that_lead_elsewhere_are_ignored_by_name(tmp_path, caplog, name, reason):
+def test_hostile_members_are_ignored(tmp_path, caplog, name, reason):
     name = name.format(folder=tmp_path)
-    source = source_of(tmp_path, PICTURE, (name, b"canary"))
-    assert [source[i].image for i in range(len(source))] == [PICTURE[1]]
+    source = source_of(tmp_path, IMAGE_MEMBER, (name, b"canary"))
+    assert [source[i].image for i in range(len(source))] == [IMAGE_MEMBER[1]]
     assert "1 member(s) ignored" in caplog.text
     assert name.removesuffix(".txt")[:4096] in caplog.text
     assert reason in caplog.text
@@ -302,82 +302,82 @@ def test_members_that_lead_elsewhere_are_ignored_by_name(tmp_path, caplog, name,
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
-def test_links_and_devices_are_ignored_by_name(tmp_path, caplog, kind):
+def test_links_and_devices_are_ignored(tmp_path, caplog, kind):
     (tmp_path / "secret.png").write_bytes(b"secret")
     odd = tarfile.TarInfo("b.png")
     odd.type, odd.linkname = kind, str(tmp_path / "secret.png")
-    source = source_of(tmp_path, odd, PICTURE)
-    assert [source[i].image for i in range(len(source))] == [PICTURE[1]]
+    source = source_of(tmp_path, odd, IMAGE_MEMBER)
+    assert [source[i].image for i in range(len(source))] == [IMAGE_MEMBER[1]]
     assert "such as 'b.png': it is a" in caplog.text
     made = [path for path in tmp_path.iterdir() if not stat.S_ISREG(path.lstat().st_mode)]
     assert not made
 
 
-def test_a_picture_that_is_too_large_is_ignored_by_name(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(tar_index, "MAX_BYTES", (1000, 10, 10))
-    source = source_of(tmp_path, PICTURE, ("big.png", bytes(1001)), ("a.txt", bytes(11)))
+def test_oversized_members_are_ignored(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(tar_index, "_MAX_PART_BYTES", (1000, 10, 10))
+    source = source_of(tmp_path, IMAGE_MEMBER, ("big.png", bytes(1001)), ("a.txt", bytes(11)))
     assert len(source) == 1
     assert source.captions(0) == ()
     assert "'big.png': it has more than 1,000 bytes" in caplog.text
     assert "'a.txt': it has more than 10 bytes" in caplog.text
 
 
-def broken_shards(folder):
+def damaged_shards(folder):
     """Shards that cannot be used, by what must be said of them."""
-    whole = write_tar(folder / "whole.tar", [*example(1), *example(2)]).read_bytes()
-    yield "is not there", folder / "missing.tar"
-    for said, data in {
+    intact = write_tar(folder / "whole.tar", [*example(1), *example(2)]).read_bytes()
+    yield "does not exist", folder / "missing.tar"
+    for message, data in {
         "is cut short: it ends at byte 0": b"",
-        "is cut short": whole[:3000],
-        "is compressed": b"\x1f\x8b" + whole,
+        "is cut short": intact[:3000],
+        "is compressed": b"\x1f\x8b" + intact,
         "has no tar header at byte 0": b"<html>not found</html>".ljust(2048),
-        "goes on after the end mark": whole + whole,
+        "after the end mark": intact + intact,
     }.items():
-        path = folder / f"{len(said)}{len(data)}.tar"
+        path = folder / f"{len(message)}{len(data)}.tar"
         path.write_bytes(data)
-        yield said, path
+        yield message, path
 
 
-def test_a_broken_shard_is_named(tmp_path):
-    for said, path in broken_shards(tmp_path):
-        with pytest.raises(ConfigError, match=f"shard {path} .*{said}.*(put it there|write it again)"):
+def test_damaged_shard_raises(tmp_path):
+    for message, path in damaged_shards(tmp_path):
+        with pytest.raises(ConfigError, match=f"shard {path} .*{message}.*(put it there|write it again)"):
             WebDatasetSource([str(tmp_path / "whole.tar"), str(path)])
     (tmp_path / "folder.tar").mkdir()
-    with pytest.raises(ConfigError, match="is not there"):
+    with pytest.raises(ConfigError, match="folder.tar does not exist"):
         WebDatasetSource(str(tmp_path / "folder.tar"))
 
 
-def test_no_examples_are_refused(tmp_path):
+def test_no_examples_raise(tmp_path):
     with pytest.raises(ConfigError, match="there is no shard in"):
         WebDatasetSource(str(tmp_path / "nothing"))
-    with pytest.raises(ConfigError, match="has no picture"):
+    with pytest.raises(ConfigError, match="has no image"):
         source_of(tmp_path, ("a.txt", b"said"))
     shutil.copy(tmp_path / "s.tar", tmp_path / "t.tar")
     with pytest.raises(ConfigError, match="name a file twice"):
         WebDatasetSource([str(tmp_path), str(tmp_path / "t.tar")])
 
 
-def test_too_many_members_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(tar_index, "MAX_MEMBERS", 1000)
+def test_too_many_members_raise(tmp_path, monkeypatch):
+    monkeypatch.setattr(tar_index, "_MAX_MEMBERS", 1000)
     write_tar(tmp_path / "s.tar", [(f"{i}.txt", b"") for i in range(1001)])
-    with pytest.raises(ConfigError, match="has more than 1,000 members: cut it"):
+    with pytest.raises(ConfigError, match="has more than 1,000 members"):
         WebDatasetSource(str(tmp_path / "s.tar"))
 
 
 @pytest.mark.parametrize(
-    "name, data, said",
+    "name, data, message",
     [
-        ("a.txt", b"\xff\xfe", "is no text of UTF-8"),
-        ("a.json", b"{", "is no JSON of metadata"),
-        ("a.json", b"[1]", "a list, where an object was expected"),
-        ("a.json", b"[" * 100_000, "is no JSON of metadata"),
-        ("a.json", b"\xff", "is no JSON of metadata"),
-        ("a.json", b'{"caption": 7}', "7 as caption, where text was expected"),
+        ("a.txt", b"\xff\xfe", "is not UTF-8 text"),
+        ("a.json", b"{", "is not valid JSON metadata"),
+        ("a.json", b"[1]", "a list, expected an object"),
+        ("a.json", b"[" * 100_000, "is not valid JSON metadata"),
+        ("a.json", b"\xff", "is not valid JSON metadata"),
+        ("a.json", b'{"caption": 7}', "7 as caption, expected text"),
     ],
 )
-def test_broken_captions_break_their_example_alone(tmp_path, name, data, said):
-    source = source_of(tmp_path, PICTURE, (name, data), *example(1))
+def test_invalid_captions_are_corrupt_records(tmp_path, name, data, message):
+    source = source_of(tmp_path, IMAGE_MEMBER, (name, data), *example(1))
     for read in (source.captions, source.__getitem__):
-        with pytest.raises(BrokenRecord, match=f"s.tar/{name}: .*{said}"):
+        with pytest.raises(CorruptRecordError, match=f"s.tar/{name}: .*{message}"):
             read(0)
     assert source.captions(1) == ("picture 1",)

@@ -14,14 +14,14 @@ WIDTH, HEIGHT = 136, 128
 SIDE = 4  # of the bitmap, at its left and right, that nothing is drawn on
 
 
-def bitmap(colour):
+def bitmap(color):
     """A PNG file, with palette, of a disc on a transparent ground that touches the square's upper and left edges."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     inside = (x - SIDE - 48) ** 2 + (y - 48) ** 2 <= 48**2
-    picture = Image.fromarray(inside.astype(np.uint8)).convert("P")
-    picture.putpalette([0, 0, 0, *colour])
+    image = Image.fromarray(inside.astype(np.uint8)).convert("P")
+    image.putpalette([0, 0, 0, *color])
     file = io.BytesIO()
-    picture.save(file, format="PNG", transparency=0)
+    image.save(file, format="PNG", transparency=0)
     return file.getvalue()
 
 

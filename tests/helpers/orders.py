@@ -32,24 +32,24 @@ def assert_order_holds(examples, batch_size=4):
         text = lambda caption: {"index": np.int64(caption)}  # noqa: E731
         return training_batches(Counted(examples), text, batch_size, 0, threads=2, prefetch=2, rows=rows)
 
-    def taken(iterator, count):
-        found = [next(iterator) for _ in range(count)]
-        return {name: np.stack([batch[name] for batch in found], 0) for name in ("index", "image")}
+    def take(iterator, count):
+        collected = [next(iterator) for _ in range(count)]
+        return {name: np.stack([batch[name] for batch in collected], 0) for name in ("index", "image")}
 
-    whole = taken(batches(range(batch_size)), count)
-    epoch = whole["index"].ravel()[: len(examples)]
+    expected = take(batches(range(batch_size)), count)
+    epoch = expected["index"].ravel()[: len(examples)]
     assert sorted(epoch) == list(range(len(examples))), "an epoch has each example once"
     for processes in (2, 4):
         parts = [range(p, batch_size, processes) for p in range(processes)]
         done = count // 2
         for rows in parts:
             iterator = batches(rows)
-            first, position = taken(iterator, done), json.loads(json.dumps(iterator.get_state()))
+            first, position = take(iterator, done), json.loads(json.dumps(iterator.get_state()))
             restarted = batches(rows)
             restarted.set_state(position)
-            rest = taken(restarted, count - done)
-            for name, of_one in whole.items():
-                np.testing.assert_array_equal(np.concatenate([first[name], rest[name]]), of_one[:, list(rows)])
+            rest = take(restarted, count - done)
+            for name, full in expected.items():
+                np.testing.assert_array_equal(np.concatenate([first[name], rest[name]]), full[:, list(rows)])
     other = batches(range(batch_size))
     other.set_state(position)
-    np.testing.assert_array_equal(taken(other, count - done)["index"], whole["index"][done:])
+    np.testing.assert_array_equal(take(other, count - done)["index"], expected["index"][done:])

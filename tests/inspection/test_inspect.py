@@ -67,7 +67,7 @@ def inspected(folder, tmp_path_factory):
     return report, out
 
 
-def test_what_cannot_be_read_is_named_with_the_reason(inspected):
+def test_unreadable_files_are_listed(inspected):
     report, _ = inspected
     reasons = {file["name"]: file["reason"] for file in report["unreadable_files"]}
     assert reasons.keys() == {"cut.png", f"{SCRIPT.replace('/', '-')}.png", "tall.png"}
@@ -78,7 +78,7 @@ def test_what_cannot_be_read_is_named_with_the_reason(inspected):
     assert report["read_per_second_and_core"] > 0
 
 
-def test_sizes_and_aspects_are_counted(inspected):
+def test_size_statistics(inspected):
     sizes = inspected[0]["sizes"]
     assert (sizes["smallest"], sizes["median"], sizes["largest"]) == ("40×10", "40×40", "40×40")
     assert sizes["smaller_than_image_size"] == 1
@@ -89,22 +89,27 @@ def test_sizes_and_aspects_are_counted(inspected):
     }
 
 
-def test_captions_are_counted(inspected):
+def test_caption_statistics(inspected):
     captions = inspected[0]["captions"]
-    assert (captions["captions"], captions["distinct"], captions["records_without"], captions["records_with_several"]) == (11, 5, 4, 1)
+    assert (
+        captions["captions"],
+        captions["distinct"],
+        captions["records_without"],
+        captions["records_with_several"],
+    ) == (11, 5, 4, 1)
     assert (captions["tokens"], captions["truncated"]) == (24, 2)
     assert sorted(map(len, captions["truncated_captions"])) == [len(SCRIPT), 50]
     assert captions["repeated"] == [("a man", 6), ("a woman", 2)]
     assert dict(captions["words"])["man"] == 7
 
 
-def test_pictures_that_look_alike_are_named(inspected):
+def test_near_duplicates_are_listed(inspected):
     near = inspected[0]["near_duplicates"]
     assert (near["groups"], near["images"]) == (1, 2)
     assert sorted(near["names"][0]) == ["3.png", "three.jpg"]
 
 
-def test_groups_are_compared(inspected):
+def test_group_statistics(inspected):
     words, column = inspected[0]["groups"]
     assert words["ratio"] == 3.5
     assert [(group["name"], group["records"]) for group in words["groups"]] == [("man", 7), ("woman", 2)]
@@ -129,7 +134,7 @@ class Page(html.parser.HTMLParser):
         self.text += data
 
 
-def test_the_page_says_the_same_and_runs_nothing(inspected):
+def test_html_report_is_complete_and_safe(inspected):
     report, out = inspected
     page = Page((out / "report.html").read_text())
     assert "script" not in page.tags
@@ -144,27 +149,38 @@ def test_the_page_says_the_same_and_runs_nothing(inspected):
     assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(report))
 
 
-def test_too_many_broken_records_and_none_that_can_be_read_are_unusable(folder, tmp_path):
-    report = inspect(folder_config(folder, **{"data.max_corrupt": 0.1}), tmp_path, split="train", records=0, groupings=[])
+def test_unusable_data(folder, tmp_path):
+    report = inspect(
+        folder_config(folder, **{"data.max_corrupt": 0.1}), tmp_path, split="train", records=0, groupings=[]
+    )
     assert report["unusable"] == "3 of 14 records cannot be read: config.data.max_corrupt is 0.1"
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.png").write_bytes(b"no image")
-    report = inspect(folder_config(tmp_path / "bad", **{"data.max_corrupt": 1.0}), tmp_path, split="train", records=0, groupings=[])
+    report = inspect(
+        folder_config(tmp_path / "bad", **{"data.max_corrupt": 1.0}), tmp_path, split="train", records=0, groupings=[]
+    )
     assert report["unusable"] == "none of 1 records can be read"
     assert not (tmp_path / "contact_sheet.png").exists()
     assert "Unusable: none of 1" in (tmp_path / "report.html").read_text()
 
 
-def test_a_part_is_chosen_by_the_seed():
-    assert list(_sample_indices(5, 0, 0)) == list(_sample_indices(5, 5, 0)) == list(_sample_indices(5, 9, 0)) == [*range(5)]
+def test_sampled_indices_depend_on_seed():
+    assert (
+        list(_sample_indices(5, 0, 0))
+        == list(_sample_indices(5, 5, 0))
+        == list(_sample_indices(5, 9, 0))
+        == [*range(5)]
+    )
     indices = _sample_indices(10**9, 100, seed=1)
     assert indices == sorted(set(indices)) == _sample_indices(10**9, 100, seed=1) != _sample_indices(10**9, 100, seed=2)
     assert len(indices) == 100 and max(indices) > 9 * 10**8
 
 
-def test_every_kind_of_source_can_be_inspected(tmp_path, folder):
+def test_inspect_every_source(tmp_path, folder):
     write_shards(tmp_path / "shards", [3])
-    write_tar(tmp_path / "shards" / "1.tar", [("a.png", encode_image(0, (64, 64))), ("a.txt", b"\xff"), ("b.png", b"cut")])
+    write_tar(
+        tmp_path / "shards" / "1.tar", [("a.png", encode_image(0, (64, 64))), ("a.txt", b"\xff"), ("b.png", b"cut")]
+    )
     shards = {"source": "webdataset", "shards": {"train": str(tmp_path / "shards")}}
     mixed = {
         "source": "mixture",
@@ -180,13 +196,17 @@ def test_every_kind_of_source_can_be_inspected(tmp_path, folder):
         assert (report["records"], report["unreadable"], report["unusable"]) == (records, corrupt, "")
     assert {group["name"]: group["records"] for group in report["groups"][0]["groups"]} == {"shards": 4, "folder": 14}
     for file, variant in (("digits.py", ""), ("shapes_base.py", "tiny")):
-        report = inspect(config_of(file, variant, **{"text.length": 200}), tmp_path, split="train", records=30, groupings=[])
+        report = inspect(
+            config_of(file, variant, **{"text.length": 200}), tmp_path, split="train", records=30, groupings=[]
+        )
         assert (report["scanned"], report["unreadable"], report["captions"]["truncated"]) == (30, 0, 0)
 
 
-def test_an_encoder_that_is_not_here_leaves_tokens_uncounted(folder, tmp_path, monkeypatch):
+def test_missing_tokenizer_is_reported(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    report = inspect(folder_config(folder, **{"text.model": "nobody/no-such-t5"}), tmp_path, split="train", records=2, groupings=[])
+    report = inspect(
+        folder_config(folder, **{"text.model": "nobody/no-such-t5"}), tmp_path, split="train", records=2, groupings=[]
+    )
     assert report["captions"]["truncated"] is None
     assert 'not counted: text encoder "nobody/no-such-t5" is not on this machine yet' in (
         tmp_path / "report.html"
@@ -203,7 +223,7 @@ def run(*arguments):
     )
 
 
-def test_the_exit_code_says_whether_the_data_can_be_used(folder, tmp_path):
+def test_inspect_exit_codes(folder, tmp_path):
     config = [f"--config={ROOT}/configs/folder_base.py:tiny", f"--config.data.path={folder}", f"--out={tmp_path}"]
     config += ["--config.data.validation_fraction=0.0"]
     process = run(*config, "--config.data.max_corrupt=0.01")

@@ -8,7 +8,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from imagen_jax.inspection import near_duplicates
-from imagen_jax.inspection.near_duplicates import _MAX_HAMMING, group_near_duplicates, fingerprint, _near_pairs
+from imagen_jax.inspection.near_duplicates import _MAX_HAMMING, _near_pairs, fingerprint, group_near_duplicates
 
 PHOTO = Image.fromarray(load_sample_image("china.jpg"))
 
@@ -45,28 +45,30 @@ def fingerprint_of(image):
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_a_changed_picture_is_known_again_and_taken_for_no_other(change):
+def test_edited_image_is_near_duplicate(change):
     groups = group_near_duplicates([fingerprint_of(image) for image in [*CROPS, *map(change, CROPS)]])
     assert all(len(group) == 2 and group[1] - group[0] == len(CROPS) for group in groups)
     assert len(groups) >= 0.9 * len(CROPS)
 
 
-def test_other_colours_make_another_picture():
+def test_other_colors_are_not_duplicates():
     red, blue = (np.zeros((32, 32, 3), np.uint8) for _ in range(2))
     red[8:16, 8:24, 0] = blue[8:16, 8:24, 2] = 200
     assert fingerprint(red)[:8] == fingerprint(blue)[:8]
     assert group_near_duplicates([fingerprint(red), fingerprint(blue)]) == []
 
 
-def test_16_bits_and_gray_of_one_channel_are_the_same_picture():
+def test_fingerprint_ignores_bits_and_channels():
     image = np.asarray(CROPS[4])
     assert fingerprint(image.astype(np.uint16) * 257) == fingerprint(image)
     gray = np.asarray(CROPS[4].convert("L"))[..., None]
     assert fingerprint(np.repeat(gray, 3, axis=-1)) == fingerprint(gray)
 
 
-def test_pictures_of_one_shade_are_the_same():
-    assert group_near_duplicates([fingerprint(np.full((20, 30, 3), shade, np.uint8)) for shade in (0, 7, 128)]) == [[0, 1, 2]]
+def test_uniform_images_are_duplicates():
+    assert group_near_duplicates([fingerprint(np.full((20, 30, 3), shade, np.uint8)) for shade in (0, 7, 128)]) == [
+        [0, 1, 2]
+    ]
 
 
 def random_hashes(seed, count, close):
@@ -81,11 +83,13 @@ def random_hashes(seed, count, close):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_all_near_pairs_are_found_and_no_others(seed):
+def test_near_pairs_match_brute_force(seed):
     hashes = random_hashes(seed, 60, close=[*range(1, 12)] * 6)
-    every = [(i, j) for i in range(len(hashes)) for j in range(i) if distance(int(hashes[i]), int(hashes[j])) <= _MAX_HAMMING]
-    found = {tuple(sorted(pair, reverse=True)) for pairs in _near_pairs(hashes) for pair in pairs.tolist()}
-    assert found == set(every)
+    every = [
+        (i, j) for i in range(len(hashes)) for j in range(i) if distance(int(hashes[i]), int(hashes[j])) <= _MAX_HAMMING
+    ]
+    near = {tuple(sorted(pair, reverse=True)) for pairs in _near_pairs(hashes) for pair in pairs.tolist()}
+    assert near == set(every)
     assert len(every) >= 20
 
 
@@ -94,14 +98,19 @@ def of_hashes(hashes):
     return [int(value).to_bytes(8, "big") + bytes(192) for value in hashes]
 
 
-def test_groups_are_of_the_same_and_the_near():
+def test_groups_of_near_duplicates():
     one, other, alone = (int(value) for value in np.random.default_rng(0).integers(0, 2**63, 3))
     assert group_near_duplicates(of_hashes([one, alone, other, one ^ 1, other, one ^ 0b111])) == [[0, 3, 5], [2, 4]]
-    assert group_near_duplicates([]) == group_near_duplicates(of_hashes([one])) == group_near_duplicates(of_hashes([one, other])) == []
+    assert (
+        group_near_duplicates([])
+        == group_near_duplicates(of_hashes([one]))
+        == group_near_duplicates(of_hashes([one, other]))
+        == []
+    )
     assert group_near_duplicates(of_hashes([one, one])) == [[0, 1]]
 
 
-def test_a_crowd_is_not_compared_each_with_each(monkeypatch):
+def test_crowds_have_bounded_pairs(monkeypatch):
     """Hashes that all share a band: the number of pairs that are looked at grows as their number."""
     monkeypatch.setattr(near_duplicates, "_MAX_CANDIDATES", 10)
     looked_at = []

@@ -3,12 +3,12 @@
 import pytest
 
 from imagen_jax.errors import ConfigError
-from imagen_jax.inspection.word_stats import column_groups, compare_groups, word_groups, caption_words
+from imagen_jax.inspection.word_stats import caption_words, column_groups, compare_groups, word_groups
 
 
-def test_words_are_those_of_any_script_and_no_marks_or_numbers():
-    said = ["A red-haired Woman's hat, 3 (of 12)!", "WOMAN … ein süßes Mädchen; женщина_写真 <b>", "", "\ud800 9"]
-    assert caption_words(said) == set(
+def test_words_of_any_script():
+    message = ["A red-haired Woman's hat, 3 (of 12)!", "WOMAN … ein süßes Mädchen; женщина_写真 <b>", "", "\ud800 9"]
+    assert caption_words(message) == set(
         ["a", "red-haired", "woman's", "hat", "of", "woman", "ein", "süßes", "mädchen", "женщина", "写真", "b"]
     )
 
@@ -27,7 +27,7 @@ RECORDS = records(
 )
 
 
-def test_groups_of_words_are_counted_and_what_comes_with_each_more_often_is_named():
+def test_word_groups_and_skewed_words():
     men, women = compare_groups(RECORDS, word_groups("woman|women, man|men"))
     assert (men.name, men.records, women.name, women.records) == ("man|men", 87, "woman|women", 47)
     assert {skew.word for skew in women.skewed} == {"cooking", "a"}
@@ -36,20 +36,20 @@ def test_groups_of_words_are_counted_and_what_comes_with_each_more_often_is_name
     assert (cooking.with_group, cooking.with_others) == (30 / 40, 20 / 80)  # records of one group alone
 
 
-def test_groups_of_a_column_are_its_values():
+def test_column_groups():
     office, home = compare_groups(RECORDS, column_groups("place"))
     assert (office.name, office.records, home.name, home.records) == ("office", 70, "home", 50)
     assert "work" in {skew.word for skew in office.skewed}
     assert "woman" in {skew.word for skew in home.skewed}
 
 
-def test_a_group_that_nobody_speaks_of_is_counted_too():
+def test_unmentioned_group_is_counted():
     groups = compare_groups(RECORDS, word_groups("fox,owl"))
     assert [(group.name, group.records) for group in groups] == [("fox", 5), ("owl", 0)]
     assert compare_groups([], column_groups("place")) == []
 
 
-def test_groups_that_are_alike_have_no_word_of_their_own():
+def test_similar_groups_have_no_skewed_words():
     even = records(
         ("a woman at work", {}, 50), ("a man at work", {}, 50), ("a man at home", {}, 3), ("a woman at home", {}, 2)
     )
@@ -57,6 +57,6 @@ def test_groups_that_are_alike_have_no_word_of_their_own():
 
 
 @pytest.mark.parametrize("text", ["woman", "woman,", "woman|,man", ",", "woman,woman"])
-def test_less_than_two_groups_are_refused(text):
+def test_fewer_than_two_groups_raise(text):
     with pytest.raises(ConfigError, match="--groups"):
         word_groups(text)

@@ -35,7 +35,7 @@ def transformers_tokenizer():
 def test_equals_transformers_byte_tokenizer(transformers_tokenizer, caption):
     length = 48
     expected = transformers_tokenizer(caption, max_length=length, padding="max_length", truncation=True)
-    tokens, mask = byte_tokenizer(length).one(caption)
+    tokens, mask = byte_tokenizer(length).encode_one(caption)
     assert tokens.dtype == np.int32 and mask.dtype == bool
     np.testing.assert_array_equal(tokens, expected["input_ids"])
     np.testing.assert_array_equal(mask, expected["attention_mask"])
@@ -47,28 +47,28 @@ def test_equals_transformers_on_random_strings(transformers_tokenizer):
     for _ in range(50):
         points = rng.integers(0, 0x11000, rng.integers(1, 30))
         caption = "x" + "".join(chr(p) for p in points if not 0xD800 <= p < 0xE000)
-        tokens, mask = tokenize.one(caption)
+        tokens, mask = tokenize.encode_one(caption)
         expected = transformers_tokenizer(caption, max_length=64, truncation=True)["input_ids"]
         np.testing.assert_array_equal(tokens[mask], expected)
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n\t "])
-def test_blank_caption_has_no_token(blank):
-    tokens, mask = byte_tokenizer(8).one(blank)
+def test_blank_caption_has_no_tokens(blank):
+    tokens, mask = byte_tokenizer(8).encode_one(blank)
     assert not tokens.any() and not mask.any()
 
 
-def test_truncation_keeps_the_end_of_sequence_and_is_counted():
+def test_truncation_keeps_eos_and_is_counted():
     tokenize = byte_tokenizer(8)
     captions = ["1234567", "12345678", "é" * 9, "", "<pad>" * 9]
     tokens, mask = tokenize(captions)
     assert (tokens[[0, 1, 2, 4], -1] == 1).all() and mask[[0, 1, 2, 4]].all()
-    assert tokenize.overlong(captions) == 3
+    assert tokenize.count_truncated(captions) == 3
 
 
 @pytest.mark.parametrize("caption", ["lone \ud800 surrogate", "\udfff", "\ud83d\ude00", "\0", "<pad>\udc00"])
-def test_unusual_unicode_is_read(caption):
-    tokens, mask = byte_tokenizer(32).one(caption)
+def test_unusual_unicode(caption):
+    tokens, mask = byte_tokenizer(32).encode_one(caption)
     assert mask.any() and (tokens >= 0).all() and (tokens < 384).all()
 
 
@@ -93,41 +93,41 @@ def properties(tokenize, captions):
         assert shown[:count].all() and not row[count:].any()  # tokens first, then padding
         assert (count == 0) == (not caption.strip())
         assert count == 0 or row[count - 1] == tokenize.eos_id
-        whole = tokenize.ids(caption) if caption.strip() else []
-        cut += len(whole) > tokenize.length
+        full = tokenize.ids(caption) if caption.strip() else []
+        cut += len(full) > tokenize.length
         kept = max(count - 1, 0)
-        assert list(row[:kept]) == list(whole[:kept])
-    assert tokenize.overlong(captions) == cut > 0
+        assert list(row[:kept]) == list(full[:kept])
+    assert tokenize.count_truncated(captions) == cut > 0
 
 
 @pytest.mark.filterwarnings("ignore:This sequence already has")
-def test_any_caption_has_the_shape_of_every_other_and_the_cut_ones_are_counted(word_folder):
+def test_shape_and_truncation_of_any_caption(word_folder):
     captions = list(odd_captions(150))
     properties(byte_tokenizer(24), captions)
     properties(folder_tokenizer(word_folder, 4), captions)
 
 
-def test_no_words_are_the_end_of_sequence(word_folder):
+def test_empty_caption_is_eos(word_folder):
     for tokenize in (byte_tokenizer(5), folder_tokenizer(word_folder, 5)):
-        tokens, mask = tokenize.no_words
+        tokens, mask = tokenize.empty_caption
         assert (tokens.dtype, mask.dtype) == (np.int32, bool)
         np.testing.assert_array_equal(tokens, [1, 0, 0, 0, 0])
         np.testing.assert_array_equal(mask, [True, False, False, False, False])
 
 
-def test_tokenizers_that_differ_have_other_fingerprints(word_folder):
-    found = folder_tokenizer(word_folder, 4).fingerprint
-    assert found == folder_tokenizer(word_folder, 5).fingerprint != byte_tokenizer(4).fingerprint
+def test_tokenizer_fingerprints_differ(word_folder):
+    result = folder_tokenizer(word_folder, 4).fingerprint
+    assert result == folder_tokenizer(word_folder, 5).fingerprint != byte_tokenizer(4).fingerprint
     path = word_folder / "tokenizer.json"
     path.write_text(path.read_text().replace('"circle"', '"triangle"'))
-    assert folder_tokenizer(word_folder, 4).fingerprint != found
+    assert folder_tokenizer(word_folder, 4).fingerprint != result
 
 
 def test_batch_equals_single_captions():
     tokenize = byte_tokenizer(20)
     tokens, mask = tokenize(ODD)
     for row, caption in enumerate(ODD):
-        one_tokens, one_mask = tokenize.one(caption)
+        one_tokens, one_mask = tokenize.encode_one(caption)
         np.testing.assert_array_equal(tokens[row], one_tokens)
         np.testing.assert_array_equal(mask[row], one_mask)
 
@@ -137,16 +137,16 @@ def test_no_captions():
     assert tokens.shape == mask.shape == (0, 5)
 
 
-def test_fast_enough_for_a_data_pipeline():
+def test_byte_tokenizer_speed():
     tokenize = byte_tokenizer(96)
     caption = "a large red circle left of a small blue square"
     start = time.process_time()
     for _ in range(2000):
-        tokenize.one(caption)
+        tokenize.encode_one(caption)
     assert time.process_time() - start < 1.0
 
 
-def test_bytes_and_short_lengths_are_refused():
+def test_non_str_and_short_length_raise():
     with pytest.raises(ValueError, match="expected str: decode it first"):
         byte_tokenizer(8)([b"a red circle"])
     with pytest.raises(ValueError, match="text length is 1"):
@@ -181,15 +181,15 @@ def test_folder_tokenizer(word_folder):
     np.testing.assert_array_equal(tokens[:2], [[3, 4, 5, 1], [3, 4, 4, 1]])
     np.testing.assert_array_equal(tokens[2], [6, 2, 1, 0])
     np.testing.assert_array_equal(mask.sum(1), [4, 4, 3, 0])
-    assert tokenize.overlong(captions) == 1
+    assert tokenize.count_truncated(captions) == 1
 
 
-def test_folder_without_tokenizer_is_refused(tmp_path):
+def test_folder_without_tokenizer_raises(tmp_path):
     with pytest.raises(ValueError, match="no tokenizer could be read from .*: put tokenizer.json"):
         folder_tokenizer(tmp_path, length=4)
 
 
-def test_a_sentencepiece_model_without_its_reader_says_what_to_install(tmp_path, monkeypatch):
+def test_missing_sentencepiece_names_package(tmp_path, monkeypatch):
     monkeypatch.setattr(tokens_module, "find_spec", lambda name: None)
     (tmp_path / "spiece.model").write_bytes(b"not a model")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
@@ -197,7 +197,7 @@ def test_a_sentencepiece_model_without_its_reader_says_what_to_install(tmp_path,
         folder_tokenizer(tmp_path, length=4)
 
 
-def test_folder_that_names_the_byte_tokenizer(tmp_path):
+def test_folder_with_byte_tokenizer(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
-    tokens, _ = folder_tokenizer(tmp_path, length=4).one("ab")
+    tokens, _ = folder_tokenizer(tmp_path, length=4).encode_one("ab")
     np.testing.assert_array_equal(tokens, [100, 101, 1, 0])

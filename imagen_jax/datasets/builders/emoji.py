@@ -19,7 +19,7 @@ from PIL import Image
 
 from imagen_jax.errors import ConfigError, require
 from imagen_jax.images import png
-from imagen_jax.images.array import composite
+from imagen_jax.images.array import alpha_composite
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 
@@ -140,4 +140,4 @@ def _on_background(bitmap: bytes, color: tuple[int, int, int]) -> np.ndarray:
     image = Image.open(io.BytesIO(bitmap)).convert("RGBA")
     left, top = ((side - _SIZE) // 2 for side in image.size)
     square = np.asarray(image.crop((left, top, left + _SIZE, top + _SIZE)))
-    return composite(square, np.array(color))
+    return alpha_composite(square, np.array(color))

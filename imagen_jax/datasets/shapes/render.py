@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLORS, Scene, SceneObject
-from imagen_jax.images.array import Size, dtype_of, size_of
+from imagen_jax.images.array import Size, image_dtype, parse_size
 
 # In units of an object's radius, chosen so that shapes with the same radius look equally large.
 _SQUARE = 0.88  # half-side; its area is that of the circle
@@ -28,8 +28,8 @@ def render(scene: Scene, resolution: int | Size, bits: int = 8, transparent: boo
     Returns:
         RGB [H, W, 3], or RGBA [H, W, 4] if transparent.
     """
-    height, width = size_of(resolution, "resolution")
-    dtype = dtype_of(bits, "bits")
+    height, width = parse_size(resolution, "resolution")
+    dtype = image_dtype(bits, "bits")
     highest = np.iinfo(dtype).max
     background = (255, 255, 255, 0) if transparent else BACKGROUNDS[scene.background]
     channels = len(background)

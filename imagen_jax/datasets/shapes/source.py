@@ -13,7 +13,7 @@ from imagen_jax.datasets.shapes.render import render
 from imagen_jax.datasets.shapes.scene_sampling import sample_scene
 from imagen_jax.datasets.shapes.scenes import DEFAULT_BACKGROUND, SPLITS, Scene
 from imagen_jax.errors import ConfigError, unknown_name_error
-from imagen_jax.images.array import Size, dtype_of, said, size_of
+from imagen_jax.images.array import Size, format_size, image_dtype, parse_size
 
 _MIN_RESOLUTION = 8  # below it the edges of the objects would fill the image
 _MAX_RESOLUTION = 4096
@@ -56,14 +56,14 @@ class ShapesSource:
             raise ConfigError(f"seed {seed} is not in [0, 2^64)")
         if split not in SPLITS:
             raise unknown_name_error("split", split, SPLITS)
-        height_width = size_of(resolution, "resolution")
+        height_width = parse_size(resolution, "resolution")
         if not all(_MIN_RESOLUTION <= side <= _MAX_RESOLUTION for side in height_width):
             raise ConfigError(
-                f"resolution {said(height_width)} is not an integer in [{_MIN_RESOLUTION}, {_MAX_RESOLUTION}]"
+                f"resolution {format_size(height_width)} is not an integer in [{_MIN_RESOLUTION}, {_MAX_RESOLUTION}]"
             )
         if not isinstance(num_examples, SupportsIndex) or num_examples < 1:
             raise ConfigError(f"num_examples {num_examples} is not an integer of at least 1")
-        dtype_of(bits, "bits")
+        image_dtype(bits, "bits")
         self.seed, self.split, self.resolution, self.num_examples = seed, split, height_width, num_examples
         self.bits, self.transparent = bits, transparent
 
@@ -113,6 +113,6 @@ class ShapesSource:
 
     def __repr__(self) -> str:
         return (
-            f"ShapesSource(seed={self.seed}, split={self.split!r}, resolution={said(self.resolution)}, "
+            f"ShapesSource(seed={self.seed}, split={self.split!r}, resolution={format_size(self.resolution)}, "
             f"num_examples={self.num_examples}, bits={self.bits}, transparent={self.transparent})"
         )

@@ -11,13 +11,13 @@ from imagen_jax.datasets.shapes.scene_sampling import sample_scene
 from imagen_jax.datasets.shapes.scenes import (
     BACKGROUNDS,
     COLORS,
+    DEFAULT_BACKGROUND,
+    DEFAULT_POSITION,
     POSITIONS,
     RELATIONS,
     SHAPES,
     SIZES,
     SPLITS,
-    DEFAULT_BACKGROUND,
-    DEFAULT_POSITION,
     grid_position,
 )
 from imagen_jax.errors import ConfigError
@@ -31,19 +31,21 @@ def worded():
     return [(scene, d, sample_caption(d, rng)) for scene, d in zip(scenes, descriptions, strict=True)]
 
 
-def test_parse_is_the_inverse_of_word(worded):
+def test_parse_inverts_sample(worded):
     for _, description, caption in worded:
         assert parse_caption(caption) == description, caption
 
 
-def test_parse_is_the_inverse_of_word_over_the_whole_grammar():
+def test_parse_inverts_sample_for_full_grammar():
     rng = np.random.default_rng(0)
     looks = list(itertools.product(("", *SIZES), ("", *COLORS), ("", *SHAPES)))
-    grounds, places = ("", *BACKGROUNDS), ("", *POSITIONS)
+    grounds, phrases = ("", *BACKGROUNDS), ("", *POSITIONS)
     for look in looks:
         for count in (1, 2, 3, 4):
-            grid_position = places[rng.integers(len(places))] if count == 1 else ""
-            description = Description((Claim(count, *look, grid_position),), background=grounds[rng.integers(len(grounds))])
+            grid_position = phrases[rng.integers(len(phrases))] if count == 1 else ""
+            description = Description(
+                (Claim(count, *look, grid_position),), background=grounds[rng.integers(len(grounds))]
+            )
             assert parse_caption(sample_caption(description, rng)) == description
         for relation in ("", *RELATIONS):
             other = looks[rng.integers(len(looks))]
@@ -59,7 +61,7 @@ def test_captions_are_short_lower_case_ascii(worded):
     assert 30 <= np.mean(lengths) <= 55
 
 
-def test_the_longest_caption_fits():
+def test_longest_caption_fits():
     rng = np.random.default_rng(0)
     longest = max(SIZES, key=len), max(COLORS, key=len), max(SHAPES, key=len)
     ground = max(BACKGROUNDS, key=len)
@@ -69,7 +71,7 @@ def test_the_longest_caption_fits():
     assert 85 <= max(lengths) <= MAX_BYTES
 
 
-def test_descriptions_are_true_of_their_scene(worded):
+def test_descriptions_match_scenes(worded):
     for scene, description, caption in worded:
         assert description.background in ("", scene.background), caption
         assert sum(claim.count for claim in description.claims) == len(scene.objects), caption
@@ -79,18 +81,18 @@ def test_descriptions_are_true_of_their_scene(worded):
         if description.relation:
             # One thing fits each claim, so that the relation has one meaning.
             first, second = ([t for t in scene.objects if _fits(claim, t)] for claim in description.claims)
-            chosen = [(a, b) for a in first for b in second if a is not b]
-            assert len(chosen) == 1, caption
-            (a, b), axis = chosen[0], "x" if description.relation == "left of" else "y"
+            samples = [(a, b) for a in first for b in second if a is not b]
+            assert len(samples) == 1, caption
+            (a, b), axis = samples[0], "x" if description.relation == "left of" else "y"
             assert getattr(a, axis) < getattr(b, axis), caption
 
 
 def _fits(claim, thing):
-    said = (claim.size, thing.size), (claim.color, thing.color), (claim.shape, thing.shape)
-    return all(claimed in ("", true) for claimed, true in said)
+    mentioned = (claim.size, thing.size), (claim.color, thing.color), (claim.shape, thing.shape)
+    return all(claimed in ("", true) for claimed, true in mentioned)
 
 
-def test_held_out_captions_say_what_is_held_out(worded):
+def test_held_out_captions_mention_combination(worded):
     for _, description, caption in worded[-3000:]:
         assert all(claim.color and claim.shape for claim in description.claims), caption
         assert description.relation or len(description.claims) == 1, caption
@@ -107,30 +109,30 @@ def test_every_word_occurs(worded):
     assert min(words.values()) >= 10
 
 
-def test_every_category_and_attribute_is_claimed_and_left_unsaid(worded):
+def test_attributes_are_mentioned_and_omitted(worded):
     assert {category(d) for _, d, _ in worded} == {"single object", "two objects", "count"}
     for kind in ("single object", "two objects", "count"):
         claims = [(d, claim) for _, d, _ in worded if category(d) == kind for claim in d.claims]
         for attribute in ("size", "color", "shape"):
-            said = np.mean([bool(getattr(claim, attribute)) for _, claim in claims])
-            assert 0.1 < said < 1, (kind, attribute)
+            mentioned = np.mean([bool(getattr(claim, attribute)) for _, claim in claims])
+            assert 0.1 < mentioned < 1, (kind, attribute)
         assert 0.75 < np.mean([bool(d.background) for d, _ in claims]) < 0.95
 
 
-def test_only_the_usual_background_goes_unsaid(worded):
+def test_only_default_background_is_omitted(worded):
     assert {scene.background for scene, d, _ in worded if not d.background} == {DEFAULT_BACKGROUND}
     assert {d.background for _, d, _ in worded} == {"", *BACKGROUNDS}
 
 
-def test_only_the_usual_position_goes_unsaid(worded):
+def test_only_default_position_is_omitted(worded):
     singles = [(scene.objects[0], d.claims[0].position) for scene, d, _ in worded if len(scene.objects) == 1]
-    unsaid = [grid_position(thing.x, thing.y) for thing, said in singles if not said]
+    unsaid = [grid_position(thing.x, thing.y) for thing, mentioned in singles if not mentioned]
     assert set(unsaid) == {DEFAULT_POSITION}
     assert 0.1 < len(unsaid) / len(singles) < 0.3
-    assert {said for _, said in singles} == {"", *POSITIONS}
+    assert {mentioned for _, mentioned in singles} == {"", *POSITIONS}
 
 
-def test_one_scene_has_several_wordings():
+def test_scene_has_several_wordings():
     description = parse_caption("a red circle to the left of a blue square on a black background")
     rng = np.random.default_rng(0)
     captions = {sample_caption(description, rng) for _ in range(400)}
@@ -150,11 +152,11 @@ def test_one_scene_has_several_wordings():
         ("a red shape", "a red object"),
     ],
 )
-def test_statements_that_say_the_same_are_equal(text, same):
+def test_equivalent_captions_parse_equal(text, same):
     assert parse_caption(text) == parse_caption(same)
 
 
-def test_parse_reads_what_is_said():
+def test_parse_examples():
     assert parse_caption("two large orange triangles on a tan background") == Description(
         (Claim(2, "large", "orange", "triangle"),), background="tan"
     )
@@ -181,12 +183,12 @@ def test_parse_reads_what_is_said():
         "a red circle on a black background on a black background",
     ],
 )
-def test_parse_names_a_text_outside_the_grammar(text):
+def test_parse_error_names_text(text):
     with pytest.raises(ValueError, match=re.escape(repr(text))) as caught:
         parse_caption(text)
     assert isinstance(caught.value, ConfigError)
 
 
-def test_parse_names_the_first_word_it_does_not_know():
+def test_parse_error_names_unknown_word():
     with pytest.raises(ValueError, match="no word 'fox'"):
         parse_caption("a red fox on a sledge")

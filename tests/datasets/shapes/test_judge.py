@@ -12,7 +12,7 @@ from imagen_jax.datasets.shapes import scenes
 from imagen_jax.datasets.shapes.captions import parse_caption
 from imagen_jax.datasets.shapes.descriptions import Claim, Description, category
 from imagen_jax.datasets.shapes.detect import detect
-from imagen_jax.datasets.shapes.judge import compare, judge, score, _wilson_interval
+from imagen_jax.datasets.shapes.judge import _wilson_interval, compare, judge, score
 from imagen_jax.datasets.shapes.render import render
 from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLORS, SHAPES, Scene, SceneObject
 from imagen_jax.datasets.shapes.source import ShapesSource
@@ -22,7 +22,7 @@ ATTRIBUTES = ("objects", "colour", "shape", "size", "count", "position", "relati
 
 
 @pytest.fixture(scope="module")
-def drawn():
+def samples():
     """Scenes with all that is true of them said, and what is read from their pictures."""
     examples = []
     for split in ("train", "held_out"):
@@ -49,10 +49,10 @@ def blemished(image, rng, blur, noise):
     return np.uint8(np.clip(pixels, 0, 1) * 255 + 0.5)
 
 
-def test_true_pictures_are_right_in_every_attribute(drawn):
+def test_renders_are_correct(samples):
     outcomes = collections.defaultdict(list)
-    for _, description, picture in drawn:
-        for attribute, right in dataclasses.asdict(compare(picture, description)).items():
+    for _, description, scene_seen in samples:
+        for attribute, right in dataclasses.asdict(compare(scene_seen, description)).items():
             if right is not None:
                 outcomes[attribute].append(right)
     assert len(outcomes) == 10
@@ -61,12 +61,14 @@ def test_true_pictures_are_right_in_every_attribute(drawn):
         assert np.mean(right) >= 0.995, attribute
 
 
-def test_things_are_found_where_they_are(drawn):
-    for scene, _, picture in drawn:
+def test_detected_positions(samples):
+    for scene, _, scene_seen in samples:
         for thing in scene.objects:
-            found = min(picture.objects, key=lambda f: abs(f.x - thing.x) + abs(f.y - thing.y))
-            assert (found.x, found.y, found.radius) == pytest.approx((thing.x, thing.y, thing.radius), abs=0.005)
-            assert found.iou > 0.95
+            detection = min(scene_seen.objects, key=lambda f: abs(f.x - thing.x) + abs(f.y - thing.y))
+            assert (detection.x, detection.y, detection.radius) == pytest.approx(
+                (thing.x, thing.y, thing.radius), abs=0.005
+            )
+            assert detection.iou > 0.95
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,7 @@ def test_things_are_found_where_they_are(drawn):
         ("train", (96, 64), 0.7, 0.05, 0.98),
     ],
 )
-def test_blemishes_and_other_resolutions_change_little(split, resolution, blur, noise, least):
+def test_detection_is_robust(split, resolution, blur, noise, least):
     rng = np.random.default_rng(0)
     number = 100 if resolution == 128 else 300
     source = ShapesSource(12, split, resolution, number)
@@ -92,17 +94,19 @@ def test_blemishes_and_other_resolutions_change_little(split, resolution, blur, 
         assert table[attribute]["rate"] >= least, attribute
 
 
-def test_things_are_found_where_they_are_in_pictures_of_any_aspect():
+def test_detected_positions_at_any_aspect():
     source = ShapesSource(11, "train", (48, 96), 60)
     for i in range(60):
-        picture = detect(source[i].image)
+        scene_seen = detect(source[i].image)
         for thing in source.scene(i).objects:
-            found = min(picture.objects, key=lambda f: abs(f.x - thing.x) + abs(f.y - thing.y))
-            assert (found.x, found.y, found.radius) == pytest.approx((thing.x, thing.y, thing.radius), abs=0.008)
+            detection = min(scene_seen.objects, key=lambda f: abs(f.x - thing.x) + abs(f.y - thing.y))
+            assert (detection.x, detection.y, detection.radius) == pytest.approx(
+                (thing.x, thing.y, thing.radius), abs=0.008
+            )
 
 
 @pytest.mark.parametrize("shift", [(18, 0, 0), (0, -18, 0), (10, 10, -10), (-10, 0, 15)])
-def test_a_slight_error_of_colour_is_forgiven(shift):
+def test_slight_color_error_is_tolerated(shift):
     source = ShapesSource(13, "train", 64, 60)
     images = [np.uint8(np.clip(source[i].image + np.array(shift), 0, 255)) for i in range(60)]
     assert score(images, [source.description(i) for i in range(60)])["all"]["rate"] >= 0.98
@@ -173,10 +177,10 @@ WRONG = {
 
 
 @pytest.mark.parametrize("change", WRONG, ids=lambda change: change.__name__)
-def test_captions_with_one_thing_wrong_are_rejected(drawn, change):
+def test_wrong_captions_are_rejected(samples, change):
     rng = np.random.default_rng(0)
-    changed = [(change(d, rng), picture) for _, d, picture in drawn]
-    judged = [(d, compare(picture, d)) for d, picture in changed if d is not None]
+    changed = [(change(d, rng), scene_seen) for _, d, scene_seen in samples]
+    judged = [(d, compare(scene_seen, d)) for d, scene_seen in changed if d is not None]
     assert len(judged) >= 120
     assert np.mean([not j.all for _, j in judged]) >= 0.98
     if WRONG[change] == "count":  # said of one object, the number is no count
@@ -187,7 +191,7 @@ def test_captions_with_one_thing_wrong_are_rejected(drawn, change):
 
 
 @pytest.mark.parametrize("change", WRONG, ids=lambda change: change.__name__)
-def test_blemishes_do_not_make_wrong_captions_right(change):
+def test_wrong_captions_are_rejected_despite_blemishes(change):
     rng = np.random.default_rng(0)
     source = ShapesSource(14, "train", 64, 100)
     rejected = []
@@ -198,8 +202,10 @@ def test_blemishes_do_not_make_wrong_captions_right(change):
     assert np.mean(rejected) >= 0.98
 
 
-def test_swapped_binding_keeps_colours_and_shapes_right():
-    image = draw(SceneObject("circle", "red", "large", 0.25, 0.5, 0.2), SceneObject("square", "blue", "large", 0.75, 0.5, 0.2))
+def test_swapped_binding_is_detected():
+    image = draw(
+        SceneObject("circle", "red", "large", 0.25, 0.5, 0.2), SceneObject("square", "blue", "large", 0.75, 0.5, 0.2)
+    )
     true = judge(image, parse_caption("a red circle left of a blue square"))
     assert true.all
     assert true.binding
@@ -220,7 +226,7 @@ def draw(*things, background="white"):
     return render(Scene(things, background), 64)
 
 
-def test_what_is_unsaid_is_not_judged():
+def test_omitted_attributes_are_not_judged():
     judgment = judge(draw(SceneObject("ring", "red", "small", 0.5, 0.5, 0.12)), parse_caption("a red object"))
     assert judgment.all
     unsaid = (judgment.shape, judgment.size, judgment.count, judgment.position, judgment.relation)
@@ -229,22 +235,25 @@ def test_what_is_unsaid_is_not_judged():
 
 
 @pytest.mark.parametrize("caption", ["a red circle", "a red circle and a blue square", "two red circles"])
-def test_an_empty_picture_shows_nothing(caption):
-    picture = draw()
-    assert detect(picture).objects == ()
-    judgment = judge(picture, parse_caption(caption))
+def test_empty_image_has_no_objects(caption):
+    scene_seen = draw()
+    assert detect(scene_seen).objects == ()
+    judgment = judge(scene_seen, parse_caption(caption))
     assert not (judgment.objects or judgment.color or judgment.shape or judgment.all)
 
 
-def test_a_missing_and_an_extra_object_are_errors():
-    first, second = SceneObject("circle", "red", "small", 0.2, 0.5, 0.12), SceneObject("square", "blue", "small", 0.7, 0.5, 0.12)
+def test_missing_and_extra_objects_are_errors():
+    first, second = (
+        SceneObject("circle", "red", "small", 0.2, 0.5, 0.12),
+        SceneObject("square", "blue", "small", 0.7, 0.5, 0.12),
+    )
     missing = judge(draw(first), parse_caption("a red circle left of a blue square"))
     assert (missing.objects, missing.relation, missing.binding, missing.all) == (False, False, False, False)
     extra = judge(draw(first, second), parse_caption("a red circle"))
     assert (extra.objects, extra.color, extra.shape, extra.all) == (False, True, True, False)
 
 
-def test_a_small_extra_object_is_seen_and_a_speck_is_not():
+def test_specks_are_ignored():
     for size, things in ((2, 1), (6, 2)):
         image = draw(SceneObject("circle", "red", "large", 0.3, 0.5, 0.2))
         image[30 : 30 + size, 50 : 50 + size] = COLORS["blue"]
@@ -260,40 +269,40 @@ def covered(image, corner):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("radius", [0.12, 0.2])
 def test_malformed_objects_have_no_shape(shape, radius):
-    whole = draw(SceneObject(shape, "blue", "large", 0.5, 0.5, radius))
-    assert detect(whole).objects[0].shape == shape
+    intact = draw(SceneObject(shape, "blue", "large", 0.5, 0.5, radius))
+    assert detect(intact).objects[0].shape == shape
     rows, columns = np.indices((64, 64))
     pixels = round(radius * 64)
     spoiled = {
-        "half of it": covered(whole, rows < 32),
-        "a quarter gone": covered(whole, (rows < 32) & (columns < 32)),
-        "squeezed": np.pad(whole[:, ::2], ((0, 0), (16, 16), (0, 0)), constant_values=255),
-        "with a tail": covered(whole, np.zeros((64, 64), bool)),
-        "two of them grown together": np.minimum(whole, np.roll(whole, round(1.4 * pixels), 1)),
+        "half of it": covered(intact, rows < 32),
+        "a quarter gone": covered(intact, (rows < 32) & (columns < 32)),
+        "squeezed": np.pad(intact[:, ::2], ((0, 0), (16, 16), (0, 0)), constant_values=255),
+        "with a tail": covered(intact, np.zeros((64, 64), bool)),
+        "two of them grown together": np.minimum(intact, np.roll(intact, round(1.4 * pixels), 1)),
     }
     spoiled["with a tail"][31:34, 32 + pixels // 2 : 60] = COLORS["blue"]
     for what, image in spoiled.items():
         assert [thing.shape for thing in detect(image).objects] != [shape], what
 
 
-def test_a_malformed_object_has_a_place_unless_there_are_more_than_claimed():
-    whole = draw(SceneObject("ring", "green", "large", 0.25, 0.25, 0.2))
+def test_position_of_malformed_object():
+    intact = draw(SceneObject("ring", "green", "large", 0.25, 0.25, 0.2))
     rows, columns = np.indices((64, 64)) - 15.5
-    filled = whole.copy()
+    filled = intact.copy()
     filled[np.hypot(rows, columns) < 9] = COLORS["green"]
     filled[np.hypot(rows, columns) < 3] = 255
-    (found,) = detect(filled).objects
-    assert (found.shape, found.color, found.position) == (None, "green", "top left")
+    (detection,) = detect(filled).objects
+    assert (detection.shape, detection.color, detection.position) == (None, "green", "top left")
     right, wrong = (parse_caption(f"a large green ring in the {place}") for place in ("top left", "centre"))
-    said = judge(filled, right)
-    assert (said.size, said.position, said.shape, said.all) == (True, True, False, False)
+    message = judge(filled, right)
+    assert (message.size, message.position, message.shape, message.all) == (True, True, False, False)
     assert judge(filled, wrong).position is False
     two = np.minimum(filled, np.roll(filled, (30, 30), (0, 1)))
     assert len(detect(two).objects) == 2
     assert (judge(two, right).size, judge(two, right).position) == (False, False)
 
 
-def test_outlines_that_are_none_of_the_shapes_have_no_shape():
+def test_unknown_outlines_have_no_shape():
     rows, columns = np.indices((64, 64)) - 31.5
     outlines = {
         "diamond": abs(rows) + abs(columns) < 13,
@@ -309,30 +318,30 @@ def test_outlines_that_are_none_of_the_shapes_have_no_shape():
         assert [thing.shape for thing in detect(image).objects] == [None], what
 
 
-def test_touching_objects_of_two_colours_are_two():
+def test_touching_objects_are_split_by_color():
     image = draw(SceneObject("square", "red", "large", 0.3, 0.5, 0.2))
     image[21:44, 30:53] = COLORS["blue"]
     assert sorted(thing.color for thing in detect(image).objects) == ["blue", "red"]
 
 
-def test_a_colour_between_two_has_no_name():
+def test_intermediate_color_has_no_name():
     image = draw(SceneObject("square", "red", "large", 0.5, 0.5, 0.2))
     image[(image != 255).any(-1)] = (90, 100, 20)
     assert detect(image).objects[0].color is None
     assert detect(np.full((64, 64, 3), 170, np.uint8)).background is None
 
 
-def test_thin_objects_keep_their_colour_at_blurred_edges():
+def test_thin_blurred_objects_keep_color():
     """Red that mixes with white is nearest to pink."""
     rng = np.random.default_rng(0)
     for color in COLORS:
         for background in BACKGROUNDS:
             image = draw(SceneObject("ring", color, "small", 0.45, 0.52, 0.12), background=background)
-            picture = detect(blemished(image, rng, 1.0, 0.02))
-            assert [(t.color, t.shape) for t in picture.objects] == [(color, "ring")]
+            scene_seen = detect(blemished(image, rng, 1.0, 0.02))
+            assert [(t.color, t.shape) for t in scene_seen.objects] == [(color, "ring")]
 
 
-def test_any_picture_is_read_without_complaint():
+def test_random_images_do_not_raise():
     rng = np.random.default_rng(0)
     description = parse_caption("a red circle")
     checks = np.uint8(255 * (np.indices((64, 64)).sum(0) % 2))[..., None].repeat(3, -1)
@@ -346,12 +355,12 @@ def test_any_picture_is_read_without_complaint():
     "image",
     [np.zeros((64, 64)), np.zeros((64, 64, 3)), np.zeros((64, 64, 3), np.uint16), np.zeros((64, 64, 4), np.uint8)],
 )
-def test_other_arrays_are_refused(image):
-    with pytest.raises(ConfigError, match=r"the reader of shapes wants uint8 \[H, W, 3\], not"):
+def test_invalid_arrays_raise(image):
+    with pytest.raises(ConfigError, match=r"expected uint8 \[H, W, 3\]"):
         detect(image)
 
 
-def test_score_counts_by_category():
+def test_score_rows():
     thing = SceneObject("circle", "red", "small", 0.5, 0.5, 0.12)
     image = draw(thing)
     captions = [
@@ -372,17 +381,17 @@ def test_score_counts_by_category():
     assert json.loads(json.dumps(table)) == table
 
 
-def test_score_wants_as_many_images_as_descriptions():
+def test_score_requires_equal_lengths():
     with pytest.raises(ValueError, match="longer"):
         score([draw()], [parse_caption("a ring")] * 2)
 
 
-def test_categories_of_descriptions():
+def test_category():
     captions = {"a ring": "single object", "a ring and a circle": "two objects", "two rings": "count"}
     assert {caption: category(parse_caption(caption)) for caption in captions} == captions
 
 
-def test_wilson_against_published_values():
+def test_wilson_interval_matches_published_values():
     """Newcombe, Statistics in Medicine 17 (1998), table I, method 3."""
     assert _wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
     assert _wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=1e-4)

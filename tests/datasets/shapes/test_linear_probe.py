@@ -3,7 +3,7 @@ import numpy as np
 from imagen_jax.datasets.shapes.linear_probe import linear_probe
 
 
-def test_reads_what_is_there_and_nothing_else():
+def test_probe_accuracy():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(1000, 8))
     there = np.where(features[:, 3] * 5 + 1 > 0, "red", "blue")

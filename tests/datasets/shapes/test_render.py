@@ -6,17 +6,17 @@ import pytest
 from imagen_jax.datasets.shapes.render import coverage, render
 from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLORS, SHAPES, Scene, SceneObject
 from imagen_jax.datasets.shapes.source import ShapesSource
-from imagen_jax.images.array import composite, to_8_bits
+from imagen_jax.images.array import alpha_composite, to_uint8
 
 
 @pytest.mark.parametrize("resolution", [8, 16, 33, 64, 100, 256])
-def test_pictures_have_the_resolution_asked_for(resolution):
+def test_render_resolution(resolution):
     image = ShapesSource(0, "train", resolution, 1)[0].image
     assert image.shape == (resolution, resolution, 3)
     assert image.dtype == np.uint8
 
 
-def test_colours_are_flat_and_exact():
+def test_colors_are_exact():
     for color, rgb in COLORS.items():
         for background, ground in BACKGROUNDS.items():
             image = render(Scene((SceneObject("square", color, "large", 0.5, 0.5, 0.2),), background), 64)
@@ -27,7 +27,7 @@ def test_colours_are_flat_and_exact():
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("centre", [0.0, 0.3, 0.5])
-def test_coverage_is_the_part_of_the_pixel_inside_the_outline(shape, centre):
+def test_coverage_is_area_fraction(shape, centre):
     """Against counting sub-pixels."""
     radius, fine = 7.3, 16
     d = np.arange(-10, 10, dtype=np.float32) + 0.5 - centre
@@ -40,7 +40,7 @@ def test_coverage_is_the_part_of_the_pixel_inside_the_outline(shape, centre):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_shapes_stay_within_their_radius(shape):
+def test_shapes_stay_within_radius(shape):
     image = render(Scene((SceneObject(shape, "red", "large", 0.5, 0.5, 0.2),), "white"), 200)
     rows, columns = np.nonzero((image != 255).any(-1))
     for pixels in (rows, columns):
@@ -51,7 +51,7 @@ def test_shapes_stay_within_their_radius(shape):
 
 @pytest.mark.parametrize("size", [(60, 90), (90, 60), (60, 240)])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_shapes_keep_their_form_in_pictures_of_any_aspect(shape, size):
+def test_shapes_keep_form_at_any_aspect(shape, size):
     """Only their places are stretched."""
     square, other = (
         render(Scene((SceneObject(shape, "red", "large", 30 / width, 30 / height, 0.2),), "white"), (height, width))
@@ -63,7 +63,7 @@ def test_shapes_keep_their_form_in_pictures_of_any_aspect(shape, size):
     assert (other[:, 60:] == 255).all()
 
 
-def test_things_have_room_in_pictures_of_any_aspect():
+def test_objects_do_not_touch_at_any_aspect():
     for size in ((32, 64), (64, 32)):
         source = ShapesSource(0, "train", size, 300)
         for i in range(300):
@@ -78,17 +78,17 @@ def test_things_have_room_in_pictures_of_any_aspect():
 
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("background", BACKGROUNDS)
-def test_a_transparent_picture_over_a_background_is_the_picture_on_it(background, bits):
+def test_transparent_image_composites_to_opaque(background, bits):
     source = ShapesSource(0, "train", 32, 40)
     for i in range(40):
         scene = Scene(source.scene(i).objects, background)
         transparent = render(scene, (32, 48), bits, transparent=True)
         assert transparent.shape == (32, 48, 4)
-        laid = composite(to_8_bits(transparent), np.array(BACKGROUNDS[background]))
+        laid = alpha_composite(to_uint8(transparent), np.array(BACKGROUNDS[background]))
         np.testing.assert_allclose(laid.astype(int), render(scene, (32, 48)), atol=1)
 
 
-def test_colours_of_transparent_pictures_are_not_mixed_with_anything():
+def test_transparent_colors_are_unmixed():
     image = render(Scene((SceneObject("circle", "blue", "large", 0.5, 0.5, 0.2),), "tan"), 64, transparent=True)
     covered = image[..., 3] > 0
     assert {tuple(rgb) for rgb in image[covered][:, :3]} == {COLORS["blue"]}
@@ -96,7 +96,7 @@ def test_colours_of_transparent_pictures_are_not_mixed_with_anything():
     assert ((image[..., 3] > 0) & (image[..., 3] < 255)).sum() > 20
 
 
-def test_pictures_of_16_bits_are_the_same_and_finer():
+def test_16_bit_render_rounds_to_8_bit():
     source, finer = (ShapesSource(0, "train", 32, 20, bits=bits) for bits in (8, 16))
     between = 0
     for i in range(20):
@@ -107,7 +107,7 @@ def test_pictures_of_16_bits_are_the_same_and_finer():
     assert between > 1000
 
 
-def test_a_picture_made_smaller_is_the_picture_drawn_small():
+def test_downsampled_render_matches_small_render():
     """The stages of a cascade see one scene at several resolutions."""
     source, small = ShapesSource(0, "train", 64, 100), ShapesSource(0, "train", 16, 100)
     for i in range(100):

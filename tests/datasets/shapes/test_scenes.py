@@ -6,13 +6,20 @@ import pytest
 
 from imagen_jax.datasets.shapes import scenes
 from imagen_jax.datasets.shapes.scene_sampling import sample_scene
-from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLORS, HELD_OUT_APPEARANCES, HELD_OUT_RELATIONS, SHAPES, SIZES
+from imagen_jax.datasets.shapes.scenes import (
+    BACKGROUNDS,
+    COLORS,
+    HELD_OUT_APPEARANCES,
+    HELD_OUT_RELATIONS,
+    SHAPES,
+    SIZES,
+)
 
 DRAWS = 4000
 
 
 @pytest.fixture(scope="module")
-def drawn():
+def samples():
     return {split: _draw(split) for split in scenes.SPLITS}
 
 
@@ -21,38 +28,38 @@ def _draw(split):
     return [sample_scene(split, rng) for _ in range(DRAWS)]
 
 
-def test_colours_are_well_apart():
+def test_colors_are_far_apart():
     rgb = np.array(list((COLORS | BACKGROUNDS).values()), float)
     assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(rgb, 2)) > 100
 
 
-def test_sizes_have_a_gap_between_them():
+def test_sizes_have_a_gap():
     assert SIZES["small"][1] * 1.3 < SIZES["large"][0]
 
 
-def test_each_shape_is_held_out_in_another_color():
+def test_held_out_appearances_differ():
     colors, shapes = zip(*HELD_OUT_APPEARANCES, strict=True)
     assert sorted(shapes) == sorted(SHAPES)
     assert len(set(colors)) == len(colors)
 
 
-def test_relations_are_held_out_with_their_mirrored_statement():
+def test_held_out_relations_include_inverse():
     for first, relation, second in HELD_OUT_RELATIONS:
         assert (second, scenes.INVERSE_RELATION[relation], first) in HELD_OUT_RELATIONS
     assert len(set(HELD_OUT_RELATIONS)) == 10
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_training_never_shows_a_held_out_combination(drawn, split):
-    for scene in drawn[split]:
+def test_training_has_no_held_out_combination(samples, split):
+    for scene in samples[split]:
         assert not {(thing.color, thing.shape) for thing in scene.objects} & set(HELD_OUT_APPEARANCES)
         if scenes.scene_type(scene) == "pair":
             assert not set(_relations(scene)) & set(HELD_OUT_RELATIONS)
         assert not scenes.is_held_out(scene)
 
 
-def test_held_out_always_shows_a_held_out_combination(drawn):
-    for scene in drawn["held_out"]:
+def test_held_out_has_held_out_combination(samples):
+    for scene in samples["held_out"]:
         looks = {(thing.color, thing.shape) for thing in scene.objects} & set(HELD_OUT_APPEARANCES)
         assert looks or set(_relations(scene)) & set(HELD_OUT_RELATIONS)
         assert scenes.is_held_out(scene)
@@ -69,31 +76,31 @@ def _relations(scene):
     return (first.shape, there, second.shape), (second.shape, back, first.shape)
 
 
-def test_training_shows_all_that_is_not_held_out(drawn):
-    looks = {(thing.color, thing.shape) for scene in drawn["train"] for thing in scene.objects}
+def test_training_covers_the_rest(samples):
+    looks = {(thing.color, thing.shape) for scene in samples["train"] for thing in scene.objects}
     assert looks == set(itertools.product(COLORS, SHAPES)) - set(HELD_OUT_APPEARANCES)
-    pairs = [scene for scene in drawn["train"] if scenes.scene_type(scene) == "pair"]
+    pairs = [scene for scene in samples["train"] if scenes.scene_type(scene) == "pair"]
     relations = {statement for scene in pairs for statement in _relations(scene)}
     assert relations == set(itertools.product(SHAPES, scenes.RELATIONS, SHAPES)) - set(HELD_OUT_RELATIONS)
 
 
-def test_held_out_shows_all_that_is_held_out(drawn):
-    pairs = [scene for scene in drawn["held_out"] if scenes.scene_type(scene) == "pair"]
-    assert {(t.color, t.shape) for scene in drawn["held_out"] for t in scene.objects} >= set(HELD_OUT_APPEARANCES)
+def test_held_out_covers_all(samples):
+    pairs = [scene for scene in samples["held_out"] if scenes.scene_type(scene) == "pair"]
+    assert {(t.color, t.shape) for scene in samples["held_out"] for t in scene.objects} >= set(HELD_OUT_APPEARANCES)
     assert {statement for scene in pairs for statement in _relations(scene)} >= set(HELD_OUT_RELATIONS)
 
 
 @pytest.mark.parametrize("split", scenes.SPLITS)
-def test_kinds_have_their_shares(drawn, split):
-    shares = collections.Counter(map(scenes.scene_type, drawn[split]))
+def test_scene_type_shares(samples, split):
+    shares = collections.Counter(map(scenes.scene_type, samples[split]))
     assert shares["single"] / DRAWS == pytest.approx(0.4, abs=0.03)
     assert shares["pair"] / DRAWS == pytest.approx(0.4, abs=0.03)
     assert shares["count"] / DRAWS == pytest.approx(0.2, abs=0.03)
 
 
 @pytest.mark.parametrize("split", scenes.SPLITS)
-def test_things_touch_neither_each_other_nor_the_edge(drawn, split):
-    for scene in drawn[split]:
+def test_objects_do_not_touch(samples, split):
+    for scene in samples[split]:
         for thing in scene.objects:
             assert SIZES[thing.size][0] <= thing.radius <= SIZES[thing.size][1]
             for centre in (thing.x, thing.y):
@@ -103,16 +110,16 @@ def test_things_touch_neither_each_other_nor_the_edge(drawn, split):
             assert max(abs(a.x - b.x), abs(a.y - b.y)) - a.radius - b.radius > 0.035
 
 
-def test_single_things_lie_clearly_within_their_position(drawn):
-    singles = [scene.objects[0] for scene in drawn["train"] if scenes.scene_type(scene) == "single"]
+def test_single_objects_are_inside_their_position(samples):
+    singles = [scene.objects[0] for scene in samples["train"] if scenes.scene_type(scene) == "single"]
     for thing in singles:
         for centre in (thing.x, thing.y):
             assert min(abs(centre - 1 / 3), abs(centre - 2 / 3)) > 0.05
     assert set(collections.Counter(scenes.grid_position(t.x, t.y) for t in singles)) == set(scenes.POSITIONS)
 
 
-def test_pairs_differ_and_stand_in_a_clear_relation(drawn):
-    for scene in drawn["train"]:
+def test_pairs_have_a_clear_relation(samples):
+    for scene in samples["train"]:
         if scenes.scene_type(scene) == "pair":
             first, second = scene.objects
             assert (first.color, first.shape) != (second.color, second.shape)
@@ -120,16 +127,16 @@ def test_pairs_differ_and_stand_in_a_clear_relation(drawn):
             assert more > 2 * less
 
 
-def test_counted_things_are_alike(drawn):
+def test_counted_objects_are_alike(samples):
     counts = collections.Counter()
-    for scene in drawn["train"]:
+    for scene in samples["train"]:
         if scenes.scene_type(scene) == "count":
             assert len({(t.shape, t.color, t.size, t.radius) for t in scene.objects}) == 1
             counts[len(scene.objects)] += 1
     assert set(counts) == set(scenes.COUNTS)
 
 
-def test_positions_read_like_a_page():
+def test_positions_are_in_reading_order():
     assert scenes.grid_position(0.1, 0.1) == "top left"
     assert scenes.grid_position(0.9, 0.5) == "right"
     assert scenes.grid_position(0.5, 1.0) == "bottom"

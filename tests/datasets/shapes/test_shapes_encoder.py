@@ -25,34 +25,34 @@ def embed():
     return embed
 
 
-def test_is_small_and_complete():
+def test_encoder_is_small_and_complete():
     files = {path.name: path.stat().st_size for path in SHAPES_ENCODER.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer_config.json"} <= files.keys()
     assert sum(files.values()) < 1_100_000
     assert read_config(SHAPES_ENCODER)["vocab_size"] == 384
 
 
-def test_tells_which_thing_is_red(embed):
+def test_attributes_are_bound_to_objects(embed):
     one, other = embed("a red circle and a blue square", "a blue circle and a red square")
     assert cosine(one[len("a red circle") - 1], other[len("a blue circle") - 1]) < 0.9
 
 
-def test_a_thing_is_the_same_in_another_wording_but_not_in_another_scene(embed):
+def test_embeddings_depend_on_scene_not_wording(embed):
     wordings = (
         "a red circle left of a blue square",
         "a blue square to the right of a red circle",
         "a red circle right of a blue square",
         "a blue circle left of a red square",
     )
-    said, mirrored, *others = (
+    original, mirrored, *others = (
         embedding[wording.index("circle")] for wording, embedding in zip(wordings, embed(*wordings), strict=True)
     )
-    same = cosine(said, mirrored)
+    same = cosine(original, mirrored)
     assert same > 0.95
-    assert all(cosine(said, other) < same - 0.05 for other in others)
+    assert all(cosine(original, other) < same - 0.05 for other in others)
 
 
-def test_is_what_its_probes_were_measured_on():
+def test_probe_accuracies():
     figures = json.loads((SHAPES_ENCODER / "probe.json").read_text())
     assert min(figures["pretrained"].values()) > 0.95 > max(figures["untrained"].values())
 
@@ -66,7 +66,8 @@ def pretrain(out, *overrides):
         [
             sys.executable,
             "-m",
-            "imagen_jax.pretrain_text",
+            "imagen_jax",
+            "pretrain_text",
             "--config=configs/pretrain_text.py:tiny",
             f"--out={out}",
             *overrides,
@@ -78,7 +79,7 @@ def pretrain(out, *overrides):
     )
 
 
-def test_command_writes_a_folder_that_loads(tmp_path):
+def test_pretrain_command(tmp_path):
     done = pretrain(tmp_path)
     assert done.returncode == 0, done.stderr
     assert "role" in done.stdout
@@ -86,7 +87,7 @@ def test_command_writes_a_folder_that_loads(tmp_path):
     assert embeddings.shape == (1, 16, 48)
 
 
-def test_an_encoder_too_narrow_for_the_answers_is_refused(tmp_path):
+def test_narrow_encoder_raises(tmp_path):
     done = pretrain(tmp_path / "out", "--config.encoder.d_model=41")
     assert done.returncode == 2
     assert "d_model 41" in done.stderr and "42 answers" in done.stderr

@@ -9,7 +9,7 @@ from imagen_jax.datasets.shapes.captions import parse_caption
 from imagen_jax.datasets.shapes.source import ShapesSource
 
 
-def test_an_example_is_a_pure_function_of_seed_and_index():
+def test_example_depends_on_seed_and_index():
     one, other = ShapesSource(5, "train", 32, 100), ShapesSource(5, "train", 32, 1000)
     forwards = [one[i] for i in range(50)]
     backwards = [other[i] for i in reversed(range(50))][::-1]
@@ -18,7 +18,7 @@ def test_an_example_is_a_pure_function_of_seed_and_index():
         assert a.captions[0] == b.captions[0]
 
 
-def test_examples_are_the_same_on_every_machine():
+def test_examples_match_golden():
     """Pinned: a change would silently change the data set under everyone's figures."""
     source = ShapesSource(0, "train", 16, 10)
     assert [source[i].captions[0] for i in range(3)] == [
@@ -30,43 +30,43 @@ def test_examples_are_the_same_on_every_machine():
     assert int(source[0].image.sum()) == pytest.approx(184212, abs=100)
 
 
-def test_examples_differ_between_indices_seeds_and_splits():
+def test_examples_differ():
     sources = [ShapesSource(seed, split, 16, 200) for seed in (0, 1) for split in ("train", "validation", "held_out")]
     scenes = [source.scene(i) for source in sources for i in range(200)]
     assert len(set(scenes)) == len(scenes)
 
 
-def test_seed_and_index_are_not_interchangeable():
+def test_seed_and_index_are_distinct():
     assert ShapesSource(1, "train", 16, 10).scene(2) != ShapesSource(2, "train", 16, 10).scene(1)
 
 
 @pytest.mark.parametrize("other", [{"resolution": 128}, {"resolution": (16, 40)}, {"bits": 16}], ids=str)
-def test_scene_and_caption_do_not_depend_on_the_resolution_or_the_bits(other):
+def test_scene_is_independent_of_resolution_and_bits(other):
     usual, other = (
-        ShapesSource(**({"seed": 0, "split": "train", "resolution": 16, "size": 50} | o)) for o in ({}, other)
+        ShapesSource(**({"seed": 0, "split": "train", "resolution": 16, "num_examples": 50} | o)) for o in ({}, other)
     )
     for i in range(50):
         assert usual.scene(i) == other.scene(i)
         assert usual[i].captions[0] == other[i].captions[0]
 
 
-def test_captions_of_transparent_pictures_say_the_same_but_of_no_background():
+def test_transparent_captions_omit_background():
     plain, transparent = (ShapesSource(0, "held_out", 16, 200, transparent=on) for on in (False, True))
     for i in range(200):
-        said = parse_caption(transparent[i].captions[0])
-        assert said == transparent.description(i)
-        assert said == dataclasses.replace(plain.description(i), background="")
+        parsed = parse_caption(transparent[i].captions[0])
+        assert parsed == transparent.description(i)
+        assert parsed == dataclasses.replace(plain.description(i), background="")
         assert transparent.scene(i).objects == plain.scene(i).objects
     assert any(plain.description(i).background for i in range(200))
 
 
-def test_description_is_what_the_caption_claims():
+def test_description_matches_caption():
     source = ShapesSource(0, "train", 16, 300)
     for i in range(300):
         assert parse_caption(source[i].captions[0]) == source.description(i)
 
 
-def test_it_is_a_source_for_grain():
+def test_works_with_grain():
     source = ShapesSource(0, "train", 16, 40)
     assert isinstance(source, grain.sources.RandomAccessDataSource)
     batches = list(grain.MapDataset.source(source).map(lambda example: example.image).batch(8))
@@ -75,20 +75,22 @@ def test_it_is_a_source_for_grain():
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(source))[7].image, source[7].image)
 
 
-def test_its_repr_tells_all_of_it():
+def test_repr():
     source = ShapesSource(3, "held_out", 64, 7)
-    assert repr(source) == ("ShapesSource(seed=3, split='held_out', resolution=64, num_examples=7, bits=8, transparent=False)")
+    assert repr(source) == (
+        "ShapesSource(seed=3, split='held_out', resolution=64, num_examples=7, bits=8, transparent=False)"
+    )
     assert len(source) == 7
     assert "resolution=32×48," in repr(ShapesSource(3, "held_out", (32, 48), 7))
 
 
-def test_indices_may_be_numpy_integers():
+def test_numpy_index():
     source = ShapesSource(0, "train", 16, 10)
     assert source.scene(np.int64(3)) == source.scene(3)
 
 
 @pytest.mark.parametrize("index", [-1, 10])
-def test_indices_outside_are_errors(index):
+def test_index_out_of_range(index):
     with pytest.raises(IndexError, match=rf"index {index} is outside \[0, 10\)"):
         ShapesSource(0, "train", 16, 10)[index]
 
@@ -96,17 +98,17 @@ def test_indices_outside_are_errors(index):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"split": "test"}, "split 'test' is none of train, validation, held_out"),
+        ({"split": "test"}, "split 'test'.*train, validation, held_out"),
         ({"resolution": 4}, "resolution 4 "),
-        ({"resolution": (16, 4)}, r"resolution 16×4 is not a whole number in \[8, 4096\]"),
-        ({"resolution": (16, 16, 3)}, r"resolution \(16, 16, 3\) is not a whole number, .* nor a pair"),
+        ({"resolution": (16, 4)}, r"resolution 16×4 is not an integer in \[8, 4096\]"),
+        ({"resolution": (16, 16, 3)}, r"resolution \(16, 16, 3\)"),
         ({"bits": 12}, "bits 12 is not known: choose 8 or 16"),
-        ({"resolution": 64.0}, "resolution 64.0 is not a whole number"),
-        ({"size": 0}, "size 0 "),
-        ({"size": 1e3}, "size 1000.0 is not a whole number"),
+        ({"resolution": 64.0}, "resolution 64.0"),
+        ({"num_examples": 0}, "num_examples 0 "),
+        ({"num_examples": 1e3}, "num_examples 1000.0 "),
         ({"seed": -1}, "seed -1 "),
     ],
 )
-def test_wrong_arguments_are_named(wrong, message):
+def test_invalid_arguments_raise(wrong, message):
     with pytest.raises(ValueError, match=message):
-        ShapesSource(**({"seed": 0, "split": "train", "resolution": 64, "size": 10} | wrong))
+        ShapesSource(**({"seed": 0, "split": "train", "resolution": 64, "num_examples": 10} | wrong))
