@@ -1,7 +1,4 @@
-"""What an image is, outside the networks: its size, as configs give it, and whole numbers of 8 or 16 bits.
-
-Inside, images are float32 in [-1, 1].
-"""
+"""Sizes and dtypes of images: integers of 8 or 16 bits in files and data, float32 in [-1, 1] in networks."""
 
 from __future__ import annotations
 
@@ -16,61 +13,66 @@ import numpy as np
 from imagen_jax.errors import ConfigError
 
 Size = tuple[int, int]  # (height, width)
-DTYPES: dict[int, np.dtype] = {8: np.dtype(np.uint8), 16: np.dtype(np.uint16)}  # by bits
+IMAGE_DTYPES: dict[int, np.dtype] = {8: np.dtype(np.uint8), 16: np.dtype(np.uint16)}  # by bits per channel
 
 
-def size_of(value: Any, name: str) -> Size:
-    """(height, width) of what a config says: a pair, or one number for a square.
+def parse_size(value: Any, name: str) -> Size:
+    """Returns (height, width) from a config's value: a pair, or one integer for a square.
 
-    Raises UsageError, which begins with the name, for anything else.
+    Args:
+        value: the value.
+        name: its name in error messages.
+
+    Raises:
+        ConfigError: the value is neither an integer nor a pair of integers.
     """
     sides = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     if len(sides) not in (1, 2) or not all(isinstance(side, SupportsIndex) for side in sides):
-        raise ConfigError(f"{name} {value!r} is not a whole number, for a square, nor a pair (height, width) of them")
+        raise ConfigError(f"{name} {value!r} is not an integer, for a square, or a pair (height, width) of integers")
     return operator.index(sides[0]), operator.index(sides[-1])
 
 
-def said(size: Size) -> str:
-    """A size in messages: "64" of a square, "48×64" of any other."""
+def format_size(size: Size) -> str:
+    """Returns a size for messages: "64" for a square, "48×64" otherwise."""
     height, width = size
     return f"{height}" if height == width else f"{height}×{width}"
 
 
-def in_pixels(size: Size) -> str:
-    """The size of a picture in messages: "64×64"."""
+def format_height_width(size: Size) -> str:
+    """Returns a size for messages, always with both sides: "64×64"."""
     return "×".join(map(str, size))
 
 
-def scaled(part: Sequence[int], before: Size, after: Size) -> Size:
-    """The (height, width) that a part of an image has once the whole has come from one size to another."""
+def scale_size(part: Sequence[int], before: Size, after: Size) -> Size:
+    """Returns the (height, width) of a part of an image after the full image is resized from `before` to `after`."""
     height, width = (side * new // old for side, old, new in zip(part, before, after, strict=True))
     return height, width
 
 
-def dtype_of(bits: Any, name: str) -> np.dtype:
-    """The type of images of so many bits a channel. Raises UsageError, which begins with the name."""
-    if bits not in DTYPES:
+def image_dtype(bits: Any, name: str) -> np.dtype:
+    """Returns the dtype of images with 8 or 16 bits per channel. Raises ConfigError, which starts with the name."""
+    if bits not in IMAGE_DTYPES:
         raise ConfigError(f"{name} {bits!r} is not known: choose 8 or 16")
-    return DTYPES[bits]
+    return IMAGE_DTYPES[bits]
 
 
 def to_float(images: jax.Array) -> jax.Array:
-    """Images of 8 or 16 bits as float32 in [-1, 1]."""
+    """Returns uint8 or uint16 images as float32 in [-1, 1], of the same shape."""
     return images.astype(jnp.float32) / (jnp.iinfo(images.dtype).max / 2) - 1.0
 
 
-def to_whole(images: np.ndarray | jax.Array, dtype: np.dtype) -> jax.Array:
-    """Images in [-1, 1] as whole numbers of one of the DTYPES, clipped and rounded."""
+def to_uint(images: np.ndarray | jax.Array, dtype: np.dtype) -> jax.Array:
+    """Returns images in [-1, 1] as uint8 or uint16, clipped and rounded, of the same shape."""
     highest = np.iinfo(dtype).max
     return jnp.clip(jnp.round((jnp.asarray(images) + 1.0) * (highest / 2)), 0, highest).astype(dtype)
 
 
-def to_8_bits(images: np.ndarray) -> np.ndarray:
-    """Images of 8 or 16 bits as uint8, rounded, for what shows or judges them."""
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Returns uint8 or uint16 images as uint8, rounded, of the same shape."""
     return images if images.dtype == np.uint8 else np.round(images / 257.0).astype(np.uint8)
 
 
-def composite(images: np.ndarray, ground: np.ndarray | int) -> np.ndarray:
-    """RGBA images, uint8 [..., 4], over a ground that broadcasts to [..., 3]: uint8 [..., 3]."""
-    cover = images[..., 3:] / 255.0
-    return np.round(images[..., :3] * cover + ground * (1 - cover)).astype(np.uint8)
+def alpha_composite(images: np.ndarray, background: np.ndarray | int) -> np.ndarray:
+    """Returns RGBA images, uint8 [..., 4], over a background that broadcasts to [..., 3], as uint8 [..., 3]."""
+    alpha = images[..., 3:] / 255.0
+    return np.round(images[..., :3] * alpha + background * (1 - alpha)).astype(np.uint8)

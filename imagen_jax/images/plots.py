@@ -1,4 +1,4 @@
-"""Every figure of numbers that the project draws: curves of a training run, diagnostics of a cascade."""
+"""Plots: loss curves, and diagnostics of a training run or a cascade."""
 
 from __future__ import annotations
 
@@ -14,62 +14,69 @@ from matplotlib.figure import Figure
 
 from imagen_jax.images.grid import save_png
 
-PANEL = (5.5, 3.6)  # inches
-DPI = 110
-NOISE = "validation_loss_at_noise/"
-DRIFT = "color_drift/"
-_OLD_PREFIXES = {"held_out_loss_at_noise/": NOISE, "colour_drift/": DRIFT}  # of metrics written before version 1
-COLOURS = {"red": "tab:red", "green": "tab:green", "blue": "tab:blue", "gray": "tab:gray", "rms": "black"}
-# Of a run's curves of losses by noise, as many are drawn as can be told apart.
-CURVES = 6
+_PANEL_SIZE = (5.5, 3.6)  # inches
+_DPI = 110
+_LOSS_PREFIX = "validation_loss_at_noise/"
+_COLOR_DRIFT_PREFIX = "color_drift/"
+# prefixes of metrics written before version 1
+_OLD_PREFIXES = {"held_out_loss_at_noise/": _LOSS_PREFIX, "colour_drift/": _COLOR_DRIFT_PREFIX}
+_COLORS = {"red": "tab:red", "green": "tab:green", "blue": "tab:blue", "gray": "tab:gray", "rms": "black"}
+# Loss-by-noise curves per plot, as many as can be told apart.
+MAX_CURVES = 6
 
 
-def panels(count: int, title: str) -> tuple[Figure, list[Axes]]:
-    """A figure of 1 panel, or of rows of two."""
+def _make_figure(count: int, title: str) -> tuple[Figure, list[Axes]]:
+    """Returns a figure and its axes: one panel, or rows of two."""
     rows, columns = max(count // 2, 1), min(count, 2)
-    # without pyplot, which looks for a screen and keeps figures
-    figure = Figure(figsize=(columns * PANEL[0], rows * PANEL[1]), dpi=DPI, layout="constrained")
+    # without pyplot, which looks for a display and keeps figures
+    figure = Figure(figsize=(columns * _PANEL_SIZE[0], rows * _PANEL_SIZE[1]), dpi=_DPI, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     figure.suptitle(title)
     return figure, list(axes.flat)
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """The figure as a PNG."""
+def _save_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure as a PNG file."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     save_png(np.asarray(canvas.buffer_rgba())[..., :3], path)
 
 
-def finish(axes: Axes, **labels: Any) -> None:
-    """Labels, a grid, and a legend if anything has a name."""
+def _finish_axes(axes: Axes, **labels: Any) -> None:
+    """Adds labels, a grid, and a legend if any curve has a label."""
     axes.set(**labels)
     axes.grid(alpha=0.3, which="both")
     if axes.get_legend_handles_labels()[1]:
         axes.legend(fontsize="small")
 
 
-def series(metrics: Sequence[Mapping[str, float]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, values) of a metric, of the lines that have it."""
-    found = [(line["step"], line[name]) for line in metrics if name in line]
-    return np.array([step for step, _ in found]), np.array([value for _, value in found])
+def _series(metrics: Sequence[Mapping[str, float]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (steps, values) of a metric, from the lines that contain it."""
+    points = [(line["step"], line[name]) for line in metrics if name in line]
+    return np.array([step for step, _ in points]), np.array([value for _, value in points])
 
 
-def named(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The values whose name begins with a prefix, by what follows it."""
+def _by_suffix(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Returns the values whose name starts with a prefix, by the rest of the name."""
     return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
 
 
-def draw_loss(metrics: Sequence[Mapping[str, float]], title: str, path: Path) -> None:
-    """The training loss over the steps: as measured, and smoothed."""
-    steps, losses = series(metrics, "loss")
+def plot_loss(metrics: Sequence[Mapping[str, float]], title: str, path: Path) -> None:
+    """Plots the training loss over steps, raw and smoothed, to a PNG file.
+
+    Args:
+        metrics: lines of metrics with `step` and, some, `loss`.
+        title: title of the figure.
+        path: the file to write.
+    """
+    steps, losses = _series(metrics, "loss")
     window = max(1, len(losses) // 30)
     smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
-    figure, (axes,) = panels(1, f"{title}: training loss")
+    figure, (axes,) = _make_figure(1, f"{title}: training loss")
     axes.plot(steps, losses, color="tab:blue", alpha=0.3, label="loss")
     axes.plot(steps[window - 1 :], smooth, color="tab:blue", label=f"mean of {window}")
-    finish(axes, xlabel="step", ylabel="loss", yscale="log")
-    save_figure(figure, path)
+    _finish_axes(axes, xlabel="step", ylabel="loss", yscale="log")
+    _save_figure(figure, path)
 
 
 def _rename_old_metrics(line: Mapping[str, float]) -> dict[str, float]:
@@ -79,62 +86,79 @@ def _rename_old_metrics(line: Mapping[str, float]) -> dict[str, float]:
     return dict(line)
 
 
-def draw_run_diagnostics(metrics: Sequence[Mapping[str, float]], title: str, path: Path) -> None:
-    """What was measured at the previews of a stage: held-out losses by noise, and how its pictures changed."""
+def plot_run_diagnostics(metrics: Sequence[Mapping[str, float]], title: str, path: Path) -> None:
+    """Plots the metrics of a stage's previews to a PNG file: validation loss by noise level, and image statistics.
+
+    Args:
+        metrics: lines of metrics; those with `saturation` are previews.
+        title: title of the figure.
+        path: the file to write.
+    """
     metrics = [_rename_old_metrics(line) for line in metrics]
     lines = [line for line in metrics if "saturation" in line]
     is_super_resolution = any("consistency_db" in line for line in lines)
-    figure, axes = panels(4 if is_super_resolution else 2, f"{title}: diagnostics of the EMA weights")
-    shown = [lines[i] for i in np.unique(np.linspace(0, len(lines) - 1, CURVES).round().astype(int))]
-    colours = colormaps["viridis"](np.linspace(0.9, 0, len(shown)))
-    for line, colour in zip(shown, colours, strict=True):
-        plot_by_noise(axes[0], line, f"step {line['step']}", color=colour)
-    finish(axes[0], title="held-out loss by noise level", xlabel="noise level", ylabel="loss", yscale="log")
-    for name, label in (("saturation", "drawn"), ("saturation_real", "real pictures")):
-        axes[1].plot(*series(lines, name), "--" if "real" in name else ".-", label=label)
-    finish(axes[1], title="saturation", xlabel="step", ylabel="share of values at 0 or 255")
+    figure, axes = _make_figure(4 if is_super_resolution else 2, f"{title}: diagnostics of the EMA weights")
+    selected = [lines[i] for i in np.unique(np.linspace(0, len(lines) - 1, MAX_CURVES).round().astype(int))]
+    colors = colormaps["viridis"](np.linspace(0.9, 0, len(selected)))
+    for line, color in zip(selected, colors, strict=True):
+        _plot_loss_by_noise(axes[0], line, f"step {line['step']}", color=color)
+    _finish_axes(axes[0], title="validation loss by noise level", xlabel="noise level", ylabel="loss", yscale="log")
+    for name, label in (("saturation", "samples"), ("saturation_real", "real images")):
+        axes[1].plot(*_series(lines, name), "--" if "real" in name else ".-", label=label)
+    _finish_axes(axes[1], title="saturation", xlabel="step", ylabel="fraction of values at 0 or 255")
     if is_super_resolution:
-        axes[2].plot(*series(lines, "consistency_db"), ".-")
-        finish(axes[2], title="consistency with the low-resolution input", xlabel="step", ylabel="PSNR in dB")
-        for channel in named(lines[-1], DRIFT):
-            axes[3].plot(*series(lines, DRIFT + channel), ".-", color=COLOURS.get(channel), label=channel)
-        finish(axes[3], title="drift of the mean colour", xlabel="step", ylabel="steps of 1/255")
-    save_figure(figure, path)
+        axes[2].plot(*_series(lines, "consistency_db"), ".-")
+        _finish_axes(axes[2], title="consistency with the low-resolution input", xlabel="step", ylabel="PSNR in dB")
+        for channel in _by_suffix(lines[-1], _COLOR_DRIFT_PREFIX):
+            axes[3].plot(
+                *_series(lines, _COLOR_DRIFT_PREFIX + channel), ".-", color=_COLORS.get(channel), label=channel
+            )
+        _finish_axes(axes[3], title="drift of the mean color", xlabel="step", ylabel="steps of 1/255")
+    _save_figure(figure, path)
 
 
-def plot_by_noise(axes: Axes, values: Mapping[str, float], label: str, **style: Any) -> None:
-    """Held-out losses over the noise level."""
-    losses = named(values, NOISE)
+def _plot_loss_by_noise(axes: Axes, values: Mapping[str, float], label: str, **style: Any) -> None:
+    """Plots validation losses over the noise level."""
+    losses = _by_suffix(values, _LOSS_PREFIX)
     axes.plot([float(level) for level in losses], list(losses.values()), ".-", label=label, **style)
 
 
-def draw_cascade_diagnostics(stages: Mapping[str, Mapping[str, float]], path: Path) -> None:
-    """What was measured of each stage of a cascade, by its name, base first."""
-    larger = {name: values for name, values in stages.items() if "consistency_db" in values}
-    figure, axes = panels(4 if larger else 2, "diagnostics of the cascade")
+def plot_cascade_diagnostics(stages: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """Plots the metrics of each stage of a cascade to a PNG file.
+
+    Args:
+        stages: metrics by name of the stage, base first.
+        path: the file to write.
+    """
+    sr_stages = {name: values for name, values in stages.items() if "consistency_db" in values}
+    figure, axes = _make_figure(4 if sr_stages else 2, "diagnostics of the cascade")
     for name, values in stages.items():
-        plot_by_noise(axes[0], values, name)
-    finish(axes[0], title="held-out loss by noise level", xlabel="noise level", ylabel="loss", yscale="log")
-    saturations = {"drawn": "saturation", "real pictures": "saturation_real"}
-    bars(axes[1], {name: {label: v[key] for label, key in saturations.items()} for name, v in stages.items()})
-    finish(axes[1], title="saturation", ylabel="share of values at 0 or 255")
-    if larger:
-        bars(axes[2], {name: {"": values["consistency_db"]} for name, values in larger.items()})
-        finish(axes[2], title="consistency with the low-resolution input", ylabel="PSNR in dB")
-        bars(axes[3], {name: named(values, DRIFT) for name, values in larger.items()}, COLOURS)
+        _plot_loss_by_noise(axes[0], values, name)
+    _finish_axes(axes[0], title="validation loss by noise level", xlabel="noise level", ylabel="loss", yscale="log")
+    saturations = {"samples": "saturation", "real images": "saturation_real"}
+    _grouped_bars(axes[1], {name: {label: v[key] for label, key in saturations.items()} for name, v in stages.items()})
+    _finish_axes(axes[1], title="saturation", ylabel="fraction of values at 0 or 255")
+    if sr_stages:
+        _grouped_bars(axes[2], {name: {"": values["consistency_db"]} for name, values in sr_stages.items()})
+        _finish_axes(axes[2], title="consistency with the low-resolution input", ylabel="PSNR in dB")
+        _grouped_bars(
+            axes[3], {name: _by_suffix(values, _COLOR_DRIFT_PREFIX) for name, values in sr_stages.items()}, _COLORS
+        )
         axes[3].axhline(0, color="black", linewidth=0.8)
-        finish(axes[3], title="drift of the mean colour", ylabel="steps of 1/255")
-    save_figure(figure, path)
+        _finish_axes(axes[3], title="drift of the mean color", ylabel="steps of 1/255")
+    _save_figure(figure, path)
 
 
-def bars(axes: Axes, groups: Mapping[str, Mapping[str, float]], colours: Mapping[str, str] | None = None) -> None:
-    """A group of bars side by side for each name, with their values written on them."""
+def _grouped_bars(
+    axes: Axes, groups: Mapping[str, Mapping[str, float]], colors: Mapping[str, str] | None = None
+) -> None:
+    """Plots a group of bars for each name, labeled with their values."""
     labels = list(next(iter(groups.values())))
     width = 0.8 / len(labels)
-    for place, label in enumerate(labels):
-        left = np.arange(len(groups)) + (place - (len(labels) - 1) / 2) * width
+    for index, label in enumerate(labels):
+        left = np.arange(len(groups)) + (index - (len(labels) - 1) / 2) * width
         heights = [group[label] for group in groups.values()]
-        drawn = axes.bar(left, heights, width, label=label or None, color=colours and colours.get(label))
-        axes.bar_label(drawn, fmt="%.3g", fontsize="small", padding=2)
+        container = axes.bar(left, heights, width, label=label or None, color=colors and colors.get(label))
+        axes.bar_label(container, fmt="%.3g", fontsize="small", padding=2)
     axes.margins(x=0.3 / len(groups), y=0.15)
     axes.set_xticks(np.arange(len(groups)), list(groups))

@@ -1,4 +1,4 @@
-"""PNG files (W3C, Portable Network Graphics), of 16 bits a channel too, which Pillow writes of gray pictures alone."""
+"""PNG encoder (W3C, Portable Network Graphics) for 8 and 16 bits per channel; Pillow writes 16 bits of gray only."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import zlib
 
 import numpy as np
 
-COLOUR_TYPES = {1: 0, 3: 2, 4: 6}  # by channels: gray, RGB, RGBA
+_COLOR_TYPES = {1: 0, 3: 2, 4: 6}  # by number of channels: gray, RGB, RGBA
 
 
 def encode(image: np.ndarray) -> bytes:
-    """A picture, uint8 or uint16 [H, W, C] with C = 1, 3 or 4, as the bytes of a PNG file."""
+    """Returns an image, uint8 or uint16 [H, W, C] with C = 1, 3 or 4, as the bytes of a PNG file."""
     height, width, channels = image.shape
-    header = struct.pack(">IIBBBBB", width, height, image.itemsize * 8, COLOUR_TYPES[channels], 0, 0, 0)
-    # each row begins with the number of its filter, 0: none; numbers are big-endian
+    header = struct.pack(">IIBBBBB", width, height, image.itemsize * 8, _COLOR_TYPES[channels], 0, 0, 0)
+    # each row begins with its filter type, 0 for none; samples are big-endian
     rows = image.astype(image.dtype.newbyteorder(">")).reshape(height, -1).view(np.uint8)
     data = zlib.compress(np.pad(rows, ((0, 0), (1, 0))).tobytes())
     return b"\x89PNG\r\n\x1a\n" + b"".join(map(_chunk, (b"IHDR", b"IDAT", b"IEND"), (header, data, b"")))

@@ -1,4 +1,4 @@
-"""Files that are complete or absent, checksums, and local or remote storage.
+"""Atomic file writes, checksums, and local or remote storage.
 
-What is in a file is decided by its owner.
+The contents of files are defined by their owners.
 """

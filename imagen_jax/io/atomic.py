@@ -1,6 +1,6 @@
-"""Files that are there whole or not at all, whenever the process is killed or the power goes, and JSON read with care.
+"""Atomic file writes that survive kills and power loss, and limited JSON reads.
 
-A file is written under another name and put in place by a rename, once its contents are on the disk.
+A file is written under a temporary name, synced to disk, and renamed.
 """
 
 from __future__ import annotations
@@ -11,55 +11,55 @@ import os
 from pathlib import Path
 from typing import Any
 
-MAX_JSON = 2**28  # bytes of a file that is read as a whole
+_MAX_JSON_BYTES = 2**28
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file, and makes its folder if that is not there. If it cannot be written, nothing is left of it."""
+def atomic_write(path: Path, data: bytes) -> None:
+    """Writes a file atomically, and creates its folder. Raises OSError and leaves no partial file if that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = unfinished_of(path)
+    temporary = temp_path(path)
     try:
-        unfinished.write_bytes(data)
-        put_in_place(unfinished, path)
+        temporary.write_bytes(data)
+        commit(temporary, path)
     except OSError:
-        unfinished.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a value as a JSON file that people can read; characters other than ASCII are escaped."""
-    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
+    """Writes a value as an indented ASCII JSON file, atomically. Raises OSError."""
+    atomic_write(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file.
+    """Returns the value of a JSON file.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is not JSON, is longer than MAX_JSON, or nested deeper than Python's stack.
+        OSError: the file cannot be read.
+        ValueError: it is not JSON, is larger than 256 MiB, or is nested too deeply.
     """
-    if path.stat().st_size > MAX_JSON:
-        raise ValueError(f"it is longer than {MAX_JSON:,} bytes")
+    if path.stat().st_size > _MAX_JSON_BYTES:
+        raise ValueError(f"it is larger than {_MAX_JSON_BYTES:,} bytes")
     try:
         return json.loads(path.read_bytes())
     except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
+        raise ValueError("it is nested too deeply") from error
 
 
-def unfinished_of(path: Path) -> Path:
-    """What a file is called until it is whole."""
+def temp_path(path: Path) -> Path:
+    """Returns the temporary path of a file until it is committed."""
     return path.with_name(f".{path.name}.unfinished")
 
 
-def put_in_place(unfinished: Path, path: Path) -> None:
-    """Gives a file its name, once its contents are on the disk, and then the name too."""
-    sync(unfinished)
-    os.replace(unfinished, path)
-    sync(path.parent)
+def commit(temporary: Path, path: Path) -> None:
+    """Renames a temporary file after syncing its contents to disk, then syncs the folder. Raises OSError."""
+    _fsync(temporary)
+    os.replace(temporary, path)
+    _fsync(path.parent)
 
 
-def sync(path: Path) -> None:
-    """Returns when a file, or the names in a folder, are on the disk."""
+def _fsync(path: Path) -> None:
+    """Syncs a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -67,7 +67,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
+def sha256_file(path: Path) -> str:
+    """Returns the SHA-256 of a file in hexadecimal. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,6 @@
-"""Checksums of a folder's files, in a file of it that ``sha256sum --check`` reads too.
+"""Checksums of a folder's files, in a manifest that `sha256sum --check` can read.
 
-Every byte of that file counts: a name in it that was altered is of no file, and leaves a file that is not listed.
+Damage to the manifest itself is detected: an altered name refers to a missing file and leaves another one unlisted.
 """
 
 from __future__ import annotations
@@ -11,89 +11,96 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from imagen_jax.io.atomic import file_hash
+from imagen_jax.io.atomic import sha256_file
 
 MANIFEST = "SHA256SUMS"
-LINE = re.compile(r"([0-9a-f]{64})  (.+)")
-# hashing lets go of Python's lock, so that files are read and hashed beside each other
-THREADS = min(8, os.cpu_count() or 1)
+_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
+# hashing releases the GIL, so that files are hashed in parallel
+_THREADS = min(8, os.cpu_count() or 1)
 
 
-def files_below(folder: Path) -> list[str]:
-    """The paths of a folder's files, relative to it, in order; the manifest is none of them."""
-    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
-    return sorted(name for name in found if not name.startswith(MANIFEST))
+def list_files(folder: Path) -> list[str]:
+    """Returns the sorted paths of a folder's files, relative to it, without manifests."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    return sorted(name for name in names if not name.startswith(MANIFEST))
 
 
-def checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """The SHA-256 of files of a folder, in hexadecimal digits; of a file that cannot be read, why not."""
+def _checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Returns the SHA-256 of a folder's files by name, in hexadecimal; for unreadable files, the error."""
 
     def checksum(name: str) -> str:
         try:
-            return file_hash(folder / name)
+            return sha256_file(folder / name)
         except OSError as error:
             return str(error.strerror)
 
     names = list(names)
-    with ThreadPoolExecutor(THREADS) as threads:
+    with ThreadPoolExecutor(_THREADS) as threads:
         return dict(zip(names, threads.map(checksum, names), strict=True))
 
 
-def write_sums(file: Path, sums: dict[str, str]) -> None:
-    """Writes checksums to a file, and makes sure that they are on the disk."""
-    with file.open("w") as opened:
-        opened.writelines(f"{sum_}  {name}\n" for name, sum_ in sums.items())
-        opened.flush()
-        os.fsync(opened.fileno())
+def _write_sums(file: Path, sums: dict[str, str]) -> None:
+    """Writes checksums to a file and syncs it to disk."""
+    with file.open("w") as stream:
+        stream.writelines(f"{checksum}  {name}\n" for name, checksum in sums.items())
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
-def write_share(folder: Path, share: int, names: Iterable[str]) -> None:
-    """Writes the checksums of some of a folder's files; ``join_shares`` makes the manifest of all shares."""
-    write_sums(folder / f"{MANIFEST}.{share}", checksums(folder, names))
+def write_shard(folder: Path, shard: int, names: Iterable[str]) -> None:
+    """Writes the checksums of some of a folder's files; `merge_shards` makes the manifest. Raises OSError."""
+    _write_sums(folder / f"{MANIFEST}.{shard}", _checksums(folder, names))
 
 
-def join_shares(folder: Path, count: int) -> None:
-    """Makes the manifest of the checksums that were written in ``count`` shares."""
-    shares = [folder / f"{MANIFEST}.{share}" for share in range(count)]
-    write_sums(folder / MANIFEST, {name: sum_ for share in shares for name, sum_ in read_sums(share).items()})
-    for share in shares:
-        share.unlink()
+def merge_shards(folder: Path, count: int) -> None:
+    """Merges the checksums of `count` shards into the manifest. Raises OSError."""
+    shards = [folder / f"{MANIFEST}.{shard}" for shard in range(count)]
+    sums: dict[str, str] = {}
+    for shard in shards:
+        sums |= _read_sums(shard)
+    _write_sums(folder / MANIFEST, sums)
+    for shard in shards:
+        shard.unlink()
 
 
-def read_sums(file: Path) -> dict[str, str]:
-    """File names → checksums of a manifest.
+def _read_sums(file: Path) -> dict[str, str]:
+    """Returns the checksums of a manifest by file name.
 
     Raises:
-        ValueError: a line that is none of a manifest's.
-        OSError: it cannot be read.
+        ValueError: a line is malformed.
+        OSError: the file cannot be read.
     """
     sums = {}
     for number, line in enumerate(file.read_text().split("\n")[:-1], 1):
-        parts = LINE.fullmatch(line)
-        if not parts:
-            raise ValueError(f"line {number} of {file.name} is none of a manifest's")
-        sums[parts[2]] = parts[1]
+        match = _LINE.fullmatch(line)
+        if not match:
+            raise ValueError(f"line {number} of {file.name} is malformed")
+        sums[match[2]] = match[1]
     return sums
 
 
-def damage(folder: Path, wanted: Callable[[str], bool], share: int = 0, shares: int = 1) -> list[str]:
-    """What is wrong with those files of a folder that are wanted: each file named, and how it differs. [] if nothing.
+def verify(folder: Path, included: Callable[[str], bool], shard: int = 0, num_shards: int = 1) -> list[str]:
+    """Checks files of a folder against its manifest.
 
     Args:
-        folder: with a manifest.
-        wanted: of a file's path in the folder, whether it is checked.
-        share: which part of the work to do, of ``shares``: every file is read in one of them.
+        folder: a folder with a manifest.
+        included: whether to check a file, by its path in the folder.
+        shard: the shard of the work to do; each file is read in one shard.
+        num_shards: number of shards.
+
+    Returns:
+        A message for each file that is missing, unlisted or different, and for a damaged manifest.
     """
     try:
-        sums = {name: sum_ for name, sum_ in read_sums(folder / MANIFEST).items() if wanted(name)}
+        sums = {name: checksum for name, checksum in _read_sums(folder / MANIFEST).items() if included(name)}
     except FileNotFoundError:
         return [f"{MANIFEST} is missing"]
     except (ValueError, OSError) as error:
         return [f"{MANIFEST} is damaged ({error})"]
-    there = {name for name in files_below(folder) if wanted(name)}
-    missing = [f"{name} is missing" for name in sorted(sums.keys() - there)]
-    surplus = [f"{name} is not in {MANIFEST}" for name in sorted(there - sums.keys())]
-    by_size = sorted(sums.keys() & there, key=lambda name: ((folder / name).stat().st_size, name))
-    found = checksums(folder, by_size[share::shares])
-    other = [f"{name} is not what was written" for name, sum_ in sorted(found.items()) if sum_ != sums[name]]
-    return missing + surplus + other
+    existing = {name for name in list_files(folder) if included(name)}
+    missing = [f"{name} is missing" for name in sorted(sums.keys() - existing)]
+    unlisted = [f"{name} is not in {MANIFEST}" for name in sorted(existing - sums.keys())]
+    by_size = sorted(sums.keys() & existing, key=lambda name: ((folder / name).stat().st_size, name))
+    actual = _checksums(folder, by_size[shard::num_shards])
+    different = [f"{name} differs from its checksum" for name, value in sorted(actual.items()) if value != sums[name]]
+    return missing + unlisted + different

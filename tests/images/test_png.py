@@ -9,25 +9,25 @@ from imagen_jax.images import png
 from imagen_jax.images.grid import save_png
 
 
-def some_image(channels, height=5, width=7):
+def random_image(channels, height=5, width=7):
     return np.random.default_rng(0).integers(0, 65536, (height, width, channels), np.uint16)
 
 
-def decoded(data):
-    """The numbers of a PNG file whose rows are not filtered, read by the letter of the standard."""
+def decode(data):
+    """Returns the samples of a PNG file without row filters, decoded according to the standard."""
     assert data[:8] == bytes([137, 80, 78, 71, 13, 10, 26, 10])
-    chunks, place = [], 8
-    while place < len(data):
-        length = int.from_bytes(data[place : place + 4], "big")
-        kind, body = data[place + 4 : place + 8], data[place + 8 : place + 8 + length]
-        assert int.from_bytes(data[place + 8 + length : place + 12 + length], "big") == zlib.crc32(kind + body)
+    chunks, offset = [], 8
+    while offset < len(data):
+        length = int.from_bytes(data[offset : offset + 4], "big")
+        kind, body = data[offset + 4 : offset + 8], data[offset + 8 : offset + 8 + length]
+        assert int.from_bytes(data[offset + 8 + length : offset + 12 + length], "big") == zlib.crc32(kind + body)
         chunks.append((kind, body))
-        place += 12 + length
+        offset += 12 + length
     (first, header), *middle, last = chunks
     assert (first, last) == (b"IHDR", (b"IEND", b""))
-    width, height, bits, colour, *rest = struct.unpack(">IIBBBBB", header)
+    width, height, bits, color_type, *rest = struct.unpack(">IIBBBBB", header)
     assert (bits, rest) == (16, [0, 0, 0])
-    channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
+    channels = {0: 1, 2: 3, 4: 2, 6: 4}[color_type]
     pixels = zlib.decompress(b"".join(body for kind, body in middle if kind == b"IDAT"))
     rows = [pixels[row * (1 + 2 * width * channels) :][: 1 + 2 * width * channels] for row in range(height)]
     assert len(pixels) == sum(map(len, rows))
@@ -36,15 +36,15 @@ def decoded(data):
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_every_bit_is_in_the_file(channels):
-    image = some_image(channels)
-    np.testing.assert_array_equal(decoded(png.encode(image)), image)
+def test_encode_is_lossless(channels):
+    image = random_image(channels)
+    np.testing.assert_array_equal(decode(png.encode(image)), image)
 
 
 @pytest.mark.parametrize("channels, mode", [(1, "I;16"), (3, "RGB"), (4, "RGBA")])
-def test_others_read_the_file(tmp_path, channels, mode):
-    """Pillow has room for 16 bits of gray, and for the upper 8 of colours."""
-    image = some_image(channels)
+def test_pillow_reads_the_file(tmp_path, channels, mode):
+    """Pillow reads 16 bits of gray, and the upper 8 bits of color."""
+    image = random_image(channels)
     save_png(image, tmp_path / "image.png")
     with Image.open(tmp_path / "image.png") as read:
         assert (read.format, read.mode) == ("PNG", mode)
@@ -52,8 +52,8 @@ def test_others_read_the_file(tmp_path, channels, mode):
     np.testing.assert_array_equal(pixels, image if channels == 1 else image >> 8)
 
 
-def test_two_channels_are_kept_side_by_side(tmp_path):
-    image = some_image(2)
+def test_two_channels_side_by_side(tmp_path):
+    image = random_image(2)
     save_png(image, tmp_path / "image.png")
-    found = decoded((tmp_path / "image.png").read_bytes())
-    np.testing.assert_array_equal(found, np.concatenate([image[..., :1], image[..., 1:]], axis=1))
+    samples = decode((tmp_path / "image.png").read_bytes())
+    np.testing.assert_array_equal(samples, np.concatenate([image[..., :1], image[..., 1:]], axis=1))
