@@ -1,7 +1,6 @@
-"""What ours is held against: diffusers and transformers, which need torch. Run by hand.
+"""Reference values from diffusers and transformers, which need torch. Run manually.
 
-`make goldens` writes what the tests compare with; `make parity` compares with the installed libraries live, and says
-what it compared.
+`make goldens` writes the values that tests compare with; `make parity` compares with the installed libraries directly.
 """
 
 import argparse
@@ -15,7 +14,7 @@ LIBRARIES = ("diffusers", "transformers", "torch", "jax")
 
 
 def compare():
-    """Whether all that was compared is within its tolerance."""
+    """Prints all differences, and returns whether they are within their tolerances."""
     print(", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES))
     passed = [part.compare() for part in (samplers, t5)]
     print("all passed" if all(passed) else "FAILED")

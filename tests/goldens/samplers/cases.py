@@ -1,7 +1,7 @@
-"""What our samplers, weights and grids and those of diffusers are both given: cases, noise, a denoiser, discrete times.
+"""Inputs shared by our samplers and those of diffusers: cases, noise, a denoiser, and discrete times.
 
-diffusers' times are the 1000 of a discrete process; ours are continuous. So that the very same formulas are compared,
-ours walk here down a schedule that has diffusers' alphas_cumprod as its values, over diffusers' own times.
+diffusers has the 1000 times of a discrete process; ours are continuous. To compare the same formulas, our samplers use
+a schedule with the values of diffusers' alphas_cumprod, and diffusers' own times.
 """
 
 import functools
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax.diffusion import guidance, samplers
-from imagen_jax.diffusion.process import PREDICTIONS, loss_weight
+from imagen_jax.diffusion.process import PREDICTION_TYPES, loss_weight
 from imagen_jax.diffusion.schedules import Schedule, cosine
 from imagen_jax.diffusion.timesteps import KARRAS_MAX, karras
 
@@ -21,12 +21,12 @@ BETAS = ("linear", "squaredcos_cap_v2")
 STEPS = (5, 20, 50, 250)
 TOLERANCE = 1e-4
 SHAPE = (2, 1, 2, 2)
-# That of a start and of every step. The stream of RandomState never changes.
+# Noise of the start and of every step. The stream of RandomState never changes.
 NOISE = np.random.RandomState(0).standard_normal((1 + max(STEPS), *SHAPE)).astype(np.float32)
 PERCENTILE = 95.0
 GAMMA = 5.0
-# A mixture of two Gaussians for each pixel, partly outside of [-1, 1], for thresholds to matter.
-WEIGHTS, CENTRES, WIDTH = (0.3, 0.7), (-1.6, 0.4), 0.3
+# A mixture of two Gaussians for each pixel, partly outside [-1, 1], so that thresholds have an effect.
+WEIGHTS, CENTERS, WIDTH = (0.3, 0.7), (-1.6, 0.4), 0.3
 
 THRESHOLDS = {
     "ddpm static": guidance.static_threshold,
@@ -34,8 +34,8 @@ THRESHOLDS = {
 }
 SAMPLERS = {
     "ddpm small": samplers.ddpm,
-    "ddpm large": functools.partial(samplers.ddpm, variance="large"),
-    "ddpm learned": functools.partial(samplers.ddpm, variance="learned"),
+    "ddpm large": functools.partial(samplers.ddpm, variance_type="large"),
+    "ddpm learned": functools.partial(samplers.ddpm, variance_type="learned"),
     "ddpm static": samplers.ddpm,
     "ddpm dynamic": samplers.ddpm,
     "ddim eta 0": samplers.ddim,
@@ -46,22 +46,22 @@ SAMPLERS = {
 
 
 def image(z, alpha, sigma, xp):
-    """E[x | z_t] under the mixture; xp is numpy or jax.numpy."""
+    """Returns E[x | z_t] under the mixture; xp is numpy or jax.numpy."""
     variance = (alpha * WIDTH) ** 2 + sigma**2
-    first, second = (z - alpha * centre for centre in CENTRES)
-    share = 1 / (1 + xp.exp((second**2 - first**2) / (2 * variance) + math.log(WEIGHTS[0] / WEIGHTS[1])))
+    first, second = (z - alpha * center for center in CENTERS)
+    responsibility = 1 / (1 + xp.exp((second**2 - first**2) / (2 * variance) + math.log(WEIGHTS[0] / WEIGHTS[1])))
     gain = alpha * WIDTH**2 / variance
-    return (1 - share) * (CENTRES[0] + gain * first) + share * (CENTRES[1] + gain * second)
+    return (1 - responsibility) * (CENTERS[0] + gain * first) + responsibility * (CENTERS[1] + gain * second)
 
 
 def variance_share(z, xp):
-    """What a network with a learned variance says of it, in [-1, 1]."""
+    """Returns the v of a network with learned variances, in [-1, 1]."""
     return xp.cos(3 * z)
 
 
 def timesteps(name, steps, alphas_cumprod):
-    """The indices into alphas_cumprod of each step, falling: "leading" ones of the one-step samplers, and for the
-    others evenly from the noise level at which Karras' grid begins."""
+    """Returns decreasing indices into alphas_cumprod: "leading" for ddpm and ddim, otherwise evenly spaced from the
+    noise level at which Karras' schedule begins."""
     if name.startswith("dd"):
         return np.arange(steps)[::-1] * (len(alphas_cumprod) // steps)
     last = np.flatnonzero(logsnr_of(alphas_cumprod) >= -2 * math.log(KARRAS_MAX))[-1]
@@ -74,7 +74,7 @@ def logsnr_of(alphas_cumprod):
 
 
 def discrete(table):
-    """The schedule whose logsnr at the times 0, 1/1000, ..., 1 is the table."""
+    """Returns the schedule whose logsnr at the times 0, 1/1000, ..., 1 is the table."""
     count = len(table) - 1
     return Schedule(
         "discrete",
@@ -85,44 +85,44 @@ def discrete(table):
 
 @functools.cache
 def program(name, steps):
-    """The compiled sampler, and the list that every z which the denoiser is asked about is added to."""
+    """Returns the compiled sampler, and the list to which it appends all inputs z of the denoiser."""
     threshold = THRESHOLDS.get(name, lambda x: x)
-    seen = []
+    trajectory = []
 
     def sample(z, table, times):
         schedule = discrete(table)
 
         def denoise(z, t):
-            jax.debug.callback(lambda z: seen.append(np.asarray(z)), z, ordered=True)
+            jax.debug.callback(lambda z: trajectory.append(np.asarray(z)), z, ordered=True)
             x_hat = threshold(image(z, schedule.alpha(t), schedule.sigma(t), jnp))
             return (x_hat, variance_share(z, jnp)) if name == "ddpm learned" else x_hat
 
-        return SAMPLERS[name](denoise, z, None, schedule, steps, grid=lambda *_: times)
+        return SAMPLERS[name](denoise, z, None, schedule, steps, timestep_schedule=lambda *_: times)
 
-    return jax.jit(sample, compiler_options={"xla_backend_optimization_level": 0}), seen
+    return jax.jit(sample, compiler_options={"xla_backend_optimization_level": 0}), trajectory
 
 
 def ours(name, steps, alphas_cumprod):
-    """Every z that our sampler asks the denoiser about, and its result, [calls + 1, *SHAPE]."""
+    """Returns all denoiser inputs of our sampler, and its result, [calls + 1, *SHAPE]."""
     # time (i + 1) / 1000 has the signal alphas_cumprod[i]; time 0 is clean
     table = np.float32([60.0, *logsnr_of(alphas_cumprod)])
     times = np.float32([*timesteps(name, steps, alphas_cumprod) + 1, 0]) / np.float32(len(alphas_cumprod))
-    compiled, seen = program(name, steps)
-    seen.clear()
-    with mock.patch.object(samplers, "noise", lambda keys, step, shape: jnp.asarray(NOISE)[step]):
+    compiled, trajectory = program(name, steps)
+    trajectory.clear()
+    with mock.patch.object(samplers, "gaussian_noise", lambda keys, step, shape: jnp.asarray(NOISE)[step]):
         x = np.asarray(compiled(NOISE[0], table, times))
     jax.effects_barrier()
-    return np.stack([*seen, x])
+    return np.stack([*trajectory, x])
 
 
 def min_snr(alphas_cumprod):
-    """Our min-SNR weights at each of diffusers' times, for each kind of prediction, [kinds, 1000]."""
+    """Returns our min-SNR weights at diffusers' times for each prediction type, [types, 1000]."""
     logsnr = np.float32(logsnr_of(alphas_cumprod))
     settings = {"bias": 0.0, "min_snr_gamma": GAMMA, "sigma_data": 0.5}
-    return np.stack([loss_weight(logsnr, kind, "min_snr", **settings) for kind in PREDICTIONS])
+    return np.stack([loss_weight(logsnr, name, "min_snr", **settings) for name in PREDICTION_TYPES])
 
 
 def karras_levels(steps):
-    """ln(sigma / alpha) at all times of our grid but the last, which is clean."""
+    """Returns ln(sigma / alpha) at all times of our schedule but the last, which is clean."""
     schedule = cosine()
     return np.asarray(schedule.logsnr(karras(schedule, steps)[:-1])) / -2

@@ -1,12 +1,12 @@
-"""Our samplers, min-SNR weights and Karras' noise levels beside those of diffusers.
+"""Compares our samplers, min-SNR weights and Karras noise levels with those of diffusers.
 
-Where the two differ by design, what is comparable is compared:
+Where the two differ by design, the comparison is restricted:
 
-- diffusers' Heun and DPM-Solver++ would start in pure noise, where ours do not: both start at the noise level 80.
-- They end at sigma = 0: so does the discrete schedule that ours walk down here, and no other.
-- diffusers' Heun has no churn: both go without.
+- diffusers' Heun and DPM-Solver++ start in pure noise, ours do not: both start at noise level 80 here.
+- They end at sigma = 0: so does the discrete schedule used here.
+- diffusers' Heun has no churn: neither uses it here.
 - diffusers caps the scale of dynamic thresholding at 1 by default, which makes it static: here it is not capped.
-- diffusers' 1 - a_t / a_s cancels in float32, to errors of 2e-4 after 250 steps: it is given float64, ours is not.
+- diffusers' 1 - a_t / a_s cancels in float32, to errors of 2e-4 after 250 steps: it runs in float64, ours does not.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ from diffusers import (
 )
 from diffusers.training_utils import compute_snr
 
-from imagen_jax.diffusion.process import PREDICTIONS
+from imagen_jax.diffusion.process import PREDICTION_TYPES
 from imagen_jax.diffusion.timesteps import KARRAS_MAX, KARRAS_MIN
 from tests.goldens.samplers.cases import (
     BETAS,
@@ -71,38 +71,38 @@ def scheduler_of(name, betas):
 
 
 def diffusers(name, betas, steps):
-    """Every input of the model, and the result, [calls + 1, *SHAPE]."""
+    """Returns all inputs of the model, and the result, [calls + 1, *SHAPE]."""
     scheduler = scheduler_of(name, betas)
     alphas_cumprod = scheduler.alphas_cumprod.numpy()
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
-    chosen = timesteps(name, steps, alphas_cumprod)
+    times = timesteps(name, steps, alphas_cumprod)
     if name.startswith("dd"):
         scheduler.set_timesteps(steps)
-        assert scheduler.timesteps.tolist() == chosen.tolist()
+        assert scheduler.timesteps.tolist() == times.tolist()
     else:
-        scheduler.set_timesteps(timesteps=chosen.tolist())
-    z, seen = torch.tensor(NOISE[0]).double(), []
+        scheduler.set_timesteps(timesteps=times.tolist())
+    z, trajectory = torch.tensor(NOISE[0]).double(), []
     if name == "heun":
-        z = z / float(alphas_cumprod[chosen[0]]) ** 0.5  # it walks in z / alpha
-    for number, t in enumerate(scheduler.timesteps, start=1):
+        z = z / float(alphas_cumprod[times[0]]) ** 0.5  # it integrates z / alpha
+    for step, t in enumerate(scheduler.timesteps, start=1):
         model_input = scheduler.scale_model_input(z, t)
-        seen.append(model_input.numpy())
-        drawn = torch.tensor(NOISE[min(number, steps)])
-        settings = {"eta": float(name[-1]), "variance_noise": drawn} if name.startswith("ddim") else {}
-        output = model(name, seen[-1], float(alphas_cumprod[int(t)]))
-        # the noise of our samplers in the place of its own
-        with mock.patch("diffusers.schedulers.scheduling_ddpm.randn_tensor", return_value=drawn):
+        trajectory.append(model_input.numpy())
+        noise = torch.tensor(NOISE[min(step, steps)])
+        settings = {"eta": float(name[-1]), "variance_noise": noise} if name.startswith("ddim") else {}
+        output = model(name, trajectory[-1], float(alphas_cumprod[int(t)]))
+        # uses the noise of our samplers
+        with mock.patch("diffusers.schedulers.scheduling_ddpm.randn_tensor", return_value=noise):
             z = scheduler.step(output, t, z, **settings).prev_sample
-    return np.stack([*seen, z.numpy()])
+    return np.stack([*trajectory, z.numpy()])
 
 
 def model(name, z, alpha_cumprod):
-    """The denoiser as a network of torch would say it: the variance after the image, on the channels."""
+    """Returns the denoiser's output as of a torch network: image and variance concatenated by channels."""
     z = z.astype(np.float64)
-    said = image(z, alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5, np)
+    output = image(z, alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5, np)
     if name == "ddpm learned":
-        said = np.concatenate([said, variance_share(z, np)], axis=1)
-    return torch.tensor(said)
+        output = np.concatenate([output, variance_share(z, np)], axis=1)
+    return torch.tensor(output)
 
 
 def alphas_of(betas):
@@ -110,12 +110,12 @@ def alphas_of(betas):
 
 
 def their_min_snr(betas):
-    """The weights of diffusers' SNR, [kinds, 1000]: min(SNR, γ) of x, and as many times less as eps and v are more."""
+    """Returns weights from diffusers' SNR, [types, 1000]: min(SNR, γ) for x, converted for eps and v."""
     scheduler = scheduler_of("ddpm small", betas)
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
     snr = compute_snr(scheduler, torch.arange(len(scheduler.alphas_cumprod))).numpy()
     per_x = {"x": 1.0, "eps": snr, "v": snr + 1}
-    return np.stack([np.minimum(snr, GAMMA) / per_x[kind] for kind in PREDICTIONS])
+    return np.stack([np.minimum(snr, GAMMA) / per_x[name] for name in PREDICTION_TYPES])
 
 
 def their_karras_levels(steps):
@@ -125,7 +125,7 @@ def their_karras_levels(steps):
 
 
 def write():
-    """GOLDEN: what diffusers does in each case."""
+    """Writes the results of diffusers to GOLDEN."""
     arrays = {f"karras/{steps}": their_karras_levels(steps) for steps in STEPS}
     for betas in BETAS:
         arrays[f"{betas}/alphas_cumprod"] = alphas_of(betas)
@@ -138,26 +138,24 @@ def write():
 
 
 def compare():
-    """Prints the largest differences; whether all are within the tolerance."""
+    """Prints the largest differences, and returns whether all are within the tolerance."""
     seen = []
 
     def row(name, differences):
         seen.extend(differences)
         print(f"{name:32}" + "".join(f"{difference:12.1e}" for difference in differences))
 
-    print(
-        "\nSamplers: largest absolute difference over whole trajectories (all that the denoiser is asked about, and the"
-    )
-    print("result) on the same noise, the same times and the exact denoiser of a mixture of Gaussians")
+    print("\nSamplers: largest absolute difference over trajectories (all inputs of the denoiser, and the")
+    print("result) with the same noise, the same times and the exact denoiser of a mixture of Gaussians")
     print(f"{'':32}" + "".join(f"{steps:>6} steps" for steps in STEPS))
     for betas in BETAS:
         for name in SAMPLERS:
             pairs = [(ours(name, n, alphas_of(betas)), diffusers(name, betas, n)) for n in STEPS]
             row(f"{betas:18}{name:14}", [np.abs(mine - other).max() for mine, other in pairs])
-    print("\nKarras' noise levels: largest difference of their logarithms")
+    print("\nKarras' noise levels: largest difference of logarithms")
     row("", [np.abs(karras_levels(steps) - their_karras_levels(steps)).max() for steps in STEPS])
     print(f"\nMin-SNR weights at all 1000 times, γ = {GAMMA:g}: largest absolute difference")
-    print(f"{'':32}" + "".join(f"{kind:>12}" for kind in PREDICTIONS))
+    print(f"{'':32}" + "".join(f"{name:>12}" for name in PREDICTION_TYPES))
     for betas in BETAS:
         row(betas, np.abs(min_snr(alphas_of(betas)) - their_min_snr(betas)).max(axis=1))
     print(f"tolerated {TOLERANCE:.0e}")

@@ -1,4 +1,4 @@
-"""Our T5 encoder beside transformers' torch classes."""
+"""Compares our T5 encoder with transformers' torch classes."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from tests.goldens.t5.cases import COSINE, GOLDEN, HERE, TOLERANCE, VARIANTS, buckets, cosines, embeddings, error
 
-# d_kv * num_heads is not d_model: nothing may take one for the other
+# d_kv * num_heads differs from d_model, so that mixing them up fails
 FIELDS = {
     "vocab_size": 40,
     "d_model": 16,
@@ -21,7 +21,7 @@ FIELDS = {
     "tie_word_embeddings": False,
     "decoder_start_token_id": 0,
 }
-# name -> (family, class of the model, other fields)
+# name -> (family, model class, other fields)
 MODELS = {
     "encoder": ("T5", "EncoderModel", {}),
     "whole": ("T5", "ForConditionalGeneration", {"num_decoder_layers": 1}),
@@ -42,7 +42,7 @@ def model_class(name):
 
 
 def scatter(model: torch.nn.Module) -> torch.nn.Module:
-    """Shift every parameter off its initial value, so that norms and biases take part in the comparison."""
+    """Moves all parameters off their initial values, so that norms and biases have an effect."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.0 + 0.5 * torch.rand_like(parameter))
@@ -50,7 +50,7 @@ def scatter(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def write():
-    """Models with seeded random weights in folders, and in GOLDEN what they say of seeded random tokens."""
+    """Writes models with seeded random weights, and their outputs for seeded random tokens to GOLDEN."""
     torch.manual_seed(0)
     for name, (family, _, changes) in MODELS.items():
         config = getattr(transformers, f"{family}Config")(**FIELDS | changes)
@@ -62,10 +62,10 @@ def write():
 
 
 def theirs(tokens):
-    """Tokens, mask, and what transformers makes of them and of OFFSETS, by name; embeddings [N, D] of what is shown."""
+    """Returns tokens, mask, and the outputs of transformers for them and OFFSETS; embeddings are [N, D]."""
     mask = np.arange(LENGTH) < np.array(LENGTHS)[:, None]
     arguments = {"input_ids": torch.tensor(tokens), "attention_mask": torch.tensor(mask).long()}
-    found = {
+    arrays = {
         "tokens": tokens.astype(np.int32),
         "mask": mask,
         "offsets": OFFSETS,
@@ -74,12 +74,12 @@ def theirs(tokens):
     for name in MODELS:
         with torch.no_grad():
             encoded = model_class(name).from_pretrained(HERE / name).get_encoder()(**arguments)
-        found[name] = encoded.last_hidden_state.numpy()[mask]
-    return found
+        arrays[name] = encoded.last_hidden_state.numpy()[mask]
+    return arrays
 
 
 def compare():
-    """Prints the largest differences; whether all are within the tolerance."""
+    """Prints the largest differences, and returns whether all are within the tolerance."""
     with np.load(GOLDEN) as arrays:
         expected = theirs(arrays["tokens"].astype(np.int64))
     tokens, mask = expected["tokens"], expected["mask"]
@@ -87,11 +87,11 @@ def compare():
     print(f"\nT5 encoders of {FIELDS['num_layers']} layers with random weights, texts of {lengths} tokens")
     print(f"{'':32}{'float32: largest difference':>30}{'bfloat16: mean cosine (least)':>32}")
     passed = []
-    for name, what in VARIANTS.items():
+    for name, description in VARIANTS.items():
         difference = error(embeddings(name, tokens, mask), expected[name])
-        rough = cosines(embeddings(name, tokens, mask, jnp.bfloat16), expected[name])
-        print(f"{what:32}{difference:30.1e}{rough.mean():22.5f} ({rough.min():.5f})")
-        passed.append(difference <= TOLERANCE and rough.mean() >= COSINE)
+        bfloat16_cosines = cosines(embeddings(name, tokens, mask, jnp.bfloat16), expected[name])
+        print(f"{description:32}{difference:30.1e}{bfloat16_cosines.mean():22.5f} ({bfloat16_cosines.min():.5f})")
+        passed.append(difference <= TOLERANCE and bfloat16_cosines.mean() >= COSINE)
     equal = np.array_equal(buckets(OFFSETS), expected["buckets"])
     print(f"{'buckets of offsets -300 to 300':32}{'equal' if equal else 'DIFFERENT':>30}")
     print(f"{'tolerated':32}{TOLERANCE:30.0e}{COSINE:22}")
