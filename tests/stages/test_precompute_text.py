@@ -381,10 +381,10 @@ def test_a_cache_of_another_encoder_or_length_is_refused(whole, encoder, tmp_pat
     absent = {"text.cache": str(whole), "text.model": "/none/there"}
     means(config_of(**absent, **{"text.fingerprint": fingerprint}))
     for changes, said in [
-        ({"text.length": 25}, "has length 24, and config.text means length 25"),
-        ({"text.fingerprint": "0" * 32}, f"has fingerprint {fingerprint}, and config.text means fingerprint 000"),
-        ({"text.model": "shapes"}, f"has fingerprint {fingerprint}, and config.text means"),
-        ({"text.model": "/none/there"}, "set text.fingerprint: the embed command said it"),
+        ({"text.length": 25}, "length 24, .* has 25"),
+        ({"text.fingerprint": "0" * 32}, f"has fingerprint {fingerprint}, .* has 000"),
+        ({"text.model": "shapes"}, f"has fingerprint {fingerprint}, and the config.s text encoder has"),
+        ({"text.model": "/none/there"}, "set text.fingerprint"),
         ({"text.cache": str(tmp_path)}, "has no manifest.json"),
     ]:
         with pytest.raises(ConfigError, match=said) as refused:
@@ -395,5 +395,5 @@ def test_a_cache_of_another_encoder_or_length_is_refused(whole, encoder, tmp_pat
     (tmp_path / "manifest.json").write_bytes(cache_module.manifest_json(other, read_manifest(whole).shards))
     for path in whole.glob("shard-*"):
         (tmp_path / path.name).symlink_to(path)
-    with pytest.raises(ConfigError, match="has width 7, and config.text means width 64"):
+    with pytest.raises(ConfigError, match="width 7, .* has 64"):
         means(config_of(**{"text.cache": str(tmp_path)}))
