@@ -84,12 +84,14 @@ def test_unknown_kinds_are_refused_with_those_there_are(file):
 
 
 @each_stage
+@pytest.mark.trap("half of the captions dropped")
 def test_captions_are_dropped_often_enough_to_guide_and_seldom_enough_to_matter(config):
     """Of half of them dropped prompts would be ignored at low weights; the paper has a tenth."""
     assert 0 < config.diffusion.cond_drop_prob <= 0.2
 
 
 @each_stage
+@pytest.mark.trap("percentile as a fraction")
 def test_a_percentile_is_in_per_cent(config):
     assert 90 <= config.sampling.dynamic_threshold_percentile <= 100
 
@@ -104,11 +106,13 @@ def test_the_stages_of_emoji_chain(variant):
     check_chain([as_written(f"emoji_{stage}.py", variant) for stage in ("base", "sr")])
 
 
+@pytest.mark.trap("color tint")
 def test_super_resolution_does_not_predict_the_noise():
     """It tints pictures (arXiv:2210.02303, Section 2.4)."""
     assert STAGES["shapes_sr"].diffusion.prediction_type != "eps"
 
 
+@pytest.mark.trap("augmentation level 0")
 def test_super_resolution_adds_the_noise_at_sampling_that_it_learned_to_see_through():
     assert STAGES["shapes_sr"].sampling.aug_level > 0
 

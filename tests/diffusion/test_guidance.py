@@ -145,6 +145,7 @@ def image(magnitudes):
     return (rng.permutation(magnitudes) * rng.choice([-1, 1], len(magnitudes))).astype(np.float32)[None, None, :, None]
 
 
+@pytest.mark.trap("percentile as a fraction")
 def test_dynamic_threshold_divides_by_the_percentile():
     """Of 0, 0.01, …, 4.00, 99.5 % are at most 3.98; 0.995 % would be 0.04."""
     x = image(np.arange(401) / 100)
@@ -180,6 +181,7 @@ def test_unknown_threshold_raises():
 
 
 @pytest.mark.parametrize("percentile", [0, -1, 100.5, 0.995, 0.95, 1.0])
+@pytest.mark.trap("percentile as a fraction")
 def test_invalid_percentile_raises(percentile):
     with pytest.raises(ConfigError, match=f"{percentile} is not in"):
         get_threshold_fn("dynamic", percentile)

@@ -371,6 +371,7 @@ def image_noise(keys, step):
     return gaussian_noise(keys, step, (4, 4, 3))
 
 
+@pytest.mark.trap("uniform noise")
 def test_noise_is_gaussian():
     """Moments of 2^16 draws within 5 standard errors."""
     noise = np.asarray(gaussian_noise(sample_keys(3, jnp.arange(64)), 5, (32, 32, 1)), np.float64)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from imagen_jax.evaluation.cascade_metrics import color_drift, compute_metrics, consistency, saturation
-from imagen_jax.images.array import to_float, to_whole
+from imagen_jax.images.array import to_float, to_uint
 from imagen_jax.images.resize import resize
 
 MAX_CONSISTENCY = 10 * np.log10(255**2 * 12)
@@ -29,7 +29,7 @@ def test_consistency_of_constant_images():
 
 def test_consistency_with_downsampled_self():
     images = random_images()
-    low_res = to_whole(resize(to_float(jnp.asarray(images)), 8, 8), np.uint8)
+    low_res = to_uint(resize(to_float(jnp.asarray(images)), 8, 8), np.uint8)
     assert (consistency(images, low_res) > MAX_CONSISTENCY - 1).all()
     # other images are inconsistent, and so is subsampling without a filter
     assert (consistency(images, low_res[::-1])[[0, 2]] < 20).all()
@@ -43,6 +43,7 @@ def test_consistency_is_finite():
     assert pytest.approx(58.92, abs=0.01) == MAX_CONSISTENCY
 
 
+@pytest.mark.trap("color tint")
 def test_color_drift_per_image_and_channel():
     low_res = random_images(side=8)
     images = np.kron(np.minimum(low_res, 240), np.ones((1, 2, 2, 1), np.uint8))

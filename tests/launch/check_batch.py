@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 from imagen_jax.parallel import multihost
-from imagen_jax.parallel.sharding import make_mesh, own_rows, put_batch
+from imagen_jax.parallel.batching import local_rows, shard_local_batch
+from imagen_jax.parallel.mesh import make_mesh
 
 # (data, fsdp, spatial) of 8 devices: how many of 4 examples each of two processes reads
 EXAMPLES_READ = {(4, 1, 2): 2, (1, 2, 4): 2, (2, 2, 2): 2, (1, 1, 8): 4}
@@ -18,9 +19,9 @@ def main():
     batch = {"image": np.arange(4 * 16 * 3).reshape(4, 16, 1, 3), "tokens": np.arange(4 * 5).reshape(4, 5)}
     for (data, fsdp, spatial), examples in EXAMPLES_READ.items():
         mesh = make_mesh({"data": data, "fsdp": fsdp, "spatial": spatial})
-        rows = own_rows(4, mesh)
+        rows = local_rows(4, mesh)
         assert len(rows) == examples, rows
-        placed = put_batch({name: array[rows] for name, array in batch.items()}, mesh)
+        placed = shard_local_batch({name: array[rows] for name, array in batch.items()}, mesh)
         for name, array in batch.items():
             assert placed[name].shape == array.shape
             for shard in placed[name].addressable_shards:

@@ -74,6 +74,7 @@ def test_encoder_has_no_gradient(encoder):
     assert not any(leaf.any() for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.trap("text padding")
 def test_padding_has_no_effect(encoder):
     short, mask = encoder(CAPTIONS)
     longer, _ = random_encoder(seed=0, length=64)(CAPTIONS)
@@ -98,7 +99,7 @@ def fingerprint(folder, **changes):
 
 
 def test_fingerprint_of_copies_is_equal(encoder, folder):
-    """In other files, of another type, for captions of another length."""
+    """Copies in other files, with another dtype, for another text length."""
     result = fingerprint(folder)
     assert result == encoder.fingerprint() == fingerprint(folder, length=8, dtype=jnp.bfloat16)
     assert len(result) == 32 and int(result, 16) > 0
@@ -154,7 +155,7 @@ def split_into_five(folder):
 
 
 def test_sharded_files_and_devices_are_equal(tmp_path):
-    """With matrices so large that they are split: on either axis, in the order of the file and across it."""
+    """The matrices are large enough to be sharded on either axis, along and across the order of the file."""
     fields = CONFIG | {"d_kv": 32, "num_heads": 8, "d_ff": 256, "num_layers": 1}
     rng = np.random.default_rng(0)
     params_drawn = jax.tree.map(
@@ -248,7 +249,7 @@ def test_damaged_safetensors_raise(folder):
 
 
 def header_of(**changes):
-    """A header of safetensors for a tensor of four numbers, with changes."""
+    """Returns a safetensors header for a tensor of four numbers, with changes."""
     return {"shared.weight": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]} | changes}
 
 
@@ -321,7 +322,7 @@ def test_file_instead_of_folder_raises(tmp_path, name):
 
 
 class Touching:
-    """Makes a file when it is unpickled."""
+    """Creates a file when unpickled."""
 
     def __init__(self, path):
         self.path = path

@@ -70,6 +70,7 @@ def test_the_position_in_the_data_is_that_of_the_examples_seen(base_folder):
     assert position == {"next_index": STEPS}
 
 
+@pytest.mark.trap("EMA swapped into parameters")
 def test_training_moved_parameters_and_the_average_apart(base_folder):
     state, _ = state_of(base_folder, one_device())
     fresh = fresh_params(stages.build(base_config()))
