@@ -18,17 +18,20 @@ from absl import flags
 
 from imagen_jax.cli.flags import CommandFlags, define_config, define_mesh, mesh_axes
 from imagen_jax.errors import ConfigError
-from imagen_jax.io.atomic import write_whole
+from imagen_jax.io.atomic import atomic_write
 from imagen_jax.planning import report
 from imagen_jax.planning.aot import has_compiler
 from imagen_jax.planning.hardware import parse_topology
-from imagen_jax.planning.plan import PLANNED_COMMANDS, PlanRequest, check_request, plan, plan_without_compiler
+from imagen_jax.planning.plan import (
+    INSTALL_LIBTPU,
+    PLANNED_COMMANDS,
+    PlanRequest,
+    check_request,
+    compile_plan,
+    plan_without_compiler,
+)
 from imagen_jax.planning.search import search_fastest, search_fit, select_fastest
 
-INSTALL = (
-    "libtpu, which compiles for TPUs, is not installed: pip install 'imagen_jax[tpu]', or the tested version of it "
-    "alone, pip install --no-deps -r launch/libtpu.lock"
-)
 ALIASES = {"--json": "--json=-"}
 
 
@@ -73,7 +76,7 @@ class _Printer:
         if self._args.json == "-":
             print(text)
         elif self._args.json:
-            write_whole(Path(self._args.json), (text + "\n").encode())
+            atomic_write(Path(self._args.json), (text + "\n").encode())
 
     def _command(self) -> str:
         kept = [argument for argument in self._args.arguments if not argument.startswith(("--json", "--program"))]
@@ -103,13 +106,13 @@ def run(args: CommandFlags) -> None:
     printer = _Printer(args)
     if not has_compiler():
         found = plan_without_compiler(request)
-        print(INSTALL, file=sys.stderr)
+        print(INSTALL_LIBTPU, file=sys.stderr)
         _print_plan(printer, found)
         printer.write(found)
     elif args.search:
         _search(printer, request)
     else:
-        found = plan(request, Path(args.program) if args.program else None)
+        found = compile_plan(request, Path(args.program) if args.program else None)
         _print_plan(printer, found)
         if request.command == "train" and not found["fits"]:
             found["tried"] = _try_to_fit(printer, request, found)
@@ -124,7 +127,7 @@ def _print_plan(printer: _Printer, found: dict[str, Any]) -> None:
 def _try_to_fit(printer: _Printer, request: PlanRequest, found: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns what was changed to make a run fit; each trial is printed as it ends."""
     trials = []
-    for trial in search_fit(request, found, plan):
+    for trial in search_fit(request, found, compile_plan):
         trials.append(trial)
         printer.tell(report.format_trial(trial))
     if not any(trial["fits"] for trial in trials):
@@ -137,7 +140,7 @@ def _search(printer: _Printer, request: PlanRequest) -> None:
     if request.command != "train":
         raise ConfigError(f"--search is for training, and --what is {request.command}: leave one of them out")
     trials = []
-    for trial in search_fastest(request, plan):
+    for trial in search_fastest(request, compile_plan):
         trials.append(trial)
         printer.tell(report.format_trial(trial))
     best = select_fastest(trials)

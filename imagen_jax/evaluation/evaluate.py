@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from imagen_jax.config.load import load_config
 from imagen_jax.config.schema import EvaluationConfig
 from imagen_jax.data.dataset import first_caption
 from imagen_jax.datasets.captions import SourceCaptions
 from imagen_jax.datasets.registry import make_source
 from imagen_jax.evaluation.diagnostics import compute_diagnostics, format_diagnostics, write_diagnostics
 from imagen_jax.evaluation.judges import Judge, Scores, check_captions, format_scores, get_judge
-from imagen_jax.images.grid import draw_grid, save_png
+from imagen_jax.images.grid import image_grid, save_png
 from imagen_jax.io.atomic import write_json
 from imagen_jax.parallel import multihost
 from imagen_jax.pipelines.imagen import ImagenPipeline
@@ -44,13 +45,13 @@ class EvaluationResult:
 
 
 def evaluate(
-    pipeline: ImagenPipeline, config: EvaluationConfig, out: str | Path | None = None
+    pipeline: ImagenPipeline, config: EvaluationConfig | str | Path, out: str | Path | None = None
 ) -> EvaluationResult | None:
     """Samples images for the captions of a data set, and computes their scores and diagnostics.
 
     Args:
         pipeline: the cascade.
-        config: the captions, their number and the judge, such as configs/shapes_eval.py.
+        config: the captions, their number and the judge, or the path of their file, such as configs/shapes_eval.py.
         out: the folder to write to: `diagnostics.json` and `diagnostics.png`, and either `scores.json`, `correct.png`
             and `incorrect.png`, or without a judge `samples.png`.
 
@@ -60,6 +61,7 @@ def evaluate(
     Raises:
         ConfigError: the config is not valid, or the judge does not understand the captions.
     """
+    config = load_config(config, schema=EvaluationConfig)
     judge = check_judge(config)
     source = SourceCaptions([make_source(config.data, config.data.split, pipeline.image_size)])
     captions = [first_caption(source[i % len(source)]) for i in range(config.num_samples)]
@@ -91,8 +93,7 @@ def evaluate(
 
 
 def check_judge(config: EvaluationConfig) -> Judge | None:
-    """Returns a config's judge, or None if it has none. Can be called before any stage is loaded.
-    """
+    """Returns a config's judge, or None if it has none. Can be called before any stage is loaded."""
     return get_judge(config.judge) if config.judge else None
 
 
@@ -100,4 +101,4 @@ def _save_grid(images: np.ndarray, captions: Sequence[str], indices: np.ndarray,
     """Writes a grid of the first selected images with their captions; nothing if none is selected."""
     shown = indices[:MAX_GRID_IMAGES]
     if len(shown):
-        save_png(draw_grid(images[shown], [captions[i] for i in shown], columns=8), path)
+        save_png(image_grid(images[shown], [captions[i] for i in shown], columns=8), path)

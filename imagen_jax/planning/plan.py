@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import logging
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
+from imagen_jax.config.load import load_config
 from imagen_jax.config.schema import StageConfig
-from imagen_jax.errors import ConfigError
-from imagen_jax.io.atomic import write_whole
-from imagen_jax.parallel import sharding
+from imagen_jax.errors import ConfigError, unknown_name_error
+from imagen_jax.io.atomic import atomic_write
+from imagen_jax.parallel.batching import padded_size
+from imagen_jax.parallel.mesh import abstract_mesh, make_mesh, num_batch_shards
 from imagen_jax.planning import hlo, hlo_cost
-from imagen_jax.planning.aot import Compiled, compile_lowered, topology_devices
+from imagen_jax.planning.aot import Compiled, compile_lowered, has_compiler, topology_devices
 from imagen_jax.planning.encoders import abstract_encoder, cached_encoder
-from imagen_jax.planning.hardware import Chip, Topology
+from imagen_jax.planning.hardware import Chip, Topology, parse_topology
 from imagen_jax.planning.programs import AnyMesh, Program, embed_program, sample_program, train_program
 from imagen_jax.planning.roofline import TimeBounds, chip_coordinates, kernel_seconds, time_bounds
 from imagen_jax.stages.precompute_text import EMBEDDING_MESH
 from imagen_jax.stages.sampling import SAMPLING_MESH
 
+logger = logging.getLogger(__name__)
+
+INSTALL_LIBTPU = (
+    "libtpu, which compiles for TPUs, is not installed: pip install 'imagen_jax[plan]', or the tested version of it "
+    "alone, pip install --no-deps -r launch/libtpu.lock"
+)
 PLANNED_COMMANDS = ("train", "sample", "embed")
 _SECONDS_PER_DAY = 86_400
 
@@ -57,11 +66,51 @@ class PlanRequest:
         return by_command[self.command]
 
 
+def plan(
+    config: StageConfig | str | Path,
+    topology: str,
+    *,
+    command: str = "train",
+    batch_size: int = 64,
+    quick: bool = False,
+    sampling_axes: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    """Estimates the memory and speed of a run on TPUs that are not attached, by compiling its program with libtpu.
+
+    Without libtpu, a warning says how to install it, and the plan has what needs no compiler: `fits` is None where
+    only the compiler can tell.
+
+    Args:
+        config: a stage's config, or the path of its file.
+        topology: the chips, such as "v4:8x8x4", "v5e:16x16", or "v4:4x4x4*2" for two slices.
+        command: whose program to plan, "train", "sample" or "embed".
+        batch_size: prompts or captions at once, except in training.
+        quick: whether XLA compiles with little effort: minutes instead of many.
+        sampling_axes: axes of the mesh in sampling, such as `{"fsdp": 4}`.
+
+    Returns:
+        The plan, JSON-like: bytes on each chip, FLOPs, collectives, bounds of speed; see docs/pods.md.
+
+    Raises:
+        ConfigError: the config or the topology cannot work, or arguments contradict each other.
+    """
+    config = load_config(config)
+    if command not in PLANNED_COMMANDS:
+        raise unknown_name_error("command", command, PLANNED_COMMANDS)
+    axes = SAMPLING_MESH | dict(sampling_axes or {})
+    cached_text = command == "train" and bool(config.text.cache)
+    request = PlanRequest(command, config, parse_topology(topology), cached_text, batch_size, quick, axes)
+    check_request(request)
+    if has_compiler():
+        return compile_plan(request)
+    logger.warning(INSTALL_LIBTPU)
+    return plan_without_compiler(request)
+
+
 def _make_program(request: PlanRequest, mesh: AnyMesh) -> Program:
     """Returns the program of a request. Raises ConfigError if its config is not valid."""
     encoder = abstract_encoder(request.config.text)
-    parts = sharding.batch_parts(mesh)
-    size = math.ceil(request.batch_size / parts) * parts
+    size = padded_size(request.batch_size, num_batch_shards(mesh))
     match request.command:
         case "train":
             return train_program(request.config, mesh, cached_encoder(encoder) if request.cached_text else encoder)
@@ -73,11 +122,11 @@ def _make_program(request: PlanRequest, mesh: AnyMesh) -> Program:
 
 def plan_without_compiler(request: PlanRequest) -> dict[str, Any]:
     """Returns a plan without compiling: sizes, and the operations that the model needs. Raises ConfigError."""
-    mesh = sharding.abstract_mesh(request.mesh_axes, request.topology.num_chips)
+    mesh = abstract_mesh(request.mesh_axes, request.topology.num_chips)
     return _program_entries(request, mesh, _make_program(request, mesh))
 
 
-def plan(request: PlanRequest, program_file: Path | None = None) -> dict[str, Any]:
+def compile_plan(request: PlanRequest, program_file: Path | None = None) -> dict[str, Any]:
     """Compiles the program for the topology, and returns its plan.
 
     Args:
@@ -87,7 +136,7 @@ def plan(request: PlanRequest, program_file: Path | None = None) -> dict[str, An
     Raises:
         ConfigError: libtpu does not know the topology, or the config is not valid.
     """
-    mesh = sharding.make_mesh(request.mesh_axes, topology_devices(request.topology))
+    mesh = make_mesh(request.mesh_axes, topology_devices(request.topology))
     program = _make_program(request, mesh)
     report = _program_entries(request, mesh, program)
     if report["held_bytes_per_chip"] > report["capacity_bytes_per_chip"]:
@@ -97,7 +146,7 @@ def plan(request: PlanRequest, program_file: Path | None = None) -> dict[str, An
     if compiled.hlo_text is None:
         return report
     if program_file is not None:
-        write_whole(program_file, compiled.hlo_text.encode())
+        atomic_write(program_file, compiled.hlo_text.encode())
     return report | _work_entries(request, mesh, program, compiled.hlo_text)
 
 

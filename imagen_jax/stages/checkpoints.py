@@ -33,10 +33,12 @@ from imagen_jax.errors import ConfigError, TrainingError, is_out_of_space
 from imagen_jax.io import checksums
 from imagen_jax.io.atomic import read_json, write_json
 from imagen_jax.io.changes import changes, flatten
-from imagen_jax.parallel import multihost
-from imagen_jax.parallel.sharding import path_of
+from imagen_jax.parallel import multihost, runtime
+from imagen_jax.parallel.sharding import key_path
 
 CONFIG_FILE = "config.json"
+# What every version has saved, and what no default could stand for.
+REQUIRED_KEYS = ("image_size", "channels", "data", "text", "model", "diffusion")
 CHECKPOINTS = "checkpoints"
 UNFINISHED = ".unfinished"
 DAMAGED = ".damaged"
@@ -135,18 +137,18 @@ class Checkpoints:
         try:
             written.result()
             count, index = jax.process_count(), jax.process_index()
-            files = checksums.files_below(unfinished)
-            checksums.write_share(unfinished, index, [name for name in files if written_by(name) % count == index])
+            files = checksums.list_files(unfinished)
+            checksums.write_shard(unfinished, index, [name for name in files if written_by(name) % count == index])
             if count > 1:
                 asyncio.run(ocp.multihost.sync_global_processes("checksums", operation_id=f"imagen_jax {step}"))
             if multihost.is_main_process():
-                checksums.join_shares(unfinished, count)
+                checksums.merge_shards(unfinished, count)
                 unfinished.rename(self._folder / str(step))
                 self._delete_old()
         except Exception as error:
             raise self._failure(error, step, size) from error
         finally:
-            multihost.malloc_trim()
+            runtime.malloc_trim()
 
     def _failure(self, error: Exception, step: int, size: int) -> TrainingError:
         """What to say of a step that could not be written; what was written of it is deleted."""
@@ -255,7 +257,7 @@ class Checkpoints:
             faults = [
                 fault
                 for share in multihost.all_gather_strings(
-                    "\n".join(checksums.damage(self._folder / latest, wanted, *place))
+                    "\n".join(checksums.verify(self._folder / latest, wanted, *place))
                 )
                 for fault in share.splitlines()
             ]
@@ -310,7 +312,7 @@ def misfits(stored: Any, expected: Any, item: str) -> list[str]:
 
     def described(tree: Any) -> dict[str, str]:
         leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-        return {f"{item}/{path_of(path)}".rstrip("/"): describe(leaf) for path, leaf in leaves}
+        return {f"{item}/{key_path(path)}".rstrip("/"): describe(leaf) for path, leaf in leaves}
 
     def describe(leaf: Any) -> str:
         any_float = item == "opt_state" and jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)
@@ -350,6 +352,12 @@ def read_config(workdir: Path) -> StageConfig:
         raise ConfigError(
             f"{str(workdir / CONFIG_FILE)!r} is not readable as JSON: restore it from a checkpoint's metadata"
         ) from error
+    absent = [key for key in REQUIRED_KEYS if not isinstance(saved, dict) or key not in saved]
+    if absent:
+        raise ConfigError(
+            f"{str(workdir / CONFIG_FILE)!r} does not describe a stage, it has no {', '.join(absent)}: restore it from a "
+            "checkpoint's metadata"
+        )
     try:
         return from_json(saved)
     except ConfigError as error:

@@ -9,7 +9,7 @@ import numpy as np
 
 from imagen_jax.diffusion import process, vlb
 from imagen_jax.diffusion.schedules import alpha_from_logsnr, cosine_time, sigma_from_logsnr
-from imagen_jax.images.array import dtype_of
+from imagen_jax.images.array import image_dtype
 from imagen_jax.stages.stage import Stage
 
 
@@ -70,6 +70,6 @@ def diffusion_loss(
     if v is None:
         return Losses(loss, cosine_time(logsnr), None)
     x_hat, _ = process.predict_x0_and_eps(prediction, z, alpha, sigma, stage.prediction)
-    half_bin = 1 / np.iinfo(dtype_of(stage.config.data.bits, "config.data.bits")).max
+    half_bin = 1 / np.iinfo(image_dtype(stage.config.data.bits, "config.data.bits")).max
     vlb_bits = vlb.vlb_loss(x, x_hat, v, z, stage.schedule, t, half_bin=half_bin)
     return Losses(loss + settings.vlb_weight * vlb_bits, cosine_time(logsnr), vlb_bits)

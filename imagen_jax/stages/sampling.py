@@ -19,9 +19,11 @@ from imagen_jax.diffusion.guidance import Guidance, get_threshold_fn
 from imagen_jax.diffusion.process import predict_x0_and_eps
 from imagen_jax.diffusion.schedules import alpha_from_logsnr, cosine_time, sigma_from_logsnr
 from imagen_jax.diffusion.tiling import tiled_predict
-from imagen_jax.images.array import dtype_of, to_float, to_whole
+from imagen_jax.images.array import image_dtype, to_float, to_uint
 from imagen_jax.parallel import multihost
-from imagen_jax.parallel.sharding import batch_parts, example_sharding, put_examples, whole_kernels
+from imagen_jax.parallel.batching import batch_sharding, pad_batch, padded_size, shard_host_batch
+from imagen_jax.parallel.mesh import num_batch_shards
+from imagen_jax.parallel.sharding import replicate_conv_kernels
 from imagen_jax.stages.stage import Stage, check_rows
 from imagen_jax.text.encoder import TextCondition
 
@@ -64,7 +66,7 @@ def make_sample_fn(stage: Stage, settings: SamplingConfig) -> SampleFn:
         condition = {}
         if low_res is not None:
             levels = jnp.full(low_res.shape[:1], settings.aug_level)
-            condition = stage.condition_on(low_res, levels, samplers.gaussian_noise(aug_key, 0, low_res.shape[1:]))
+            condition = stage.augment_low_res(low_res, levels, samplers.gaussian_noise(aug_key, 0, low_res.shape[1:]))
 
         def predict_fn(inputs: StageInputs) -> tuple[jax.Array, jax.Array | None]:
             return predict(params, inputs.z, inputs.logsnr, *inputs.text, inputs.condition)
@@ -93,9 +95,9 @@ def jit_sample_fn(stage: Stage, mesh: Mesh | AbstractMesh) -> jax.stages.Wrapped
         ConfigError: the rows of the images cannot be sharded as the mesh says.
     """
     check_rows(stage.config, mesh.shape["spatial"])
-    sample = make_sample_fn(stage.laid_on(mesh), stage.config.sampling)
+    sample = make_sample_fn(stage.with_mesh(mesh), stage.config.sampling)
     return jax.jit(
-        lambda params, *rest: sample(whole_kernels(params, mesh), *rest), out_shardings=example_sharding(mesh, 4)
+        lambda params, *rest: sample(replicate_conv_kernels(params, mesh), *rest), out_shardings=batch_sharding(mesh, 4)
     )
 
 
@@ -155,7 +157,7 @@ class StageInputs(NamedTuple):
         z: noisy images z_t [B, H, W, C].
         logsnr: their log signal-to-noise ratio, a scalar.
         text: the text condition.
-        condition: from `Stage.condition_on`, or empty for a base stage.
+        condition: from `Stage.augment_low_res`, or empty for a base stage.
     """
 
     z: jax.Array
@@ -222,7 +224,7 @@ class StageSampler:
 
     def __init__(self, stage: Stage, mesh: Mesh, stage_index: int) -> None:
         self._stage, self._mesh, self._stage_index = stage, mesh, stage_index
-        self._dtype = dtype_of(stage.config.sampling.bits, "sampling bits")
+        self._dtype = image_dtype(stage.config.sampling.bits, "sampling bits")
         self._program = jit_sample_fn(stage, mesh)
 
     def sample(
@@ -250,18 +252,16 @@ class StageSampler:
             Images [B, H, W, C], uint8 or uint16 as the config's `sampling.bits` says.
         """
         count = len(prompts)
-        # Every device needs the same share: a short batch is padded, and the padding cut off again.
-        padding = -count % batch_parts(self._mesh)
-        tokens, mask = self._stage.encoder.tokenize([*prompts, *[""] * padding])
-        keys = stage_keys(seed, jnp.arange(first_index, first_index + count + padding), self._stage_index)
+        # all devices need equal shards: a short batch is padded, and the padding is cut off again
+        size = padded_size(count, num_batch_shards(self._mesh))
+        tokens, mask = self._stage.encoder.tokenize(pad_batch(prompts, size, ""))
+        keys = stage_keys(seed, jnp.arange(first_index, first_index + size), self._stage_index)
         batch = {"tokens": tokens, "mask": mask, "keys": np.asarray(jax.random.key_data(keys))}
         if low_res is not None:
-            batch["low_res"] = np.concatenate([low_res, np.zeros((padding, *low_res.shape[1:]), low_res.dtype)])
+            batch["low_res"] = pad_batch(low_res, size)
         if guidance_scale is not None:
-            batch["guidance_scale"] = np.concatenate(
-                [np.asarray(guidance_scale, np.float32), np.ones(padding, np.float32)]
-            )
-        placed = put_examples(batch, self._mesh)
+            batch["guidance_scale"] = pad_batch(np.asarray(guidance_scale, np.float32), size, 1)
+        placed = shard_host_batch(batch, self._mesh)
         images = self._program(
             params,
             encoder_params,
@@ -271,4 +271,4 @@ class StageSampler:
             to_float(placed["low_res"]) if low_res is not None else None,
             placed.get("guidance_scale"),
         )
-        return multihost.gather(to_whole(images, self._dtype))[:count]
+        return multihost.all_gather(to_uint(images, self._dtype))[:count]

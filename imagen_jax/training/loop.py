@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from imagen_jax.config.load import load_config
 from imagen_jax.config.schema import StageConfig, TrainingConfig
 from imagen_jax.data.dataset import ImageTextDataset
 from imagen_jax.data.pipeline import batch_record_names, rescale_position, training_batches
@@ -72,14 +73,14 @@ class TrainingResult:
 
 
 def train(
-    config: StageConfig, workdir: str | Path, *, stop: Stop | None = None, clock: Clock | None = None
+    config: StageConfig | str | Path, workdir: str | Path, *, stop: Stop | None = None, clock: Clock | None = None
 ) -> TrainingResult:
     """Trains a stage, from its last checkpoint or from random weights, to its last step, or until asked to stop.
 
     It runs in any thread, and does not handle signals; `preemption.stop_on_signals` makes a `stop` that does.
 
     Args:
-        config: the stage.
+        config: the stage, or the path of its config file.
         workdir: the stage's folder; created if it does not exist.
         stop: asks the run to save and to return.
         clock: measures the run's time from its start; from this call on by default.
@@ -91,7 +92,7 @@ def train(
         ConfigError: at the start, before anything is written.
         TrainingError: the run cannot continue; what it saved stays.
     """
-    workdir = Path(workdir).expanduser()
+    config, workdir = load_config(config), Path(workdir).expanduser()
     check_writable(workdir)
     runtime.raise_open_file_limit(OPEN_FILES, "training")
     with memory_told(config):

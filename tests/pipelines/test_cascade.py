@@ -165,6 +165,7 @@ def with_settings(trained, **settings):
     return draw
 
 
+@pytest.mark.trap("augmentation level 0")
 def test_sr_depends_on_low_res_and_its_noise(trained, drawn):
     low_res = drawn[0]
     usual = with_settings(trained)(low_res)
@@ -271,7 +272,7 @@ class Recorded:
     def unconditional(self, encoder_params):
         return jnp.full((2, 4), 7.0), jnp.array([True, False])
 
-    def condition_on(self, low_res, level, eps):
+    def augment_low_res(self, low_res, level, eps):
         self.conditions.append((np.asarray(low_res), np.asarray(level), np.asarray(eps)))
         return {"low_res": low_res, "aug_level": level}
 
@@ -308,6 +309,7 @@ def test_guidance_is_one_forward_of_a_doubled_batch(sr_stage):
     np.testing.assert_array_equal(v, -1)
 
 
+@pytest.mark.trap("uniform noise", "augmentation level 0", "shared noise")
 def test_aug_noise_at_sampling(sr_stage, monkeypatch):
     starts = []
     monkeypatch.setattr(
@@ -346,6 +348,7 @@ def loaded_draw(base_folder, sr_folder):
     return ImagenPipeline.from_pretrained([base_folder, sr_folder], eight_devices()).sample(PROMPTS, SEED)
 
 
+@pytest.mark.trap("EMA swapped into parameters")
 def test_sampling_leaves_stage_folders_unchanged(base_folder, sr_folder, loaded_draw):
     before = contents(base_folder), contents(sr_folder)
     again = ImagenPipeline.from_pretrained([base_folder, sr_folder], eight_devices()).sample(PROMPTS, SEED)
@@ -368,10 +371,11 @@ def test_stages_share_text_encoder(base_folder, sr_folder):
     config = config.with_changes({"text.length": config.text.length + 8})
     assert load_stage(sr_folder, config, mesh, [base]).encoder_params is not base.encoder_params
     config = read_config(sr_folder).with_changes({"text.fingerprint": "0123456789abcdef"})
-    with pytest.raises(ConfigError, match=r"config.text.fingerprint is 0123456789abcdef"):
+    with pytest.raises(ConfigError, match=r"text.fingerprint is 0123456789abcdef"):
         load_stage(sr_folder, config, mesh, [base])
 
 
+@pytest.mark.trap("augmentation level 0")
 def test_sampling_settings_per_stage(base_folder, sr_folder, loaded_draw):
     changes = [{}, {"aug_level": 0.9, "s_tmin": 0.0, "s_tmax": 1.0}]
     changed = ImagenPipeline.from_pretrained([base_folder, sr_folder], eight_devices(), changes).sample(PROMPTS, SEED)

@@ -8,7 +8,7 @@ import pytest
 from imagen_jax.datasets.registry import make_source
 from imagen_jax.diffusion import samplers, schedules, tiling
 from imagen_jax.diffusion.tiling import tiled_predict
-from imagen_jax.parallel import sharding
+from imagen_jax.parallel import batching
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.sampling import make_sample_fn, stage_keys
 from imagen_jax.training.optimizers import make_optimizer
@@ -116,7 +116,7 @@ def params():
         examples = [source[first + i] for i in range(size)]
         tokens, mask = stage.encoder.tokenize([example.captions[0] for example in examples])
         images = np.stack([example.image for example in examples])
-        batch = sharding.put_batch({"image": images, "tokens": tokens, "mask": mask}, mesh)
+        batch = batching.shard_local_batch({"image": images, "tokens": tokens, "mask": mask}, mesh)
         state, metrics = step(state, stage.encoder.params, batch)
         losses.append(float(metrics["loss"]))
     assert np.mean(losses[-20:]) < 0.5 * losses[0]

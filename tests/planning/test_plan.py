@@ -247,9 +247,7 @@ def fake_planner(fits):
 
     def planner(request):
         config = request.config
-        check_batch_size(
-            config.training.batch_size, abstract_mesh(config.mesh.axes, request.topology.num_chips)
-        )
+        check_batch_size(config.training.batch_size, abstract_mesh(config.mesh.axes, request.topology.num_chips))
         images = config.training.batch_size / (1 + ["none", "dots", "full"].index(config.training.remat))
         return {
             "fits": fits(config),
@@ -327,7 +325,7 @@ def test_parse_out_of_memory(message, peak, temporary):
 
 @needs_libtpu
 def test_plan_of_training():
-    plan = plans.plan(make_request(base_config()))
+    plan = plans.compile_plan(make_request(base_config()))
     assert plan.keys() >= KEYS
     assert plan["fits"]
     assert plan["chips"] == 4
@@ -340,7 +338,7 @@ def test_plan_of_training():
 @needs_libtpu
 def test_gradients_cross_slices_over_dcn():
     """In two slices of four chips each chip sends a part of the gradients, small ones padded to full tiles."""
-    plan = plans.plan(make_request(base_config(), "v5e:2x2*2"))
+    plan = plans.compile_plan(make_request(base_config(), "v5e:2x2*2"))
     assert plan["chips"] == 8
     assert {kind["chips_in_group"] for kind in plan["collectives"]} == {4}
     assert 1 <= plan["network_bytes_per_chip"] / plan["params"] < 8
@@ -365,4 +363,19 @@ def test_single_chip_topology(topology):
 @needs_libtpu
 def test_unknown_topology_raises():
     with pytest.raises(ConfigError, match="v4:5x5x5"):
-        plans.plan(make_request(base_config(), "v4:5x5x5"))
+        plans.compile_plan(make_request(base_config(), "v4:5x5x5"))
+
+
+def test_public_plan_without_libtpu(monkeypatch, caplog):
+    monkeypatch.setattr(plans, "has_compiler", lambda: False)
+    plan = plans.plan(base_config(), "v4:2x2x1")
+    assert plan["chips"] == 4
+    assert plan["fits"] is None
+    assert plan["params"] > 0
+    assert "pip install 'imagen_jax[plan]'" in caplog.text
+
+
+@pytest.mark.parametrize("settings, name", [({"command": "draw"}, "draw"), ({"sampling_axes": {"fsdp": 4}}, "fsdp")])
+def test_public_plan_refuses_wrong_arguments(settings, name):
+    with pytest.raises(ConfigError, match=name):
+        plans.plan(base_config(), "v4:2x2x1", **settings)
