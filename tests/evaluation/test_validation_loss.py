@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from imagen_jax.evaluation.validation_loss import NOISE_LEVELS, make_validation_loss, validation_metrics
-from imagen_jax.parallel.sharding import make_mesh
+from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.stage import load_encoder_params
 from tests.helpers.configs import FunctionNetwork, base_config, one_device, perturbed_params, sr_config
@@ -38,7 +38,9 @@ WHITE = np.full((3, 8, 8, 3), 255, np.uint8)
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_network_gets_noise_levels(schedule):
-    config = base_config(**{"diffusion.schedule": schedule, "diffusion.prediction_type": "x", "diffusion.loss_weighting": "simple"})
+    config = base_config(
+        **{"diffusion.schedule": schedule, "diffusion.prediction_type": "x", "diffusion.loss_weighting": "simple"}
+    )
     losses = validation_loss(with_network(config, lambda z, level, aug_level: level), WHITE)
     np.testing.assert_allclose(losses, np.tile((1 - np.array(NOISE_LEVELS)) ** 2, (3, 1)), rtol=1e-3)
 
