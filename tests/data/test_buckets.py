@@ -17,7 +17,7 @@ BATCH = 2
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Of three aspects; one turned by EXIF, one broken. Red tells an image's number, and its caption too."""
+    """Images of three aspect ratios; one is rotated by EXIF, one corrupt. Red and caption encode an image's number."""
     folder = tmp_path_factory.mktemp("photos")
     number = 0
     for size, befores in SIZES.items():
@@ -75,7 +75,7 @@ def test_empty_buckets_are_dropped(photos):
 
 
 def test_batches_have_one_size(photos):
-    """Broken ones are replaced by others of the same size."""
+    """Corrupt images are replaced by others of the same size."""
     all_rows = batches(photos)
     collected = [next(all_rows) for _ in range(2 * 29 // BATCH)]
     shapes = [batch["image"].shape[1:3] for batch in collected]

@@ -13,7 +13,7 @@ LENGTH = 24
 
 
 class Numbered:
-    """Record i is a picture full of i, with the caption "i", and others if asked for."""
+    """Record i is an image filled with i, with the caption "i" and optional other captions."""
 
     def __init__(self, length=LENGTH, dtype=np.uint8, others=()):
         self._length, self._dtype, self._others = length, dtype, others
@@ -41,7 +41,7 @@ def batches(length=LENGTH, batch_size=8, seed=0, dtype=np.uint8, others=(), **po
 
 
 def indices(iterator, count):
-    """Which examples the next ``count`` batches hold, [count, B]."""
+    """Returns the caption ids of the next `count` batches, [count, B]."""
     return np.asarray([next(iterator)["tokens"][:, 0] for _ in range(count)])
 
 
@@ -57,7 +57,7 @@ def test_batch_has_matching_images_and_tokens():
 
 
 def test_caption_choice_depends_on_seed_and_position():
-    """Each as often as another, the same in every run and on any number of processes, another in another epoch."""
+    """The choice is uniform, the same in every run and on any number of processes, and differs between epochs."""
     options = {"length": 96, "others": ("100", "200")}
     caption_ids, all_rows = indices(batches(**options), 36), batches(**options)
     image_ids = np.asarray([next(all_rows)["image"][:, 0, 0, 0] for _ in range(36)])
@@ -78,7 +78,7 @@ def test_order_depends_on_seed():
 
 @pytest.mark.parametrize("length, batch_size", [(24, 8), (20, 8), (3, 8)])
 def test_epochs_are_distinct_permutations(length, batch_size):
-    """Also where an epoch ends within a batch, and where a batch holds several epochs."""
+    """Also if an epoch ends within a batch, and if a batch spans several epochs."""
     epochs = 4
     stream = indices(batches(length, batch_size), -(-epochs * length // batch_size)).ravel()[: epochs * length]
     orders = stream.reshape(epochs, length)

@@ -12,7 +12,7 @@ from imagen_jax.data.record import CorruptRecordError
 from imagen_jax.data.transforms import _EXIF_TRANSPOSE, Transform
 from imagen_jax.parallel.runtime import malloc_trim
 
-# what PIL has to say of odd files is not of use here: they are read, or refused
+# PIL's warnings about unusual files are irrelevant here: they are decoded or corrupt
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
 TO_8 = Transform((8, 8), 3, 8, crop="center", flip=False, background=255, upscale=False, max_pixels=10**6)
@@ -29,7 +29,7 @@ def file_of(image, kind="PNG", **options):
 
 
 def gradient(height, width, channels=3):
-    """Smooth, and different in every corner and channel."""
+    """Returns a smooth image that differs in every corner and channel."""
     rows, columns = np.linspace(0, 1, height)[:, None, None], np.linspace(0, 1, width)[None, :, None]
     mix = np.linspace(0.2, 0.8, channels)
     return np.round(255 * (mix * rows + (1 - mix) * columns)).astype(np.uint8)
@@ -142,7 +142,7 @@ def test_alpha_is_composited(background):
 
 
 def test_transparent_pixels_do_not_bleed():
-    """Nothing of the green that a clear pixel has comes through."""
+    """The green of a fully transparent pixel has no effect."""
     photo = np.zeros((64, 64, 4), np.uint8)
     photo[:, ::2], photo[:, 1::2] = (255, 0, 0, 255), (0, 255, 0, 0)
     red, green, blue = (decoded(Image.fromarray(photo), to(background=0))[..., i].astype(int) for i in range(3))
@@ -161,7 +161,7 @@ def test_alpha_is_kept_for_rgba_stages():
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("bits", [8, 16])
 def test_every_pil_mode_is_converted(mode, channels, bits):
-    """White stays white, in whatever way the file says it."""
+    """White stays white in every encoding."""
     white = Image.new("I;16", (16, 16), 65535) if mode == "I;16" else Image.new("RGB", (16, 16), "white").convert(mode)
     kind = "TIFF" if mode in ("CMYK", "YCbCr", "LA", "PA") else "PNG"
     result = decoded(white, to(channels=channels, bits=bits), kind)
@@ -197,7 +197,7 @@ def test_16_bit_gray_keeps_precision():
 
 
 def png(*chunks):
-    """A PNG file of (name, content)."""
+    """Returns a PNG file with chunks (name, content)."""
     parts = (
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
     )
@@ -243,13 +243,13 @@ def test_extreme_aspect_is_corrupt():
 
 
 def gif_bomb():
-    """A frame far larger than the screen that the header speaks of."""
+    """Returns a GIF with a frame far larger than the screen in its header."""
     image = struct.pack("<BHHHHB", 0x2C, 0, 0, 60000, 60000, 0) + b"\x02\x02\x4c\x01\x00"
     return b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff" + image + b";"
 
 
 def tiff_bomb():
-    """A small picture in one tile that would be huge."""
+    """Returns a TIFF with a small image in a single huge tile."""
     tags = {256: 8, 257: 8, 258: 8, 259: 8, 262: 1, 277: 1, 322: 32768, 323: 32768, 324: 8, 325: 4}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     return b"II*\0" + struct.pack("<I", 12) + b"\0\0\0\0" + struct.pack("<H", len(tags)) + entries + b"\0\0\0\0"
@@ -271,7 +271,7 @@ BOMBS = {
 
 
 def rise_of_memory(action):
-    """Bytes that the peak of this process's memory rose by; decoders' memory is not Python's to trace."""
+    """Returns the increase of peak memory in bytes; decoders allocate outside of Python's tracing."""
     status, forget = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not forget.exists():
         pytest.skip("needs Linux's /proc")

@@ -23,7 +23,7 @@ def test_16_bit_split_matches_8_bit():
     assert fine.max() == 65535
     np.testing.assert_array_equal(labels, fine_labels)
     np.testing.assert_array_equal(to_uint8(fine), images)
-    # of 17 shades only black and white are those of 8 bits
+    # of the 17 gray levels only black and white are exact in 8 bits
     assert set(np.unique(fine[fine % 257 == 0] // 257)) == {0, 255}
     np.testing.assert_array_equal(DigitsSource("test", 8, 16)[3].image, fine[3])
 

@@ -41,7 +41,7 @@ def examples_of(path, size=8, max_corrupt=0.0, split="all", **transform):
 
 @pytest.fixture
 def nested(tmp_path):
-    """Captions in every way there is, and what is no image."""
+    """Captions from every kind of file, and files that are not images."""
     for name in ("a.jpg", "b/c.PNG", "b/d/e.webp", "b/d/f.gif", "g.png"):
         put(tmp_path, name)
     for hidden in ("b/.hidden/h.png", "._i.png", "__MACOSX/j.png"):
@@ -234,7 +234,7 @@ def test_image_files_need_a_transform(tmp_path):
 
 @pytest.fixture
 def half_corrupt(tmp_path):
-    """40 images, of which every second cannot be read, each for a reason of its own."""
+    """40 images, every second of which is corrupt in one of four ways."""
     intact = put(tmp_path, "00.png").read_bytes()
     for number in range(1, 40):
         path = put(tmp_path, f"{number:02d}.png", number)

@@ -1,4 +1,4 @@
-"""Folders and shards of strangers: what is broken is skipped and counted, or one sentence ends the command."""
+"""Hostile folders and shards: corrupt records are skipped and counted, or the command fails with one message."""
 
 import json
 import os
@@ -22,7 +22,7 @@ HUGE = INTACT["PNG"][:12] + HEADER + zlib.crc32(HEADER).to_bytes(4) + INTACT["PN
 
 
 def corrupt_files():
-    """(name, bytes) of files that are no image."""
+    """Yields (name, bytes) of files that are not images."""
     rng = np.random.default_rng(0)
     for kind, data in INTACT.items():
         yield f"cut{kind}.png", data[: len(data) // 3]
@@ -55,7 +55,7 @@ METADATA = [
 
 @pytest.fixture
 def folder(tmp_path):
-    """(the folder, how many images of it are whole, how many are broken)."""
+    """(folder, number of valid images, number of corrupt images)."""
     folder = tmp_path / "images"
     folder.mkdir()
     broken = dict(corrupt_files())
@@ -69,7 +69,7 @@ def folder(tmp_path):
     (folder / "metadata.jsonl").write_text("\n".join(METADATA), encoding="utf-8")
     (folder / "loop.png").symlink_to("loop.png")
     (folder / "dead.png").symlink_to("nowhere")
-    # to read these would never end; a folder is no image, whatever its name
+    # reading these would never end; a folder is not an image, whatever its name
     os.mkfifo(folder / "pipe.png")
     (folder / "device.png").symlink_to("/dev/zero")
     (folder / "to pipe.png").symlink_to("pipe.png")
@@ -93,7 +93,7 @@ def config_for(path, **changes):
 
 
 def batches_of(config):
-    """(examples, batches of them) as ``train`` makes them."""
+    """Returns (data set, batches) as in `train`."""
     examples = make_examples(config.data, "all", config.image_size, config.channels)
     text = load_tokenizer(config.text.model, config.text.length).as_features
     return examples, training_batches(examples, text, 8, seed=0, threads=2, prefetch=2)

@@ -1,4 +1,4 @@
-"""Mixtures and balanced sources: shares, epochs, and one integer that is the position."""
+"""Mixtures and balanced sources: shares, epochs, and positions."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from tests.helpers.configs import ROOT, config_of
 
 
 class Named:
-    """Record i is "name i", of the kind that is given."""
+    """Record i is named "name i" and has the given column value."""
 
     def __init__(self, name, values, corrupt=()):
         self._name, self._values, self._broken = name, values, corrupt
@@ -48,7 +48,7 @@ def mixture(lengths, weights):
 
 
 def samples(source, count, seed=0, first=0):
-    """The names of the records at positions."""
+    """Returns the names of the records at positions."""
     places = training_order(source, seed)
     return [source[places[first + i]].name for i in range(count)]
 
@@ -69,7 +69,7 @@ def test_mixture_has_every_record_once(lengths):
 
 
 def test_mixture_alternates_parts():
-    """What previews and held-out losses look at."""
+    """Previews and validation losses use the first records."""
     source = mixture((1000, 3000), (1, 1))
     first = [source[i].columns["part"] for i in range(40)]
     assert 8 <= first.count("part0") <= 12
@@ -84,7 +84,7 @@ def test_parts_have_shares_and_epochs(lengths, weights):
         assert abs(len(of_part) - 2000 * share) <= 1
         for epoch in range(len(of_part) // length):
             assert len(set(of_part[epoch * length : (epoch + 1) * length])) == length
-        # and of every stretch, not only in the long run
+        # in every stretch, not only in the long run
         for start in range(0, 1900, 7):
             stretch = [name.startswith(f"part{part} ") for name in names[start : start + 50]]
             assert abs(sum(stretch) - 50 * share) <= len(lengths)
@@ -242,7 +242,7 @@ def test_mixture_resumes_across_processes(source):
 
 @pytest.fixture
 def by_the_docs(tmp_path, monkeypatch):
-    """Where the files that docs/data.md speaks of lie; a config that was changed by a recipe of it, by number."""
+    """Returns a function from the number of a recipe in docs/data.md to the config that it changes."""
     monkeypatch.chdir(tmp_path)
     for number in range(100):
         message = {"caption": "someone", "gender": "man" if number % 10 else "woman"}
@@ -253,7 +253,7 @@ def by_the_docs(tmp_path, monkeypatch):
     (tmp_path / "drawings").mkdir()
     for number in range(300):
         (tmp_path / "drawings" / f"{number}.png").write_bytes(encode_image(number))
-    recipes = re.findall(r"```python\n(.*?)```", (ROOT / "docs/data.md").read_text(), flags=re.DOTALL)
+    recipes = re.findall(r"``python\n(.*?)``", (ROOT / "docs/data.md").read_text(), flags=re.DOTALL)
 
     def changed(*numbers):
         config = default_config(source="folder")

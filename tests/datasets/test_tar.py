@@ -1,4 +1,4 @@
-"""The reader of tar headers, held against the standard library's, and on what is broken or hostile."""
+"""Parsing of tar headers, compared with the standard library, and on damaged and hostile archives."""
 
 import io
 import subprocess
@@ -19,7 +19,7 @@ def read_all(data):
 
 
 def archive(entries, form=tarfile.PAX_FORMAT):
-    """The bytes of a tar file of (TarInfo, bytes)."""
+    """Returns a tar file of members (TarInfo, bytes)."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=form) as writer:
         for info, data in entries:
@@ -40,7 +40,7 @@ def files(*pairs, **options):
 
 
 def with_checksum(block):
-    """A header block with the checksum that it should have."""
+    """Returns a header block with a correct checksum."""
     blank = block[:148] + b" " * 8 + block[156:]
     return blank[:148] + b"%06o\0 " % sum(blank) + blank[156:]
 
@@ -59,7 +59,7 @@ def test_members_match_tarfile(form, seed):
         assert [(m.name, m.data, m.size) for m in parsed] == [(m.name, m.offset_data, m.size) for m in reader]
     assert [(m.name, data[m.data : m.data + m.size]) for m in parsed] == entries
     assert {m.kind for m in parsed} == {FILE}
-    # each lies between its headers and the next one's, so that it can be read from its own place alone
+    # each member can be parsed from its own position alone
     assert [m.start for m in parsed] == [0, *(m.end for m in parsed[:-1])]
     for member in parsed:
         alone = data[member.start : member.end]
@@ -88,14 +88,14 @@ def test_non_files_are_skipped():
 
 
 def test_link_size_is_ignored():
-    """A link has no data, whatever its header says: else the members that follow it would be hidden in them."""
+    """A link has no data, whatever its header says; otherwise it would hide the members that follow."""
     data = archive([(info("link", kind=tarfile.SYMTYPE, linkname="x"), b""), (info("file", 3), b"abc")])
     lying = with_checksum(data[:124] + b"%011o\0" % BLOCK + data[136:BLOCK]) + data[BLOCK:]
     assert [m.name for m in read_all(lying)] == ["link", "file"]
 
 
 def test_sparse_files_are_skipped(tmp_path):
-    """As GNU tar writes them, of both formats."""
+    """As written by GNU tar in both formats."""
     (tmp_path / "sparse.png").touch()
     with open(tmp_path / "sparse.png", "r+b") as file:
         for index in range(12):  # more islands than a header has room for
@@ -126,7 +126,7 @@ def test_truncated_archive_raises(form):
 
 
 def test_damaged_header_raises():
-    """Or does not matter, as behind the end of a number; noise anywhere ends in no other error."""
+    """Or it has no effect, as after the end of a number; no other error is raised."""
     data = bytearray(files(("n" * 120, b"x" * 700), ("b.txt", b"y")))
     message = read_all(bytes(data))
     rng = np.random.default_rng(0)
@@ -206,7 +206,7 @@ def test_invalid_sizes_raise(size):
 
 
 def test_concatenated_archives_raise():
-    """Readers stop at the first end mark, and the rest would go unnoticed."""
+    """Readers stop at the first end mark and would miss the rest."""
     one = files(("a.png", b"x"))
     with pytest.raises(TarError, match="after the end mark at byte 1,024"):
         read_all(one + one)

@@ -1,4 +1,4 @@
-"""TFDS data sets, prepared and read without TensorFlow: the tests' environment has none."""
+"""TFDS data sets, prepared and read without TensorFlow, which is not installed."""
 
 import importlib.util
 import json
@@ -28,7 +28,7 @@ def picture(i):
 
 
 class Photos(tfds.core.GeneratorBasedBuilder):
-    """Of the structure of coco_captions, with labels and boxes beside it; example i has i % 3 captions."""
+    """Has the structure of coco_captions, plus labels and boxes; example i has i % 3 captions."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -66,7 +66,7 @@ class Photos(tfds.core.GeneratorBasedBuilder):
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory):
-    """The folder of the data set, in which its version is."""
+    """The folder of the data set, which contains its version."""
     folder = tmp_path_factory.mktemp("data")
     Photos(data_dir=folder, file_format="array_record").download_and_prepare()
     return folder / "photos"
@@ -213,7 +213,7 @@ def test_truncated_file_is_corrupt(copied):
 
 
 def test_file_truncated_to_first_blocks_is_corrupt(copied):
-    """Its reader then gives no bytes for an example, and TFDS None for each feature."""
+    """The reader then returns no bytes for an example, and TFDS None for each feature."""
     shard = shard_of(copied, "val")
     os.truncate(shard, 2**16)
     for captions in (("label",), ("image/filename",)):

@@ -1,4 +1,4 @@
-"""Shards by random access, and every kind of shard that means harm or is broken."""
+"""Shards with random access, and hostile and damaged shards."""
 
 import os
 import shutil
@@ -32,7 +32,7 @@ IMAGE_MEMBER = ("a.png", encode_image(1))
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """The folder for indices that cannot lie beside their shards."""
+    """The folder for indices that cannot be saved beside their shards."""
     folder = tmp_path / "cache"
     monkeypatch.setattr(tar_index, "_CACHE_FOLDER", str(folder))
     return folder
@@ -181,7 +181,7 @@ def test_few_file_descriptors_are_open(tmp_path):
 
 
 def test_training_order(tmp_path):
-    """Of examples of several shards, one of them empty, some broken."""
+    """Several shards, one of them empty, one with a corrupt record."""
     write_shards(tmp_path, [5, 0, 6])
     write_tar(tmp_path / "9.tar", [("cut.png", encode_image(0)[:40])])
     transform = Transform((8, 8), 3, 8, crop="random", flip=True, background=0, upscale=True, max_pixels=1000)
@@ -199,7 +199,7 @@ def test_shards_by_split_in_config(tmp_path):
 
 
 class Bucket(MemoryFileSystem):
-    """The interface of fsspec to gs://, over memory."""
+    """An in-memory file system with the fsspec interface to gs://."""
 
     protocol = "gs"
 
@@ -323,7 +323,7 @@ def test_oversized_members_are_ignored(tmp_path, caplog, monkeypatch):
 
 
 def damaged_shards(folder):
-    """Shards that cannot be used, by what must be said of them."""
+    """Yields (expected message, path) of unusable shards."""
     intact = write_tar(folder / "whole.tar", [*example(1), *example(2)]).read_bytes()
     yield "does not exist", folder / "missing.tar"
     for message, data in {

@@ -1,4 +1,4 @@
-"""A font with colour bitmaps, made by the letter of OpenType's chapters on CBDT and CBLC."""
+"""A font with color bitmaps, after the specification of the OpenType tables CBDT and CBLC."""
 
 import io
 import struct
@@ -11,11 +11,11 @@ from PIL import Image
 from imagen_jax.datasets.builders.emoji import Emoji
 
 WIDTH, HEIGHT = 136, 128
-SIDE = 4  # of the bitmap, at its left and right, that nothing is drawn on
+SIDE = 4  # empty columns at the left and right of a bitmap
 
 
 def bitmap(color):
-    """A PNG file, with palette, of a disc on a transparent ground that touches the square's upper and left edges."""
+    """Returns a PNG file with a palette: a disc on a transparent background that touches the upper and left edges."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     inside = (x - SIDE - 48) ** 2 + (y - 48) ** 2 <= 48**2
     image = Image.fromarray(inside.astype(np.uint8)).convert("P")
@@ -29,10 +29,7 @@ FRUITS = {code: bitmap((200, 10 * i, 30)) for i, code in enumerate(range(0x1F345
 
 
 def write_font(path, bitmaps):
-    """A font with a glyph for each code point: of a PNG file, or of none, for which there is no bitmap.
-
-    Those without a bitmap come first.
-    """
+    """Writes a font with a glyph for each code point; code points that map to None have no bitmap and come first."""
     codes = sorted(bitmaps, key=lambda code: (bitmaps[code] is not None, code))
     glyphs = {code: f"glyph{code:X}" for code in codes}
     builder = FontBuilder(unitsPerEm=128, isTTF=True)
@@ -50,7 +47,7 @@ def write_font(path, bitmaps):
 
 
 def tables(files, first):
-    """(CBDT, CBLC) of PNG files, of the glyphs from ``first`` on: images of format 17, an index of format 1."""
+    """Returns tables (CBDT, CBLC) for PNG files of the glyphs from `first`: images in format 17, index in format 1."""
     version = struct.pack(">HH", 3, 0)
     images = [struct.pack(">BBbbBL", HEIGHT, WIDTH, 0, 101, WIDTH, len(file)) + file for file in files]
     ends = np.cumsum([0, *map(len, images)])
@@ -64,7 +61,7 @@ def tables(files, first):
 
 
 def prepare_emoji(folder, kind, bitmaps=FRUITS):
-    """The data set of such emoji, prepared below the folder: the folder of its versions."""
+    """Prepares an emoji data set below a folder; returns the folder of its versions."""
     font = write_font(folder / "emoji.ttf", bitmaps)
     Emoji(font=font, data_dir=folder, config=kind, file_format="array_record").download_and_prepare()
     return folder / "emoji" / kind

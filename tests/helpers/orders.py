@@ -1,4 +1,4 @@
-"""What must hold of the order of any source's examples: for the tests of each."""
+"""Properties of the training order that hold for every source."""
 
 import json
 
@@ -10,8 +10,8 @@ from imagen_jax.data.pipeline import training_batches
 EPOCHS = 2
 
 
-class Counted:
-    """Examples whose one caption is their index."""
+class _IndexCaptions:
+    """A data set whose captions are the indices of its examples."""
 
     def __init__(self, examples):
         self._examples, self.fit, self.source = examples, examples.fit, examples.source
@@ -24,13 +24,13 @@ class Counted:
 
 
 def assert_order_holds(examples, batch_size=4):
-    """Each example comes once an epoch, over 1, 2 and 4 processes, whose batches are the same; so are those after a
-    restart, on any number of them."""
+    """Checks that each epoch has every example once, and that batches are the same for 1, 2 and 4 processes and after a
+    restart on any number of processes."""
     count = EPOCHS * len(examples) // batch_size
 
     def batches(rows):
         text = lambda caption: {"index": np.int64(caption)}  # noqa: E731
-        return training_batches(Counted(examples), text, batch_size, 0, threads=2, prefetch=2, rows=rows)
+        return training_batches(_IndexCaptions(examples), text, batch_size, 0, threads=2, prefetch=2, rows=rows)
 
     def take(iterator, count):
         collected = [next(iterator) for _ in range(count)]

@@ -1,4 +1,4 @@
-"""Fingerprints know a picture again, and near ones are found as if each were compared with each."""
+"""Fingerprints recognize edited images, and near pairs match those of a brute-force search."""
 
 import io
 
@@ -72,7 +72,7 @@ def test_uniform_images_are_duplicates():
 
 
 def random_hashes(seed, count, close):
-    """Hashes, and for some of them others that differ in so many bits."""
+    """Returns random hashes, and others with given Hamming distances to some of them."""
     rng = np.random.default_rng(seed)
     hashes = rng.integers(0, 2**64, count, np.uint64)
     others = []
@@ -94,7 +94,7 @@ def test_near_pairs_match_brute_force(seed):
 
 
 def of_hashes(hashes):
-    """Fingerprints of pictures of one colour."""
+    """Returns fingerprints with given hashes and uniform colors."""
     return [int(value).to_bytes(8, "big") + bytes(192) for value in hashes]
 
 
@@ -111,7 +111,7 @@ def test_groups_of_near_duplicates():
 
 
 def test_crowds_have_bounded_pairs(monkeypatch):
-    """Hashes that all share a band: the number of pairs that are looked at grows as their number."""
+    """Hashes with a common band: the number of compared pairs grows linearly."""
     monkeypatch.setattr(near_duplicates, "_MAX_CANDIDATES", 10)
     looked_at = []
     count_bits = np.bitwise_count

@@ -1,4 +1,4 @@
-"""What captions speak of, and how evenly."""
+"""Word statistics of captions and the balance of groups."""
 
 import pytest
 

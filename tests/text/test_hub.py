@@ -1,4 +1,4 @@
-"""Encoders by their names on the Hub, without a network: a cache is made by hand, and the Hub's answers are given."""
+"""Encoders on the Hub, without a network: the cache is built by hand and the Hub's answers are mocked."""
 
 import shlex
 import shutil
@@ -26,7 +26,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def cached(cache):
-    """The folder of an encoder in the cache, as huggingface_hub lays it out."""
+    """An encoder in the cache, in the layout of huggingface_hub."""
     of_model = cache / "models--owner--small-t5"
     (of_model / "refs").mkdir(parents=True)
     (of_model / "refs" / "main").write_text(COMMIT)
@@ -37,7 +37,7 @@ def cached(cache):
 
 @pytest.fixture
 def hub(monkeypatch, cache):
-    """A Hub whose models have the files that the test puts into the list; a download makes them, and what was asked."""
+    """A mock Hub with the files that the test lists; a download creates them and records its arguments."""
     files, asked = [], []
 
     def model_info(name):

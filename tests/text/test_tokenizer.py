@@ -73,7 +73,7 @@ def test_unusual_unicode(caption):
 
 
 def odd_captions(count, seed=0):
-    """Captions of any code points there are, many of them lone surrogates, of up to 10,000."""
+    """Captions of up to 10,000 random code points, many of them lone surrogates."""
     rng = np.random.default_rng(seed)
     kinds = [(0, 0x20), (0x20, 0x7F), (0x590, 0x700), (0xD800, 0xE000), (0x1F300, 0x1FAFF), (0, 0x110000)]
     for length in [*rng.integers(0, 60, count - 1), 10_000]:
@@ -82,7 +82,7 @@ def odd_captions(count, seed=0):
 
 
 def properties(tokenize, captions):
-    """What holds of any captions: their shapes above all, so that nothing is compiled for one of them."""
+    """Shapes do not depend on captions, so that nothing is recompiled."""
     tokens, mask = tokenize(captions)
     assert tokens.shape == mask.shape == (len(captions), tokenize.length)
     assert (tokens.dtype, mask.dtype) == (np.int32, bool)
@@ -155,7 +155,7 @@ def test_non_str_and_short_length_raise():
 
 @pytest.fixture
 def word_folder(tmp_path):
-    """A folder with a T5-like tokenizer.json: a word a token, </s> at the end."""
+    """Writes a T5-like tokenizer.json with one token per word and </s> at the end."""
     tokenizers = pytest.importorskip("tokenizers")
     words = ["<pad>", "</s>", "<unk>", "a", "red", "circle", "square"]
     tokenizer = tokenizers.Tokenizer(

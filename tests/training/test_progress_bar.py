@@ -87,7 +87,7 @@ def test_too_many_broken_images_end_a_run_with_a_sentence_and_their_names_in_its
         (photos / f"{number:02d}.png").write_bytes(b"")
     data = config_of("folder_base.py").data.with_changes(path=str(photos), max_corrupt=0.01)
     config = base_config(data=data)
-    with pytest.raises(ConfigError, match=r"too many broken records, \d in \d+ reads of its 26"):
+    with pytest.raises(ConfigError, match=r"too many corrupt records, \d in \d+ reads of its 26"):
         train(config, tmp_path / "run")
     log = (tmp_path / "run" / "log.txt").read_text()
     assert re.search(r"broken, another is in its place: 0[345].png: the file is empty", log)

@@ -16,7 +16,7 @@ UNDRAWN = 0x1F600
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
-    """Kind → the folder of the data set."""
+    """Maps a config to the folder of its data set."""
     return {kind: prepare_emoji(tmp_path_factory.mktemp(kind), kind) for kind in ("white", "colours")}
 
 

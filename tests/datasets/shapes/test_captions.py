@@ -79,7 +79,7 @@ def test_descriptions_match_scenes(worded):
             alike = [t for t in scene.objects if claim.size in ("", t.size) and claim.color in ("", t.color)]
             assert any(claim.shape in ("", thing.shape) for thing in alike), caption
         if description.relation:
-            # One thing fits each claim, so that the relation has one meaning.
+            # One object fits each claim, so that the relation is unambiguous.
             first, second = ([t for t in scene.objects if _fits(claim, t)] for claim in description.claims)
             samples = [(a, b) for a in first for b in second if a is not b]
             assert len(samples) == 1, caption

@@ -1,4 +1,4 @@
-"""The reader must believe true pictures, also slightly blemished ones, and no others."""
+"""The judge accepts renders, also slightly blemished ones, and nothing else."""
 
 import collections
 import dataclasses
@@ -23,7 +23,7 @@ ATTRIBUTES = ("objects", "colour", "shape", "size", "count", "position", "relati
 
 @pytest.fixture(scope="module")
 def samples():
-    """Scenes with all that is true of them said, and what is read from their pictures."""
+    """Returns (scene, full description, detected scene) of samples."""
     examples = []
     for split in ("train", "held_out"):
         source = ShapesSource(11, split, 64, 400)
@@ -112,7 +112,7 @@ def test_slight_color_error_is_tolerated(shift):
     assert score(images, [source.description(i) for i in range(60)])["all"]["rate"] >= 0.98
 
 
-# How a caption can be wrong in one thing: each changes that in a full description; None if it says no such thing.
+# Ways to make one claim of a full description wrong; None if it has no such claim.
 
 
 def other(of, true, rng):
@@ -332,7 +332,7 @@ def test_intermediate_color_has_no_name():
 
 
 def test_thin_blurred_objects_keep_color():
-    """Red that mixes with white is nearest to pink."""
+    """Red mixed with white is nearest to pink."""
     rng = np.random.default_rng(0)
     for color in COLORS:
         for background in BACKGROUNDS:

@@ -28,7 +28,7 @@ def test_colors_are_exact():
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("centre", [0.0, 0.3, 0.5])
 def test_coverage_is_area_fraction(shape, centre):
-    """Against counting sub-pixels."""
+    """Compares with supersampling."""
     radius, fine = 7.3, 16
     d = np.arange(-10, 10, dtype=np.float32) + 0.5 - centre
     many = (np.arange(-10 * fine, 10 * fine, dtype=np.float32) + 0.5) / fine - centre
@@ -52,7 +52,7 @@ def test_shapes_stay_within_radius(shape):
 @pytest.mark.parametrize("size", [(60, 90), (90, 60), (60, 240)])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shapes_keep_form_at_any_aspect(shape, size):
-    """Only their places are stretched."""
+    """Only their positions are stretched."""
     square, other = (
         render(Scene((SceneObject(shape, "red", "large", 30 / width, 30 / height, 0.2),), "white"), (height, width))
         for height, width in ((60, 60), size)
@@ -108,7 +108,7 @@ def test_16_bit_render_rounds_to_8_bit():
 
 
 def test_downsampled_render_matches_small_render():
-    """The stages of a cascade see one scene at several resolutions."""
+    """The stages of a cascade are trained on one scene at several resolutions."""
     source, small = ShapesSource(0, "train", 64, 100), ShapesSource(0, "train", 16, 100)
     for i in range(100):
         shrunk = source[i].image.reshape(16, 4, 16, 4, 3).mean((1, 3))

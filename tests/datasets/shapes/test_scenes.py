@@ -66,7 +66,7 @@ def test_held_out_has_held_out_combination(samples):
 
 
 def _relations(scene):
-    """Both statements of how a pair's things stand to each other, from their coordinates."""
+    """Returns both relations of a pair, from the coordinates of its objects."""
     first, second = scene.objects
     dx, dy = second.x - first.x, second.y - first.y
     if abs(dx) > abs(dy):

@@ -19,7 +19,7 @@ def test_example_depends_on_seed_and_index():
 
 
 def test_examples_match_golden():
-    """Pinned: a change would silently change the data set under everyone's figures."""
+    """Golden values: a change would invalidate published results."""
     source = ShapesSource(0, "train", 16, 10)
     assert [source[i].captions[0] for i in range(3)] == [
         "on a white background, a large red ring in the bottom right",
