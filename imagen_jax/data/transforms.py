@@ -56,16 +56,13 @@ class Transform:
         size: (H, W) of the images.
         channels: 1, 3 or 4.
         bits: 8 or 16 per channel.
-        crop: how images with another aspect ratio are cropped in training, "centre" or "random".
+        crop: how images with another aspect ratio are cropped in training, "center" or "random".
         flip: whether half of the training images are mirrored; captions that say left or right become wrong.
         background: gray level or (R, G, B), in [0, 255], on which alpha is composited if there are fewer than 4
             channels.
         upscale: whether images smaller than `size` are enlarged; otherwise they are corrupt records.
         max_pixels: limit on the pixels of a file; larger images are corrupt records. A thread needs up to 12 bytes per
             pixel.
-
-    Raises:
-        ConfigError: a value is not as described.
     """
 
     size: Size

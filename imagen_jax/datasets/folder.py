@@ -35,14 +35,14 @@ class FolderSource:
         path: the folder; `gs://bucket/folder` needs gcsfs.
         split: "validation" for a fraction of the images, chosen by hashes of their paths; "train" for the others; or
             "all".
-        validation_share: the fraction, in [0, 1].
+        validation_fraction: the fraction, in [0, 1].
         caption_column: the caption column of metadata files.
 
     Raises:
         ConfigError: the folder does not exist or has no image of the split; a metadata file is invalid.
     """
 
-    def __init__(self, path: str, split: str, validation_share: float, caption_column: str) -> None:
+    def __init__(self, path: str, split: str, validation_fraction: float, caption_column: str) -> None:
         if not path:
             raise ConfigError("config.data.path is empty: give your folder of images, --config.data.path=DIR")
         if split not in _SPLITS:
@@ -57,11 +57,11 @@ class FolderSource:
         images = sorted({name for name in self._sizes if name.lower().endswith(_IMAGE_SUFFIXES)} | self._rows.keys())
         if not images:
             raise ConfigError(f"{path} has no images: expected files that end in {', '.join(_IMAGE_SUFFIXES)}")
-        self._images = [name for name in images if split in ("all", _split_of_path(name, validation_share))]
+        self._images = [name for name in images if split in ("all", _split_of_path(name, validation_fraction))]
         if not self._images:
             raise ConfigError(
                 f"the {split} split of {path} has none of its {len(images)} images: config.data.validation_fraction is "
-                f"{validation_share}"
+                f"{validation_fraction}"
             )
 
     def __len__(self) -> int:
@@ -117,7 +117,7 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
 
 
-def _split_of_path(name: str, validation_share: float) -> str:
+def _split_of_path(name: str, validation_fraction: float) -> str:
     """Returns the split of a path: a function of the path alone, whatever else is in the folder."""
     digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=7).digest()
-    return "validation" if int.from_bytes(digest) / 2**56 < validation_share else "train"
+    return "validation" if int.from_bytes(digest) / 2**56 < validation_fraction else "train"
