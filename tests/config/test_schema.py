@@ -17,7 +17,7 @@ from imagen_jax.errors import ConfigError, collect_errors
 from imagen_jax.parallel.mesh import MESH_AXES
 from imagen_jax.stages.stage import NETWORKS
 from imagen_jax.training.validate import check_training
-from tests.faults.configs import mutated, survives
+from tests.faults.configs import check_mutated, mutated
 from tests.helpers.configs import base_config, config_of, sr_config
 
 SCHEMAS = (StageConfig, EvaluationConfig, PretrainTextConfig)
@@ -110,14 +110,14 @@ def test_collect_errors_without_errors():
 def test_mutated_configs_are_refused_or_work(make):
     """A few of those of `python -m tests.faults`."""
     config, rng = make(**{"mesh.data": 1}), random.Random(0)
-    outcomes = [survives(mutated(config, rng)) for _ in range(250)]
+    outcomes = [check_mutated(mutated(config, rng)) for _ in range(250)]
     assert not [outcome for outcome in outcomes if outcome not in ("refused", "works")]
     assert outcomes.count("refused") > 100
     assert outcomes.count("works") > 20
 
 
 def test_an_unchanged_config_works():
-    assert survives(base_config(**{"mesh.data": 1})) == "works"
+    assert check_mutated(base_config(**{"mesh.data": 1})) == "works"
 
 
 @pytest.mark.parametrize(
