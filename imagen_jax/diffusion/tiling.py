@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax.errors import ConfigError
-from imagen_jax.images.array import Size, said
+from imagen_jax.images.array import Size, format_size
 
 
 def check_tiles(size: Size, tile: Size, overlap: int, multiple: int) -> None:
@@ -33,7 +33,8 @@ def check_tiles(size: Size, tile: Size, overlap: int, multiple: int) -> None:
     """
     if not all(0 < tile_side <= side for tile_side, side in zip(tile, size, strict=True)):
         raise ConfigError(
-            f"tile_size {said(tile)} is not in [1, {said(size)}]: a tile is part of an image; 0 turns tiling off"
+            f"tile_size {format_size(tile)} is not in [1, {format_size(size)}]: a tile is part of an image; "
+            "0 turns tiling off"
         )
     if not 0 < 2 * overlap <= min(tile):
         raise ConfigError(
@@ -42,7 +43,7 @@ def check_tiles(size: Size, tile: Size, overlap: int, multiple: int) -> None:
         )
     if any(side % multiple for side in (*tile, overlap)):
         raise ConfigError(
-            f"tile_size {said(tile)} and tile_overlap {overlap} are not multiples of {multiple}: the network "
+            f"tile_size {format_size(tile)} and tile_overlap {overlap} are not multiples of {multiple}: the network "
             "requires them"
         )
 

@@ -16,20 +16,20 @@ from imagen_jax.diffusion.schedules import Schedule
 
 # Number of timesteps T of the discrete chain whose bound is computed, as in DDPM. Times are continuous, so that each t
 # has its own chain.
-NUM_TIMESTEPS = 1000
+_NUM_TIMESTEPS = 1000
 # Half the distance between two values of a uint8 image in [-1, 1].
 _HALF_BIN = 1 / 255
 # Clamps the log-likelihood so that outliers do not dominate the loss.
-LOG_LIKELIHOOD_MIN = math.log(1e-12)
+_LOG_LIKELIHOOD_MIN = math.log(1e-12)
 
 
-def gaussian_kl(mean1: jax.Array, logvar1: jax.Array, mean2: jax.Array, logvar2: jax.Array) -> jax.Array:
+def _gaussian_kl(mean1: jax.Array, logvar1: jax.Array, mean2: jax.Array, logvar2: jax.Array) -> jax.Array:
     """Returns KL(N(mean1, exp(logvar1)) ‖ N(mean2, exp(logvar2))) elementwise, in nats; shapes are broadcast."""
     log_ratio = logvar1 - logvar2
     return 0.5 * (jnp.expm1(log_ratio) - log_ratio + (mean1 - mean2) ** 2 * jnp.exp(-logvar2))
 
 
-def discretized_log_likelihood(
+def _discretized_log_likelihood(
     x: jax.Array, mean: jax.Array, log_variance: jax.Array, half_bin: float = _HALF_BIN
 ) -> jax.Array:
     """Returns the log-probability of the bin of each value of an image under a Gaussian (arXiv:2006.11239, Eq. 13).
@@ -41,7 +41,7 @@ def discretized_log_likelihood(
         half_bin: half the distance between two values of x: 1/255 for uint8, 1/65535 for uint16.
 
     Returns:
-        In nats, of the shape of x; at least LOG_LIKELIHOOD_MIN.
+        In nats, of the shape of x; at least _LOG_LIKELIHOOD_MIN.
     """
     inverse = jnp.exp(-log_variance / 2)
     below = jnp.where(x < -1 + half_bin, -jnp.inf, (x - half_bin - mean) * inverse)
@@ -51,7 +51,7 @@ def discretized_log_likelihood(
     # beyond 30 deviations all is below LOG_LIKELIHOOD_MIN, and gradients are NaN
     log_low, log_high = log_ndtr(jnp.clip(low, -30, 30)), log_ndtr(jnp.clip(high, -30, 30))
     log_fraction = jnp.log(-jnp.expm1(jnp.minimum(log_low - log_high, -1e-7)))
-    return jnp.maximum(log_high + log_fraction, LOG_LIKELIHOOD_MIN)
+    return jnp.maximum(log_high + log_fraction, _LOG_LIKELIHOOD_MIN)
 
 
 def vlb_loss(
@@ -61,7 +61,7 @@ def vlb_loss(
     z: jax.Array,
     schedule: Schedule,
     t: jax.Array,
-    steps: int = NUM_TIMESTEPS,
+    steps: int = _NUM_TIMESTEPS,
     half_bin: float = _HALF_BIN,
 ) -> jax.Array:
     """Returns the terms of the variational bound of the steps from t to t - 1/T, times T: bits per dimension, [B].
@@ -80,7 +80,7 @@ def vlb_loss(
         schedule: the noise schedule.
         t: [B] in [0, 1].
         steps: T.
-        half_bin: see `discretized_log_likelihood`.
+        half_bin: see `_discretized_log_likelihood`.
     """
     x_hat = jax.lax.stop_gradient(x_hat).astype(jnp.float32)
     s = jnp.maximum(t - 1 / steps, 0.0)
@@ -90,6 +90,6 @@ def vlb_loss(
     floor, _ = log_variance_bounds(schedule.logsnr(jnp.float32(2 / steps)), schedule.logsnr(jnp.float32(1 / steps)))
     log_variance = learned_log_variance(v, jnp.minimum(jnp.maximum(lower, floor), upper), upper)
     mean = posterior_mean(x_hat, z, logsnr_t, logsnr_s)
-    kl = gaussian_kl(posterior_mean(x, z, logsnr_t, logsnr_s), append_dims(lower, x), mean, log_variance)
-    nats = jnp.where(append_dims(t > 1 / steps, x), kl, -discretized_log_likelihood(x, mean, log_variance, half_bin))
+    kl = _gaussian_kl(posterior_mean(x, z, logsnr_t, logsnr_s), append_dims(lower, x), mean, log_variance)
+    nats = jnp.where(append_dims(t > 1 / steps, x), kl, -_discretized_log_likelihood(x, mean, log_variance, half_bin))
     return steps / math.log(2) * jnp.mean(nats, axis=tuple(range(1, nats.ndim)))

@@ -15,7 +15,7 @@ from imagen_jax.images.array import alpha_composite, to_uint8
 from imagen_jax.io.atomic import atomic_write
 from imagen_jax.io.text import printable
 
-MARGIN = 8
+_MARGIN = 8
 _FONT_SIZE = 13
 _MAX_LINES = 12  # of a caption; it is truncated beyond
 _CHECKERBOARD_SQUARES = 8  # squares of a checkerboard along the shorter side of an image
@@ -49,13 +49,13 @@ def image_grid(images: np.ndarray, captions: Sequence[str], columns: int, cell: 
     rows = -(-len(images) // columns)
     grid = Image.new(
         "RGB",
-        (columns * (cell_width + MARGIN) + MARGIN, rows * (cell_height + text_height + 2 * MARGIN) + MARGIN),
+        (columns * (cell_width + _MARGIN) + _MARGIN, rows * (cell_height + text_height + 2 * _MARGIN) + _MARGIN),
         "white",
     )
     draw = ImageDraw.Draw(grid)
     for index, (image, wrapped) in enumerate(zip(images, lines, strict=True)):
-        left = MARGIN + index % columns * (cell_width + MARGIN)
-        top = MARGIN + index // columns * (cell_height + text_height + 2 * MARGIN)
+        left = _MARGIN + index % columns * (cell_width + _MARGIN)
+        top = _MARGIN + index // columns * (cell_height + text_height + 2 * _MARGIN)
         grid.paste(Image.fromarray(image).resize((cell_width, cell_height), Image.Resampling.NEAREST), (left, top))
         # a frame separates white backgrounds from the page
         draw.rectangle((left - 1, top - 1, left + cell_width, top + cell_height), outline=(190, 190, 190))

@@ -22,7 +22,7 @@ _COLOR_DRIFT_PREFIX = "color_drift/"
 _OLD_PREFIXES = {"held_out_loss_at_noise/": _LOSS_PREFIX, "colour_drift/": _COLOR_DRIFT_PREFIX}
 _COLORS = {"red": "tab:red", "green": "tab:green", "blue": "tab:blue", "gray": "tab:gray", "rms": "black"}
 # Loss-by-noise curves per plot, as many as can be told apart.
-MAX_CURVES = 6
+_MAX_CURVES = 6
 
 
 def _make_figure(count: int, title: str) -> tuple[Figure, list[Axes]]:
@@ -98,7 +98,7 @@ def plot_run_diagnostics(metrics: Sequence[Mapping[str, float]], title: str, pat
     lines = [line for line in metrics if "saturation" in line]
     is_super_resolution = any("consistency_db" in line for line in lines)
     figure, axes = _make_figure(4 if is_super_resolution else 2, f"{title}: diagnostics of the EMA weights")
-    selected = [lines[i] for i in np.unique(np.linspace(0, len(lines) - 1, MAX_CURVES).round().astype(int))]
+    selected = [lines[i] for i in np.unique(np.linspace(0, len(lines) - 1, _MAX_CURVES).round().astype(int))]
     colors = colormaps["viridis"](np.linspace(0.9, 0, len(selected)))
     for line, color in zip(selected, colors, strict=True):
         _plot_loss_by_noise(axes[0], line, f"step {line['step']}", color=color)

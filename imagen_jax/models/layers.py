@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 
-def sinusoidal_embedding(values: jax.Array, width: int) -> jax.Array:
+def _sinusoidal_embedding(values: jax.Array, width: int) -> jax.Array:
     """Returns sines and cosines [B, width] of values [B] in [0, 1] (arXiv:1706.03762, Section 3.5).
 
     Values are scaled to the 1000 steps of DDPM.
@@ -91,11 +91,11 @@ class LearnedPositionEmbedding(nn.Module):
         # three times as strong as features, otherwise noise dominates the queries (measured against 1 and 6)
         init = nn.initializers.normal(3.0 / self.cosines)
         coefficients_UVC = self.param("waves", init, (self.cosines, self.cosines, channels)).astype(self.dtype)
-        rows_HU, columns_WV = (cosine_basis(side, self.cosines).astype(self.dtype) for side in (height, width))
+        rows_HU, columns_WV = (_cosine_basis(side, self.cosines).astype(self.dtype) for side in (height, width))
         return x + jnp.einsum("hu,wv,uvc->hwc", rows_HU, columns_WV, coefficients_UVC)
 
 
-def cosine_basis(side: int, count: int) -> jax.Array:
+def _cosine_basis(side: int, count: int) -> jax.Array:
     """Returns the first `count` functions of the cosine transform at the centers of `side` pixels, [side, count].
 
     Each has a mean square of 1.
@@ -113,7 +113,7 @@ class NoiseLevelEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, level: jax.Array) -> jax.Array:
-        x = sinusoidal_embedding(level, max(self.width // 4, 2)).astype(self.dtype)
+        x = _sinusoidal_embedding(level, max(self.width // 4, 2)).astype(self.dtype)
         x = nn.swish(nn.Dense(self.width, dtype=self.dtype, name="dense_0")(x))
         return nn.Dense(self.width, dtype=self.dtype, name="dense_1")(x)
 
@@ -140,12 +140,12 @@ class AttentionPooling(nn.Module):
         )
         value_BLNK = nn.Dense(self.width, dtype=self.dtype, name="value")(text).reshape(batch, length, self.heads, head)
         logits_BNL = jnp.einsum("nk,blnk->bnl", query_NK.astype(self.dtype), key_BLNK) / math.sqrt(head)
-        weights_BNL = masked_softmax(logits_BNL, mask[:, None, :])
+        weights_BNL = _masked_softmax(logits_BNL, mask[:, None, :])
         pooled = jnp.einsum("bnl,blnk->bnk", weights_BNL.astype(self.dtype), value_BLNK).reshape(batch, self.width)
         return nn.Dense(self.width, dtype=self.dtype, name="out")(pooled)
 
 
-def masked_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
+def _masked_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
     """Returns the softmax over the last axis, in float32, of unmasked logits; uniform where all are masked.
 
     Args:
@@ -191,7 +191,7 @@ class ResBlock(nn.Module):
     def __call__(self, x: jax.Array, embedding: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
         h = nn.swish(GroupNorm32(self.groups, name="norm_0")(x))
         if self.resample:
-            resample = downsample if self.resample == "down" else upsample
+            resample = _downsample if self.resample == "down" else upsample
             h, x = resample(h), resample(x)
         h = conv(self.channels, "conv_0", self.dtype)(h)
         h = nn.swish(AdaGN(self.groups, self.dtype, name="norm_1")(h, embedding))
@@ -225,7 +225,7 @@ def fold_in_keys(keys: jax.Array, block_hash: jax.Array | int) -> jax.Array:
     return jax.vmap(lambda key: jax.random.fold_in(key, block_hash))(keys)
 
 
-def downsample(x: jax.Array) -> jax.Array:
+def _downsample(x: jax.Array) -> jax.Array:
     """Returns images [B, H, W, C] downsampled to [B, H/2, W/2, C] by the mean of each 2×2."""
     batch, height, width, channels = x.shape
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
@@ -299,7 +299,7 @@ class Attention(nn.Module):
             masks.append(mask)
         key_BSNK, value_BSNK = jnp.concatenate(keys, axis=1), jnp.concatenate(values, axis=1)
         logits_BNQS = jnp.einsum("bqnk,bsnk->bnqs", query_BQNK, key_BSNK) / math.sqrt(self.head_channels)
-        weights_BNQS = masked_softmax(logits_BNQS, jnp.concatenate(masks, axis=1)[:, None, None, :])
+        weights_BNQS = _masked_softmax(logits_BNQS, jnp.concatenate(masks, axis=1)[:, None, None, :])
         attended = jnp.einsum("bnqs,bsnk->bqnk", weights_BNQS.astype(self.dtype), value_BSNK)
         attended = attended.reshape(batch, height * width, channels)
         out = nn.Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(attended)

@@ -28,7 +28,7 @@ _NONLINEARITIES: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def relative_position_bucket(relative_position: np.ndarray, *, num_buckets: int, max_distance: int) -> np.ndarray:
+def _relative_position_bucket(relative_position: np.ndarray, *, num_buckets: int, max_distance: int) -> np.ndarray:
     """Returns the bucket of each offset key - query, in [0, num_buckets) (arXiv:1910.10683, Section 2.1).
 
     The lower half of the buckets is for keys to the left, the upper half for keys to the right. Half of the buckets of
@@ -78,7 +78,7 @@ class RelativeBias(nn.Module):
         std = self.d_model**-0.5
         table = self.param("embedding", nn.initializers.normal(std), (self.num_buckets, self.num_heads))
         position = np.arange(length)
-        bucket_LL = relative_position_bucket(
+        bucket_LL = _relative_position_bucket(
             position[None, :] - position[:, None],
             num_buckets=self.num_buckets,
             max_distance=self.max_distance,

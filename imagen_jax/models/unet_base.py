@@ -26,7 +26,7 @@ from imagen_jax.models.layers import (
 )
 from imagen_jax.parallel.scan_params import stack_name
 
-ModuleMaker = Callable[..., Any]  # makes a module with a name
+_ModuleMaker = Callable[..., Any]  # makes a module with a name
 ConstraintFn = Callable[[Any], Any]  # applies sharding constraints to features [B, H, W, C], or a pytree of them
 
 
@@ -82,11 +82,11 @@ class BlockContext(NamedTuple):
         return None if self.dropout_keys is None else fold_in_keys(self.dropout_keys, block_hash)
 
 
-class ScanBlock(nn.Module):
+class _ScanBlock(nn.Module):
     """The body of `nn.scan` over blocks with equal shapes: a residual block, followed by attention."""
 
-    make_res_block: ModuleMaker
-    make_attention: ModuleMaker
+    make_res_block: _ModuleMaker
+    make_attention: _ModuleMaker
     constrain: ConstraintFn
 
     @nn.compact
@@ -262,10 +262,10 @@ class UNetBase(nn.Module):
                 outputs.extend(stacked)
         return x, outputs
 
-    def _make_scan(self, channels: int, kinds: tuple[str, ...], count: int) -> ModuleMaker:
+    def _make_scan(self, channels: int, kinds: tuple[str, ...], count: int) -> _ModuleMaker:
         """Returns a maker of `count` scanned blocks; their parameters, skips and name hashes are stacked."""
         scan = nn.scan(
-            ScanBlock,
+            _ScanBlock,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, 0, nn.broadcast),
@@ -278,12 +278,12 @@ class UNetBase(nn.Module):
             self.constrain,
         )
 
-    def _make_res_block(self, channels: int, resample: str = "", scanned: bool = False) -> ModuleMaker:
+    def _make_res_block(self, channels: int, resample: str = "", scanned: bool = False) -> _ModuleMaker:
         """Returns a maker of a residual block."""
         module = self._with_remat(ResBlock, scanned)
         return functools.partial(module, channels, self.num_groups, self.dropout, self.dtype, resample)
 
-    def _make_attention(self, kinds: tuple[str, ...], scanned: bool = False) -> ModuleMaker:
+    def _make_attention(self, kinds: tuple[str, ...], scanned: bool = False) -> _ModuleMaker:
         """Returns a maker of attention layers."""
         module = self._with_remat(AttentionStack, scanned)
         return functools.partial(module, kinds, self.head_channels, self.num_groups, self.mlp_ratio, self.dtype)

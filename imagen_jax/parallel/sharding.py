@@ -25,7 +25,7 @@ ShardingRules = Sequence[tuple[str, Sequence[str | None]]]
 MIN_SHARD_SIZE = 2**14
 
 
-def fsdp_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
+def _fsdp_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
     """Returns FSDP's spec: the largest dimension that is divisible by `fsdp` is sharded, the last one of equals.
 
     Args:
@@ -64,7 +64,7 @@ def check_sharding_rules(rules: ShardingRules) -> None:
 def param_shardings(abstract: Any, mesh: Mesh | AbstractMesh, rules: ShardingRules = (), params: Any = None) -> Any:
     """Returns shardings for a pytree of parameters, optimizer states or EMA.
 
-    The first rule whose regular expression is found in a path applies, otherwise FSDP's rule, see `fsdp_spec`. Specs
+    The first rule whose regular expression is found in a path applies, otherwise FSDP's rule, see `_fsdp_spec`. Specs
     are for single layers: the layer axis of stacked parameters is never sharded, so that a device has a part of each
     layer and gathers one layer at a time.
 
@@ -82,18 +82,18 @@ def param_shardings(abstract: Any, mesh: Mesh | AbstractMesh, rules: ShardingRul
         ConfigError: a rule matches no parameter, or does not fit the shape of one.
     """
     leaves = jax.tree_util.tree_leaves_with_path(abstract if params is None else params)
-    shapes = {key_path(path): layer_shape(key_path(path), leaf) for path, leaf in leaves}
+    shapes = {key_path(path): _layer_shape(key_path(path), leaf) for path, leaf in leaves}
     specs = _match_rules(shapes, rules, mesh)
 
     def sharding(path: Any, leaf: Any) -> NamedSharding:
         name = key_path(path)
         keys = name.split("/")
-        shape = layer_shape(name, leaf)
+        shape = _layer_shape(name, leaf)
         parameter = next((suffix for i in range(len(keys)) if (suffix := "/".join(keys[i:])) in shapes), None)
         if parameter in specs:
             spec = _opt_state_spec(specs[parameter], shapes[parameter], shape)
         else:
-            spec = fsdp_spec(shape, mesh.shape["fsdp"])
+            spec = _fsdp_spec(shape, mesh.shape["fsdp"])
         has_sharded_layers = is_stacked(name) and any(spec)
         return NamedSharding(mesh, PartitionSpec(None, *spec) if has_sharded_layers else spec)
 
@@ -171,7 +171,7 @@ def device_put_global(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(put, tree, shardings)
 
 
-def layer_shape(path: str, leaf: Any) -> tuple[int, ...]:
+def _layer_shape(path: str, leaf: Any) -> tuple[int, ...]:
     """Returns the shape of an array at a path; of one layer, if layers are stacked."""
     return tuple(leaf.shape[1:] if is_stacked(path) else leaf.shape)
 

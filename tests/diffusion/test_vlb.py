@@ -7,7 +7,7 @@ import pytest
 
 from imagen_jax.diffusion import schedules, vlb
 from imagen_jax.diffusion.process import add_noise, learned_log_variance, log_variance_bounds, posterior_mean
-from imagen_jax.diffusion.vlb import LOG_LIKELIHOOD_MIN, NUM_TIMESTEPS, discretized_log_likelihood, gaussian_kl
+from imagen_jax.diffusion.vlb import _LOG_LIKELIHOOD_MIN, _NUM_TIMESTEPS, _discretized_log_likelihood, _gaussian_kl
 
 vlb_loss = jax.jit(vlb.vlb_loss, static_argnames=("schedule", "steps"))
 
@@ -28,15 +28,15 @@ def test_gaussian_kl_equals_integral(mean, log_variance):
     value = np.linspace(-15, 15, 300_001)
     p, q = normal(value, mean, log_variance), normal(value, other_mean, other)
     integral = np.sum(np.where(p > 0, p * np.log(np.maximum(p, 1e-300) / q), 0)) * (value[1] - value[0])
-    kl = gaussian_kl(*map(jnp.float32, (mean, log_variance, other_mean, other)))
+    kl = _gaussian_kl(*map(jnp.float32, (mean, log_variance, other_mean, other)))
     assert float(kl) == pytest.approx(integral, rel=1e-4)
 
 
 def test_gaussian_kl_is_zero_only_for_equal_gaussians():
     rng = np.random.default_rng(0)
     mean, log_variance, off, ratio = rng.standard_normal((4, 1000)).astype(np.float32)
-    np.testing.assert_array_equal(gaussian_kl(mean, log_variance, mean, log_variance), 0)
-    assert (np.asarray(gaussian_kl(mean, log_variance, mean + off, log_variance + ratio)) > 0).all()
+    np.testing.assert_array_equal(_gaussian_kl(mean, log_variance, mean, log_variance), 0)
+    assert (np.asarray(_gaussian_kl(mean, log_variance, mean + off, log_variance + ratio)) > 0).all()
 
 
 def values(highest=255):
@@ -47,14 +47,14 @@ def values(highest=255):
 @pytest.mark.parametrize("log_deviation", [-3.0, -1.0, 1.0])
 @pytest.mark.parametrize("mean", [-1.3, -0.4, 0.001, 1.0])
 def test_bin_probabilities_sum_to_one(mean, log_deviation):
-    likelihood = np.exp(discretized_log_likelihood(values(), jnp.full(256, mean), jnp.full(256, 2 * log_deviation)))
+    likelihood = np.exp(_discretized_log_likelihood(values(), jnp.full(256, mean), jnp.full(256, 2 * log_deviation)))
     assert likelihood.sum() == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("mean, log_deviation", [(-0.4, -6.0), (0.001, -3.0), (1.0, -1.0)])
 def test_16_bit_bin_probabilities_sum_to_one(mean, log_deviation):
     gaussian = jnp.full(65536, mean), jnp.full(65536, 2 * log_deviation)
-    likelihood = np.exp(discretized_log_likelihood(values(65535), *gaussian, half_bin=1 / 65535))
+    likelihood = np.exp(_discretized_log_likelihood(values(65535), *gaussian, half_bin=1 / 65535))
     assert likelihood.sum() == pytest.approx(1, abs=1e-4)
 
 
@@ -62,7 +62,7 @@ def test_bin_probability_equals_integral():
     mean, log_variance = 0.1, -3.0
     fine = np.linspace(-8, 8, 1_000_001)
     density = normal(fine, mean, log_variance) * (fine[1] - fine[0])
-    likelihood = np.exp(discretized_log_likelihood(values(), jnp.full(256, mean), jnp.full(256, log_variance)))
+    likelihood = np.exp(_discretized_log_likelihood(values(), jnp.full(256, mean), jnp.full(256, log_variance)))
     for index in (0, 1, 100, 200, 254, 255):
         low = -np.inf if index == 0 else (index - 0.5) / 127.5 - 1
         high = np.inf if index == 255 else (index + 0.5) / 127.5 - 1
@@ -72,19 +72,19 @@ def test_bin_probability_equals_integral():
 def test_likelihood_is_symmetric():
     mean = jnp.linspace(-1, 1, 256)
     likelihood, mirrored = (
-        discretized_log_likelihood(s * values()[::-1], s * mean, jnp.full(256, -4.0)) for s in (1, -1)
+        _discretized_log_likelihood(s * values()[::-1], s * mean, jnp.full(256, -4.0)) for s in (1, -1)
     )
     np.testing.assert_allclose(likelihood, mirrored, rtol=1e-4)
 
 
 def test_likelihood_of_outliers_is_finite():
     def total(mean, log_variance):
-        return discretized_log_likelihood(values(), mean, log_variance).sum()
+        return _discretized_log_likelihood(values(), mean, log_variance).sum()
 
     for log_variance in (-40.0, -20.0, 0.0, 20.0):
         arguments = jnp.full(256, 0.3), jnp.full(256, log_variance)
-        likelihood = discretized_log_likelihood(values(), *arguments)
-        assert (likelihood >= LOG_LIKELIHOOD_MIN).all()
+        likelihood = _discretized_log_likelihood(values(), *arguments)
+        assert (likelihood >= _LOG_LIKELIHOOD_MIN).all()
         for gradient in jax.grad(total, argnums=(0, 1))(*arguments):
             assert np.isfinite(gradient).all()
 
@@ -93,7 +93,7 @@ def test_likelihood_of_outliers_is_finite():
 def test_log_variance_bounds(schedule):
     """q(z_t | z_s) has 1 - alpha_t²/alpha_s² of variance (beta); q(z_s | z_t, x) has sigma_s²/sigma_t² of that."""
     t = np.float64(TIMES)
-    logsnr_t, logsnr_s = (np.float64(schedule.logsnr(jnp.float32(at))) for at in (t, t - 1 / NUM_TIMESTEPS))
+    logsnr_t, logsnr_s = (np.float64(schedule.logsnr(jnp.float32(at))) for at in (t, t - 1 / _NUM_TIMESTEPS))
     # in float64: the differences are small
     square = {name: 1 / (1 + np.exp(-logsnr)) for name, logsnr in (("t", logsnr_t), ("s", logsnr_s))}
     beta = 1 - square["t"] / square["s"]
@@ -138,8 +138,8 @@ def test_exact_denoiser_of_a_gaussian_reaches_the_information(schedule, gaussian
     x, eps = gaussian
     z, alpha = noisy(schedule, x, eps, TIMES)
     loss = vlb_loss(x, alpha * z, jnp.ones_like(x), z, schedule, TIMES)
-    fall = jnp.log(schedule.sigma(TIMES)) - jnp.log(schedule.sigma(TIMES - 1 / NUM_TIMESTEPS))
-    np.testing.assert_allclose(loss, NUM_TIMESTEPS * fall / math.log(2), rtol=0.03)
+    fall = jnp.log(schedule.sigma(TIMES)) - jnp.log(schedule.sigma(TIMES - 1 / _NUM_TIMESTEPS))
+    np.testing.assert_allclose(loss, _NUM_TIMESTEPS * fall / math.log(2), rtol=0.03)
     # any other variance costs more, visibly where steps change the noise a lot
     for v in (-1.0, 0.5, 1.5):
         assert (vlb_loss(x, alpha * z, jnp.full_like(x, v), z, schedule, TIMES)[:2] > loss[:2]).all()
@@ -161,7 +161,7 @@ def test_terms_sum_to_the_total_information(gaussian):
 def test_known_image_with_lower_variance_costs_nothing(schedule):
     x = jnp.asarray(np.random.default_rng(0).choice(np.asarray(values()), (len(TIMES), 8, 8, 3)))
     z, _ = noisy(schedule, x, jnp.asarray(np.random.default_rng(1).standard_normal(x.shape), jnp.float32), TIMES)
-    np.testing.assert_allclose(vlb_loss(x, x, -jnp.ones_like(x), z, schedule, TIMES), 0, atol=1e-3 * NUM_TIMESTEPS)
+    np.testing.assert_allclose(vlb_loss(x, x, -jnp.ones_like(x), z, schedule, TIMES), 0, atol=1e-3 * _NUM_TIMESTEPS)
     assert (vlb_loss(x, x, jnp.zeros_like(x), z, schedule, TIMES)[:2] > 0.5).all()
 
 

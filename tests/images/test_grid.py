@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax.images.grid import MARGIN, image_grid, save_png
+from imagen_jax.images.grid import _MARGIN, image_grid, save_png
 from imagen_jax.io.text import printable
 
 
@@ -15,10 +15,10 @@ def random_images(count, channels, height=8, width=8):
 def images_in_grid(images, height, width, scale):
     """Returns the images [5, height, width, 3] in a grid of three columns, with each pixel `scale` wide."""
     grid = np.asarray(image_grid(images, ["a caption"] * 5, columns=3, cell=32))
-    row = (grid.shape[0] - MARGIN) // 2  # two rows
+    row = (grid.shape[0] - _MARGIN) // 2  # two rows
     extracted = []
     for index in range(5):
-        top, left = MARGIN + index // 3 * row, MARGIN + index % 3 * (width * scale + MARGIN)
+        top, left = _MARGIN + index // 3 * row, _MARGIN + index % 3 * (width * scale + _MARGIN)
         large = grid[top : top + height * scale, left : left + width * scale]
         extracted.append(large[::scale, ::scale])
         np.testing.assert_array_equal(large, np.repeat(np.repeat(extracted[-1], scale, 0), scale, 1))
@@ -60,7 +60,7 @@ def test_other_channels_side_by_side(channels):
 def test_captions_below_images():
     images = np.full((2, 8, 8, 3), 255, np.uint8)
     grid = np.asarray(image_grid(images, ["a red fox", ""], columns=2, cell=64))
-    below = grid[MARGIN + 64 + 2 :]
+    below = grid[_MARGIN + 64 + 2 :]
     middle = grid.shape[1] // 2
     assert (below[:, :middle] < 100).any()
     assert (below[:, middle:] == 255).all()

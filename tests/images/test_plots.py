@@ -50,7 +50,7 @@ def test_run_diagnostics(plotted):
     metrics = [{"step": step, "loss": 1.0} for step in range(20)]
     metrics += [{"step": step, **SATURATIONS, **CURVE, "saturation": step / 100} for step in range(20)]
     by_noise, saturation = plotted(plot_run_diagnostics, metrics, "base")
-    assert len(by_noise[0]) == plots.MAX_CURVES
+    assert len(by_noise[0]) == plots._MAX_CURVES
     assert all(curve == [[0.25, 0.5], [0.75, 0.1]] for curve in by_noise[0])
     assert saturation[0][0] == [[step, step / 100] for step in range(20)]
     assert saturation[0][1] == [[step, 0.2] for step in range(20)]

@@ -11,9 +11,9 @@ from imagen_jax.errors import ConfigError
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.parallel.sharding import (
     MIN_SHARD_SIZE,
+    _fsdp_spec,
     check_sharding_rules,
     device_put_global,
-    fsdp_spec,
     key_path,
     load_params,
     param_shardings,
@@ -28,7 +28,7 @@ def test_fsdp_spec(fsdp):
     num_sharded = 0
     for _ in range(300):
         shape = tuple(int(size) for size in rng.choice([1, 3, 7, 16, 24, 64, 96, 128, 512], rng.integers(0, 5)))
-        spec = tuple(fsdp_spec(shape, fsdp))
+        spec = tuple(_fsdp_spec(shape, fsdp))
         divisible = [size for size in shape if size % fsdp == 0]
         if math.prod(shape) < MIN_SHARD_SIZE or not divisible:
             assert spec == ()

@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from imagen_jax.models.t5 import T5Encoder, relative_position_bucket
+from imagen_jax.models.t5 import T5Encoder, _relative_position_bucket
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.parallel.sharding import load_params
 from imagen_jax.text.encoder import parameter_shapes
@@ -50,4 +50,4 @@ def cosines(ours, theirs):
 
 
 def buckets(offsets):
-    return np.asarray(relative_position_bucket(offsets, num_buckets=32, max_distance=128))
+    return np.asarray(_relative_position_bucket(offsets, num_buckets=32, max_distance=128))
