@@ -1,4 +1,4 @@
-"""The faults that tests of their own cover, without a run that is broken: each row runs those tests."""
+"""Faults that other tests cover: each row runs these tests."""
 
 import os
 import subprocess
@@ -9,11 +9,11 @@ from tests.faults.harness import Result
 from tests.helpers.configs import ROOT
 
 
-def of_tests(fault, *paths):
-    """A row whose trials are the tests of files; which of them the machine cannot run are none."""
+def run_tests(fault, *paths):
+    """Returns a row whose trials are the tests of some files, without those that are skipped."""
 
     def row(bench, trials):
-        report = bench.new("tests").with_suffix(".xml")
+        report = bench.new_workdir("tests").with_suffix(".xml")
         report.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *(f"tests/{path}" for path in paths)]
         done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
@@ -26,35 +26,37 @@ def of_tests(fault, *paths):
 
 
 TESTED = {
-    "images": of_tests(
-        "images that are cut, corrupt, empty or not there; a folder without any; only broken ones",
-        "data/test_folder.py",
-        "training/test_progress.py",
+    "images": run_tests(
+        "truncated, corrupt, empty or missing images; a folder without images, or with corrupt ones only",
+        "datasets/test_folder.py",
+        "training/test_progress_bar.py",
     ),
-    "shards": of_tests(
-        "a shard that is cut, corrupt or missing; members that lead elsewhere; `pipe:` and `http:` for shards",
-        "data/test_tar.py",
-        "data/test_webdataset.py",
+    "shards": run_tests(
+        "a truncated, corrupt or missing shard; members outside of it; shards from `pipe:` and `http:`",
+        "datasets/test_tar.py",
+        "datasets/test_webdataset.py",
     ),
-    "decoders": of_tests(
+    "decoders": run_tests(
         "image bombs; 16 bits, CMYK, palettes, alpha, animations, odd EXIF",
         "data/test_transforms.py",
-        "data/test_hostile.py",
+        "datasets/test_hostile.py",
     ),
-    "embeddings": of_tests(
+    "embeddings": run_tests(
         "embeddings of another width, or of another encoder of the same width",
-        "test_embedding.py",
-        "test_training_from_cache.py",
+        "stages/test_precompute_text.py",
+        "training/test_training_from_cache.py",
     ),
-    "captions": of_tests("captions that are empty, long, of odd Unicode, or no Unicode", "text/test_tokens.py"),
-    "room": of_tests("memory that does not suffice", "training/test_stopping.py"),
-    "spike": of_tests("a loss that jumps", "training/test_guard.py"),
-    "pickles": of_tests(
+    "captions": run_tests(
+        "captions that are empty, long, unusual Unicode, or invalid Unicode", "text/test_tokenizer.py"
+    ),
+    "room": run_tests("out of memory", "training/test_preemption.py"),
+    "spike": run_tests("a loss spike", "training/test_skip_updates.py"),
+    "pickles": run_tests(
         "pickled weights; damaged safetensors", "text/test_encoder.py", "text/test_hub.py", "test_safe_inputs.py"
     ),
-    "drawing": of_tests("drawing, kill -9; prompts with a meaning to a path or a page", "test_pictures.py"),
-    "launchers": of_tests(
-        "names with a meaning to a shell, in launchers",
+    "sampling": run_tests("sampling, kill -9; prompts that are paths or HTML", "pipelines/test_output_dir.py"),
+    "launchers": run_tests(
+        "names with shell syntax, in launchers",
         "launch/test_tpu.py",
         "launch/test_worker.py",
         "launch/test_launchers.py",

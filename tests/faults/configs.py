@@ -1,4 +1,4 @@
-"""Configs with mistakes made at random, and whether each is refused in a sentence, or works."""
+"""Configs with random mistakes, which are either refused with a message or work."""
 
 import copy
 import json
@@ -14,7 +14,7 @@ from imagen_jax.errors import ConfigError
 from imagen_jax.stages import stage as stages
 from imagen_jax.training.validate import check_training
 
-# what people and programs put where something else belongs
+# values of wrong types and out of range
 VALUES = [
     *(None, True, False, "", "x", "none", "float16", "True", "8", "a\0b", "../..", "é" * 300),
     *(-1, 0, 1, 2, 3, 5, 7, 8, 12, 16, 64, 1000, 10**6, 10**30, -(10**30)),
@@ -37,13 +37,13 @@ VALUES = [
     ),
     *((("(", ("data",)),), (("stem", ("data", "data")),), ((".*", 3),), "abc", b"bytes", 3 + 4j, object),
 ]
-# of these the network consists: what is changed elsewhere does not change whether it can be traced
+# the keys that define the network: other changes do not affect whether it can be traced
 TRACED = ("model", "image_size", "low_res_size", "channels", "text.length", "diffusion.variance_type")
-MOST = 1024  # beyond it tracing is slow, and right all the same
+MAX_TRACED_SIZE = 1024  # tracing larger networks is slow and finds nothing more
 
 
 def mutated(config: StageConfig, rng: random.Random) -> tuple[dict, list[str]]:
-    """A copy of a config, nested dicts, with one to three mistakes, and the keys that they are in."""
+    """Returns a copy of a config as nested dicts with one to three mistakes, and the changed keys."""
     tree = copy.deepcopy(config.to_dict())
     changed = []
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
@@ -54,14 +54,14 @@ def mutated(config: StageConfig, rng: random.Random) -> tuple[dict, list[str]]:
             if not (isinstance(group[name], dict) and group[name]) or rng.random() < 0.02:
                 break
             group = group[name]
-        match rng.choice(("value", "value", "value", "scaled", "scaled", "scaled", "missing", "misspelt", "surplus")):
+        match rng.choice(("value", "value", "value", "scaled", "scaled", "scaled", "missing", "misspelled", "surplus")):
             case "value":
                 group[name] = rng.choice(VALUES)
             case "scaled" if isinstance(group[name], (int, float)) and not isinstance(group[name], bool):
                 group[name] *= rng.choice((-1, 0, 0.5, 2, 2, 3, 4))
             case "missing":
                 del group[name]
-            case "misspelt":
+            case "misspelled":
                 letters = list(str(name))
                 letters.insert(rng.randrange(len(letters) + 1), rng.choice("aeiou_."))
                 group["".join(letters)] = group.pop(name)
@@ -73,10 +73,10 @@ def mutated(config: StageConfig, rng: random.Random) -> tuple[dict, list[str]]:
     return tree, changed
 
 
-def survives(config: StageConfig | tuple[dict, list[str]]) -> str:
-    """What comes of a config: "refused", "works", or else what went wrong, as a traceback.
+def check_mutated(config: StageConfig | tuple[dict, list[str]]) -> str:
+    """Returns "refused" or "works", or else the error as text.
 
-    One that is not refused has to be worth it: its network can be traced, and its data can be opened.
+    The network of a config that is not refused must be traceable, and its data must open.
     """
     tree, changed = config if isinstance(config, tuple) else (config.to_dict(), list(TRACED))
     try:
@@ -84,13 +84,13 @@ def survives(config: StageConfig | tuple[dict, list[str]]) -> str:
         check_training(made, jax.devices()[:1])
         make_source(made.data, made.data.split, made.image_size)
     except ConfigError as error:
-        sentences = all("\n" not in problem and 20 < len(problem) < 1000 for problem in error.problems)
-        return "refused" if sentences else f"said: {error}"
+        well_formed = all("\n" not in problem and 20 < len(problem) < 1000 for problem in error.problems)
+        return "refused" if well_formed else f"bad message: {error}"
     except Exception:
         return traceback.format_exc()
     try:
         assert from_json(json.loads(json.dumps(to_json(made)))) == made
-        small = max(*made.image_hw, made.model.channels, made.text.length) <= MOST
+        small = max(*made.image_hw, made.model.channels, made.text.length) <= MAX_TRACED_SIZE
         if small and any(key.startswith(TRACED) for key in changed):
             network = stages.make_network(made)
             arguments = stages.network_arguments(made, 8, made.image_hw)

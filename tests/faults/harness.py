@@ -1,4 +1,4 @@
-"""Starts real training commands, breaks them, and compares what they leave with a run that nothing broke."""
+"""Starts real training commands, breaks them, and compares their results with an undisturbed run."""
 
 import contextlib
 import dataclasses
@@ -21,33 +21,32 @@ from tests.faults.tiny import get_config
 from tests.helpers.configs import ROOT, free_port, one_device, restored
 
 ENVIRONMENT = os.environ | {
-    "XLA_FLAGS": xla_flags(devices=1),  # `devices` has more
-    # programs are read from the cache from the second start on
+    "XLA_FLAGS": xla_flags(devices=1),  # `devices` sets more
+    # from the second start on, programs are read from the cache
     "JAX_COMPILATION_CACHE_DIR": str(CACHE),
     "PYTHONUNBUFFERED": "1",
 }
 TINY = "tests/faults/tiny.py"
-# Sets limits of resources, by their numbers, and becomes a command. Done in the fork of a process with threads, such as
-# this one, it could hang.
+# Sets resource limits and executes a command. In a fork of this process, which has threads, it could hang.
 LIMITED = """
 import json, os, resource, sys
 for number, most in json.loads(sys.argv[1]).items():
     resource.setrlimit(int(number), (most, most))
 os.execv(sys.argv[2], sys.argv[2:])
 """
-PATIENCE = 600  # seconds, after which a process is taken to hang
+TIMEOUT = 600  # seconds after which a process counts as hanging
 
 
 class Training:
-    """A train command in a process of its own, killed at the end of its ``with`` block."""
+    """A train command in a separate process, killed at the end of its `with` block."""
 
-    def __init__(self, workdir, fault=None, limits=None, said=None, variables=None, config=TINY, **changes):
+    def __init__(self, workdir, fault=None, limits=None, log_file=None, variables=None, config=TINY, **changes):
         self.workdir = workdir
-        self.said = said or workdir.with_suffix(".said")
-        self.said.parent.mkdir(parents=True, exist_ok=True)
+        self.log_file = log_file or workdir.with_suffix(".out")
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
         command = ["tests.faults.broken_train"] if fault else ["imagen_jax", "train"]
         flags = [f"--config.training.{name}={value}" for name, value in changes.items()]
-        self._file = self.said.open("wb")
+        self._file = self.log_file.open("wb")
 
         command = [sys.executable, "-m", *command, f"--config={ROOT}/{config}", f"--workdir={workdir}", *flags]
         self.process = subprocess.Popen(
@@ -57,7 +56,7 @@ class Training:
             stdout=self._file,
             stderr=subprocess.STDOUT,
         )
-        self.began = time.monotonic()
+        self.start_time = time.monotonic()
 
     def __enter__(self):
         return self
@@ -68,56 +67,56 @@ class Training:
         self._file.close()
 
     def send(self, number):
-        """Sends a signal to the process; it may have ended."""
+        """Sends a signal to the process, which may have ended."""
         self.process.send_signal(number)
 
     def until(self, condition):
-        """Waits until a condition holds, or the process has ended; whether it held. It is asked as fast as can be."""
+        """Waits until a condition is true or the process has ended; returns the condition. Polls fast."""
         while self.process.poll() is None:
             if condition():
                 return True
-            if time.monotonic() - self.began > PATIENCE:
-                raise AssertionError(f"nothing happened for {PATIENCE} s; it said: {self.text()}")
+            if time.monotonic() - self.start_time > TIMEOUT:
+                raise AssertionError(f"the condition was not true within {TIMEOUT} s; output: {self.text()}")
             time.sleep(0.0005)
         return condition()
 
-    def ended(self):
-        """(exit code, what it said) at its end."""
-        return self.process.wait(PATIENCE), self.text()
+    def wait_for_end(self):
+        """Waits for the process to end; returns (exit code, output)."""
+        return self.process.wait(TIMEOUT), self.text()
 
     def text(self):
-        """What it said so far."""
-        return self.said.read_text(errors="replace")
+        """Returns the output so far."""
+        return self.log_file.read_text(errors="replace")
 
     def reach(self, step):
-        """Waits until a step is in its records."""
+        """Waits until a step is in its metrics."""
         assert self.until(lambda: max(losses(self.workdir), default=0) >= step), self.text()
 
 
 def trained(workdir, **options):
-    """A training command that must succeed: what it said."""
+    """Runs a training command that must succeed; returns its output."""
     with Training(workdir, **options) as training:
-        code, said = training.ended()
-    assert code == 0, said
-    return said
+        code, output = training.wait_for_end()
+    assert code == 0, output
+    return output
 
 
 @contextlib.contextmanager
 def together(workdir, count, faults=None, **options):
-    """Training commands that are one run, of a device each; ``faults`` are by the number of the process."""
-    with contextlib.ExitStack() as held:
+    """Starts the processes of one run, with a device each; `faults` are by process index."""
+    with contextlib.ExitStack() as stack:
         port = free_port()
         yield [
-            held.enter_context(
+            stack.enter_context(
                 Training(
                     workdir,
                     fault=(faults or {}).get(index),
-                    said=workdir.with_suffix(f".said.{index}"),
+                    log_file=workdir.with_suffix(f".out.{index}"),
                     variables={
                         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
                         "JAX_NUM_PROCESSES": str(count),
                         "JAX_PROCESS_ID": str(index),
-                        # as launch/local.sh has it
+                        # as in launch/local.sh
                         "JAX_ENABLE_COMPILATION_CACHE": "false",
                     },
                     **options,
@@ -128,87 +127,87 @@ def together(workdir, count, faults=None, **options):
 
 
 def trained_together(workdir, count, **options):
-    """Training commands that are one run and must succeed."""
+    """Runs the processes of one run, which must succeed."""
     with together(workdir, count, **options) as members:
         for member in members:
-            code, said = member.ended()
-            assert code == 0, said
+            code, output = member.wait_for_end()
+            assert code == 0, output
 
 
 def devices(count):
-    """The environment of a command that has so many simulated devices."""
+    """Returns the environment of a command with a number of simulated devices."""
     return {"XLA_FLAGS": xla_flags(count)}
 
 
 def losses(workdir):
-    """Step → loss, as recorded: to the bit."""
+    """Returns the recorded losses by step."""
     return {line["step"]: line["loss"] for line in read_metrics(workdir) if "loss" in line}
 
 
-def difference(workdir, unbroken):
-    """The largest difference of two runs' losses, and of all the numbers in their last states; inf for other steps."""
-    mine, theirs = losses(workdir), losses(unbroken)
+def difference(workdir, undisturbed):
+    """Returns the largest difference of two runs' losses and last states; inf if their steps differ."""
+    mine, theirs = losses(workdir), losses(undisturbed)
     (state, position), (other, other_position) = (
-        restored(folder, get_config(), one_device()) for folder in (workdir, unbroken)
+        restored(folder, get_config(), one_device()) for folder in (workdir, undisturbed)
     )
     if mine.keys() != theirs.keys() or position != other_position or int(state.step) != int(other.step):
         return float("inf")
     leaves = zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True)
-    of_state = max(float(np.max(np.abs(np.float64(a) - np.float64(b)), initial=0.0)) for a, b in leaves)
-    return max(of_state, *(abs(mine[step] - theirs[step]) for step in mine))
+    state_difference = max(float(np.max(np.abs(np.float64(a) - np.float64(b)), initial=0.0)) for a, b in leaves)
+    return max(state_difference, *(abs(mine[step] - theirs[step]) for step in mine))
 
 
 def steps_in(workdir):
-    """The complete checkpoints of a folder."""
+    """Returns the steps of the complete checkpoints of a folder."""
     folder = workdir / "checkpoints"
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) if folder.exists() else []
 
 
 def leftovers(workdir):
-    """What a kill left beside the complete checkpoints."""
+    """Returns the names of files and folders beside the complete checkpoints."""
     return [path.name for path in (workdir / "checkpoints").iterdir() if not path.name.isdecimal()]
 
 
 @dataclasses.dataclass
 class Result:
-    """What came of the trials of a fault."""
+    """The result of the trials of a fault."""
 
     fault: str
     trials: int
-    held: int
+    passed: int
     worst: str
 
 
 class Bench:
-    """The folder of all trials, with the run that nothing broke."""
+    """The folder of all trials, with an undisturbed run."""
 
     def __init__(self, folder):
         self.folder = Path(folder)
-        self.unbroken = self.folder / "unbroken" / "stage"
-        trained(self.unbroken)
-        lines = (self.unbroken / "goodput.jsonl").read_text().splitlines()
+        self.undisturbed = self.folder / "undisturbed" / "stage"
+        trained(self.undisturbed)
+        lines = (self.undisturbed / "goodput.jsonl").read_text().splitlines()
         self.seconds = sum(json.loads(lines[-1])[phase] for phase in PHASES)
 
-    def new(self, name):
-        """A place for a stage's folder that is not there."""
-        place = self.folder / name / "stage"
-        shutil.rmtree(place.parent, ignore_errors=True)
-        return place
+    def new_workdir(self, name):
+        """Returns the path of a stage folder that does not exist."""
+        workdir = self.folder / name / "stage"
+        shutil.rmtree(workdir.parent, ignore_errors=True)
+        return workdir
 
-    def halted(self, name):
-        """The folder of a stage that was killed after it had saved."""
-        place = self.new(name)
-        with Training(place) as training:
-            assert training.until(lambda: steps_in(place)), training.text()
-        return place
+    def killed_after_save(self, name):
+        """Returns the folder of a run that was killed after a save."""
+        workdir = self.new_workdir(name)
+        with Training(workdir) as training:
+            assert training.until(lambda: steps_in(workdir)), training.text()
+        return workdir
 
     def difference(self, workdir):
-        """As ``difference``, to the run that nothing broke."""
-        return difference(workdir, self.unbroken)
+        """Returns the `difference` to the undisturbed run."""
+        return difference(workdir, self.undisturbed)
 
 
 def resumed_step(workdir):
-    """The step that the last start went on from."""
+    """Returns the step from which the last start has resumed."""
     lines = (workdir / "goodput.jsonl").read_text().splitlines()
     starts = [json.loads(line) for line in lines]
     return next(line["at_step"] for line in starts if line["start_number"] == starts[-1]["start_number"])

@@ -1,4 +1,4 @@
-"""A stage that starts in seconds and saves often: there is much to interrupt."""
+"""A stage that starts in seconds and saves often, so that there is much to interrupt."""
 
 from tests.helpers.configs import base_config
 
@@ -9,11 +9,11 @@ SAVE_EVERY = 4
 def get_config():
     return base_config(
         **{
-            # as few layers as can be: a start is tracing and compiling, for the most part
+            # as few layers as possible: most of a start is tracing and compiling
             "model.num_res_blocks": (0,),
             "model.attention_types": ((),),
             "model.middle_attention_types": ("text",),
-            # with Adam's usual eps, what two orders of a sum differ by makes large steps of almost nothing
+            # with Adam's usual eps, two orders of a sum give steps that differ much where gradients are almost zero
             "optimizer.eps": 1e-3,
             "training.steps": STEPS,
             "training.save_every": SAVE_EVERY,
