@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from absl import flags
@@ -111,9 +111,15 @@ class CommandFlags:
             raise ConfigError(f"--{name} is missing: give for example --{name}={example}")
         return value
 
-    def load_config(self, schema: type[Config] = StageConfig) -> Config:  # type: ignore[assignment]
+    @overload
+    def load_config(self) -> StageConfig: ...
+
+    @overload
+    def load_config(self, schema: type[Config]) -> Config: ...
+
+    def load_config(self, schema: type[Any] = StageConfig) -> Any:
         """Returns the config of `--config` with the overrides applied, typed by a schema. Raises ConfigError."""
-        return load_config(self.required("config", "configs/shapes_base.py"), self.overrides, schema)
+        return load_config(self.required("config", "configs/shapes_base.py"), self.overrides, schema=schema)
 
     def stage_folders(self) -> list[Path]:
         """Returns the folders of `--stages`. Raises ConfigError if there are none."""

@@ -6,6 +6,7 @@ DIR becomes a Hugging Face T5 folder. The figures printed at the end are accurac
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from absl import flags
 
@@ -26,6 +27,6 @@ def run(args: CommandFlags) -> None:
     from imagen_jax.datasets.shapes.pretrain_encoder import pretrain
 
     config = args.load_config(PretrainTextConfig)
-    out = args.output_folder("runs/text")
+    out = Path(args.required("out", "runs/text")).expanduser()
     figures = pretrain(config, out)
     print(f"{out}: accuracy of linear probes\n{json.dumps(figures, indent=2)}")

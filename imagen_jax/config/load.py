@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar, overload
 
 import ml_collections
 from pydantic import ValidationError
@@ -23,6 +23,7 @@ from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import read_json
 
 Config = TypeVar("Config", bound=Group)
+ConfigSource: TypeAlias = str | Path | ml_collections.ConfigDict | Mapping[str, Any] | Group
 # keys that say which other keys their group has
 TAGS = ("source", "network")
 
@@ -54,11 +55,19 @@ def _defaults(schema: type[Group], tags: tuple[str, ...]) -> dict[str, Any]:
     return tree
 
 
+@overload
+def load_config(source: ConfigSource, overrides: Mapping[str, Any] | None = None) -> StageConfig: ...
+
+
+@overload
 def load_config(
-    source: str | Path | ml_collections.ConfigDict | Mapping[str, Any] | Group,
-    overrides: Mapping[str, Any] | None = None,
-    schema: type[Config] = StageConfig,  # type: ignore[assignment]  # a default for a type variable
-) -> Config:
+    source: ConfigSource, overrides: Mapping[str, Any] | None = None, *, schema: type[Config]
+) -> Config: ...
+
+
+def load_config(
+    source: ConfigSource, overrides: Mapping[str, Any] | None = None, *, schema: type[Any] = StageConfig
+) -> Any:
     """Returns a typed, immutable config.
 
     Args:

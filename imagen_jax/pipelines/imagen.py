@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -22,6 +23,7 @@ from imagen_jax.config.schema import SamplingConfig
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import Size
 from imagen_jax.parallel import multihost
+from imagen_jax.parallel.batching import pad_batch
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.parallel.sharding import param_shardings
 from imagen_jax.pipelines.loading import TrainedStage, check_chain, find_stages, load_stages
@@ -115,7 +117,7 @@ class ImagenPipeline:
         base = self.stages[0]
         tokens, mask = base.stage.encoder.tokenize(prompts)
         embeddings = jax.jit(base.stage.encoder.encode)(base.encoder_params, tokens, mask)
-        return TextCondition(embeddings, mask)
+        return TextCondition(embeddings, jnp.asarray(mask))
 
     def __call__(
         self,
@@ -307,12 +309,11 @@ class ImagenPipeline:
         with tqdm(total=len(prompts), initial=skipped, **(bar_settings | self._progress)) as bar:
             for batch in batches:
                 chosen = list(prompts[batch])
-                # The last batch is filled up, so that nothing is compiled twice.
-                padding = batch_size - len(chosen)
+                # the last batch is padded, so that nothing is compiled twice
                 scales = None
                 if guidance_scale is not None:
-                    scales = np.pad(guidance_scale[:, batch], ((0, 0), (0, padding)), constant_values=1)
-                images = self.sample([*chosen, *[""] * padding], seed, batch.start, scales)
+                    scales = pad_batch(guidance_scale.T[batch], batch_size, 1).T
+                images = self.sample(pad_batch(chosen, batch_size, ""), seed, batch.start, scales)
                 yield batch.start, [stage_images[: len(chosen)] for stage_images in images]
                 bar.update(len(chosen))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.errors import ConfigError
-from imagen_jax.images.array import said
+from imagen_jax.images.array import format_size
 from imagen_jax.parallel.sharding import with_shardings
 from imagen_jax.stages.checkpoints import CONFIG_FILE, Checkpoints, read_config
 from imagen_jax.stages.stage import Stage, build, check_fingerprint
@@ -46,7 +46,7 @@ def check_chain(configs: Sequence[StageConfig]) -> None:
     if first.is_super_resolution:
         low, size = first.low_res_hw, first.image_hw
         raise ConfigError(
-            f"the first stage is a super-resolution stage ({said(low)} to {said(size)}): "
+            f"the first stage is a super-resolution stage ({format_size(low)} to {format_size(size)}): "
             f"put a base stage of {low[0]}×{low[1]} before it"
         )
     for before, after in itertools.pairwise(configs):
@@ -58,7 +58,7 @@ def check_chain(configs: Sequence[StageConfig]) -> None:
 
 
 def load_stages(
-    workdirs: Sequence[Path], mesh: Mesh, changes: Sequence[dict[str, Any]] | None = None
+    workdirs: Sequence[Path], mesh: Mesh, changes: Sequence[Mapping[str, Any]] | None = None
 ) -> list[TrainedStage]:
     """Returns the stages of some folders, base first, with `changes` to the sampling settings of each.
 
@@ -98,9 +98,7 @@ def find_stages(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: read_config(path).image_hw)
 
 
-def load_stage(
-    workdir: Path, config: StageConfig, mesh: Mesh, others: Sequence[TrainedStage] = ()
-) -> TrainedStage:
+def load_stage(workdir: Path, config: StageConfig, mesh: Mesh, others: Sequence[TrainedStage] = ()) -> TrainedStage:
     """Loads a stage with the EMA weights of its folder.
 
     Args:

@@ -20,8 +20,8 @@ import numpy as np
 
 from imagen_jax.config.load import to_json
 from imagen_jax.errors import ConfigError
-from imagen_jax.images.grid import is_whole_png, save_png
-from imagen_jax.io.atomic import file_hash, read_json, write_json
+from imagen_jax.images.grid import is_valid_png, save_png
+from imagen_jax.io.atomic import read_json, sha256_file, write_json
 from imagen_jax.io.changes import changes, flatten
 from imagen_jax.pipelines.loading import TrainedStage
 from imagen_jax.stages.checkpoints import CHECKPOINTS
@@ -60,7 +60,7 @@ def _stage_manifest(trained: TrainedStage) -> dict[str, Any]:
     sampling = config.pop("sampling")
     # the files beside the arrays: Orbax writes into one of them when the checkpoint was saved
     folder = trained.folder / CHECKPOINTS / str(trained.step)
-    checkpoint = {path.name: file_hash(path) for path in folder.iterdir() if path.is_file()}
+    checkpoint = {path.name: sha256_file(path) for path in folder.iterdir() if path.is_file()}
     return {
         "step": trained.step,
         "checkpoint": _digest(checkpoint),
@@ -123,7 +123,7 @@ def _manifest_diff(folder: Path, manifest: dict[str, Any]) -> str:
 
 def missing_images(folder: Path, count: int) -> np.ndarray:
     """Returns which of `count` images are missing or incomplete, bool [count]."""
-    return np.array([not is_whole_png(image_path(folder, index)) for index in range(count)])
+    return np.array([not is_valid_png(image_path(folder, index)) for index in range(count)])
 
 
 def save(folder: Path, images: np.ndarray, first: int, pending: np.ndarray) -> None:

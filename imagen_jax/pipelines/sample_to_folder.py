@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imagen_jax.images.grid import draw_grid, read_png, save_png
+from imagen_jax.images.grid import image_grid, read_png, save_png
 from imagen_jax.parallel import multihost
 from imagen_jax.pipelines import output_dir
 from imagen_jax.pipelines.imagen import ImagenPipeline
@@ -85,12 +85,12 @@ def sample_to_folder(
     # as the main process sees it: the folder may be on its machine alone
     pending = multihost.broadcast_from_main(pending)
     batches = pipeline.iter_batches(prompts, request.seed, request.batch_size, request.guidance_scale, pending)
-    for first, images in batches:
+    for first, by_stage in batches:
         if multihost.is_main_process():
-            output_dir.save(out, images[-1], first, pending)
+            output_dir.save(out, by_stage[-1], first, pending)
     if not multihost.is_main_process():
         return None
     shown = prompts[:MAX_GRID]
     images = np.stack([read_png(output_dir.image_path(out, index)) for index in range(len(shown))])
-    save_png(draw_grid(images, shown, columns or math.ceil(math.sqrt(len(shown)))), out / output_dir.SHEET)
+    save_png(image_grid(images, shown, columns or math.ceil(math.sqrt(len(shown)))), out / output_dir.SHEET)
     return FolderResult(out, len(prompts), int(np.sum(~pending)))

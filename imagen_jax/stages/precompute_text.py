@@ -1,4 +1,4 @@
-"""The embedding cache of the captions that training a stage reads: who writes what of it, and what is told of it."""
+"""Text embeddings of a data set, computed once and written to a cache that training reads."""
 
 from __future__ import annotations
 
@@ -28,26 +28,32 @@ from imagen_jax.text.embedding_cache_writer import (
 )
 from imagen_jax.text.encoder import TextEncoder
 
-EMBEDDING_MESH = {"data": 1, "fsdp": -1}  # of a process's own devices: together they hold one encoder
+EMBEDDING_MESH = {"data": 1, "fsdp": -1}  # the devices of one process share an encoder
 
 
 def embed(
     config: StageConfig, out: Path, dtype: str = "bfloat16", batch_size: int = 64, shard_rows: int = 8192
-) -> None:
-    """Writes the cache of a config's captions, or what is missing of it. Raises UsageError at the start.
+) -> EmbeddingResult | None:
+    """Writes the text embeddings of a config's captions to a folder, or what is missing of them.
 
     Args:
-        config: of a stage.
+        config: a stage.
         out: the folder.
-        dtype: of what is kept, of ``cache.DTYPES``.
+        dtype: storage type, one of `embedding_cache.DTYPES`.
         batch_size: captions to embed at once.
         shard_rows: captions in a shard.
+
+    Returns:
+        What was written, in the main process; None in the others.
+
+    Raises:
+        ConfigError: the encoder or the data cannot be opened, or the folder holds another cache.
     """
     encoder = make_encoder(config.text)
     check_fingerprint(encoder, config.text)
     captions = training_captions(config)
     found = index_captions(captions, hidden=not multihost.is_main_process())
-    plan = make_plan(encoder, found, dtype, shard_rows)
+    plan = _make_plan(encoder, found, dtype, shard_rows)
     prepare_folder(out, plan, found.keys, multihost.is_main_process())
     multihost.barrier("the plan is written")
 
@@ -65,7 +71,7 @@ def embed(
 
     if not multihost.is_main_process():
         return None
-    return EmbeddingResult(out, plan.fingerprint, report(finalize(out, plan)), total, seconds)
+    return EmbeddingResult(out, plan.fingerprint, _report(finalize(out, plan)), total, seconds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,29 +102,29 @@ class EmbeddingResult:
         return "\n".join(lines)
 
 
-def make_plan(encoder: TextEncoder, found: CaptionIndex, dtype: str, shard_rows: int) -> CachePlan:
-    """What the cache of these captions will be; reads all of the encoder's weights for their fingerprint."""
+def _make_plan(encoder: TextEncoder, index: CaptionIndex, dtype: str, shard_rows: int) -> CachePlan:
+    """Returns what the cache of these captions will hold; reads all weights of the encoder for its fingerprint."""
     return CachePlan(
         fingerprint=encoder.fingerprint(),
         length=encoder.length,
         width=encoder.width,
         dtype=dtype,
-        captions=len(found.keys),
-        given=found.given,
+        captions=len(index.keys),
+        given=index.given,
         shard_rows=shard_rows,
-        captions_hash=hashlib.sha256(found.keys.tobytes()).hexdigest(),
+        captions_hash=hashlib.sha256(index.keys.tobytes()).hexdigest(),
     )
 
 
-def report(manifest: Manifest) -> str:
-    """What a cache is, as lines for people."""
+def _report(manifest: Manifest) -> str:
+    """Returns a description of a cache, as lines of text."""
     plan, shards = manifest
-    tokens, size, cut = (sum(getattr(shard, name) for shard in shards) for name in ("tokens", "bytes", "cut"))
+    tokens, size, truncated = (sum(getattr(shard, name) for shard in shards) for name in ("tokens", "bytes", "cut"))
     error, worst = sum(shard.cosine_error for shard in shards) / tokens, max(s.worst_cosine_error for s in shards)
     return (
         f"{plan.captions - 1:,} distinct of {plan.given:,} captions and the empty one, in {plan.shards:,} shard(s) of "
         f"{size / 1e6:,.1f} MB\n"
         f"a caption has {tokens / plan.captions:.1f} tokens and {size / plan.captions:,.0f} bytes\n"
-        f"{cut:,} captions have more than {plan.length} tokens: their ends are not read\n"
-        f"1 - cosine of what the encoder said and {plan.dtype} keeps: {error:.1e}, of the worst token {worst:.1e}"
+        f"{truncated:,} captions have more than {plan.length} tokens: their ends are not read\n"
+        f"1 - cosine between embeddings and their {plan.dtype} copies: {error:.1e} on average, {worst:.1e} at worst"
     )
