@@ -141,7 +141,9 @@ def test_train_sample_evaluate_in_one_process(tmp_path):
         results.append(train(config, str(tmp_path / "base")))
         pipeline = ImagenPipeline.from_pretrained(str(tmp_path / "base"))
         results.append(pipeline(PROMPTS[:2], num_inference_steps=1))
-        scoring = load_config(f"{ROOT}/configs/shapes_eval.py", {"num_samples": 4, "batch_size": 4}, schema=EvaluationConfig)
+        scoring = load_config(
+            f"{ROOT}/configs/shapes_eval.py", {"num_samples": 4, "batch_size": 4}, schema=EvaluationConfig
+        )
         results.append(evaluate(pipeline, scoring, str(tmp_path / "scores")))
 
     thread = threading.Thread(target=work)

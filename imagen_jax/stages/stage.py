@@ -208,7 +208,7 @@ def make_cached_encoder(config: TextConfig) -> TextEncoder:
             encoder = make_encoder(config)
         except ConfigError as error:
             raise ConfigError(
-                f"{error}; or, to train from {config.cache!r} alone, set text.fingerprint, which the embed command printed"
+                f"{error}; or, to train from {config.cache!r} alone, set text.fingerprint: `imagen embed` printed it"
             ) from error
         expected_values |= {"width": encoder.width, "fingerprint": encoder.fingerprint()}
     for name, expected in expected_values.items():
@@ -282,6 +282,6 @@ def check_rows(config: StageConfig, spatial: int) -> None:
         needed = spatial if name == "low_res_size" else multiple
         if spatial > 1 and size[0] % needed:
             raise ConfigError(
-                f"{name} {format_size(size)} cannot be split over {spatial} devices (spatial): its {size[0]} rows must be a "
-                f"multiple of {needed}, so that each device has full rows at every level: give fewer devices"
+                f"{name} {format_size(size)} cannot be split over {spatial} devices (spatial): its {size[0]} rows must be "
+                f"a multiple of {needed}, so that each device has full rows at every level: give fewer devices"
             )

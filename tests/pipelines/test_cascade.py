@@ -189,7 +189,9 @@ def test_output_bits(trained, drawn):
 
 
 def test_guidance_changes_images(trained, drawn):
-    assert not near(with_settings(trained, guidance_scale=4.0)(drawn[0]), with_settings(trained, guidance_scale=1.0)(drawn[0]))
+    assert not near(
+        with_settings(trained, guidance_scale=4.0)(drawn[0]), with_settings(trained, guidance_scale=1.0)(drawn[0])
+    )
 
 
 def of_base(trained, weights=None, null_text="zero", **settings):
@@ -340,7 +342,10 @@ def test_aug_noise_at_sampling(sr_stage, monkeypatch):
     ids=str,
 )
 def test_sampler_settings_change_images(trained, drawn, settings):
-    assert not near(with_settings(trained, num_inference_steps=3, **settings)(drawn[0]), with_settings(trained, num_inference_steps=3)(drawn[0]))
+    assert not near(
+        with_settings(trained, num_inference_steps=3, **settings)(drawn[0]),
+        with_settings(trained, num_inference_steps=3)(drawn[0]),
+    )
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from imagen_jax.stages.precompute_text import embed
 from imagen_jax.text import embedding_cache as cache_module
 from imagen_jax.text import embedding_cache_writer
 from imagen_jax.text.embedding_cache import STORAGE_DTYPES, EmbeddingCache, caption_key, read_manifest
-from imagen_jax.text.embedding_cache_writer import Embedder, quantize, index_captions
+from imagen_jax.text.embedding_cache_writer import Embedder, index_captions, quantize
 from tests.helpers.configs import base_config, contents
 from tests.helpers.crash import Killed, killing
 
@@ -287,7 +287,10 @@ SPOILT = {
     "no keys": (lambda folder: (folder / "keys").unlink(), "keys is damaged: run the embed command again"),
     "other keys": (lambda folder: (folder / "keys").write_bytes(b"0" * 32), "keys is damaged"),
     "no shard": (lambda folder: next(folder.glob("shard-00001*")).unlink(), "shard-00001-of-00003.array_record is mis"),
-    "half a shard": (lambda folder: os.truncate(next(folder.glob("shard-00001*")), 70_000), "shard-00001-of-00003.array_record has 70000 bytes"),
+    "half a shard": (
+        lambda folder: os.truncate(next(folder.glob("shard-00001*")), 70_000),
+        "shard-00001-of-00003.array_record has 70000 bytes",
+    ),
 }
 
 
