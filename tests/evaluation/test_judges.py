@@ -29,7 +29,7 @@ def test_true_images_are_correct(shapes):
 
 @pytest.mark.parametrize("kind", [{"transparent": True}, {"bits": 16}, {"resolution": (48, 72)}], ids=str)
 def test_true_images_of_every_kind(kind):
-    source = ShapesSource(**{"seed": 22, "split": "held_out", "resolution": 64, "size": 60} | kind)
+    source = ShapesSource(**{"seed": 22, "split": "held_out", "resolution": 64, "num_examples": 60} | kind)
     examples = [source[i] for i in range(60)]
     images, captions = np.stack([example.image for example in examples]), [e.captions[0] for e in examples]
     assert get_judge("shapes")(images, captions)[1].mean() >= 0.98
