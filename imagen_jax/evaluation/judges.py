@@ -10,7 +10,7 @@ import numpy as np
 from imagen_jax.datasets.shapes import judge
 from imagen_jax.datasets.shapes.captions import parse_caption
 from imagen_jax.errors import ConfigError
-from imagen_jax.images.array import composite, to_8_bits
+from imagen_jax.images.array import alpha_composite, to_uint8
 
 Scores = dict[str, dict[str, float]]
 Judge = Callable[[np.ndarray, Sequence[str]], tuple[Scores, np.ndarray]]
@@ -27,8 +27,8 @@ def _judge_shapes(images: np.ndarray, captions: Sequence[str]) -> tuple[Scores, 
         ConfigError: a caption is outside the grammar of the data set.
     """
     descriptions = [parse_caption(caption) for caption in captions]
-    images = to_8_bits(images)
-    images = composite(images, 255) if images.shape[-1] == 4 else images
+    images = to_uint8(images)
+    images = alpha_composite(images, 255) if images.shape[-1] == 4 else images
     judgments = [judge.judge(image, description) for image, description in zip(images, descriptions, strict=True)]
     return judge.aggregate(judgments, descriptions), np.array([judgment.all for judgment in judgments])
 

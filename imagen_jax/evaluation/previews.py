@@ -14,8 +14,8 @@ from imagen_jax.data.dataset import first_examples
 from imagen_jax.datasets.from_config import make_examples
 from imagen_jax.evaluation.cascade_metrics import compute_metrics
 from imagen_jax.evaluation.validation_loss import make_validation_loss, validation_metrics
-from imagen_jax.images.array import to_float, to_whole
-from imagen_jax.images.grid import draw_grid
+from imagen_jax.images.array import to_float, to_uint
+from imagen_jax.images.grid import image_grid
 from imagen_jax.images.resize import resize
 from imagen_jax.stages.sampling import StageSampler
 from imagen_jax.stages.stage import Stage
@@ -36,7 +36,7 @@ def make_preview(stage: Stage, mesh: Mesh) -> Callable[[Any, Any], tuple[Image.I
     low_res = None
     if stage.is_super_resolution:
         small = resize(to_float(jnp.asarray(real)), *stage.low_res_shape[:2])
-        low_res = np.asarray(to_whole(small, real.dtype))
+        low_res = np.asarray(to_uint(small, real.dtype))
     sampler = StageSampler(stage, mesh, stage_index=0)
     validation_loss = make_validation_loss(stage, mesh, len(real))
 
@@ -44,6 +44,6 @@ def make_preview(stage: Stage, mesh: Mesh) -> Callable[[Any, Any], tuple[Image.I
         images = sampler.sample(params, encoder_params, prompts, SEED, 0, low_res)
         losses = validation_loss(params, encoder_params, real, prompts)
         metrics = {**compute_metrics(images, low_res, real), **validation_metrics(losses)}
-        return draw_grid(images, prompts, COLUMNS), metrics
+        return image_grid(images, prompts, COLUMNS), metrics
 
     return preview

@@ -15,7 +15,8 @@ from imagen_jax.diffusion.schedules import logsnr_from_cosine_time
 from imagen_jax.images.array import to_float
 from imagen_jax.images.resize import resize
 from imagen_jax.parallel import multihost
-from imagen_jax.parallel.sharding import batch_parts, batch_sharding, put_examples
+from imagen_jax.parallel.batching import batch_sharding, pad_batch, padded_size, shard_host_batch
+from imagen_jax.parallel.mesh import num_batch_shards
 from imagen_jax.stages.loss import diffusion_loss
 from imagen_jax.stages.stage import Stage
 
@@ -47,7 +48,7 @@ def make_validation_loss(stage: Stage, mesh: Mesh, batch_size: int) -> Validatio
         if stage.is_super_resolution:
             low_res = resize(x, *stage.low_res_shape[:2])
             aug_level = jax.vmap(lambda key: stage.aug_levels.sample(key, 1, stage.aug_schedule)[0])(keys)
-            condition = stage.condition_on(low_res, aug_level, samplers.gaussian_noise(keys, 1, low_res.shape[1:]))
+            condition = stage.augment_low_res(low_res, aug_level, samplers.gaussian_noise(keys, 1, low_res.shape[1:]))
         t = jnp.clip(stage.schedule.inverse_logsnr(logsnr_from_cosine_time(level)), 0.0, 1.0)
         eps = samplers.gaussian_noise(keys, 0, x.shape[1:])
         return diffusion_loss(stage, params, x, text, condition, jnp.broadcast_to(t, x.shape[:1]), eps).loss
@@ -55,19 +56,17 @@ def make_validation_loss(stage: Stage, mesh: Mesh, batch_size: int) -> Validatio
     program = jax.jit(losses_at_level, out_shardings=batch_sharding(mesh))
 
     def validation_loss(params: Any, encoder_params: Any, images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
-        # All batches have the same size, a multiple of the batch parts: the last one is padded.
-        parts = batch_parts(mesh)
-        size = -(-min(batch_size, len(images)) // parts) * parts
+        # all batches have the same size, a multiple of the batch shards: the last one is padded
+        size = padded_size(min(batch_size, len(images)), num_batch_shards(mesh))
         losses = []
         for start in range(0, len(images), size):
             batch_images, batch_captions = images[start : start + size], captions[start : start + size]
-            padding = size - len(batch_images)
-            tokens, mask = stage.encoder.tokenize([*batch_captions, *[""] * padding])
-            padded = np.concatenate([batch_images, np.zeros((padding, *images.shape[1:]), images.dtype)])
+            tokens, mask = stage.encoder.tokenize(pad_batch(batch_captions, size, ""))
             keys = np.asarray(jax.random.key_data(samplers.sample_keys(SEED, jnp.arange(start, start + size))))
-            batch = put_examples({"image": padded, "tokens": tokens, "mask": mask, "keys": keys}, mesh)
+            host_batch = {"image": pad_batch(batch_images, size), "tokens": tokens, "mask": mask, "keys": keys}
+            batch = shard_host_batch(host_batch, mesh)
             by_level = [program(params, encoder_params, batch, jnp.float32(level)) for level in NOISE_LEVELS]
-            gathered = np.stack([multihost.gather(level_losses) for level_losses in by_level], axis=1)
+            gathered = np.stack([multihost.all_gather(level_losses) for level_losses in by_level], axis=1)
             losses.append(gathered[: len(batch_images)])
         return np.concatenate(losses)
 

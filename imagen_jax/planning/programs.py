@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from imagen_jax.config.schema import StageConfig
-from imagen_jax.images.array import dtype_of
-from imagen_jax.parallel import sharding
+from imagen_jax.images.array import image_dtype
+from imagen_jax.parallel import batching, sharding
+from imagen_jax.parallel.mesh import check_batch_size
 from imagen_jax.planning.cost import stage_cost
 from imagen_jax.planning.flops import count_flops
 from imagen_jax.stages import stage as stages
@@ -49,12 +50,12 @@ class Program:
 def train_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder) -> Program:
     """Returns the training step of a config. Raises ConfigError if the config does not fit the mesh."""
     size = config.training.batch_size
-    sharding.check_batch(size, mesh, config.training.grad_accum_steps)
+    check_batch_size(size, mesh, config.training.grad_accum_steps)
     stage = stages.build(config, encoder)
     optimizer = make_optimizer(config.optimizer)
     abstract, _ = abstract_state(stage.init, optimizer, config.seed, mesh, config.sharding_rules)
-    encoder_params = sharding.abstract_sharded(encoder.shapes, mesh)
-    image = jax.ShapeDtypeStruct((size, *stage.image_shape), dtype_of(config.data.bits, "config.data.bits"))
+    encoder_params = sharding.with_shardings(encoder.shapes, mesh)
+    image = jax.ShapeDtypeStruct((size, *stage.image_shape), image_dtype(config.data.bits, "config.data.bits"))
     batch = _shard_batch({"image": image} | _text_inputs(size, encoder), mesh)
 
     def lower() -> jax.stages.Lowered:
@@ -79,8 +80,8 @@ def train_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder) -> P
 def sample_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder, size: int) -> Program:
     """Returns the sampler of a stage for `size` prompts. Raises ConfigError if its settings are not valid."""
     stage = stages.build(config, encoder)
-    params = sharding.abstract_sharded(jax.eval_shape(stage.init, jax.random.key(0)), mesh)
-    encoder_params = sharding.abstract_sharded(encoder.shapes, mesh)
+    params = sharding.with_shardings(jax.eval_shape(stage.init, jax.random.key(0)), mesh)
+    encoder_params = sharding.with_shardings(encoder.shapes, mesh)
     inputs = _text_inputs(size, encoder) | {"keys": jax.ShapeDtypeStruct((size,), jax.random.key(0).dtype)}
     if stage.is_super_resolution:
         inputs["low_res"] = jax.ShapeDtypeStruct((size, *stage.low_res_shape), jnp.float32)
@@ -102,14 +103,14 @@ def sample_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder, siz
 
 def embed_program(mesh: AnyMesh, encoder: TextEncoder, size: int) -> Program:
     """Returns the text encoder for `size` captions."""
-    params = sharding.abstract_sharded(encoder.shapes, mesh)
+    params = sharding.with_shardings(encoder.shapes, mesh)
     batch = _shard_batch(_text_inputs(size, encoder), mesh)
     return Program(
         argument_bytes={"text encoder": bytes_per_chip(params), "batch": bytes_per_chip(batch)},
         num_params=count_params(params),
         model_flops=size * encoder_flops(encoder),
         batch_size=size,
-        lower=lambda: jax.jit(encoder.encode, out_shardings=sharding.batch_sharding(mesh)).lower(
+        lower=lambda: jax.jit(encoder.encode, out_shardings=batching.batch_sharding(mesh)).lower(
             params, batch["tokens"], batch["mask"]
         ),
     )
@@ -126,7 +127,7 @@ def _text_inputs(size: int, encoder: TextEncoder) -> dict[str, jax.ShapeDtypeStr
 def _shard_batch(batch: dict[str, jax.ShapeDtypeStruct], mesh: AnyMesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns a batch with the shardings that the commands use."""
     return {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.example_sharding(mesh, leaf.ndim))
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batching.batch_sharding(mesh, leaf.ndim))
         for name, leaf in batch.items()
     }
 

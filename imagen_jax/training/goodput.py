@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from imagen_jax.io.atomic import write_whole
+from imagen_jax.io.atomic import atomic_write
 from imagen_jax.parallel import multihost
 
 GOODPUT_FILE = "goodput.jsonl"
@@ -100,7 +100,7 @@ class Goodput:
         self._start = max((line["start_number"] for line in self._lines), default=0) + 1
         if multihost.is_main_process():
             # written anew: a line that a kill cut short must not stick to the next one
-            write_whole(self._file, "".join(json.dumps(line) + "\n" for line in self._lines).encode())
+            atomic_write(self._file, "".join(json.dumps(line) + "\n" for line in self._lines).encode())
         self.record(first)
 
     def record(self, step: int) -> None:

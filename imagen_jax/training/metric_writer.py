@@ -12,8 +12,8 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from imagen_jax.images.plots import draw_loss, draw_run_diagnostics
-from imagen_jax.io.atomic import write_whole
+from imagen_jax.images.plots import plot_loss, plot_run_diagnostics
+from imagen_jax.io.atomic import atomic_write
 from imagen_jax.parallel import multihost
 
 METRICS_FILE = "metrics.jsonl"
@@ -34,7 +34,7 @@ class Records:
         self._workdir = workdir
         self._metrics = workdir / METRICS_FILE
         kept = [line for line in read_metrics(workdir) if line["step"] <= step]
-        write_whole(self._metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        atomic_write(self._metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._summaries = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -57,9 +57,9 @@ class Records:
         self._summaries.close()
         metrics, title = read_metrics(self._workdir), self._workdir.name
         if any("loss" in line for line in metrics):
-            draw_loss(metrics, title, self._workdir / LOSS_FILE)
+            plot_loss(metrics, title, self._workdir / LOSS_FILE)
         if any("saturation" in line for line in metrics):
-            draw_run_diagnostics(metrics, title, self._workdir / DIAGNOSTICS_FILE)
+            plot_run_diagnostics(metrics, title, self._workdir / DIAGNOSTICS_FILE)
 
 
 class NoRecords:

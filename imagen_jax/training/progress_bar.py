@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from imagen_jax.data.corrupt import Broken
+from imagen_jax.data.corrupt import CorruptRecords
 from imagen_jax.errors import ConfigError
 from imagen_jax.parallel import multihost
 from imagen_jax.training.metric_writer import NoRecords, Records
@@ -64,7 +64,7 @@ class Progress:
         batch_size: int,
         log_every: int,
         records: Records | NoRecords,
-        broken: Broken,
+        broken: CorruptRecords,
         see: Callable[[int, dict[str, float]], None],
         times: Callable[[], dict[str, float]],
     ) -> None:
@@ -131,7 +131,7 @@ class Progress:
         return found
 
     def _name_the_broken(self) -> None:
-        for line in self._broken.news():
+        for line in self._broken.pop_new():
             # each process reads records of its own, and one alone has a log
             (self._records.log if multihost.is_main_process() else print)(f"broken, another is in its place: {line}")
 

@@ -11,7 +11,7 @@ import optax
 from flax import struct
 from jax.sharding import AbstractMesh, Mesh
 
-from imagen_jax.parallel.sharding import Rules, abstract_sharded
+from imagen_jax.parallel.sharding import ShardingRules, with_shardings
 
 
 @struct.dataclass
@@ -29,12 +29,12 @@ def abstract_state(
     optimizer: optax.GradientTransformation,
     seed: int,
     mesh: Mesh | AbstractMesh,
-    rules: Rules = (),
+    rules: ShardingRules = (),
 ) -> tuple[TrainState, Callable[[], TrainState]]:
     """(the state's shapes with their shardings, a function that makes it); nothing is ever held unsharded.
 
     Of an abstract mesh, which has no devices, only the shapes are of use.
-    The rules are of ``sharding.shard_parameters``: moments and EMA lie as their parameters do.
+    The rules are of ``sharding.param_shardings``: moments and EMA lie as their parameters do.
     """
 
     def make() -> TrainState:
@@ -47,7 +47,7 @@ def abstract_state(
         )
 
     shapes = jax.eval_shape(make)
-    abstract = abstract_sharded(shapes, mesh, rules, shapes.params)
+    abstract = with_shardings(shapes, mesh, rules, shapes.params)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     on_cpu = isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"
     # On a CPU, optimising this program of random numbers takes many times longer than its only call.

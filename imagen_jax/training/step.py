@@ -10,9 +10,10 @@ import optax
 from jax.sharding import Mesh
 
 from imagen_jax.diffusion.process import sample_timesteps
-from imagen_jax.images.array import Size, scaled, to_float
+from imagen_jax.images.array import Size, scale_size, to_float
 from imagen_jax.images.resize import resize
-from imagen_jax.parallel.sharding import lay_examples, micro_batches, replicated, whole_kernels
+from imagen_jax.parallel.batching import constrain_batch, micro_batches
+from imagen_jax.parallel.sharding import replicate_conv_kernels, replicated
 from imagen_jax.stages.loss import Losses, diffusion_loss
 from imagen_jax.stages.stage import Stage
 from imagen_jax.training.state import TrainState, update_ema
@@ -100,9 +101,9 @@ def augmented_low_res(stage: Stage, key: jax.Array, x: jax.Array) -> dict[str, j
     If x is a crop, so is the condition: of its place, and smaller by as much as a whole image is.
     """
     level_key, noise_key = jax.random.split(key)
-    low_res = resize(x, *scaled(x.shape[1:3], stage.image_shape[:2], stage.low_res_shape[:2]))
+    low_res = resize(x, *scale_size(x.shape[1:3], stage.image_shape[:2], stage.low_res_shape[:2]))
     level = stage.aug_levels.sample(level_key, x.shape[0], stage.aug_schedule)
-    return stage.condition_on(low_res, level, jax.random.normal(noise_key, low_res.shape))
+    return stage.augment_low_res(low_res, level, jax.random.normal(noise_key, low_res.shape))
 
 
 def mean_gradients(
@@ -125,7 +126,7 @@ def mean_gradients(
     def add(total: Any, examples: Examples) -> tuple[Any, Losses]:
         # each time anew: XLA would gather split parameters once, before the loop, and hold all of them at once
         here, total = jax.lax.optimization_barrier((params, total))
-        gradients, losses = jax.grad(mean_loss, has_aux=True)(whole_kernels(here, mesh), examples)
+        gradients, losses = jax.grad(mean_loss, has_aux=True)(replicate_conv_kernels(here, mesh), examples)
         total = jax.tree.map(lambda t, g: t + g / accumulation, total, gradients)
         return jax.lax.with_sharding_constraint(total, layout), losses
 
@@ -144,13 +145,13 @@ def make_train_step(
     ``make_optimizer``, skips an update, parameters, moments and EMA stay; it counts the ``skipped`` ones of the run.
     The randomness of a step is a function of (seed, step), so a resumed run draws what the unbroken one would have.
     """
-    stage = stage.laid_on(mesh)
+    stage = stage.with_mesh(mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     root = stage.config.seed
 
     def step(state: TrainState, encoder_params: Any, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(root), state.step)
-        examples = lay_examples(draw_examples(stage, encoder_params, batch, key), mesh)
+        examples = constrain_batch(draw_examples(stage, encoder_params, batch, key), mesh)
         accumulation = stage.config.training.grad_accum_steps
         gradients, losses = mean_gradients(stage, state.params, examples, accumulation, abstract.params, mesh)
         loss = jnp.mean(losses.loss)

@@ -6,7 +6,7 @@ import jax
 
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.errors import collect_errors
-from imagen_jax.parallel import sharding
+from imagen_jax.parallel.mesh import check_batch_size, make_mesh
 from imagen_jax.stages.stage import check_rows
 
 
@@ -20,8 +20,8 @@ def check_training(config: StageConfig, devices: list[jax.Device] | None = None)
     Raises:
         ConfigError: with everything that does not fit.
     """
-    mesh = sharding.make_mesh(config.mesh.axes, devices)
+    mesh = make_mesh(config.mesh.axes, devices)
     collect_errors(
-        lambda: sharding.check_batch(config.training.batch_size, mesh, config.training.grad_accum_steps),
+        lambda: check_batch_size(config.training.batch_size, mesh, config.training.grad_accum_steps),
         lambda: check_rows(config, mesh.shape["spatial"]),
     )

@@ -74,6 +74,7 @@ def test_a_state_is_restored_onto_any_mesh(folder, make_mesh):
         assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
 
 
+@pytest.mark.trap("EMA swapped into parameters")
 def test_the_raw_parameters_are_not_the_average(folder):
     checkpoints = Checkpoints(folder)
     state, _ = checkpoints.restore(abstract_on(one_device())[0])
@@ -81,6 +82,7 @@ def test_the_raw_parameters_are_not_the_average(folder):
     np.testing.assert_allclose(state.ema_params["kernel"] - state.params["kernel"], 2, atol=1e-5)
 
 
+@pytest.mark.trap("EMA swapped into parameters")
 def test_sampling_reads_the_average_and_nothing_else(folder, tmp_path):
     alone = tmp_path / "stage"
     shutil.copytree(folder, alone)
@@ -219,12 +221,12 @@ def test_damage_to_any_file_is_found_and_the_file_named(damaged, change):
         if not before and change in (flip_any, cut):
             continue
         change(path)
-        found = checksums.damage(step, lambda name: True)
+        found = checksums.verify(step, lambda name: True)
         # of a checksum that was altered the file is named that it is of
         assert any(path.name in fault for fault in found) or (found and path.name == checksums.MANIFEST)
         path.write_bytes(before)
         changed += 1
-    assert checksums.damage(step, lambda name: True) == []
+    assert checksums.verify(step, lambda name: True) == []
     assert changed > 30
 
 
@@ -232,9 +234,9 @@ def test_the_shares_of_several_processes_find_what_one_finds(damaged):
     stage, step = damaged
     for path in files_of(step / "params"):
         flip(path, 3)
-    found = [checksums.damage(step, lambda name: True, share, 3) for share in range(3)]
+    found = [checksums.verify(step, lambda name: True, share, 3) for share in range(3)]
     assert all(found)
-    assert sorted(sum(found, [])) == sorted(checksums.damage(step, lambda name: True))
+    assert sorted(sum(found, [])) == sorted(checksums.verify(step, lambda name: True))
 
 
 def test_a_damaged_step_is_set_aside_and_the_one_before_restored(damaged):
@@ -248,7 +250,7 @@ def test_a_damaged_step_is_set_aside_and_the_one_before_restored(damaged):
         assert checkpoints.latest_step == 1
         equal(state, state_at(1))
         assert about["data"] == {"next_index": 8}
-        assert "params/manifest.ocdbt is not what was written; it is set aside as 2.damaged" in said.pop()
+        assert "params/manifest.ocdbt differs from its checksum; it is set aside as 2.damaged" in said.pop()
         assert not said
         assert contents(stage / "checkpoints" / f"2.damaged{number}") == wrong
         checkpoints.save(state_at(2), {"next_index": 16}, CONFIG)

@@ -39,18 +39,18 @@ class TestConditioning:
         return jax.random.normal(jax.random.key(1), (3, 8, 8, 3))
 
     def test_level_0_is_the_image_itself(self, sr_stage, low_res, eps):
-        condition = sr_stage.condition_on(low_res, jnp.zeros(3), eps)
+        condition = sr_stage.augment_low_res(low_res, jnp.zeros(3), eps)
         np.testing.assert_allclose(condition["low_res"], resize(low_res, 16, 16), atol=0.02)
 
     def test_level_1_is_noise_alone(self, sr_stage, low_res, eps):
-        condition = sr_stage.condition_on(low_res, jnp.ones(3), eps)
+        condition = sr_stage.augment_low_res(low_res, jnp.ones(3), eps)
         np.testing.assert_allclose(condition["low_res"], resize(eps, 16, 16), atol=0.02)
 
     def test_each_example_has_its_own_level(self, sr_stage, low_res, eps):
         levels = jnp.array([0.0, 0.5, 1.0])
-        together = sr_stage.condition_on(low_res, levels, eps)
+        together = sr_stage.augment_low_res(low_res, levels, eps)
         for i in range(3):
-            alone = sr_stage.condition_on(low_res[i : i + 1], levels[i : i + 1], eps[i : i + 1])
+            alone = sr_stage.augment_low_res(low_res[i : i + 1], levels[i : i + 1], eps[i : i + 1])
             np.testing.assert_allclose(alone["low_res"][0], together["low_res"][i], atol=1e-6)
         told = np.asarray(together["aug_level"])
         assert (np.diff(told) > 0.05).all()
@@ -63,7 +63,7 @@ class TestConditioning:
         mask = jnp.ones(text.shape[:2], bool)
         z = jax.random.normal(jax.random.key(3), (3, 16, 16, 3))
         predict = jax.jit(lambda *args: sr_stage.predict(*args)[0])
-        condition = sr_stage.condition_on(low_res, jnp.full(3, 0.3), eps)
+        condition = sr_stage.augment_low_res(low_res, jnp.full(3, 0.3), eps)
         usual = predict(params, z, jnp.zeros(3), text, mask, condition)
         others = {
             "low_res": predict(params, z, jnp.zeros(3), text, mask, {**condition, "low_res": -condition["low_res"]}),
@@ -197,6 +197,7 @@ def test_the_network_is_told_more_noise_as_more():
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
+@pytest.mark.trap("float16 overflow")
 def test_a_config_that_cannot_work_is_refused(changes, said):
     with pytest.raises(ConfigError, match=said):
         stages.build(base_config(**changes))
@@ -213,7 +214,7 @@ def test_a_wide_stage_is_wide_from_end_to_end():
     stage = stages.build(sr_config(image_size=(16, 24), low_res_size=(8, 12)))
     assert (stage.low_res_shape, stage.image_shape) == ((8, 12, 3), (16, 24, 3))
     low_res = jnp.zeros((2, 8, 12, 3))
-    condition = jax.eval_shape(stage.condition_on, low_res, jnp.zeros(2), low_res)
+    condition = jax.eval_shape(stage.augment_low_res, low_res, jnp.zeros(2), low_res)
     assert condition["low_res"].shape == (2, 16, 24, 3)
     params = jax.eval_shape(stage.init, jax.random.key(0))
     # nothing in a network depends on the size
@@ -224,7 +225,7 @@ def test_a_wide_stage_is_wide_from_end_to_end():
 def test_a_low_resolution_image_is_brought_up_as_the_config_says():
     low_res = jax.random.uniform(jax.random.key(0), (1, 8, 8, 3), minval=-1)
     stage = stages.build(sr_config(**{"diffusion.align_corners": True}))
-    found = stage.condition_on(low_res, jnp.zeros(1), low_res)["low_res"]
+    found = stage.augment_low_res(low_res, jnp.zeros(1), low_res)["low_res"]
     np.testing.assert_allclose(found, resize(low_res, 16, 16, align_corners=True), atol=0.02)
     assert np.abs(found - resize(low_res, 16, 16)).max() > 0.1
 
@@ -233,8 +234,8 @@ def test_a_crop_is_conditioned_on_at_its_own_size(sr_stage):
     """As the whole image is, wherever their borders are far."""
     low_res = jax.random.uniform(jax.random.key(0), (1, 8, 8, 3), minval=-1)
     levels, eps = jnp.full(1, 0.3), jax.random.normal(jax.random.key(1), low_res.shape)
-    whole = sr_stage.condition_on(low_res, levels, eps)["low_res"]
-    crop = sr_stage.condition_on(low_res[:, 2:6, :4], levels, eps[:, 2:6, :4])["low_res"]
+    whole = sr_stage.augment_low_res(low_res, levels, eps)["low_res"]
+    crop = sr_stage.augment_low_res(low_res[:, 2:6, :4], levels, eps[:, 2:6, :4])["low_res"]
     assert crop.shape == (1, 8, 8, 3)
     np.testing.assert_allclose(crop[:, 1:-1, :-1], whole[:, 5:11, :7], atol=1e-5)
 
