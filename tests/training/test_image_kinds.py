@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 from PIL import Image
 
-from imagen_jax import commands, sample
+from imagen_jax.cli import sample
+from imagen_jax.cli.flags import CommandFlags
 from imagen_jax.datasets.registry import make_source
 from imagen_jax.evaluation.judges import get_judge
 from imagen_jax.pipelines.imagen import ImagenPipeline
@@ -32,9 +32,9 @@ def trained(folder, file, variant):
 def drawn(folders, out, *arguments):
     """(format, mode, pixels) of the pictures of the prompts, and the grid's pixels."""
     stages, prompts = ",".join(map(str, folders)), ";".join(PROMPTS)
-    with flagsaver.flagsaver():
-        commands.parse_flags(["sample", f"--stages={stages}", f"--prompts={prompts}", f"--out={out}", *arguments])
-        sample.main()
+    args = CommandFlags(sample)
+    args.parse([f"--stages={stages}", f"--prompts={prompts}", f"--out={out}", *arguments])
+    sample.run(args)
     pictures = []
     for index in range(len(PROMPTS)):
         with Image.open(out / "images" / f"{index:04d}.png") as image:
