@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import xla_flags
-from tests.helpers.archives import picture
+from tests.helpers.archives import encode_image
 from tests.helpers.configs import ROOT, contents
 from tests.helpers.markdown import code_blocks
 
@@ -25,9 +25,9 @@ def desk(tmp_path_factory):
     (photos / "more").mkdir(parents=True)
     for number in range(COUNT):
         path = photos / ("more" if number % 2 else "") / f"{number:03d}.png"
-        path.write_bytes(picture(number, (32 + number, 40)))
+        path.write_bytes(encode_image(number, (32 + number, 40)))
         path.with_suffix(".txt").write_text(f"picture {number}\nnumber {number}")
-    (photos / "cut.jpg").write_bytes(picture(0, kind="JPEG")[:100])
+    (photos / "cut.jpg").write_bytes(encode_image(0, kind="JPEG")[:100])
     return desk
 
 
