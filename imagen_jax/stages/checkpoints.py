@@ -99,9 +99,7 @@ class Checkpoints:
         if self._folder.is_dir():
             yield from (int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
 
-    def save(
-        self, state: Any, data: dict[str, Any], config: StageConfig, score: float | None = None
-    ) -> None:
+    def save(self, state: Any, data: dict[str, Any], config: StageConfig, score: float | None = None) -> None:
         """Begins to save a TrainState, once the save before is complete.
 
         Args:

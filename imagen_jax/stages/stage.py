@@ -282,6 +282,6 @@ def check_rows(config: StageConfig, spatial: int) -> None:
         needed = spatial if name == "low_res_size" else multiple
         if spatial > 1 and size[0] % needed:
             raise ConfigError(
-                f"{name} {format_size(size)} cannot be split over {spatial} devices (spatial): its {size[0]} rows must be "
-                f"a multiple of {needed}, so that each device has full rows at every level: give fewer devices"
+                f"{name} {format_size(size)} cannot be split over {spatial} devices (spatial): its {size[0]} rows must "
+                f"be a multiple of {needed}, so that each device has full rows at every level: give fewer devices"
             )

@@ -34,6 +34,7 @@ def skip_bad_updates(
         spike_factor: the update is skipped too where ``loss``, an extra argument of its ``update``, is over so many
             times the usual; 0 for no such limit.
     """
+
     def init(params: Any) -> GuardState:
         none = jnp.zeros((), jnp.int32)
         return GuardState(optimizer.init(params), jnp.zeros((), jnp.float32), none, none)

@@ -1,4 +1,3 @@
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -245,20 +244,14 @@ class TestRowsThatDevicesShare:
         config = base_config(**{"image_size": (24, 8)})  # patches of 2 × 2 on one level: 12 rows
         for spatial in (1, 2, 3, 4, 6, 12):
             stages.check_rows(config, spatial)
-        with pytest.raises(
-            ConfigError, match="image_size 24×8 cannot be split over 8 .* its 24 rows must be a mu"
-        ):
+        with pytest.raises(ConfigError, match="image_size 24×8 cannot be split over 8 .* its 24 rows must be a mu"):
             stages.check_rows(config, 8)
 
     def test_rows_of_crops_and_of_what_is_enlarged_count_too(self):
         config = sr_config(**{"image_size": 64, "low_res_size": 4, "data.crop_size": 48, "model.patch_size": 1})
         stages.check_rows(config, 4)
-        with pytest.raises(
-            ConfigError, match="data.crop_size 48 cannot be split over 32 devices .* multiple of 32"
-        ):
+        with pytest.raises(ConfigError, match="data.crop_size 48 cannot be split over 32 devices .* multiple of 32"):
             stages.check_rows(config, 32)
         config = config.with_changes({"data.crop_size": 0})
-        with pytest.raises(
-            ConfigError, match="low_res_size 4.* cannot be split over 8 devices .* a multiple of 8"
-        ):
+        with pytest.raises(ConfigError, match="low_res_size 4.* cannot be split over 8 devices .* a multiple of 8"):
             stages.check_rows(config, 8)

@@ -448,7 +448,9 @@ def test_augmentation_levels_are_spread_over_all_that_the_config_says(low, high)
     fake = types.SimpleNamespace(
         low_res_shape=(1, 1, 3),
         image_shape=(2, 2, 3),
-        aug_levels=stages.build(sr_config(**{"diffusion.aug_level_range": (low, high), "sampling.aug_level": low})).aug_levels,
+        aug_levels=stages.build(
+            sr_config(**{"diffusion.aug_level_range": (low, high), "sampling.aug_level": low})
+        ).aug_levels,
         aug_schedule=schedules.cosine(),
         augment_low_res=lambda low_res, level, eps: levels.append(level),
     )
