@@ -54,7 +54,7 @@ VERSIONS_OF = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 WRITTEN_BY = re.compile(r"process_(\d+)")
 
 
-def warn(text: str) -> None:
+def _warn(text: str) -> None:
     """A line for the person at the screen."""
     print(f"warning: {text}", file=sys.stderr)
 
@@ -76,7 +76,7 @@ class Checkpoints:
         keep: int | None = None,
         keep_best: bool = False,
         go_on: bool = False,
-        say: Callable[[str], None] = warn,
+        say: Callable[[str], None] = _warn,
     ) -> None:
         self._folder = (workdir / CHECKPOINTS).absolute()
         self._keep, self._keep_best, self._go_on, self._say = keep, keep_best, go_on, say
@@ -136,7 +136,7 @@ class Checkpoints:
             written.result()
             count, index = jax.process_count(), jax.process_index()
             files = checksums.list_files(unfinished)
-            checksums.write_shard(unfinished, index, [name for name in files if written_by(name) % count == index])
+            checksums.write_shard(unfinished, index, [name for name in files if _process_index(name) % count == index])
             if count > 1:
                 asyncio.run(ocp.multihost.sync_global_processes("checksums", operation_id=f"imagen_jax {step}"))
             if multihost.is_main_process():
@@ -234,7 +234,7 @@ class Checkpoints:
         step = self._latest_whole(set(items))
         where = self._folder / str(step)
         stored = ocp.checkpointables_metadata(where).metadata
-        faults = [fault for name in items for fault in misfits(stored[name], items[name], name)]
+        faults = [fault for name in items for fault in tree_mismatches(stored[name], items[name], name)]
         if faults:
             raise ConfigError(
                 f"checkpoint {where} is of another model or optimizer than its config describes: {'; '.join(faults)}; "
@@ -296,13 +296,13 @@ class Checkpoints:
             self._thread.shutdown()
 
 
-def written_by(name: str) -> int:
+def _process_index(name: str) -> int:
     """Which process wrote a file of a checkpoint, whose path is given."""
     found = WRITTEN_BY.search(name)
     return int(found[1]) if found else 0
 
 
-def misfits(stored: Any, expected: Any, item: str) -> list[str]:
+def tree_mismatches(stored: Any, expected: Any, item: str) -> list[str]:
     """What differs between two trees in names, shapes and types: a phrase for each leaf. [] if they fit.
 
     The optimizer's numbers may change between types of floats, as ``optimizer.first_moment_dtype`` says.
@@ -376,10 +376,10 @@ def open_workdir(workdir: Path, config: StageConfig) -> None:
         if multihost.is_main_process():
             write_config(workdir, config)
     except OSError as error:
-        raise unwritable(workdir, error) from error
+        raise not_writable_error(workdir, error) from error
 
 
-def unwritable(workdir: Path, error: OSError) -> ConfigError:
+def not_writable_error(workdir: Path, error: OSError) -> ConfigError:
     """What to say of a folder that cannot be written."""
     return ConfigError(f"--workdir {str(workdir)!r} cannot be written ({error.strerror}): give another folder")
 

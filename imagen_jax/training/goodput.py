@@ -48,7 +48,7 @@ class Clock:
     @classmethod
     def of_process(cls) -> Clock:
         """Returns a clock that counts from the start of this process: imports are part of a command's time."""
-        return cls(age_of_process())
+        return cls(process_age())
 
     @contextlib.contextmanager
     def spend(self, name: str, step: int) -> Iterator[None]:
@@ -76,7 +76,7 @@ class Clock:
         }
 
 
-def age_of_process() -> float:
+def process_age() -> float:
     """Seconds since this process was started; 0 where the system does not tell."""
     try:
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
@@ -119,22 +119,22 @@ class Goodput:
 
     def metrics(self) -> dict[str, float]:
         """``goodput``, and ``time/…`` of each phase in seconds."""
-        spent = account(self._lines)
-        return {"goodput": share_of_steps(spent), **{f"time/{name}": value for name, value in spent.items()}}
+        spent = time_by_phase(self._lines)
+        return {"goodput": _goodput(spent), **{f"time/{name}": value for name, value in spent.items()}}
 
     def words(self) -> str:
         """The account for people."""
-        spent = account(self._lines)
+        spent = time_by_phase(self._lines)
         phases = ", ".join(f"{name} {seconds:,.1f} s" for name, seconds in spent.items())
-        return f"goodput {share_of_steps(spent):.1%} in {self._start} start(s): {phases}"
+        return f"goodput {_goodput(spent):.1%} in {self._start} start(s): {phases}"
 
 
-def share_of_steps(spent: dict[str, float]) -> float:
+def _goodput(spent: dict[str, float]) -> float:
     """The share of an account that was spent on steps that were not lost."""
     return spent["step"] / sum(spent.values())
 
 
-def account(lines: list[dict]) -> dict[str, float]:
+def time_by_phase(lines: list[dict]) -> dict[str, float]:
     """Phase → seconds of all starts of a run, from the lines of its file, and ``lost``, which is not in ``step``.
 
     A start loses the time in steps that it made after the step which the next start goes on from.

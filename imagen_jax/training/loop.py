@@ -32,12 +32,12 @@ from imagen_jax.stages.checkpoints import Checkpoints, check_batch_size, open_wo
 from imagen_jax.stages.stage import load_encoder_params
 from imagen_jax.text.embedding_cache import EmbeddingCache
 from imagen_jax.training.goodput import Clock, Goodput
-from imagen_jax.training.metric_writer import NoRecords, Records, announce
-from imagen_jax.training.oom import memory_told
+from imagen_jax.training.metric_writer import NullWriter, MetricWriter, log_message
+from imagen_jax.training.oom import explain_oom
 from imagen_jax.training.optimizers import make_optimizer
-from imagen_jax.training.preemption import Stop, stop_message
-from imagen_jax.training.progress_bar import Progress
-from imagen_jax.training.skip_updates import BadSteps
+from imagen_jax.training.preemption import StopRequest, stop_message
+from imagen_jax.training.progress_bar import ProgressBar
+from imagen_jax.training.skip_updates import SkippedUpdateMonitor
 from imagen_jax.training.state import TrainState, abstract_state
 from imagen_jax.training.step import make_train_step
 from imagen_jax.training.validate import check_training
@@ -73,7 +73,7 @@ class TrainingResult:
 
 
 def train(
-    config: StageConfig | str | Path, workdir: str | Path, *, stop: Stop | None = None, clock: Clock | None = None
+    config: StageConfig | str | Path, workdir: str | Path, *, stop: StopRequest | None = None, clock: Clock | None = None
 ) -> TrainingResult:
     """Trains a stage, from its last checkpoint or from random weights, to its last step, or until asked to stop.
 
@@ -95,11 +95,11 @@ def train(
     config, workdir = load_config(config), Path(workdir).expanduser()
     check_writable(workdir)
     runtime.raise_open_file_limit(OPEN_FILES, "training")
-    with memory_told(config):
-        return _run(config, workdir, stop or Stop(), clock or Clock())
+    with explain_oom(config):
+        return _run(config, workdir, stop or StopRequest(), clock or Clock())
 
 
-def _run(config: StageConfig, workdir: Path, stop: Stop, clock: Clock) -> TrainingResult:
+def _run(config: StageConfig, workdir: Path, stop: StopRequest, clock: Clock) -> TrainingResult:
     """Trains a stage: the full story, in time order."""
     training = config.training
     check_training(config)
@@ -113,7 +113,7 @@ def _run(config: StageConfig, workdir: Path, stop: Stop, clock: Clock) -> Traini
     train_step = make_train_step(stage, optimizer, abstract, mesh)
     preview = make_preview(stage, mesh)
 
-    say = functools.partial(announce, workdir)
+    say = functools.partial(log_message, workdir)
     with contextlib.ExitStack() as held:
         held.enter_context(lock_workdir(workdir))
         open_workdir(workdir, config)
@@ -129,7 +129,7 @@ def _run(config: StageConfig, workdir: Path, stop: Stop, clock: Clock) -> Traini
         first = int(state.step)
         records = begin_records(workdir, state, mesh)
         goodput = Goodput(workdir, first, clock)
-        progress = Progress(
+        progress = ProgressBar(
             workdir.name,
             first,
             training.steps,
@@ -200,10 +200,10 @@ def open_data(
     return buckets, batches
 
 
-def begin_records(workdir: Path, state: TrainState, mesh: jax.sharding.Mesh) -> Records | NoRecords:
+def begin_records(workdir: Path, state: TrainState, mesh: jax.sharding.Mesh) -> MetricWriter | NullWriter:
     """The records of a run that goes on from a state; the process that does not write has none."""
     first = int(state.step)
-    records = Records(workdir, first) if multihost.is_main_process() else NoRecords()
+    records = MetricWriter(workdir, first) if multihost.is_main_process() else NullWriter()
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     records.log(
         f"{'resumed' if first else 'started'} at step {first}: {count:,} parameters, {mesh.size} device(s) of "
@@ -214,10 +214,10 @@ def begin_records(workdir: Path, state: TrainState, mesh: jax.sharding.Mesh) -> 
 
 def watch_updates(
     config: StageConfig, buckets: list[ImageTextDataset], first: int, batch: int, say: Callable[[str], None]
-) -> BadSteps:
+) -> SkippedUpdateMonitor:
     """Tells of skipped updates by the examples of their batches, of which ``batch`` is that of step ``first`` + 1."""
     size, seed = config.training.batch_size, config.seed
-    return BadSteps(
+    return SkippedUpdateMonitor(
         config.training.max_skipped_updates,
         lambda step: batch_record_names(buckets, size, seed, batch + step - first - 1),
         say,
@@ -225,7 +225,7 @@ def watch_updates(
 
 
 def record_preview(
-    step: int, grid: Image.Image, measured: dict[str, float], workdir: Path, records: Records | NoRecords
+    step: int, grid: Image.Image, measured: dict[str, float], workdir: Path, records: MetricWriter | NullWriter
 ) -> float:
     """Writes down the previews of a step and what was measured of them; returns their mean validation loss."""
     records.scalars(step, measured)

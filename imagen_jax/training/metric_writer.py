@@ -22,7 +22,7 @@ LOSS_FILE = "loss.png"
 DIAGNOSTICS_FILE = "diagnostics.png"
 
 
-class Records:
+class MetricWriter:
     """The records of a run in its folder; a resumed run continues them from ``step``, forgetting what came after.
 
     Args:
@@ -50,7 +50,7 @@ class Records:
 
     def log(self, text: str) -> None:
         """A line for people, with the time."""
-        write_log(self._workdir, text)
+        _write_log(self._workdir, text)
 
     def close(self) -> None:
         """Completes what is being written and draws the curves of all that there is."""
@@ -62,7 +62,7 @@ class Records:
             plot_run_diagnostics(metrics, title, self._workdir / DIAGNOSTICS_FILE)
 
 
-class NoRecords:
+class NullWriter:
     """What a process that does not write has in the place of ``Records``."""
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -78,17 +78,17 @@ class NoRecords:
         """Nothing."""
 
 
-def write_log(workdir: Path, text: str) -> None:
+def _write_log(workdir: Path, text: str) -> None:
     """A line for people in a folder's log, with the time."""
     with (workdir / LOG_FILE).open("a") as file:
         file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
 
-def announce(workdir: Path, text: str) -> None:
+def log_message(workdir: Path, text: str) -> None:
     """A sentence that nobody must miss: on the screen, and in the log, which one of several processes writes."""
     tqdm.write(text, file=sys.stderr)
     if multihost.is_main_process():
-        write_log(workdir, text)
+        _write_log(workdir, text)
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from imagen_jax.errors import TrainingError
 
 
 @contextlib.contextmanager
-def memory_told(config: StageConfig) -> Iterator[None]:
+def explain_oom(config: StageConfig) -> Iterator[None]:
     """Turns what XLA says of memory that it does not get, at compilation or later, into advice.
 
     Raises:

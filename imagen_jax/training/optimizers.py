@@ -16,7 +16,7 @@ from imagen_jax.parallel.sharding import key_path
 from imagen_jax.training.skip_updates import skip_bad_updates
 
 
-def learning_rate(config: OptimizerConfig) -> optax.Schedule:
+def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
     """Returns the learning rate: linear warm-up over `warmup_steps`, then cosine decay to 0 at `decay_steps`."""
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
@@ -26,7 +26,7 @@ def learning_rate(config: OptimizerConfig) -> optax.Schedule:
     )
 
 
-def matrices(params: Any) -> Any:
+def muon_dimensions(params: Any) -> Any:
     """Returns how Muon sees parameters as matrices: kernels, last axis against the others. Adam updates the rest.
 
     Each layer of a stack is a matrix of its own.
@@ -56,7 +56,7 @@ def clip_by_layer_rms(threshold: float) -> optax.GradientTransformation:
     return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(clipped, updates))
 
 
-def adafactor(rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+def _adafactor(rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
     """Returns Adafactor (arXiv:1804.04235) without a first moment.
 
     Updates are not scaled by the size of parameters: outputs that start at zero would hardly move.
@@ -73,7 +73,7 @@ def adafactor(rate: optax.Schedule, weight_decay: float) -> optax.GradientTransf
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
     """Returns the config's optimizer, after clipping by global norm; bad updates are skipped."""
-    rate = learning_rate(config)
+    rate = learning_rate_schedule(config)
     # bfloat16 halves the memory of the running mean of gradients
     moment = DTYPES[config.first_moment_dtype]
     match config.name:
@@ -87,7 +87,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtra
                 weight_decay=config.weight_decay,
             )
         case "adafactor":
-            update = adafactor(rate, config.weight_decay)
+            update = _adafactor(rate, config.weight_decay)
         case _:  # muon
             update = optax.contrib.muon(
                 rate,
@@ -98,6 +98,6 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtra
                 weight_decay=config.weight_decay,
                 # updates of Adam's size, so that learning rates mean the same (arXiv:2502.16982, Eq. 4)
                 consistent_rms=0.2,
-                muon_weight_dimension_numbers=matrices,
+                muon_weight_dimension_numbers=muon_dimensions,
             )
     return skip_bad_updates(optax.chain(optax.clip_by_global_norm(config.clip_norm), update), config.spike_factor)

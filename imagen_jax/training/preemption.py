@@ -15,7 +15,7 @@ from imagen_jax.parallel.multihost import AnyProcess
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Stop:
+class StopRequest:
     """Whether to stop, and why. Before ``ready`` is set there is nothing to save, and the process just ends."""
 
     def __init__(self) -> None:
@@ -37,9 +37,9 @@ class Stop:
         """A signal has come. In a thread of its own: the main one may be compiling for minutes."""
         name = signal.Signals(number).name
         if self._asked_by:
-            leave(f"{name}: stopped at once, as asked twice; the last checkpoint is intact", 1)
+            exit_now(f"{name}: stopped at once, as asked twice; the last checkpoint is intact", 1)
         if not self.ready:
-            leave(f"{name}: stopped before the first step, nothing is lost; the same command begins again", 0)
+            exit_now(f"{name}: stopped before the first step, nothing is lost; the same command begins again", 0)
         self._asked_by = name
         print(f"{name}: saves after this step, then stops; a second signal stops at once", file=sys.stderr, flush=True)
 
@@ -49,16 +49,16 @@ def stop_message(name: str, reason: str, step: int) -> str:
     return f"{name}: stopped by {reason}; step {step} is saved, and the same command goes on from there"
 
 
-def leave(text: str, code: int) -> None:
+def exit_now(text: str, code: int) -> None:
     """Says why and ends the process as it stands; what was being written has no name yet."""
     print(f"\n{text}", file=sys.stderr, flush=True)
     os._exit(code)
 
 
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[Stop]:
+def stop_on_signals() -> Iterator[StopRequest]:
     """A ``Stop`` that signals reach, until the end of the block. In the main thread."""
-    stop = Stop()
+    stop = StopRequest()
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
 

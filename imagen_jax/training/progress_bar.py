@@ -13,10 +13,10 @@ from tqdm import tqdm
 from imagen_jax.data.corrupt import CorruptRecords
 from imagen_jax.errors import ConfigError
 from imagen_jax.parallel import multihost
-from imagen_jax.training.metric_writer import NoRecords, Records
+from imagen_jax.training.metric_writer import NullWriter, MetricWriter
 
 
-class NoiseBands:
+class NoiseBinMeter:
     """Mean losses in bands of noise level, of all steps since the last record: few examples of a step are in each."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class NoiseBands:
         return [f"{loss / count:.3g}" if count else "-" for loss, count in pairs]
 
 
-class Progress:
+class ProgressBar:
     """Takes each step's metrics and reads those of the step before, so that the device is never waited for.
 
     Args:
@@ -63,7 +63,7 @@ class Progress:
         steps: int,
         batch_size: int,
         log_every: int,
-        records: Records | NoRecords,
+        records: MetricWriter | NullWriter,
         broken: CorruptRecords,
         see: Callable[[int, dict[str, float]], None],
         times: Callable[[], dict[str, float]],
@@ -74,7 +74,7 @@ class Progress:
         self._broken = broken
         self._waited, self._since = 0.0, time.perf_counter()
         self._bar: tqdm | None = None
-        self._bands = NoiseBands()
+        self._bands = NoiseBinMeter()
         self._waiting: tuple[int, dict[str, jax.Array]] | None = None
         if first < steps:
             print(f"{name}: compiling the training step", flush=True)
@@ -118,7 +118,7 @@ class Progress:
             said = [f"{name} {value:.4g}" for name, value in values.items() if value or "skipped" not in name]
             said.append("loss from little to much noise " + " ".join(self._bands.words()))
             self._records.log(f"step {step}: " + ", ".join(said))
-            self._bands = NoiseBands()
+            self._bands = NoiseBinMeter()
 
     def _of_the_data(self) -> dict[str, float]:
         """The share of the time since the last record that was waited for data, and how many records are broken."""

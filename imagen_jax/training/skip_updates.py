@@ -12,7 +12,7 @@ import optax
 from imagen_jax.errors import TrainingError
 
 # Of the running mean of losses that a spike is held against: it sees some hundred steps back.
-MEMORY = 0.99
+_LOSS_DECAY = 0.99
 
 
 class GuardState(NamedTuple):
@@ -49,10 +49,10 @@ def skip_bad_updates(
             good &= jnp.isfinite(loss)
             if spike_factor:
                 good &= (usual_loss == 0) | (loss <= spike_factor * usual_loss)
-            mean = jnp.where(usual_loss == 0, loss, MEMORY * usual_loss + (1 - MEMORY) * loss)
+            mean = jnp.where(usual_loss == 0, loss, _LOSS_DECAY * usual_loss + (1 - _LOSS_DECAY) * loss)
             usual_loss = jnp.where(good, mean, usual_loss)
         # one branch for all: a choice for every array of the optimizer made a step of a small network a fifth longer
-        updates, inner = jax.lax.cond(good, optimizer.update, skip, gradients, state.inner, params)
+        updates, inner = jax.lax.cond(good, optimizer.update, _no_update, gradients, state.inner, params)
         skipped = 1 - good.astype(jnp.int32)
         return updates, GuardState(
             inner,
@@ -64,13 +64,13 @@ def skip_bad_updates(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def skip(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
+def _no_update(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
     """An update of nothing, as an optimizer's: zeros, and its state as it was."""
     del params
     return jax.tree.map(jnp.zeros_like, gradients), state
 
 
-class BadSteps:
+class SkippedUpdateMonitor:
     """Tells of updates that were skipped, and ends a run in which one after another is.
 
     Args:

@@ -21,10 +21,10 @@ from imagen_jax.training.state import TrainState, update_ema
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 # The parts of [0, 1] that losses are told apart by; the last is almost noise alone.
-NOISE_BANDS = 5
+NOISE_BINS = 5
 
 
-class Examples(NamedTuple):
+class DiffusionBatch(NamedTuple):
     """What a network is trained on, [B, ...] each, all that is random in it drawn: as ``diffusion_loss`` takes it."""
 
     x: jax.Array
@@ -35,7 +35,7 @@ class Examples(NamedTuple):
     dropout_keys: jax.Array | None
 
 
-def draw_examples(stage: Stage, encoder_params: Any, batch: Batch, key: jax.Array) -> Examples:
+def make_diffusion_batch(stage: Stage, encoder_params: Any, batch: Batch, key: jax.Array) -> DiffusionBatch:
     """The examples of a batch, at random times.
 
     Args:
@@ -50,15 +50,15 @@ def draw_examples(stage: Stage, encoder_params: Any, batch: Batch, key: jax.Arra
     # cut before anything else is made: what the network is told and what it must say are of one place
     x = to_float(random_crops(crop_key, batch["image"], crop) if any(crop) else batch["image"])
     text = stage.encoder.encode(encoder_params, batch["tokens"], batch["mask"]), batch["mask"]
-    text = drop_captions(drop_key, text, stage.unconditional(encoder_params), stage.config.diffusion.cond_drop_prob)
-    condition = augmented_low_res(stage, aug_key, x) if stage.is_super_resolution else {}
+    text = drop_text(drop_key, text, stage.unconditional(encoder_params), stage.config.diffusion.cond_drop_prob)
+    condition = _augmented_low_res(stage, aug_key, x) if stage.is_super_resolution else {}
 
     t = sample_timesteps(time_key, x.shape[0])
     dropout_keys = jax.random.split(dropout_key, x.shape[0]) if stage.config.model.dropout else None
-    return Examples(x, text, condition, t, jax.random.normal(noise_key, x.shape), dropout_keys)
+    return DiffusionBatch(x, text, condition, t, jax.random.normal(noise_key, x.shape), dropout_keys)
 
 
-def drop_captions(
+def drop_text(
     key: jax.Array, text: tuple[jax.Array, jax.Array], no_text: tuple[jax.Array, jax.Array], rate: float
 ) -> tuple[jax.Array, jax.Array]:
     """Text [B, L, D] and mask [B, L], those of a share of the captions replaced by ``no_text`` [L, D] and [L].
@@ -72,10 +72,10 @@ def drop_captions(
     return embeddings, jnp.where(drop[:, None], no_mask, mask)
 
 
-def by_noise_level(losses: Losses) -> Metrics:
+def loss_by_noise_bin(losses: Losses) -> Metrics:
     """Sums and counts [NOISE_BANDS] of the losses in equal bands of noise level: a band may have no example."""
-    band = jnp.clip((losses.noise_level * NOISE_BANDS).astype(jnp.int32), 0, NOISE_BANDS - 1)
-    members = band[:, None] == jnp.arange(NOISE_BANDS)
+    band = jnp.clip((losses.noise_level * NOISE_BINS).astype(jnp.int32), 0, NOISE_BINS - 1)
+    members = band[:, None] == jnp.arange(NOISE_BINS)
     # chosen, not multiplied by 0: a loss that is no number stays in its own band
     sums = jnp.sum(jnp.where(members, losses.loss[:, None], 0.0), axis=0)
     return {"band_losses": sums, "band_counts": jnp.sum(members, axis=0)}
@@ -95,7 +95,7 @@ def random_crops(key: jax.Array, images: jax.Array, size: Size) -> jax.Array:
     return jax.vmap(crop)(images, places)
 
 
-def augmented_low_res(stage: Stage, key: jax.Array, x: jax.Array) -> dict[str, jax.Array]:
+def _augmented_low_res(stage: Stage, key: jax.Array, x: jax.Array) -> dict[str, jax.Array]:
     """The low-resolution condition made from the target x [B, H, W, C], at augmentation levels of the stage's.
 
     If x is a crop, so is the condition: of its place, and smaller by as much as a whole image is.
@@ -106,8 +106,8 @@ def augmented_low_res(stage: Stage, key: jax.Array, x: jax.Array) -> dict[str, j
     return stage.augment_low_res(low_res, level, jax.random.normal(noise_key, low_res.shape))
 
 
-def mean_gradients(
-    stage: Stage, params: Any, examples: Examples, accumulation: int, abstract: Any, mesh: Mesh
+def accumulate_gradients(
+    stage: Stage, params: Any, examples: DiffusionBatch, accumulation: int, abstract: Any, mesh: Mesh
 ) -> tuple[Any, Losses]:
     """(gradients of the mean loss, the losses), from ``accumulation`` micro-batches one after another.
 
@@ -115,7 +115,7 @@ def mean_gradients(
     whole batch, whatever it is cut into.
     """
 
-    def mean_loss(params: Any, examples: Examples) -> tuple[jax.Array, Losses]:
+    def mean_loss(params: Any, examples: DiffusionBatch) -> tuple[jax.Array, Losses]:
         losses = diffusion_loss(stage, params, *examples)
         return jnp.mean(losses.loss), losses
 
@@ -123,7 +123,7 @@ def mean_gradients(
         return jax.grad(mean_loss, has_aux=True)(params, examples)
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
-    def add(total: Any, examples: Examples) -> tuple[Any, Losses]:
+    def add(total: Any, examples: DiffusionBatch) -> tuple[Any, Losses]:
         # each time anew: XLA would gather split parameters once, before the loop, and hold all of them at once
         here, total = jax.lax.optimization_barrier((params, total))
         gradients, losses = jax.grad(mean_loss, has_aux=True)(replicate_conv_kernels(here, mesh), examples)
@@ -151,9 +151,9 @@ def make_train_step(
 
     def step(state: TrainState, encoder_params: Any, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(root), state.step)
-        examples = constrain_batch(draw_examples(stage, encoder_params, batch, key), mesh)
+        examples = constrain_batch(make_diffusion_batch(stage, encoder_params, batch, key), mesh)
         accumulation = stage.config.training.grad_accum_steps
-        gradients, losses = mean_gradients(stage, state.params, examples, accumulation, abstract.params, mesh)
+        gradients, losses = accumulate_gradients(stage, state.params, examples, accumulation, abstract.params, mesh)
         loss = jnp.mean(losses.loss)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, loss=loss)
         params = optax.apply_updates(state.params, updates)
@@ -166,7 +166,7 @@ def make_train_step(
             "full_captions": jnp.mean(batch["mask"][:, -1]),
             "skipped": opt_state.skipped,
             "skipped_in_a_row": opt_state.skipped_in_a_row,
-            **by_noise_level(losses),
+            **loss_by_noise_bin(losses),
         }
         if losses.vlb is not None:
             metrics["bound_bits"] = jnp.mean(losses.vlb)

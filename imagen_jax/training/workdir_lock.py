@@ -14,10 +14,10 @@ from pathlib import Path
 
 from imagen_jax.errors import ConfigError
 from imagen_jax.parallel import multihost
-from imagen_jax.stages.checkpoints import unwritable
+from imagen_jax.stages.checkpoints import not_writable_error
 
 LOCK_FILE = ".lock"
-ADVICE = "wait for it, end it, or give another folder"
+_ADVICE = "wait for it, end it, or give another folder"
 
 
 def check_writable(workdir: Path) -> None:
@@ -29,7 +29,7 @@ def check_writable(workdir: Path) -> None:
         with tempfile.TemporaryFile(dir=where):
             pass
     except OSError as error:
-        raise unwritable(workdir, error) from error
+        raise not_writable_error(workdir, error) from error
 
 
 @contextlib.contextmanager
@@ -48,12 +48,12 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
         workdir.mkdir(parents=True, exist_ok=True)
         file = (workdir / LOCK_FILE).open("a+")
     except OSError as error:
-        raise unwritable(workdir, error) from error
+        raise not_writable_error(workdir, error) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ConfigError(f"--workdir {str(workdir)!r} is in use by {owner(workdir)}: {ADVICE}") from error
+            raise ConfigError(f"--workdir {str(workdir)!r} is in use by {_owner(workdir)}: {_ADVICE}") from error
         file.truncate(0)
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}))
         file.flush()
@@ -63,7 +63,7 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
             file.truncate(0)
 
 
-def owner(workdir: Path) -> str:
+def _owner(workdir: Path) -> str:
     """Who holds a folder's lock, in words."""
     try:
         found = json.loads((workdir / LOCK_FILE).read_text())

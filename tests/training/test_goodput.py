@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from imagen_jax.training.goodput import GOODPUT_FILE, PHASES, Clock, Goodput, account, age_of_process, share_of_steps
+from imagen_jax.training.goodput import GOODPUT_FILE, PHASES, Clock, Goodput, time_by_phase, process_age, _goodput
 
 
 def line(number, at, **seconds):
@@ -13,7 +13,7 @@ def line(number, at, **seconds):
 
 
 def test_phases_add_up_to_the_time_there_was():
-    before = age_of_process()
+    before = process_age()
     clock = Clock()
     with clock.spend("step", 1):
         time.sleep(0.02)
@@ -21,7 +21,7 @@ def test_phases_add_up_to_the_time_there_was():
             time.sleep(0.03)
         assert clock.phase.name == "step"
     spent = clock.seconds()
-    assert sum(spent.values()) == pytest.approx(age_of_process(), abs=0.2)
+    assert sum(spent.values()) == pytest.approx(process_age(), abs=0.2)
     assert before > 0
     assert spent["start"] >= before
     assert spent["data"] >= 0.03
@@ -37,7 +37,7 @@ def test_steps_that_a_kill_made_in_vain_are_lost():
         line(2, 100, start=6.0),
         line(2, 200, start=6.0, compile=1.0, step=50.0, checkpoint=3.0),
     ]
-    spent = account(lines)
+    spent = time_by_phase(lines)
     assert spent == {
         **dict.fromkeys(PHASES, 0.0),
         "start": 11.0,
@@ -46,7 +46,7 @@ def test_steps_that_a_kill_made_in_vain_are_lost():
         "checkpoint": 3.0,
         "lost": 20.0,
     }
-    assert share_of_steps(spent) == 100 / 145
+    assert _goodput(spent) == 100 / 145
 
 
 def test_a_run_that_goes_on_adds_to_what_there_was_and_drops_a_torn_line(tmp_path):

@@ -5,16 +5,16 @@ from PIL import Image
 from tensorboardX.proto import event_pb2
 
 from imagen_jax.evaluation.validation_loss import NOISE_LEVELS
-from imagen_jax.training.metric_writer import Records, read_metrics
-from imagen_jax.training.progress_bar import NoiseBands
-from imagen_jax.training.step import NOISE_BANDS
+from imagen_jax.training.metric_writer import MetricWriter, read_metrics
+from imagen_jax.training.progress_bar import NoiseBinMeter
+from imagen_jax.training.step import NOISE_BINS
 from tests.helpers.configs import STEPS
 
 pytest_plugins = ("tests.helpers.fixtures",)
 
 
 def written(folder, steps, first=0):
-    records = Records(folder, first)
+    records = MetricWriter(folder, first)
     for step in steps:
         records.scalars(step, {"loss": 1.0 / step})
     records.close()
@@ -64,7 +64,7 @@ def test_a_training_run_leaves_all_that_a_person_wants_to_see(base_folder):
 
 
 def test_losses_of_bands_are_means_over_all_steps_since_the_last_record():
-    bands = NoiseBands()
+    bands = NoiseBinMeter()
     bands.add(np.array([3.0, 0.0, 2.0]), np.array([2, 0, 1]))
     bands.add(np.array([6.0, 0.0, 0.0]), np.array([1, 0, 0]))
     # the band without an example is in no record, and does not spoil one
@@ -77,7 +77,7 @@ def test_losses_by_noise_are_in_the_metrics_and_in_the_log(base_folder):
     assert len(lines) == STEPS
     for line in lines:
         bands = [value for name, value in line.items() if name.startswith("loss_at_noise/")]
-        assert len(bands) == NOISE_BANDS
+        assert len(bands) == NOISE_BINS
         assert min(bands) < line["loss"] < max(bands)
     assert "NaN" not in (base_folder / "metrics.jsonl").read_text()
     said = [line for line in (base_folder / "log.txt").read_text().splitlines() if "loss from little to much" in line]

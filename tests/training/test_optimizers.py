@@ -6,7 +6,7 @@ import pytest
 
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.errors import ConfigError
-from imagen_jax.training.optimizers import learning_rate, make_optimizer
+from imagen_jax.training.optimizers import learning_rate_schedule, make_optimizer
 
 
 def config(**changes):
@@ -21,19 +21,19 @@ def beyond_range(settings, **values):
 
 
 def test_the_learning_rate_warms_up_in_a_line():
-    rates = [float(learning_rate(config())(step)) for step in range(11)]
+    rates = [float(learning_rate_schedule(config())(step)) for step in range(11)]
     np.testing.assert_allclose(rates, 0.5 * np.arange(11) / 10, rtol=1e-6)
 
 
 def test_the_learning_rate_falls_to_zero_as_a_cosine():
     steps = np.arange(10, 111, 10)
-    rates = [float(learning_rate(config())(step)) for step in steps]
+    rates = [float(learning_rate_schedule(config())(step)) for step in steps]
     np.testing.assert_allclose(rates, 0.25 * (1 + np.cos(np.pi * (steps - 10) / 100)), atol=1e-6)
-    assert float(learning_rate(config())(500)) == 0
+    assert float(learning_rate_schedule(config())(500)) == 0
 
 
 def test_without_warm_up_it_starts_at_its_height():
-    assert float(learning_rate(config(warmup_steps=0))(0)) == 0.5
+    assert float(learning_rate_schedule(config(warmup_steps=0))(0)) == 0.5
 
 
 @pytest.mark.parametrize("warmup_steps", [-1, 110, 200])
@@ -146,7 +146,7 @@ def test_adafactor_is_that_of_optax():
     """But for stacks, of which there are none here."""
     params = {"a": np.random.default_rng(0).standard_normal((150, 160), np.float32), "b": np.ones(3, np.float32)}
     mine = make_optimizer(config(name="adafactor", warmup_steps=0, weight_decay=0.1, clip_norm=1e9))
-    rate = learning_rate(config(warmup_steps=0))
+    rate = learning_rate_schedule(config(warmup_steps=0))
     theirs = optax.adafactor(rate, multiply_by_parameter_scale=False, weight_decay_rate=0.1)
     assert jax.tree.map(jnp.shape, mine.init(params).inner[1]) == jax.tree.map(jnp.shape, theirs.init(params))
     # compiled, as the guard's branch is: XLA rounds otherwise than one operation after another does

@@ -13,7 +13,7 @@ import pytest
 from imagen_jax.errors import ConfigError, TrainingError
 from imagen_jax.training import preemption, watchdog
 from imagen_jax.training.goodput import Clock
-from imagen_jax.training.oom import memory_told
+from imagen_jax.training.oom import explain_oom
 from imagen_jax.training.workdir_lock import check_writable, lock_workdir
 from tests.helpers.configs import base_config, contents
 
@@ -118,8 +118,8 @@ def test_a_step_that_stands_still_is_named_with_its_stacks_and_ends_the_process(
 
 def test_memory_that_does_not_suffice_is_told_with_what_to_change():
     said = "training.grad_accum_steps from 1 to 2, set training.remat 'none'.*now 8"
-    with pytest.raises(TrainingError, match=said) as told, memory_told(base_config()):
+    with pytest.raises(TrainingError, match=said) as told, explain_oom(base_config()):
         jax.block_until_ready(jax.numpy.zeros((1 << 50,)))
     assert "\n" not in str(told.value)
-    with pytest.raises(ZeroDivisionError), memory_told(base_config()):
+    with pytest.raises(ZeroDivisionError), explain_oom(base_config()):
         raise ZeroDivisionError

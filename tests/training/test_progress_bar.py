@@ -9,7 +9,7 @@ from imagen_jax.data.corrupt import CorruptRecords
 from imagen_jax.data.record import CorruptRecordError
 from imagen_jax.errors import ConfigError
 from imagen_jax.training.loop import train
-from imagen_jax.training.progress_bar import Progress
+from imagen_jax.training.progress_bar import ProgressBar
 from tests.helpers.configs import base_config, config_of
 
 
@@ -31,7 +31,7 @@ def metrics():
 
 
 def progress_of(records, broken=None):
-    return Progress("it", 0, 3, 8, 1, records, broken or CorruptRecords("it", 10, 1.0), lambda step, values: None, dict)
+    return ProgressBar("it", 0, 3, 8, 1, records, broken or CorruptRecords("it", 10, 1.0), lambda step, values: None, dict)
 
 
 def test_the_wait_for_data_is_a_share_of_the_time(monkeypatch):

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from imagen_jax.errors import TrainingError
-from imagen_jax.training.skip_updates import BadSteps, skip_bad_updates
+from imagen_jax.training.skip_updates import SkippedUpdateMonitor, skip_bad_updates
 
 PARAMS = {"a": jnp.arange(3.0), "b": jnp.ones((2, 2))}
 GRADIENTS = jax.tree.map(jnp.ones_like, PARAMS)
@@ -70,7 +70,7 @@ def test_a_loss_that_is_no_number_is_skipped_where_gradients_are():
 
 def test_skipped_updates_are_told_and_too_many_in_a_row_end_the_run():
     said = []
-    bad_steps = BadSteps(3, lambda step: [f"{step}.png", f"{10 * step}.png"], said.append)
+    bad_steps = SkippedUpdateMonitor(3, lambda step: [f"{step}.png", f"{10 * step}.png"], said.append)
     for step, in_a_row in enumerate([0, 1, 2, 0, 1, 2], 1):
         bad_steps.see(step, {"skipped_in_a_row": in_a_row, "loss": float("nan"), "gradient_norm": float("inf")})
     assert [text.split(":")[0] for text in said] == ["step 2", "step 3", "step 5", "step 6"]

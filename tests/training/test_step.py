@@ -24,11 +24,11 @@ from imagen_jax.stages.stage import load_encoder_params
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import TrainState, abstract_state
 from imagen_jax.training.step import (
-    NOISE_BANDS,
-    augmented_low_res,
-    by_noise_level,
-    draw_examples,
-    drop_captions,
+    NOISE_BINS,
+    _augmented_low_res,
+    loss_by_noise_bin,
+    make_diffusion_batch,
+    drop_text,
     make_train_step,
     random_crops,
 )
@@ -77,7 +77,7 @@ class Run:
 
 
 def example_losses(stage, params, encoder_params, batch, key):
-    return diffusion_loss(stage, params, *draw_examples(stage, encoder_params, batch, key))
+    return diffusion_loss(stage, params, *make_diffusion_batch(stage, encoder_params, batch, key))
 
 
 @once
@@ -366,7 +366,7 @@ def test_captions_matter_unless_all_are_dropped(base, rate):
 @pytest.mark.trap("half of the captions dropped")
 def test_a_dropped_caption_is_replaced_in_text_and_mask():
     no_text = jnp.full((3, 2), 7.0), jnp.array([True, False, False])
-    text, mask = drop_captions(jax.random.key(0), (jnp.ones((4000, 3, 2)), jnp.ones((4000, 3), bool)), no_text, 0.1)
+    text, mask = drop_text(jax.random.key(0), (jnp.ones((4000, 3, 2)), jnp.ones((4000, 3), bool)), no_text, 0.1)
     dropped = np.asarray(text == 7).all(axis=(1, 2))
     np.testing.assert_array_equal(mask, np.where(dropped[:, None], no_text[1], True))
     # and nothing is dropped in part
@@ -377,7 +377,7 @@ def test_a_dropped_caption_is_replaced_in_text_and_mask():
 def test_dropping_does_not_show_what_was_hidden():
     mask = jnp.array([[True, False]] * 8)
     no_text = jnp.zeros((2, 4)), jnp.ones(2, bool)
-    text, kept = drop_captions(jax.random.key(0), (jnp.ones((8, 2, 4)), mask), no_text, 0.0)
+    text, kept = drop_text(jax.random.key(0), (jnp.ones((8, 2, 4)), mask), no_text, 0.0)
     np.testing.assert_array_equal(kept, mask)
     np.testing.assert_array_equal(text, np.ones((8, 2, 4)))
 
@@ -454,7 +454,7 @@ def test_augmentation_levels_are_spread_over_all_that_the_config_says(low, high)
         aug_schedule=schedules.cosine(),
         augment_low_res=lambda low_res, level, eps: levels.append(level),
     )
-    augmented_low_res(fake, jax.random.key(0), jnp.zeros((2000, 2, 2, 3)))
+    _augmented_low_res(fake, jax.random.key(0), jnp.zeros((2000, 2, 2, 3)))
     counts, _ = np.histogram(levels[0], bins=4, range=(low, high))
     assert counts.sum() == 2000
     assert counts.min() > 400
@@ -598,7 +598,7 @@ def test_the_bound_is_recorded_in_bits():
 
 def test_losses_of_all_bands_are_those_of_the_batch(first_steps):
     for _, metrics in first_steps:
-        assert metrics["band_counts"].shape == metrics["band_losses"].shape == (NOISE_BANDS,)
+        assert metrics["band_counts"].shape == metrics["band_losses"].shape == (NOISE_BINS,)
         assert metrics["band_counts"].sum() == BATCH
         assert metrics["band_losses"].sum() / BATCH == pytest.approx(float(metrics["loss"]), rel=1e-5)
         # times are drawn one in each eighth
@@ -608,6 +608,6 @@ def test_losses_of_all_bands_are_those_of_the_batch(first_steps):
 def test_a_loss_belongs_to_its_band_of_noise():
     levels = jnp.array([0.0, 0.1, 0.39, 0.41, 1.0, 0.95])
     losses = jnp.array([1.0, 2.0, 3.0, jnp.nan, 5.0, 6.0])
-    found = by_noise_level(Losses(losses, levels, None))
+    found = loss_by_noise_bin(Losses(losses, levels, None))
     np.testing.assert_array_equal(found["band_counts"], [2, 1, 1, 0, 2])
     np.testing.assert_array_equal(found["band_losses"], [3, 3, np.nan, 0, 11])
