@@ -24,8 +24,9 @@ from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import write_json
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.pipelines.loading import TrainedStage, load_stage
-from imagen_jax.stages.checkpoints import Checkpoints, read_config
+from imagen_jax.stages.checkpoints import Checkpoints
 from imagen_jax.stages.sampling import StageSampler
+from imagen_jax.stages.workdir import read_config
 from imagen_jax.training.loop import train
 
 Figures = dict[str, Any]  # serializable as JSON

@@ -15,8 +15,9 @@ from imagen_jax.config.schema import StageConfig
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import format_size
 from imagen_jax.parallel.sharding import with_shardings
-from imagen_jax.stages.checkpoints import CONFIG_FILE, Checkpoints, read_config
+from imagen_jax.stages.checkpoints import Checkpoints
 from imagen_jax.stages.stage import Stage, build, check_fingerprint
+from imagen_jax.stages.workdir import CONFIG_FILE, read_config
 
 
 @dataclasses.dataclass(frozen=True)

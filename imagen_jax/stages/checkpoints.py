@@ -1,24 +1,23 @@
-"""A stage's folder: its config and its checkpoints, written asynchronously by Orbax, named when they are complete.
+"""Checkpoints of a stage: written asynchronously by Orbax, renamed when complete, verified by checksum when read.
 
-    WORKDIR/config.json                        what the stage is: JSON, never executed
-    WORKDIR/checkpoints/STEP/                  step, params, opt_state, ema_params; data position, config, versions
-    WORKDIR/checkpoints/STEP/SHA256SUMS        the checksum of every file: Orbax would load a flipped bit
-    WORKDIR/checkpoints/STEP.unfinished…       what a kill left of a save, or of the deletion of an old one
-    WORKDIR/checkpoints/STEP.damaged           set aside: its files are not what was written
+    WORKDIR/checkpoints/STEP/                  step, params, opt_state, ema_params; metadata: data position, config, …
+    WORKDIR/checkpoints/STEP/SHA256SUMS        checksum of every file, because Orbax would load flipped bits
+    WORKDIR/checkpoints/STEP.unfinished…       what a killed process left of a save or of a deletion
+    WORKDIR/checkpoints/STEP.damaged           quarantined: its files fail verification
 
-A step gets its name by a rename, after its checksums are on the disk, so that a kill at any moment leaves whole steps
-and leftovers only. Hence a step without checksums is damaged. Parameters, EMA and optimizer state are items of their
-own: sampling reads and verifies the EMA alone.
+A checkpoint is renamed to STEP after its checksums are on disk, so that a kill at any moment leaves only complete
+checkpoints and leftovers, and a checkpoint without checksums is damaged. Parameters, EMA and optimizer state are
+separate items, so that sampling reads and verifies the EMA alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import logging
 import math
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -27,113 +26,105 @@ from typing import Any
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
-from imagen_jax.config.load import from_json, to_json
+from imagen_jax.config.load import to_json
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.errors import ConfigError, TrainingError, is_out_of_space
 from imagen_jax.io import checksums
-from imagen_jax.io.atomic import read_json, write_json
-from imagen_jax.io.changes import changes, flatten
 from imagen_jax.parallel import multihost, runtime
 from imagen_jax.parallel.sharding import key_path
 
-CONFIG_FILE = "config.json"
-# What every version has saved, and what no default could stand for.
-REQUIRED_KEYS = ("image_size", "channels", "data", "text", "model", "diffusion")
 CHECKPOINTS = "checkpoints"
-UNFINISHED = ".unfinished"
-DAMAGED = ".damaged"
-# A run may go on with other values of these; with any other change it would no longer train what it began.
-CHANGEABLE = (
-    *("training", "optimizer", "sampling", "mesh", "sharding_rules", "text.cache"),
-    # where the same images lie, how fast they are read, and how many of them may be broken
-    *("data.path", "data.threads", "data.prefetch", "data.max_corrupt"),
-)
-STATE_ITEMS = ("step", "params", "opt_state", "ema_params")
-VERSIONS_OF = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-# What files are called that one process alone wrote; process 0 wrote the others.
-WRITTEN_BY = re.compile(r"process_(\d+)")
+_UNFINISHED = ".unfinished"
+_ORBAX_UNFINISHED = ".orbax-checkpoint-tmp"
+_DAMAGED = ".damaged"
+_STATE_ITEMS = ("step", "params", "opt_state", "ema_params")
+_VERSIONED_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+# in the paths of files that a single process wrote; process 0 wrote the others
+_PROCESS_INDEX = re.compile(r"process_(\d+)")
 
-
-def _warn(text: str) -> None:
-    """A line for the person at the screen."""
-    print(f"warning: {text}", file=sys.stderr)
+logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The checkpoints of a stage.
+    """Saves, restores, verifies and rotates the checkpoints of a stage.
 
     Args:
         workdir: the stage's folder.
-        keep: how many of the latest to keep; None to keep all and only read.
-        keep_best: whether to keep, beside the latest, the one that was saved with the lowest score.
-        go_on: whether to say so and no more where a step could not be written; but the last has to be.
-        say: takes a sentence about a step that was set aside, passed over or not written.
+        keep: number of latest checkpoints to keep; None to keep all and only read.
+        keep_best: whether to keep the checkpoint with the lowest score in addition.
+        continue_on_error: whether a failed save is only logged; the last save, on `close`, always has to succeed.
+        log: gets a message about each checkpoint that is damaged or was not written; a warning of this module's logger
+            by default.
     """
 
     def __init__(
         self,
         workdir: Path,
+        *,
         keep: int | None = None,
         keep_best: bool = False,
-        go_on: bool = False,
-        say: Callable[[str], None] = _warn,
+        continue_on_error: bool = False,
+        log: Callable[[str], None] = logger.warning,
     ) -> None:
         self._folder = (workdir / CHECKPOINTS).absolute()
-        self._keep, self._keep_best, self._go_on, self._say = keep, keep_best, go_on, say
+        self._keep, self._keep_best = keep, keep_best
+        self._continue_on_error, self._log = continue_on_error, log
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
-        self._passed_over: set[int] = set()  # damaged, found by a reader, who leaves them where they are
+        self._ignored: set[int] = set()  # damaged steps, which a reader leaves in place
         self._newest = self.latest_step  # the step that was saved or restored last
         if keep is not None and multihost.is_main_process():
             self._folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self._folder.iterdir():
-                if UNFINISHED in leftover.name or ".orbax-checkpoint-tmp" in leftover.name:
-                    shutil.rmtree(leftover)
+            for path in self._folder.iterdir():
+                if _UNFINISHED in path.name or _ORBAX_UNFINISHED in path.name:
+                    shutil.rmtree(path)
 
     @property
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint; None if there is none."""
-        return max(set(self._steps()) - self._passed_over, default=None)
+        return max(set(self._steps()) - self._ignored, default=None)
 
     def _steps(self) -> Iterator[int]:
         if self._folder.is_dir():
             yield from (int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
 
     def save(self, state: Any, data: dict[str, Any], config: StageConfig, score: float | None = None) -> None:
-        """Begins to save a TrainState, once the save before is complete.
+        """Starts to save a TrainState, after the save before it is complete.
 
         Args:
-            state: what its step is, is the checkpoint's name; a step is saved once.
+            state: the TrainState; the checkpoint is named after its step, and a step is saved once.
             data: the data iterator's state.
-            config: the run's.
-            score: what ``keep_best`` goes by: less is better. None if this step has none.
+            config: the run's config.
+            score: the score for `keep_best`, lower is better; None if this step has none.
 
         Raises:
-            RunError: this or the save before could not be written.
+            TrainingError: this or the previous save failed, and `continue_on_error` is False.
         """
         self.wait()
         step = int(state.step)
         if step == self._newest:
             return
         self._newest = step
-        items = {name: getattr(state, name) for name in STATE_ITEMS}
-        versions = {name: importlib.metadata.version(name) for name in VERSIONS_OF}
-        about = {"data": data, "config": to_json(config), "versions": versions, "score": score}
-        unfinished = self._folder / f"{step}{UNFINISHED}"
+        items = {name: getattr(state, name) for name in _STATE_ITEMS}
+        versions = {name: importlib.metadata.version(name) for name in _VERSIONED_PACKAGES}
+        metadata = {"data": data, "config": to_json(config), "versions": versions, "score": score}
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
         try:
-            written = ocp.save_checkpointables_async(unfinished, items, custom_metadata=about)
+            response = ocp.save_checkpointables_async(self._unfinished(step), items, custom_metadata=metadata)
         except Exception as error:
             self._pending = Future()
-            self._pending.set_exception(self._failure(error, step, size))
+            self._pending.set_exception(self._save_error(error, step, size))
             return self.wait()
-        self._pending = self._thread.submit(self._finish, written, step, size)
+        self._pending = self._thread.submit(self._finish, response, step, size)
 
-    def _finish(self, written: Any, step: int, size: int) -> None:
-        """Waits for what Orbax writes, adds the checksums, and gives the step its name. Not in the main thread."""
-        unfinished = self._folder / f"{step}{UNFINISHED}"
+    def _unfinished(self, step: int) -> Path:
+        return self._folder / f"{step}{_UNFINISHED}"
+
+    def _finish(self, response: Any, step: int, size: int) -> None:
+        """Waits for Orbax, adds the checksums, and renames the checkpoint. Runs in a thread."""
+        unfinished = self._unfinished(step)
         try:
-            written.result()
+            response.result()
             count, index = jax.process_count(), jax.process_index()
             files = checksums.list_files(unfinished)
             checksums.write_shard(unfinished, index, [name for name in files if _process_index(name) % count == index])
@@ -144,56 +135,55 @@ class Checkpoints:
                 unfinished.rename(self._folder / str(step))
                 self._delete_old()
         except Exception as error:
-            raise self._failure(error, step, size) from error
+            raise self._save_error(error, step, size) from error
         finally:
             runtime.malloc_trim()
 
-    def _failure(self, error: Exception, step: int, size: int) -> TrainingError:
-        """What to say of a step that could not be written; what was written of it is deleted."""
+    def _save_error(self, error: Exception, step: int, size: int) -> TrainingError:
+        """Deletes the partial files of a failed save, and returns the error to raise."""
         if multihost.is_main_process():
-            for leftover in self._folder.glob(f"{step}{UNFINISHED}*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            for path in self._folder.glob(f"{step}{_UNFINISHED}*"):
+                shutil.rmtree(path, ignore_errors=True)
         if not is_out_of_space(error):
             return TrainingError(f"the checkpoint of step {step} could not be written to {self._folder}: {error}")
         older = self.latest_step
         return TrainingError(
-            f"the checkpoint of step {step}, of {size:,} bytes, could not be written to {self._folder}: no room is "
-            f"left there ({shutil.disk_usage(self._folder).free:,} bytes are free); "
-            f"{'there is no older one' if older is None else f'that of step {older} is intact'}; "
-            "free some, or raise the limit, and run again"
+            f"the checkpoint of step {step} ({size:,} bytes) could not be written to {self._folder}: no space left "
+            f"({shutil.disk_usage(self._folder).free:,} bytes are free); "
+            f"{'there is no older checkpoint' if older is None else f'the checkpoint of step {older} is intact'}; "
+            "free some space, or raise the limit, and run the same command again"
         )
 
     def _delete_old(self) -> None:
-        """Deletes all complete steps but the latest and, if that is asked for, the best."""
+        """Deletes all complete checkpoints but the latest and, with `keep_best`, the best."""
         steps = sorted(self._steps())
         kept = set(steps[-(self._keep or len(steps)) :])
         if self._keep_best:
             scores = {step: self._score(step) for step in steps}
             kept.add(min(steps, key=lambda step: (scores[step], -step)))
         for step in set(steps) - kept:
-            # by another name first: a kill half-way must leave nothing that looks like a step
-            leaving = (self._folder / str(step)).rename(self._folder / f"{step}{UNFINISHED}")
-            shutil.rmtree(leaving)
+            # renamed first: a kill during the deletion must not leave anything that looks like a checkpoint
+            shutil.rmtree((self._folder / str(step)).rename(self._unfinished(step)))
 
     def _score(self, step: int) -> float:
         try:
-            score = self._about(step)["score"]
+            score = self._metadata(step)["score"]
         except (OSError, ValueError, KeyError, TypeError):
-            score = None  # damaged, and found to be so when it is restored
+            score = None  # damaged, which is reported when it is restored
         return score if score is not None and math.isfinite(score) else math.inf
 
-    def _about(self, step: int) -> dict[str, Any]:
+    def _metadata(self, step: int) -> dict[str, Any]:
         return ocp.checkpointables_metadata(self._folder / str(step)).custom_metadata
 
     def failed(self) -> bool:
-        """Whether the save that was begun has come to nothing, as ``wait`` would tell; asked at every step."""
+        """Returns whether the save in progress has failed, without waiting for it; `wait` then reports it."""
         return self._pending is not None and self._pending.done() and self._pending.exception() is not None
 
     def wait(self) -> None:
-        """Returns when the save that was begun is complete on disk.
+        """Waits until the save in progress is complete on disk.
 
         Raises:
-            RunError: it could not be written, unless the run goes on all the same.
+            TrainingError: the save failed, and `continue_on_error` is False.
         """
         if self._pending is None:
             return
@@ -202,94 +192,100 @@ class Checkpoints:
             pending.result()
         except TrainingError as error:
             self._newest = None
-            if not self._go_on:
+            if not self._continue_on_error:
                 raise
-            self._say(str(error))
+            self._log(str(error))
 
     def restore(self, abstract: Any) -> tuple[Any, dict[str, Any]]:
-        """(TrainState, what was saved with it) of the latest checkpoint that is whole, onto the abstract shardings.
+        """Restores the latest checkpoint that passes verification; newer, damaged ones are quarantined.
 
-        What was saved with it: ``data``, the data iterator's state, ``config``, ``versions``. Later steps that are
-        damaged are set aside.
+        Args:
+            abstract: the TrainState's shapes, types and shardings; the mesh may differ from that of the save.
+
+        Returns:
+            (TrainState, metadata): the metadata has `data`, the data iterator's state, `config`, `versions`, `score`.
 
         Raises:
-            UsageError: its names, shapes or types are not those of the abstract state.
-            RunError: there is no whole checkpoint.
+            ConfigError: names, shapes or types of the checkpoint differ from those of the abstract state.
+            TrainingError: no checkpoint passes verification.
         """
-        step, items = self._load({name: getattr(abstract, name) for name in STATE_ITEMS})
+        step, items = self._load({name: getattr(abstract, name) for name in _STATE_ITEMS})
         self._newest = step
-        return type(abstract)(**items), self._about(step)
+        return type(abstract)(**items), self._metadata(step)
 
     def restore_ema(self, abstract_params: Any) -> Any:
-        """The EMA of the latest checkpoint whose EMA is whole, onto the shardings of abstract parameters.
+        """Restores the EMA of the latest checkpoint whose EMA passes verification; reads and verifies nothing else.
 
-        Nothing else is read, nor verified.
+        Args:
+            abstract_params: shapes, types and shardings of the parameters.
+
+        Returns:
+            The EMA parameters.
 
         Raises:
-            UsageError, RunError: as ``restore``.
+            ConfigError: as `restore`.
+            TrainingError: as `restore`.
         """
         return self._load({"ema_params": abstract_params})[1]["ema_params"]
 
     def _load(self, items: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        step = self._latest_whole(set(items))
-        where = self._folder / str(step)
-        stored = ocp.checkpointables_metadata(where).metadata
-        faults = [fault for name in items for fault in tree_mismatches(stored[name], items[name], name)]
-        if faults:
+        step = self._latest_intact(set(items))
+        path = self._folder / str(step)
+        stored = ocp.checkpointables_metadata(path).metadata
+        mismatches = [text for name in items for text in tree_mismatches(stored[name], items[name], name)]
+        if mismatches:
             raise ConfigError(
-                f"checkpoint {where} is of another model or optimizer than its config describes: {'; '.join(faults)}; "
+                f"checkpoint {path} does not match the model or optimizer of its config: {'; '.join(mismatches)}; "
                 "use the config it was trained with, or another folder"
             )
-        return step, ocp.load_checkpointables(where, items)
+        return step, ocp.load_checkpointables(path, items)
 
-    def _latest_whole(self, items: set[str]) -> int:
-        """The newest step whose files of these items are what was written; newer ones are set aside."""
+    def _latest_intact(self, items: set[str]) -> int:
+        """Returns the newest step whose files of these items pass verification; newer ones are quarantined."""
 
-        def wanted(name: str) -> bool:
+        def included(name: str) -> bool:
             return "/" not in name or name.split("/")[0] in items
 
         damaged = []
-        # what process 0 sees: for the others a folder may have its old name for a while
+        # process 0 decides: the others may still see the old name of a folder that it has renamed
         while (latest := multihost.all_gather_strings(str(self.latest_step))[0]) != "None":
-            step, place = int(latest), (jax.process_index(), jax.process_count())
-            faults = [
-                fault
-                for share in multihost.all_gather_strings(
-                    "\n".join(checksums.verify(self._folder / latest, wanted, *place))
-                )
-                for fault in share.splitlines()
-            ]
-            if not faults:
+            # the files are split over the processes
+            shard = jax.process_index(), jax.process_count()
+            local_problems = checksums.verify(self._folder / latest, included, *shard)
+            gathered = multihost.all_gather_strings("\n".join(local_problems))
+            problems = [problem for text in gathered for problem in text.splitlines()]
+            step = int(latest)
+            if not problems:
                 return step
             damaged.append(step)
-            self._set_aside(step, list(dict.fromkeys(faults)))
+            self._quarantine(step, list(dict.fromkeys(problems)))
         raise TrainingError(
-            f"{self._folder} has no whole checkpoint left: of {len(damaged)} there were, each is damaged; "
-            "mend one, or train again from step 0 by the same command"
+            f"{self._folder} has no intact checkpoint: {len(damaged)} of {len(damaged)} are damaged; repair one, or "
+            "train again from step 0 with the same command"
         )
 
-    def _set_aside(self, step: int, faults: list[str]) -> None:
-        """Takes a damaged step out of use: renamed, or by a reader passed over."""
+    def _quarantine(self, step: int, problems: list[str]) -> None:
+        """Takes a damaged checkpoint out of use: a writer renames it, a reader ignores it."""
         if self._keep is None:
-            self._passed_over.add(step)
+            self._ignored.add(step)
         if not multihost.is_main_process():
             return
-        where = self._folder / str(step)
-        said = f"checkpoint {where} is damaged: {'; '.join(faults)}"
+        path = self._folder / str(step)
+        message = f"checkpoint {path} is damaged: {'; '.join(problems)}"
         if self._keep is None:
-            self._say(f"{said}; it is passed over")
+            self._log(f"{message}; it is ignored")
             return
-        aside = next(name for name in self._free_names(f"{step}{DAMAGED}") if not name.exists())
-        where.rename(aside)
-        self._say(f"{said}; it is set aside as {aside.name}")
+        target = next(name for name in self._candidate_names(f"{step}{_DAMAGED}") if not name.exists())
+        path.rename(target)
+        self._log(f"{message}; it is renamed to {target.name}")
 
-    def _free_names(self, name: str) -> Iterator[Path]:
+    def _candidate_names(self, name: str) -> Iterator[Path]:
         yield self._folder / name
         yield from (self._folder / f"{name}.{number}" for number in range(2, 10**6))
 
     def close(self) -> None:
-        """Waits for what is being saved. Raises RunError if it could not be written."""
-        self._go_on = False
+        """Waits for the save in progress. Raises TrainingError if it failed, whatever `continue_on_error` is."""
+        self._continue_on_error = False
         try:
             self.wait()
         finally:
@@ -297,18 +293,26 @@ class Checkpoints:
 
 
 def _process_index(name: str) -> int:
-    """Which process wrote a file of a checkpoint, whose path is given."""
-    found = WRITTEN_BY.search(name)
-    return int(found[1]) if found else 0
+    """Returns the index of the process that wrote a file of a checkpoint, from the file's path."""
+    match = _PROCESS_INDEX.search(name)
+    return int(match[1]) if match else 0
 
 
 def tree_mismatches(stored: Any, expected: Any, item: str) -> list[str]:
-    """What differs between two trees in names, shapes and types: a phrase for each leaf. [] if they fit.
+    """Compares names, shapes and types of two trees of arrays.
 
-    The optimizer's numbers may change between types of floats, as ``optimizer.first_moment_dtype`` says.
+    In `opt_state`, float types may differ: `optimizer.first_moment_dtype` may change between starts.
+
+    Args:
+        stored: the tree in the checkpoint.
+        expected: the tree of the model or optimizer.
+        item: the name of the checkpoint's item, the first part of each leaf's name.
+
+    Returns:
+        A phrase for each leaf that differs; empty if the trees match.
     """
 
-    def described(tree: Any) -> dict[str, str]:
+    def describe_tree(tree: Any) -> dict[str, str]:
         leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
         return {f"{item}/{key_path(path)}".rstrip("/"): describe(leaf) for path, leaf in leaves}
 
@@ -316,96 +320,12 @@ def tree_mismatches(stored: Any, expected: Any, item: str) -> list[str]:
         any_float = item == "opt_state" and jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)
         return f"{'float' if any_float else leaf.dtype}{list(leaf.shape)}"
 
-    found, wanted = described(stored), described(expected)
-    missing = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
-    surplus = [f"{name} is surplus" for name in sorted(found.keys() - wanted.keys())]
-    other = [
-        f"{name} is {found[name]}, not {wanted[name]}"
-        for name in sorted(wanted.keys() & found.keys())
-        if found[name] != wanted[name]
+    actual, required = describe_tree(stored), describe_tree(expected)
+    missing = [f"{name} is missing" for name in sorted(required.keys() - actual.keys())]
+    unexpected = [f"{name} is unexpected" for name in sorted(actual.keys() - required.keys())]
+    different = [
+        f"{name} is {actual[name]}, not {required[name]}"
+        for name in sorted(required.keys() & actual.keys())
+        if actual[name] != required[name]
     ]
-    return missing + surplus + other
-
-
-def write_config(workdir: Path, config: StageConfig) -> None:
-    """Puts the config into the stage's folder, by a rename."""
-    write_json(workdir / CONFIG_FILE, to_json(config))
-
-
-def read_config(workdir: Path) -> StageConfig:
-    """The config of a stage's folder.
-
-    Raises:
-        UsageError: there is no such folder, or no stage in it.
-    """
-    if not workdir.is_dir():
-        raise ConfigError(f"stage folder {str(workdir)!r} does not exist: give the --workdir of a training run")
-    try:
-        saved = read_json(workdir / CONFIG_FILE)
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{str(workdir)!r} is no stage folder, it has no {CONFIG_FILE}: give the --workdir of a training run"
-        ) from error
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{str(workdir / CONFIG_FILE)!r} is not readable as JSON: restore it from a checkpoint's metadata"
-        ) from error
-    absent = [key for key in REQUIRED_KEYS if not isinstance(saved, dict) or key not in saved]
-    if absent:
-        raise ConfigError(
-            f"{str(workdir / CONFIG_FILE)!r} does not describe a stage, it has no {', '.join(absent)}: restore it from a "
-            "checkpoint's metadata"
-        )
-    try:
-        return from_json(saved)
-    except ConfigError as error:
-        raise ConfigError(*(f"{str(workdir / CONFIG_FILE)!r}: {problem}" for problem in error.problems)) from error
-
-
-def open_workdir(workdir: Path, config: StageConfig) -> None:
-    """Makes the stage's folder, or checks that it holds the same run, and puts the config into it.
-
-    Raises:
-        UsageError: the folder cannot be written, or its run was begun with a config that differs in more than may
-            change between runs; then nothing is written.
-    """
-    if (workdir / CONFIG_FILE).exists():
-        check_same_run(workdir, config)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if multihost.is_main_process():
-            write_config(workdir, config)
-    except OSError as error:
-        raise not_writable_error(workdir, error) from error
-
-
-def not_writable_error(workdir: Path, error: OSError) -> ConfigError:
-    """What to say of a folder that cannot be written."""
-    return ConfigError(f"--workdir {str(workdir)!r} cannot be written ({error.strerror}): give another folder")
-
-
-def check_same_run(workdir: Path, config: StageConfig) -> None:
-    """Raises UsageError if the config of the folder's run differs in more than may change between runs."""
-    before, now = flatten(to_json(read_config(workdir))), flatten(to_json(config))
-    changed = [
-        sentence
-        for name, sentence in sorted(changes(before, now).items())
-        if not {name, name.split(".")[0]} & {*CHANGEABLE}
-    ]
-    if changed:
-        raise ConfigError(
-            f"{str(workdir)!r} holds a run with another config: {'; '.join(changed[:5])}; "
-            "give the config it was begun with, or another --workdir"
-        )
-    size = "training.batch_size"
-    check_batch_size(before[size], now[size], now["training.allow_batch_change"])
-
-
-def check_batch_size(before: int, now: int, allowed: bool) -> None:
-    """Raises UsageError if the global batch of a run is changed, and that is not allowed."""
-    if before != now and not allowed:
-        raise ConfigError(
-            f"training.batch_size was {before} and is now {now}, and the position in the data counts batches: "
-            f"--config.training.batch_size={before} goes on as before; --config.training.allow_batch_change=True goes "
-            f"on from the same example in steps of {now}, by which learning rate and EMA then go"
-        )
+    return missing + unexpected + different

@@ -28,7 +28,8 @@ from imagen_jax.images.grid import save_png
 from imagen_jax.parallel import batching, multihost, runtime
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.stages import stage as stages
-from imagen_jax.stages.checkpoints import Checkpoints, check_batch_size, open_workdir
+from imagen_jax.stages.checkpoints import Checkpoints
+from imagen_jax.stages.workdir import check_batch_size, open_workdir
 from imagen_jax.stages.stage import load_encoder_params
 from imagen_jax.text.embedding_cache import EmbeddingCache
 from imagen_jax.training.goodput import Clock, Goodput
@@ -117,8 +118,13 @@ def _run(config: StageConfig, workdir: Path, stop: StopRequest, clock: Clock) ->
     with contextlib.ExitStack() as held:
         held.enter_context(lock_workdir(workdir))
         open_workdir(workdir, config)
-        go_on = training.on_failed_save == "continue"
-        checkpoints = Checkpoints(workdir, training.keep_checkpoints, training.keep_best, go_on, say)
+        checkpoints = Checkpoints(
+            workdir,
+            keep=training.keep_checkpoints,
+            keep_best=training.keep_best,
+            continue_on_error=training.on_failed_save == "continue",
+            log=say,
+        )
         held.callback(checkpoints.close)
         if checkpoints.latest_step is None:
             state = init_state()
@@ -137,7 +143,7 @@ def _run(config: StageConfig, workdir: Path, stop: StopRequest, clock: Clock) ->
             training.log_every,
             records,
             buckets[0].corrupt,
-            watch_updates(config, buckets, first, batches.get_state()["next_index"], say).see,
+            watch_updates(config, buckets, first, batches.get_state()["next_index"], say).update,
             goodput.metrics,
         )
         held.enter_context(Watchdog(clock, training.stall_seconds, workdir, say))

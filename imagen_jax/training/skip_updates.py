@@ -1,4 +1,4 @@
-"""Updates that would spoil a run are skipped, within the step: gradients that are no numbers, losses far off."""
+"""Skips updates that would damage a run, within the step: non-finite gradients, loss spikes."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ import optax
 
 from imagen_jax.errors import TrainingError
 
-# Of the running mean of losses that a spike is held against: it sees some hundred steps back.
+# Decay of the running mean of losses that a spike is compared with: about a hundred steps.
 _LOSS_DECAY = 0.99
 
 
 class GuardState(NamedTuple):
-    """What the guard remembers, beside the state of the optimizer that it guards: scalars."""
+    """The state of the wrapped optimizer, and scalars."""
 
     inner: Any
-    usual_loss: jax.Array  # running mean of the losses of updates that were made; 0 before the first
-    skipped: jax.Array  # updates of the whole run
-    skipped_in_a_row: jax.Array  # 0 after an update that was made
+    usual_loss: jax.Array  # running mean of the losses of applied updates; 0 before the first
+    skipped: jax.Array  # updates since the start of the run
+    skipped_in_a_row: jax.Array  # 0 after an applied update
 
 
 def skip_bad_updates(
     optimizer: optax.GradientTransformation, spike_factor: float
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer, but its update is zero, and its state stays, where gradients or loss are not finite.
+    """Wraps an optimizer: where gradients or loss are not finite, the update is zero and the state stays.
 
     Args:
-        optimizer: what is guarded.
-        spike_factor: the update is skipped too where ``loss``, an extra argument of its ``update``, is over so many
-            times the usual; 0 for no such limit.
+        optimizer: the optimizer to wrap.
+        spike_factor: an update is skipped too where `loss`, an extra argument of `update`, is more than this many
+            times its running mean; 0 for no limit.
     """
 
     def init(params: Any) -> GuardState:
@@ -51,7 +51,7 @@ def skip_bad_updates(
                 good &= (usual_loss == 0) | (loss <= spike_factor * usual_loss)
             mean = jnp.where(usual_loss == 0, loss, _LOSS_DECAY * usual_loss + (1 - _LOSS_DECAY) * loss)
             usual_loss = jnp.where(good, mean, usual_loss)
-        # one branch for all: a choice for every array of the optimizer made a step of a small network a fifth longer
+        # one branch for all: selecting every array of the optimizer made a step of a small network a fifth longer
         updates, inner = jax.lax.cond(good, optimizer.update, _no_update, gradients, state.inner, params)
         skipped = 1 - good.astype(jnp.int32)
         return updates, GuardState(
@@ -65,36 +65,36 @@ def skip_bad_updates(
 
 
 def _no_update(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
-    """An update of nothing, as an optimizer's: zeros, and its state as it was."""
+    """Returns a zero update and the unchanged state."""
     del params
     return jax.tree.map(jnp.zeros_like, gradients), state
 
 
 class SkippedUpdateMonitor:
-    """Tells of updates that were skipped, and ends a run in which one after another is.
+    """Logs skipped updates, and ends a run that skips too many in a row.
 
     Args:
-        limit: how many in a row are too many.
-        examples_of: the names of a step's examples.
-        say: takes a sentence.
+        limit: number of consecutive skipped updates that ends the run.
+        record_names: returns the names of the records in a step's batch.
+        log: takes a message.
     """
 
-    def __init__(self, limit: int, examples_of: Callable[[int], list[str]], say: Callable[[str], None]) -> None:
-        self._limit, self._examples_of, self._say = limit, examples_of, say
+    def __init__(self, limit: int, record_names: Callable[[int], list[str]], log: Callable[[str], None]) -> None:
+        self._limit, self._record_names, self._log = limit, record_names, log
 
-    def see(self, step: int, metrics: dict[str, float]) -> None:
-        """The metrics of a step. Raises RunError if its update is one too many to be skipped."""
+    def update(self, step: int, metrics: dict[str, float]) -> None:
+        """Takes the metrics of a step. Raises TrainingError if too many updates in a row were skipped."""
         in_a_row = int(metrics["skipped_in_a_row"])
         if not in_a_row:
             return
-        what = (
+        details = (
             f"loss {metrics['loss']:.4g}, gradient norm {metrics['gradient_norm']:.4g}; "
-            f"its examples are {', '.join(self._examples_of(step))}"
+            f"its records are {', '.join(self._record_names(step))}"
         )
         if in_a_row >= self._limit:
             raise TrainingError(
-                f"{in_a_row} updates in a row were skipped (training.max_skipped_updates), the last at step {step}: {what}; "
-                "parameters are those before, and so is the last checkpoint: lower optimizer.learning_rate, or look "
-                "at those examples"
+                f"{in_a_row} updates in a row were skipped (training.max_skipped_updates), the last at step {step}: "
+                f"{details}; parameters and the last checkpoint are unchanged by them: lower optimizer.learning_rate, or "
+                "look at those records"
             )
-        self._say(f"step {step}: its update was skipped: {what}")
+        self._log(f"step {step}: its update was skipped: {details}")

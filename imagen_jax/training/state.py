@@ -1,4 +1,4 @@
-"""What changes in training, in one place, and how it comes into being on a mesh."""
+"""The training state, and how it is initialized on a mesh."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from imagen_jax.parallel.sharding import ShardingRules, with_shardings
 
 @struct.dataclass
 class TrainState:
-    """Everything a step changes; the EMA never overwrites the raw parameters."""
+    """Everything that a step changes; the EMA never overwrites the raw parameters."""
 
     step: jax.Array
     params: Any
@@ -31,10 +31,14 @@ def abstract_state(
     mesh: Mesh | AbstractMesh,
     rules: ShardingRules = (),
 ) -> tuple[TrainState, Callable[[], TrainState]]:
-    """(the state's shapes with their shardings, a function that makes it); nothing is ever held unsharded.
+    """Returns the abstract state with its shardings, and a function that initializes it; nothing is ever unsharded.
 
-    Of an abstract mesh, which has no devices, only the shapes are of use.
-    The rules are of ``sharding.param_shardings``: moments and EMA lie as their parameters do.
+    Args:
+        init: makes the parameters from a key.
+        optimizer: makes the optimizer state.
+        seed: of the parameters.
+        mesh: where the state goes; of an abstract mesh, which has no devices, only the shapes are of use.
+        rules: see `sharding.shard_parameters`; moments and EMA are sharded like their parameters.
     """
 
     def make() -> TrainState:
@@ -50,15 +54,15 @@ def abstract_state(
     abstract = with_shardings(shapes, mesh, rules, shapes.params)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     on_cpu = isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"
-    # On a CPU, optimising this program of random numbers takes many times longer than its only call.
+    # On a CPU, optimizing this program of random numbers takes many times longer than its only call.
     options = {"xla_backend_optimization_level": 0} if on_cpu else None
     return abstract, jax.jit(make, out_shardings=shardings, compiler_options=options)
 
 
-def update_ema(ema: Any, params: Any, step: jax.Array, decay: float, made: jax.Array | bool = True) -> Any:
-    """ema ← d · ema + (1 - d) · params with d = min(decay, (1 + step) / (10 + step)): a short memory while young.
+def update_ema(ema: Any, params: Any, step: jax.Array, decay: float, applied: jax.Array | bool = True) -> Any:
+    """Returns d · ema + (1 - d) · params, d = min(decay, (1 + step) / (10 + step)): a short memory in early steps.
 
-    Where no update was ``made``, d is 1, and the EMA stays: one number is chosen, not every array.
+    Where the update was not applied, d is 1: one number is selected, not every array.
     """
-    d = jnp.where(made, jnp.minimum(decay, (1.0 + step) / (10.0 + step)), 1.0)
+    d = jnp.where(applied, jnp.minimum(decay, (1.0 + step) / (10.0 + step)), 1.0)
     return jax.tree.map(lambda e, p: e + (1.0 - d) * (p - e), ema, params)

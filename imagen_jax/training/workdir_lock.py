@@ -1,4 +1,4 @@
-"""One writer for a stage's folder: a lock that falls by itself when its owner dies, however it does."""
+"""One writer for a stage's folder: a file lock that is released when the process exits."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pathlib import Path
 
 from imagen_jax.errors import ConfigError
 from imagen_jax.parallel import multihost
-from imagen_jax.stages.checkpoints import not_writable_error
+from imagen_jax.stages.workdir import not_writable_error
 
 LOCK_FILE = ".lock"
 _ADVICE = "wait for it, end it, or give another folder"
 
 
 def check_writable(workdir: Path) -> None:
-    """Raises UsageError if the folder, or where it would be made, cannot be written; leaves nothing behind."""
+    """Raises ConfigError if the folder, or where it would be created, is not writable; leaves nothing behind."""
     where = workdir.absolute()
     while not (where.exists() or where.is_symlink()):
         where = where.parent
@@ -34,12 +34,12 @@ def check_writable(workdir: Path) -> None:
 
 @contextlib.contextmanager
 def lock_workdir(workdir: Path) -> Iterator[None]:
-    """Makes the folder, and holds it against other runs; of several processes the one that writes does.
+    """Creates the folder and locks it against other runs, in the main process.
 
-    The system gives the lock up with the process, so that what a dead one leaves stops nobody.
+    The system releases the lock with the process: the lock file of a dead process blocks nobody.
 
     Raises:
-        UsageError: another run writes there, or nothing can be written.
+        ConfigError: another run has the lock, or the folder is not writable.
     """
     if not multihost.is_main_process():
         yield
@@ -64,9 +64,9 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
 
 
 def _owner(workdir: Path) -> str:
-    """Who holds a folder's lock, in words."""
+    """Returns a description of who holds a folder's lock."""
     try:
         found = json.loads((workdir / LOCK_FILE).read_text())
         return f"process {found['pid']} on {found['host']}, since {found['since']}"
     except (OSError, ValueError, KeyError):
-        return "another process"  # that has just begun to write, or to go
+        return "another process"  # which is just starting or ending

@@ -17,9 +17,9 @@ from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.pipelines.loading import TrainedStage, check_chain, load_stage
 from imagen_jax.stages import stage as stages
-from imagen_jax.stages.checkpoints import read_config
 from imagen_jax.stages.sampling import StageInputs, StageSampler, guided_prediction, make_sample_fn, stage_keys
 from imagen_jax.stages.stage import load_encoder_params
+from imagen_jax.stages.workdir import read_config
 from imagen_jax.text.encoder import TextCondition
 from tests.helpers.configs import (
     STEPS,
@@ -432,7 +432,7 @@ def refused(folders, said, changes=None):
 
 def test_missing_stage_folder(tmp_path):
     refused([tmp_path / "none"], "does not exist")
-    refused([tmp_path], "is no stage folder, it has no config.json")
+    refused([tmp_path], "is not a stage folder, it has no config.json")
 
 
 @pytest.mark.parametrize(
@@ -469,7 +469,7 @@ def test_stage_without_checkpoint(tmp_path):
 def test_checkpoint_of_another_model(tmp_path, base_folder):
     folder = write_stage(tmp_path / "base", base_config(**{"model.channels": 16}))
     (folder / "checkpoints").symlink_to(base_folder / "checkpoints")
-    refused([folder], "of another model or optimizer than its config describes: .*/kernel is float32")
+    refused([folder], "checkpoint .*/kernel is float32")
 
 
 def test_stages_in_wrong_order(base_folder, sr_folder):

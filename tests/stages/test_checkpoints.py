@@ -13,7 +13,8 @@ import pytest
 from imagen_jax.config.load import to_json
 from imagen_jax.errors import ConfigError, TrainingError
 from imagen_jax.io import checksums
-from imagen_jax.stages.checkpoints import Checkpoints, open_workdir, read_config
+from imagen_jax.stages.checkpoints import Checkpoints
+from imagen_jax.stages.workdir import open_workdir, read_config
 from imagen_jax.training.state import abstract_state
 from tests.helpers.configs import base_config, contents, eight_devices, one_device, split_devices
 
@@ -245,7 +246,7 @@ def test_a_damaged_step_is_set_aside_and_the_one_before_restored(damaged):
     for number in ("", ".2"):  # a second time beside the first
         flip(step / "params" / "manifest.ocdbt", 100)
         wrong = contents(step)
-        checkpoints = Checkpoints(stage, keep=5, say=said.append)
+        checkpoints = Checkpoints(stage, keep=5, log=said.append)
         state, about = checkpoints.restore(abstract_on(one_device())[0])
         assert checkpoints.latest_step == 1
         equal(state, state_at(1))
@@ -263,7 +264,7 @@ def test_a_step_without_checksums_is_no_whole_one(damaged):
     shutil.rmtree(step)
     step.mkdir()
     said = []
-    checkpoints = Checkpoints(stage, keep=5, say=said.append)
+    checkpoints = Checkpoints(stage, keep=5, log=said.append)
     assert int(checkpoints.restore(abstract_on(one_device())[0])[0].step) == 1
     checkpoints.close()
     assert "SHA256SUMS is missing" in said[0]
@@ -287,7 +288,7 @@ def test_where_every_step_is_damaged_nothing_is_begun_anew_unasked(damaged):
     stage, step = damaged
     for number in "12":
         (stage / "checkpoints" / number / "step" / "manifest.ocdbt").unlink()
-    checkpoints = Checkpoints(stage, keep=5, say=lambda text: None)
+    checkpoints = Checkpoints(stage, keep=5, log=lambda text: None)
     with pytest.raises(TrainingError, match="has no whole checkpoint left: of 2 there were, each is damaged"):
         checkpoints.restore(abstract_on(one_device())[0])
     checkpoints.close()

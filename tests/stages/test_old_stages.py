@@ -9,8 +9,8 @@ import pytest
 
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.pipelines.imagen import ImagenPipeline
-from imagen_jax.stages.checkpoints import read_config
 from imagen_jax.stages.sampling import SAMPLING_MESH
+from imagen_jax.stages.workdir import read_config
 from imagen_jax.training.loop import train
 from tests.helpers.configs import ROOT, eight_devices, restored
 

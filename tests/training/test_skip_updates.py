@@ -72,11 +72,11 @@ def test_skipped_updates_are_told_and_too_many_in_a_row_end_the_run():
     said = []
     bad_steps = SkippedUpdateMonitor(3, lambda step: [f"{step}.png", f"{10 * step}.png"], said.append)
     for step, in_a_row in enumerate([0, 1, 2, 0, 1, 2], 1):
-        bad_steps.see(step, {"skipped_in_a_row": in_a_row, "loss": float("nan"), "gradient_norm": float("inf")})
+        bad_steps.update(step, {"skipped_in_a_row": in_a_row, "loss": float("nan"), "gradient_norm": float("inf")})
     assert [text.split(":")[0] for text in said] == ["step 2", "step 3", "step 5", "step 6"]
     assert "its examples are 6.png, 60.png" in said[-1]
     with pytest.raises(
         TrainingError, match=r"3 updates in a row .* at step 7: loss nan, .* examples are 7.png, 70.png"
     ) as ended:
-        bad_steps.see(7, {"skipped_in_a_row": 3, "loss": float("nan"), "gradient_norm": float("inf")})
+        bad_steps.update(7, {"skipped_in_a_row": 3, "loss": float("nan"), "gradient_norm": float("inf")})
     assert "\n" not in str(ended.value)

@@ -11,9 +11,9 @@ from imagen_jax.parallel import batching
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.stages import stage as stages
-from imagen_jax.stages.checkpoints import open_workdir, read_config
 from imagen_jax.stages.precompute_text import embed
 from imagen_jax.stages.stage import load_encoder_params
+from imagen_jax.stages.workdir import open_workdir, read_config
 from imagen_jax.text.embedding_cache import EmbeddingCache
 from imagen_jax.training.loop import train
 from imagen_jax.training.metric_writer import read_metrics

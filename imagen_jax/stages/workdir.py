@@ -1,0 +1,130 @@
+"""A stage's folder and the config in it, which is checked whenever a run resumes there.
+
+WORKDIR/config.json        the stage's full config, as JSON; nothing in it is executed
+WORKDIR/checkpoints/       see `stages/checkpoints.py`
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from imagen_jax.config.load import from_json, to_json
+from imagen_jax.config.schema import StageConfig
+from imagen_jax.errors import ConfigError
+from imagen_jax.io.atomic import read_json, write_json
+from imagen_jax.io.changes import changes, flatten
+from imagen_jax.parallel import multihost
+
+CONFIG_FILE = "config.json"
+# every version has saved these keys, and no default could replace them
+REQUIRED_KEYS = ("image_size", "channels", "data", "text", "model", "diffusion")
+# A run may resume with other values of these keys or groups; any other change would make it a different experiment.
+_CHANGEABLE = {
+    *("training", "optimizer", "sampling", "mesh", "sharding_rules", "text.cache"),
+    # where the same images are, how fast they are read, and how many of them may be corrupt
+    *("data.path", "data.threads", "data.prefetch", "data.max_corrupt"),
+}
+_MAX_LISTED_CHANGES = 5
+
+
+def write_config(workdir: Path, config: StageConfig) -> None:
+    """Writes a config into a stage's folder, atomically. Raises OSError."""
+    write_json(workdir / CONFIG_FILE, to_json(config))
+
+
+def read_config(workdir: Path) -> StageConfig:
+    """Returns the config of a stage's folder.
+
+    Args:
+        workdir: the folder of a training run.
+
+    Raises:
+        ConfigError: the folder does not exist, has no config, or has one that is damaged or not valid.
+    """
+    if not workdir.is_dir():
+        raise ConfigError(f"stage folder {str(workdir)!r} does not exist: give the --workdir of a training run")
+    file = str(workdir / CONFIG_FILE)
+    try:
+        tree = read_json(workdir / CONFIG_FILE)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{str(workdir)!r} is not a stage folder, it has no {CONFIG_FILE}: give the --workdir of a training run"
+        ) from error
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file!r} is not valid JSON: restore it from a checkpoint's metadata") from error
+    missing = [key for key in REQUIRED_KEYS if not isinstance(tree, dict) or key not in tree]
+    if missing:
+        raise ConfigError(
+            f"{file!r} does not describe a stage, {', '.join(missing)} missing: restore it from a checkpoint's metadata"
+        )
+    try:
+        return from_json(tree)
+    except ConfigError as error:
+        raise ConfigError(*(f"{file!r}: {problem}" for problem in error.problems)) from error
+
+
+def open_workdir(workdir: Path, config: StageConfig) -> None:
+    """Creates a stage's folder, or checks that it holds the same run, and writes the config into it.
+
+    Args:
+        workdir: the stage's folder.
+        config: the config of the run that starts or resumes.
+
+    Raises:
+        ConfigError: the folder is not writable, or holds a run whose config differs in keys that must not change
+            between starts; then nothing is written.
+    """
+    if (workdir / CONFIG_FILE).exists():
+        check_same_run(workdir, config)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if multihost.is_main_process():
+            write_config(workdir, config)
+    except OSError as error:
+        raise not_writable_error(workdir, error) from error
+
+
+def not_writable_error(workdir: Path, error: OSError) -> ConfigError:
+    """Returns the error for a stage's folder that cannot be written, with the operating system's reason."""
+    return ConfigError(f"--workdir {str(workdir)!r} cannot be written ({error.strerror}): give another folder")
+
+
+def check_same_run(workdir: Path, config: StageConfig) -> None:
+    """Checks that a config differs from that of a stage's folder only in keys that may change between starts.
+
+    Raises:
+        ConfigError: with the keys that must not change, and their old and new values.
+    """
+    before, now = flatten(to_json(read_config(workdir))), flatten(to_json(config))
+    forbidden = [
+        change
+        for key, change in sorted(changes(before, now).items())
+        if key not in _CHANGEABLE and key.split(".")[0] not in _CHANGEABLE
+    ]
+    if forbidden:
+        raise ConfigError(
+            f"{str(workdir)!r} holds a run with another config: {'; '.join(forbidden[:_MAX_LISTED_CHANGES])}; "
+            "give the config that the run was started with, or another --workdir"
+        )
+    size = "training.batch_size"
+    check_batch_size(before[size], now[size], now["training.allow_batch_change"])
+
+
+def check_batch_size(before: int, now: int, allowed: bool) -> None:
+    """Checks that a resumed run keeps its global batch size, unless a change is allowed.
+
+    Args:
+        before: `training.batch_size` of the run so far.
+        now: `training.batch_size` from now on.
+        allowed: `training.allow_batch_change`.
+
+    Raises:
+        ConfigError: the batch size has changed.
+    """
+    if before != now and not allowed:
+        raise ConfigError(
+            f"training.batch_size was {before} and is now {now}, but the position in the data is counted in batches: "
+            f"resume with --config.training.batch_size={before}, or with --config.training.allow_batch_change=True, "
+            f"which continues from the same example in batches of {now}; the learning rate and EMA schedules keep "
+            "counting steps"
+        )
