@@ -17,7 +17,7 @@ from imagen_jax.images.resize import resize
 from imagen_jax.parallel import multihost
 from imagen_jax.parallel.batching import batch_sharding, pad_batch, padded_size, shard_host_batch
 from imagen_jax.parallel.mesh import num_batch_shards
-from imagen_jax.stages.loss import diffusion_loss
+from imagen_jax.stages.loss import DiffusionBatch, diffusion_loss
 from imagen_jax.stages.stage import Stage
 
 # Names of the metrics: `validation_loss_at_noise/0.05` and so on.
@@ -51,7 +51,8 @@ def make_validation_loss(stage: Stage, mesh: Mesh, batch_size: int) -> Validatio
             condition = stage.augment_low_res(low_res, aug_level, samplers.gaussian_noise(keys, 1, low_res.shape[1:]))
         t = jnp.clip(stage.schedule.inverse_logsnr(logsnr_from_cosine_time(level)), 0.0, 1.0)
         eps = samplers.gaussian_noise(keys, 0, x.shape[1:])
-        return diffusion_loss(stage, params, x, text, condition, jnp.broadcast_to(t, x.shape[:1]), eps).loss
+        examples = DiffusionBatch(x, text, condition, jnp.broadcast_to(t, x.shape[:1]), eps)
+        return diffusion_loss(stage, params, examples).loss
 
     program = jax.jit(losses_at_level, out_shardings=batch_sharding(mesh))
 

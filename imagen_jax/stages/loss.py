@@ -13,6 +13,26 @@ from imagen_jax.images.array import image_dtype
 from imagen_jax.stages.stage import Stage
 
 
+class DiffusionBatch(NamedTuple):
+    """The examples of a batch with all randomness drawn, as `diffusion_loss` takes them; arrays are [B, ...].
+
+    Attributes:
+        x: images [B, H, W, C] in [-1, 1].
+        text: embeddings [B, L, D] and mask [B, L].
+        condition: from `Stage.augment_low_res`; empty for a base stage.
+        t: times [B] in [0, 1].
+        eps: Gaussian noise of the shape of x.
+        dropout_keys: keys [B] for the network's dropout; None for no dropout.
+    """
+
+    x: jax.Array
+    text: tuple[jax.Array, jax.Array]
+    condition: dict[str, jax.Array]
+    t: jax.Array
+    eps: jax.Array
+    dropout_keys: jax.Array | None = None
+
+
 class Losses(NamedTuple):
     """The losses of a batch, [B] each.
 
@@ -27,16 +47,7 @@ class Losses(NamedTuple):
     vlb: jax.Array | None
 
 
-def diffusion_loss(
-    stage: Stage,
-    params: Any,
-    x: jax.Array,
-    text: tuple[jax.Array, jax.Array],
-    condition: dict[str, jax.Array],
-    t: jax.Array,
-    eps: jax.Array,
-    dropout_keys: jax.Array | None = None,
-) -> Losses:
+def diffusion_loss(stage: Stage, params: Any, batch: DiffusionBatch) -> Losses:
     """Returns the loss of each example (Eq. 1 of arXiv:2205.11487, for the stage's prediction type).
 
     If the variance is learned, `diffusion.vlb_weight` times the variational bound in bits is added; its gradient
@@ -45,13 +56,9 @@ def diffusion_loss(
     Args:
         stage: the stage to train.
         params: parameters of its network.
-        x: images [B, H, W, C] in [-1, 1].
-        text: embeddings [B, L, D] and mask [B, L].
-        condition: from `Stage.augment_low_res`; empty for a base stage.
-        t: times [B] in [0, 1].
-        eps: Gaussian noise of the shape of x.
-        dropout_keys: keys [B] of the network's dropout; None for no dropout.
+        batch: the examples at their noise levels.
     """
+    x, text, condition, t, eps, dropout_keys = batch
     settings = stage.config.diffusion
     logsnr = stage.schedule.logsnr(t)
     alpha, sigma = alpha_from_logsnr(logsnr), sigma_from_logsnr(logsnr)

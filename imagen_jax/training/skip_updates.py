@@ -1,4 +1,4 @@
-"""Skips updates that would damage a run, within the step: non-finite gradients, loss spikes."""
+"""Skips updates with non-finite gradients or loss spikes, inside the training step, and reports them."""
 
 from __future__ import annotations
 
@@ -11,38 +11,48 @@ import optax
 
 from imagen_jax.errors import TrainingError
 
-# Decay of the running mean of losses that a spike is compared with: about a hundred steps.
+# decay of the running mean of losses that spikes are compared with: about the last hundred steps
 _LOSS_DECAY = 0.99
 
 
-class GuardState(NamedTuple):
-    """The state of the wrapped optimizer, and scalars."""
+class SkipUpdatesState(NamedTuple):
+    """The state of `skip_bad_updates`; the field names are part of the checkpoint format.
+
+    Attributes:
+        inner: the state of the wrapped optimizer.
+        usual_loss: running mean of the losses of applied updates; 0 before the first.
+        skipped: number of skipped updates in the run.
+        skipped_in_a_row: number of skipped updates since the last applied one.
+    """
 
     inner: Any
-    usual_loss: jax.Array  # running mean of the losses of applied updates; 0 before the first
-    skipped: jax.Array  # updates since the start of the run
-    skipped_in_a_row: jax.Array  # 0 after an applied update
+    usual_loss: jax.Array
+    skipped: jax.Array
+    skipped_in_a_row: jax.Array
 
 
 def skip_bad_updates(
     optimizer: optax.GradientTransformation, spike_factor: float
 ) -> optax.GradientTransformationExtraArgs:
-    """Wraps an optimizer: where gradients or loss are not finite, the update is zero and the state stays.
+    """Wraps an optimizer so that its update is zero and its state stays if gradients or loss are not finite.
 
     Args:
         optimizer: the optimizer to wrap.
-        spike_factor: an update is skipped too where `loss`, an extra argument of `update`, is more than this many
-            times its running mean; 0 for no limit.
+        spike_factor: updates are also skipped if `loss`, an extra argument of `update`, is over this many times the
+            running mean of losses; 0 for no limit.
+
+    Returns:
+        The wrapped optimizer, with a `SkipUpdatesState`.
     """
 
-    def init(params: Any) -> GuardState:
-        none = jnp.zeros((), jnp.int32)
-        return GuardState(optimizer.init(params), jnp.zeros((), jnp.float32), none, none)
+    def init(params: Any) -> SkipUpdatesState:
+        zero = jnp.zeros((), jnp.int32)
+        return SkipUpdatesState(optimizer.init(params), jnp.zeros((), jnp.float32), zero, zero)
 
     def update(
-        gradients: Any, state: GuardState, params: Any = None, *, loss: jax.Array | None = None
-    ) -> tuple[Any, GuardState]:
-        # a sum of squares that overflows is as useless: clipping would divide by it
+        gradients: Any, state: SkipUpdatesState, params: Any = None, *, loss: jax.Array | None = None
+    ) -> tuple[Any, SkipUpdatesState]:
+        # finite gradients whose norm overflows are bad too: clipping would divide by it
         good = jnp.isfinite(optax.tree.norm(gradients))
         usual_loss = state.usual_loss
         if loss is not None:
@@ -51,10 +61,10 @@ def skip_bad_updates(
                 good &= (usual_loss == 0) | (loss <= spike_factor * usual_loss)
             mean = jnp.where(usual_loss == 0, loss, _LOSS_DECAY * usual_loss + (1 - _LOSS_DECAY) * loss)
             usual_loss = jnp.where(good, mean, usual_loss)
-        # one branch for all: selecting every array of the optimizer made a step of a small network a fifth longer
+        # one branch: a jnp.where for each array of the optimizer slowed the step of a small network by a fifth
         updates, inner = jax.lax.cond(good, optimizer.update, _no_update, gradients, state.inner, params)
         skipped = 1 - good.astype(jnp.int32)
-        return updates, GuardState(
+        return updates, SkipUpdatesState(
             inner,
             usual_loss,
             state.skipped + skipped,
@@ -65,36 +75,40 @@ def skip_bad_updates(
 
 
 def _no_update(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
-    """Returns a zero update and the unchanged state."""
+    """Returns updates of zeros and the unchanged state."""
     del params
     return jax.tree.map(jnp.zeros_like, gradients), state
 
 
 class SkippedUpdateMonitor:
-    """Logs skipped updates, and ends a run that skips too many in a row.
+    """Reports skipped updates, and ends a run in which too many are skipped in a row.
 
     Args:
-        limit: number of consecutive skipped updates that ends the run.
-        record_names: returns the names of the records in a step's batch.
-        log: takes a message.
+        limit: number of skipped updates in a row that ends the run, `training.max_skipped_updates`.
+        example_names: returns the names of the examples in a step's batch.
+        log: takes a message about each skipped update.
     """
 
-    def __init__(self, limit: int, record_names: Callable[[int], list[str]], log: Callable[[str], None]) -> None:
-        self._limit, self._record_names, self._log = limit, record_names, log
+    def __init__(self, limit: int, example_names: Callable[[int], list[str]], log: Callable[[str], None]) -> None:
+        self._limit, self._example_names, self._log = limit, example_names, log
 
     def update(self, step: int, metrics: dict[str, float]) -> None:
-        """Takes the metrics of a step. Raises TrainingError if too many updates in a row were skipped."""
+        """Takes the metrics of a step.
+
+        Raises:
+            TrainingError: the last `limit` updates were skipped.
+        """
         in_a_row = int(metrics["skipped_in_a_row"])
         if not in_a_row:
             return
         details = (
             f"loss {metrics['loss']:.4g}, gradient norm {metrics['gradient_norm']:.4g}; "
-            f"its records are {', '.join(self._record_names(step))}"
+            f"its examples are {', '.join(self._example_names(step))}"
         )
         if in_a_row >= self._limit:
             raise TrainingError(
-                f"{in_a_row} updates in a row were skipped (training.max_skipped_updates), the last at step {step}: "
-                f"{details}; parameters and the last checkpoint are unchanged by them: lower optimizer.learning_rate, or "
-                "look at those records"
+                f"{in_a_row} updates in a row were skipped (training.max_skipped_updates={self._limit}), the last at "
+                f"step {step}: {details}; parameters and the last checkpoint are from before these updates: lower "
+                "optimizer.learning_rate, or inspect those examples"
             )
-        self._log(f"step {step}: its update was skipped: {details}")
+        self._log(f"step {step}: the update was skipped: {details}")

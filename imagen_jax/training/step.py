@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,44 +14,33 @@ from imagen_jax.images.array import Size, scale_size, to_float
 from imagen_jax.images.resize import resize
 from imagen_jax.parallel.batching import constrain_batch, micro_batches
 from imagen_jax.parallel.sharding import replicate_conv_kernels, replicated
-from imagen_jax.stages.loss import Losses, diffusion_loss
+from imagen_jax.stages.loss import DiffusionBatch, Losses, diffusion_loss
 from imagen_jax.stages.stage import Stage
 from imagen_jax.training.state import TrainState, update_ema
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-# The parts of [0, 1] that losses are told apart by; the last is almost noise alone.
+# equal bins of the noise level in [0, 1] by which losses are reported; the last is almost pure noise
 NOISE_BINS = 5
 
 
-class DiffusionBatch(NamedTuple):
-    """What a network is trained on, [B, ...] each, all that is random in it drawn: as ``diffusion_loss`` takes it."""
-
-    x: jax.Array
-    text: tuple[jax.Array, jax.Array]
-    condition: dict[str, jax.Array]
-    t: jax.Array
-    eps: jax.Array
-    dropout_keys: jax.Array | None
-
-
 def make_diffusion_batch(stage: Stage, encoder_params: Any, batch: Batch, key: jax.Array) -> DiffusionBatch:
-    """The examples of a batch, at random times.
+    """Returns the examples of a batch at random times, with all randomness of the step drawn.
 
     Args:
-        stage: the stage that is trained.
-        encoder_params: those of its frozen text encoder.
-        batch: ``image`` uint8 or uint16 [B, H, W, C], whole, ``tokens`` int32 [B, L], or embeddings [B, L, D]
-            from a cache, ``mask`` bool [B, L].
-        key: all randomness of the step.
+        stage: the stage to train.
+        encoder_params: parameters of its frozen text encoder.
+        batch: `image` uint8 or uint16 [B, H, W, C], uncropped; `tokens` int32 [B, L], or embeddings [B, L, D] from a
+            cache; `mask` bool [B, L].
+        key: the key of the step.
     """
     time_key, noise_key, drop_key, aug_key, dropout_key, crop_key = jax.random.split(key, 6)
     crop = stage.config.data.crop_hw
-    # cut before anything else is made: what the network is told and what it must say are of one place
+    # cropped first, so that target and low-resolution condition show the same part of the image
     x = to_float(random_crops(crop_key, batch["image"], crop) if any(crop) else batch["image"])
     text = stage.encoder.encode(encoder_params, batch["tokens"], batch["mask"]), batch["mask"]
     text = drop_text(drop_key, text, stage.unconditional(encoder_params), stage.config.diffusion.cond_drop_prob)
-    condition = _augmented_low_res(stage, aug_key, x) if stage.is_super_resolution else {}
+    condition = _low_res_condition(stage, aug_key, x) if stage.is_super_resolution else {}
 
     t = sample_timesteps(time_key, x.shape[0])
     dropout_keys = jax.random.split(dropout_key, x.shape[0]) if stage.config.model.dropout else None
@@ -59,46 +48,61 @@ def make_diffusion_batch(stage: Stage, encoder_params: Any, batch: Batch, key: j
 
 
 def drop_text(
-    key: jax.Array, text: tuple[jax.Array, jax.Array], no_text: tuple[jax.Array, jax.Array], rate: float
+    key: jax.Array, text: tuple[jax.Array, jax.Array], null_text: tuple[jax.Array, jax.Array], rate: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Text [B, L, D] and mask [B, L], those of a share of the captions replaced by ``no_text`` [L, D] and [L].
+    """Replaces random captions by the null text, for classifier-free guidance (arXiv:2205.11487, Section 2.2).
 
-    For classifier-free guidance (arXiv:2205.11487, Section 2.2).
+    Args:
+        key: decides which captions are dropped.
+        text: embeddings [B, L, D] and mask [B, L].
+        null_text: embeddings [L, D] and mask [L].
+        rate: probability of each caption to be dropped.
+
+    Returns:
+        Embeddings [B, L, D] and mask [B, L].
     """
     embeddings, mask = text
-    no_embeddings, no_mask = no_text
+    null_embeddings, null_mask = null_text
     drop = jax.random.bernoulli(key, rate, (mask.shape[0],))
-    embeddings = jnp.where(drop[:, None, None], no_embeddings.astype(embeddings.dtype), embeddings)
-    return embeddings, jnp.where(drop[:, None], no_mask, mask)
+    embeddings = jnp.where(drop[:, None, None], null_embeddings.astype(embeddings.dtype), embeddings)
+    return embeddings, jnp.where(drop[:, None], null_mask, mask)
 
 
 def loss_by_noise_bin(losses: Losses) -> Metrics:
-    """Sums and counts [NOISE_BANDS] of the losses in equal bands of noise level: a band may have no example."""
-    band = jnp.clip((losses.noise_level * NOISE_BINS).astype(jnp.int32), 0, NOISE_BINS - 1)
-    members = band[:, None] == jnp.arange(NOISE_BINS)
-    # chosen, not multiplied by 0: a loss that is no number stays in its own band
+    """Returns sums `band_losses` and counts `band_counts` of losses [NOISE_BINS]; a bin may have no example."""
+    bin_index = jnp.clip((losses.noise_level * NOISE_BINS).astype(jnp.int32), 0, NOISE_BINS - 1)
+    members = bin_index[:, None] == jnp.arange(NOISE_BINS)
+    # selected, not multiplied by 0, so that a NaN stays in its own bin
     sums = jnp.sum(jnp.where(members, losses.loss[:, None], 0.0), axis=0)
     return {"band_losses": sums, "band_counts": jnp.sum(members, axis=0)}
 
 
 def random_crops(key: jax.Array, images: jax.Array, size: Size) -> jax.Array:
-    """A part of a size (h, w) of each of the images [B, H, W, C], every place as likely: [B, h, w, C].
+    """Crops each image at a uniformly random position (arXiv:2205.11487, Section 2.4).
 
-    So the paper trains its last stage, on 256 × 256 parts of 1024 × 1024 images (arXiv:2205.11487, Section 2.4).
+    The paper trains its last stage on 256×256 crops of 1024×1024 images.
+
+    Args:
+        key: decides the positions.
+        images: [B, H, W, C].
+        size: (h, w) of the crops.
+
+    Returns:
+        Crops [B, h, w, C].
     """
     batch, height, width, channels = images.shape
-    places = jax.random.randint(key, (batch, 2), 0, jnp.array([height - size[0] + 1, width - size[1] + 1]))
+    corners = jax.random.randint(key, (batch, 2), 0, jnp.array([height - size[0] + 1, width - size[1] + 1]))
 
-    def crop(image: jax.Array, place: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice(image, (place[0], place[1], 0), (*size, channels))
+    def crop(image: jax.Array, corner: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (*size, channels))
 
-    return jax.vmap(crop)(images, places)
+    return jax.vmap(crop)(images, corners)
 
 
-def _augmented_low_res(stage: Stage, key: jax.Array, x: jax.Array) -> dict[str, jax.Array]:
-    """The low-resolution condition made from the target x [B, H, W, C], at augmentation levels of the stage's.
+def _low_res_condition(stage: Stage, key: jax.Array, x: jax.Array) -> dict[str, jax.Array]:
+    """Returns the low-resolution condition of targets x [B, H, W, C], at random augmentation levels.
 
-    If x is a crop, so is the condition: of its place, and smaller by as much as a whole image is.
+    If x is a crop, the condition is the same crop, downsampled by the factor of full images.
     """
     level_key, noise_key = jax.random.split(key)
     low_res = resize(x, *scale_size(x.shape[1:3], stage.image_shape[:2], stage.low_res_shape[:2]))
@@ -106,59 +110,76 @@ def _augmented_low_res(stage: Stage, key: jax.Array, x: jax.Array) -> dict[str, 
     return stage.augment_low_res(low_res, level, jax.random.normal(noise_key, low_res.shape))
 
 
-def accumulate_gradients(
-    stage: Stage, params: Any, examples: DiffusionBatch, accumulation: int, abstract: Any, mesh: Mesh
+def _accumulate_gradients(
+    stage: Stage, params: Any, batch: DiffusionBatch, steps: int, abstract: Any, mesh: Mesh
 ) -> tuple[Any, Losses]:
-    """(gradients of the mean loss, the losses), from ``accumulation`` micro-batches one after another.
+    """Computes gradients of the mean loss over micro-batches, one after another.
 
-    The gradients lie on the mesh as the abstract parameters do. All randomness is drawn, so that they are those of the
-    whole batch, whatever it is cut into.
+    All randomness is already drawn, so that the result does not depend on the number of micro-batches.
+
+    Args:
+        stage: the stage to train.
+        params: parameters of its network.
+        batch: the examples of the step.
+        steps: number of micro-batches.
+        abstract: abstract parameters; gradients are sharded as they are.
+        mesh: the devices.
+
+    Returns:
+        (gradients, losses [B]).
     """
 
-    def mean_loss(params: Any, examples: DiffusionBatch) -> tuple[jax.Array, Losses]:
-        losses = diffusion_loss(stage, params, *examples)
+    def mean_loss(params: Any, batch: DiffusionBatch) -> tuple[jax.Array, Losses]:
+        losses = diffusion_loss(stage, params, batch)
         return jnp.mean(losses.loss), losses
 
-    if accumulation == 1:
-        return jax.grad(mean_loss, has_aux=True)(params, examples)
-    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    if steps == 1:
+        return jax.grad(mean_loss, has_aux=True)(params, batch)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
-    def add(total: Any, examples: DiffusionBatch) -> tuple[Any, Losses]:
-        # each time anew: XLA would gather split parameters once, before the loop, and hold all of them at once
-        here, total = jax.lax.optimization_barrier((params, total))
-        gradients, losses = jax.grad(mean_loss, has_aux=True)(replicate_conv_kernels(here, mesh), examples)
-        total = jax.tree.map(lambda t, g: t + g / accumulation, total, gradients)
-        return jax.lax.with_sharding_constraint(total, layout), losses
+    def add(total: Any, batch: DiffusionBatch) -> tuple[Any, Losses]:
+        # XLA would else gather all sharded parameters once, before the loop, and hold them at the same time
+        sharded, total = jax.lax.optimization_barrier((params, total))
+        gradients, losses = jax.grad(mean_loss, has_aux=True)(replicate_conv_kernels(sharded, mesh), batch)
+        total = jax.tree.map(lambda t, g: t + g / steps, total, gradients)
+        return jax.lax.with_sharding_constraint(total, shardings), losses
 
-    zeros = jax.lax.with_sharding_constraint(jax.tree.map(jnp.zeros_like, params), layout)
-    gradients, losses = jax.lax.scan(add, zeros, micro_batches(examples, accumulation, mesh))
+    zeros = jax.lax.with_sharding_constraint(jax.tree.map(jnp.zeros_like, params), shardings)
+    gradients, losses = jax.lax.scan(add, zeros, micro_batches(batch, steps, mesh))
     return gradients, jax.tree.map(lambda values: values.T.ravel(), losses)
 
 
 def make_train_step(
     stage: Stage, optimizer: optax.GradientTransformationExtraArgs, abstract: TrainState, mesh: Mesh
 ) -> jax.stages.Wrapped:
-    """The jitted ``(state, encoder_params, batch) -> (state, metrics)``; the state is donated.
+    """Returns the jitted step `(state, encoder_params, batch) -> (state, metrics)`; the state is donated.
 
-    Metrics are scalars, and of ``by_noise_level`` two arrays. ``full_captions`` is the share of captions that fill all
-    tokens there are: those that were cut, and the few that just fit. Where the optimizer, which is that of
-    ``make_optimizer``, skips an update, parameters, moments and EMA stay; it counts the ``skipped`` ones of the run.
-    The randomness of a step is a function of (seed, step), so a resumed run draws what the unbroken one would have.
+    The randomness of a step is a function of (seed, step), so that a resumed run continues as an uninterrupted one.
+    Metrics are scalars, and two arrays from `loss_by_noise_bin`. `full_captions` is the fraction of captions that use
+    every token position: truncated ones, and those that just fit. If the optimizer skips an update, parameters,
+    moments and EMA stay; `skipped` counts the skipped updates of the run.
+
+    Args:
+        stage: the stage to train.
+        optimizer: from `make_optimizer`.
+        abstract: the abstract state with its shardings.
+        mesh: the devices.
     """
     stage = stage.with_mesh(mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    root = stage.config.seed
+    seed, grad_accum_steps = stage.config.seed, stage.config.training.grad_accum_steps
 
     def step(state: TrainState, encoder_params: Any, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(root), state.step)
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
         examples = constrain_batch(make_diffusion_batch(stage, encoder_params, batch, key), mesh)
-        accumulation = stage.config.training.grad_accum_steps
-        gradients, losses = accumulate_gradients(stage, state.params, examples, accumulation, abstract.params, mesh)
+        gradients, losses = _accumulate_gradients(
+            stage, state.params, examples, grad_accum_steps, abstract.params, mesh
+        )
         loss = jnp.mean(losses.loss)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, loss=loss)
         params = optax.apply_updates(state.params, updates)
-        made = opt_state.skipped_in_a_row == 0
-        ema_params = update_ema(state.ema_params, params, state.step, stage.config.optimizer.ema_decay, made)
+        applied = opt_state.skipped_in_a_row == 0
+        ema_params = update_ema(state.ema_params, params, state.step, stage.config.optimizer.ema_decay, applied)
         metrics = {
             "loss": loss,
             "gradient_norm": optax.tree.norm(gradients),
@@ -175,6 +196,6 @@ def make_train_step(
     return jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(shardings, None, None),  # parameters and batch lie where they were put
+        in_shardings=(shardings, None, None),  # encoder parameters and batch keep their shardings
         out_shardings=(shardings, replicated(mesh)),
     )

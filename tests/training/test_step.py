@@ -25,10 +25,10 @@ from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import TrainState, abstract_state
 from imagen_jax.training.step import (
     NOISE_BINS,
-    _augmented_low_res,
+    _low_res_condition,
+    drop_text,
     loss_by_noise_bin,
     make_diffusion_batch,
-    drop_text,
     make_train_step,
     random_crops,
 )
@@ -77,7 +77,7 @@ class Run:
 
 
 def example_losses(stage, params, encoder_params, batch, key):
-    return diffusion_loss(stage, params, *make_diffusion_batch(stage, encoder_params, batch, key))
+    return diffusion_loss(stage, params, make_diffusion_batch(stage, encoder_params, batch, key))
 
 
 @once
@@ -454,7 +454,7 @@ def test_augmentation_levels_are_spread_over_all_that_the_config_says(low, high)
         aug_schedule=schedules.cosine(),
         augment_low_res=lambda low_res, level, eps: levels.append(level),
     )
-    _augmented_low_res(fake, jax.random.key(0), jnp.zeros((2000, 2, 2, 3)))
+    _low_res_condition(fake, jax.random.key(0), jnp.zeros((2000, 2, 2, 3)))
     counts, _ = np.histogram(levels[0], bins=4, range=(low, high))
     assert counts.sum() == 2000
     assert counts.min() > 400
