@@ -1,7 +1,6 @@
 """Stage folders of earlier versions still sample the same images and resume to the same parameters."""
 
 import shutil
-import tarfile
 
 import jax
 import numpy as np
@@ -12,9 +11,9 @@ from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.stages.sampling import SAMPLING_MESH
 from imagen_jax.stages.workdir import read_config
 from imagen_jax.training.loop import train
-from tests.helpers.configs import ROOT, eight_devices, restored
+from tests.helpers.configs import eight_devices, restored
+from tests.helpers.old_stages import extract_old_stages
 
-FIXTURE = ROOT / "tests" / "fixtures" / "stages_v0.tar.xz"
 PROMPTS = (
     "a red circle",
     "two blue squares",
@@ -22,18 +21,16 @@ PROMPTS = (
     "a small yellow cross above a black triangle",
 )
 SEED, LAST_STEP = 7, 6
-# On the machine that wrote the fixture results are equal to the bit. Other CPUs round otherwise.
+# on the machine that wrote the fixture, results are bit-exact; other CPUs round differently
 ROUNDING = 1e-5
 
 
 @pytest.fixture
 def folder(tmp_path):
-    with tarfile.open(FIXTURE) as archive:
-        archive.extractall(tmp_path, filter="data")
-    return tmp_path
+    return extract_old_stages(tmp_path)
 
 
-def test_old_stages_sample_the_same_images(folder):
+def test_sample_the_same_images(folder):
     cascade = ImagenPipeline.from_pretrained([folder / "base", folder / "sr"], make_mesh(SAMPLING_MESH))
     images = dict(zip(("base", "sr"), cascade.sample_all(PROMPTS, SEED, len(PROMPTS)), strict=True))
     with np.load(folder / "images.npz") as expected:
@@ -44,7 +41,7 @@ def test_old_stages_sample_the_same_images(folder):
 
 
 @pytest.mark.parametrize("name", ["base", "sr"])
-def test_old_stages_resume_to_the_same_parameters(folder, name):
+def test_resume_to_the_same_parameters(folder, name):
     config = read_config(folder / name)
     expected, expected_position = restored(folder / name, config, eight_devices())
     shutil.rmtree(folder / name / "checkpoints" / str(LAST_STEP))

@@ -1,3 +1,5 @@
+"""Optimizers follow their configs, and treat scanned layers as separate ones."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,44 +12,44 @@ from imagen_jax.training.optimizers import learning_rate_schedule, make_optimize
 
 
 def config(**changes):
-    usual = {"name": "adam", "learning_rate": 0.5, "warmup_steps": 10, "decay_steps": 110}
-    changes = {f"optimizer.{key}": value for key, value in {**usual, **changes}.items()}
+    defaults = {"name": "adam", "learning_rate": 0.5, "warmup_steps": 10, "decay_steps": 110}
+    changes = {f"optimizer.{key}": value for key, value in {**defaults, **changes}.items()}
     return StageConfig().with_changes(changes).optimizer
 
 
-def beyond_range(settings, **values):
-    """Settings with values that a config may not have: they make steps large enough to be measured."""
+def unchecked(settings, **values):
+    """Returns settings with values outside their range, which make steps large enough to measure."""
     return settings.model_copy(update=values)
 
 
-def test_the_learning_rate_warms_up_in_a_line():
+def test_warmup_is_linear():
     rates = [float(learning_rate_schedule(config())(step)) for step in range(11)]
     np.testing.assert_allclose(rates, 0.5 * np.arange(11) / 10, rtol=1e-6)
 
 
-def test_the_learning_rate_falls_to_zero_as_a_cosine():
+def test_cosine_decay():
     steps = np.arange(10, 111, 10)
     rates = [float(learning_rate_schedule(config())(step)) for step in steps]
     np.testing.assert_allclose(rates, 0.25 * (1 + np.cos(np.pi * (steps - 10) / 100)), atol=1e-6)
     assert float(learning_rate_schedule(config())(500)) == 0
 
 
-def test_without_warm_up_it_starts_at_its_height():
+def test_no_warmup():
     assert float(learning_rate_schedule(config(warmup_steps=0))(0)) == 0.5
 
 
 @pytest.mark.parametrize("warmup_steps", [-1, 110, 200])
-def test_a_warm_up_that_does_not_end_is_refused(warmup_steps):
+def test_invalid_warmup(warmup_steps):
     with pytest.raises(ConfigError, match=f"optimizer.warmup_steps {warmup_steps}"):
         make_optimizer(config(warmup_steps=warmup_steps))
 
 
-def test_an_unknown_name_is_refused():
+def test_unknown_name():
     with pytest.raises(ConfigError, match="optimizer.name 'sgd'.* adam, adafactor"):
         make_optimizer(config(name="sgd"))
 
 
-def test_a_first_moment_of_another_type_is_refused():
+def test_invalid_moment_dtype():
     with pytest.raises(ConfigError, match="first_moment_dtype 'float16'.* float32, bfloat16"):
         make_optimizer(config(first_moment_dtype="float16"))
     with pytest.raises(ConfigError, match="'bfloat16'.* optimizer.name 'adafactor'"):
@@ -55,7 +57,7 @@ def test_a_first_moment_of_another_type_is_refused():
 
 
 @pytest.mark.parametrize("name", ["adam", "muon"])
-def test_a_first_moment_in_bfloat16_takes_half_its_memory_and_moves_as_far(name):
+def test_bfloat16_moment(name):
     params = {"kernel": jnp.ones((20, 50))}
     gradients = {"kernel": jax.random.normal(jax.random.key(0), (20, 50))}
     sizes, moved = {}, {}
@@ -74,9 +76,9 @@ def after_one(optimizer, params, gradients):
 
 
 @pytest.mark.parametrize("name", ["adam", "adafactor", "muon"])
-def test_an_explosion_of_the_gradient_is_no_larger_step(name):
-    """Beyond the clipping norm a gradient's length does not matter, only its direction."""
-    optimizer = make_optimizer(beyond_range(config(name=name, warmup_steps=0), eps=1.0))
+def test_exploding_gradient_is_clipped(name):
+    """Above the clipping norm only the direction of a gradient matters."""
+    optimizer = make_optimizer(unchecked(config(name=name, warmup_steps=0), eps=1.0))
     params = {"a": jnp.ones((4, 4))}
     gradients = {"a": jax.random.normal(jax.random.key(0), (4, 4))}
     moved = [
@@ -86,9 +88,9 @@ def test_an_explosion_of_the_gradient_is_no_larger_step(name):
     assert not np.array_equal(moved[0], params["a"])
 
 
-def test_clipping_bounds_the_gradient_by_its_global_norm():
-    """With Adam's eps far above the gradient the step is linear in it, and so shows the norm."""
-    optimizer = make_optimizer(beyond_range(config(warmup_steps=0, clip_norm=0.25), eps=1e3, learning_rate=1e3))
+def test_clipping_by_global_norm():
+    """With Adam's eps far above the gradient, the step is linear in it and shows its norm."""
+    optimizer = make_optimizer(unchecked(config(warmup_steps=0, clip_norm=0.25), eps=1e3, learning_rate=1e3))
     params = {"a": jnp.zeros(3), "b": jnp.zeros((2, 2))}
     moved = after_one(optimizer, params, {"a": jnp.full(3, 100.0), "b": jnp.full((2, 2), -50.0)})
     assert float(optax.tree.norm(moved)) == pytest.approx(0.25, rel=1e-3)
@@ -96,7 +98,7 @@ def test_clipping_bounds_the_gradient_by_its_global_norm():
     np.testing.assert_allclose(small["a"], -0.01, rtol=1e-3)
 
 
-def test_weight_decay_shrinks_what_has_no_gradient():
+def test_weight_decay_without_gradient():
     for name in ("adam", "adafactor"):
         optimizer = make_optimizer(config(name=name, warmup_steps=0, weight_decay=0.1))
         moved = after_one(optimizer, {"a": jnp.ones(3)}, {"a": jnp.zeros(3)})["a"]
@@ -104,7 +106,7 @@ def test_weight_decay_shrinks_what_has_no_gradient():
         assert (np.asarray(moved) > 0.5).all()
 
 
-def test_adafactor_holds_rows_and_columns_of_a_large_kernel():
+def test_adafactor_factors_large_kernels():
     params = {"kernel": jnp.zeros((256, 512))}
     sizes = {
         name: sum(leaf.size for leaf in jax.tree.leaves(make_optimizer(config(name=name)).init(params)))
@@ -115,15 +117,15 @@ def test_adafactor_holds_rows_and_columns_of_a_large_kernel():
 
 
 @pytest.mark.parametrize("name", ["adam", "adafactor", "muon"])
-def test_layers_of_a_stack_move_as_if_they_stood_alone(name):
+def test_scanned_layers_match_separate_layers(name):
     rng = np.random.default_rng(0)
     shapes = {"kernel": (130, 140), "conv": (3, 3, 8, 12), "bias": (140,)}
-    # Adafactor would clip the layers of a stack together: the last one's first gradients are by far the largest
+    # Optax' Adafactor would clip stacked layers together; the gradients of the last are by far the largest
     layers = [
         {key: (50.0 if i == 2 else 1.0) * rng.standard_normal(shape, np.float32) for key, shape in shapes.items()}
         for i in range(3)
     ]
-    apart = {f"block_{i}": layer for i, layer in enumerate(layers)}
+    separate = {f"block_{i}": layer for i, layer in enumerate(layers)}
     stacked = {"blocks_0_to_2": {key: np.stack([layer[key] for layer in layers]) for key in shapes}}
     optimizer = make_optimizer(config(name=name, warmup_steps=0, weight_decay=0.1))
 
@@ -135,27 +137,27 @@ def test_layers_of_a_stack_move_as_if_they_stood_alone(name):
             params = optax.apply_updates(params, updates)
         return params
 
-    found, expected = after_two(stacked)["blocks_0_to_2"], after_two(apart)
+    actual, expected = after_two(stacked)["blocks_0_to_2"], after_two(separate)
     for i in range(3):
         for key in shapes:
-            assert np.abs(expected[f"block_{i}"][key] - apart[f"block_{i}"][key]).max() > 1e-2
-            np.testing.assert_allclose(found[key][i], expected[f"block_{i}"][key], rtol=1e-5, atol=1e-5)
+            assert np.abs(expected[f"block_{i}"][key] - separate[f"block_{i}"][key]).max() > 1e-2
+            np.testing.assert_allclose(actual[key][i], expected[f"block_{i}"][key], rtol=1e-5, atol=1e-5)
 
 
-def test_adafactor_is_that_of_optax():
-    """But for stacks, of which there are none here."""
+def test_adafactor_equals_optax():
+    """Without scanned layers, which Optax clips together."""
     params = {"a": np.random.default_rng(0).standard_normal((150, 160), np.float32), "b": np.ones(3, np.float32)}
-    mine = make_optimizer(config(name="adafactor", warmup_steps=0, weight_decay=0.1, clip_norm=1e9))
+    ours = make_optimizer(config(name="adafactor", warmup_steps=0, weight_decay=0.1, clip_norm=1e9))
     rate = learning_rate_schedule(config(warmup_steps=0))
     theirs = optax.adafactor(rate, multiply_by_parameter_scale=False, weight_decay_rate=0.1)
-    assert jax.tree.map(jnp.shape, mine.init(params).inner[1]) == jax.tree.map(jnp.shape, theirs.init(params))
-    # compiled, as the guard's branch is: XLA rounds otherwise than one operation after another does
+    assert jax.tree.map(jnp.shape, ours.init(params).inner[1]) == jax.tree.map(jnp.shape, theirs.init(params))
+    # compiled like the branch of `skip_bad_updates`, because fused operations round differently
     theirs = optax.GradientTransformation(theirs.init, jax.jit(theirs.update))
-    jax.tree.map(np.testing.assert_array_equal, *(after_one(update, params, params) for update in (mine, theirs)))
+    jax.tree.map(np.testing.assert_array_equal, *(after_one(update, params, params) for update in (ours, theirs)))
 
 
 @pytest.mark.parametrize("name", ["adam", "adafactor"])
-def test_it_finds_the_bottom_of_a_bowl(name):
+def test_minimizes_a_quadratic(name):
     optimizer = make_optimizer(config(name=name, warmup_steps=0, learning_rate=0.1))
     target = jnp.array([1.0, -2.0, 0.5])
 

@@ -1,3 +1,5 @@
+"""The training state is sharded from the start, and its EMA follows its recurrence."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,18 +12,18 @@ from tests.helpers.configs import eight_devices, one_device, split_devices
 
 
 def init(key):
-    """A kernel that is worth splitting and a bias that is not."""
+    """Returns a kernel large enough to be sharded and a bias that is not."""
     return {"kernel": jax.random.normal(key, (128, 256)), "bias": jnp.zeros((256,))}
 
 
 @pytest.fixture(scope="module")
 def states():
-    """Fresh states by the name of their mesh."""
+    """Initial states by the name of their mesh."""
     meshes = {"one": one_device(), "eight": eight_devices(), "split": split_devices()}
     return {name: abstract_state(init, optax.adam(1e-3), 3, mesh)[1]() for name, mesh in meshes.items()}
 
 
-def test_big_arrays_are_split_over_fsdp_and_small_ones_are_not(states):
+def test_large_arrays_are_sharded(states):
     state = states["split"]
     moments = state.opt_state[0]
     for tree in (state.params, state.ema_params, moments.mu, moments.nu):
@@ -31,34 +33,34 @@ def test_big_arrays_are_split_over_fsdp_and_small_ones_are_not(states):
         assert states[name].params["kernel"].addressable_shards[0].data.shape == (128, 256)
 
 
-def test_a_state_is_the_same_on_every_mesh(states):
+def test_init_is_the_same_on_every_mesh(states):
     for name in ("eight", "split"):
         jax.tree.map(np.testing.assert_array_equal, states["one"], states[name])
 
 
-def test_the_state_is_as_the_abstract_state_says():
+def test_state_matches_abstract_state():
     mesh = split_devices()
-    abstract, make = abstract_state(init, optax.adam(1e-3), 0, mesh)
-    for leaf, made in zip(jax.tree.leaves(abstract), jax.tree.leaves(make()), strict=True):
-        assert (leaf.shape, leaf.dtype) == (made.shape, made.dtype)
-        assert made.sharding.is_equivalent_to(leaf.sharding, made.ndim)
+    abstract, init_state = abstract_state(init, optax.adam(1e-3), 0, mesh)
+    for expected, leaf in zip(jax.tree.leaves(abstract), jax.tree.leaves(init_state()), strict=True):
+        assert (expected.shape, expected.dtype) == (leaf.shape, leaf.dtype)
+        assert leaf.sharding.is_equivalent_to(expected.sharding, leaf.ndim)
 
 
-def test_another_seed_gives_other_parameters(states):
+def test_init_depends_on_seed(states):
     other = abstract_state(init, optax.adam(1e-3), 4, one_device())[1]()
     assert not np.array_equal(other.params["kernel"], states["one"].params["kernel"])
 
 
-def test_the_average_starts_as_a_copy(states):
+def test_ema_starts_as_copy(states):
     state = states["one"]
     for raw, ema in zip(jax.tree.leaves(state.params), jax.tree.leaves(state.ema_params), strict=True):
         np.testing.assert_array_equal(raw, ema)
-        # the step gives its buffers away: one buffer in two places could not be
+        # the step donates its buffers, and cannot donate one twice
         assert raw.unsafe_buffer_pointer() != ema.unsafe_buffer_pointer()
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.2, 0.999])
-def test_the_average_follows_its_recurrence(decay):
+def test_ema_recurrence(decay):
     rng = np.random.default_rng(0)
     ema = expected = rng.standard_normal(5)
     for step in range(6):
@@ -69,12 +71,12 @@ def test_the_average_follows_its_recurrence(decay):
         np.testing.assert_allclose(ema, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_average_of_a_constant_is_the_constant():
+def test_ema_of_constant():
     ema = update_ema({"a": jnp.full(3, 0.1)}, {"a": jnp.full(3, 0.1)}, jnp.int32(7), 0.99)
     np.testing.assert_array_equal(ema["a"], np.full(3, 0.1, np.float32))
 
 
-def test_a_rule_that_splits_everything_still_leaves_scalars_whole(monkeypatch):
+def test_scalars_are_replicated(monkeypatch):
     monkeypatch.setattr(sharding, "MIN_SHARD_SIZE", 1)
     step = abstract_state(init, optax.adam(1e-3), 0, split_devices())[0].step
     assert step.sharding.is_fully_replicated

@@ -1,4 +1,4 @@
-"""One step is one step on any mesh, and its randomness is a function of (seed, step)."""
+"""The training step gives the same result on any mesh, and its randomness is a function of (seed, step)."""
 
 import dataclasses
 import functools
@@ -38,7 +38,7 @@ BATCH = 8
 
 
 def once(function):
-    """Caches by identity: a stage cannot be hashed, and those of the fixtures live as long as the tests."""
+    """Caches by the identity of a stage, which is not hashable; the fixtures' stages live as long as the tests."""
     results = {}
 
     @functools.wraps(function)
@@ -52,7 +52,7 @@ def once(function):
 
 
 class Run:
-    """A stage's step on a mesh, with a state in which every parameter has an effect."""
+    """The training step of a stage on a mesh, with a state in which every parameter has an effect."""
 
     def __init__(self, stage, mesh, params=None):
         self.mesh = mesh
@@ -66,7 +66,7 @@ class Run:
 
     def state(self, step=0):
         host = self._host.replace(step=np.int32(step))
-        # copies: the step gives its buffers away
+        # copies, because the step donates its buffers
         return jax.tree.map(lambda a, leaf: jax.device_put(np.array(a), leaf.sharding), host, self._abstract)
 
     def __call__(self, state, batch):
@@ -104,7 +104,7 @@ def changed(stage, **changes):
 
 @pytest.fixture(scope="module")
 def base():
-    # Where a gradient is rounding noise, Adam would make a whole step of it: a large eps does not.
+    # a large eps, because Adam would scale gradients that are rounding noise to full steps
     return stages.build(
         base_config(**{"optimizer.eps": 1e-3, "optimizer.decay_steps": 100, "diffusion.loss_weighting_bias": -3.0})
     )
@@ -112,7 +112,7 @@ def base():
 
 @pytest.fixture(scope="module")
 def super_resolution():
-    """With dropout: what is dropped of an example must not depend on where and with which others it is."""
+    """With dropout, which must not depend on an example's device or on the rest of its batch."""
     return stages.build(sr_config(**{"optimizer.name": "adafactor", "model.dropout": 0.1}))
 
 
@@ -128,15 +128,15 @@ def base_run(base):
 
 @pytest.fixture(scope="module")
 def first_steps(base, base_run):
-    """Four steps, as (state after on the host, metrics); the batch is the same in each."""
-    state, seen = base_run.state(), []
+    """Four steps on the same batch, as (state after the step on the host, metrics)."""
+    state, steps = base_run.state(), []
     for _ in range(4):
         state, metrics = base_run(state, batch_of(base))
-        seen.append((jax.tree.map(np.array, state), jax.tree.map(np.array, metrics)))
-    return seen
+        steps.append((jax.tree.map(np.array, state), jax.tree.map(np.array, metrics)))
+    return steps
 
 
-def test_captions_that_fill_all_tokens_are_counted(base, base_run):
+def test_full_captions(base, base_run):
     batch = batch_of(base)
     mask = np.array(batch["mask"])
     mask[:, -1] = [True, False, True, True, False, False, True, False]
@@ -144,8 +144,8 @@ def test_captions_that_fill_all_tokens_are_counted(base, base_run):
     assert float(metrics["full_captions"]) == 0.5
 
 
-# Meshes, micro-batches and what is made again, and how near the step must come to that of one device without them.
-WAYS = {
+# (mesh axes, config changes, tolerance of the parameters against a step on one device without them)
+VARIANTS = {
     "data": ({"data": 8, "fsdp": 1}, {}, 1e-5),
     "data and fsdp": ({"data": 2, "fsdp": 4}, {}, 1e-5),
     "fsdp and spatial": ({"data": 1, "fsdp": 2, "spatial": 4}, {}, 1e-5),
@@ -164,10 +164,10 @@ WAYS = {
 
 
 @pytest.fixture(scope="module")
-def run_of_base(base):
+def variant_run(base):
     @functools.cache
-    def make(way):
-        axes, changes, _ = WAYS[way]
+    def make(name):
+        axes, changes, _ = VARIANTS[name]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sharding, "MIN_SHARD_SIZE", 2**8)
             return Run(changed(base, **changes), some_devices(**axes), host_params(base))
@@ -179,92 +179,98 @@ def some_devices(**axes):
     return make_mesh(axes, jax.devices()[: math.prod(axes.values())])
 
 
-def split_bytes(params):
+def sharded_bytes(params):
+    """Returns the bytes of the parameters that are split over devices."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(params) if leaf.addressable_shards[0].data.size < leaf.size)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_base_step_under_adam_is_the_same_in_every_way(base, base_run, first_steps, run_of_base, way):
-    run = run_of_base(way)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_base_step_with_adam(base, base_run, first_steps, variant_run, variant):
+    run = variant_run(variant)
     start = base_run.state()
     if run.mesh.shape["fsdp"] > 1:
-        assert split_bytes(run.state().params) > 0.6 * sum(leaf.nbytes for leaf in jax.tree.leaves(start.params))
+        assert sharded_bytes(run.state().params) > 0.6 * sum(leaf.nbytes for leaf in jax.tree.leaves(start.params))
     state, metrics = run(run.state(), batch_of(base))
     expected, expected_metrics = first_steps[0]
     for name, value in expected_metrics.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5)
     moved = 0.0
     for before, leaf, other in zip(*map(jax.tree.leaves, (start.params, state.params, expected.params)), strict=True):
-        np.testing.assert_allclose(leaf, other, atol=WAYS[way][2])
+        np.testing.assert_allclose(leaf, other, atol=VARIANTS[variant][2])
         moved = max(moved, np.abs(np.asarray(before) - other).max())
-    assert moved > 1e-3  # the tolerance is far below what a step does
+    assert moved > 1e-3  # far above the tolerance
 
 
-GATHER = re.compile(r'= (?P<made>.*) all-gather\(.*op_name="(?P<name>[^"]*)"')
+GATHER = re.compile(r'= (?P<results>.*) all-gather\(.*op_name="(?P<name>[^"]*)"')
 
 
-def gathers_of(run):
-    """Of each all-gather of a compiled program its place (the computation it is in), name, and numbers gathered."""
-    found, place = [], ""
+def network_gathers(run):
+    """Returns (computation, number of elements) of each all-gather of a compiled step, without the text encoder's."""
+    gathers, computation = [], ""
     for line in run.compiled.as_text().splitlines():
         if line.startswith(("%", "ENTRY")):
-            place = line.split()[0]
+            computation = line.split()[0]
         if gather := GATHER.search(line):
-            shapes = re.findall(r"\w+\[([\d,]*)\]", gather["made"])
-            numbers = sum(math.prod(map(int, shape.split(","))) for shape in shapes)
-            found.append((place, gather["name"], numbers))
-    return found
+            shapes = re.findall(r"\w+\[([\d,]*)\]", gather["results"])
+            size = sum(math.prod(map(int, shape.split(","))) for shape in shapes)
+            if "T5Encoder" not in gather["name"]:
+                gathers.append((computation, size))
+    return gathers
 
 
-def test_parameters_are_gathered_one_at_a_time(base, run_of_base):
-    run = run_of_base("data and fsdp")
+@pytest.mark.xla
+def test_parameters_are_gathered_one_at_a_time(base, variant_run):
+    run = variant_run("data and fsdp")
     run(run.state(), batch_of(base))
-    numbers = [number for _, name, number in gathers_of(run) if "T5Encoder" not in name]
+    sizes = [size for _, size in network_gathers(run)]
     params = run.state().params
-    assert max(numbers) <= max(leaf.size for leaf in jax.tree.leaves(params))
-    assert sum(numbers) > split_bytes(params) / 4  # of four bytes each
+    assert max(sizes) <= max(leaf.size for leaf in jax.tree.leaves(params))
+    assert sum(sizes) > sharded_bytes(params) / 4  # four bytes each
 
 
-def test_of_blocks_that_are_repeated_one_is_gathered_at_a_time(base, monkeypatch):
+@pytest.mark.xla
+def test_scanned_blocks_are_gathered_one_at_a_time(base, monkeypatch):
     monkeypatch.setattr(sharding, "MIN_SHARD_SIZE", 2**8)
     stage = changed(base, **{"model.num_res_blocks": (2,), "model.scan_blocks": True})
     run = Run(stage, some_devices(data=2, fsdp=4), perturbed_params(stage))
     params = run.state().params
     run(run.state(), batch_of(base))
-    gathers = [(place, number) for place, name, number in gathers_of(run) if "T5Encoder" not in name]
+    gathers = network_gathers(run)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     largest = max(math.prod(sharding._layer_shape(sharding.key_path(path), leaf)) for path, leaf in leaves)
-    assert max(number for _, number in gathers) <= largest
-    # of the three blocks of the way up no stack is whole on a device, in no loop and before none
+    assert max(size for _, size in gathers) <= largest
+    # no device ever has a full stack of the three up blocks
     stacks = [
         leaf for path, leaf in leaves if "up_0_blocks_0_to_2/res/conv" in sharding.key_path(path) and leaf.ndim == 5
     ]
     assert len(stacks) == 2
     for leaf in stacks:
         assert f"f32[{','.join(map(str, leaf.shape))}]" not in run.compiled.as_text()
-    assert any(place != "ENTRY" for place, _ in gathers)
+    assert any(computation != "ENTRY" for computation, _ in gathers)
 
 
-CONVOLVED = re.compile(r"= \w+\[\d+,(?P<rows>\d+),(?P<columns>\d+),\d+\]\S* convolution\(.*->b01f")
+CONVOLUTION = re.compile(r"= \w+\[\d+,(?P<rows>\d+),(?P<columns>\d+),\d+\]\S* convolution\(.*->b01f")
 
 
-def test_devices_that_share_an_image_convolve_its_parts(base, run_of_base):
-    """Of eight rows in patches of 2 × 2 each of 4 devices makes one. What is not 4 wide is a gradient of kernels."""
-    run = run_of_base("fsdp, spatial, accumulation and remat")
+@pytest.mark.xla
+def test_spatial_devices_convolve_their_rows(base, variant_run):
+    """Each of 4 devices computes one of four rows of patches; outputs that are not 4 wide are gradients of kernels."""
+    run = variant_run("fsdp, spatial, accumulation and remat")
     run(run.state(), batch_of(base))
-    rows = [int(rows) for rows, columns in CONVOLVED.findall(run.compiled.as_text()) if columns == "4"]
+    rows = [int(rows) for rows, columns in CONVOLUTION.findall(run.compiled.as_text()) if columns == "4"]
     assert len(rows) > 5
     assert set(rows) == {1}
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if "fsdp" in way and "accumulation" in way])
-def test_each_micro_batch_gathers_parameters_anew(base, run_of_base, way):
-    """Before the loop over micro-batches they would all be held at once; there only the text encoder's are."""
-    run = run_of_base(way)
+@pytest.mark.xla
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if "fsdp" in name and "accumulation" in name])
+def test_each_micro_batch_gathers_parameters(base, variant_run, variant):
+    """Gathered before the loop over micro-batches, all parameters would be held at once."""
+    run = variant_run(variant)
     run(run.state(), batch_of(base))
-    of_the_network = [place for place, name, _ in gathers_of(run) if "T5Encoder" not in name]
-    assert len(of_the_network) > 10
-    assert "ENTRY" not in of_the_network
+    computations = [computation for computation, _ in network_gathers(run)]
+    assert len(computations) > 10
+    assert "ENTRY" not in computations
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +289,7 @@ def super_resolution_step(super_resolution):
     ],
     ids=["data and spatial", "accumulation", "fsdp, accumulation and remat"],
 )
-def test_a_super_resolution_step_under_adafactor_is_the_same_in_every_way(
+def test_super_resolution_step_with_adafactor(
     super_resolution, super_resolution_step, axes, changes, tolerance, monkeypatch
 ):
     monkeypatch.setattr(sharding, "MIN_SHARD_SIZE", 2**8)
@@ -292,28 +298,28 @@ def test_a_super_resolution_step_under_adafactor_is_the_same_in_every_way(
     expected, loss, start = super_resolution_step
     assert float(metrics["loss"]) == pytest.approx(loss, rel=1e-5)
     compared = total = moved = 0
-    # Adafactor makes a step of any gradient, however small: where all was rounding noise, any sign is right.
+    # Adafactor scales any gradient to a full step: where all gradients were rounding noise, any sign is right
     squares = second_moments(expected.opt_state)
     for square, before, leaf, other in zip(
         *map(jax.tree.leaves, (squares, start, state.params, expected.params)), strict=True
     ):
-        told = np.sqrt(square) > 3e-4
-        np.testing.assert_allclose(np.asarray(leaf)[told], other[told], atol=tolerance)
-        compared, total = compared + told.sum(), total + told.size
+        significant = np.sqrt(square) > 3e-4
+        np.testing.assert_allclose(np.asarray(leaf)[significant], other[significant], atol=tolerance)
+        compared, total = compared + significant.sum(), total + significant.size
         moved = max(moved, np.abs(np.asarray(before) - other).max())
     assert compared > total / 10
     assert moved > 1e-3
 
 
 def second_moments(opt_state):
-    """Adafactor's squares of gradients; no parameter of the tiny network is large enough to be factored."""
-    (found,) = [
+    """Returns Adafactor's squared gradients; no parameter of the tiny network is large enough to be factored."""
+    (state,) = [
         part for part in jax.tree.leaves(opt_state, is_leaf=lambda x: hasattr(x, "v_row")) if hasattr(part, "v")
     ]
-    return found.v
+    return state.v
 
 
-def test_the_average_is_that_of_the_parameters_of_every_step(base, base_run, first_steps):
+def test_ema_of_every_step(base, base_run, first_steps):
     expected = jax.tree.leaves(jax.tree.map(np.array, base_run.state().ema_params))
     for step, (state, _) in enumerate(first_steps):
         assert state.step == step + 1
@@ -323,18 +329,18 @@ def test_the_average_is_that_of_the_parameters_of_every_step(base, base_run, fir
             np.testing.assert_allclose(leaf, other, atol=1e-6)
 
 
-def test_the_same_step_twice_is_the_same(base, base_run, first_steps):
+def test_step_is_deterministic(base, base_run, first_steps):
     state, metrics = base_run(base_run.state(), batch_of(base))
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.array, metrics), first_steps[0][1])
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.array, state), first_steps[0][0])
 
 
-def test_another_step_draws_another_noise(base, base_run, first_steps):
+def test_noise_depends_on_step(base, base_run, first_steps):
     _, metrics = base_run(base_run.state(step=7), batch_of(base))
     assert float(metrics["loss"]) != pytest.approx(first_steps[0][1]["loss"], rel=1e-2)
 
 
-def test_repeated_steps_on_a_batch_lower_its_loss(base, base_run):
+def test_loss_decreases_on_one_batch(base, base_run):
     state, losses = base_run.state(), []
     for _ in range(40):
         state, metrics = base_run(state, batch_of(base))
@@ -349,12 +355,12 @@ def losses_at_rate(stage, rate):
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])
-def test_captions_matter_unless_all_are_dropped(base, rate):
+def test_captions_matter_unless_dropped(base, rate):
     batch, other = as_device_batch(base), as_device_batch(base, first=100)
     recaptioned = {**batch, "tokens": other["tokens"], "mask": other["mask"]}
     losses, others = (
-        losses_at_rate(base, rate)(host_params(base), base.encoder.params, chosen, jax.random.key(1)).loss
-        for chosen in (batch, recaptioned)
+        losses_at_rate(base, rate)(host_params(base), base.encoder.params, inputs, jax.random.key(1)).loss
+        for inputs in (batch, recaptioned)
     )
     assert losses.shape == (BATCH,)
     if rate == 1:
@@ -364,26 +370,26 @@ def test_captions_matter_unless_all_are_dropped(base, rate):
 
 
 @pytest.mark.trap("half of the captions dropped")
-def test_a_dropped_caption_is_replaced_in_text_and_mask():
-    no_text = jnp.full((3, 2), 7.0), jnp.array([True, False, False])
-    text, mask = drop_text(jax.random.key(0), (jnp.ones((4000, 3, 2)), jnp.ones((4000, 3), bool)), no_text, 0.1)
+def test_drop_text_replaces_text_and_mask():
+    null_text = jnp.full((3, 2), 7.0), jnp.array([True, False, False])
+    text, mask = drop_text(jax.random.key(0), (jnp.ones((4000, 3, 2)), jnp.ones((4000, 3), bool)), null_text, 0.1)
     dropped = np.asarray(text == 7).all(axis=(1, 2))
-    np.testing.assert_array_equal(mask, np.where(dropped[:, None], no_text[1], True))
-    # and nothing is dropped in part
+    np.testing.assert_array_equal(mask, np.where(dropped[:, None], null_text[1], True))
+    # no caption is dropped in part
     np.testing.assert_array_equal(~dropped, np.asarray(text == 1).all(axis=(1, 2)))
     assert dropped.mean() == pytest.approx(0.1, abs=0.02)
 
 
-def test_dropping_does_not_show_what_was_hidden():
+def test_drop_text_keeps_masked_tokens():
     mask = jnp.array([[True, False]] * 8)
-    no_text = jnp.zeros((2, 4)), jnp.ones(2, bool)
-    text, kept = drop_text(jax.random.key(0), (jnp.ones((8, 2, 4)), mask), no_text, 0.0)
+    null_text = jnp.zeros((2, 4)), jnp.ones(2, bool)
+    text, kept = drop_text(jax.random.key(0), (jnp.ones((8, 2, 4)), mask), null_text, 0.0)
     np.testing.assert_array_equal(kept, mask)
     np.testing.assert_array_equal(text, np.ones((8, 2, 4)))
 
 
 def recorded_noise(stage, batch, key, schedule=None):
-    """The network's z and its condition, as the loss of a super-resolution stage makes them."""
+    """Returns the network's z and its condition, as the loss of a super-resolution stage makes them."""
     seen = {}
 
     def predict(params, z, logsnr, text, mask, condition, dropout_key):
@@ -413,7 +419,7 @@ def recorded_noise(stage, batch, key, schedule=None):
 
 
 @pytest.mark.trap("uniform noise", "shared noise")
-def test_the_noise_of_the_condition_is_not_that_of_the_image(super_resolution):
+def test_condition_noise_is_independent(super_resolution):
     batch = as_device_batch(super_resolution)
     seen = recorded_noise(super_resolution, batch, jax.random.key(0))
     signal = schedules.alpha_from_logsnr(seen["logsnr"])[:, None, None, None]
@@ -422,20 +428,20 @@ def test_the_noise_of_the_condition_is_not_that_of_the_image(super_resolution):
     low = seen["low_res_eps"]
     assert np.std(low) == pytest.approx(1, abs=0.1)
     assert np.std(eps) == pytest.approx(1, abs=0.1)
-    # neither where they lie over each other, nor number by number as the generator made them
+    # uncorrelated by position, and in the order in which the generator drew the numbers
     small = np.asarray(resize(jnp.asarray(eps), *low.shape[1:3]))
     for first, second in ((small.ravel(), low.ravel()), (eps.ravel()[: low.size], low.ravel())):
         assert abs(np.corrcoef(first, second)[0, 1]) < 0.15
-    # Gaussian, not uniform: of the same deviation, that would reach no further than 1.73
-    for drawn in (eps, low):
-        assert np.mean(drawn**4) / np.mean(drawn**2) ** 2 == pytest.approx(3, abs=0.3)
-        assert np.abs(drawn).max() > 3
+    # Gaussian: uniform noise of the same standard deviation would not exceed 1.73
+    for noise in (eps, low):
+        assert np.mean(noise**4) / np.mean(noise**2) ** 2 == pytest.approx(3, abs=0.3)
+        assert np.abs(noise).max() > 3
     assert len(set(seen["level"].tolist())) == BATCH
-    # nor does a level tell the noise of the image
+    # augmentation levels are independent of the noise levels
     assert abs(np.corrcoef(seen["level"], seen["logsnr"])[0, 1]) < 0.95
 
 
-def test_the_condition_is_made_of_the_target(super_resolution):
+def test_condition_is_downsampled_target(super_resolution):
     batch = as_device_batch(super_resolution)
     seen = recorded_noise(super_resolution, batch, jax.random.key(0))
     np.testing.assert_allclose(seen["low_res"], resize(to_float(batch["image"]), 8, 8), atol=1e-6)
@@ -443,7 +449,7 @@ def test_the_condition_is_made_of_the_target(super_resolution):
 
 @pytest.mark.parametrize("low, high", [(0.0, 1.0), (0.1, 0.35)])
 @pytest.mark.trap("augmentation level 0")
-def test_augmentation_levels_are_spread_over_all_that_the_config_says(low, high):
+def test_aug_levels_cover_their_range(low, high):
     levels = []
     fake = types.SimpleNamespace(
         low_res_shape=(1, 1, 3),
@@ -460,16 +466,16 @@ def test_augmentation_levels_are_spread_over_all_that_the_config_says(low, high)
     assert counts.min() > 400
 
 
-def maps(batch, height, width):
-    """Images [B, height, width, 3] whose pixels say where they are: row, column, and which image."""
-    places = np.broadcast_to(np.moveaxis(np.indices((height, width)), 0, -1), (batch, height, width, 2))
-    which = np.broadcast_to(np.arange(batch)[:, None, None, None] % 256, (batch, height, width, 1))
-    return np.concatenate([places, which], axis=-1).astype(np.uint8)
+def coordinate_images(batch, height, width):
+    """Returns images [B, height, width, 3] whose pixels are (row, column, image index)."""
+    positions = np.broadcast_to(np.moveaxis(np.indices((height, width)), 0, -1), (batch, height, width, 2))
+    index = np.broadcast_to(np.arange(batch)[:, None, None, None] % 256, (batch, height, width, 1))
+    return np.concatenate([positions, index], axis=-1).astype(np.uint8)
 
 
 class TestCrops:
-    def test_a_crop_is_a_part_of_its_image_as_it_is(self):
-        images = maps(64, 9, 7)
+    def test_crop_is_part_of_its_image(self):
+        images = coordinate_images(64, 9, 7)
         crops = np.asarray(random_crops(jax.random.key(0), jnp.asarray(images), (4, 5)))
         assert crops.dtype == np.uint8
         assert crops.shape == (64, 4, 5, 3)
@@ -477,52 +483,53 @@ class TestCrops:
             row, column = crop[0, 0, :2]
             np.testing.assert_array_equal(crop, image[row : row + 4, column : column + 5])
 
-    def test_every_place_is_as_likely(self):
-        crops = random_crops(jax.random.key(0), jnp.asarray(maps(4000, 6, 8)), (4, 6))
+    def test_positions_are_uniform(self):
+        crops = random_crops(jax.random.key(0), jnp.asarray(coordinate_images(4000, 6, 8)), (4, 6))
         counts, _, _ = np.histogram2d(*np.asarray(crops[:, 0, 0, :2]).T, bins=3, range=((0, 3), (0, 3)))
         assert counts.sum() == 4000
         assert counts.min() > 0.8 * 4000 / 9
         assert counts.max() < 1.2 * 4000 / 9
 
-    def test_a_crop_of_the_whole_is_the_whole(self):
-        images = maps(4, 6, 8)
+    def test_crop_of_full_size(self):
+        images = coordinate_images(4, 6, 8)
         np.testing.assert_array_equal(random_crops(jax.random.key(0), jnp.asarray(images), (6, 8)), images)
 
+    @pytest.mark.xla
     def test_devices_crop_their_own_images(self):
         mesh = eight_devices()
-        whole = maps(BATCH, 6, 6)
-        images = batching.shard_local_batch({"image": whole}, mesh)["image"]
+        host_images = coordinate_images(BATCH, 6, 6)
+        images = batching.shard_local_batch({"image": host_images}, mesh)["image"]
         program = jax.jit(functools.partial(random_crops, size=(4, 4))).lower(jax.random.key(0), images).compile()
         crops = program(jax.random.key(0), images)
         assert crops.sharding.is_equivalent_to(batching.batch_sharding(mesh), crops.ndim)
-        assert "u8[8,6,6,3]" not in program.as_text()  # no device ever has the images of all
-        np.testing.assert_array_equal(crops, random_crops(jax.random.key(0), jnp.asarray(whole), (4, 4)))
+        assert "u8[8,6,6,3]" not in program.as_text()  # no device ever has all images
+        np.testing.assert_array_equal(crops, random_crops(jax.random.key(0), jnp.asarray(host_images), (4, 4)))
 
     @staticmethod
     def recorded(stage, key):
-        """With next to no noise, z is the target."""
+        """Returns what the network sees at almost no noise, where z is the target."""
         clear = types.SimpleNamespace(logsnr=lambda t: jnp.full_like(t, schedules.LOGSNR_MAX))
         return recorded_noise(stage, as_device_batch(stage), jax.random.key(key), clear)
 
-    def test_target_and_condition_are_of_one_place(self, cropping):
+    def test_target_and_condition_show_the_same_crop(self, cropping):
         seen = self.recorded(cropping, 0)
         assert seen["z"].shape == (BATCH, 8, 8, 3)
         np.testing.assert_allclose(seen["low_res"], resize(jnp.asarray(seen["z"]), 4, 4), atol=1e-3)
-        places = set()
+        positions = set()
         for image, crop in zip(to_float(batch_of(cropping)["image"]), seen["z"], strict=True):
-            found = [
+            matches = [
                 (r, c) for r in range(9) for c in range(9) if np.abs(image[r : r + 8, c : c + 8] - crop).max() < 1e-3
             ]
-            assert found
-            places.add(found[0])
-        assert len(places) > 1
+            assert matches
+            positions.add(matches[0])
+        assert len(positions) > 1
 
-    def test_places_are_a_function_of_the_key(self, cropping):
+    def test_positions_depend_on_key(self, cropping):
         first, again, other = (self.recorded(cropping, key)["z"] for key in (0, 0, 1))
         np.testing.assert_array_equal(first, again)
         assert np.abs(first - other).max() > 0.1
 
-    def test_a_whole_network_takes_crops(self, cropping):
+    def test_network_takes_crops(self, cropping):
         losses = jax.eval_shape(
             functools.partial(example_losses, cropping),
             jax.eval_shape(cropping.init, jax.random.key(0)),
@@ -532,8 +539,8 @@ class TestCrops:
         )
         assert losses.loss.shape == (BATCH,)
 
-    def test_sampling_is_of_whole_images_whatever_training_sees(self, cropping, super_resolution):
-        """The programs that draw are the same, to the letter."""
+    def test_sampling_ignores_crop_size(self, cropping, super_resolution):
+        """The sampling programs are identical."""
 
         def program(stage):
             keys = jax.random.split(jax.random.key(0), 2)
@@ -547,7 +554,7 @@ class TestCrops:
 
 
 def gradients(stage, batch):
-    """Of the mean loss, where every parameter has an effect, with the losses."""
+    """Returns the gradients of the mean loss, where every parameter has an effect, and the losses."""
 
     def mean_loss(params):
         losses = example_losses(stage, params, stage.encoder.params, batch, jax.random.key(3))
@@ -558,37 +565,40 @@ def gradients(stage, batch):
 
 @pytest.mark.parametrize("make_config", [base_config, sr_config])
 @pytest.mark.trap("NaN in batches")
-def test_a_whole_batch_in_bfloat16_is_finite(make_config):
-    """Plain pictures, and captions of which half are dropped."""
+def test_bfloat16_is_finite(make_config):
+    """Constant images, and captions of which half are dropped."""
     changes = {"model.dtype": "bfloat16", "text.dtype": "bfloat16", "diffusion.cond_drop_prob": 0.5}
     stage = stages.build(make_config(**changes))
     batch = as_device_batch(stage)
     batch["image"] = batch["image"].at[:3].set(0).at[3:6].set(255)
-    found, losses = gradients(stage, batch)
+    gradient, losses = gradients(stage, batch)
     assert losses.loss.shape == (BATCH,)
     assert np.isfinite(losses.loss).all()
-    for leaf in jax.tree.leaves(found):
+    for leaf in jax.tree.leaves(gradient):
         assert np.isfinite(leaf).all()
 
 
-def test_the_bound_teaches_the_variance_and_not_the_prediction():
-    found = {}
+def test_vlb_trains_only_the_variance():
+    results = {}
     for weight in (1e-3, 1.0):
         stage = stages.build(base_config(**{"diffusion.variance_type": "learned", "diffusion.vlb_weight": weight}))
         gradient, losses = gradients(stage, as_device_batch(stage))
         kernel = np.asarray(gradient["out"]["kernel"])
-        # by patch and channel: the prediction's channels come first
-        found[weight] = *np.split(kernel.reshape(*kernel.shape[:-1], -1, 2 * stage.config.channels), 2, axis=-1), losses
-    (mean, v, little), (other_mean, other_v, much) = found[1e-3], found[1.0]
+        # by patch and channel; the channels of the prediction come first
+        results[weight] = (
+            *np.split(kernel.reshape(*kernel.shape[:-1], -1, 2 * stage.config.channels), 2, axis=-1),
+            losses,
+        )
+    (mean, v, little), (other_mean, other_v, much) = results[1e-3], results[1.0]
     np.testing.assert_allclose(other_mean, mean, rtol=1e-3, atol=1e-4 * np.abs(mean).max())
     assert np.abs(v).max() > 0
     np.testing.assert_allclose(other_v, 1e3 * v, rtol=1e-3, atol=1e-3 * np.abs(other_v).max())
-    # and the loss is the simple one with the weighed bound
+    # the loss is the simple loss plus the weighted bound
     assert (np.asarray(much.vlb) >= 0).all()
     np.testing.assert_allclose(much.loss - little.loss, (1 - 1e-3) * much.vlb, rtol=1e-3)
 
 
-def test_the_bound_is_recorded_in_bits():
+def test_bound_bits_metric():
     stage = stages.build(base_config(**{"diffusion.variance_type": "learned"}))
     run = Run(stage, one_device())
     _, metrics = run(run.state(), batch_of(stage))
@@ -596,18 +606,18 @@ def test_the_bound_is_recorded_in_bits():
     assert metrics["bound_bits"] > 0
 
 
-def test_losses_of_all_bands_are_those_of_the_batch(first_steps):
+def test_noise_bins_sum_to_batch(first_steps):
     for _, metrics in first_steps:
         assert metrics["band_counts"].shape == metrics["band_losses"].shape == (NOISE_BINS,)
         assert metrics["band_counts"].sum() == BATCH
         assert metrics["band_losses"].sum() / BATCH == pytest.approx(float(metrics["loss"]), rel=1e-5)
-        # times are drawn one in each eighth
+        # sampled times are antithetic: one in each eighth
         assert (metrics["band_counts"] > 0).all()
 
 
-def test_a_loss_belongs_to_its_band_of_noise():
+def test_loss_by_noise_bin():
     levels = jnp.array([0.0, 0.1, 0.39, 0.41, 1.0, 0.95])
     losses = jnp.array([1.0, 2.0, 3.0, jnp.nan, 5.0, 6.0])
-    found = loss_by_noise_bin(Losses(losses, levels, None))
-    np.testing.assert_array_equal(found["band_counts"], [2, 1, 1, 0, 2])
-    np.testing.assert_array_equal(found["band_losses"], [3, 3, np.nan, 0, 11])
+    metrics = loss_by_noise_bin(Losses(losses, levels, None))
+    np.testing.assert_array_equal(metrics["band_counts"], [2, 1, 1, 0, 2])
+    np.testing.assert_array_equal(metrics["band_losses"], [3, 3, np.nan, 0, 11])

@@ -1,0 +1,78 @@
+"""A stage's folder keeps its config, and a run resumes there only with a compatible one."""
+
+import pytest
+
+from imagen_jax.config.load import to_json
+from imagen_jax.errors import ConfigError
+from imagen_jax.stages.workdir import open_workdir, read_config
+from tests.helpers.configs import base_config, contents
+
+CONFIG = base_config()
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    open_workdir(tmp_path / "stage", CONFIG)
+    return tmp_path / "stage"
+
+
+def test_config_round_trip(workdir):
+    assert to_json(read_config(workdir)) == to_json(CONFIG)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training.steps": 99},
+        {"optimizer.learning_rate": 1e-4},
+        {"sampling.guidance_scale": 9.0},
+        {"mesh.data": 2, "mesh.fsdp": 4},
+        {"data.threads": 7},
+        {},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_changeable_keys(workdir, changes):
+    changed = base_config(**changes)
+    open_workdir(workdir, changed)
+    assert to_json(read_config(workdir)) == to_json(changed)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("model.channels", 16),
+        ("seed", 1),
+        ("data.split", "validation"),
+        ("text.length", 25),
+        ("diffusion.null_text", "empty"),
+    ],
+)
+def test_other_keys_must_not_change(workdir, name, value):
+    before = contents(workdir)
+    with pytest.raises(ConfigError, match=f"{name} was .* and is now {value!r}"):
+        open_workdir(workdir, base_config(**{name: value}))
+    assert contents(workdir) == before
+
+
+def test_workdir_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigError, match="--workdir .* cannot be written"):
+        open_workdir(tmp_path / "file", CONFIG)
+    with pytest.raises(ConfigError, match="--workdir .* cannot be written"):
+        open_workdir(tmp_path / "file" / "below", CONFIG)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\x00"])
+def test_config_that_is_not_json(workdir, text):
+    (workdir / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match="config.json"):
+        read_config(workdir)
+
+
+def test_missing_folder_or_config(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist"):
+        read_config(tmp_path / "none")
+    with pytest.raises(ConfigError, match="no config.json"):
+        read_config(tmp_path)
