@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import threading
 
 import jax
@@ -20,6 +19,7 @@ from imagen_jax.config.schema import EvaluationConfig
 from imagen_jax.errors import ConfigError
 from tests.helpers.cli import run_command
 from tests.helpers.configs import ROOT, base_config, contents, one_device
+from tests.helpers.old_stages import extract_old_stages
 
 pytest_plugins = ("tests.helpers.fixtures",)
 PROMPTS = ["a red circle", "two blue squares", "a ring"]
@@ -206,8 +206,7 @@ def test_installed_wheel_samples_and_has_configs(tmp_path):
     subprocess.run([*pip, "wheel", *build, "--wheel-dir", tmp_path, source], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True)
-    with tarfile.open(ROOT / "tests" / "fixtures" / "stages_v0.tar.xz") as archive:
-        archive.extractall(tmp_path / "runs", filter="data")
+    extract_old_stages(tmp_path / "runs")
     lines = (
         "import imagen_jax, imagen_jax.configs.shapes_base as base\n"
         "assert 'site' in imagen_jax.__file__ and 'site' in base.__file__\n"

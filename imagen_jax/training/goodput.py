@@ -1,30 +1,29 @@
-"""Where a run's time goes, across restarts, and how much of it moved the run on: its goodput.
+"""Where a run's time goes, across restarts, and its goodput: the share spent on steps that count.
 
-GOODPUT_FILE has a line for each record of each start of the run: the seconds in each phase since that start. A kill
-hides the seconds since the last record. Steps that are made again after it are lost work.
+GOODPUT_FILE has a line for each record of each start of the run: the seconds in each phase since that start. The
+seconds between the last record and a kill are unknown. Steps recomputed after a crash count as `lost`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from imagen_jax.io.atomic import atomic_write
+from imagen_jax.io.json_lines import append_json_line, read_json_lines, write_json_lines
 from imagen_jax.parallel import multihost
 
 GOODPUT_FILE = "goodput.jsonl"
 PHASES = ("start", "compile", "data", "step", "checkpoint", "evaluation")
-# how much of a run's time a kill can hide
+# the most time that a kill can hide
 SECONDS_BETWEEN_RECORDS = 30.0
 
 
 class Phase(NamedTuple):
-    """What a run does now: a name of PHASES, at which step, since when, and whether it may take only so long."""
+    """What a run is doing: a name of PHASES, the step, since when, and whether the watchdog limits its time."""
 
     name: str
     step: int
@@ -52,7 +51,7 @@ class Clock:
 
     @contextlib.contextmanager
     def spend(self, name: str, step: int) -> Iterator[None]:
-        """The time within is of this phase, but for that of phases within it; then the one around it goes on."""
+        """Counts the time of a block to a phase, except for phases nested in it."""
         outer = self._enter(name, step)
         try:
             yield
@@ -63,12 +62,12 @@ class Clock:
     def _enter(self, name: str, step: int) -> Phase:
         now, before = time.monotonic(), self.phase
         self._seconds[before.name] += now - before.since
-        # what was compiled within the first of its kind may have taken long
+        # the first phase of a kind includes compilation
         self.phase = Phase(name, step, now, name in self._done and name not in ("start", "compile"))
         return before
 
     def seconds(self) -> dict[str, float]:
-        """Phase → seconds since the clock was started; they add up to all of them."""
+        """Returns the seconds in each phase since the clock was started."""
         now = time.monotonic()
         return {
             name: spent + (now - self.phase.since if name == self.phase.name else 0.0)
@@ -77,7 +76,7 @@ class Clock:
 
 
 def process_age() -> float:
-    """Seconds since this process was started; 0 where the system does not tell."""
+    """Returns the seconds since this process was started; 0 where the system does not know."""
     try:
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
@@ -86,60 +85,60 @@ def process_age() -> float:
 
 
 class Goodput:
-    """The account of a run over all its starts, kept in its folder.
+    """Accounts for the time of a run over all its starts, in a file of its folder.
 
     Args:
         workdir: the stage's folder.
-        first: the step that this start goes on from.
+        first: the step that this start resumes from.
         clock: of this start.
     """
 
     def __init__(self, workdir: Path, first: int, clock: Clock) -> None:
         self._file, self._clock = workdir / GOODPUT_FILE, clock
-        self._lines = read_lines(self._file)
+        self._lines = [line for line in read_json_lines(self._file) if _is_record(line)]
         self._start = max((line["start_number"] for line in self._lines), default=0) + 1
         if multihost.is_main_process():
-            # written anew: a line that a kill cut short must not stick to the next one
-            atomic_write(self._file, "".join(json.dumps(line) + "\n" for line in self._lines).encode())
+            # rewritten: the next line must not be appended to one that a kill truncated
+            write_json_lines(self._file, self._lines)
         self.record(first)
 
     def record(self, step: int) -> None:
-        """Writes down the time so far, at the end of a step."""
+        """Records the time so far, at the end of a step."""
         line = {"start_number": self._start, "at_step": step, **self._clock.seconds()}
         if multihost.is_main_process():
-            with self._file.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            append_json_line(self._file, line)
         self._lines.append(line)
         self._last = time.monotonic()
 
     def tick(self, step: int) -> None:
-        """``record``, if it is long ago."""
+        """Records the time if the last record is old."""
         if time.monotonic() - self._last > SECONDS_BETWEEN_RECORDS:
             self.record(step)
 
     def metrics(self) -> dict[str, float]:
-        """``goodput``, and ``time/…`` of each phase in seconds."""
+        """Returns `goodput`, and `time/PHASE` in seconds."""
         spent = time_by_phase(self._lines)
         return {"goodput": _goodput(spent), **{f"time/{name}": value for name, value in spent.items()}}
 
-    def words(self) -> str:
-        """The account for people."""
+    def summary(self) -> str:
+        """Returns goodput and the time of each phase as text."""
         spent = time_by_phase(self._lines)
         phases = ", ".join(f"{name} {seconds:,.1f} s" for name, seconds in spent.items())
         return f"goodput {_goodput(spent):.1%} in {self._start} start(s): {phases}"
 
 
 def _goodput(spent: dict[str, float]) -> float:
-    """The share of an account that was spent on steps that were not lost."""
+    """Returns the share of time spent on steps that were not lost."""
     return spent["step"] / sum(spent.values())
 
 
-def time_by_phase(lines: list[dict]) -> dict[str, float]:
-    """Phase → seconds of all starts of a run, from the lines of its file, and ``lost``, which is not in ``step``.
+def time_by_phase(lines: list[dict[str, Any]]) -> dict[str, float]:
+    """Returns the seconds in each phase over all starts of a run, from the lines of its file, and `lost` seconds.
 
-    A start loses the time in steps that it made after the step which the next start goes on from.
+    A start loses the time of the steps that it made after the step which the next start resumes from; that time is not
+    in `step`.
     """
-    starts: dict[int, list[dict]] = {}
+    starts: dict[int, list[dict[str, Any]]] = {}
     for line in lines:
         starts.setdefault(line["start_number"], []).append(line)
     spent = {name: sum(records[-1][name] for records in starts.values()) for name in PHASES}
@@ -151,11 +150,6 @@ def time_by_phase(lines: list[dict]) -> dict[str, float]:
     return {**spent, "step": spent["step"] - lost, "lost": lost}
 
 
-def read_lines(file: Path) -> list[dict]:
-    """The lines of an account; what a kill cut short is left out."""
-    lines = []
-    with contextlib.suppress(FileNotFoundError):
-        for text in file.read_text().splitlines():
-            with contextlib.suppress(ValueError):
-                lines.append(json.loads(text))
-    return lines
+def _is_record(line: dict[str, Any]) -> bool:
+    """Returns whether a line has all fields of a record, as numbers; a damaged one costs that record."""
+    return all(isinstance(line.get(name), (int, float)) for name in ("start_number", "at_step", *PHASES))

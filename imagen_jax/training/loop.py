@@ -29,15 +29,15 @@ from imagen_jax.parallel import batching, multihost, runtime
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.checkpoints import Checkpoints
-from imagen_jax.stages.workdir import check_batch_size, open_workdir
 from imagen_jax.stages.stage import load_encoder_params
+from imagen_jax.stages.workdir import check_batch_size, open_workdir
 from imagen_jax.text.embedding_cache import EmbeddingCache
 from imagen_jax.training.goodput import Clock, Goodput
-from imagen_jax.training.metric_writer import NullWriter, MetricWriter, log_message
+from imagen_jax.training.metric_writer import MetricWriter, NullWriter, log_message
 from imagen_jax.training.oom import explain_oom
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.preemption import StopRequest, stop_message
-from imagen_jax.training.progress_bar import ProgressBar
+from imagen_jax.training.progress_bar import ProgressBar, RunInfo
 from imagen_jax.training.skip_updates import SkippedUpdateMonitor
 from imagen_jax.training.state import TrainState, abstract_state
 from imagen_jax.training.step import make_train_step
@@ -74,7 +74,11 @@ class TrainingResult:
 
 
 def train(
-    config: StageConfig | str | Path, workdir: str | Path, *, stop: StopRequest | None = None, clock: Clock | None = None
+    config: StageConfig | str | Path,
+    workdir: str | Path,
+    *,
+    stop: StopRequest | None = None,
+    clock: Clock | None = None,
 ) -> TrainingResult:
     """Trains a stage, from its last checkpoint or from random weights, to its last step, or until asked to stop.
 
@@ -106,7 +110,7 @@ def _run(config: StageConfig, workdir: Path, stop: StopRequest, clock: Clock) ->
     check_training(config)
     mesh = make_mesh(config.mesh.axes)
     stage = stages.build(config, stages.make_cached_encoder(config.text) if config.text.cache else None)
-    buckets, batches = open_data(config, stage, mesh)
+    buckets, batches = _open_data(config, stage, mesh)
 
     optimizer = make_optimizer(config.optimizer)
     abstract, init_state = abstract_state(stage.init, optimizer, config.seed, mesh, config.sharding_rules)
@@ -114,54 +118,46 @@ def _run(config: StageConfig, workdir: Path, stop: StopRequest, clock: Clock) ->
     train_step = make_train_step(stage, optimizer, abstract, mesh)
     preview = make_preview(stage, mesh)
 
-    say = functools.partial(log_message, workdir)
-    with contextlib.ExitStack() as held:
-        held.enter_context(lock_workdir(workdir))
+    log = functools.partial(log_message, workdir)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(lock_workdir(workdir))
         open_workdir(workdir, config)
         checkpoints = Checkpoints(
             workdir,
             keep=training.keep_checkpoints,
             keep_best=training.keep_best,
             continue_on_error=training.on_failed_save == "continue",
-            log=say,
+            log=log,
         )
-        held.callback(checkpoints.close)
+        stack.callback(checkpoints.close)
         if checkpoints.latest_step is None:
             state = init_state()
         else:
-            state, about = checkpoints.restore(abstract)
-            batches.set_state(position_after(about, training, len(buckets), say))
+            state, saved = checkpoints.restore(abstract)
+            batches.set_state(_resume_position(saved, training, len(buckets), log))
 
         first = int(state.step)
-        records = begin_records(workdir, state, mesh)
+        writer = _open_writer(workdir, state, mesh)
         goodput = Goodput(workdir, first, clock)
-        progress = ProgressBar(
-            workdir.name,
-            first,
-            training.steps,
-            training.batch_size,
-            training.log_every,
-            records,
-            buckets[0].corrupt,
-            watch_updates(config, buckets, first, batches.get_state()["next_index"], say).update,
-            goodput.metrics,
-        )
-        held.enter_context(Watchdog(clock, training.stall_seconds, workdir, say))
+        monitor = _monitor_updates(config, buckets, first, batches.get_state()["next_index"], log)
+        run = RunInfo(workdir.name, first, training.steps, training.batch_size, training.log_every)
+        progress = ProgressBar(run, writer, buckets[0].corrupt, monitor.update, goodput.metrics)
+        stack.enter_context(Watchdog(clock, training.stall_seconds, workdir, log))
 
         for step in range(first + 1, training.steps + 1):
             with clock.spend("step" if stop.ready else "compile", step):
                 with clock.spend("data", step):
-                    batch = batching.shard_local_batch(progress.next_of(batches), mesh)
+                    batch = batching.shard_local_batch(progress.next_batch(batches), mesh)
                 state, metrics = train_step(state, encoder_params, batch)
                 progress.step(step, metrics)
             stop.ready = True
             goodput.tick(step)
-            if stop.agreed():
+            if stop.should_stop():
                 break
             score = None
             if step % training.preview_every == 0 or step == training.steps:
                 with clock.spend("evaluation", step):
-                    score = record_preview(step, *preview(state.ema_params, encoder_params), workdir, records)
+                    score = _write_preview(step, *preview(state.ema_params, encoder_params), workdir, writer)
             if step % training.save_every == 0 or step == training.steps:
                 with clock.spend("checkpoint", step):
                     checkpoints.save(state, batches.get_state(), config, score)
@@ -176,24 +172,27 @@ def _run(config: StageConfig, workdir: Path, stop: StopRequest, clock: Clock) ->
             checkpoints.close()
         goodput.record(step)
         stopped_by = stop.reason if stop.asked and step < training.steps else ""
-        records.log(goodput.words())
-        records.log(f"stopped by {stopped_by} at step {step}, which is saved" if stopped_by else f"done at step {step}")
-        records.close()
-    return TrainingResult(workdir, step, goodput.words(), stopped_by)
+        writer.log(goodput.summary())
+        writer.log(f"stopped by {stopped_by} at step {step}, which is saved" if stopped_by else f"done at step {step}")
+        writer.close()
+    return TrainingResult(workdir, step, goodput.summary(), stopped_by)
 
 
-def open_data(
+def _open_data(
     config: StageConfig, stage: stages.Stage, mesh: jax.sharding.Mesh
 ) -> tuple[list[ImageTextDataset], grain.DatasetIterator]:
-    """(the examples, those of each bucket of sizes; this process's part of the batches of them, without end).
+    """Opens the training data.
+
+    Returns:
+        The data sets, one for each bucket of sizes, and an endless iterator over this process's part of the batches.
 
     Raises:
-        UsageError: the data cannot be opened, or the cache of embeddings lacks a caption of theirs.
+        ConfigError: the data cannot be opened, or the embedding cache lacks a caption.
     """
     tokenize = stage.encoder.tokenize
     buckets = make_buckets(config.data, config.data.split, config.image_hw, config.channels)
     if isinstance(tokenize, EmbeddingCache):
-        check_captions(tokenize, training_captions(config, [examples.source for examples in buckets]))
+        _check_captions(tokenize, training_captions(config, [examples.source for examples in buckets]))
     batches = training_batches(
         buckets,
         text_features=tokenize.as_features,
@@ -206,63 +205,63 @@ def open_data(
     return buckets, batches
 
 
-def begin_records(workdir: Path, state: TrainState, mesh: jax.sharding.Mesh) -> MetricWriter | NullWriter:
-    """The records of a run that goes on from a state; the process that does not write has none."""
+def _open_writer(workdir: Path, state: TrainState, mesh: jax.sharding.Mesh) -> MetricWriter | NullWriter:
+    """Returns the writer of a run that resumes from a state; only the main process writes anything."""
     first = int(state.step)
-    records = MetricWriter(workdir, first) if multihost.is_main_process() else NullWriter()
+    writer = MetricWriter(workdir, first) if multihost.is_main_process() else NullWriter()
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    records.log(
+    writer.log(
         f"{'resumed' if first else 'started'} at step {first}: {count:,} parameters, {mesh.size} device(s) of "
         f"{jax.process_count()} process(es)"
     )
-    return records
+    return writer
 
 
-def watch_updates(
-    config: StageConfig, buckets: list[ImageTextDataset], first: int, batch: int, say: Callable[[str], None]
+def _monitor_updates(
+    config: StageConfig, buckets: list[ImageTextDataset], first: int, batch: int, log: Callable[[str], None]
 ) -> SkippedUpdateMonitor:
-    """Tells of skipped updates by the examples of their batches, of which ``batch`` is that of step ``first`` + 1."""
+    """Returns the monitor of skipped updates; `batch` is the index of the batch of step `first` + 1."""
     size, seed = config.training.batch_size, config.seed
     return SkippedUpdateMonitor(
         config.training.max_skipped_updates,
         lambda step: batch_record_names(buckets, size, seed, batch + step - first - 1),
-        say,
+        log,
     )
 
 
-def record_preview(
-    step: int, grid: Image.Image, measured: dict[str, float], workdir: Path, records: MetricWriter | NullWriter
+def _write_preview(
+    step: int, grid: Image.Image, metrics: dict[str, float], workdir: Path, writer: MetricWriter | NullWriter
 ) -> float:
-    """Writes down the previews of a step and what was measured of them; returns their mean validation loss."""
-    records.scalars(step, measured)
+    """Writes the preview of a step and its metrics; returns their mean validation loss."""
+    writer.scalars(step, metrics)
     if multihost.is_main_process():
         save_png(grid, workdir / "previews" / f"{step:08d}.png")
-        records.image(step, "preview", np.asarray(grid))
-    return mean_validation_loss(measured)
+        writer.image(step, "preview", np.asarray(grid))
+    return mean_validation_loss(metrics)
 
 
-def position_after(
-    about: dict[str, Any], training: TrainingConfig, buckets: int, say: Callable[[str], None]
+def _resume_position(
+    saved: dict[str, Any], training: TrainingConfig, buckets: int, log: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The data iterator's state after a checkpoint, in batches of this run. Raises UsageError if it may not change."""
-    before, now = about["config"]["training"]["batch_size"], training.batch_size
+    """Returns the data iterator's state after a checkpoint, in this run's batches. Raises ConfigError if refused."""
+    before, now = saved["config"]["training"]["batch_size"], training.batch_size
     check_batch_size(before, now, training.allow_batch_change)
     if before != now and buckets > 1:
         raise ConfigError(
             f"training.batch_size {now} instead of {before} would lose the position in the data: batches of {buckets} "
             "sizes (data.buckets) take turns; keep it"
         )
-    position, skipped = rescale_position(about["data"], before, now)
+    position, skipped = rescale_position(saved["data"], before, now)
     if before != now:
-        say(
-            f"training.batch_size is {now} instead of {before}: the data go on with batch {position['next_index']}, "
-            f"{skipped} example(s) being skipped and none repeated"
+        log(
+            f"training.batch_size is {now} instead of {before}: the data continue with batch {position['next_index']}; "
+            f"{skipped} example(s) are skipped and none is repeated"
         )
     return position
 
 
-def check_captions(cache: EmbeddingCache, captions: SourceCaptions) -> None:
-    """Raises UsageError if the cache lacks a caption of an example; of several processes each looks at some."""
+def _check_captions(cache: EmbeddingCache, captions: SourceCaptions) -> None:
+    """Raises ConfigError if the cache lacks a caption of an example; each process checks a part."""
     part = range(jax.process_index(), len(captions), jax.process_count())
     hidden = not multihost.is_main_process()
     with tqdm(part, desc="captions in cache", unit=" examples", unit_scale=True, disable=hidden) as bar:

@@ -1,19 +1,17 @@
-"""What a training run writes down: metrics for TensorBoard and as lines of JSON, a log for people, curves of both."""
+"""What a training run records: metrics for TensorBoard and as JSON lines, a text log, plots of both."""
 
 from __future__ import annotations
 
-import json
-import sys
+import logging
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
 from imagen_jax.images.plots import plot_loss, plot_run_diagnostics
-from imagen_jax.io.atomic import atomic_write
+from imagen_jax.io.json_lines import append_json_line, read_json_lines, write_json_lines
 from imagen_jax.parallel import multihost
 
 METRICS_FILE = "metrics.jsonl"
@@ -21,39 +19,39 @@ LOG_FILE = "log.txt"
 LOSS_FILE = "loss.png"
 DIAGNOSTICS_FILE = "diagnostics.png"
 
+logger = logging.getLogger(__name__)
+
 
 class MetricWriter:
-    """The records of a run in its folder; a resumed run continues them from ``step``, forgetting what came after.
+    """Writes the metrics of a run to its folder; a resumed run continues them and drops what came after `step`.
 
     Args:
         workdir: the stage's folder.
-        step: the step that training goes on from.
+        step: the step that training resumes from.
     """
 
     def __init__(self, workdir: Path, step: int) -> None:
         self._workdir = workdir
         self._metrics = workdir / METRICS_FILE
-        kept = [line for line in read_metrics(workdir) if line["step"] <= step]
-        atomic_write(self._metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        write_json_lines(self._metrics, [line for line in read_metrics(workdir) if line["step"] <= step])
         self._summaries = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Metrics of a step."""
-        with self._metrics.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        """Writes the metrics of a step."""
+        append_json_line(self._metrics, {"step": step, **values})
         for name, value in values.items():
             self._summaries.add_scalar(name, value, step)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """A picture uint8 [H, W, 3] for TensorBoard."""
+        """Writes an image uint8 [H, W, 3] for TensorBoard."""
         self._summaries.add_image(name, image, step, dataformats="HWC")
 
     def log(self, text: str) -> None:
-        """A line for people, with the time."""
+        """Appends a line with the time to the run's log."""
         _write_log(self._workdir, text)
 
     def close(self) -> None:
-        """Completes what is being written and draws the curves of all that there is."""
+        """Flushes what is pending and plots all metrics so far."""
         self._summaries.close()
         metrics, title = read_metrics(self._workdir), self._workdir.name
         if any("loss" in line for line in metrics):
@@ -63,44 +61,33 @@ class MetricWriter:
 
 
 class NullWriter:
-    """What a process that does not write has in the place of ``Records``."""
+    """Stands for a `MetricWriter` in processes that write nothing."""
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def log(self, text: str) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def close(self) -> None:
-        """Nothing."""
-
-
-def _write_log(workdir: Path, text: str) -> None:
-    """A line for people in a folder's log, with the time."""
-    with (workdir / LOG_FILE).open("a") as file:
-        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        """Does nothing."""
 
 
 def log_message(workdir: Path, text: str) -> None:
-    """A sentence that nobody must miss: on the screen, and in the log, which one of several processes writes."""
-    tqdm.write(text, file=sys.stderr)
+    """Logs a message that must not be missed: as a warning and, in the main process, in the run's log file."""
+    logger.warning(text)
     if multihost.is_main_process():
         _write_log(workdir, text)
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of metrics of a run so far; a last line that a kill cut short is left out."""
-    try:
-        lines = (workdir / METRICS_FILE).read_text().splitlines()
-    except FileNotFoundError:
-        return []
-    complete = []
-    for line in lines:
-        try:
-            complete.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return complete
+    """Returns the metrics of a run so far, by step; damaged lines are skipped."""
+    return [line for line in read_json_lines(workdir / METRICS_FILE) if isinstance(line.get("step"), int)]
+
+
+def _write_log(workdir: Path, text: str) -> None:
+    with (workdir / LOG_FILE).open("a") as file:
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")

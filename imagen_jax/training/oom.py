@@ -1,4 +1,4 @@
-"""What to do about a model that does not fit, in one sentence."""
+"""Advice for a model that does not fit into memory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from imagen_jax.errors import TrainingError
 
 @contextlib.contextmanager
 def explain_oom(config: StageConfig) -> Iterator[None]:
-    """Turns what XLA says of memory that it does not get, at compilation or later, into advice.
+    """Re-raises out-of-memory errors, at compilation or later, with suggestions.
 
     Raises:
-        RunError: memory did not suffice.
+        TrainingError: memory did not suffice.
     """
     try:
         yield
@@ -24,10 +24,10 @@ def explain_oom(config: StageConfig) -> Iterator[None]:
         if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
             raise
         training = config.training
-        said = (str(error).strip() or "of the host").splitlines()[0]
+        reason = (str(error).strip() or "on the host").splitlines()[0]
         raise TrainingError(
-            f"memory does not suffice ({said}): raise training.grad_accum_steps from {training.grad_accum_steps} to "
-            f"{2 * training.grad_accum_steps}, set training.remat {training.remat!r} to 'full', split parameters over more "
-            f"devices by mesh.fsdp, now {config.mesh.fsdp}, or lower training.batch_size, now {training.batch_size}, "
-            "in a new run; the last checkpoint is intact"
+            f"out of memory ({reason}): raise training.grad_accum_steps from {training.grad_accum_steps} to "
+            f"{2 * training.grad_accum_steps}, set training.remat {training.remat!r} to 'full', raise mesh.fsdp, now "
+            f"{config.mesh.fsdp}, or lower training.batch_size, now {training.batch_size}, in a new run; the last "
+            "checkpoint is intact"
         ) from error

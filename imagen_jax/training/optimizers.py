@@ -1,4 +1,4 @@
-"""Optimizers from their config: Adafactor for the base, Adam for super-resolution (arXiv:2205.11487, App. F)."""
+"""Optimizers: Adafactor for base stages, Adam for super-resolution (arXiv:2205.11487, Appendix F), and Muon."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
     )
 
 
-def muon_dimensions(params: Any) -> Any:
-    """Returns how Muon sees parameters as matrices: kernels, last axis against the others. Adam updates the rest.
+def _muon_dimensions(params: Any) -> Any:
+    """Returns the axes by which Muon views each kernel as a matrix: the last against the others. Adam updates the rest.
 
-    Each layer of a stack is a matrix of its own.
+    Each layer of a stack of scanned layers is a matrix of its own.
     """
 
-    def described(path: Any, leaf: Any) -> Any:
+    def dimensions(path: Any, leaf: Any) -> Any:
         first, last = int(is_stacked(key_path(path))), leaf.ndim - 1
         if leaf.ndim - first not in (2, 4):
             return None
         return optax.contrib.MuonDimensionNumbers(tuple(range(first, last)), last)
 
-    return jax.tree_util.tree_map_with_path(described, params)
+    return jax.tree_util.tree_map_with_path(dimensions, params)
 
 
-def clip_by_layer_rms(threshold: float) -> optax.GradientTransformation:
+def _clip_by_layer_rms(threshold: float) -> optax.GradientTransformation:
     """Returns a transformation that clips the root mean square of each parameter's update to `threshold`.
 
-    Layers of a stack are clipped one by one; `optax.clip_by_block_rms` would measure them together.
+    Scanned layers are clipped one by one; `optax.clip_by_block_rms` would clip them together.
     """
 
     def clip(update: jax.Array) -> jax.Array:
@@ -59,12 +59,12 @@ def clip_by_layer_rms(threshold: float) -> optax.GradientTransformation:
 def _adafactor(rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
     """Returns Adafactor (arXiv:1804.04235) without a first moment.
 
-    Updates are not scaled by the size of parameters: outputs that start at zero would hardly move.
+    Updates are not scaled by the norm of the parameters, because zero-initialized outputs would hardly move.
     """
     return optax.chain(
-        # factors the two largest axes if both have at least 128 entries: an axis of layers never has
+        # factors the two largest axes if both have at least 128 entries, which the axis of scanned layers never has
         optax.scale_by_factored_rms(),
-        clip_by_layer_rms(1.0),
+        _clip_by_layer_rms(1.0),
         optax.scale_by_learning_rate(rate, flip_sign=False),
         *([optax.add_decayed_weights(weight_decay)] if weight_decay else []),
         optax.scale(-1),
@@ -72,7 +72,7 @@ def _adafactor(rate: optax.Schedule, weight_decay: float) -> optax.GradientTrans
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
-    """Returns the config's optimizer, after clipping by global norm; bad updates are skipped."""
+    """Returns the optimizer of a config, with clipping by global norm; it skips bad updates (`skip_bad_updates`)."""
     rate = learning_rate_schedule(config)
     # bfloat16 halves the memory of the running mean of gradients
     moment = DTYPES[config.first_moment_dtype]
@@ -88,7 +88,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtra
             )
         case "adafactor":
             update = _adafactor(rate, config.weight_decay)
-        case _:  # muon
+        case _:  # muon, arXiv:2502.16982
             update = optax.contrib.muon(
                 rate,
                 beta=config.b1,
@@ -96,8 +96,8 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtra
                 adam_b2=config.b2,
                 mu_dtype=moment,
                 weight_decay=config.weight_decay,
-                # updates of Adam's size, so that learning rates mean the same (arXiv:2502.16982, Eq. 4)
+                # scales updates to the RMS of Adam's, so that the same learning rates fit (Eq. 4)
                 consistent_rms=0.2,
-                muon_weight_dimension_numbers=muon_dimensions,
+                muon_weight_dimension_numbers=_muon_dimensions,
             )
     return skip_bad_updates(optax.chain(optax.clip_by_global_norm(config.clip_norm), update), config.spike_factor)

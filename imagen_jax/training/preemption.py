@@ -1,4 +1,4 @@
-"""A run that is asked to stop, by SIGTERM or Ctrl-C, saves first; asked twice, it goes at once."""
+"""Stopping a run by SIGTERM or Ctrl-C: it saves first; a second signal ends it at once."""
 
 from __future__ import annotations
 
@@ -16,48 +16,48 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """Whether to stop, and why. Before ``ready`` is set there is nothing to save, and the process just ends."""
+    """Whether a run is to stop, and why. Before `ready` is set there is nothing to save: a signal ends the process."""
 
     def __init__(self) -> None:
         self.ready = self.asked = False
         self._asked_by = ""
         self._vote = AnyProcess()
 
-    def agreed(self) -> bool:
-        """Whether all processes stop after this step; each calls it once a step."""
+    def should_stop(self) -> bool:
+        """Returns whether all processes stop after this step; each calls it once a step."""
         self.asked = self._vote(bool(self._asked_by))
         return self.asked
 
     @property
     def reason(self) -> str:
-        """The signal, or who else got it."""
+        """What asked the run to stop: a signal, or another process."""
         return self._asked_by or "another process"
 
-    def take(self, number: int) -> None:
-        """A signal has come. In a thread of its own: the main one may be compiling for minutes."""
+    def on_signal(self, number: int) -> None:
+        """Handles a signal, in a thread of its own: the main thread may be compiling for minutes."""
         name = signal.Signals(number).name
         if self._asked_by:
             exit_now(f"{name}: stopped at once, as asked twice; the last checkpoint is intact", 1)
         if not self.ready:
-            exit_now(f"{name}: stopped before the first step, nothing is lost; the same command begins again", 0)
+            exit_now(f"{name}: stopped before the first step, nothing is lost; the same command starts again", 0)
         self._asked_by = name
         print(f"{name}: saves after this step, then stops; a second signal stops at once", file=sys.stderr, flush=True)
 
 
 def stop_message(name: str, reason: str, step: int) -> str:
-    """What a run says at the end if it was asked to stop; launchers know by it that the run is not done."""
-    return f"{name}: stopped by {reason}; step {step} is saved, and the same command goes on from there"
+    """Returns the message of a run that was asked to stop; launch scripts recognize an incomplete run by it."""
+    return f"{name}: stopped by {reason}; step {step} is saved, and the same command resumes from there"
 
 
 def exit_now(text: str, code: int) -> None:
-    """Says why and ends the process as it stands; what was being written has no name yet."""
+    """Prints why and ends the process at once; files that were being written have only temporary names."""
     print(f"\n{text}", file=sys.stderr, flush=True)
     os._exit(code)
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """A ``Stop`` that signals reach, until the end of the block. In the main thread."""
+    """Yields a `StopRequest` that signals are sent to until the end of the block. For the main thread."""
     stop = StopRequest()
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
@@ -65,10 +65,10 @@ def stop_on_signals() -> Iterator[StopRequest]:
     def watch() -> None:
         while number := theirs.recv(1):
             if number[0] in SIGNALS:
-                stop.take(number[0])
+                stop.on_signal(number[0])
 
     before = [signal.signal(number, lambda *_: None) for number in SIGNALS]
-    # The system writes a signal's number there at once; Python's own handlers wait for the main thread.
+    # The system writes a signal's number to the socket at once; Python's handlers wait for the main thread.
     wakeup = signal.set_wakeup_fd(ours.fileno(), warn_on_full_buffer=False)
     thread = threading.Thread(target=watch, name="signals", daemon=True)
     thread.start()

@@ -1,7 +1,9 @@
-"""A training run's progress for the person who watches: a bar with images/s and time left, and metrics."""
+"""A training run's progress: a bar with images/s and time left, and the metrics of each step."""
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,21 +15,23 @@ from tqdm import tqdm
 from imagen_jax.data.corrupt import CorruptRecords
 from imagen_jax.errors import ConfigError
 from imagen_jax.parallel import multihost
-from imagen_jax.training.metric_writer import NullWriter, MetricWriter
+from imagen_jax.training.metric_writer import MetricWriter, NullWriter
+
+logger = logging.getLogger(__name__)
 
 
 class NoiseBinMeter:
-    """Mean losses in bands of noise level, of all steps since the last record: few examples of a step are in each."""
+    """Mean losses by noise level since the last record; the batch of one step has few examples in each bin."""
 
     def __init__(self) -> None:
         self._losses, self._counts = np.zeros(1), np.zeros(1)
 
     def add(self, losses: np.ndarray, counts: np.ndarray) -> None:
-        """The sums of the losses of a step, and how many there were, of each band."""
+        """Adds the sums of a step's losses and their numbers, [bins] each."""
         self._losses, self._counts = self._losses + losses, self._counts + counts
 
     def means(self) -> dict[str, float]:
-        """``loss_at_noise/0.2-0.4`` and so on → mean loss; a band in which there was no example is left out."""
+        """Returns the mean losses, as metrics such as `loss_at_noise/0.2-0.4`; empty bins are left out."""
         edges = np.linspace(0, 1, len(self._counts) + 1)
         return {
             f"loss_at_noise/{low:.2g}-{high:.2g}": float(loss / count)
@@ -35,111 +39,123 @@ class NoiseBinMeter:
             if count
         }
 
-    def words(self) -> list[str]:
-        """The mean loss of each band as text, "-" where there was no example."""
+    def summary(self) -> list[str]:
+        """Returns the mean loss of each bin as text, "-" for empty bins."""
         pairs = zip(self._losses, self._counts, strict=True)
         return [f"{loss / count:.3g}" if count else "-" for loss, count in pairs]
 
 
-class ProgressBar:
-    """Takes each step's metrics and reads those of the step before, so that the device is never waited for.
+@dataclasses.dataclass(frozen=True)
+class RunInfo:
+    """What a progress bar shows of a run.
 
-    Args:
-        name: what the bar is called.
-        first: the step that training goes on from.
-        steps: the last step.
+    Attributes:
+        name: title of the bar.
+        first_step: the step that training resumes from.
+        last_step: the step that it ends with.
         batch_size: global, for images/s.
         log_every: steps between records.
-        records: where they go.
-        broken: what was found of the source's records; each that is broken is named in the log.
-        see: is shown each step and its metrics as they are read.
-        times: where the time went so far, to be recorded too.
+    """
+
+    name: str
+    first_step: int
+    last_step: int
+    batch_size: int
+    log_every: int
+
+
+class ProgressBar:
+    """Reads the metrics of each step one step late, so that the host never waits for the device.
+
+    Args:
+        run: what to show.
+        writer: records metrics and log lines.
+        corrupt: the corrupt records found so far; each is named in the log once.
+        on_metrics: called with each step and its metrics when they are read.
+        times: returns where time was spent so far, to be recorded too.
     """
 
     def __init__(
         self,
-        name: str,
-        first: int,
-        steps: int,
-        batch_size: int,
-        log_every: int,
-        records: MetricWriter | NullWriter,
-        broken: CorruptRecords,
-        see: Callable[[int, dict[str, float]], None],
+        run: RunInfo,
+        writer: MetricWriter | NullWriter,
+        corrupt: CorruptRecords,
+        on_metrics: Callable[[int, dict[str, float]], None],
         times: Callable[[], dict[str, float]],
     ) -> None:
-        self._see, self._times = see, times
-        self._batch_size, self._log_every, self._records = batch_size, log_every, records
-        self._name, self._first, self._steps = name, first, steps
-        self._broken = broken
-        self._waited, self._since = 0.0, time.perf_counter()
+        self._run, self._writer, self._corrupt = run, writer, corrupt
+        self._on_metrics, self._times = on_metrics, times
+        self._data_wait, self._since = 0.0, time.perf_counter()
         self._bar: tqdm | None = None
-        self._bands = NoiseBinMeter()
-        self._waiting: tuple[int, dict[str, jax.Array]] | None = None
-        if first < steps:
-            print(f"{name}: compiling the training step", flush=True)
+        self._bins = NoiseBinMeter()
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        if run.first_step < run.last_step and multihost.is_main_process():
+            logger.info("%s: compiling the training step", run.name)
 
-    def next_of(self, batches: Iterator[Any]) -> Any:
-        """The next batch; the share of the time that is spent here is recorded as ``data_wait``."""
+    def next_batch(self, batches: Iterator[Any]) -> Any:
+        """Returns the next batch, and measures the wait for it, recorded as `data_wait`."""
         before = time.perf_counter()
         try:
             batch = next(batches)
-        except ConfigError:  # of too many broken records, says the log which
-            self._name_the_broken()
+        except ConfigError:  # too many corrupt records: the log names them
+            self._log_corrupt()
             raise
-        self._waited += time.perf_counter() - before
+        self._data_wait += time.perf_counter() - before
         return batch
 
     def step(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """A step has been dispatched; its metrics are read at the next."""
+        """Takes the metrics of a step that was dispatched just now; they are read at the next call."""
         self._read()
-        self._waiting = step, metrics
+        self._pending = step, metrics
 
     def _read(self) -> None:
-        if self._waiting is None:
+        if self._pending is None:
             return
-        step, metrics = self._waiting
-        self._waiting = None
-        # reads every step, though few are recorded: the queue of a device stays one step long
+        step, metrics = self._pending
+        self._pending = None
+        # every step is read, though few are recorded: the device's queue stays one step long
         values = {name: float(value) for name, value in metrics.items() if not value.ndim}
-        self._see(step, values)
-        self._bands.add(*(np.asarray(metrics[name]) for name in ("band_losses", "band_counts")))
+        self._on_metrics(step, values)
+        self._bins.add(*(np.asarray(metrics[name]) for name in ("band_losses", "band_counts")))
         if self._bar is None:
-            # The clock starts after the first step: compilation would spoil images/s and the time left.
+            # The bar starts after the first step: compilation would spoil images/s and the time left.
             self._bar = self._start_bar()
         else:
-            self._bar.update(self._batch_size)
-        if step % self._log_every == 0 or step == 1:
+            self._bar.update(self._run.batch_size)
+        if step % self._run.log_every == 0 or step == 1:
             rate = self._bar.format_dict["rate"] or 0.0
             self._bar.set_postfix(step=step, loss=f"{values['loss']:.4f}", refresh=False)
-            values |= self._of_the_data()
-            means = self._bands.means()
-            self._records.scalars(step, {**values, **means, "images_per_second": rate, **self._times()})
-            said = [f"{name} {value:.4g}" for name, value in values.items() if value or "skipped" not in name]
-            said.append("loss from little to much noise " + " ".join(self._bands.words()))
-            self._records.log(f"step {step}: " + ", ".join(said))
-            self._bands = NoiseBinMeter()
+            values |= self._data_metrics()
+            means = self._bins.means()
+            self._writer.scalars(step, {**values, **means, "images_per_second": rate, **self._times()})
+            parts = [f"{name} {value:.4g}" for name, value in values.items() if value or "skipped" not in name]
+            parts.append("loss from low to high noise " + " ".join(self._bins.summary()))
+            self._writer.log(f"step {step}: " + ", ".join(parts))
+            self._bins = NoiseBinMeter()
 
-    def _of_the_data(self) -> dict[str, float]:
-        """The share of the time since the last record that was waited for data, and how many records are broken."""
+    def _data_metrics(self) -> dict[str, float]:
+        """Returns the share of time spent waiting for data since the last record, and the number of corrupt records."""
         now = time.perf_counter()
-        found = {"data_wait": self._waited / (now - self._since)}
-        self._waited, self._since = 0.0, now
-        if self._broken.count:
-            found["broken_records"] = float(self._broken.count)
-        self._name_the_broken()
-        return found
+        metrics = {"data_wait": self._data_wait / (now - self._since)}
+        self._data_wait, self._since = 0.0, now
+        if self._corrupt.count:
+            metrics["corrupt_records"] = float(self._corrupt.count)
+        self._log_corrupt()
+        return metrics
 
-    def _name_the_broken(self) -> None:
-        for line in self._broken.pop_new():
-            # each process reads records of its own, and one alone has a log
-            (self._records.log if multihost.is_main_process() else print)(f"broken, another is in its place: {line}")
+    def _log_corrupt(self) -> None:
+        for line in self._corrupt.pop_new():
+            text = f"corrupt, replaced by another record: {line}"
+            if multihost.is_main_process():
+                self._writer.log(text)
+            else:  # each process reads records of its own, and one alone writes the log
+                logger.warning(text)
 
     def _start_bar(self) -> tqdm:
         return tqdm(
-            total=self._steps * self._batch_size,
-            initial=(self._first + 1) * self._batch_size,
-            desc=self._name,
+            total=self._run.last_step * self._run.batch_size,
+            initial=(self._run.first_step + 1) * self._run.batch_size,
+            desc=self._run.name,
             unit=" images",
             unit_scale=True,
             smoothing=0.05,
@@ -148,8 +164,8 @@ class ProgressBar:
         )
 
     def close(self) -> None:
-        """Reads the last step."""
+        """Reads the metrics of the last step and closes the bar."""
         self._read()
-        self._name_the_broken()
+        self._log_corrupt()
         if self._bar is not None:
             self._bar.close()

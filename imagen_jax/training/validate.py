@@ -1,4 +1,4 @@
-"""Whether a config fits the devices it would run on, before anything is compiled, loaded or written."""
+"""Checks that a config fits the devices, before anything is compiled, loaded or written."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def check_training(config: StageConfig, devices: list[jax.Device] | None = None)
     """Checks that the mesh fits the devices, and that batches and rows of images fit the mesh.
 
     Args:
-        config: the stage; whether its values fit together is known since it was loaded.
-        devices: those that it would run on; None for all.
+        config: the stage; loading has already checked that its values fit together.
+        devices: the devices to run on; None for all.
 
     Raises:
-        ConfigError: with everything that does not fit.
+        ConfigError: with all problems at once.
     """
     mesh = make_mesh(config.mesh.axes, devices)
     collect_errors(

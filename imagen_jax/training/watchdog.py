@@ -1,4 +1,4 @@
-"""A run that stands still ends, and says where it stood: a machine that waits for ever costs as much as one at work."""
+"""Ends a run that is stalled and names where: a machine that waits forever costs as much as one at work."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ import jax
 from imagen_jax.training.goodput import Clock
 
 STACKS_FILE = "stacks.txt"
-# Beyond the limit: for the system's own watchdog, which needs no Python to run.
+# Seconds beyond the limit, for faulthandler's own timer, which needs no Python to run.
 MARGIN = 30
 SCREEN = 2  # its file descriptor
 
 
 class Watchdog:
-    """Watches how long a run has been in one phase of one step; a context manager.
+    """Ends the process when a run has been in one phase of one step for too long; a context manager.
 
-    Compilation is not watched, and so neither are the first step nor the first previews.
+    Compilation is not watched, hence neither are the first step nor the first previews.
 
     Args:
-        clock: tells the phase.
-        seconds: how long one may last.
-        folder: where the stacks of all threads go, besides the screen.
-        say: takes the sentence that names the step.
+        clock: has the current phase.
+        seconds: how long a phase may last.
+        folder: gets the stacks of all threads, which are printed too.
+        log: takes the message that names the step.
     """
 
-    def __init__(self, clock: Clock, seconds: float, folder: Path, say: Callable[[str], None]) -> None:
-        self._clock, self._seconds, self._folder, self._say = clock, seconds, folder, say
+    def __init__(self, clock: Clock, seconds: float, folder: Path, log: Callable[[str], None]) -> None:
+        self._clock, self._seconds, self._folder, self._log = clock, seconds, folder, log
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -48,7 +48,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._over.wait(min(5.0, self._seconds / 4)):
-            # a thread that holds Python's lock and never lets go stops this loop too, but not the system's
+            # a thread that never releases Python's lock stops this loop too, but not the system's timer
             faulthandler.dump_traceback_later(self._seconds + MARGIN, exit=True, file=SCREEN)
             phase = self._clock.phase
             if phase.watched and time.monotonic() - phase.since > self._seconds:
@@ -59,12 +59,12 @@ class Watchdog:
         try:
             with where.open("w") as file:
                 faulthandler.dump_traceback(file)
-            self._say(
-                f"step {step} stands still: no end of its phase {phase!r} for {self._seconds:g} seconds "
+            self._log(
+                f"step {step} is stalled: its phase {phase!r} has not ended for {self._seconds:g} seconds "
                 f"(training.stall_seconds) in process {jax.process_index()}; {where} has the stacks of its threads"
             )
         except OSError as error:
-            print(f"step {step} stands still in {phase!r}, and it cannot be written down: {error}", file=sys.stderr)
+            print(f"step {step} is stalled in {phase!r}, and stacks cannot be written: {error}", file=sys.stderr)
         finally:
             sys.stderr.flush()
             faulthandler.dump_traceback(SCREEN)

@@ -169,7 +169,7 @@ def test_exit_code_is_kept(folder, tmp_path, code):
 
 def message_before_first_step(monkeypatch, capfd):
     monkeypatch.setattr(preemption.os, "_exit", lambda code: None)
-    preemption.Stop().take(signal.SIGTERM)
+    preemption.StopRequest().on_signal(signal.SIGTERM)
     return capfd.readouterr().err.strip().splitlines()[0]
 
 

@@ -329,7 +329,7 @@ def test_captions_that_are_not_there_are_named(captions, whole):
 def test_odd_captions_are_kept_and_found(encoder, encode, embedders, tmp_path):
     """No two of them are taken for one another, not even by a lone surrogate, which is read as a question mark."""
     found = index_captions([tuple(ODD), tuple(ODD)], hidden=True)
-    plan = precompute_text.make_plan(encoder, found, "bfloat16", 4)
+    plan = precompute_text._make_plan(encoder, found, "bfloat16", 4)
     embedding_cache_writer.prepare_folder(tmp_path, plan, found.keys, writes=True)
     for shard in range(plan.shards):
         chosen = embedding_cache_writer.shard_captions(shard, plan, found, [tuple(ODD), tuple(ODD)])
@@ -346,7 +346,7 @@ def test_odd_captions_are_kept_and_found(encoder, encode, embedders, tmp_path):
 
 def test_shards_that_other_processes_wrote_elsewhere_are_missed(encoder, tmp_path):
     found = index_captions([("a", "b", "c")], hidden=True)
-    plan = precompute_text.make_plan(encoder, found, "bfloat16", 2)
+    plan = precompute_text._make_plan(encoder, found, "bfloat16", 2)
     embedding_cache_writer.prepare_folder(tmp_path, plan, found.keys, writes=True)
     with pytest.raises(ConfigError, match="lacks 2 of 2 shards"):
         embedding_cache_writer.finalize(tmp_path, plan)
@@ -354,7 +354,7 @@ def test_shards_that_other_processes_wrote_elsewhere_are_missed(encoder, tmp_pat
 
 def test_captions_that_change_meanwhile_are_refused(encoder):
     found = index_captions([("a",), ("b",)], hidden=True)
-    plan = precompute_text.make_plan(encoder, found, "bfloat16", 4)
+    plan = precompute_text._make_plan(encoder, found, "bfloat16", 4)
     with pytest.raises(ConfigError, match="the captions of example 1 have changed"):
         embedding_cache_writer.shard_captions(0, plan, found, [("a",), ("c",)])
 

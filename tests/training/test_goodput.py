@@ -5,16 +5,16 @@ import time
 
 import pytest
 
-from imagen_jax.training.goodput import GOODPUT_FILE, PHASES, Clock, Goodput, time_by_phase, process_age, _goodput
+from imagen_jax.training.goodput import GOODPUT_FILE, PHASES, Clock, Goodput, _goodput, process_age, time_by_phase
 
 
 def line(number, at, **seconds):
     return {"start_number": number, "at_step": at, **dict.fromkeys(PHASES, 0.0), **seconds}
 
 
-def test_phases_add_up_to_the_time_there_was():
+def test_phases_add_up_to_process_age():
     before = process_age()
-    clock = Clock()
+    clock = Clock.of_process()
     with clock.spend("step", 1):
         time.sleep(0.02)
         with clock.spend("data", 1):
@@ -29,7 +29,11 @@ def test_phases_add_up_to_the_time_there_was():
     assert spent["compile"] == 0
 
 
-def test_steps_that_a_kill_made_in_vain_are_lost():
+def test_clock_counts_from_its_start():
+    assert sum(Clock().seconds().values()) < process_age() / 2
+
+
+def test_recomputed_steps_are_lost():
     lines = [
         line(1, 0, start=5.0),
         line(1, 100, start=5.0, compile=10.0, step=50.0),  # saved here
@@ -59,4 +63,4 @@ def test_a_run_that_goes_on_adds_to_what_there_was_and_drops_a_torn_line(tmp_pat
     metrics = goodput.metrics()
     assert metrics["time/step"] == 9.0
     assert 0 < metrics["goodput"] == 9.0 / sum(value for name, value in metrics.items() if name.startswith("time/"))
-    assert "in 2 start(s)" in goodput.words()
+    assert "in 2 start(s)" in goodput.summary()

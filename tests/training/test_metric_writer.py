@@ -69,10 +69,10 @@ def test_losses_of_bands_are_means_over_all_steps_since_the_last_record():
     bands.add(np.array([6.0, 0.0, 0.0]), np.array([1, 0, 0]))
     # the band without an example is in no record, and does not spoil one
     assert bands.means() == {"loss_at_noise/0-0.33": 3.0, "loss_at_noise/0.67-1": 2.0}
-    assert bands.words() == ["3", "-", "2"]
+    assert bands.summary() == ["3", "-", "2"]
 
 
-def test_losses_by_noise_are_in_the_metrics_and_in_the_log(base_folder):
+def test_loss_by_noise_bin(base_folder):
     lines = [line for line in read_metrics(base_folder) if "loss" in line]
     assert len(lines) == STEPS
     for line in lines:
@@ -80,12 +80,14 @@ def test_losses_by_noise_are_in_the_metrics_and_in_the_log(base_folder):
         assert len(bands) == NOISE_BINS
         assert min(bands) < line["loss"] < max(bands)
     assert "NaN" not in (base_folder / "metrics.jsonl").read_text()
-    said = [line for line in (base_folder / "log.txt").read_text().splitlines() if "loss from little to much" in line]
+    said = [
+        line for line in (base_folder / "log.txt").read_text().splitlines() if "loss from low to high noise" in line
+    ]
     assert len(said) == STEPS
     assert max(map(len, said)) < 200
 
 
-def test_every_preview_is_measured(base_folder, sr_folder):
+def test_preview_metrics(base_folder, sr_folder):
     of_both = {"step", "saturation", "saturation_real", *(f"validation_loss_at_noise/{x:.2f}" for x in NOISE_LEVELS)}
     of_larger = {"consistency_db", *(f"color_drift/{name}" for name in ("red", "green", "blue", "rms"))}
     for folder, expected in ((base_folder, of_both), (sr_folder, of_both | of_larger)):
@@ -95,7 +97,7 @@ def test_every_preview_is_measured(base_folder, sr_folder):
             assert set(line) == expected
             assert np.isfinite(list(line.values())).all()
         # on the same pictures and the same noise: what differs is what was learned
-        curves = [[line[name] for name in expected if name.startswith("held")] for line in measured]
+        curves = [[line[name] for name in expected if name.startswith("validation_loss")] for line in measured]
         assert np.abs(np.subtract(*curves)).min() > 0
         with Image.open(folder / "diagnostics.png") as figure:
             assert figure.width > 600

@@ -38,9 +38,9 @@ def test_a_signal_asks_to_stop_and_a_second_one_ends_at_once(monkeypatch, capfd,
     ends = leaves(monkeypatch, preemption)
     with preemption.stop_on_signals() as stop:
         stop.ready = True
-        assert not stop.agreed()
+        assert not stop.should_stop()
         os.kill(os.getpid(), number)
-        wait_for(lambda: stop.agreed())
+        wait_for(lambda: stop.should_stop())
         assert stop.asked
         assert stop.reason == signal.Signals(number).name
         assert not ends
@@ -56,7 +56,7 @@ def test_before_the_first_step_a_signal_ends_the_process_though_the_main_thread_
     with preemption.stop_on_signals() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         wait_for(lambda: ends)
-        assert not stop.agreed() or ends == [0]
+        assert not stop.should_stop() or ends == [0]
     assert ends[0] == 0
     assert "nothing is lost" in capfd.readouterr().err
 
@@ -110,7 +110,7 @@ def test_a_step_that_stands_still_is_named_with_its_stacks_and_ends_the_process(
         with clock.spend("data", 7):
             wait_for(lambda: ends)
     assert set(ends) == {1}
-    assert "step 7 stands still: no end of its phase 'data' for 0.2 seconds" in said[0]
+    assert "step 7 is stalled: its phase 'data' has not ended for 0.2 seconds" in said[0]
     stacks = (tmp_path / "stacks.txt.0").read_text()
     assert "test_a_step_that_stands_still" in stacks
     assert "test_a_step_that_stands_still" in capfd.readouterr().err

@@ -9,7 +9,7 @@ from imagen_jax.data.corrupt import CorruptRecords
 from imagen_jax.data.record import CorruptRecordError
 from imagen_jax.errors import ConfigError
 from imagen_jax.training.loop import train
-from imagen_jax.training.progress_bar import ProgressBar
+from imagen_jax.training.progress_bar import ProgressBar, RunInfo
 from tests.helpers.configs import base_config, config_of
 
 
@@ -31,10 +31,11 @@ def metrics():
 
 
 def progress_of(records, broken=None):
-    return ProgressBar("it", 0, 3, 8, 1, records, broken or CorruptRecords("it", 10, 1.0), lambda step, values: None, dict)
+    corrupt = broken or CorruptRecords("it", 10, 1.0)
+    return ProgressBar(RunInfo("it", 0, 3, 8, 1), records, corrupt, lambda step, values: None, dict)
 
 
-def test_the_wait_for_data_is_a_share_of_the_time(monkeypatch):
+def test_data_wait(monkeypatch):
     clock = [0.0]
 
     def passes(seconds=1e-6):
@@ -45,7 +46,7 @@ def test_the_wait_for_data_is_a_share_of_the_time(monkeypatch):
     kept = Kept()
     progress, batches = progress_of(kept), (passes(wait) for wait in (3.0, 1.0, 0.0))
     for step in range(1, 4):
-        progress.next_of(batches)
+        progress.next_batch(batches)
         passes(1.0)
         progress.step(step, metrics())
     progress.close()
@@ -54,19 +55,19 @@ def test_the_wait_for_data_is_a_share_of_the_time(monkeypatch):
     assert "data_wait 0.6667" in kept.lines[0]
 
 
-def test_broken_records_are_named_once_and_counted():
+def test_corrupt_records_are_logged_once_and_counted():
     kept, broken = Kept(), CorruptRecords("it", 10, 1.0)
     progress = progress_of(kept, broken)
     for step, name in enumerate(("a.png", "a.png", "b.png"), 1):
         progress.step(step, metrics())
         broken.count_read(CorruptRecordError(name, "the file is empty"))
     progress.close()
-    assert [values["broken_records"] for values in kept.values] == [1, 1, 2]
-    named = [line for line in kept.lines if line.startswith("broken")]
-    assert named == [f"broken, another is in its place: {name}.png: the file is empty" for name in "ab"]
+    assert [values["corrupt_records"] for values in kept.values] == [1, 1, 2]
+    named = [line for line in kept.lines if line.startswith("corrupt")]
+    assert named == [f"corrupt, replaced by another record: {name}.png: the file is empty" for name in "ab"]
 
 
-def test_the_broken_are_named_before_they_end_a_run():
+def test_corrupt_records_are_logged_before_a_run_ends():
     def batches():
         raise ConfigError("too many broken records")
         yield
@@ -74,11 +75,11 @@ def test_the_broken_are_named_before_they_end_a_run():
     kept, broken = Kept(), CorruptRecords("it", 10, 1.0)
     broken.count_read(CorruptRecordError("a.png", "the file is empty"))
     with pytest.raises(ConfigError, match="too many"):
-        progress_of(kept, broken).next_of(batches())
-    assert kept.lines == ["broken, another is in its place: a.png: the file is empty"]
+        progress_of(kept, broken).next_batch(batches())
+    assert kept.lines == ["corrupt, replaced by another record: a.png: the file is empty"]
 
 
-def test_too_many_broken_images_end_a_run_with_a_sentence_and_their_names_in_its_log(tmp_path):
+def test_too_many_corrupt_images_end_a_run(tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     for number in range(32):
@@ -90,4 +91,4 @@ def test_too_many_broken_images_end_a_run_with_a_sentence_and_their_names_in_its
     with pytest.raises(ConfigError, match=r"too many corrupt records, \d in \d+ reads of its 26"):
         train(config, tmp_path / "run")
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert re.search(r"broken, another is in its place: 0[345].png: the file is empty", log)
+    assert re.search(r"corrupt, replaced by another record: 0[345].png: the file is empty", log)

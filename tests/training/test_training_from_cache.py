@@ -103,7 +103,7 @@ def test_what_it_samples_with_is_the_encoder_as_new_prompts_are_in_no_cache(from
 
 def test_another_encoder_of_the_same_width_is_refused_in_sampling_too(from_cache):
     config = read_config(from_cache).with_changes({"text.fingerprint": "0" * 32})
-    with pytest.raises(ConfigError, match="text encoder 'random' has fingerprint .*, text.fingerprint is 000"):
+    with pytest.raises(ConfigError, match="text encoder 'random' has fingerprint .*text.fingerprint is 000"):
         load_encoder_params(stages.build(config), one_device())
 
 
