@@ -167,6 +167,9 @@ def test_commands_run_one_after_another(base_folder, sr_folder, tmp_path):
     assert run_command("train", base, "--config.training.steps=1", f"--workdir={tmp_path}/d") == 0
     assert run_command("train", base, stages, f"--workdir={tmp_path}/e") == 2
     assert run_command("config", base) == 0
+    assert run_command("config", base, f"--diff={ROOT}/configs/shapes_sr.py") == 0
+    assert run_command("config", *scoring, f"--diff={ROOT}/configs/digits_eval.py") == 0
+    assert run_command("config", f"--config={ROOT}/configs/pretrain_text.py") == 0
     assert not (tmp_path / "c").exists()
     assert not (tmp_path / "e").exists()
 

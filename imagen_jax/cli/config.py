@@ -10,7 +10,7 @@ from absl import flags
 
 from imagen_jax.cli.flags import CommandFlags, define_config
 from imagen_jax.config.document import describe, diff, reference_markdown
-from imagen_jax.config.load import load_config
+from imagen_jax.config.load import load_config, schema_of
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -25,5 +25,6 @@ def run(args: CommandFlags) -> None:
     if args.reference:
         print(reference_markdown(), end="")
         return
-    config = args.load_config()
-    print(diff(config, load_config(args.diff)) if args.diff else describe(config))
+    schema = schema_of(args.required("config", "configs/shapes_base.py"))
+    config = args.load_config(schema)
+    print(diff(config, load_config(args.diff, schema=schema)) if args.diff else describe(config))

@@ -18,7 +18,7 @@ from pydantic_core import PydanticUndefined
 from imagen_jax.config import messages
 from imagen_jax.config.fields import Group, groups_in
 from imagen_jax.config.migrations import migrate
-from imagen_jax.config.schema import StageConfig
+from imagen_jax.config.schema import EvaluationConfig, PretrainTextConfig, StageConfig
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import read_json
 
@@ -175,6 +175,16 @@ def _read(source: str, schema: type[Group]) -> dict[str, Any]:
     if not isinstance(config, (Mapping, ml_collections.ConfigDict, Group)):
         raise ConfigError(f"get_config() of {path} returns {type(config).__name__}: return a ConfigDict")
     return _plain(config)
+
+
+def schema_of(source: str) -> type[Group]:
+    """Returns the schema of a config file, told by its keys. Raises ConfigError if the file cannot be used."""
+    keys = _read(source, StageConfig).keys()
+    return next((schema for schema in (EvaluationConfig, PretrainTextConfig) if _own_keys(schema) & keys), StageConfig)
+
+
+def _own_keys(schema: type[Group]) -> set[str]:
+    return schema.model_fields.keys() - StageConfig.model_fields.keys()
 
 
 def find_file(name: str) -> Path:
