@@ -36,7 +36,7 @@ from imagen_jax.planning.hardware import CHIPS, GIB
 from imagen_jax.planning.programs import train_program
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.stage import Stage
-from imagen_jax.training.oom import memory_told
+from imagen_jax.training.oom import explain_oom
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import TrainState, abstract_state
 
@@ -217,7 +217,7 @@ def run(args: CommandFlags) -> None:
     config: StageConfig = args.load_config()
     # the compile time is measured
     jax.config.update("jax_enable_compilation_cache", False)
-    with memory_told(config):
+    with explain_oom(config):
         measurement = measure(config, args.steps, args.peak_tflops and args.peak_tflops * 1e12)
     print("\n".join((*HEADER, format_row(measurement))), flush=True)
     if args.json and multihost.is_main_process():

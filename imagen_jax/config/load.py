@@ -152,7 +152,7 @@ def _plain(value: Any) -> Any:
 def _read(source: str, schema: type[Group]) -> dict[str, Any]:
     """Returns what a config file describes, as nested dicts. Raises ConfigError."""
     name, suffix, variant = source.partition(".py:")
-    path = find_file(name + (".py" if suffix else ""))
+    path = _find_file(name + (".py" if suffix else ""))
     if path.suffix == ".json":
         try:
             tree = read_json(path)
@@ -187,7 +187,7 @@ def _own_keys(schema: type[Group]) -> set[str]:
     return schema.model_fields.keys() - StageConfig.model_fields.keys()
 
 
-def find_file(name: str) -> Path:
+def _find_file(name: str) -> Path:
     """Returns the path of a config file: as given, or among those that come with the package.
 
     Raises:

@@ -51,7 +51,7 @@ def _relative_position_bucket(relative_position: np.ndarray, *, num_buckets: int
     return np.where(offset > 0, per_side, 0) + within
 
 
-class RMSNorm(nn.Module):
+class _RMSNorm(nn.Module):
     """Normalizes [..., D] by the root mean square, without mean or bias (arXiv:1910.07467)."""
 
     epsilon: float
@@ -65,7 +65,7 @@ class RMSNorm(nn.Module):
         return (x32 * scale.astype(jnp.float32)).astype(self.dtype)
 
 
-class RelativeBias(nn.Module):
+class _RelativeBias(nn.Module):
     """Learned bias per head and offset bucket for attention logits: length L → [H, L, L] float32."""
 
     num_heads: int
@@ -181,11 +181,11 @@ class T5Encoder(nn.Module):
             )
         mask_bias = _padding_bias(mask)
 
-        def norm(name: str) -> RMSNorm:
-            return RMSNorm(epsilon=self.layer_norm_epsilon, dtype=self.dtype, name=name)
+        def norm(name: str) -> _RMSNorm:
+            return _RMSNorm(epsilon=self.layer_norm_epsilon, dtype=self.dtype, name=name)
 
         def logit_bias(name: str) -> jax.Array:
-            table = RelativeBias(
+            table = _RelativeBias(
                 num_heads=self.num_heads,
                 d_model=self.d_model,
                 num_buckets=self.relative_attention_num_buckets,

@@ -232,7 +232,7 @@ class Checkpoints:
         step = self._latest_intact(set(items))
         path = self._folder / str(step)
         stored = ocp.checkpointables_metadata(path).metadata
-        mismatches = [text for name in items for text in tree_mismatches(stored[name], items[name], name)]
+        mismatches = [text for name in items for text in _tree_mismatches(stored[name], items[name], name)]
         if mismatches:
             raise ConfigError(
                 f"checkpoint {path} does not match the model or optimizer of its config: {'; '.join(mismatches)}; "
@@ -298,7 +298,7 @@ def _process_index(name: str) -> int:
     return int(match[1]) if match else 0
 
 
-def tree_mismatches(stored: Any, expected: Any, item: str) -> list[str]:
+def _tree_mismatches(stored: Any, expected: Any, item: str) -> list[str]:
     """Compares names, shapes and types of two trees of arrays.
 
     In `opt_state`, float types may differ: `optimizer.first_moment_dtype` may change between starts.

@@ -45,8 +45,8 @@ def make_sample_fn(stage: Stage, settings: SamplingConfig) -> SampleFn:
     """
     sampler = make_sampler(settings)
     limit = get_threshold_fn(settings.threshold, settings.dynamic_threshold_percentile)
-    default_guidance = make_guidance(settings)
-    predict = make_predict_fn(stage, settings)
+    default_guidance = _make_guidance(settings)
+    predict = _make_predict_fn(stage, settings)
 
     def sample(
         params: Any,
@@ -101,7 +101,7 @@ def jit_sample_fn(stage: Stage, mesh: Mesh | AbstractMesh) -> jax.stages.Wrapped
     )
 
 
-def make_guidance(settings: SamplingConfig) -> Guidance:
+def _make_guidance(settings: SamplingConfig) -> Guidance:
     """Returns the guidance of sampling settings."""
     return Guidance(
         scale=settings.guidance_scale,
@@ -129,7 +129,7 @@ def make_sampler(settings: SamplingConfig) -> samplers.Sampler:
     )
 
 
-def make_predict_fn(stage: Stage, settings: SamplingConfig) -> PredictFn:
+def _make_predict_fn(stage: Stage, settings: SamplingConfig) -> PredictFn:
     """Returns the stage's `predict`, for full images or, as the settings say, in tiles.
 
     Predictions of tiles are merged before guidance and thresholding, which then see the full image.

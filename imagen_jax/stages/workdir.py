@@ -27,7 +27,7 @@ _CHANGEABLE = {
 _MAX_LISTED_CHANGES = 5
 
 
-def write_config(workdir: Path, config: StageConfig) -> None:
+def _write_config(workdir: Path, config: StageConfig) -> None:
     """Writes a config into a stage's folder, atomically. Raises OSError."""
     write_json(workdir / CONFIG_FILE, to_json(config))
 
@@ -75,11 +75,11 @@ def open_workdir(workdir: Path, config: StageConfig) -> None:
             between starts; then nothing is written.
     """
     if (workdir / CONFIG_FILE).exists():
-        check_same_run(workdir, config)
+        _check_same_run(workdir, config)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if multihost.is_main_process():
-            write_config(workdir, config)
+            _write_config(workdir, config)
     except OSError as error:
         raise not_writable_error(workdir, error) from error
 
@@ -89,7 +89,7 @@ def not_writable_error(workdir: Path, error: OSError) -> ConfigError:
     return ConfigError(f"--workdir {str(workdir)!r} cannot be written ({error.strerror}): give another folder")
 
 
-def check_same_run(workdir: Path, config: StageConfig) -> None:
+def _check_same_run(workdir: Path, config: StageConfig) -> None:
     """Checks that a config differs from that of a stage's folder only in keys that may change between starts.
 
     Raises:

@@ -37,9 +37,9 @@ class StopRequest:
         """Handles a signal, in a thread of its own: the main thread may be compiling for minutes."""
         name = signal.Signals(number).name
         if self._asked_by:
-            exit_now(f"{name}: stopped at once, as asked twice; the last checkpoint is intact", 1)
+            _exit_now(f"{name}: stopped at once, as asked twice; the last checkpoint is intact", 1)
         if not self.ready:
-            exit_now(f"{name}: stopped before the first step, nothing is lost; the same command starts again", 0)
+            _exit_now(f"{name}: stopped before the first step, nothing is lost; the same command starts again", 0)
         self._asked_by = name
         print(f"{name}: saves after this step, then stops; a second signal stops at once", file=sys.stderr, flush=True)
 
@@ -49,7 +49,7 @@ def stop_message(name: str, reason: str, step: int) -> str:
     return f"{name}: stopped by {reason}; step {step} is saved, and the same command resumes from there"
 
 
-def exit_now(text: str, code: int) -> None:
+def _exit_now(text: str, code: int) -> None:
     """Prints why and ends the process at once; files that were being written have only temporary names."""
     print(f"\n{text}", file=sys.stderr, flush=True)
     os._exit(code)

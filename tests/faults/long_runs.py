@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from configs.shapes_base import get_config
-from imagen_jax.training.goodput import account, read_lines
+from imagen_jax.training.goodput import read_lines, time_by_phase
 from tests.faults.harness import Result, Training, losses, steps_in, trained
 
 SAVE_EVERY = 400  # steps
@@ -72,7 +72,7 @@ def goodput_under_kills(bench, trials):
             training.reach(max(steps_in(workdir)) + 50)
             training.send(signal.SIGKILL)
     trained(workdir, steps=max(steps_in(workdir)) + 100, **changes)
-    seconds, spent = time.monotonic() - start, account(read_lines(workdir / "goodput.jsonl"))
+    seconds, spent = time.monotonic() - start, time_by_phase(read_lines(workdir / "goodput.jsonl"))
     # previews belong to the end, not to a kill
     each = (seconds - spent["step"] - spent["evaluation"]) / (trials + 1)
     goodput = 1 - each / KILL_EVERY
