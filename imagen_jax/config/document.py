@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, get_args, get_origin
+from typing import Any, get_args, get_origin, Literal
 
 from pydantic.fields import FieldInfo
 
@@ -128,6 +128,8 @@ def _type_name(field: FieldInfo) -> str:
     annotation = field.annotation
     if annotation in (int, float, str, bool):
         return {int: "int", float: "float", str: "text", bool: "bool"}[annotation]  # type: ignore[index]
+    if get_origin(annotation) is Literal:
+        return "int"
     if groups_in(annotation):
         return "groups" if get_origin(annotation) is dict else "group or None"
     if get_origin(annotation) in (tuple, dict):

@@ -17,7 +17,7 @@ from imagen_jax.parallel import multihost
 
 CONFIG_FILE = "config.json"
 # every version has saved these keys, and no default could replace them
-REQUIRED_KEYS = ("image_size", "channels", "data", "text", "model", "diffusion")
+_REQUIRED_KEYS = ("image_size", "channels", "data", "text", "model", "diffusion")
 # A run may resume with other values of these keys or groups; any other change would make it a different experiment.
 _CHANGEABLE = {
     *("training", "optimizer", "sampling", "mesh", "sharding_rules", "text.cache"),
@@ -52,7 +52,7 @@ def read_config(workdir: Path) -> StageConfig:
         ) from error
     except (ValueError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file!r} is not valid JSON: restore it from a checkpoint's metadata") from error
-    missing = [key for key in REQUIRED_KEYS if not isinstance(tree, dict) or key not in tree]
+    missing = [key for key in _REQUIRED_KEYS if not isinstance(tree, dict) or key not in tree]
     if missing:
         raise ConfigError(
             f"{file!r} does not describe a stage, {', '.join(missing)} missing: restore it from a checkpoint's metadata"
