@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from configs.shapes_base import get_config
-from imagen_jax.training.goodput import read_lines, time_by_phase
+from imagen_jax.io.json_lines import read_json_lines
+from imagen_jax.training.goodput import time_by_phase
 from tests.faults.harness import Result, Training, losses, steps_in, trained
 
 SAVE_EVERY = 400  # steps
@@ -52,7 +53,7 @@ def blocking_saves(bench, trials):
     steps = (trials + 1) * every
     changes = {"steps": steps, "save_every": every, "preview_every": steps}
     trained(workdir, config="configs/shapes_base.py", variables={"XLA_FLAGS": ""}, **changes)
-    lines = [line for line in read_lines(workdir / "goodput.jsonl") if 0 < line["at_step"] < steps]
+    lines = [line for line in read_json_lines(workdir / "goodput.jsonl") if 0 < line["at_step"] < steps]
     spent = lines[-1]
     share = spent["checkpoint"] / spent["step"]
     each = spent["checkpoint"] / (spent["at_step"] // every)
@@ -72,7 +73,7 @@ def goodput_under_kills(bench, trials):
             training.reach(max(steps_in(workdir)) + 50)
             training.send(signal.SIGKILL)
     trained(workdir, steps=max(steps_in(workdir)) + 100, **changes)
-    seconds, spent = time.monotonic() - start, time_by_phase(read_lines(workdir / "goodput.jsonl"))
+    seconds, spent = time.monotonic() - start, time_by_phase(read_json_lines(workdir / "goodput.jsonl"))
     # previews belong to the end, not to a kill
     each = (seconds - spent["step"] - spent["evaluation"]) / (trials + 1)
     goodput = 1 - each / KILL_EVERY
