@@ -84,6 +84,8 @@ def run_function(function: Callable[[], int | None]) -> None:
     from imagen_jax.parallel import multihost, runtime
 
     code = 1
+    logger = logging.getLogger("imagen_jax")
+    before = logger.handlers, logger.level, logger.propagate
     try:
         _silence_libraries()
         runtime.limit_malloc_arenas()
@@ -103,6 +105,8 @@ def run_function(function: Callable[[], int | None]) -> None:
             print_error(f"{error}: free some space, and run the same command again")
         else:
             traceback.print_exc()
+    finally:  # a caller in the same process, such as a test, has its own logging back
+        logger.handlers, logger.level, logger.propagate = before
     multihost.shutdown(code)
 
 
@@ -165,6 +169,7 @@ def _silence_libraries() -> None:
     logger = logging.getLogger("imagen_jax")
     logger.setLevel(logging.INFO)
     logger.handlers = [_ProgressBarHandler()]
+    logger.propagate = False  # jax.distributed gives the root logger a handler of its own
 
 
 def _has_no_orbax_traceback(record: logging.LogRecord) -> bool:

@@ -180,11 +180,8 @@ def _read(source: str, schema: type[Group]) -> dict[str, Any]:
 def schema_of(source: str) -> type[Group]:
     """Returns the schema of a config file, told by its keys. Raises ConfigError if the file cannot be used."""
     keys = _read(source, StageConfig).keys()
-    return next((schema for schema in (EvaluationConfig, PretrainTextConfig) if _own_keys(schema) & keys), StageConfig)
-
-
-def _own_keys(schema: type[Group]) -> set[str]:
-    return schema.model_fields.keys() - StageConfig.model_fields.keys()
+    schemas: tuple[type[Group], ...] = (StageConfig, EvaluationConfig, PretrainTextConfig)
+    return max(schemas, key=lambda schema: len(schema.model_fields.keys() & keys))
 
 
 def _find_file(name: str) -> Path:
