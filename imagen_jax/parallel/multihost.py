@@ -154,6 +154,8 @@ def all_gather_strings(text: str) -> list[str]:
 class AnyProcess:
     """Logical OR over processes, one call late to stay asynchronous."""
 
+    # jax's reached_preemption_sync_point reacts only to a SIGTERM trapped in C++, and not to SIGINT
+
     def __init__(self) -> None:
         if jax.process_count() > 1:
             mesh = Mesh(np.array(jax.devices()), ("device",))
