@@ -56,7 +56,7 @@ def test_a_training_run_leaves_all_that_a_person_wants_to_see(base_folder):
     assert "started at step 0" in log[0]
     for step in range(1, STEPS + 1):
         assert any(f"step {step}: " in line and "loss" in line and "data_wait" in line for line in log)
-    assert not any("broken" in line for line in log)
+    assert not any("corrupt" in line for line in log)
     assert log[-1].endswith(f"done at step {STEPS}")
     for step in (3, 6):
         with Image.open(base_folder / "previews" / f"{step:08d}.png") as preview:
