@@ -16,6 +16,7 @@ from imagen_jax.cli.flags import (
     define_config,
     define_mesh,
     define_sampling,
+    define_stages,
     mesh_axes,
     stage_changes,
 )
@@ -26,7 +27,7 @@ SEVERAL_PROCESSES = True
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_string("stages", None, "Stage folders, the base first, separated by commas.", flag_values=values)
+    define_stages(values)
     define_config(values, "What to score, such as configs/shapes_eval.py.")
     flags.DEFINE_string("out", None, "The folder to write to.", flag_values=values)
     define_mesh(values)

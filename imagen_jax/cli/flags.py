@@ -144,6 +144,11 @@ def define_config(values: flags.FlagValues, help_text: str) -> None:
     flags.DEFINE_string("config", None, help_text, flag_values=values)
 
 
+def define_stages(values: flags.FlagValues) -> None:
+    """Defines `--stages`, the folders of a cascade."""
+    flags.DEFINE_string("stages", None, "Stage folders, the base first, separated by commas.", flag_values=values)
+
+
 def define_mesh(values: flags.FlagValues) -> None:
     """Defines the flags that say how devices share sampling; by default each device has full networks."""
     flags.DEFINE_integer(

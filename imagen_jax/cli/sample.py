@@ -16,6 +16,7 @@ from imagen_jax.cli.flags import (
     CommandFlags,
     define_mesh,
     define_sampling,
+    define_stages,
     mesh_axes,
     prompt_guidance,
     stage_changes,
@@ -27,7 +28,7 @@ SEVERAL_PROCESSES = True
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_string("stages", None, "Stage folders, the base first, separated by commas.", flag_values=values)
+    define_stages(values)
     flags.DEFINE_string("prompts", None, "The prompts, separated by semicolons.", flag_values=values)
     flags.DEFINE_string(
         "prompts_file", None, "A text file with a prompt on each line, instead of --prompts.", flag_values=values

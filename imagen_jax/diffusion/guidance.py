@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from imagen_jax.diffusion.process import append_dims
-from imagen_jax.errors import ConfigError
+from imagen_jax.errors import ConfigError, unknown_name_error
 
 
 def classifier_free(conditional: jax.Array, unconditional: jax.Array, scale: jax.Array | float) -> jax.Array:
@@ -152,4 +152,4 @@ def get_threshold_fn(name: str, percentile: float) -> Callable[[jax.Array], jax.
             if not 1 < percentile <= 100:
                 raise ConfigError(f"dynamic_threshold_percentile {percentile} is not in (1, 100]: 99.5 means 99.5 %")
             return partial(dynamic_threshold, percentile=percentile)
-    raise ConfigError(f"threshold {name!r} is not known: choose none, static or dynamic")
+    raise unknown_name_error("threshold", name, ("none", "static", "dynamic"))

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from imagen_jax.diffusion.schedules import Schedule
-from imagen_jax.errors import ConfigError
+from imagen_jax.errors import ConfigError, unknown_name_error
 
 Distribution = Literal["uniform", "lognormal"]
 DISTRIBUTIONS: tuple[str, ...] = get_args(Distribution)
@@ -50,9 +50,7 @@ class AugLevelDistribution:
 
     def __post_init__(self) -> None:
         if self.distribution not in DISTRIBUTIONS:
-            raise ConfigError(
-                f"aug_level_distribution {self.distribution!r} is not known: choose one of {', '.join(DISTRIBUTIONS)}"
-            )
+            raise unknown_name_error("aug_level_distribution", self.distribution, DISTRIBUTIONS)
         if len(self.interval) != 2 or not 0 <= self.interval[0] <= self.interval[1] <= 1:
             interval = ", ".join(map(str, self.interval))
             raise ConfigError(

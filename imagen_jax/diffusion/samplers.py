@@ -27,7 +27,7 @@ from imagen_jax.diffusion.process import (
 )
 from imagen_jax.diffusion.schedules import Schedule
 from imagen_jax.diffusion.timesteps import TimestepSchedule, check_steps, get_timestep_schedule, karras, uniform
-from imagen_jax.errors import ConfigError
+from imagen_jax.errors import ConfigError, unknown_name_error
 
 DenoiseFn = Callable[[jax.Array, jax.Array], jax.Array]
 # Also returns v in [-1, 1], broadcastable to x_hat, which interpolates the log-variance of a step of `ddpm` between its
@@ -333,9 +333,7 @@ def get_sampler(name: str, config: SamplerConfig) -> Sampler:
     match name:
         case "ddpm":
             if config.variance_type not in VARIANCE_TYPES:
-                raise ConfigError(
-                    f"variance_type {config.variance_type!r} is not known: choose one of {', '.join(VARIANCE_TYPES)}"
-                )
+                raise unknown_name_error("variance_type", config.variance_type, VARIANCE_TYPES)
             return partial(ddpm, timestep_schedule=timestep_schedule, variance_type=config.variance_type)
         case "ddim":
             if not 0 <= config.eta <= 1:
@@ -346,7 +344,7 @@ def get_sampler(name: str, config: SamplerConfig) -> Sampler:
         case "heun":
             churn = Churn(config.s_churn, config.s_tmin, config.s_tmax, config.s_noise)
             return partial(heun, timestep_schedule=timestep_schedule, churn=churn)
-    raise ConfigError(f"sampler {name!r} is not known: choose one of {', '.join(SAMPLERS)}")
+    raise unknown_name_error("sampler", name, SAMPLERS)
 
 
 def _step_inputs(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtr, ndtri
 
-from imagen_jax.errors import ConfigError
+from imagen_jax.errors import ConfigError, unknown_name_error
 
 # Beyond these bounds float32 represents alpha or sigma, but not their distance from 0 and 1.
 LOGSNR_MIN = -20.0
@@ -191,6 +191,6 @@ def get_schedule(name: str, shift: float = 0.0) -> Schedule:
         ConfigError: the name is not known.
     """
     if name not in SCHEDULES:
-        raise ConfigError(f"schedule {name!r} is not known: choose one of {', '.join(SCHEDULES)}")
+        raise unknown_name_error("schedule", name, SCHEDULES)
     schedule = SCHEDULES[name]()
     return _shifted(schedule, shift) if shift else schedule

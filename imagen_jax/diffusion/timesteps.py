@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from imagen_jax.diffusion.schedules import Schedule
-from imagen_jax.errors import ConfigError
+from imagen_jax.errors import ConfigError, unknown_name_error
 
 TimestepSchedule = Callable[[Schedule, int], jax.Array]
 
@@ -49,7 +49,7 @@ TIMESTEP_SPACINGS: dict[str, TimestepSchedule] = {"uniform": uniform, "quadratic
 def get_timestep_schedule(name: str) -> TimestepSchedule:
     """Returns the timestep schedule with a name, a key of `TIMESTEP_SPACINGS`. Raises ConfigError if there is none."""
     if name not in TIMESTEP_SPACINGS:
-        raise ConfigError(f"timestep_spacing {name!r} is not known: choose one of {', '.join(TIMESTEP_SPACINGS)}")
+        raise unknown_name_error("timestep_spacing", name, TIMESTEP_SPACINGS)
     return TIMESTEP_SPACINGS[name]
 
 
