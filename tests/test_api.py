@@ -94,6 +94,17 @@ def test_pipeline_moves_to_other_devices(pipeline, output):
         assert np.abs(images.astype(int) - output.images.astype(int)).max() <= 1
 
 
+def test_weights_are_copied_to_other_devices_once(pipeline, monkeypatch):
+    mesh, settings = one_device(), {"sampler": "ddim", "num_inference_steps": 1}
+    images = pipeline(PROMPTS, seed=1, mesh=mesh, **settings).images
+    monkeypatch.setattr(pipeline, "_copy_to", lambda mesh: pytest.fail("weights are copied again"))
+    np.testing.assert_array_equal(pipeline(PROMPTS, seed=1, mesh=mesh, **settings).images, images)
+    monkeypatch.undo()
+    # settings of a derived pipeline go with it
+    derived = pipeline.with_settings([settings] * 2)
+    np.testing.assert_array_equal(derived(PROMPTS, seed=1, mesh=mesh).images, images)
+
+
 def test_encode_prompt(pipeline):
     embeddings, mask = pipeline.encode_prompt(PROMPTS)
     assert embeddings.shape[:2] == mask.shape == (3, 24)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtr, ndtri
 
-from imagen_jax.errors import ConfigError, unknown_name_error
+from imagen_jax.errors import unknown_name_error
 
 # Beyond these bounds float32 represents alpha or sigma, but not their distance from 0 and 1.
 LOGSNR_MIN = -20.0

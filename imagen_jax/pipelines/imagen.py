@@ -66,6 +66,7 @@ class ImagenPipeline:
         self.mesh = make_mesh(SAMPLING_MESH) if mesh is None else mesh
         self._progress: dict[str, Any] = {}
         self._samplers = [StageSampler(trained.stage, self.mesh, i) for i, trained in enumerate(self.stages)]
+        self._by_mesh: dict[Mesh, ImagenPipeline] = {}  # this pipeline on other devices
         # samplers with other settings, by stage and settings; shared by all pipelines made from this one
         self._cache: dict[tuple[int, SamplingConfig], StageSampler] = {}
 
@@ -146,7 +147,7 @@ class ImagenPipeline:
             sampler: "ddpm", "ddim", "dpm_solver" or "heun".
             aug_level: noise in [0, 1] added to the low-resolution input of super-resolution stages.
             batch_size: prompts to sample at once.
-            mesh: other devices than the pipeline's; weights are copied to them.
+            mesh: other devices than the pipeline's; weights are copied to them once, and kept there.
             **settings: any other key of a config's `sampling`, such as `eta` or `threshold`.
 
         Returns:
@@ -206,7 +207,7 @@ class ImagenPipeline:
         if not any(by_stage):
             return self
         other = object.__new__(ImagenPipeline)
-        other.__dict__ = dict(self.__dict__)
+        other.__dict__ = self.__dict__ | {"_by_mesh": {}}
         stages, samplers = [], []
         for index, (trained, changes) in enumerate(zip(self.stages, by_stage, strict=True)):
             stage = trained.stage.with_sampling(changes)
@@ -220,9 +221,17 @@ class ImagenPipeline:
         return other
 
     def _on(self, mesh: Mesh) -> ImagenPipeline:
-        """Returns this pipeline on other devices."""
+        """Returns this pipeline on other devices; weights are copied, and programs compiled, once for each mesh."""
         if mesh == self.mesh:
             return self
+        if mesh not in self._by_mesh:
+            self._by_mesh[mesh] = self._copy_to(mesh)
+        other = self._by_mesh[mesh]
+        other._progress = self._progress
+        return other
+
+    def _copy_to(self, mesh: Mesh) -> ImagenPipeline:
+        """Returns a pipeline with copies of the weights on other devices."""
 
         @functools.cache
         def place(index: int, name: str) -> Any:
