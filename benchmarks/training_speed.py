@@ -39,6 +39,7 @@ from imagen_jax.stages.stage import Stage
 from imagen_jax.training.oom import explain_oom
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import TrainState, abstract_state
+from imagen_jax.training.step import TRAINING_AXES
 
 SEVERAL_PROCESSES = True
 WARM_UP = 2
@@ -148,7 +149,7 @@ def measure(config: StageConfig, steps: int, peak_flops: float | None = None) ->
     _, init_state = abstract_state(stage.init, optimizer, config.seed, mesh, config.sharding_rules)
     state = init_state()
     rows = len(batching.local_rows(config.training.batch_size, mesh))
-    batch = batching.shard_local_batch(_random_batch(stage, rows), mesh)
+    batch = batching.shard_local_batch(_random_batch(stage, rows), TRAINING_AXES, mesh)
     state, _ = _time_steps(step, state, batch, WARM_UP)
     timings = []
     for _ in range(TIMINGS):

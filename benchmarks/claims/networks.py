@@ -23,7 +23,7 @@ from imagen_jax.stages import stage as stages
 from imagen_jax.stages.stage import load_encoder_params
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import abstract_state
-from imagen_jax.training.step import make_train_step
+from imagen_jax.training.step import TRAINING_AXES, make_train_step
 
 TITLE = "The Efficient U-Net"
 CLAIM = "in super-resolution the Efficient U-Net trains faster than a U-Net, and gives better images"
@@ -91,7 +91,7 @@ def training_step(config: StageConfig) -> Callable[[], Any]:
         threads=1,
         prefetch=1,
     )
-    batch = batching.shard_local_batch(next(batches), mesh)
+    batch = batching.shard_local_batch(next(batches), TRAINING_AXES, mesh)
     optimizer = make_optimizer(config.optimizer)
     abstract, init_state = abstract_state(stage.init, optimizer, config.seed, mesh)
     encoder_params = load_encoder_params(stage, mesh)

@@ -15,16 +15,19 @@ from imagen_jax.diffusion.schedules import logsnr_from_cosine_time
 from imagen_jax.images.array import to_float
 from imagen_jax.images.resize import resize
 from imagen_jax.parallel import multihost
+from imagen_jax.parallel.axes import IMAGE, VECTOR
 from imagen_jax.parallel.batching import batch_sharding, pad_batch, padded_size, shard_host_batch
 from imagen_jax.parallel.mesh import num_batch_shards
 from imagen_jax.stages.loss import DiffusionBatch, diffusion_loss
 from imagen_jax.stages.stage import Stage
+from imagen_jax.text.tokenizer import FEATURE_AXES
 
 # Names of the metrics: `validation_loss_at_noise/0.05` and so on.
 METRIC_PREFIX = "validation_loss_at_noise/"
 # Values of `schedules.cosine_time`, from little noise to much.
 NOISE_LEVELS = tuple((i + 0.5) / 10 for i in range(10))
 SEED = 0
+_AXES = {"image": IMAGE, **FEATURE_AXES, "keys": "batch ..."}
 
 ValidationLossFn = Callable[[Any, Any, np.ndarray, Sequence[str]], np.ndarray]
 
@@ -54,7 +57,7 @@ def make_validation_loss(stage: Stage, mesh: Mesh, batch_size: int) -> Validatio
         examples = DiffusionBatch(x, text, condition, jnp.broadcast_to(t, x.shape[:1]), eps)
         return diffusion_loss(stage, params, examples).loss
 
-    program = jax.jit(losses_at_level, out_shardings=batch_sharding(mesh))
+    program = jax.jit(losses_at_level, out_shardings=batch_sharding(mesh, VECTOR))
 
     def validation_loss(params: Any, encoder_params: Any, images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
         # all batches have the same size, a multiple of the batch shards: the last one is padded
@@ -65,7 +68,7 @@ def make_validation_loss(stage: Stage, mesh: Mesh, batch_size: int) -> Validatio
             tokens, mask = stage.encoder.tokenize(pad_batch(batch_captions, size, ""))
             keys = np.asarray(jax.random.key_data(samplers.sample_keys(SEED, jnp.arange(start, start + size))))
             host_batch = {"image": pad_batch(batch_images, size), "tokens": tokens, "mask": mask, "keys": keys}
-            batch = shard_host_batch(host_batch, mesh)
+            batch = shard_host_batch(host_batch, _AXES, mesh)
             by_level = [program(params, encoder_params, batch, jnp.float32(level)) for level in NOISE_LEVELS]
             gathered = np.stack([multihost.all_gather(level_losses) for level_losses in by_level], axis=1)
             losses.append(gathered[: len(batch_images)])

@@ -24,13 +24,14 @@ from imagen_jax.models.layers import (
     patchify,
     unpatchify,
 )
+from imagen_jax.parallel.axes import IMAGE
 from imagen_jax.parallel.scan_params import stack_name
 
 _ModuleMaker = Callable[..., Any]  # makes a module with a name
-ConstraintFn = Callable[[Any], Any]  # applies sharding constraints to features [B, H, W, C], or a pytree of them
+ConstraintFn = Callable[[Any, Any], Any]  # applies sharding constraints to a pytree of features with named axes
 
 
-def no_constraint(features: Any) -> Any:
+def no_constraint(features: Any, axes: Any) -> Any:
     """Returns features without a sharding constraint."""
     return features
 
@@ -94,11 +95,11 @@ class _ScanBlock(nn.Module):
         self, x: jax.Array, skip: jax.Array | None, block_hash: jax.Array, context: BlockContext
     ) -> tuple[jax.Array, jax.Array]:
         # otherwise XLA may shard the scan carry like the parameters, by channels instead of batch
-        x, skip = self.constrain((x, skip))
+        x, skip = self.constrain((x, skip), IMAGE)
         x = self.make_res_block(name="res")(
             concat_skip(x, skip), context.embedding, context.dropout_keys_for(block_hash)
         )
-        x = self.constrain(self.make_attention(name="attend")(x, context.text, context.text_mask))
+        x = self.constrain(self.make_attention(name="attend")(x, context.text, context.text_mask), IMAGE)
         return x, x
 
 

@@ -1,45 +1,62 @@
 """Batches on a mesh: placement of host batches, micro-batches, and padding.
 
-A batch is a pytree of arrays [B, ...]. Its first axis is sharded over `data` and `fsdp`; images [B, H, W, C], the only
-arrays of four axes, are sharded over `spatial` by rows too.
+A batch is a pytree of arrays [B, ...], sharded by the names of their axes, see `parallel.axes`: `batch` over `data` and
+`fsdp`, the `rows` of images and videos over `spatial`. Where functions take `axes`, it is one array's axes for all
+arrays of the batch, or a pytree of them, see `find_axes`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from imagen_jax.parallel.axes import VECTOR, Axes, axis_names, find_axes
 from imagen_jax.parallel.mesh import BATCH_AXES, num_batch_shards
 from imagen_jax.parallel.sharding import device_put_global
 
-
-def batch_sharding(mesh: Mesh | AbstractMesh, ndim: int = 1) -> NamedSharding:
-    """Returns the sharding of an array [B, ...] with `ndim` axes; four axes are images [B, H, W, C]."""
-    return NamedSharding(mesh, _batch_spec(ndim))
+# the mesh axes that the named axes are sharded over; the others are not sharded
+_MESH_AXES = {"batch": BATCH_AXES, "rows": "spatial"}
 
 
-def constrain_batch(batch: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """Returns a batch with sharding constraints, inside of jit."""
-    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, batch_sharding(mesh, leaf.ndim)), batch)
+def batch_sharding(mesh: Mesh | AbstractMesh, axes: Axes) -> NamedSharding:
+    """Returns the sharding of an array with named axes."""
+    return NamedSharding(mesh, _spec(axes))
 
 
-def micro_batches(batch: Any, count: int, mesh: Mesh) -> Any:
+def batch_shardings(batch: Any, axes: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """Returns the shardings of a batch, a pytree of its structure.
+
+    Raises:
+        ValueError: no axes are declared for an array, or their number is not that of the array's.
+    """
+    return _map_specs(lambda _, spec: NamedSharding(mesh, spec), batch, axes)
+
+
+def constrain_batch(batch: Any, axes: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """Returns a batch with sharding constraints, inside of jit. Raises ValueError, see `batch_shardings`."""
+    return jax.lax.with_sharding_constraint(batch, batch_shardings(batch, axes, mesh))
+
+
+def micro_batches(batch: Any, axes: Any, count: int, mesh: Mesh) -> Any:
     """Returns a batch split into micro-batches, [count, B/count, ...], inside of jit.
 
     Micro-batch m has the examples m, m + count, m + 2·count, …, so that every device keeps its own; with consecutive
     examples most would be transferred.
+
+    Raises:
+        ValueError: see `batch_shardings`.
     """
 
-    def split(leaf: jax.Array) -> jax.Array:
+    def split(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
         rows = leaf.reshape(leaf.shape[0] // count, count, *leaf.shape[1:])
-        sharding = NamedSharding(mesh, PartitionSpec(None, *_batch_spec(leaf.ndim)))
+        sharding = NamedSharding(mesh, PartitionSpec(None, *spec))
         return jax.lax.with_sharding_constraint(rows.swapaxes(0, 1), sharding)
 
-    return jax.tree.map(split, batch)
+    return _map_specs(split, batch, axes)
 
 
 def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
@@ -47,31 +64,39 @@ def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
 
     Devices of this process may hold a part of an image only; its process still loads all of it.
     """
-    indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    indices = batch_sharding(mesh, VECTOR).addressable_devices_indices_map((batch_size,))
     return np.unique(np.concatenate([np.arange(batch_size)[index] for index in indices.values()]))
 
 
-def shard_local_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def shard_local_batch(batch: Mapping[str, np.ndarray], axes: Any, mesh: Mesh) -> dict[str, jax.Array]:
     """Returns a global batch [B, ...] on the mesh, of which each process gives its `local_rows`.
 
     Args:
         batch: arrays [rows, ...] of this process.
+        axes: the axes of each array.
         mesh: the mesh of all processes.
+
+    Raises:
+        ValueError: see `batch_shardings`.
     """
     shards = num_batch_shards(mesh)
     local_shards = len(local_rows(shards, mesh))
 
-    def put(array: np.ndarray) -> jax.Array:
+    def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
         # the global shape is explicit, because jax would take the rows of an image as a part of them
         shape = (len(array) // local_shards * shards, *array.shape[1:])
-        return jax.make_array_from_process_local_data(batch_sharding(mesh, array.ndim), array, shape)
+        return jax.make_array_from_process_local_data(sharding, array, shape)
 
-    return {name: put(array) for name, array in batch.items()}
+    return jax.tree.map(put, dict(batch), batch_shardings(dict(batch), axes, mesh))
 
 
-def shard_host_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Returns a global batch on the mesh, from host arrays [B, ...] that every process has completely."""
-    return device_put_global(dict(batch), {name: batch_sharding(mesh, array.ndim) for name, array in batch.items()})
+def shard_host_batch(batch: Mapping[str, np.ndarray], axes: Any, mesh: Mesh) -> dict[str, jax.Array]:
+    """Returns a global batch on the mesh, from host arrays [B, ...] that every process has completely.
+
+    Raises:
+        ValueError: see `batch_shardings`.
+    """
+    return device_put_global(dict(batch), batch_shardings(dict(batch), axes, mesh))
 
 
 def padded_size(size: int, multiple: int) -> int:
@@ -102,5 +127,15 @@ def pad_batch(values: np.ndarray | Sequence[str], size: int, fill: float | str =
     return [*values, *[str(fill)] * padding]
 
 
-def _batch_spec(ndim: int) -> PartitionSpec:
-    return PartitionSpec(BATCH_AXES, "spatial") if ndim == 4 else PartitionSpec(BATCH_AXES)
+def _spec(axes: Axes, ndim: int | None = None) -> PartitionSpec:
+    specs = [_MESH_AXES.get(name) for name in axis_names(axes, ndim)]
+    while specs and specs[-1] is None:
+        specs.pop()
+    return PartitionSpec(*specs)
+
+
+def _map_specs(function: Callable[[Any, PartitionSpec], Any], batch: Any, axes: Any) -> Any:
+    """Returns a batch with a function of each array and its spec applied."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: function(leaf, _spec(find_axes(axes, path), leaf.ndim)), batch
+    )

@@ -151,7 +151,11 @@ def replicate_conv_kernels(params: Any, mesh: Mesh | AbstractMesh) -> Any:
     if mesh.shape["fsdp"] == 1 or mesh.shape["spatial"] == 1:
         return params
     full = replicated(mesh)
-    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, full) if leaf.ndim > 3 else leaf, params)
+
+    def replicate(path: Any, leaf: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(leaf, full) if _is_conv_kernel(key_path(path), leaf) else leaf
+
+    return jax.tree_util.tree_map_with_path(replicate, params)
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
@@ -169,6 +173,11 @@ def device_put_global(tree: Any, shardings: Any) -> Any:
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     return jax.tree.map(put, tree, shardings)
+
+
+def _is_conv_kernel(path: str, leaf: Any) -> bool:
+    """Returns whether the array at a path is a kernel with spatial axes, before those of its inputs and outputs."""
+    return path.rpartition("/")[2] == "kernel" and len(_layer_shape(path, leaf)) > 2
 
 
 def _layer_shape(path: str, leaf: Any) -> tuple[int, ...]:

@@ -14,16 +14,18 @@ from jax.sharding import AbstractMesh, Mesh
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.images.array import image_dtype
 from imagen_jax.parallel import batching, sharding
+from imagen_jax.parallel.axes import TEXT, Axes
 from imagen_jax.parallel.mesh import check_batch_size
 from imagen_jax.planning.cost import stage_cost
 from imagen_jax.planning.flops import count_flops
 from imagen_jax.stages import stage as stages
-from imagen_jax.stages.sampling import jit_sample_fn, make_sample_fn
+from imagen_jax.stages.sampling import SAMPLING_AXES, jit_sample_fn, make_sample_fn
 from imagen_jax.stages.stage import Stage
 from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.tokenizer import FEATURE_AXES
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import abstract_state
-from imagen_jax.training.step import make_train_step
+from imagen_jax.training.step import TRAINING_AXES, make_train_step
 
 AnyMesh = Mesh | AbstractMesh
 
@@ -56,7 +58,7 @@ def train_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder) -> P
     abstract, _ = abstract_state(stage.init, optimizer, config.seed, mesh, config.sharding_rules)
     encoder_params = sharding.with_shardings(encoder.shapes, mesh)
     image = jax.ShapeDtypeStruct((size, *stage.image_shape), image_dtype(config.data.bits, "config.data.bits"))
-    batch = _shard_batch({"image": image} | _text_inputs(size, encoder), mesh)
+    batch = _shard_batch({"image": image} | _text_inputs(size, encoder), TRAINING_AXES, mesh)
 
     def lower() -> jax.stages.Lowered:
         assert isinstance(mesh, Mesh)
@@ -85,7 +87,7 @@ def sample_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder, siz
     inputs = _text_inputs(size, encoder) | {"keys": jax.ShapeDtypeStruct((size,), jax.random.key(0).dtype)}
     if stage.is_super_resolution:
         inputs["low_res"] = jax.ShapeDtypeStruct((size, *stage.low_res_shape), jnp.float32)
-    batch = _shard_batch(inputs, mesh)
+    batch = _shard_batch(inputs, SAMPLING_AXES, mesh)
     arguments = (params, encoder_params, batch["tokens"], batch["mask"], batch["keys"], batch.get("low_res"))
     sampler = jit_sample_fn(stage, mesh)
     return Program(
@@ -104,13 +106,13 @@ def sample_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder, siz
 def embed_program(mesh: AnyMesh, encoder: TextEncoder, size: int) -> Program:
     """Returns the text encoder for `size` captions."""
     params = sharding.with_shardings(encoder.shapes, mesh)
-    batch = _shard_batch(_text_inputs(size, encoder), mesh)
+    batch = _shard_batch(_text_inputs(size, encoder), FEATURE_AXES, mesh)
     return Program(
         argument_bytes={"text encoder": bytes_per_chip(params), "batch": bytes_per_chip(batch)},
         num_params=count_params(params),
         model_flops=size * encoder_flops(encoder),
         batch_size=size,
-        lower=lambda: jax.jit(encoder.encode, out_shardings=batching.batch_sharding(mesh)).lower(
+        lower=lambda: jax.jit(encoder.encode, out_shardings=batching.batch_sharding(mesh, TEXT)).lower(
             params, batch["tokens"], batch["mask"]
         ),
     )
@@ -124,12 +126,15 @@ def _text_inputs(size: int, encoder: TextEncoder) -> dict[str, jax.ShapeDtypeStr
     return {"tokens": tokens, "mask": jax.ShapeDtypeStruct((size, encoder.length), jnp.bool_)}
 
 
-def _shard_batch(batch: dict[str, jax.ShapeDtypeStruct], mesh: AnyMesh) -> dict[str, jax.ShapeDtypeStruct]:
+def _shard_batch(
+    batch: dict[str, jax.ShapeDtypeStruct], axes: dict[str, Axes], mesh: AnyMesh
+) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns a batch with the shardings that the commands use."""
-    return {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batching.batch_sharding(mesh, leaf.ndim))
-        for name, leaf in batch.items()
-    }
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        batch,
+        batching.batch_shardings(batch, axes, mesh),
+    )
 
 
 def bytes_per_chip(tree: Any) -> int:

@@ -10,7 +10,9 @@ import numpy as np
 from imagen_jax.diffusion import process, vlb
 from imagen_jax.diffusion.schedules import alpha_from_logsnr, cosine_time, sigma_from_logsnr
 from imagen_jax.images.array import image_dtype
-from imagen_jax.stages.stage import Stage
+from imagen_jax.parallel.axes import IMAGE, VECTOR
+from imagen_jax.stages.stage import CONDITION_AXES, Stage
+from imagen_jax.text.encoder import TEXT_CONDITION_AXES
 
 
 class DiffusionBatch(NamedTuple):
@@ -31,6 +33,9 @@ class DiffusionBatch(NamedTuple):
     t: jax.Array
     eps: jax.Array
     dropout_keys: jax.Array | None = None
+
+
+DIFFUSION_BATCH_AXES = DiffusionBatch(IMAGE, TEXT_CONDITION_AXES, CONDITION_AXES, VECTOR, IMAGE, VECTOR)  # type: ignore[arg-type]
 
 
 class Losses(NamedTuple):

@@ -21,13 +21,17 @@ from imagen_jax.diffusion.schedules import alpha_from_logsnr, cosine_time, sigma
 from imagen_jax.diffusion.tiling import tiled_predict
 from imagen_jax.images.array import image_dtype, to_float, to_uint
 from imagen_jax.parallel import multihost
+from imagen_jax.parallel.axes import IMAGE, VECTOR
 from imagen_jax.parallel.batching import batch_sharding, pad_batch, padded_size, shard_host_batch
 from imagen_jax.parallel.mesh import num_batch_shards
 from imagen_jax.parallel.sharding import replicate_conv_kernels
 from imagen_jax.stages.stage import Stage, check_rows
 from imagen_jax.text.encoder import TextCondition
+from imagen_jax.text.tokenizer import FEATURE_AXES
 
 SAMPLING_MESH = {"data": -1, "fsdp": 1, "spatial": 1}  # every device has full networks, and images of its own
+# what a sampler takes, apart from weights
+SAMPLING_AXES = {**FEATURE_AXES, "keys": "batch ...", "low_res": IMAGE, "guidance_scale": VECTOR}
 SampleFn = Callable[..., jax.Array]
 PredictFn = Callable[..., tuple[jax.Array, jax.Array | None]]
 
@@ -97,7 +101,8 @@ def jit_sample_fn(stage: Stage, mesh: Mesh | AbstractMesh) -> jax.stages.Wrapped
     check_rows(stage.config, mesh.shape["spatial"])
     sample = make_sample_fn(stage.with_mesh(mesh), stage.config.sampling)
     return jax.jit(
-        lambda params, *rest: sample(replicate_conv_kernels(params, mesh), *rest), out_shardings=batch_sharding(mesh, 4)
+        lambda params, *rest: sample(replicate_conv_kernels(params, mesh), *rest),
+        out_shardings=batch_sharding(mesh, IMAGE),
     )
 
 
@@ -261,7 +266,7 @@ class StageSampler:
             batch["low_res"] = pad_batch(low_res, size)
         if guidance_scale is not None:
             batch["guidance_scale"] = pad_batch(np.asarray(guidance_scale, np.float32), size, 1)
-        placed = shard_host_batch(batch, self._mesh)
+        placed = shard_host_batch(batch, SAMPLING_AXES, self._mesh)
         images = self._program(
             params,
             encoder_params,

@@ -29,11 +29,14 @@ from imagen_jax.images.resize import resize
 from imagen_jax.models.efficient_unet import EfficientUNet
 from imagen_jax.models.unet import UNet
 from imagen_jax.models.unet_base import UNetBase, no_constraint
+from imagen_jax.parallel.axes import IMAGE, VECTOR
 from imagen_jax.parallel.batching import constrain_batch
 from imagen_jax.text.embedding_cache import EmbeddingCache, cached_encoder
-from imagen_jax.text.encoder import TextEncoder, load_encoder
+from imagen_jax.text.encoder import TEXT_CONDITION_AXES, TextEncoder, load_encoder
 
 NETWORKS: dict[str, type[UNetBase]] = {"unet": UNet, "efficient_unet": EfficientUNet}
+# of `Stage.augment_low_res`
+CONDITION_AXES = {"low_res": IMAGE, "aug_level": VECTOR}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +128,9 @@ class Stage:
             (prediction, v), both [B, H, W, C]; v interpolates the log-variance of a reverse step, and is None where
             variances are not learned.
         """
-        z, logsnr, text, text_mask, condition = self.network.constrain((z, logsnr, text, text_mask, condition))
+        z, logsnr, text, text_mask, condition = self.network.constrain(
+            (z, logsnr, text, text_mask, condition), (IMAGE, VECTOR, *TEXT_CONDITION_AXES, CONDITION_AXES)
+        )
         output = self.network.apply(
             {"params": params},
             z,

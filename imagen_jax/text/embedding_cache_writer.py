@@ -26,6 +26,7 @@ from tqdm import tqdm
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import atomic_write, commit, read_json, sha256_file, temp_path
 from imagen_jax.io.changes import changes
+from imagen_jax.parallel.axes import TOKENS
 from imagen_jax.parallel.batching import batch_sharding, pad_batch, padded_size
 from imagen_jax.parallel.sharding import device_put_global
 from imagen_jax.text.embedding_cache import (
@@ -166,7 +167,7 @@ class Embedder:
         for row, caption in enumerate(captions):
             if not caption:
                 tokens[row], mask[row] = self._encoder.tokenize.empty_caption
-        placed = (device_put_global(array, batch_sharding(self._mesh)) for array in (tokens, mask))
+        placed = (device_put_global(array, batch_sharding(self._mesh, TOKENS)) for array in (tokens, mask))
         return mask, self._program(self._params, *placed)
 
     def _pack_rows(self, captions: Sequence[str], mask: np.ndarray, outputs: _Quantized) -> list[PackedRow]:

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from imagen_jax.errors import ConfigError
 from imagen_jax.models.t5 import T5Encoder
+from imagen_jax.parallel.axes import TEXT, TOKENS
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.parallel.sharding import ReadSliceFn, load_params
 from imagen_jax.text.fingerprint import encoder_fingerprint
@@ -47,6 +48,9 @@ class TextCondition(NamedTuple):
 
     embeddings: jax.Array
     mask: jax.Array
+
+
+TEXT_CONDITION_AXES: Any = TextCondition(TEXT, TOKENS)  # type: ignore[arg-type]  # names in the place of arrays
 
 
 @dataclass(frozen=True)

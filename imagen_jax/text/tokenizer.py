@@ -17,6 +17,7 @@ import numpy as np
 
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import read_json
+from imagen_jax.parallel.axes import TOKENS
 
 _PAD_ID = 0
 _BYTE_EOS_ID = 1
@@ -27,6 +28,9 @@ BYTE_VOCAB_SIZE = 384  # 3 + 256 bytes + 125 sentinels
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "spiece.model")
 
 _SPECIAL_TOKEN = re.compile(r"</s>|<pad>|<unk>|<extra_id_\d+>")
+
+# the features of captions in a batch; `tokens` may be embeddings from a cache
+FEATURE_AXES = {"tokens": f"{TOKENS} ...", "mask": TOKENS}
 
 
 class TextInput(Protocol):

@@ -40,7 +40,7 @@ from imagen_jax.training.preemption import StopRequest, stop_message
 from imagen_jax.training.progress_bar import ProgressBar, RunInfo
 from imagen_jax.training.skip_updates import SkippedUpdateMonitor
 from imagen_jax.training.state import TrainState, abstract_state
-from imagen_jax.training.step import make_train_step
+from imagen_jax.training.step import TRAINING_AXES, make_train_step
 from imagen_jax.training.validate import check_training
 from imagen_jax.training.watchdog import Watchdog
 from imagen_jax.training.workdir_lock import check_writable, lock_workdir
@@ -147,7 +147,7 @@ def _run(config: StageConfig, workdir: Path, stop: StopRequest, clock: Clock) ->
         for step in range(first + 1, training.steps + 1):
             with clock.spend("step" if stop.ready else "compile", step):
                 with clock.spend("data", step):
-                    batch = batching.shard_local_batch(progress.next_batch(batches), mesh)
+                    batch = batching.shard_local_batch(progress.next_batch(batches), TRAINING_AXES, mesh)
                 state, metrics = train_step(state, encoder_params, batch)
                 progress.step(step, metrics)
             stop.ready = True

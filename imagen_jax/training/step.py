@@ -12,13 +12,16 @@ from jax.sharding import Mesh
 from imagen_jax.diffusion.process import sample_timesteps
 from imagen_jax.images.array import Size, scale_size, to_float
 from imagen_jax.images.resize import resize
+from imagen_jax.parallel.axes import IMAGE
 from imagen_jax.parallel.batching import constrain_batch, micro_batches
 from imagen_jax.parallel.sharding import replicate_conv_kernels, replicated
-from imagen_jax.stages.loss import DiffusionBatch, Losses, diffusion_loss
+from imagen_jax.stages.loss import DIFFUSION_BATCH_AXES, DiffusionBatch, Losses, diffusion_loss
 from imagen_jax.stages.stage import Stage
+from imagen_jax.text.tokenizer import FEATURE_AXES
 from imagen_jax.training.state import TrainState, update_ema
 
 Batch = dict[str, jax.Array]
+TRAINING_AXES = {"image": IMAGE, **FEATURE_AXES}
 Metrics = dict[str, jax.Array]
 # equal bins of the noise level in [0, 1] by which losses are reported; the last is almost pure noise
 NOISE_BINS = 5
@@ -145,7 +148,7 @@ def _accumulate_gradients(
         return jax.lax.with_sharding_constraint(total, shardings), losses
 
     zeros = jax.lax.with_sharding_constraint(jax.tree.map(jnp.zeros_like, params), shardings)
-    gradients, losses = jax.lax.scan(add, zeros, micro_batches(batch, steps, mesh))
+    gradients, losses = jax.lax.scan(add, zeros, micro_batches(batch, DIFFUSION_BATCH_AXES, steps, mesh))
     return gradients, jax.tree.map(lambda values: values.T.ravel(), losses)
 
 
@@ -171,7 +174,8 @@ def make_train_step(
 
     def step(state: TrainState, encoder_params: Any, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        examples = constrain_batch(make_diffusion_batch(stage, encoder_params, batch, key), mesh)
+        examples = make_diffusion_batch(stage, encoder_params, batch, key)
+        examples = constrain_batch(examples, DIFFUSION_BATCH_AXES, mesh)
         gradients, losses = _accumulate_gradients(
             stage, state.params, examples, grad_accum_steps, abstract.params, mesh
         )

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from imagen_jax.parallel import multihost
+from imagen_jax.parallel.axes import IMAGE, TOKENS
 from imagen_jax.parallel.batching import local_rows, shard_local_batch
 from imagen_jax.parallel.mesh import make_mesh
 
@@ -17,11 +18,12 @@ def main():
     count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
     multihost.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], count, index)
     batch = {"image": np.arange(4 * 16 * 3).reshape(4, 16, 1, 3), "tokens": np.arange(4 * 5).reshape(4, 5)}
+    axes = {"image": IMAGE, "tokens": TOKENS}
     for (data, fsdp, spatial), examples in EXAMPLES_READ.items():
         mesh = make_mesh({"data": data, "fsdp": fsdp, "spatial": spatial})
         rows = local_rows(4, mesh)
         assert len(rows) == examples, rows
-        placed = shard_local_batch({name: array[rows] for name, array in batch.items()}, mesh)
+        placed = shard_local_batch({name: array[rows] for name, array in batch.items()}, axes, mesh)
         for name, array in batch.items():
             assert placed[name].shape == array.shape
             for shard in placed[name].addressable_shards:

@@ -8,6 +8,7 @@ import pytest
 
 from imagen_jax.errors import ConfigError
 from imagen_jax.parallel import multihost
+from imagen_jax.parallel.axes import TOKENS
 from imagen_jax.parallel.batching import batch_sharding
 from imagen_jax.parallel.sharding import device_put_global
 from tests.helpers.configs import eight_devices
@@ -23,7 +24,8 @@ def test_single_process(capfd):
 
 def test_all_gather():
     rows = np.arange(48).reshape(16, 3)
-    np.testing.assert_array_equal(multihost.all_gather(device_put_global(rows, batch_sharding(eight_devices()))), rows)
+    placed = device_put_global(rows, batch_sharding(eight_devices(), TOKENS))
+    np.testing.assert_array_equal(multihost.all_gather(placed), rows)
 
 
 @pytest.mark.parametrize("code", [0, 1, 2])

@@ -17,6 +17,7 @@ from imagen_jax.parallel.sharding import (
     key_path,
     load_params,
     param_shardings,
+    replicate_conv_kernels,
     replicated,
     with_shardings,
 )
@@ -39,6 +40,22 @@ def test_fsdp_spec(fsdp):
         assert shape[spec.index("fsdp")] == max(divisible)
         assert max(divisible) not in shape[spec.index("fsdp") + 1 :]  # the last one of equals
     assert num_sharded > 20
+
+
+def test_only_convolution_kernels_are_replicated():
+    mesh = make_mesh({"data": 1, "fsdp": 2, "spatial": 4})
+    shapes = {
+        "conv": {"kernel": (3, 3, 64, 128), "bias": (128,)},
+        "time_conv": {"kernel": (3, 64, 128)},
+        "blocks_0_to_1": {"conv": {"kernel": (2, 3, 3, 64, 64)}, "dense": {"kernel": (2, 128, 256)}},
+        "waves": (4, 4, 64, 64),
+    }
+    params = jax.tree.map(jnp.zeros, shapes, is_leaf=lambda shape: isinstance(shape, tuple))
+    params = jax.device_put(params, param_shardings(params, mesh))
+    program = jax.jit(lambda params: replicate_conv_kernels(params, mesh))
+    leaves = jax.tree_util.tree_leaves_with_path(program(params))
+    sharded = {key_path(path) for path, leaf in leaves if not leaf.sharding.is_fully_replicated}
+    assert sharded == {"blocks_0_to_1/dense/kernel", "waves"}
 
 
 def test_param_shardings():

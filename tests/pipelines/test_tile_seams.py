@@ -13,7 +13,7 @@ from imagen_jax.stages import stage as stages
 from imagen_jax.stages.sampling import make_sample_fn, stage_keys
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import abstract_state
-from imagen_jax.training.step import make_train_step
+from imagen_jax.training.step import TRAINING_AXES, make_train_step
 from tests.helpers.configs import one_device, sr_config
 
 COUNT = 64
@@ -116,7 +116,7 @@ def params():
         examples = [source[first + i] for i in range(size)]
         tokens, mask = stage.encoder.tokenize([example.captions[0] for example in examples])
         images = np.stack([example.image for example in examples])
-        batch = batching.shard_local_batch({"image": images, "tokens": tokens, "mask": mask}, mesh)
+        batch = batching.shard_local_batch({"image": images, "tokens": tokens, "mask": mask}, TRAINING_AXES, mesh)
         state, metrics = step(state, stage.encoder.params, batch)
         losses.append(float(metrics["loss"]))
     assert np.mean(losses[-20:]) < 0.5 * losses[0]

@@ -25,6 +25,7 @@ from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import TrainState, abstract_state
 from imagen_jax.training.step import (
     NOISE_BINS,
+    TRAINING_AXES,
     _low_res_condition,
     drop_text,
     loss_by_noise_bin,
@@ -70,7 +71,7 @@ class Run:
         return jax.tree.map(lambda a, leaf: jax.device_put(np.array(a), leaf.sharding), host, self._abstract)
 
     def __call__(self, state, batch):
-        arguments = state, self._encoder_params, batching.shard_local_batch(batch, self.mesh)
+        arguments = state, self._encoder_params, batching.shard_local_batch(batch, TRAINING_AXES, self.mesh)
         if self.compiled is None:
             self.compiled = self._step.lower(*arguments).compile()
         return self.compiled(*arguments)
@@ -498,10 +499,10 @@ class TestCrops:
     def test_devices_crop_their_own_images(self):
         mesh = eight_devices()
         host_images = coordinate_images(BATCH, 6, 6)
-        images = batching.shard_local_batch({"image": host_images}, mesh)["image"]
+        images = batching.shard_local_batch({"image": host_images}, TRAINING_AXES, mesh)["image"]
         program = jax.jit(functools.partial(random_crops, size=(4, 4))).lower(jax.random.key(0), images).compile()
         crops = program(jax.random.key(0), images)
-        assert crops.sharding.is_equivalent_to(batching.batch_sharding(mesh), crops.ndim)
+        assert crops.sharding.is_equivalent_to(batching.batch_sharding(mesh, "batch"), crops.ndim)
         assert "u8[8,6,6,3]" not in program.as_text()  # no device ever has all images
         np.testing.assert_array_equal(crops, random_crops(jax.random.key(0), jnp.asarray(host_images), (4, 4)))
 
