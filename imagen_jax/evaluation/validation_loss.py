@@ -14,7 +14,7 @@ from imagen_jax.diffusion import samplers
 from imagen_jax.diffusion.schedules import logsnr_from_cosine_time
 from imagen_jax.images.array import to_float
 from imagen_jax.images.resize import resize
-from imagen_jax.parallel import multihost
+from imagen_jax.parallel import multihost, runtime
 from imagen_jax.parallel.axes import IMAGE, VECTOR
 from imagen_jax.parallel.batching import batch_sharding, pad_batch, padded_size, shard_host_batch
 from imagen_jax.parallel.mesh import num_batch_shards
@@ -57,7 +57,9 @@ def make_validation_loss(stage: Stage, mesh: Mesh, batch_size: int) -> Validatio
         examples = DiffusionBatch(x, text, condition, jnp.broadcast_to(t, x.shape[:1]), eps)
         return diffusion_loss(stage, params, examples).loss
 
-    program = jax.jit(losses_at_level, out_shardings=batch_sharding(mesh, VECTOR))
+    program = jax.jit(
+        losses_at_level, out_shardings=batch_sharding(mesh, VECTOR), compiler_options=runtime.compiler_options(mesh)
+    )
 
     def validation_loss(params: Any, encoder_params: Any, images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
         # all batches have the same size, a multiple of the batch shards: the last one is padded

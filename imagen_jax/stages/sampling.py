@@ -20,7 +20,7 @@ from imagen_jax.diffusion.process import predict_x0_and_eps
 from imagen_jax.diffusion.schedules import alpha_from_logsnr, cosine_time, sigma_from_logsnr
 from imagen_jax.diffusion.tiling import tiled_predict
 from imagen_jax.images.array import image_dtype, to_float, to_uint
-from imagen_jax.parallel import multihost
+from imagen_jax.parallel import multihost, runtime
 from imagen_jax.parallel.axes import IMAGE, VECTOR
 from imagen_jax.parallel.batching import batch_sharding, pad_batch, padded_size, shard_host_batch
 from imagen_jax.parallel.mesh import num_batch_shards
@@ -103,6 +103,7 @@ def jit_sample_fn(stage: Stage, mesh: Mesh | AbstractMesh) -> jax.stages.Wrapped
     return jax.jit(
         lambda params, *rest: sample(replicate_conv_kernels(params, mesh), *rest),
         out_shardings=batch_sharding(mesh, IMAGE),
+        compiler_options=runtime.compiler_options(mesh),
     )
 
 

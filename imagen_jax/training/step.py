@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from imagen_jax.diffusion.process import sample_timesteps
 from imagen_jax.images.array import Size, scale_size, to_float
 from imagen_jax.images.resize import resize
+from imagen_jax.parallel import runtime
 from imagen_jax.parallel.axes import IMAGE
 from imagen_jax.parallel.batching import constrain_batch, micro_batches
 from imagen_jax.parallel.sharding import replicate_conv_kernels, replicated
@@ -202,4 +203,5 @@ def make_train_step(
         donate_argnums=0,
         in_shardings=(shardings, None, None),  # encoder parameters and batch keep their shardings
         out_shardings=(shardings, replicated(mesh)),
+        compiler_options=runtime.compiler_options(mesh),
     )
