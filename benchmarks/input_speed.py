@@ -1,7 +1,8 @@
 """Measure how fast one core reads examples: `python -m benchmarks.input_speed --rate=50`. Nothing is trained.
 
 For each kind of data source and each image size it decodes, resizes and crops images in one thread, and prints images
-per second of CPU time, and the number of cores that a host needs whose 8 chips train on `--rate` images/s each.
+per second of CPU time, and the number of cores that a host needs whose 8 chips train on `--rate` images/s each. For
+each preset of the paper it reads training examples and prints the bytes of images that devices receive in a step.
 
 The image files are made in a temporary folder: smooth colors with grain, so that a JPEG has as many bytes per pixel as
 a photograph (a third of a byte at quality 90). "fitted" files are a third larger than the size they are read at; the
@@ -22,12 +23,13 @@ from absl import flags
 from PIL import Image
 
 from benchmarks import app
-from configs import folder_base, shapes_base
+from configs import folder_base, imagen_base_64, imagen_sr_256, imagen_sr_1024, shapes_base
 from imagen_jax.cli.flags import CommandFlags
 from imagen_jax.config.load import load_config
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.data.dataset import ImageTextDataset
-from imagen_jax.datasets.from_config import make_examples
+from imagen_jax.data.pipeline import training_batches
+from imagen_jax.datasets.from_config import make_buckets, make_examples
 
 CHIPS = 8
 SIZES = (64, 256, 1024)
@@ -38,6 +40,9 @@ HEADER = (
     "| source | size | images/s per core | cores for 8 chips |",
     "|---|---|---|---|",
 )
+
+
+PRESET_HEADER = ("| preset | MB of images per step | MB of full images |", "|---|---|---|")
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -56,6 +61,12 @@ def run(args: CommandFlags) -> None:
                 rate = images_per_second(make(Path(folder), size), args.seconds)
             cores = math.ceil(CHIPS * args.rate / rate)
             print(f"| {name} | {size} | {rate:,.4g} | {cores} |", flush=True)
+    print("\n".join(("", *PRESET_HEADER)))
+    for module in (imagen_base_64, imagen_sr_256, imagen_sr_1024):
+        config: StageConfig = load_config(module.get_config())
+        full = config.with_changes({"data.crop_size": 0})
+        sizes = " | ".join(f"{image_bytes(which) / 1e6:,.1f}" for which in (config, full))
+        print(f"| {module.__name__.rpartition('.')[2]} | {sizes} |", flush=True)
 
 
 def _shapes(_: Path, size: int) -> ImageTextDataset:
@@ -111,6 +122,14 @@ def images_per_second(examples: ImageTextDataset, seconds: float) -> float:
         examples.fit(examples[count % len(examples)].image)
         count += 1
     return count / (time.process_time() - start)
+
+
+def image_bytes(config: StageConfig) -> int:
+    """Returns the bytes of the images of a global batch, as training reads them."""
+    datasets = make_buckets(config.data, config.data.split, config.image_hw, config.channels)
+    count = config.training.batch_size
+    batches = training_batches(datasets, lambda caption: {}, count, config.seed, threads=1, prefetch=1, rows=[0])
+    return count * next(batches)["image"].nbytes
 
 
 SOURCES: dict[str, Callable[[Path, int], ImageTextDataset]] = {

@@ -121,8 +121,9 @@ def _random_batch(stage: Stage, rows: int) -> dict[str, np.ndarray]:
     """Returns a batch of random images and text embeddings, with the shapes and dtypes of training."""
     rng, encoder = np.random.default_rng(0), stage.encoder
     dtype = image_dtype(stage.config.data.bits, "config.data.bits")
+    shape = (rows, *stage.config.training_hw, stage.config.channels)
     return {
-        "image": rng.integers(0, np.iinfo(dtype).max, (rows, *stage.image_shape), dtype, endpoint=True),
+        "image": rng.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True),
         "tokens": rng.standard_normal((rows, encoder.length, encoder.width), np.float32).astype(jnp.bfloat16),
         "mask": np.arange(encoder.length) < rng.integers(1, encoder.length + 1, (rows, 1)),
     }

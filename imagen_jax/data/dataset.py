@@ -9,9 +9,9 @@ import numpy as np
 
 from imagen_jax.data.corrupt import CorruptRecords
 from imagen_jax.data.record import CorruptRecordError, Record, Source
-from imagen_jax.data.transforms import Transform
+from imagen_jax.data.transforms import Transform, crop_image
 from imagen_jax.errors import ConfigError
-from imagen_jax.images.array import IMAGE_DTYPES
+from imagen_jax.images.array import IMAGE_DTYPES, Size
 
 # If this many replacements in a row are corrupt too, almost nothing can be read.
 _MAX_TRIES = 100
@@ -37,6 +37,7 @@ class ImageTextDataset:
         channels: number of channels of the images.
         transform: decodes image files; None for a source of decoded images.
         corrupt: counts the corrupt records and ends the run if there are too many; by default the first one does.
+        crop_size: (height, width) of the random crops to train on; (0, 0) for full images.
 
     Raises:
         ConfigError: the source is empty, its images have other channels or another dtype, or too many are corrupt.
@@ -48,8 +49,9 @@ class ImageTextDataset:
         channels: int,
         transform: Transform | None = None,
         corrupt: CorruptRecords | None = None,
+        crop_size: Size = (0, 0),
     ) -> None:
-        self.source, self._transform = source, transform
+        self.source, self._transform, self._crop_size = source, transform, crop_size
         if not len(source):
             raise ConfigError(f"{source!r} is empty: there is nothing to train on")
         self.corrupt = corrupt or CorruptRecords(repr(source), len(source), max_fraction=0.0)
@@ -90,6 +92,13 @@ class ImageTextDataset:
             rng: random generator for the crops and flips of training; None for the center crop.
         """
         return image if self._transform is None else self._transform.fit(image, rng)
+
+    def training_crop(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Returns what is trained on of an image [H, W, C] from `fit`: a random crop of it, or all of it.
+
+        The paper trains its last stage on 256×256 crops of 1024×1024 images (arXiv:2205.11487).
+        """
+        return crop_image(image, self._crop_size, rng) if any(self._crop_size) else image
 
     def _load(self, index: SupportsIndex) -> Example:
         record = self.source[index]

@@ -49,24 +49,24 @@ def training_batches(
             to its length.
         text_features: maps a caption to the arrays that represent it in a batch, by name.
         batch_size: global batch size B.
-        seed: seed of the shuffling and of the choice among an example's captions.
+        seed: seed of the shuffling, of crops and flips, and of the choice among an example's captions.
         threads: number of threads that read and decode; about one per core.
         prefetch: number of batches to keep ready.
         rows: the rows of each global batch that this process reads; None for all.
 
     Returns:
-        An iterator over dicts with `image`, uint8 or uint16 [rows, H, W, C], and the arrays of `text_features`, each
-        with a leading axis [rows].
+        An iterator over dicts with `image`, uint8 or uint16 [rows, H, W, C] of full images or crops, and the arrays of
+        `text_features`, each with a leading axis [rows].
     """
     rows = range(batch_size) if rows is None else rows
 
     def local_batches(dataset: ImageTextDataset) -> grain.MapDataset:
         def load(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
             example = dataset[index]
-            return {
-                "image": dataset.fit(example.image, rng),
-                **text_features(random_caption(example.captions, rng)),
-            }
+            image = dataset.fit(example.image, rng)
+            features = text_features(random_caption(example.captions, rng))
+            # cropped last, so that a crop size changes neither flips nor captions
+            return {"image": dataset.training_crop(image, rng), **features}
 
         # the generator is a function of (seed, position): the same in every run, on any number of processes
         elements = training_order(dataset.source, seed).random_map(load)

@@ -48,6 +48,14 @@ _MODES_32_BIT = ("I", "F")
 Image.MAX_IMAGE_PIXELS = None
 
 
+def crop_image(image: np.ndarray, size: Size, rng: np.random.Generator | None = None) -> np.ndarray:
+    """Crops an image [H, W, C] at a uniformly random position; at the center without `rng`."""
+    height, width = size
+    rows, columns = image.shape[0] - height, image.shape[1] - width
+    top, left = (rows // 2, columns // 2) if rng is None else (rng.integers(rows + 1), rng.integers(columns + 1))
+    return image[top : top + height, left : left + width]
+
+
 @dataclass(frozen=True)
 class Transform:
     """Decodes image files to images [H, W, C] of one size.
@@ -98,12 +106,7 @@ class Transform:
             image: the result of `decode`.
             rng: random generator for the random crops and flips of training; None for the center crop.
         """
-        height, width = self.size
-        rows, columns = image.shape[0] - height, image.shape[1] - width
-        top, left = rows // 2, columns // 2
-        if rng is not None and self.crop == "random":
-            top, left = rng.integers(rows + 1), rng.integers(columns + 1)
-        cropped = image[top : top + height, left : left + width]
+        cropped = crop_image(image, self.size, rng if self.crop == "random" else None)
         return cropped[:, ::-1] if rng is not None and self.flip and rng.random() < 0.5 else cropped
 
     def _read(self, image: ImageFile.ImageFile, name: str) -> np.ndarray:

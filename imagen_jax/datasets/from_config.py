@@ -28,8 +28,9 @@ def make_examples(config: DataConfig, split: str, image_size: int | Size, channe
     source = make_source(config, split, image_size)
     transform = make_transform(config, image_size, channels)
     if transform is None or not isinstance(config, FileKeys):
-        return ImageTextDataset(source, channels)
-    return ImageTextDataset(source, channels, transform, CorruptRecords(repr(source), len(source), config.max_corrupt))
+        return ImageTextDataset(source, channels, crop_size=config.crop_hw)
+    corrupt = CorruptRecords(repr(source), len(source), config.max_corrupt)
+    return ImageTextDataset(source, channels, transform, corrupt, config.crop_hw)
 
 
 def make_transform(config: DataConfig, image_size: int | Size, channels: int) -> Transform | None:

@@ -57,7 +57,8 @@ def train_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder) -> P
     optimizer = make_optimizer(config.optimizer)
     abstract, _ = abstract_state(stage.init, optimizer, config.seed, mesh, config.sharding_rules)
     encoder_params = sharding.with_shardings(encoder.shapes, mesh)
-    image = jax.ShapeDtypeStruct((size, *stage.image_shape), image_dtype(config.data.bits, "config.data.bits"))
+    image_shape = (size, *config.training_hw, config.channels)
+    image = jax.ShapeDtypeStruct(image_shape, image_dtype(config.data.bits, "config.data.bits"))
     batch = _shard_batch({"image": image} | _text_inputs(size, encoder), TRAINING_AXES, mesh)
 
     def lower() -> jax.stages.Lowered:

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from imagen_jax.diffusion.process import sample_timesteps
-from imagen_jax.images.array import Size, scale_size, to_float
+from imagen_jax.images.array import scale_size, to_float
 from imagen_jax.images.resize import resize
 from imagen_jax.parallel import runtime
 from imagen_jax.parallel.axes import IMAGE
@@ -34,14 +34,12 @@ def make_diffusion_batch(stage: Stage, encoder_params: Any, batch: Batch, key: j
     Args:
         stage: the stage to train.
         encoder_params: parameters of its frozen text encoder.
-        batch: `image` uint8 or uint16 [B, H, W, C], uncropped; `tokens` int32 [B, L], or embeddings [B, L, D] from a
-            cache; `mask` bool [B, L].
+        batch: `image` uint8 or uint16 [B, H, W, C], full images or crops; `tokens` int32 [B, L], or embeddings
+            [B, L, D] from a cache; `mask` bool [B, L].
         key: the key of the step.
     """
-    time_key, noise_key, drop_key, aug_key, dropout_key, crop_key = jax.random.split(key, 6)
-    crop = stage.config.data.crop_hw
-    # cropped first, so that target and low-resolution condition show the same part of the image
-    x = to_float(random_crops(crop_key, batch["image"], crop) if any(crop) else batch["image"])
+    time_key, noise_key, drop_key, aug_key, dropout_key = jax.random.split(key, 5)
+    x = to_float(batch["image"])
     text = stage.encoder.encode(encoder_params, batch["tokens"], batch["mask"]), batch["mask"]
     text = drop_text(drop_key, text, stage.unconditional(encoder_params), stage.config.diffusion.cond_drop_prob)
     condition = _low_res_condition(stage, aug_key, x) if stage.is_super_resolution else {}
@@ -79,28 +77,6 @@ def loss_by_noise_bin(losses: Losses) -> Metrics:
     # selected, not multiplied by 0, so that a NaN stays in its own bin
     sums = jnp.sum(jnp.where(members, losses.loss[:, None], 0.0), axis=0)
     return {"band_losses": sums, "band_counts": jnp.sum(members, axis=0)}
-
-
-def random_crops(key: jax.Array, images: jax.Array, size: Size) -> jax.Array:
-    """Crops each image at a uniformly random position (arXiv:2205.11487, Section 2.4).
-
-    The paper trains its last stage on 256×256 crops of 1024×1024 images.
-
-    Args:
-        key: decides the positions.
-        images: [B, H, W, C].
-        size: (h, w) of the crops.
-
-    Returns:
-        Crops [B, h, w, C].
-    """
-    batch, height, width, channels = images.shape
-    corners = jax.random.randint(key, (batch, 2), 0, jnp.array([height - size[0] + 1, width - size[1] + 1]))
-
-    def crop(image: jax.Array, corner: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (*size, channels))
-
-    return jax.vmap(crop)(images, corners)
 
 
 def _low_res_condition(stage: Stage, key: jax.Array, x: jax.Array) -> dict[str, jax.Array]:

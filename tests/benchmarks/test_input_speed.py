@@ -1,6 +1,7 @@
 import pytest
 
 from benchmarks import input_speed
+from tests.helpers.configs import sr_config
 
 FITTED = [name for name in input_speed.SOURCES if "megapixel" not in name]  # those take seconds to make
 
@@ -11,6 +12,14 @@ def test_source_is_read_at_size(tmp_path, name):
     assert examples.fit(examples[0].image).shape == (64, 64, 3)
     assert examples.corrupt.count == 0
     assert input_speed.images_per_second(examples, seconds=0.01) > 0
+
+
+def test_crops_have_fewer_bytes():
+    config = sr_config(**{"data.crop_size": 4})
+    assert input_speed.image_bytes(config) == config.training.batch_size * 4 * 4 * 3
+    assert (
+        input_speed.image_bytes(config.with_changes({"data.crop_size": 0})) == config.training.batch_size * 16 * 16 * 3
+    )
 
 
 def test_synthetic_photo_has_photo_file_size(tmp_path):

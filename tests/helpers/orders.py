@@ -14,7 +14,8 @@ class _IndexCaptions:
     """A data set whose captions are the indices of its examples."""
 
     def __init__(self, examples):
-        self._examples, self.fit, self.source = examples, examples.fit, examples.source
+        self._examples, self.source = examples, examples.source
+        self.fit, self.training_crop = examples.fit, examples.training_crop
 
     def __len__(self):
         return len(self._examples)
