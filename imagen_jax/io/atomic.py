@@ -1,21 +1,30 @@
 """Atomic file writes that survive kills and power loss, and limited JSON reads.
 
-A file is written under a temporary name, synced to disk, and renamed.
+A file is written under a temporary name, synced to disk, and renamed; in a bucket, it is one object, which appears when
+it is complete.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
+
+from imagen_jax.io.paths import bucket_path
 
 _MAX_JSON_BYTES = 2**28
 
 
 def atomic_write(path: Path, data: bytes) -> None:
     """Writes a file atomically, and creates its folder. Raises OSError and leaves no partial file if that fails."""
+    bucket = bucket_path(path)
+    if bucket is not None:
+        bucket.write_bytes(data)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temp_path(path)
     try:
@@ -47,12 +56,22 @@ def read_json(path: Path) -> Any:
 
 
 def temp_path(path: Path) -> Path:
-    """Returns the temporary path of a file until it is committed."""
+    """Returns the temporary path of a file until it is committed: beside it, or on a local disk for a bucket."""
+    if bucket_path(path) is not None:
+        return Path(tempfile.gettempdir()) / f".{path.name}.{os.getpid()}.unfinished"
     return path.with_name(f".{path.name}.unfinished")
 
 
 def commit(temporary: Path, path: Path) -> None:
-    """Renames a temporary file after syncing its contents to disk, then syncs the folder. Raises OSError."""
+    """Renames a temporary file after syncing its contents to disk, then syncs the folder; or uploads it.
+
+    Raises OSError.
+    """
+    bucket = bucket_path(path)
+    if bucket is not None:
+        bucket.upload(str(temporary))
+        temporary.unlink()
+        return
     _fsync(temporary)
     os.replace(temporary, path)
     _fsync(path.parent)
@@ -68,6 +87,25 @@ def _fsync(path: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """Returns the SHA-256 of a file in hexadecimal. Raises OSError."""
+    """Returns the SHA-256 of a file in hexadecimal; one in a bucket is read once. Raises OSError."""
+    bucket = bucket_path(path)
+    if bucket is not None:
+        digest = _HashFile()
+        bucket.download(digest)
+        return digest.hash.hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _HashFile(io.RawIOBase):
+    """A file that keeps the SHA-256 of what is written to it."""
+
+    def __init__(self) -> None:
+        self.hash = hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.hash.update(data)
+        return len(data)

@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from imagen_jax.io.atomic import sha256_file
+from imagen_jax.io.bucket import BucketError
+from imagen_jax.io.paths import bucket_path, file_sizes
 
 MANIFEST = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
@@ -21,8 +23,11 @@ _THREADS = min(8, os.cpu_count() or 1)
 
 def list_files(folder: Path) -> list[str]:
     """Returns the sorted paths of a folder's files, relative to it, without manifests."""
-    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
-    return sorted(name for name in names if not name.startswith(MANIFEST))
+    return sorted(_sizes(folder))
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {name: size for name, size in file_sizes(folder).items() if not name.startswith(MANIFEST)}
 
 
 def _checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
@@ -31,6 +36,8 @@ def _checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
     def checksum(name: str) -> str:
         try:
             return sha256_file(folder / name)
+        except BucketError:
+            raise  # it does not answer, which is no damage
         except OSError as error:
             return str(error.strerror)
 
@@ -41,6 +48,9 @@ def _checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 def _write_sums(file: Path, sums: dict[str, str]) -> None:
     """Writes checksums to a file and syncs it to disk."""
+    if bucket_path(file) is not None:
+        file.write_bytes("".join(f"{checksum}  {name}\n" for name, checksum in sums.items()).encode())
+        return
     with file.open("w") as stream:
         stream.writelines(f"{checksum}  {name}\n" for name, checksum in sums.items())
         stream.flush()
@@ -95,12 +105,14 @@ def verify(folder: Path, included: Callable[[str], bool], shard: int = 0, num_sh
         sums = {name: checksum for name, checksum in _read_sums(folder / MANIFEST).items() if included(name)}
     except FileNotFoundError:
         return [f"{MANIFEST} is missing"]
+    except BucketError:
+        raise
     except (ValueError, OSError) as error:
         return [f"{MANIFEST} is damaged ({error})"]
-    existing = {name for name in list_files(folder) if included(name)}
-    missing = [f"{name} is missing" for name in sorted(sums.keys() - existing)]
-    unlisted = [f"{name} is not in {MANIFEST}" for name in sorted(existing - sums.keys())]
-    by_size = sorted(sums.keys() & existing, key=lambda name: ((folder / name).stat().st_size, name))
+    sizes = {name: size for name, size in _sizes(folder).items() if included(name)}
+    missing = [f"{name} is missing" for name in sorted(sums.keys() - sizes.keys())]
+    unlisted = [f"{name} is not in {MANIFEST}" for name in sorted(sizes.keys() - sums.keys())]
+    by_size = sorted(sums.keys() & sizes.keys(), key=lambda name: (sizes[name], name))
     actual = _checksums(folder, by_size[shard::num_shards])
     different = [f"{name} differs from its checksum" for name, value in sorted(actual.items()) if value != sums[name]]
     return missing + unlisted + different

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from imagen_jax.io.atomic import atomic_write
+from imagen_jax.io.paths import bucket_path
+from imagen_jax.io.uploads import append_text, read_appended, replace_appended
 
 
 def append_json_line(file: Path, value: Any) -> None:
     """Appends a value as one line."""
-    with file.open("a") as opened:
-        opened.write(json.dumps(value) + "\n")
+    append_text(file, json.dumps(value) + "\n")
 
 
 def read_json_lines(file: Path) -> list[dict[str, Any]]:
@@ -21,7 +22,7 @@ def read_json_lines(file: Path) -> list[dict[str, Any]]:
     A line that is not a JSON object, as a kill or a flipped bit leaves it, is skipped: it costs that line.
     """
     try:
-        data = file.read_bytes()
+        data = read_appended(file)
     except FileNotFoundError:
         return []
     values = []
@@ -37,4 +38,8 @@ def read_json_lines(file: Path) -> list[dict[str, Any]]:
 
 def write_json_lines(file: Path, values: list[dict[str, Any]]) -> None:
     """Replaces a file by these values, atomically."""
-    atomic_write(file, "".join(json.dumps(value) + "\n" for value in values).encode())
+    data = "".join(json.dumps(value) + "\n" for value in values).encode()
+    if bucket_path(file) is None:
+        atomic_write(file, data)
+    else:
+        replace_appended(file, data)

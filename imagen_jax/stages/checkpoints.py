@@ -1,13 +1,11 @@
-"""Checkpoints of a stage: written asynchronously by Orbax, renamed when complete, verified by checksum when read.
+"""Checkpoints of a stage: written asynchronously by Orbax, complete or not used, verified by checksum when read.
 
     WORKDIR/checkpoints/STEP/                  step, params, opt_state, ema_params; metadata: data position, config, …
     WORKDIR/checkpoints/STEP/SHA256SUMS        checksum of every file, because Orbax would load flipped bits
-    WORKDIR/checkpoints/STEP.unfinished…       what a killed process left of a save or of a deletion
-    WORKDIR/checkpoints/STEP.damaged           quarantined: its files fail verification
 
-A checkpoint is renamed to STEP after its checksums are on disk, so that a kill at any moment leaves only complete
-checkpoints and leftovers, and a checkpoint without checksums is damaged. Parameters, EMA and optimizer state are
-separate items, so that sampling reads and verifies the EMA alone.
+A checkpoint is complete after its checksums are written (see `checkpoint_folder.py`), so that a kill at any moment
+leaves only complete checkpoints and leftovers. Parameters, EMA and optimizer state are separate items, so that sampling
+reads and verifies the EMA alone.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,14 +27,12 @@ import orbax.checkpoint.experimental.v1 as ocp
 from imagen_jax.config.load import to_json
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.errors import ConfigError, TrainingError, is_out_of_space
-from imagen_jax.io import checksums
+from imagen_jax.io import checksums, uploads
 from imagen_jax.parallel import multihost, runtime
 from imagen_jax.parallel.sharding import key_path
+from imagen_jax.stages.checkpoint_folder import checkpoint_folder
 
 CHECKPOINTS = "checkpoints"
-_UNFINISHED = ".unfinished"
-_ORBAX_UNFINISHED = ".orbax-checkpoint-tmp"
-_DAMAGED = ".damaged"
 _STATE_ITEMS = ("step", "params", "opt_state", "ema_params")
 _VERSIONED_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # in the paths of files that a single process wrote; process 0 wrote the others
@@ -66,7 +62,7 @@ class Checkpoints:
         continue_on_error: bool = False,
         log: Callable[[str], None] = logger.warning,
     ) -> None:
-        self._folder = (workdir / CHECKPOINTS).absolute()
+        self._folder = checkpoint_folder(workdir / CHECKPOINTS)
         self._keep, self._keep_best = keep, keep_best
         self._continue_on_error, self._log = continue_on_error, log
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -74,19 +70,12 @@ class Checkpoints:
         self._ignored: set[int] = set()  # damaged steps, which a reader leaves in place
         self._newest = self.latest_step  # the step that was saved or restored last
         if keep is not None and multihost.is_main_process():
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for path in self._folder.iterdir():
-                if _UNFINISHED in path.name or _ORBAX_UNFINISHED in path.name:
-                    shutil.rmtree(path)
+            self._folder.clean()
 
     @property
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint; None if there is none."""
-        return max(set(self._steps()) - self._ignored, default=None)
-
-    def _steps(self) -> Iterator[int]:
-        if self._folder.is_dir():
-            yield from (int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
+        return max(set(self._folder.steps()) - self._ignored, default=None)
 
     def save(self, state: Any, data: dict[str, Any], config: StageConfig, score: float | None = None) -> None:
         """Starts to save a TrainState, after the save before it is complete.
@@ -110,21 +99,22 @@ class Checkpoints:
         metadata = {"data": data, "config": to_json(config), "versions": versions, "score": score}
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
         try:
-            response = ocp.save_checkpointables_async(self._unfinished(step), items, custom_metadata=metadata)
+            if multihost.is_main_process():
+                self._folder.begin(step)
+            path = str(self._folder.unfinished(step))
+            response = ocp.save_checkpointables_async(path, items, custom_metadata=metadata)
         except Exception as error:
             self._pending = Future()
             self._pending.set_exception(self._save_error(error, step, size))
             return self.wait()
         self._pending = self._thread.submit(self._finish, response, step, size)
 
-    def _unfinished(self, step: int) -> Path:
-        return self._folder / f"{step}{_UNFINISHED}"
-
     def _finish(self, response: Any, step: int, size: int) -> None:
         """Waits for Orbax, adds the checksums, and renames the checkpoint. Runs in a thread."""
-        unfinished = self._unfinished(step)
+        unfinished = self._folder.unfinished(step)
         try:
             response.result()
+            uploads.flush()  # a run that resumes here has its metrics until here
             count, index = jax.process_count(), jax.process_index()
             files = checksums.list_files(unfinished)
             checksums.write_shard(unfinished, index, [name for name in files if _process_index(name) % count == index])
@@ -132,7 +122,7 @@ class Checkpoints:
                 asyncio.run(ocp.multihost.sync_global_processes("checksums", operation_id=f"imagen_jax {step}"))
             if multihost.is_main_process():
                 checksums.merge_shards(unfinished, count)
-                unfinished.rename(self._folder / str(step))
+                self._folder.commit(step)
                 self._delete_old()
         except Exception as error:
             raise self._save_error(error, step, size) from error
@@ -142,28 +132,27 @@ class Checkpoints:
     def _save_error(self, error: Exception, step: int, size: int) -> TrainingError:
         """Deletes the partial files of a failed save, and returns the error to raise."""
         if multihost.is_main_process():
-            for path in self._folder.glob(f"{step}{_UNFINISHED}*"):
-                shutil.rmtree(path, ignore_errors=True)
+            self._folder.discard(step)
+        folder = self._folder.path
         if not is_out_of_space(error):
-            return TrainingError(f"the checkpoint of step {step} could not be written to {self._folder}: {error}")
+            return TrainingError(f"the checkpoint of step {step} could not be written to {folder}: {error}")
         older = self.latest_step
         return TrainingError(
-            f"the checkpoint of step {step} ({size:,} bytes) could not be written to {self._folder}: no space left "
-            f"({shutil.disk_usage(self._folder).free:,} bytes are free); "
+            f"the checkpoint of step {step} ({size:,} bytes) could not be written to {folder}: no space left "
+            f"({shutil.disk_usage(folder).free:,} bytes are free); "
             f"{'there is no older checkpoint' if older is None else f'the checkpoint of step {older} is intact'}; "
             "free some space, or raise the limit, and run the same command again"
         )
 
     def _delete_old(self) -> None:
         """Deletes all complete checkpoints but the latest and, with `keep_best`, the best."""
-        steps = sorted(self._steps())
+        steps = sorted(self._folder.steps())
         kept = set(steps[-(self._keep or len(steps)) :])
         if self._keep_best:
             scores = {step: self._score(step) for step in steps}
             kept.add(min(steps, key=lambda step: (scores[step], -step)))
         for step in set(steps) - kept:
-            # renamed first: a kill during the deletion must not leave anything that looks like a checkpoint
-            shutil.rmtree((self._folder / str(step)).rename(self._unfinished(step)))
+            self._folder.delete(step)
 
     def _score(self, step: int) -> float:
         try:
@@ -173,7 +162,7 @@ class Checkpoints:
         return score if score is not None and math.isfinite(score) else math.inf
 
     def _metadata(self, step: int) -> dict[str, Any]:
-        return ocp.checkpointables_metadata(self._folder / str(step)).custom_metadata
+        return ocp.checkpointables_metadata(str(self._folder.step(step))).custom_metadata
 
     def failed(self) -> bool:
         """Returns whether the save in progress has failed, without waiting for it; `wait` then reports it."""
@@ -230,7 +219,7 @@ class Checkpoints:
 
     def _load(self, items: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         step = self._latest_intact(set(items))
-        path = self._folder / str(step)
+        path = str(self._folder.step(step))
         stored = ocp.checkpointables_metadata(path).metadata
         mismatches = [text for name in items for text in _tree_mismatches(stored[name], items[name], name)]
         if mismatches:
@@ -251,7 +240,7 @@ class Checkpoints:
         while (latest := multihost.all_gather_strings(str(self.latest_step))[0]) != "None":
             # the files are split over the processes
             shard = jax.process_index(), jax.process_count()
-            local_problems = checksums.verify(self._folder / latest, included, *shard)
+            local_problems = checksums.verify(self._folder.step(int(latest)), included, *shard)
             gathered = multihost.all_gather_strings("\n".join(local_problems))
             problems = [problem for text in gathered for problem in text.splitlines()]
             step = int(latest)
@@ -260,8 +249,8 @@ class Checkpoints:
             damaged.append(step)
             self._quarantine(step, list(dict.fromkeys(problems)))
         raise TrainingError(
-            f"{self._folder} has no intact checkpoint: {len(damaged)} of {len(damaged)} are damaged; repair one, or "
-            "train again from step 0 with the same command"
+            f"{self._folder.path} has no intact checkpoint: {len(damaged)} of {len(damaged)} are damaged; repair one, "
+            "or train again from step 0 with the same command"
         )
 
     def _quarantine(self, step: int, problems: list[str]) -> None:
@@ -270,18 +259,11 @@ class Checkpoints:
             self._ignored.add(step)
         if not multihost.is_main_process():
             return
-        path = self._folder / str(step)
-        message = f"checkpoint {path} is damaged: {'; '.join(problems)}"
+        message = f"checkpoint {self._folder.step(step)} is damaged: {'; '.join(problems)}"
         if self._keep is None:
             self._log(f"{message}; it is ignored")
             return
-        target = next(name for name in self._candidate_names(f"{step}{_DAMAGED}") if not name.exists())
-        path.rename(target)
-        self._log(f"{message}; it is renamed to {target.name}")
-
-    def _candidate_names(self, name: str) -> Iterator[Path]:
-        yield self._folder / name
-        yield from (self._folder / f"{name}.{number}" for number in range(2, 10**6))
+        self._log(f"{message}; {self._folder.quarantine(step, '; '.join(problems))}")
 
     def close(self) -> None:
         """Waits for the save in progress. Raises TrainingError if it failed, whatever `continue_on_error` is."""
