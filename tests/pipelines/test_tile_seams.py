@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax.datasets.registry import make_source
+from imagen_jax.data.pipeline import training_batches
+from imagen_jax.datasets.from_config import make_examples
 from imagen_jax.diffusion import samplers, schedules, tiling
 from imagen_jax.diffusion.tiling import tiled_predict
 from imagen_jax.parallel import batching
@@ -109,14 +110,18 @@ def params():
     stage, mesh = stages.build(config), one_device()
     optimizer = make_optimizer(config.optimizer)
     abstract, init = abstract_state(stage.init, optimizer, config.seed, mesh)
-    source, size = make_source(config.data, "train", config.image_size), config.training.batch_size
+    batches = training_batches(
+        make_examples(config.data, "train", config.image_size, config.channels),
+        stage.encoder.tokenize.as_features,
+        config.training.batch_size,
+        config.seed,
+        threads=2,
+        prefetch=2,
+    )
     state, step = init(), make_train_step(stage, optimizer, abstract, mesh)
     losses = []
-    for first in range(0, STEPS_OF_TRAINING * size, size):
-        examples = [source[first + i] for i in range(size)]
-        tokens, mask = stage.encoder.tokenize([example.captions[0] for example in examples])
-        images = np.stack([example.image for example in examples])
-        batch = batching.shard_local_batch({"image": images, "tokens": tokens, "mask": mask}, TRAINING_AXES, mesh)
+    for _ in range(STEPS_OF_TRAINING):
+        batch = batching.shard_local_batch(next(batches), TRAINING_AXES, mesh)
         state, metrics = step(state, stage.encoder.params, batch)
         losses.append(float(metrics["loss"]))
     assert np.mean(losses[-20:]) < 0.5 * losses[0]
