@@ -22,6 +22,7 @@ from imagen_jax.config.schema import StageConfig
 from imagen_jax.parallel import sharding
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.stages import stage as stages
+from imagen_jax.stages.text import make_encoder
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import abstract_state
 from imagen_jax.training.step import make_train_step
@@ -58,16 +59,16 @@ def _narrow(config: StageConfig, scan_blocks: bool) -> StageConfig:
 
 def _lower_train_step(config: StageConfig) -> jax.stages.Lowered:
     """Lowers the training step of a config for one device, without allocating arrays."""
-    stage, mesh = stages.build(config), make_mesh({"data": 1, "fsdp": 1, "spatial": 1}, jax.devices()[:1])
-    optimizer = make_optimizer(config.optimizer)
+    encoder, mesh = make_encoder(config.text), make_mesh({"data": 1, "fsdp": 1, "spatial": 1}, jax.devices()[:1])
+    stage, optimizer = stages.build(config, encoder.width), make_optimizer(config.optimizer)
     abstract, _ = abstract_state(stage.init, optimizer, config.seed, mesh)
     batch = {
         "image": jax.ShapeDtypeStruct((1, *stage.image_shape), jnp.uint8),
         "tokens": jax.ShapeDtypeStruct((1, config.text.length), jnp.int32),
         "mask": jax.ShapeDtypeStruct((1, config.text.length), bool),
     }
-    encoder_params = sharding.with_shardings(stage.encoder.shapes, mesh)
-    step: Any = make_train_step(stage, optimizer, abstract, mesh)
+    encoder_params = sharding.with_shardings(encoder.shapes, mesh)
+    step: Any = make_train_step(stage, encoder, optimizer, abstract, mesh)
     return step.lower(abstract, encoder_params, batch)
 
 

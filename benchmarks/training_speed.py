@@ -36,6 +36,7 @@ from imagen_jax.planning.hardware import CHIPS, GIB
 from imagen_jax.planning.programs import train_program
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.stage import Stage
+from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training.oom import explain_oom
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import TrainState, abstract_state
@@ -117,9 +118,9 @@ def peak_flops_of(device: str) -> float | None:
     return next((peak for name, peak in PEAK_FLOPS.items() if name in device), None)
 
 
-def _random_batch(stage: Stage, rows: int) -> dict[str, np.ndarray]:
+def _random_batch(stage: Stage, encoder: TextEncoder, rows: int) -> dict[str, np.ndarray]:
     """Returns a batch of random images and text embeddings, with the shapes and dtypes of training."""
-    rng, encoder = np.random.default_rng(0), stage.encoder
+    rng = np.random.default_rng(0)
     dtype = image_dtype(stage.config.data.bits, "config.data.bits")
     shape = (rows, *stage.config.training_hw, stage.config.channels)
     return {
@@ -146,11 +147,11 @@ def measure(config: StageConfig, steps: int, peak_flops: float | None = None) ->
     start = time.perf_counter()
     step = program.lower().compile()
     compile_s = time.perf_counter() - start
-    stage, optimizer = stages.build(config, encoder), make_optimizer(config.optimizer)
+    stage, optimizer = stages.build(config, encoder.width), make_optimizer(config.optimizer)
     _, init_state = abstract_state(stage.init, optimizer, config.seed, mesh, config.sharding_rules)
     state = init_state()
     rows = len(batching.local_rows(config.training.batch_size, mesh))
-    batch = batching.shard_local_batch(_random_batch(stage, rows), TRAINING_AXES, mesh)
+    batch = batching.shard_local_batch(_random_batch(stage, encoder, rows), TRAINING_AXES, mesh)
     state, _ = _time_steps(step, state, batch, WARM_UP)
     timings = []
     for _ in range(TIMINGS):

@@ -25,7 +25,8 @@ from imagen_jax.io.atomic import write_json
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.pipelines.loading import TrainedStage, load_stage
 from imagen_jax.stages.checkpoints import Checkpoints
-from imagen_jax.stages.sampling import StageSampler
+from imagen_jax.stages.stage_sampler import NoiseSource, StageSampler, make_request
+from imagen_jax.stages.text import PromptEncoder, make_encoder
 from imagen_jax.stages.workdir import read_config
 from imagen_jax.training.loop import train
 
@@ -150,19 +151,20 @@ def sample_images(
         For each scale, images uint8 [N, H, W, C].
     """
     mesh = make_mesh({"data": -1, "fsdp": 1})
-    sampler = StageSampler(trained.stage, mesh, stage_index=int(trained.stage.is_super_resolution))
+    sampler, encoder = StageSampler(trained.stage, mesh), PromptEncoder(make_encoder(trained.stage.config.text), mesh)
+    stage_index = int(trained.stage.is_super_resolution)
 
     def sample_batch(first: int, scale: float | None) -> np.ndarray:
         rows = slice(first, first + BATCH)
-        return sampler.sample(
-            trained.params,
-            trained.encoder_params,
+        request = make_request(
+            trained.stage,
+            encoder,
             captions[rows],
-            SEED,
-            first,
+            NoiseSource(SEED, first, stage_index),
             None if low_res is None else low_res[rows],
             None if scale is None else np.full(BATCH, scale, np.float32),
         )
+        return sampler.sample_uint(trained.params, request, len(captions[rows]))
 
     firsts = range(0, len(captions), BATCH)
     scales: Sequence[float | None] = guidance_scales or (None,)

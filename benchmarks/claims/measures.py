@@ -17,7 +17,9 @@ from imagen_jax.diffusion.schedules import alpha_from_logsnr, cosine, sigma_from
 from imagen_jax.evaluation.judges import get_judge
 from imagen_jax.images.array import to_float, to_uint
 from imagen_jax.images.resize import resize
+from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.pipelines.loading import TrainedStage
+from imagen_jax.stages.text import PromptEncoder, make_encoder
 
 NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # values of `schedules.cosine_time`
 # the rows of scores that are kept
@@ -66,27 +68,27 @@ def denoising_errors(trained: TrainedStage, examples: Examples) -> list[float]:
     thousandfold. A super-resolution stage gets the downsampled true image, at the augmentation level of its sampling.
     """
     stage = trained.stage
-    tokens, mask = map(jnp.asarray, stage.encoder.tokenize(examples.captions))
+    encoder = PromptEncoder(make_encoder(stage.config.text), make_mesh({"data": 1, "fsdp": 1}, jax.devices()[:1]))
+    text = encoder.on_host(examples.captions, len(examples.captions))
     images = jnp.asarray(examples.images)
     noise_key, aug_key = jax.random.split(jax.random.key(0))
 
     @jax.jit
-    def error(params: dict, encoder_params: dict, images: jax.Array, logsnr: jax.Array) -> jax.Array:
+    def error(params: dict, images: jax.Array, logsnr: jax.Array) -> jax.Array:
         x = to_float(images)
         condition = {}
         if stage.is_super_resolution:
             low_res = resize(x, *stage.low_res_shape[:2])
             levels = jnp.full(x.shape[:1], stage.config.sampling.aug_level)
             condition = stage.augment_low_res(low_res, levels, jax.random.normal(aug_key, low_res.shape))
-        text = stage.encoder.encode(encoder_params, tokens, mask)
         alpha, sigma = alpha_from_logsnr(logsnr), sigma_from_logsnr(logsnr)
         z = add_noise(x, jax.random.normal(noise_key, x.shape), alpha, sigma)
-        prediction, _ = stage.predict(params, z, jnp.broadcast_to(logsnr, x.shape[:1]), text, mask, condition)
+        prediction, _ = stage.predict(params, z, jnp.broadcast_to(logsnr, x.shape[:1]), text, condition)
         x_hat, _ = predict_x0_and_eps(prediction, z, alpha, sigma, stage.prediction)
         return jnp.mean(mse_per_example(static_threshold(x_hat), x))
 
     logsnrs = cosine().logsnr(jnp.array(NOISE_LEVELS))
-    return [float(error(trained.params, trained.encoder_params, images, logsnr)) for logsnr in logsnrs]
+    return [float(error(trained.params, images, logsnr)) for logsnr in logsnrs]
 
 
 def mean_error(errors: Sequence[float]) -> float:

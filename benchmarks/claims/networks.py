@@ -20,7 +20,7 @@ from imagen_jax.parallel import batching
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.planning.cost import stage_cost
 from imagen_jax.stages import stage as stages
-from imagen_jax.stages.stage import load_encoder_params
+from imagen_jax.stages.text import make_encoder
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import abstract_state
 from imagen_jax.training.step import TRAINING_AXES, make_train_step
@@ -82,10 +82,11 @@ def measure_speed(work: Workspace) -> Figures:
 def training_step(config: StageConfig) -> Callable[[], Any]:
     """A function that makes one step of training on one and the same batch and waits for it; compiled already."""
     mesh = make_mesh(config.mesh.axes)
-    stage = stages.build(config)
+    encoder = make_encoder(config.text)
+    stage = stages.build(config, encoder.width)
     batches = training_batches(
         make_examples(config.data, config.data.split, config.image_hw, config.channels),
-        text_features=stage.encoder.tokenize.as_features,
+        text_features=encoder.tokenize.as_features,
         batch_size=config.training.batch_size,
         seed=config.seed,
         threads=1,
@@ -94,8 +95,8 @@ def training_step(config: StageConfig) -> Callable[[], Any]:
     batch = batching.shard_local_batch(next(batches), TRAINING_AXES, mesh)
     optimizer = make_optimizer(config.optimizer)
     abstract, init_state = abstract_state(stage.init, optimizer, config.seed, mesh)
-    encoder_params = load_encoder_params(stage, mesh)
-    train_step = make_train_step(stage, optimizer, abstract, mesh)
+    encoder_params = encoder.load(mesh)
+    train_step = make_train_step(stage, encoder, optimizer, abstract, mesh)
     state = init_state()
 
     def step() -> None:
@@ -109,7 +110,7 @@ def training_step(config: StageConfig) -> Callable[[], Any]:
 
 def _network_cost(config: StageConfig) -> Figures:
     """Returns the parameters and the training operations per image."""
-    cost = stage_cost(config, stages.build(config).encoder.width)
+    cost = stage_cost(config, make_encoder(config.text).width)
     return {"parameters": cost.num_params, "training_flops": cost.training_flops}
 
 

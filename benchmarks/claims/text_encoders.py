@@ -16,6 +16,7 @@ from benchmarks.claims.experiment import Figures, Workspace, examples, load, sam
 from benchmarks.claims.measures import NOISE_LEVELS, denoising_errors, evaluate_images, mean_error
 from benchmarks.claims.report import format_changes, format_rate, format_table, plot_rates
 from configs import pretrain_text
+from imagen_jax.stages.text import make_encoder
 from imagen_jax.text.encoder import SHAPES_ENCODER
 
 TITLE = "The text encoder"
@@ -81,7 +82,7 @@ def measure_one(work: Workspace, name: str, model: str, probes: dict[str, float]
         size = trained.stage.config.image_hw[0]
         held_out = examples("held_out", size, work.num_images(IMAGES))
         return {
-            "parameters": sum(leaf.size for leaf in jax.tree.leaves(trained.stage.encoder.params)),
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(make_encoder(trained.stage.config.text).params)),
             "probes": probes,
             "errors": denoising_errors(trained, examples("validation", size, work.num_images(VALIDATION_IMAGES))),
             **evaluate_images(sample_images(trained, held_out.captions)[0], held_out),

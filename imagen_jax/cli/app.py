@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 failed, 2 wrong use. A user's mistake is reported in one s
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import importlib
 import logging
@@ -14,7 +13,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -26,7 +24,6 @@ from imagen_jax.io.text import printable
 if TYPE_CHECKING:
     from imagen_jax.cli.flags import CommandFlags
 
-COMPILATION_CACHE = "~/.cache/imagen_jax/xla"
 COMMANDS = {
     "train": "train one stage from a config file",
     "sample": "generate images from prompts",
@@ -89,7 +86,7 @@ def run_function(function: Callable[[], int | None]) -> None:
     try:
         _silence_libraries()
         runtime.limit_malloc_arenas()
-        enable_compilation_cache()
+        runtime.enable_compilation_cache()
         code = function() or 0
     except ConfigError as error:
         print_error(error)
@@ -175,17 +172,3 @@ def _silence_libraries() -> None:
 def _has_no_orbax_traceback(record: logging.LogRecord) -> bool:
     """Filters out Orbax' log records with a traceback: Orbax raises the same errors, and they are reported here."""
     return not (record.exc_info and "orbax" in record.pathname)
-
-
-def enable_compilation_cache() -> None:
-    """Keeps compiled programs on disk for later commands, in $JAX_COMPILATION_CACHE_DIR or COMPILATION_CACHE.
-
-    Only programs that took XLA over a second to compile are kept, by jax's default.
-    """
-    import jax
-
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]  # known at run time only
-        folder = Path(COMPILATION_CACHE).expanduser()
-        with contextlib.suppress(OSError):  # without a writable home, each command compiles again
-            folder.mkdir(parents=True, exist_ok=True)
-            jax.config.update("jax_compilation_cache_dir", str(folder))

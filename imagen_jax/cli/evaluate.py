@@ -17,6 +17,7 @@ from imagen_jax.cli.flags import (
     define_mesh,
     define_sampling,
     define_stages,
+    define_text_cache,
     mesh_axes,
     stage_changes,
 )
@@ -30,6 +31,7 @@ def define_flags(values: flags.FlagValues) -> None:
     define_stages(values)
     define_config(values, "What to score, such as configs/shapes_eval.py.")
     flags.DEFINE_string("out", None, "The folder to write to.", flag_values=values)
+    define_text_cache(values)
     define_mesh(values)
     define_sampling(values)
 
@@ -42,7 +44,8 @@ def run(args: CommandFlags) -> None:
     config = args.load_config(EvaluationConfig)
     check_judge(config)
     folders = args.stage_folders()
-    pipeline = ImagenPipeline.from_pretrained(folders, mesh_axes(args), stage_changes(args, len(folders)))
+    changes = stage_changes(args, len(folders))
+    pipeline = ImagenPipeline.from_pretrained(folders, mesh_axes(args), changes, text_cache=args.text_cache)
     result = evaluate(pipeline, config, args.output_folder("runs/scores"))
     if result is not None:
         print(result.summary())

@@ -149,6 +149,16 @@ def define_stages(values: flags.FlagValues) -> None:
     flags.DEFINE_string("stages", None, "Stage folders, the base first, separated by commas.", flag_values=values)
 
 
+def define_text_cache(values: flags.FlagValues) -> None:
+    """Defines `--text_cache`, a folder of text embeddings."""
+    flags.DEFINE_string(
+        "text_cache",
+        None,
+        "A folder of `imagen embed`: prompts in it are looked up, and not encoded.",
+        flag_values=values,
+    )
+
+
 def define_mesh(values: flags.FlagValues) -> None:
     """Defines the flags that say how devices share sampling; by default each device has full networks."""
     flags.DEFINE_integer(

@@ -17,6 +17,7 @@ from imagen_jax.cli.flags import (
     define_mesh,
     define_sampling,
     define_stages,
+    define_text_cache,
     mesh_axes,
     prompt_guidance,
     stage_changes,
@@ -40,6 +41,15 @@ def define_flags(values: flags.FlagValues) -> None:
         "columns", 0, "Columns of the grid; 0 for about as many as rows.", lower_bound=0, flag_values=values
     )
     flags.DEFINE_boolean("overwrite", False, "Remove images of another run from OUT.", flag_values=values)
+    flags.DEFINE_string(
+        "negative_prompt",
+        None,
+        "What images should not show: one text for all prompts or, separated by semicolons, one for each.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer("height", None, "Height of the images, in place of the config's.", flag_values=values)
+    flags.DEFINE_integer("width", None, "Width of the images, in place of the config's.", flag_values=values)
+    define_text_cache(values)
     define_mesh(values)
     define_sampling(values)
 
@@ -47,15 +57,19 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(args: CommandFlags) -> None:
     """Samples the prompts into a folder."""
     from imagen_jax.pipelines.imagen import ImagenPipeline
-    from imagen_jax.pipelines.sample_to_folder import SampleRequest, sample_to_folder
+    from imagen_jax.pipelines.request import SampleRequest
+    from imagen_jax.pipelines.sample_to_folder import sample_to_folder
+    from imagen_jax.pipelines.texts import make_texts
 
     prompts = read_prompts(args.prompts, args.prompts_file)
     folders = args.stage_folders()
     scales = prompt_guidance(args, len(folders), len(prompts))
     changes = stage_changes(args, len(folders), with_guidance=scales is None)
-    pipeline = ImagenPipeline.from_pretrained(folders, mesh_axes(args), changes)
+    negative = None if args.negative_prompt is None else [text.strip() for text in args.negative_prompt.split(";")]
+    texts = make_texts(prompts, negative)
+    pipeline = ImagenPipeline.from_pretrained(folders, mesh_axes(args), changes, text_cache=args.text_cache)
     out = args.output_folder("runs/samples")
-    request = SampleRequest(prompts, args.seed, args.batch_size, scales)
+    request = SampleRequest(texts, args.seed, args.batch_size, scales, pipeline.as_size(args.height, args.width))
     result = sample_to_folder(pipeline, request, out, columns=args.columns, overwrite=args.overwrite)
     if result is not None:
         print(result.summary())

@@ -1,8 +1,11 @@
-"""Samplers: integrate from noise z_1 to an image x, given a denoiser.
+"""Samplers: walk from noise z_1 to an image x along given times, given a denoiser.
 
-A sampler takes `denoise_fn(z [B, ...], t scalar) -> x_hat [B, ...]`, with guidance and thresholding inside, and one key
-per sample: the noise of a sample depends only on its own key, not on the batch, the mesh or the host. Each sampler is
-one `lax.scan` over its steps, so that program size does not depend on the number of steps.
+A sampler is made for a noise schedule, `ddim(schedule)`, and called as `sampler(denoise_fn, z, times, keys)` with
+`denoise_fn(z [B, ...], t scalar) -> x_hat [B, ...]`, guidance and thresholding inside, and one key per sample: the
+noise of a sample depends only on its own key, not on the batch, the mesh or the host. `times` may start and stop
+anywhere in [0, 1]; deterministic samplers also ascend, from an image to its noise (inversion).
+
+A walk may be cut anywhere: `walk` takes a range of its steps, and the same compiled program takes any range.
 
 `ddim`, `dpm_solver` and `heun` without noise approximate the same probability flow, to first, second and second order.
 """
@@ -12,11 +15,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from imagen_jax.diffusion.process import (
     eps_from_x,
@@ -26,14 +29,16 @@ from imagen_jax.diffusion.process import (
     transition_coefs,
 )
 from imagen_jax.diffusion.schedules import Schedule
-from imagen_jax.diffusion.timesteps import TimestepSchedule, check_steps, get_timestep_schedule, karras, uniform
+from imagen_jax.diffusion.timesteps import check_steps, get_timestep_schedule
 from imagen_jax.errors import ConfigError, unknown_name_error
 
 DenoiseFn = Callable[[jax.Array, jax.Array], jax.Array]
 # Also returns v in [-1, 1], broadcastable to x_hat, which interpolates the log-variance of a step of `ddpm` between its
 # bounds, see `process.learned_log_variance`.
 VarianceFn = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-Sampler = Callable[[DenoiseFn, jax.Array, jax.Array, Schedule, int], jax.Array]
+StepInputs = dict[str, jax.Array]  # the numbers of each step, [steps] each, or of one step, scalars
+# (z_s [B, ...], x_hat [B, ...], t, s) -> z_s; pure, and compiled into the steps
+StepHook = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 VarianceType = Literal["small", "large", "learned"]
 VARIANCE_TYPES: tuple[str, ...] = get_args(VarianceType)
 SAMPLERS = ("ddpm", "ddim", "dpm_solver", "heun")
@@ -42,6 +47,140 @@ SAMPLERS = ("ddpm", "ddim", "dpm_solver", "heun")
 # log(alpha / sigma) or sigma / alpha are so long that they spoil the following ones, and z carries no information about
 # the image. At the clean end solvers use the bound of the schedule.
 LAMBDA_MIN = -5.1
+
+
+class SamplerState(NamedTuple):
+    """Where a walk is.
+
+    Attributes:
+        z: z_t [B, ...] at the time reached.
+        x_hat: the denoiser's last prediction [B, ...]; zeros before the first step.
+    """
+
+    z: jax.Array
+    x_hat: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """A sampler for a noise schedule.
+
+    Attributes:
+        schedule: the noise schedule.
+        inputs: times [steps + 1] -> the numbers of each step, arrays [steps]; "t" and "s" among them.
+        step: (denoise_fn, state, numbers of the step, keys [B]) -> state at time s.
+        deterministic: whether it adds no noise; it may then ascend.
+        lambda_min: lowest log(alpha / sigma) that `times` starts from.
+    """
+
+    schedule: Schedule
+    inputs: Callable[[jax.Array], StepInputs]
+    step: Callable[[Any, SamplerState, StepInputs, jax.Array], SamplerState]
+    deterministic: bool
+    lambda_min: float = -math.inf
+
+    def times(self, steps: int, spacing: str = "uniform", start: float = 1.0) -> jax.Array:
+        """Returns the times of a walk from `start` to 0, [steps + 1], with a spacing of `TIMESTEP_SPACINGS`.
+
+        Raises:
+            ConfigError: less than 1 step, an unknown spacing, or `start` is not in (0, 1].
+        """
+        check_steps(steps)
+        if not 0 < start <= 1:
+            raise ConfigError(f"start {start} is not a time in (0, 1]: 1 is pure noise, 0 the image")
+        highest: jax.Array | float = start
+        if self.lambda_min > -math.inf:
+            highest = jnp.minimum(start, self.schedule.inverse_logsnr(jnp.asarray(2 * self.lambda_min)))
+        return get_timestep_schedule(spacing)(self.schedule, steps, highest)
+
+    def __call__(
+        self, denoise_fn: Any, z: jax.Array, times: Any, keys: jax.Array, on_step: StepHook | None = None
+    ) -> jax.Array:
+        """Returns z [B, ...] at the last time, from z at the first one.
+
+        Args:
+            denoise_fn: a `DenoiseFn`; a `VarianceFn` for `ddpm` with a learned variance.
+            z: [B, ...]; at time 1, standard Gaussian noise.
+            times: [steps + 1], descending to an image or, for deterministic samplers, ascending to its noise.
+            keys: [B], one key per sample; unused by deterministic samplers.
+            on_step: applied to z after each step.
+
+        Raises:
+            ConfigError: as `check_times`.
+        """
+        return walk(self, denoise_fn, start_walk(z), self._checked_inputs(times), keys, on_step=on_step).z
+
+    def trajectory(self, denoise_fn: Any, z: jax.Array, times: Any, keys: jax.Array) -> SamplerState:
+        """Returns z at all times but the first and x_hat of all steps, [steps, B, ...] each; as `__call__` else."""
+
+        def step(state: SamplerState, numbers: StepInputs) -> tuple[SamplerState, SamplerState]:
+            state = self.step(denoise_fn, state, numbers, keys)
+            return state, state
+
+        return jax.lax.scan(step, start_walk(z), self._checked_inputs(times))[1]
+
+    def _checked_inputs(self, times: Any) -> StepInputs:
+        if not isinstance(times, jax.core.Tracer):
+            check_times(np.asarray(times), self.deterministic)
+        return self.inputs(jnp.asarray(times, jnp.float32))
+
+
+def start_walk(z: jax.Array) -> SamplerState:
+    """Returns the state before the first step."""
+    return SamplerState(z, jnp.zeros_like(z))
+
+
+def walk(
+    sampler: Sampler,
+    denoise_fn: Any,
+    state: SamplerState,
+    inputs: StepInputs,
+    keys: jax.Array,
+    *,
+    span: tuple[Any, Any] | None = None,
+    on_step: StepHook | None = None,
+) -> SamplerState:
+    """Takes steps of a sampler.
+
+    Args:
+        sampler: the sampler.
+        denoise_fn: see `Sampler.__call__`.
+        state: where the first of the steps begins.
+        inputs: from `Sampler.inputs`, for all steps of the walk; entries beyond its end are not looked at.
+        keys: [B], one key per sample.
+        span: the first step and the one after the last, counted from 0; all by default. If these are arrays, one
+            compiled program takes any range, and a walk in parts equals the unbroken one to the bit.
+        on_step: applied to z after each step.
+    """
+
+    def step(index: jax.Array, state: SamplerState) -> SamplerState:
+        numbers = {name: values[index] for name, values in inputs.items()}
+        state = sampler.step(denoise_fn, state, numbers, keys)
+        if on_step is None:
+            return state
+        return state._replace(z=on_step(state.z, state.x_hat, numbers["t"], numbers["s"]))
+
+    first, last = (0, len(inputs["t"])) if span is None else span
+    return jax.lax.fori_loop(first, last, step, state)
+
+
+def check_times(times: np.ndarray, may_ascend: bool) -> None:
+    """Checks the times of a walk.
+
+    Raises:
+        ConfigError: they are not at least two numbers in [0, 1], or neither descend nor, if allowed, ascend strictly.
+    """
+    text = np.array2string(times, precision=4, threshold=6)
+    if times.ndim != 1 or len(times) < 2 or not np.all((times >= 0) & (times <= 1)):
+        raise ConfigError(f"times {text} are not at least two numbers in [0, 1]: 1 is pure noise, 0 the image")
+    steps = np.diff(times)
+    if np.all(steps < 0) or (may_ascend and np.all(steps > 0)):
+        return
+    if np.all(steps > 0):
+        raise ConfigError(
+            f"times {text} ascend, which only deterministic samplers can: use ddim with eta 0, dpm_solver"
+        )
+    raise ConfigError(f"times {text} are not monotone: give times that descend, such as 1, 0.5, 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +214,6 @@ class SamplerConfig:
     """Settings of all samplers; each sampler uses those that concern it.
 
     Attributes:
-        timestep_spacing: a name for `timesteps.get_timestep_schedule`.
         eta: for `ddim`, in [0, 1].
         variance_type: for `ddpm`.
         s_churn: for `heun`, see `Churn`, as the following.
@@ -84,7 +222,6 @@ class SamplerConfig:
         s_noise: see `Churn`.
     """
 
-    timestep_spacing: str = "uniform"
     eta: float = 0.0
     variance_type: VarianceType = "small"
     s_churn: float = 0.0
@@ -118,184 +255,124 @@ def gaussian_noise(keys: jax.Array, step: jax.Array | int, shape: tuple[int, ...
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, step), shape))(keys)
 
 
-def ddpm(
-    denoise_fn: DenoiseFn | VarianceFn,
-    z: jax.Array,
-    keys: jax.Array,
-    schedule: Schedule,
-    steps: int,
-    timestep_schedule: TimestepSchedule = uniform,
-    variance_type: VarianceType = "small",
-) -> jax.Array:
-    """Samples by ancestral sampling (arXiv:2006.11239, Alg. 2; arXiv:2205.11487, Eq. 3).
+def ddpm(schedule: Schedule, variance_type: VarianceType = "small") -> Sampler:
+    """Ancestral sampling (arXiv:2006.11239, Alg. 2; arXiv:2205.11487, Eq. 3).
 
     Args:
-        denoise_fn: see the module; a `VarianceFn` if the variance is learned.
-        z: standard Gaussian noise [B, ...].
-        keys: [B], one key per sample.
         schedule: the noise schedule.
-        steps: number of steps, and of evaluations of `denoise_fn`.
-        timestep_schedule: the times of the steps.
         variance_type: variance of a step's noise: "small", that of the posterior; "large", that of the forward process;
-            "learned", interpolated between them by v from `denoise_fn` (arXiv:2102.09672, Eq. 15).
-
-    Returns:
-        Samples [B, ...].
+            "learned", interpolated between them by v from a `VarianceFn` (arXiv:2102.09672, Eq. 15).
 
     Raises:
-        ConfigError: less than 1 step.
-        ValueError: an unknown variance type.
+        ConfigError: an unknown variance type.
     """
+    if variance_type not in VARIANCE_TYPES:
+        raise unknown_name_error("variance_type", variance_type, VARIANCE_TYPES)
 
-    def step(z: jax.Array, inputs: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        step_index, t, s = inputs
+    def step(denoise_fn: Any, state: SamplerState, numbers: StepInputs, keys: jax.Array) -> SamplerState:
+        z, t, s = state.z, numbers["t"], numbers["s"]
         logsnr_t, logsnr_s = schedule.logsnr(t), schedule.logsnr(s)
         x_hat, v = _split_variance(denoise_fn(z, t), variance_type)
         mean = posterior_mean(x_hat, z, logsnr_t, logsnr_s)
-        # the last step adds only the noise of z_0
-        v = jnp.where(step_index == steps, -1.0, v)
+        # the step to the clean end adds only the noise of z_0
+        v = jnp.where(s == 0, -1.0, v)
         log_variance = learned_log_variance(v, *log_variance_bounds(logsnr_t, logsnr_s))
-        return mean + jnp.exp(log_variance / 2) * gaussian_noise(keys, step_index, z.shape[1:]), None
+        z = mean + jnp.exp(log_variance / 2) * gaussian_noise(keys, numbers["index"], z.shape[1:])
+        return SamplerState(z, x_hat)
 
-    return jax.lax.scan(step, z, _step_inputs(schedule, steps, timestep_schedule))[0]
+    return Sampler(schedule, _step_inputs, step, deterministic=False)
 
 
-def ddim(
-    denoise_fn: DenoiseFn,
-    z: jax.Array,
-    keys: jax.Array,
-    schedule: Schedule,
-    steps: int,
-    eta: float = 0.0,
-    timestep_schedule: TimestepSchedule = uniform,
-) -> jax.Array:
-    """Samples by DDIM (arXiv:2010.02502, Eq. 12 and 16).
+def ddim(schedule: Schedule, eta: float = 0.0) -> Sampler:
+    """DDIM (arXiv:2010.02502, Eq. 12 and 16).
 
     Args:
-        denoise_fn: see the module.
-        z: standard Gaussian noise [B, ...].
-        keys: [B], one key per sample; unused if eta is 0.
         schedule: the noise schedule.
-        steps: number of steps, and of evaluations of `denoise_fn`.
         eta: 0 is deterministic, 1 adds the noise of DDPM.
-        timestep_schedule: the times of the steps.
-
-    Returns:
-        Samples [B, ...].
 
     Raises:
-        ConfigError: less than 1 step.
+        ConfigError: `eta` is not in [0, 1].
     """
+    if not 0 <= eta <= 1:
+        raise ConfigError(f"eta {eta} is not in [0, 1]: 0 is deterministic, 1 has DDPM's noise")
 
-    def step(z: jax.Array, inputs: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        step_index, t, s = inputs
+    def step(denoise_fn: Any, state: SamplerState, numbers: StepInputs, keys: jax.Array) -> SamplerState:
+        z, t, s = state.z, numbers["t"], numbers["s"]
         alpha_t, sigma_t, alpha_s, sigma_s = schedule.alpha(t), schedule.sigma(t), schedule.alpha(s), schedule.sigma(s)
         x_hat = denoise_fn(z, t)
         eps_hat = eps_from_x(x_hat, z, alpha_t, sigma_t)
         if eta == 0:
-            return alpha_s * x_hat + sigma_s * eps_hat, None
+            return SamplerState(alpha_s * x_hat + sigma_s * eps_hat, x_hat)
         snr_ratio, renewed = transition_coefs(schedule.logsnr(t), schedule.logsnr(s))
         # Eq. 16: the standard deviation of the fresh noise, and the coefficient of the direction to z_t
         fresh = eta * sigma_s * jnp.sqrt(renewed)
         direction = sigma_s * jnp.sqrt((1 - eta**2) + eta**2 * snr_ratio)
         # Eq. 12: predicted image + direction pointing to z_t + fresh noise
-        return alpha_s * x_hat + direction * eps_hat + fresh * gaussian_noise(keys, step_index, z.shape[1:]), None
+        noise = gaussian_noise(keys, numbers["index"], z.shape[1:])
+        return SamplerState(alpha_s * x_hat + direction * eps_hat + fresh * noise, x_hat)
 
-    return jax.lax.scan(step, z, _step_inputs(schedule, steps, timestep_schedule))[0]
+    return Sampler(schedule, _step_inputs, step, deterministic=eta == 0)
 
 
-def dpm_solver(
-    denoise_fn: DenoiseFn,
-    z: jax.Array,
-    keys: jax.Array,
-    schedule: Schedule,
-    steps: int,
-    timestep_schedule: TimestepSchedule = uniform,
-) -> jax.Array:
-    """Samples by DPM-Solver++(2M), deterministic and of second order (arXiv:2211.01095, Alg. 2).
+def dpm_solver(schedule: Schedule) -> Sampler:
+    """DPM-Solver++(2M), deterministic and of second order (arXiv:2211.01095, Alg. 2).
 
-    Starts no noisier than LAMBDA_MIN. The first step is of first order because it has no predecessor, the last one
-    because lambda jumps there.
+    Starts no noisier than LAMBDA_MIN. The first step is of first order because it has no predecessor, one to the clean
+    end because lambda jumps there.
 
     Args:
-        denoise_fn: see the module.
-        z: standard Gaussian noise [B, ...].
-        keys: unused.
         schedule: the noise schedule.
-        steps: number of steps, and of evaluations of `denoise_fn`.
-        timestep_schedule: the times of the steps.
-
-    Returns:
-        Samples [B, ...].
-
-    Raises:
-        ConfigError: less than 1 step.
     """
-    step_indices, t, s = _step_inputs(schedule, steps, _clip_to_max_noise(timestep_schedule))
-    # lambda = log(alpha / sigma) rises by h
-    h = (schedule.logsnr(s) - schedule.logsnr(t)) / 2
-    # 1 / 2r with r = h_{i-1} / h_i: weight of the linear extrapolation from the last two predictions
-    extrapolation = jnp.where((step_indices == 1) | (step_indices == steps), 0.0, h / (2 * jnp.roll(h, 1)))
 
-    def step(
-        carry: tuple[jax.Array, jax.Array], inputs: tuple[jax.Array, ...]
-    ) -> tuple[tuple[jax.Array, jax.Array], None]:
-        z, x_hat_prev = carry
-        t, s, h, extrapolation = inputs
-        x_hat = denoise_fn(z, t)
+    def inputs(times: jax.Array) -> StepInputs:
+        numbers = _step_inputs(times)
+        # lambda = log(alpha / sigma) rises by h
+        h = (schedule.logsnr(numbers["s"]) - schedule.logsnr(numbers["t"])) / 2
+        # 1 / 2r with r = h_{i-1} / h_i: weight of the linear extrapolation from the last two predictions
+        first_order = (numbers["index"] == 1) | (numbers["s"] == 0)
+        return numbers | {"h": h, "extrapolation": jnp.where(first_order, 0.0, h / (2 * jnp.roll(h, 1)))}
+
+    def step(denoise_fn: Any, state: SamplerState, numbers: StepInputs, keys: jax.Array) -> SamplerState:
+        t, s, extrapolation = numbers["t"], numbers["s"], numbers["extrapolation"]
+        x_hat = denoise_fn(state.z, t)
         # D_i = (1 + 1/2r) x_i - 1/2r x_{i-1}
-        d = (1 + extrapolation) * x_hat - extrapolation * x_hat_prev
+        d = (1 + extrapolation) * x_hat - extrapolation * state.x_hat
         # sigma_i / sigma_{i-1} z - alpha_i (exp(-h) - 1) D_i
-        z = (schedule.sigma(s) / schedule.sigma(t)) * z - schedule.alpha(s) * jnp.expm1(-h) * d
-        return (z, x_hat), None
+        z = (schedule.sigma(s) / schedule.sigma(t)) * state.z - schedule.alpha(s) * jnp.expm1(-numbers["h"]) * d
+        return SamplerState(z, x_hat)
 
-    return jax.lax.scan(step, (z, jnp.zeros_like(z)), (t, s, h, extrapolation))[0][0]
+    return Sampler(schedule, inputs, step, deterministic=True, lambda_min=LAMBDA_MIN)
 
 
-def heun(
-    denoise_fn: DenoiseFn,
-    z: jax.Array,
-    keys: jax.Array,
-    schedule: Schedule,
-    steps: int,
-    timestep_schedule: TimestepSchedule = karras,
-    churn: Churn = _NO_CHURN,
-) -> jax.Array:
-    """Samples by EDM's Heun method, of second order; deterministic without churn (arXiv:2206.00364, Alg. 2).
+def heun(schedule: Schedule, churn: Churn = _NO_CHURN) -> Sampler:
+    """EDM's Heun method, of second order; deterministic without churn (arXiv:2206.00364, Alg. 2).
 
-    Integrates y = z / alpha, whose noise level is sigma / alpha. Starts no noisier than LAMBDA_MIN. `denoise_fn` is
-    evaluated twice per step, but once in the last one: `2 * steps - 1` times.
+    Integrates y = z / alpha, whose noise level is sigma / alpha. Starts no noisier than LAMBDA_MIN. The denoiser is
+    evaluated twice per step, but once in one to the clean end.
 
     Args:
-        denoise_fn: see the module.
-        z: standard Gaussian noise [B, ...].
-        keys: [B], one key per sample; unused without churn.
         schedule: the noise schedule.
-        steps: number of steps.
-        timestep_schedule: the times of the steps.
         churn: noise added before steps.
-
-    Returns:
-        Samples [B, ...].
-
-    Raises:
-        ConfigError: less than 1 step.
     """
-    step_indices, t, s = _step_inputs(schedule, steps, _clip_to_max_noise(timestep_schedule))
     sigma_max = _sigma_edm(schedule, jnp.ones(()))
-    gamma_max = min(churn.s_churn / steps, math.sqrt(2) - 1)
 
-    def denoise(y: jax.Array, t: jax.Array) -> jax.Array:
-        return denoise_fn(schedule.alpha(t) * y, t)
+    def inputs(times: jax.Array) -> StepInputs:
+        numbers = _step_inputs(times)
+        gamma_max = min(churn.s_churn / len(numbers["t"]), math.sqrt(2) - 1)
+        sigma = _sigma_edm(schedule, numbers["t"])
+        return numbers | {"gamma": jnp.where((churn.s_tmin <= sigma) & (sigma <= churn.s_tmax), gamma_max, 0.0)}
 
-    def step(y: jax.Array, inputs: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        step_index, t, s = inputs
+    def step(denoise_fn: Any, state: SamplerState, numbers: StepInputs, keys: jax.Array) -> SamplerState:
+        def denoise(y: jax.Array, t: jax.Array) -> jax.Array:
+            return denoise_fn(schedule.alpha(t) * y, t)
+
+        t, s = numbers["t"], numbers["s"]
+        y = state.z / schedule.alpha(t)
         sigma, sigma_next = _sigma_edm(schedule, t), _sigma_edm(schedule, s)
         if churn.s_churn > 0:
             # raise the noise level to sigma_hat = (1 + gamma) sigma, but not above the schedule's highest
-            gamma = jnp.where((churn.s_tmin <= sigma) & (sigma <= churn.s_tmax), gamma_max, 0.0)
-            sigma_hat = jnp.maximum(sigma, jnp.minimum((1 + gamma) * sigma, sigma_max))
-            eps = churn.s_noise * gaussian_noise(keys, step_index, y.shape[1:])
+            sigma_hat = jnp.maximum(sigma, jnp.minimum((1 + numbers["gamma"]) * sigma, sigma_max))
+            eps = churn.s_noise * gaussian_noise(keys, numbers["index"], y.shape[1:])
             # sigma_hat² - sigma² as a product, which does not round below 0
             y = y + jnp.sqrt((sigma_hat - sigma) * (sigma_hat + sigma)) * eps
             t = jnp.where(sigma_hat > sigma, schedule.inverse_logsnr(-2 * jnp.log(sigma_hat)), t)
@@ -310,60 +387,38 @@ def heun(
             x_next = denoise(y_next, s)
             return y_next + (sigma / sigma_next - 1) / 2 * (x_next - x_hat)
 
-        return jax.lax.cond(step_index < steps, corrected, lambda: y_next), None
+        y = jax.lax.cond(s > 0, corrected, lambda: y_next)
+        return SamplerState(schedule.alpha(s) * y, x_hat)
 
-    y = jax.lax.scan(step, z / schedule.alpha(t[0]), (step_indices, t, s))[0]
-    return schedule.alpha(s[-1]) * y
+    return Sampler(schedule, inputs, step, deterministic=churn.s_churn == 0, lambda_min=LAMBDA_MIN)
 
 
-def get_sampler(name: str, config: SamplerConfig) -> Sampler:
+def get_sampler(name: str, schedule: Schedule, config: SamplerConfig) -> Sampler:
     """Returns the sampler with a name, with those settings that concern it.
 
     Args:
         name: one of `SAMPLERS`.
+        schedule: the noise schedule.
         config: settings of all samplers.
-
-    Returns:
-        `(denoise_fn, z, keys, schedule, steps) -> samples`.
 
     Raises:
         ConfigError: a name is not known, or a number that concerns the sampler is out of range.
     """
-    timestep_schedule = get_timestep_schedule(config.timestep_spacing)
     match name:
         case "ddpm":
-            if config.variance_type not in VARIANCE_TYPES:
-                raise unknown_name_error("variance_type", config.variance_type, VARIANCE_TYPES)
-            return partial(ddpm, timestep_schedule=timestep_schedule, variance_type=config.variance_type)
+            return ddpm(schedule, config.variance_type)
         case "ddim":
-            if not 0 <= config.eta <= 1:
-                raise ConfigError(f"eta {config.eta} is not in [0, 1]: 0 is deterministic, 1 has DDPM's noise")
-            return partial(ddim, timestep_schedule=timestep_schedule, eta=config.eta)
+            return ddim(schedule, config.eta)
         case "dpm_solver":
-            return partial(dpm_solver, timestep_schedule=timestep_schedule)
+            return dpm_solver(schedule)
         case "heun":
-            churn = Churn(config.s_churn, config.s_tmin, config.s_tmax, config.s_noise)
-            return partial(heun, timestep_schedule=timestep_schedule, churn=churn)
+            return heun(schedule, Churn(config.s_churn, config.s_tmin, config.s_tmax, config.s_noise))
     raise unknown_name_error("sampler", name, SAMPLERS)
 
 
-def _step_inputs(
-    schedule: Schedule, steps: int, timestep_schedule: TimestepSchedule
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns (step_index, t, s) of each step, [steps] each: counted from 1, from t to s < t."""
-    check_steps(steps)
-    times = timestep_schedule(schedule, steps)
-    return jnp.arange(1, steps + 1), times[:-1], times[1:]
-
-
-def _clip_to_max_noise(timestep_schedule: TimestepSchedule) -> TimestepSchedule:
-    """Returns the timestep schedule, scaled so that it starts at LAMBDA_MIN or above."""
-
-    def clipped(schedule: Schedule, steps: int) -> jax.Array:
-        times = timestep_schedule(schedule, steps)
-        return times * jnp.minimum(1.0, schedule.inverse_logsnr(jnp.asarray(2 * LAMBDA_MIN)) / times[0])
-
-    return clipped
+def _step_inputs(times: jax.Array) -> StepInputs:
+    """Returns the index of each step, counted from 1, and its times t and s, [steps] each."""
+    return {"index": jnp.arange(1, len(times)), "t": times[:-1], "s": times[1:]}
 
 
 def _split_variance(prediction: Any, variance_type: VarianceType) -> tuple[jax.Array, jax.Array | float]:
@@ -373,9 +428,7 @@ def _split_variance(prediction: Any, variance_type: VarianceType) -> tuple[jax.A
             return prediction, -1.0
         case "large":
             return prediction, 1.0
-        case "learned":
-            return prediction
-    raise ValueError(f"variance_type {variance_type!r} is not one of {VARIANCE_TYPES}")
+    return prediction
 
 
 def _sigma_edm(schedule: Schedule, t: jax.Array) -> jax.Array:

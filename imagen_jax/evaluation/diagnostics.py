@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
 
 from imagen_jax.config.data_schema import DataConfig
 from imagen_jax.config.load import to_json
@@ -18,6 +17,7 @@ from imagen_jax.evaluation.validation_loss import make_validation_loss, validati
 from imagen_jax.images.array import format_height_width
 from imagen_jax.images.plots import plot_cascade_diagnostics
 from imagen_jax.io.atomic import write_json
+from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.pipelines.loading import TrainedStage
 
 # Most real images for validation losses and saturation: enough for the means.
@@ -25,28 +25,26 @@ MAX_REAL_IMAGES = 128
 
 
 def compute_diagnostics(
-    stages: Sequence[TrainedStage],
+    pipeline: ImagenPipeline,
     samples: Sequence[np.ndarray],
     data: DataConfig,
     batch_size: int,
-    mesh: Mesh,
 ) -> list[dict[str, float]]:
     """Returns the metrics of each stage by name, from `compute_metrics` and `validation_metrics`.
 
     Args:
-        stages: of a cascade, base first.
+        pipeline: the cascade.
         samples: images of each stage, [N, H, W, C].
         data: an evaluation config's `data`, with the source and split of real images.
         batch_size: images at once in the validation loss.
-        mesh: of the stages.
     """
     metrics = []
-    for index, (trained, images) in enumerate(zip(stages, samples, strict=True)):
+    for index, (trained, images) in enumerate(zip(pipeline.stages, samples, strict=True)):
         config = trained.stage.config
         examples = make_examples(data, data.split, config.image_hw, config.channels)
         real, captions = first_examples(examples, min(MAX_REAL_IMAGES, len(images)))
-        validation_loss = make_validation_loss(trained.stage, mesh, batch_size)
-        losses = validation_loss(trained.params, trained.encoder_params, real, captions)
+        validation_loss = make_validation_loss(trained.stage, pipeline.mesh, batch_size)
+        losses = validation_loss(trained.params, real, pipeline.encode_prompt(captions, index))
         low_res = samples[index - 1] if index else None
         metrics.append({**compute_metrics(images, low_res, real), **validation_metrics(losses)})
     return metrics

@@ -19,6 +19,8 @@ from imagen_jax.images.grid import image_grid, save_png
 from imagen_jax.io.atomic import write_json
 from imagen_jax.parallel import multihost
 from imagen_jax.pipelines.imagen import ImagenPipeline
+from imagen_jax.pipelines.request import SampleRequest
+from imagen_jax.pipelines.texts import Texts
 
 MAX_GRID_IMAGES = 32
 
@@ -70,8 +72,8 @@ def evaluate(
     if out is not None:
         out = Path(out).expanduser()
 
-    images = pipeline.sample_all(captions, config.seed, config.batch_size)
-    diagnostics = compute_diagnostics(pipeline.stages, images, config.data, config.batch_size, pipeline.mesh)
+    images = pipeline.sample_all(SampleRequest(Texts(captions), config.seed, config.batch_size))
+    diagnostics = compute_diagnostics(pipeline, images, config.data, config.batch_size)
     if not multihost.is_main_process():
         return None
     scores, correct = judge(images[-1], captions) if judge else (None, np.ones(len(captions), bool))

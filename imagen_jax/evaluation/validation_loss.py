@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,20 +20,20 @@ from imagen_jax.parallel.batching import batch_sharding, pad_batch, padded_size,
 from imagen_jax.parallel.mesh import num_batch_shards
 from imagen_jax.stages.loss import DiffusionBatch, diffusion_loss
 from imagen_jax.stages.stage import Stage
-from imagen_jax.text.tokenizer import FEATURE_AXES
+from imagen_jax.text.encoder import TEXT_CONDITION_AXES, TextCondition
 
 # Names of the metrics: `validation_loss_at_noise/0.05` and so on.
 METRIC_PREFIX = "validation_loss_at_noise/"
 # Values of `schedules.cosine_time`, from little noise to much.
 NOISE_LEVELS = tuple((i + 0.5) / 10 for i in range(10))
 SEED = 0
-_AXES = {"image": IMAGE, **FEATURE_AXES, "keys": "batch ..."}
+_AXES = {"image": IMAGE, **TEXT_CONDITION_AXES._asdict(), "keys": "batch ..."}
 
-ValidationLossFn = Callable[[Any, Any, np.ndarray, Sequence[str]], np.ndarray]
+ValidationLossFn = Callable[[Any, np.ndarray, TextCondition], np.ndarray]
 
 
 def make_validation_loss(stage: Stage, mesh: Mesh, batch_size: int) -> ValidationLossFn:
-    """Returns a function `(params, encoder_params, images [N, H, W, C], captions [N]) -> losses [N, NOISE_LEVELS]`.
+    """Returns a function `(params, images [N, H, W, C], text) -> losses [N, NOISE_LEVELS]`.
 
     The loss is the training loss on full images without text dropout. The noise and the augmentation level of image i
     depend on i alone, neither on the batch nor on the mesh, so that losses of different runs and steps are comparable.
@@ -44,9 +44,9 @@ def make_validation_loss(stage: Stage, mesh: Mesh, batch_size: int) -> Validatio
         batch_size: images at once, rounded up to a multiple of the mesh's batch parts.
     """
 
-    def losses_at_level(params: Any, encoder_params: Any, batch: Any, level: jax.Array) -> jax.Array:
+    def losses_at_level(params: Any, batch: Any, level: jax.Array) -> jax.Array:
         x, keys = to_float(batch["image"]), jax.random.wrap_key_data(batch["keys"])
-        text = stage.encoder.encode(encoder_params, batch["tokens"], batch["mask"]), batch["mask"]
+        text = TextCondition(batch["embeddings"], batch["mask"])
         condition = {}
         if stage.is_super_resolution:
             low_res = resize(x, *stage.low_res_shape[:2])
@@ -61,17 +61,16 @@ def make_validation_loss(stage: Stage, mesh: Mesh, batch_size: int) -> Validatio
         losses_at_level, out_shardings=batch_sharding(mesh, VECTOR), compiler_options=runtime.compiler_options(mesh)
     )
 
-    def validation_loss(params: Any, encoder_params: Any, images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
+    def validation_loss(params: Any, images: np.ndarray, text: TextCondition) -> np.ndarray:
         # all batches have the same size, a multiple of the batch shards: the last one is padded
         size = padded_size(min(batch_size, len(images)), num_batch_shards(mesh))
         losses = []
         for start in range(0, len(images), size):
-            batch_images, batch_captions = images[start : start + size], captions[start : start + size]
-            tokens, mask = stage.encoder.tokenize(pad_batch(batch_captions, size, ""))
+            batch_images = images[start : start + size]
+            part = {name: pad_batch(array[start : start + size], size) for name, array in text._asdict().items()}
             keys = np.asarray(jax.random.key_data(samplers.sample_keys(SEED, jnp.arange(start, start + size))))
-            host_batch = {"image": pad_batch(batch_images, size), "tokens": tokens, "mask": mask, "keys": keys}
-            batch = shard_host_batch(host_batch, _AXES, mesh)
-            by_level = [program(params, encoder_params, batch, jnp.float32(level)) for level in NOISE_LEVELS]
+            batch = shard_host_batch({"image": pad_batch(batch_images, size), "keys": keys, **part}, _AXES, mesh)
+            by_level = [program(params, batch, jnp.float32(level)) for level in NOISE_LEVELS]
             gathered = np.stack([multihost.all_gather(level_losses) for level_losses in by_level], axis=1)
             losses.append(gathered[: len(batch_images)])
         return np.concatenate(losses)

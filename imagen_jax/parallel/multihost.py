@@ -124,7 +124,7 @@ def is_main_process() -> bool:
     return jax.process_index() == 0
 
 
-def all_gather(array: jax.Array) -> np.ndarray:
+def all_gather(array: jax.Array | np.ndarray) -> np.ndarray:
     """Returns the full array, sharded over the devices of all processes, on every process."""
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 

@@ -1,11 +1,13 @@
-"""Resources of this process: open files, memory that glibc keeps, and how XLA compiles for its CPU."""
+"""Resources of this process: open files, memory that glibc keeps; how XLA compiles, and where it keeps programs."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
 import resource
+from pathlib import Path
 
 import jax
 from jax.sharding import AbstractMesh, Mesh
@@ -15,6 +17,7 @@ from imagen_jax.errors import ConfigError
 MALLOC_ARENAS = 4
 # YNNPACK for dense products only: it computes convolutions of large images on one core
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+COMPILATION_CACHE = "~/.cache/imagen_jax/xla"
 _M_ARENA_MAX = -8  # from glibc's malloc.h
 
 
@@ -77,3 +80,15 @@ def _is_known_option(name: str, value: str) -> bool:
     except jax.errors.JaxRuntimeError:
         return False
     return True
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs on disk for later processes, in $JAX_COMPILATION_CACHE_DIR or COMPILATION_CACHE.
+
+    Only programs that took XLA over a second to compile are kept, by jax's default.
+    """
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]  # known at run time only
+        folder = Path(COMPILATION_CACHE).expanduser()
+        with contextlib.suppress(OSError):  # without a writable home, each process compiles again
+            folder.mkdir(parents=True, exist_ok=True)
+            jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -1,7 +1,7 @@
 """The text-to-image pipeline: trained stages chained from prompts to images.
 
 The image of sample i is a function of (seed, i), its prompt and the weights: not of the batch it is sampled in, nor of
-the mesh.
+the mesh. Images stay on the devices, in float, from stage to stage.
 """
 
 from __future__ import annotations
@@ -14,23 +14,32 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from imagen_jax.config.schema import SamplingConfig
 from imagen_jax.errors import ConfigError
-from imagen_jax.images.array import Size
-from imagen_jax.parallel import multihost
-from imagen_jax.parallel.batching import pad_batch
-from imagen_jax.parallel.mesh import make_mesh
+from imagen_jax.images.array import Size, image_dtype, to_uint
+from imagen_jax.parallel import multihost, runtime
+from imagen_jax.parallel.batching import pad_batch, padded_size
+from imagen_jax.parallel.mesh import make_mesh, num_batch_shards
 from imagen_jax.parallel.sharding import param_shardings
-from imagen_jax.pipelines.loading import TrainedStage, check_chain, find_stages, load_stages
-from imagen_jax.stages.sampling import SAMPLING_MESH, StageSampler
+from imagen_jax.pipelines.loading import TrainedStage, check_chain, find_stages, load_stage, make_encoders, read_chain
+from imagen_jax.pipelines.request import (
+    Callback,
+    SampleRequest,
+    SamplingProgress,
+)
+from imagen_jax.pipelines.sizes import base_size, check_size
+from imagen_jax.pipelines.texts import as_prompts, encode_batch, make_texts, required
+from imagen_jax.stages.sampling import SAMPLING_MESH
+from imagen_jax.stages.stage_sampler import StageRequest, StageSampler, stage_keys
+from imagen_jax.stages.text import PromptEncoder
 from imagen_jax.text.encoder import TextCondition
 
 MAX_SEED = 2**63
+_SKIPPED_SIZE = 2  # sizes of small batches are powers of two but this one: few programs, little padding
 
 logger = logging.getLogger(__name__)
 
@@ -55,17 +64,28 @@ class ImagenPipeline:
         stages: the stages with their weights, base first.
         mesh: the devices that sample; batches are split over all of them. By default all devices, each with full
             networks.
+        encoders: the text encoder of each stage, the same object for stages that share it; None without any, for
+            `prompt_embeds`. By default those that the configs name.
 
     Raises:
         ConfigError: the stages do not chain, or their sampling settings cannot work.
     """
 
-    def __init__(self, stages: Sequence[TrainedStage], mesh: Mesh | None = None) -> None:
+    def __init__(
+        self,
+        stages: Sequence[TrainedStage],
+        mesh: Mesh | None = None,
+        encoders: Sequence[PromptEncoder | None] | None = None,
+    ) -> None:
         check_chain([trained.stage.config for trained in stages])
+        runtime.enable_compilation_cache()
         self.stages = tuple(stages)
         self.mesh = make_mesh(SAMPLING_MESH) if mesh is None else mesh
+        if encoders is None:
+            encoders = make_encoders([trained.stage.config for trained in stages], self.mesh)
+        self._encoders = tuple(encoders)
         self._progress: dict[str, Any] = {}
-        self._samplers = [StageSampler(trained.stage, self.mesh, i) for i, trained in enumerate(self.stages)]
+        self._samplers = [StageSampler(trained.stage, self.mesh) for trained in self.stages]
         self._by_mesh: dict[Mesh, ImagenPipeline] = {}  # this pipeline on other devices
         # samplers with other settings, by stage and settings; shared by all pipelines made from this one
         self._cache: dict[tuple[int, SamplingConfig], StageSampler] = {}
@@ -76,16 +96,21 @@ class ImagenPipeline:
         stages: str | Path | Sequence[str | Path],
         mesh: Mesh | Mapping[str, int] | None = None,
         sampling: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        text_encoder: bool = True,
+        text_cache: str | Path | None = None,
     ) -> ImagenPipeline:
-        """Loads a cascade, with the EMA weights of each stage.
+        """Loads a cascade, with the EMA weights of each stage. Weights of text encoders are loaded at first use.
 
         Args:
             stages: stage folders, base first; or one folder that holds them, such as "runs/demo".
             mesh: the devices that sample, as a mesh or as sizes of its axes, such as `{"data": 2, "fsdp": 4}`.
             sampling: for each stage, sampling settings that replace those of its config.
+            text_encoder: whether to open the text encoders; without them, calls need `prompt_embeds`.
+            text_cache: a folder of embeddings from `imagen embed`: prompts in it are looked up, not encoded.
 
         Raises:
-            ConfigError: a folder holds no stage, or the stages do not chain.
+            ConfigError: a folder holds no stage, the stages do not chain, or a text encoder cannot be opened.
             TrainingError: every checkpoint of a stage is damaged.
         """
         if isinstance(stages, (str, Path)):
@@ -93,7 +118,15 @@ class ImagenPipeline:
         else:
             folders = [Path(folder).expanduser() for folder in stages]
         mesh = _as_mesh(mesh)
-        return cls(load_stages(folders, mesh, sampling), mesh)
+        configs = read_chain(folders, sampling)
+        encoders: Sequence[PromptEncoder | None] = [None] * len(folders)
+        if text_encoder:
+            encoders = make_encoders(configs, mesh, text_cache)
+        loaded = [
+            load_stage(folder, config, mesh, encoder.width if encoder else None)
+            for folder, config, encoder in zip(folders, configs, encoders, strict=True)
+        ]
+        return cls(loaded, mesh, encoders)
 
     @property
     def image_size(self) -> Size:
@@ -101,53 +134,70 @@ class ImagenPipeline:
         height, width, _ = self.stages[-1].stage.image_shape
         return height, width
 
+    def as_size(self, height: int | None, width: int | None) -> Size | None:
+        """Returns (height, width) with the last stage's own in place of None; None if both are."""
+        own_height, own_width = self.image_size
+        return None if height is None and width is None else (height or own_height, width or own_width)
+
     def set_progress_bar_config(self, **settings: Any) -> None:
         """Passes settings to the tqdm progress bar of later calls, such as `disable=True`."""
         self._progress = settings
 
-    def encode_prompt(self, prompts: str | Sequence[str]) -> TextCondition:
-        """Encodes prompts by the text encoder of the base stage.
+    def encode_prompt(self, prompts: str | Sequence[str], stage: int = 0) -> TextCondition:
+        """Encodes prompts by the text encoder of a stage.
 
         Args:
-            prompts: one prompt or B of them.
+            prompts: one prompt or N of them.
+            stage: index of the stage.
 
         Returns:
-            Embeddings [B, L, D] and mask bool [B, L], True where there is a token.
+            Embeddings [N, L, D] and mask bool [N, L], True where there is a token; NumPy arrays, for `prompt_embeds`.
         """
-        prompts = _as_prompts(prompts)
-        base = self.stages[0]
-        tokens, mask = base.stage.encoder.tokenize(prompts)
-        embeddings = jax.jit(base.stage.encoder.encode)(base.encoder_params, tokens, mask)
-        return TextCondition(embeddings, jnp.asarray(mask))
+        prompts = as_prompts(prompts)
+        return required(self._encoders[stage]).on_host(prompts, len(prompts))
 
     def __call__(
         self,
-        prompts: str | Sequence[str],
+        prompts: str | Sequence[str] | None = None,
         *,
+        negative_prompt: str | Sequence[str] | None = None,
         seed: int = 0,
         num_inference_steps: int | Sequence[int] | None = None,
         guidance_scale: float | Sequence[float] | np.ndarray | None = None,
         sampler: str | Sequence[str] | None = None,
         aug_level: float | Sequence[float] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        prompt_embeds: TextCondition | Sequence[TextCondition] | None = None,
+        negative_prompt_embeds: TextCondition | Sequence[TextCondition] | None = None,
         batch_size: int = 16,
         mesh: Mesh | Mapping[str, int] | None = None,
+        callback: Callback | None = None,
         **settings: Any,
     ) -> ImagenPipelineOutput:
         """Samples an image for each prompt.
 
         Settings that are not given are those of each stage's config; each may be one value for all stages, or a
-        sequence with one for each.
+        sequence with one for each. Other steps, scales and seeds need no compilation.
 
         Args:
             prompts: one prompt or N of them.
+            negative_prompt: what images should not show, one text or one for each prompt: it stands in the place of
+                the unconditional text of guidance.
             seed: of the noise, in [0, 2^63); the same seed gives the same images at any batch size and on any mesh.
             num_inference_steps: steps of the sampler.
             guidance_scale: of classifier-free guidance (arXiv:2207.12598), 1 for none; or float [stages, N], one for
                 each stage and prompt.
             sampler: "ddpm", "ddim", "dpm_solver" or "heun".
             aug_level: noise in [0, 1] added to the low-resolution input of super-resolution stages.
+            height: of the images in pixels, by default that of the last stage's config.
+            width: likewise.
+            prompt_embeds: embeddings [N, L, D] and mask [N, L] in place of prompts, as from `encode_prompt`; or a
+                sequence with one for each stage.
+            negative_prompt_embeds: likewise, in place of negative prompts.
             batch_size: prompts to sample at once.
             mesh: other devices than the pipeline's; weights are copied to them once, and kept there.
+            callback: called with a `SamplingProgress` every few steps; an exception that it raises ends the call.
             **settings: any other key of a config's `sampling`, such as `eta` or `threshold`.
 
         Returns:
@@ -156,9 +206,6 @@ class ImagenPipeline:
         Raises:
             ConfigError: a setting is unknown, out of range, or has another number of values than there are stages.
         """
-        prompts = _as_prompts(prompts)
-        if not isinstance(seed, (int, np.integer)) or not 0 <= seed < MAX_SEED:
-            raise ConfigError(f"seed {seed!r} is not an integer in [0, 2^63)")
         given = {
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
@@ -166,17 +213,13 @@ class ImagenPipeline:
             "aug_level": aug_level,
             **settings,
         }
-        scales = None
-        if np.ndim(given["guidance_scale"]) == 2:
-            scales = np.asarray(given.pop("guidance_scale"), np.float32)
-            if scales.shape != (len(self.stages), len(prompts)):
-                raise ConfigError(
-                    f"guidance_scale has shape {scales.shape}, expected ({len(self.stages)}, {len(prompts)}): "
-                    "one scale for each stage and prompt"
-                )
+        widths = [trained.stage.text_width for trained in self.stages]
+        texts = make_texts(prompts, negative_prompt, prompt_embeds, negative_prompt_embeds, widths)
+        scales = _pop_prompt_scales(given, len(self.stages), len(texts.prompts))
+        request = SampleRequest(texts, seed, batch_size, scales, self.as_size(height, width))
         pipeline = self if mesh is None else self._on(_as_mesh(mesh))
         pipeline = pipeline.with_settings(self._settings_by_stage(given))
-        images = pipeline.sample_all(prompts, seed, batch_size, scales)
+        images = pipeline.sample_all(request, callback)
         return ImagenPipelineOutput(images[-1], images)
 
     def _settings_by_stage(self, given: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -211,17 +254,17 @@ class ImagenPipeline:
         stages, samplers = [], []
         for index, (trained, changes) in enumerate(zip(self.stages, by_stage, strict=True)):
             stage = trained.stage.with_sampling(changes)
-            key = (index, stage.sampling_key())
+            key = (index, stage.config.sampling)
             if key not in self._cache:
-                unchanged = key[1] == trained.stage.sampling_key()
-                self._cache[key] = self._samplers[index] if unchanged else StageSampler(stage, self.mesh, index)
+                unchanged = key[1] == trained.stage.config.sampling
+                self._cache[key] = self._samplers[index] if unchanged else StageSampler(stage, self.mesh)
             stages.append(dataclasses.replace(trained, stage=stage))
             samplers.append(self._cache[key])
         other.stages, other._samplers = tuple(stages), samplers
         return other
 
     def _on(self, mesh: Mesh) -> ImagenPipeline:
-        """Returns this pipeline on other devices; weights are copied, and programs compiled, once for each mesh."""
+        """Returns this pipeline on other devices; weights are copied once for each mesh."""
         if mesh == self.mesh:
             return self
         if mesh not in self._by_mesh:
@@ -232,99 +275,89 @@ class ImagenPipeline:
 
     def _copy_to(self, mesh: Mesh) -> ImagenPipeline:
         """Returns a pipeline with copies of the weights on other devices."""
-
-        @functools.cache
-        def place(index: int, name: str) -> Any:
-            params = getattr(self.stages[index], name)
-            return jax.device_put(params, param_shardings(params, mesh))
-
-        # stages that share an encoder share its copy
-        first = {id(trained.encoder_params): index for index, trained in reversed(list(enumerate(self.stages)))}
+        copy = functools.cache(lambda encoder: encoder and encoder.on(mesh))
         stages = [
-            dataclasses.replace(
-                trained,
-                params=place(index, "params"),
-                encoder_params=place(first[id(trained.encoder_params)], "encoder_params"),
-            )
-            for index, trained in enumerate(self.stages)
+            dataclasses.replace(trained, params=jax.device_put(trained.params, param_shardings(trained.params, mesh)))
+            for trained in self.stages
         ]
-        return ImagenPipeline(stages, mesh)
+        return ImagenPipeline(stages, mesh, [copy(encoder) for encoder in self._encoders])
 
-    def sample(
-        self, prompts: Sequence[str], seed: int, first_index: int = 0, guidance_scale: np.ndarray | None = None
-    ) -> list[np.ndarray]:
-        """Samples one batch.
-
-        Args:
-            prompts: of samples `first_index`, `first_index` + 1, …; B of them.
-            seed: of the noise.
-            first_index: index of the first sample.
-            guidance_scale: float [stages, B], in place of the scales of the configs.
-
-        Returns:
-            The images of every stage, [B, H, W, C] each.
-        """
-        images: list[np.ndarray] = []
-        for index, (trained, sampler) in enumerate(zip(self.stages, self._samplers, strict=True)):
-            low_res = images[-1] if images else None
-            scales = None if guidance_scale is None else guidance_scale[index]
-            images.append(
-                sampler.sample(trained.params, trained.encoder_params, prompts, seed, first_index, low_res, scales)
-            )
-        return images
-
-    def sample_all(
-        self, prompts: Sequence[str], seed: int, batch_size: int, guidance_scale: np.ndarray | None = None
-    ) -> list[np.ndarray]:
-        """Samples any number of prompts; returns the images of every stage, [N, H, W, C] each, as `iter_batches`."""
-        batches = [images for _, images in self.iter_batches(prompts, seed, batch_size, guidance_scale)]
+    def sample_all(self, request: SampleRequest, callback: Callback | None = None) -> list[np.ndarray]:
+        """Returns the images of every stage, [N, H, W, C] each; see `iter_batches`."""
+        batches = [images for _, images in self.iter_batches(request, callback=callback)]
         return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
     def iter_batches(
-        self,
-        prompts: Sequence[str],
-        seed: int,
-        batch_size: int,
-        guidance_scale: np.ndarray | None = None,
-        pending: np.ndarray | None = None,
+        self, request: SampleRequest, pending: np.ndarray | None = None, callback: Callback | None = None
     ) -> Iterator[tuple[int, list[np.ndarray]]]:
         """Samples any number of prompts in batches, with a progress bar; logs how many prompts are truncated.
 
         Args:
-            prompts: N of them.
-            seed: of the noise.
-            batch_size: prompts to sample at once.
-            guidance_scale: float [stages, N], in place of the scales of the configs.
+            request: what to sample.
             pending: bool [N]; batches without a pending sample are skipped. The others are the same as without it.
+            callback: called every few steps of a stage.
 
         Yields:
-            The index of the batch's first prompt, and the images of every stage, [B, H, W, C] each.
+            The index of the batch's first prompt, and the images of every stage, uint8 or uint16 [B, H, W, C] each.
         """
-        if batch_size < 1:
-            raise ConfigError(f"batch_size {batch_size} is not at least 1")
-        truncated = max(trained.stage.encoder.tokenize.count_truncated(prompts) for trained in self.stages)
-        if truncated:
-            logger.warning(
-                "%d of %d prompts have more tokens than config.text.length: their ends are not read",
-                truncated,
-                len(prompts),
-            )
-        batch_size = min(batch_size, len(prompts))
-        batches = [slice(start, start + batch_size) for start in range(0, len(prompts), batch_size)]
+        self._check(request)
+        count, batch_size = len(request.texts.prompts), request.batch_size
+        size = self._padded_batch(min(batch_size, count), batch_size)
+        batches = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
         if pending is not None:
             batches = [batch for batch in batches if pending[batch].any()]
-        skipped = len(prompts) - sum(len(prompts[batch]) for batch in batches)
-        bar_settings = {"desc": "sampling", "unit": " images", "disable": not multihost.is_main_process()}
-        with tqdm(total=len(prompts), initial=skipped, **(bar_settings | self._progress)) as bar:
-            for batch in batches:
-                chosen = list(prompts[batch])
-                # the last batch is padded, so that nothing is compiled twice
-                scales = None
-                if guidance_scale is not None:
-                    scales = pad_batch(guidance_scale.T[batch], batch_size, 1).T
-                images = self.sample(pad_batch(chosen, batch_size, ""), seed, batch.start, scales)
-                yield batch.start, [stage_images[: len(chosen)] for stage_images in images]
-                bar.update(len(chosen))
+        steps = sum(trained.stage.config.sampling.num_inference_steps for trained in self.stages)
+        bar_settings = {"desc": "sampling", "unit": " steps", "disable": not multihost.is_main_process()}
+        with tqdm(total=len(batches) * steps, **(bar_settings | self._progress)) as bar:
+            for number, batch in enumerate(batches):
+                images = self._sample_batch(request, batch, size, _Progress(bar, number * steps, callback))
+                count = batch.stop - batch.start
+                yield batch.start, [multihost.all_gather(stage_images)[:count] for stage_images in images]
+
+    def _check(self, request: SampleRequest) -> None:
+        """Raises ConfigError if a request does not fit this pipeline."""
+        if request.batch_size < 1:
+            raise ConfigError(f"batch_size {request.batch_size} is not at least 1")
+        seed = request.seed
+        if not isinstance(seed, (int, np.integer)) or not 0 <= seed < MAX_SEED:
+            raise ConfigError(f"seed {seed!r} is not an integer in [0, 2^63)")
+        if request.size is not None:
+            check_size([trained.stage.config for trained in self.stages], request.size)
+        if not request.texts.has_negative:
+            return
+        scales = [trained.stage.config.sampling.guidance_scale for trained in self.stages]
+        if np.all(np.asarray(scales if request.guidance_scale is None else request.guidance_scale) == 1):
+            raise ConfigError("negative_prompt has no effect at guidance_scale 1: give a scale above 1")
+
+    def _padded_batch(self, count: int, batch_size: int) -> int:
+        """Returns the size that a batch of `count` is padded to: one of few, so that few programs are compiled."""
+        size = 1
+        while size < count or size == _SKIPPED_SIZE:
+            size *= 2
+        return padded_size(min(size, batch_size), num_batch_shards(self.mesh))
+
+    def _sample_batch(self, request: SampleRequest, batch: slice, size: int, tell: Callback) -> list[jax.Array]:
+        """Returns the images of every stage for a batch padded to `size`, integers on the devices."""
+        texts, null_texts = encode_batch(request.texts, self._encoders, self.stages, batch, size, self.mesh)
+        image_size = base_size([trained.stage.config for trained in self.stages], request.size)
+        images: list[jax.Array] = []
+        low_res: jax.Array | None = None
+        for index, (trained, sampler) in enumerate(zip(self.stages, self._samplers, strict=True)):
+            scales = request.guidance_scale
+            stage_request = StageRequest(
+                texts[index],
+                null_texts[index],
+                stage_keys(request.seed, request.first_index + batch.start, size, index, self.mesh),
+                low_res,
+                None if scales is None else pad_batch(np.asarray(scales[index, batch], np.float32), size, 1),
+                image_size if index == 0 else None,
+            )
+            for walk in sampler.walk(trained.params, stage_request):
+                count = batch.stop - batch.start
+                tell(SamplingProgress(index, walk.step, walk.steps, batch.start, count, walk.state.x_hat))
+            low_res = sampler.finish(walk.state)
+            images.append(to_uint(low_res, image_dtype(trained.stage.config.sampling.bits, "sampling bits")))
+        return images
 
 
 def _as_mesh(mesh: Mesh | Mapping[str, int] | None) -> Mesh:
@@ -333,12 +366,35 @@ def _as_mesh(mesh: Mesh | Mapping[str, int] | None) -> Mesh:
     return make_mesh(SAMPLING_MESH | dict(mesh or {}))
 
 
-def _as_prompts(prompts: str | Sequence[str]) -> list[str]:
-    """Returns a list of prompts. Raises ConfigError if there are none, or one is not text."""
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    if not prompts:
-        raise ConfigError("prompts is empty: give a prompt, or a list of prompts")
-    for prompt in prompts:
-        if not isinstance(prompt, str):
-            raise ConfigError(f"prompts has {prompt!r}, which is not text: give strings")
-    return prompts
+def _pop_prompt_scales(given: dict[str, Any], stages: int, count: int) -> np.ndarray | None:
+    """Takes guidance scales [stages, count] out of the settings, if they have one for each prompt."""
+    if np.ndim(given["guidance_scale"]) != 2:
+        return None
+    scales = np.asarray(given.pop("guidance_scale"), np.float32)
+    if scales.shape != (stages, count):
+        raise ConfigError(
+            f"guidance_scale has shape {scales.shape}, expected ({stages}, {count}): "
+            "one scale for each stage and prompt"
+        )
+    return scales
+
+
+class _Progress:
+    """Moves a progress bar by the steps of a batch, and passes them on.
+
+    Args:
+        bar: counts steps of all batches and stages.
+        before: steps of the batches before.
+        callback: is called too, if there is one.
+    """
+
+    def __init__(self, bar: tqdm, before: int, callback: Callback | None) -> None:
+        self._bar, self._before, self._callback = bar, before, callback
+
+    def __call__(self, progress: SamplingProgress) -> None:
+        self._bar.set_postfix_str(f"image {progress.first + progress.count}", refresh=False)
+        self._bar.update(self._before + progress.step - self._bar.n)
+        if progress.step == progress.steps:
+            self._before += progress.steps
+        if self._callback is not None:
+            self._callback(progress)

@@ -11,12 +11,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from imagen_jax.config.schema import StageConfig
+from imagen_jax.config.schema import StageConfig, TextConfig
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import format_size
 from imagen_jax.parallel.sharding import with_shardings
 from imagen_jax.stages.checkpoints import Checkpoints
-from imagen_jax.stages.stage import Stage, build, check_fingerprint
+from imagen_jax.stages.stage import Stage, build
+from imagen_jax.stages.text import PromptEncoder, make_cached_encoder, make_encoder
 from imagen_jax.stages.workdir import CONFIG_FILE, read_config
 
 
@@ -27,14 +28,12 @@ class TrainedStage:
     Attributes:
         stage: what its config describes.
         params: EMA weights of its network.
-        encoder_params: weights of its text encoder.
         step: the training step of the weights.
         folder: where the stage was loaded from.
     """
 
     stage: Stage
     params: Any
-    encoder_params: Any
     step: int
     folder: Path = Path()
 
@@ -58,26 +57,17 @@ def check_chain(configs: Sequence[StageConfig]) -> None:
             raise ConfigError(f"the stages do not chain: one that samples {given} is followed by {next_one}")
 
 
-def load_stages(
-    workdirs: Sequence[Path], mesh: Mesh, changes: Sequence[Mapping[str, Any]] | None = None
-) -> list[TrainedStage]:
-    """Returns the stages of some folders, base first, with `changes` to the sampling settings of each.
+def read_chain(workdirs: Sequence[Path], changes: Sequence[Mapping[str, Any]] | None = None) -> list[StageConfig]:
+    """Returns the configs of some stage folders, base first, with `changes` to the sampling settings of each.
 
-    Raises:
-        ConfigError: as `check_chain` and `load_stage`.
+    No weight is read. Raises ConfigError as `check_chain`.
     """
-    changes = changes or [{}] * len(workdirs)
-    # The configs first: whether the stages chain is known before any weight is read.
     configs = [read_config(workdir) for workdir in workdirs]
     check_chain(configs)
-    configs = [
+    return [
         config.with_changes({f"sampling.{key}": value for key, value in change.items()})
-        for config, change in zip(configs, changes, strict=True)
+        for config, change in zip(configs, changes or [{}] * len(workdirs), strict=True)
     ]
-    loaded: list[TrainedStage] = []
-    for workdir, config in zip(workdirs, configs, strict=True):
-        loaded.append(load_stage(workdir, config, mesh, loaded))
-    return loaded
 
 
 def find_stages(folder: Path) -> list[Path]:
@@ -99,33 +89,55 @@ def find_stages(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: read_config(path).image_hw)
 
 
-def load_stage(workdir: Path, config: StageConfig, mesh: Mesh, others: Sequence[TrainedStage] = ()) -> TrainedStage:
+def load_stage(workdir: Path, config: StageConfig, mesh: Mesh, text_width: int | None = None) -> TrainedStage:
     """Loads a stage with the EMA weights of its folder.
 
     Args:
         workdir: the folder of a training run.
         config: the folder's config, perhaps with other sampling settings.
         mesh: where the weights go.
-        others: stages that are loaded already; the text encoder is shared with one that has the same.
+        text_width: D of the text encoder's embeddings; by default that which the weights were trained with.
 
     Raises:
         ConfigError: the folder has no checkpoint, or one of another model.
         TrainingError: every checkpoint is damaged.
     """
-    # memory may suffice for one copy of a large encoder, and not for one for each stage
-    shared = next((other for other in others if _encoder_key(other.stage.config) == _encoder_key(config)), None)
-    built = build(config, shared.stage.encoder if shared else None)
-    abstract = with_shardings(jax.eval_shape(built.init, jax.random.key(0)), mesh)
     checkpoints = Checkpoints(workdir)
     if checkpoints.latest_step is None:
         raise ConfigError(f"stage folder {str(workdir)!r} has no complete checkpoint: train it first")
-    params = checkpoints.restore_ema(abstract)
+    stage = build(config, checkpoints.text_width() if text_width is None else text_width)
+    params = checkpoints.restore_ema(with_shardings(jax.eval_shape(stage.init, jax.random.key(0)), mesh))
     step = checkpoints.latest_step
     checkpoints.close()
-    check_fingerprint(built.encoder, config.text)
-    return TrainedStage(built, params, shared.encoder_params if shared else built.encoder.load(mesh), step, workdir)
+    return TrainedStage(stage, params, step, workdir)
 
 
-def _encoder_key(config: StageConfig) -> tuple[str, int, str]:
-    """Returns what identifies a config's text encoder."""
-    return config.text.model, config.text.length, config.text.dtype
+def make_encoders(configs: Sequence[StageConfig], mesh: Mesh, cache: str | Path | None = None) -> list[PromptEncoder]:
+    """Returns the text encoder of each stage, one object for those that share it; weights are loaded at first use.
+
+    Args:
+        configs: of the stages.
+        mesh: where the weights go.
+        cache: a folder of embeddings; prompts in it are looked up.
+
+    Raises:
+        ConfigError: an encoder cannot be opened, or the cache is not one of its embeddings.
+    """
+    made: dict[tuple[str, int, str], PromptEncoder] = {}
+    for config in configs:
+        text = config.text
+        key = text.model, text.length, text.dtype
+        if key not in made:
+            made[key] = _make_encoder(text, mesh, cache)
+    return [made[config.text.model, config.text.length, config.text.dtype] for config in configs]
+
+
+def _make_encoder(config: TextConfig, mesh: Mesh, cache: str | Path | None) -> PromptEncoder:
+    if cache is None:
+        return PromptEncoder(make_encoder(config), mesh, config)
+    try:
+        others = PromptEncoder(make_encoder(config), mesh, config)
+    except ConfigError:
+        others = None  # prompts that the cache lacks are then refused
+    cached = make_cached_encoder(config.with_changes(cache=str(cache)))
+    return PromptEncoder(cached, mesh, others=others)

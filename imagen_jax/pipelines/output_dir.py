@@ -24,6 +24,7 @@ from imagen_jax.images.grid import is_valid_png, save_png
 from imagen_jax.io.atomic import read_json, sha256_file, write_json
 from imagen_jax.io.changes import changes, flatten
 from imagen_jax.pipelines.loading import TrainedStage
+from imagen_jax.pipelines.request import SampleRequest
 from imagen_jax.stages.checkpoints import CHECKPOINTS
 
 MANIFEST = "samples.json"
@@ -32,25 +33,27 @@ IMAGES = "images"
 MAX_DIFFERENCES = 3  # that a message names
 
 
-def run_manifest(
-    stages: Sequence[TrainedStage], prompts: Sequence[str], seed: int, guidance_scale: np.ndarray | None
-) -> dict[str, Any]:
+def run_manifest(stages: Sequence[TrainedStage], request: SampleRequest) -> dict[str, Any]:
     """Returns all that decides the images, as JSON: not how they are batched nor on which devices.
 
     A text encoder is identified by its name, and by `config.text.fingerprint` where that is given.
 
     Args:
         stages: of the cascade, base first.
-        prompts: in their order.
-        seed: of the noise.
-        guidance_scale: float [stages, prompts], if each prompt has its own.
+        request: what to sample.
     """
+    scales, texts = request.guidance_scale, request.texts
     manifest: dict[str, Any] = {
-        "seed": seed,
+        "seed": request.seed,
         "stages": {str(index): _stage_manifest(trained) for index, trained in enumerate(stages)},
-        "guidance": None if guidance_scale is None else guidance_scale.tolist(),
-        "prompts": {image_path(Path(), index).name: prompt for index, prompt in enumerate(prompts)},
+        "guidance": None if scales is None else scales.tolist(),
+        "prompts": {image_path(Path(), index).name: prompt for index, prompt in enumerate(texts.prompts)},
     }
+    # only where they are given, so that folders of versions without them are continued
+    if texts.negative_prompts is not None:
+        manifest["negative_prompts"] = list(texts.negative_prompts)
+    if request.size is not None:
+        manifest["size"] = list(request.size)
     return json.loads(json.dumps(manifest))
 
 

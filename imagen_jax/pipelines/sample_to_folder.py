@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,27 +13,11 @@ from imagen_jax.images.grid import image_grid, read_png, save_png
 from imagen_jax.parallel import multihost
 from imagen_jax.pipelines import output_dir
 from imagen_jax.pipelines.imagen import ImagenPipeline
+from imagen_jax.pipelines.request import SampleRequest
 
 MAX_GRID = 100  # images of the grid: it has to fit into memory, and into a viewer
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class SampleRequest:
-    """What to sample.
-
-    Attributes:
-        prompts: N prompts.
-        seed: of the noise.
-        batch_size: prompts to sample at once.
-        guidance_scale: float [stages, N], in place of the scales of the configs; None for those.
-    """
-
-    prompts: Sequence[str]
-    seed: int = 0
-    batch_size: int = 64
-    guidance_scale: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,16 +59,15 @@ def sample_to_folder(
     Raises:
         ConfigError: the folder holds images of another request.
     """
-    prompts = list(request.prompts)
+    prompts = list(request.texts.prompts)
     pending = np.ones(len(prompts), bool)
     if multihost.is_main_process():
-        manifest = output_dir.run_manifest(pipeline.stages, prompts, request.seed, request.guidance_scale)
+        manifest = output_dir.run_manifest(pipeline.stages, request)
         output_dir.prepare(out, manifest, overwrite)
         pending = output_dir.missing_images(out, len(prompts))
     # as the main process sees it: the folder may be on its machine alone
     pending = multihost.broadcast_from_main(pending)
-    batches = pipeline.iter_batches(prompts, request.seed, request.batch_size, request.guidance_scale, pending)
-    for first, by_stage in batches:
+    for first, by_stage in pipeline.iter_batches(request, pending):
         if multihost.is_main_process():
             output_dir.save(out, by_stage[-1], first, pending)
     if not multihost.is_main_process():

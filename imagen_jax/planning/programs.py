@@ -14,14 +14,14 @@ from jax.sharding import AbstractMesh, Mesh
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.images.array import image_dtype
 from imagen_jax.parallel import batching, sharding
-from imagen_jax.parallel.axes import TEXT, Axes
+from imagen_jax.parallel.axes import TEXT
 from imagen_jax.parallel.mesh import check_batch_size
 from imagen_jax.planning.cost import stage_cost
 from imagen_jax.planning.flops import count_flops
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.sampling import SAMPLING_AXES, jit_sample_fn, make_sample_fn
 from imagen_jax.stages.stage import Stage
-from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.encoder import TextCondition, TextEncoder
 from imagen_jax.text.tokenizer import FEATURE_AXES
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import abstract_state
@@ -53,7 +53,7 @@ def train_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder) -> P
     """Returns the training step of a config. Raises ConfigError if the config does not fit the mesh."""
     size = config.training.batch_size
     check_batch_size(size, mesh, config.training.grad_accum_steps)
-    stage = stages.build(config, encoder)
+    stage = stages.build(config, encoder.width)
     optimizer = make_optimizer(config.optimizer)
     abstract, _ = abstract_state(stage.init, optimizer, config.seed, mesh, config.sharding_rules)
     encoder_params = sharding.with_shardings(encoder.shapes, mesh)
@@ -63,7 +63,7 @@ def train_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder) -> P
 
     def lower() -> jax.stages.Lowered:
         assert isinstance(mesh, Mesh)
-        return make_train_step(stage, optimizer, abstract, mesh).lower(abstract, encoder_params, batch)
+        return make_train_step(stage, encoder, optimizer, abstract, mesh).lower(abstract, encoder_params, batch)
 
     return Program(
         argument_bytes={
@@ -81,27 +81,39 @@ def train_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder) -> P
 
 
 def sample_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder, size: int) -> Program:
-    """Returns the sampler of a stage for `size` prompts. Raises ConfigError if its settings are not valid."""
-    stage = stages.build(config, encoder)
+    """Returns the sampler of a stage for `size` prompts. Raises ConfigError if its settings are not valid.
+
+    The text encoder runs before it, once for all stages; its weights stay in memory.
+    """
+    stage = stages.build(config, encoder.width)
     params = sharding.with_shardings(jax.eval_shape(stage.init, jax.random.key(0)), mesh)
     encoder_params = sharding.with_shardings(encoder.shapes, mesh)
-    inputs = _text_inputs(size, encoder) | {"keys": jax.ShapeDtypeStruct((size,), jax.random.key(0).dtype)}
-    if stage.is_super_resolution:
-        inputs["low_res"] = jax.ShapeDtypeStruct((size, *stage.low_res_shape), jnp.float32)
-    batch = _shard_batch(inputs, SAMPLING_AXES, mesh)
-    arguments = (params, encoder_params, batch["tokens"], batch["mask"], batch["keys"], batch.get("low_res"))
+    arguments = _shard_batch(_sample_arguments(stage, encoder, size), SAMPLING_AXES, mesh)
     sampler = jit_sample_fn(stage, mesh)
     return Program(
         argument_bytes={
             "parameters": bytes_per_chip(params),
             "text encoder": bytes_per_chip(encoder_params),
-            "batch": bytes_per_chip(batch),
+            "batch": bytes_per_chip(arguments),
         },
         num_params=count_params(params),
-        model_flops=_sample_flops(stage, size),
+        model_flops=_sample_flops(stage, encoder, size),
         batch_size=size,
-        lower=lambda: sampler.lower(*arguments),
+        lower=lambda: sampler.lower(params, *arguments),
     )
+
+
+def _sample_arguments(stage: Stage, encoder: TextEncoder, size: int) -> list[Any]:
+    """Returns the arguments of a stage's sampler but for the parameters, without sharding."""
+    dtype = jax.tree.leaves(encoder.shapes)[0].dtype if encoder.shapes else jnp.bfloat16
+    text = TextCondition(
+        jax.ShapeDtypeStruct((size, encoder.length, encoder.width), dtype),  # type: ignore[arg-type]  # abstract
+        jax.ShapeDtypeStruct((size, encoder.length), jnp.bool_),  # type: ignore[arg-type]
+    )
+    arguments: list[Any] = [text, text, jax.ShapeDtypeStruct((size,), jax.random.key(0).dtype)]
+    if stage.is_super_resolution:
+        arguments.append(jax.ShapeDtypeStruct((size, *stage.low_res_shape), jnp.float32))
+    return arguments
 
 
 def embed_program(mesh: AnyMesh, encoder: TextEncoder, size: int) -> Program:
@@ -127,10 +139,8 @@ def _text_inputs(size: int, encoder: TextEncoder) -> dict[str, jax.ShapeDtypeStr
     return {"tokens": tokens, "mask": jax.ShapeDtypeStruct((size, encoder.length), jnp.bool_)}
 
 
-def _shard_batch(
-    batch: dict[str, jax.ShapeDtypeStruct], axes: dict[str, Axes], mesh: AnyMesh
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns a batch with the shardings that the commands use."""
+def _shard_batch(batch: Any, axes: Any, mesh: AnyMesh) -> Any:
+    """Returns a batch, a pytree of arrays with declared axes, with the shardings that the commands use."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         batch,
@@ -155,14 +165,8 @@ def encoder_flops(encoder: TextEncoder) -> int:
     return count_flops(jax.make_jaxpr(encoder.encode)(encoder.shapes, text["tokens"], text["mask"]))
 
 
-def _sample_flops(stage: Stage, size: int) -> int:
+def _sample_flops(stage: Stage, encoder: TextEncoder, size: int) -> int:
     """Returns the operations of sampling `size` images, in all steps of the sampler."""
-    config = stage.config
-    text = _text_inputs(1, stage.encoder)
-    key = jax.ShapeDtypeStruct((1,), jax.random.key(0).dtype)
-    low_res = jax.ShapeDtypeStruct((1, *stage.low_res_shape), jnp.float32) if stage.is_super_resolution else None
     params = jax.eval_shape(stage.init, jax.random.key(0))
-    traced = jax.make_jaxpr(make_sample_fn(stage, config.sampling))(
-        params, stage.encoder.shapes, text["tokens"], text["mask"], key, low_res
-    )
-    return size * count_flops(traced)
+    sample = make_sample_fn(stage, stage.config.sampling)
+    return size * count_flops(jax.make_jaxpr(sample)(params, *_sample_arguments(stage, encoder, 1)))

@@ -217,6 +217,16 @@ class Checkpoints:
         """
         return self._load({"ema_params": abstract_params})[1]["ema_params"]
 
+    def text_width(self) -> int:
+        """Returns the width D of the text embeddings that the latest intact checkpoint's network was trained with.
+
+        Raises:
+            TrainingError: no checkpoint passes verification.
+        """
+        path = self._folder / str(self._latest_intact({"ema_params"}))
+        params = ocp.checkpointables_metadata(path).metadata["ema_params"]
+        return params["conditioning"]["text_pooling"]["norm"]["scale"].shape[0]
+
     def _load(self, items: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         step = self._latest_intact(set(items))
         path = str(self._folder.step(step))

@@ -12,7 +12,7 @@ from imagen_jax.diffusion.schedules import alpha_from_logsnr, cosine_time, sigma
 from imagen_jax.images.array import image_dtype
 from imagen_jax.parallel.axes import IMAGE, VECTOR
 from imagen_jax.stages.stage import CONDITION_AXES, Stage
-from imagen_jax.text.encoder import TEXT_CONDITION_AXES
+from imagen_jax.text.encoder import TEXT_CONDITION_AXES, TextCondition
 
 
 class DiffusionBatch(NamedTuple):
@@ -28,7 +28,7 @@ class DiffusionBatch(NamedTuple):
     """
 
     x: jax.Array
-    text: tuple[jax.Array, jax.Array]
+    text: TextCondition
     condition: dict[str, jax.Array]
     t: jax.Array
     eps: jax.Array
@@ -68,7 +68,7 @@ def diffusion_loss(stage: Stage, params: Any, batch: DiffusionBatch) -> Losses:
     logsnr = stage.schedule.logsnr(t)
     alpha, sigma = alpha_from_logsnr(logsnr), sigma_from_logsnr(logsnr)
     z = process.add_noise(x, eps, alpha, sigma)
-    prediction, v = stage.predict(params, z, logsnr, *text, condition, dropout_keys)
+    prediction, v = stage.predict(params, z, logsnr, text, condition, dropout_keys)
     target = process.prediction_target(x, eps, alpha, sigma, stage.prediction)
     weight = process.loss_weight(
         logsnr,

@@ -14,7 +14,7 @@ from imagen_jax.config.schema import StageConfig
 from imagen_jax.datasets.captions import training_captions
 from imagen_jax.parallel import multihost
 from imagen_jax.parallel.mesh import make_mesh
-from imagen_jax.stages.stage import check_fingerprint, make_encoder
+from imagen_jax.stages.text import check_fingerprint, make_encoder
 from imagen_jax.text.embedding_cache import CachePlan, Manifest
 from imagen_jax.text.embedding_cache_writer import (
     CaptionIndex,

@@ -1,7 +1,7 @@
 """A stage of the cascade: what its config means, and what training and sampling share.
 
-A stage is a denoising network at one image size, with its text encoder and noise schedule; a super-resolution stage is
-also conditioned on the image of the stage before it.
+A stage is a denoising network at one image size, with its noise schedule; a super-resolution stage is also conditioned
+on the image of the stage before it. Text is encoded outside of it, see `text.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from imagen_jax.config.fields import DTYPES
 from imagen_jax.config.fit import aug_level_distribution
-from imagen_jax.config.schema import SamplingConfig, StageConfig, TextConfig
+from imagen_jax.config.schema import SamplingConfig, StageConfig
 from imagen_jax.diffusion import schedules
 from imagen_jax.diffusion.noise_augmentation import AugLevelDistribution
 from imagen_jax.diffusion.process import PredictionType, add_noise
@@ -31,8 +30,8 @@ from imagen_jax.models.unet import UNet
 from imagen_jax.models.unet_base import UNetBase, no_constraint
 from imagen_jax.parallel.axes import IMAGE, VECTOR
 from imagen_jax.parallel.batching import constrain_batch
-from imagen_jax.text.embedding_cache import EmbeddingCache, cached_encoder
-from imagen_jax.text.encoder import TEXT_CONDITION_AXES, TextEncoder, load_encoder
+from imagen_jax.stages.text import make_encoder
+from imagen_jax.text.encoder import TEXT_CONDITION_AXES, TextCondition
 
 NETWORKS: dict[str, type[UNetBase]] = {"unet": UNet, "efficient_unet": EfficientUNet}
 # of `Stage.augment_low_res`
@@ -46,7 +45,7 @@ class Stage:
     Attributes:
         config: the stage's config.
         network: the U-Net; its parameters live outside.
-        encoder: the frozen text encoder.
+        text_width: width D of the text embeddings.
         schedule: the noise schedule of training and, unless told otherwise, of sampling.
         aug_schedule: the noise schedule of the low-resolution condition.
         aug_levels: the distribution of its augmentation levels in training.
@@ -54,7 +53,7 @@ class Stage:
 
     config: StageConfig
     network: UNetBase
-    encoder: TextEncoder
+    text_width: int
     schedule: Schedule
     aug_schedule: Schedule
     aug_levels: AugLevelDistribution
@@ -99,7 +98,7 @@ class Stage:
 
     def init(self, key: jax.Array) -> Any:
         """Returns random parameters, a plain nested dict; call it under `jax.jit` with `out_shardings`."""
-        arguments = network_arguments(self.config, self.encoder.width, self.config.image_hw)
+        arguments = network_arguments(self.config, self.text_width, self.config.image_hw)
         zeros = [jnp.zeros(argument.shape, argument.dtype) for argument in arguments]
         return self.network.init({"params": key}, *zeros)["params"]
 
@@ -108,8 +107,7 @@ class Stage:
         params: Any,
         z: jax.Array,
         logsnr: jax.Array,
-        text: jax.Array,
-        text_mask: jax.Array,
+        text: TextCondition,
         condition: dict[str, jax.Array],
         dropout_keys: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
@@ -119,8 +117,7 @@ class Stage:
             params: of the network.
             z: noisy images z_t [B, H, W, C].
             logsnr: their log signal-to-noise ratio [B].
-            text: embeddings [B, L, D].
-            text_mask: bool [B, L], True where there is a token.
+            text: embeddings [B, L, D] and mask [B, L].
             condition: from `augment_low_res`; empty for a base stage.
             dropout_keys: one for each example [B]; None for no dropout.
 
@@ -128,15 +125,14 @@ class Stage:
             (prediction, v), both [B, H, W, C]; v interpolates the log-variance of a reverse step, and is None where
             variances are not learned.
         """
-        z, logsnr, text, text_mask, condition = self.network.constrain(
-            (z, logsnr, text, text_mask, condition), (IMAGE, VECTOR, *TEXT_CONDITION_AXES, CONDITION_AXES)
+        z, logsnr, text, condition = self.network.constrain(
+            (z, logsnr, text, condition), (IMAGE, VECTOR, TEXT_CONDITION_AXES, CONDITION_AXES)
         )
         output = self.network.apply(
             {"params": params},
             z,
             cosine_time(logsnr),
-            text,
-            text_mask,
+            *text,
             condition.get("low_res"),
             condition.get("aug_level"),
             dropout_keys,
@@ -144,17 +140,6 @@ class Stage:
         assert isinstance(output, jax.Array)  # no mutable collections: nothing else comes back
         channels = self.config.channels
         return output[..., :channels], output[..., channels:] if self.learns_variance else None
-
-    def unconditional(self, encoder_params: Any) -> tuple[jax.Array, jax.Array]:
-        """Returns the text of a dropped caption, in training and in guidance: embeddings [L, D] and mask [L].
-
-        With `diffusion.null_text` "zero", zeros and an empty mask (arXiv:2205.11487, Section 2.2); with "empty", the
-        encoding of the empty caption, whose only token is the end of the sequence.
-        """
-        if self.config.diffusion.null_text == "zero":
-            return jnp.zeros((self.encoder.length, self.encoder.width)), jnp.zeros(self.encoder.length, bool)
-        tokens, mask = map(jnp.asarray, self.encoder.tokenize.empty_caption)
-        return self.encoder.encode(encoder_params, tokens[None], mask[None])[0], mask
 
     def augment_low_res(self, low_res: jax.Array, aug_level: jax.Array, eps: jax.Array) -> dict[str, jax.Array]:
         """Applies noise conditioning augmentation (arXiv:2205.11487, Section 2.3).
@@ -177,68 +162,24 @@ class Stage:
         }
 
 
-def build(config: StageConfig, encoder: TextEncoder | None = None) -> Stage:
-    """The stage that a config describes, with another text encoder than `make_encoder` makes if one is given."""
+def build(config: StageConfig, text_width: int | None = None) -> Stage:
+    """Returns the stage that a config describes.
+
+    Args:
+        config: the stage.
+        text_width: D of the text embeddings; by default that of the encoder that the config names.
+
+    Raises:
+        ConfigError: there is no such encoder, and no `text_width`.
+    """
     return Stage(
         config=config,
         network=make_network(config),
-        encoder=encoder or make_encoder(config.text),
+        text_width=make_encoder(config.text).width if text_width is None else text_width,
         schedule=schedules.get_schedule(config.diffusion.schedule, config.diffusion.schedule_shift),
         aug_schedule=schedules.get_schedule(config.diffusion.aug_schedule, config.diffusion.aug_schedule_shift),
         aug_levels=aug_level_distribution(config),
     )
-
-
-def make_encoder(config: TextConfig) -> TextEncoder:
-    """Returns the text encoder that a config names, its weights not yet read. Raises ConfigError if there is none."""
-    try:
-        return load_encoder(config.model, config.length, DTYPES[config.dtype])
-    except ValueError as error:
-        raise ConfigError(f"text: {error}") from error
-
-
-def make_cached_encoder(config: TextConfig) -> TextEncoder:
-    """Returns an encoder that looks embeddings up in a config's `text.cache`.
-
-    With `text.fingerprint` the encoder's files are not needed; without it all of its weights are read once, to compute
-    the fingerprint.
-
-    Raises:
-        ConfigError: the cache is of another encoder or length.
-    """
-    cache = EmbeddingCache(Path(config.cache))
-    expected_values = {"length": config.length, "fingerprint": config.fingerprint}
-    if not config.fingerprint:
-        try:
-            encoder = make_encoder(config)
-        except ConfigError as error:
-            raise ConfigError(
-                f"{error}; or, to train from {config.cache!r} alone, set text.fingerprint: `imagen embed` printed it"
-            ) from error
-        expected_values |= {"width": encoder.width, "fingerprint": encoder.fingerprint()}
-    for name, expected in expected_values.items():
-        cached = getattr(cache.plan, name)
-        if cached != expected:
-            raise ConfigError(
-                f"text.cache {config.cache!r} has {name} {cached}, and the config's text encoder has {expected}: "
-                "give a cache that was written with this config, or none"
-            )
-    return cached_encoder(cache, DTYPES[config.dtype])
-
-
-def check_fingerprint(encoder: TextEncoder, config: TextConfig) -> None:
-    """Raises ConfigError if a config's `text.fingerprint` is that of another encoder; reads all weights to check."""
-    if config.fingerprint and config.fingerprint != encoder.fingerprint():
-        raise ConfigError(
-            f"text encoder {config.model!r} has fingerprint {encoder.fingerprint()}, and text.fingerprint is "
-            f"{config.fingerprint}: set text.model to the encoder of that fingerprint, or correct it"
-        )
-
-
-def load_encoder_params(stage: Stage, mesh: Mesh) -> Any:
-    """Returns the text encoder's parameters on a mesh. Raises ConfigError as `check_fingerprint`."""
-    check_fingerprint(stage.encoder, stage.config.text)
-    return stage.encoder.load(mesh)
 
 
 def make_network(config: StageConfig) -> UNetBase:

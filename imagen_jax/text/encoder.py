@@ -46,8 +46,8 @@ class TextCondition(NamedTuple):
         mask: bool [B, L], True where there is a token.
     """
 
-    embeddings: jax.Array
-    mask: jax.Array
+    embeddings: jax.Array | np.ndarray
+    mask: jax.Array | np.ndarray
 
 
 TEXT_CONDITION_AXES: Any = TextCondition(TEXT, TOKENS)  # type: ignore[arg-type]  # names in the place of arrays

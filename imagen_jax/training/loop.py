@@ -27,11 +27,12 @@ from imagen_jax.evaluation.validation_loss import mean_validation_loss
 from imagen_jax.images.grid import save_png
 from imagen_jax.parallel import batching, multihost, runtime
 from imagen_jax.parallel.mesh import make_mesh
-from imagen_jax.stages import stage as stages
 from imagen_jax.stages.checkpoints import Checkpoints
-from imagen_jax.stages.stage import load_encoder_params
+from imagen_jax.stages.stage import build
+from imagen_jax.stages.text import PromptEncoder, make_cached_encoder, make_encoder
 from imagen_jax.stages.workdir import check_batch_size, open_workdir
 from imagen_jax.text.embedding_cache import EmbeddingCache
+from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training.goodput import Clock, Goodput
 from imagen_jax.training.metric_writer import MetricWriter, NullWriter, log_message
 from imagen_jax.training.oom import explain_oom
@@ -109,14 +110,15 @@ def _run(config: StageConfig, workdir: Path, stop: StopRequest, clock: Clock) ->
     training = config.training
     check_training(config)
     mesh = make_mesh(config.mesh.axes)
-    stage = stages.build(config, stages.make_cached_encoder(config.text) if config.text.cache else None)
-    buckets, batches = _open_data(config, stage, mesh)
+    encoder = make_cached_encoder(config.text) if config.text.cache else make_encoder(config.text)
+    stage = build(config, encoder.width)
+    buckets, batches = _open_data(config, encoder, mesh)
 
     optimizer = make_optimizer(config.optimizer)
     abstract, init_state = abstract_state(stage.init, optimizer, config.seed, mesh, config.sharding_rules)
-    encoder_params = load_encoder_params(stage, mesh)
-    train_step = make_train_step(stage, optimizer, abstract, mesh)
-    preview = make_preview(stage, mesh)
+    prompt_encoder = PromptEncoder(encoder, mesh, config.text)
+    train_step = make_train_step(stage, encoder, optimizer, abstract, mesh)
+    preview = make_preview(stage, prompt_encoder)
 
     log = functools.partial(log_message, workdir)
     with contextlib.ExitStack() as stack:
@@ -148,7 +150,7 @@ def _run(config: StageConfig, workdir: Path, stop: StopRequest, clock: Clock) ->
             with clock.spend("step" if stop.ready else "compile", step):
                 with clock.spend("data", step):
                     batch = batching.shard_local_batch(progress.next_batch(batches), TRAINING_AXES, mesh)
-                state, metrics = train_step(state, encoder_params, batch)
+                state, metrics = train_step(state, prompt_encoder.params, batch)
                 progress.step(step, metrics)
             stop.ready = True
             goodput.tick(step)
@@ -157,7 +159,7 @@ def _run(config: StageConfig, workdir: Path, stop: StopRequest, clock: Clock) ->
             score = None
             if step % training.preview_every == 0 or step == training.steps:
                 with clock.spend("evaluation", step):
-                    score = _write_preview(step, *preview(state.ema_params, encoder_params), workdir, writer)
+                    score = _write_preview(step, *preview(state.ema_params), workdir, writer)
             if step % training.save_every == 0 or step == training.steps:
                 with clock.spend("checkpoint", step):
                     checkpoints.save(state, batches.get_state(), config, score)
@@ -179,7 +181,7 @@ def _run(config: StageConfig, workdir: Path, stop: StopRequest, clock: Clock) ->
 
 
 def _open_data(
-    config: StageConfig, stage: stages.Stage, mesh: jax.sharding.Mesh
+    config: StageConfig, encoder: TextEncoder, mesh: jax.sharding.Mesh
 ) -> tuple[list[ImageTextDataset], grain.DatasetIterator]:
     """Opens the training data.
 
@@ -189,7 +191,7 @@ def _open_data(
     Raises:
         ConfigError: the data cannot be opened, or the embedding cache lacks a caption.
     """
-    tokenize = stage.encoder.tokenize
+    tokenize = encoder.tokenize
     buckets = make_buckets(config.data, config.data.split, config.image_hw, config.channels)
     if isinstance(tokenize, EmbeddingCache):
         _check_captions(tokenize, training_captions(config, [examples.source for examples in buckets]))

@@ -18,6 +18,8 @@ from imagen_jax.parallel.batching import constrain_batch, micro_batches
 from imagen_jax.parallel.sharding import replicate_conv_kernels, replicated
 from imagen_jax.stages.loss import DIFFUSION_BATCH_AXES, DiffusionBatch, Losses, diffusion_loss
 from imagen_jax.stages.stage import Stage
+from imagen_jax.stages.text import null_text
+from imagen_jax.text.encoder import TextCondition, TextEncoder
 from imagen_jax.text.tokenizer import FEATURE_AXES
 from imagen_jax.training.state import TrainState, update_ema
 
@@ -28,20 +30,24 @@ Metrics = dict[str, jax.Array]
 NOISE_BINS = 5
 
 
-def make_diffusion_batch(stage: Stage, encoder_params: Any, batch: Batch, key: jax.Array) -> DiffusionBatch:
+def make_diffusion_batch(
+    stage: Stage, encoder: TextEncoder, encoder_params: Any, batch: Batch, key: jax.Array
+) -> DiffusionBatch:
     """Returns the examples of a batch at random times, with all randomness of the step drawn.
 
     Args:
         stage: the stage to train.
-        encoder_params: parameters of its frozen text encoder.
+        encoder: the frozen text encoder.
+        encoder_params: its parameters.
         batch: `image` uint8 or uint16 [B, H, W, C], full images or crops; `tokens` int32 [B, L], or embeddings
             [B, L, D] from a cache; `mask` bool [B, L].
         key: the key of the step.
     """
     time_key, noise_key, drop_key, aug_key, dropout_key = jax.random.split(key, 5)
     x = to_float(batch["image"])
-    text = stage.encoder.encode(encoder_params, batch["tokens"], batch["mask"]), batch["mask"]
-    text = drop_text(drop_key, text, stage.unconditional(encoder_params), stage.config.diffusion.cond_drop_prob)
+    text = TextCondition(encoder.encode(encoder_params, batch["tokens"], batch["mask"]), batch["mask"])
+    dropped = null_text(stage.config.diffusion.null_text, encoder, encoder_params)
+    text = drop_text(drop_key, text, dropped, stage.config.diffusion.cond_drop_prob)
     condition = _low_res_condition(stage, aug_key, x) if stage.is_super_resolution else {}
 
     t = sample_timesteps(time_key, x.shape[0])
@@ -49,25 +55,23 @@ def make_diffusion_batch(stage: Stage, encoder_params: Any, batch: Batch, key: j
     return DiffusionBatch(x, text, condition, t, jax.random.normal(noise_key, x.shape), dropout_keys)
 
 
-def drop_text(
-    key: jax.Array, text: tuple[jax.Array, jax.Array], null_text: tuple[jax.Array, jax.Array], rate: float
-) -> tuple[jax.Array, jax.Array]:
+def drop_text(key: jax.Array, text: TextCondition, dropped: TextCondition, rate: float) -> TextCondition:
     """Replaces random captions by the null text, for classifier-free guidance (arXiv:2205.11487, Section 2.2).
 
     Args:
         key: decides which captions are dropped.
         text: embeddings [B, L, D] and mask [B, L].
-        null_text: embeddings [L, D] and mask [L].
+        dropped: the null text, embeddings [L, D] and mask [L].
         rate: probability of each caption to be dropped.
 
     Returns:
         Embeddings [B, L, D] and mask [B, L].
     """
     embeddings, mask = text
-    null_embeddings, null_mask = null_text
+    null_embeddings, null_mask = dropped
     drop = jax.random.bernoulli(key, rate, (mask.shape[0],))
     embeddings = jnp.where(drop[:, None, None], null_embeddings.astype(embeddings.dtype), embeddings)
-    return embeddings, jnp.where(drop[:, None], null_mask, mask)
+    return TextCondition(embeddings, jnp.where(drop[:, None], null_mask, mask))
 
 
 def loss_by_noise_bin(losses: Losses) -> Metrics:
@@ -130,7 +134,11 @@ def _accumulate_gradients(
 
 
 def make_train_step(
-    stage: Stage, optimizer: optax.GradientTransformationExtraArgs, abstract: TrainState, mesh: Mesh
+    stage: Stage,
+    encoder: TextEncoder,
+    optimizer: optax.GradientTransformationExtraArgs,
+    abstract: TrainState,
+    mesh: Mesh,
 ) -> jax.stages.Wrapped:
     """Returns the jitted step `(state, encoder_params, batch) -> (state, metrics)`; the state is donated.
 
@@ -141,6 +149,7 @@ def make_train_step(
 
     Args:
         stage: the stage to train.
+        encoder: the frozen text encoder.
         optimizer: from `make_optimizer`.
         abstract: the abstract state with its shardings.
         mesh: the devices.
@@ -151,7 +160,7 @@ def make_train_step(
 
     def step(state: TrainState, encoder_params: Any, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        examples = make_diffusion_batch(stage, encoder_params, batch, key)
+        examples = make_diffusion_batch(stage, encoder, encoder_params, batch, key)
         examples = constrain_batch(examples, DIFFUSION_BATCH_AXES, mesh)
         gradients, losses = _accumulate_gradients(
             stage, state.params, examples, grad_accum_steps, abstract.params, mesh

@@ -1,0 +1,62 @@
+"""What is asked of a pipeline, and what it tells of its progress."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from imagen_jax.images.array import Size, to_uint
+from imagen_jax.parallel import multihost
+from imagen_jax.pipelines.texts import Texts
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleRequest:
+    """What to sample.
+
+    Attributes:
+        texts: of N images.
+        seed: of the noise.
+        batch_size: images to sample at once.
+        guidance_scale: float [stages, N], in place of the scales of the configs; None for those.
+        size: (height, width) of the last stage's images; None for those of its config.
+        first_index: the index of the first sample; its noise is a function of seed and index.
+    """
+
+    texts: Texts
+    seed: int = 0
+    batch_size: int = 64
+    guidance_scale: np.ndarray | None = None
+    size: Size | None = None
+    first_index: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingProgress:
+    """Where a pipeline is; given to a `callback`, during which alone `preview` may be called.
+
+    Attributes:
+        stage: index of the stage.
+        step: steps taken by it for this batch.
+        steps: steps in all.
+        first: index of the batch's first image in the request.
+        count: images of the batch.
+        x_hat: the current prediction of the images, on the device, float [B, H, W, C] with B ≥ count.
+    """
+
+    stage: int
+    step: int
+    steps: int
+    first: int
+    count: int
+    x_hat: jax.Array
+
+    def preview(self) -> np.ndarray:
+        """Returns the current prediction of the images, uint8 [count, H, W, C]."""
+        return multihost.all_gather(to_uint(self.x_hat, np.dtype(np.uint8)))[: self.count]
+
+
+Callback = Callable[[SamplingProgress], None]

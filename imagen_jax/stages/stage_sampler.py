@@ -1,0 +1,299 @@
+"""The compiled sampler of a stage: starts a walk, takes steps of it, and ends it.
+
+The programs depend on what changes their operations: the network, the sampler, whether there is guidance. Steps, times,
+guidance scales, seeds and augmentation levels are arguments. Loading the same stage again compiles nothing.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from imagen_jax.config.load import to_json
+from imagen_jax.config.schema import SamplingConfig
+from imagen_jax.diffusion import samplers
+from imagen_jax.diffusion.samplers import SamplerState, StepInputs
+from imagen_jax.images.array import Size, image_dtype, to_float, to_uint
+from imagen_jax.parallel import multihost, runtime
+from imagen_jax.parallel.axes import IMAGE, VECTOR
+from imagen_jax.parallel.batching import batch_sharding, pad_batch, padded_size, shard_host_batch
+from imagen_jax.parallel.mesh import num_batch_shards
+from imagen_jax.parallel.sharding import replicate_conv_kernels, replicated
+from imagen_jax.stages.sampling import (
+    Conditions,
+    enlarged_size,
+    is_guided,
+    low_res_condition,
+    make_denoise_fn,
+    make_sampler,
+    split_keys,
+)
+from imagen_jax.stages.stage import Stage, check_rows
+from imagen_jax.stages.text import PromptEncoder, repeat_text
+from imagen_jax.text.encoder import TEXT_CONDITION_AXES, TextCondition
+
+STEPS_PER_CALL = 8  # what a caller waits for, at most, before it hears of a walk or can end it
+_STEP_BLOCK = 1024  # numbers of steps are padded to a multiple, so that programs take any number of steps
+_MAX_PROGRAMS = 64  # that are kept for stages and settings used before
+# settings that are arguments of the programs, with the values that stand for all others
+_DYNAMIC = {"num_inference_steps": 1, "timestep_spacing": "uniform", "aug_level": 0.0, "bits": 8, "guidance_scale": 1.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class StageRequest:
+    """A batch to sample from a stage; arrays are [B, ...], on the stage's mesh.
+
+    Attributes:
+        text: the prompts.
+        null_text: the null text, or negative prompts.
+        keys: from `stage_keys`.
+        low_res: the images that a super-resolution stage enlarges, float in [-1, 1]; None for a base stage.
+        guidance_scale: float [B] in place of the settings' scale.
+        size: (height, width) of the images, by default those of the config, or of `low_res` scaled.
+        times: [steps + 1], in place of those of the settings.
+        z: [B, H, W, C] at the first time, in place of standard Gaussian noise.
+    """
+
+    text: TextCondition
+    null_text: TextCondition
+    keys: jax.Array
+    low_res: jax.Array | None = None
+    guidance_scale: np.ndarray | None = None
+    size: Size | None = None
+    times: np.ndarray | None = None
+    z: jax.Array | None = None
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _fold_in_indices(root: jax.Array, first: jax.Array, stage_index: jax.Array, count: int) -> jax.Array:
+    keys = jax.vmap(lambda index: jax.random.fold_in(root, index))(first + jnp.arange(count))
+    return jax.random.key_data(jax.vmap(lambda key: jax.random.fold_in(key, stage_index))(keys))
+
+
+def stage_keys(seed: int, first_index: int, count: int, stage_index: int, mesh: Mesh) -> jax.Array:
+    """Returns the keys [count] of samples `first_index`, … in the stage with an index in the cascade, on a mesh."""
+    data = np.asarray(_fold_in_indices(jax.random.key(seed), first_index, stage_index, count))
+    return jax.random.wrap_key_data(shard_host_batch({"keys": data}, "batch ...", mesh)["keys"])
+
+
+class NoiseSource(NamedTuple):
+    """What the noise of a batch is a function of, apart from the position in it.
+
+    Attributes:
+        seed: of all samples.
+        first_index: index of the batch's first sample.
+        stage_index: index of the stage in its cascade.
+    """
+
+    seed: int = 0
+    first_index: int = 0
+    stage_index: int = 0
+
+
+def make_request(
+    stage: Stage,
+    encoder: PromptEncoder,
+    prompts: Sequence[str] | TextCondition,
+    noise: NoiseSource,
+    low_res: np.ndarray | None = None,
+    guidance_scale: np.ndarray | None = None,
+) -> StageRequest:
+    """Returns the request for one batch of one stage, padded to full batch shards.
+
+    Args:
+        stage: the stage.
+        encoder: its text encoder; the batch goes to its mesh.
+        prompts: B prompts, or their text from `PromptEncoder.on_host`.
+        noise: of the batch.
+        low_res: [B, h, w, C], uint8, uint16, or float in [-1, 1]; None for a base stage.
+        guidance_scale: float [B] in place of the config's.
+    """
+    mesh = encoder.mesh
+    size = padded_size(len(prompts.mask if isinstance(prompts, TextCondition) else prompts), num_batch_shards(mesh))
+    if isinstance(prompts, TextCondition):
+        padded = {name: pad_batch(np.asarray(array), size) for name, array in prompts._asdict().items()}
+        text = TextCondition(**shard_host_batch(padded, TEXT_CONDITION_AXES._asdict(), mesh))
+    else:
+        text = encoder(pad_batch(list(prompts), size, ""))
+    images = None
+    if low_res is not None:
+        images = shard_host_batch({"low_res": pad_batch(low_res, size)}, IMAGE, mesh)["low_res"]
+        images = to_float(images) if np.issubdtype(low_res.dtype, np.integer) else images
+    return StageRequest(
+        text,
+        repeat_text(encoder.null_text(stage.config.diffusion.null_text), size, mesh),
+        stage_keys(noise.seed, noise.first_index, size, noise.stage_index, mesh),
+        images,
+        None if guidance_scale is None else pad_batch(np.asarray(guidance_scale, np.float32), size, 1),
+    )
+
+
+class _Programs(NamedTuple):
+    """The compiled parts of a walk: its start, and steps of it."""
+
+    start: jax.stages.Wrapped
+    advance: jax.stages.Wrapped
+
+
+def _compile_programs(stage: Stage, settings: SamplingConfig, mesh: Mesh, guided: bool) -> _Programs:
+    stage = stage.with_mesh(mesh)
+    sampler, images = make_sampler(stage, settings), batch_sharding(mesh, IMAGE)
+
+    def start(keys: jax.Array, low_res: jax.Array | None, z: jax.Array | None, level: jax.Array, size: Size) -> Any:
+        start_keys, step_keys, aug_keys = split_keys(keys)
+        condition = {} if low_res is None else low_res_condition(stage, low_res, level, aug_keys)
+        if z is None:
+            z = samplers.gaussian_noise(start_keys, 0, (*size, stage.config.channels))
+        constrain = functools.partial(jax.lax.with_sharding_constraint, shardings=images)
+        return samplers.start_walk(constrain(z)), condition, step_keys
+
+    def advance(
+        params: Any, state: SamplerState, conditions: Conditions, numbers: StepInputs, span: jax.Array
+    ) -> tuple[SamplerState, jax.Array]:
+        first, last, steps = span
+        params = replicate_conv_kernels(params, mesh)
+        ends = jnp.stack([numbers["t"][0], numbers["s"][steps - 1]])
+        denoise = make_denoise_fn(stage, settings, guided, params, conditions, ends, steps)
+        return samplers.walk(sampler, denoise, state, numbers, conditions.keys, span=(first, last)), last
+
+    options = runtime.compiler_options(mesh)
+    state: Any = SamplerState(images, images)  # type: ignore[arg-type]  # shardings in the place of arrays
+    return _Programs(
+        jax.jit(start, static_argnames="size"),
+        jax.jit(advance, donate_argnums=1, out_shardings=(state, replicated(mesh)), compiler_options=options),
+    )
+
+
+_programs: collections.OrderedDict[Any, _Programs] = collections.OrderedDict()
+_programs_lock = threading.Lock()
+
+
+def _get_programs(stage: Stage, mesh: Mesh, guided: bool) -> _Programs:
+    """Returns the programs of a stage with its settings, shared with every equal stage of this process."""
+    settings = stage.config.sampling.model_copy(update=_DYNAMIC)
+    config = to_json(stage.config)
+    described = json.dumps({name: config[name] for name in ("image_size", "low_res_size", "channels", "diffusion")})
+    key = (stage.network, stage.schedule.name, described, stage.text_width, settings, mesh, guided)
+    with _programs_lock:
+        if key not in _programs:
+            _programs[key] = _compile_programs(stage, settings, mesh, guided)
+        _programs.move_to_end(key)
+        while len(_programs) > _MAX_PROGRAMS:
+            _programs.popitem(last=False)
+        return _programs[key]
+
+
+class StageWalk(NamedTuple):
+    """A batch on its way from noise to images.
+
+    Attributes:
+        step: steps taken.
+        steps: steps in all.
+        state: z and x_hat after them, on the device; valid until the next step is asked for.
+    """
+
+    step: int
+    steps: int
+    state: SamplerState
+
+
+class StageSampler:
+    """The sampler of one stage on a mesh.
+
+    Args:
+        stage: the stage to sample from, with its settings.
+        mesh: batches are split over all its devices.
+
+    Raises:
+        ConfigError: the rows of the images cannot be sharded as the mesh says.
+    """
+
+    def __init__(self, stage: Stage, mesh: Mesh) -> None:
+        check_rows(stage.config, mesh.shape["spatial"])
+        self._stage, self._mesh, self._settings = stage, mesh, stage.config.sampling
+        self._sampler = make_sampler(stage, self._settings)
+
+    @functools.cached_property
+    def _times(self) -> np.ndarray:
+        settings, times = self._settings, jax.jit(self._sampler.times, static_argnums=(0, 1))
+        return np.asarray(times(settings.num_inference_steps, settings.timestep_spacing))
+
+    def _numbers(self, times: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the numbers of the steps, padded so that another number of steps needs no other program."""
+        samplers.check_times(times, self._sampler.deterministic)
+        numbers = jax.jit(self._sampler.inputs)(times)
+        padding = -(len(times) - 1) % _STEP_BLOCK
+        return {name: np.pad(np.asarray(values), (0, padding)) for name, values in numbers.items()}
+
+    @functools.cached_property
+    def _default_numbers(self) -> dict[str, np.ndarray]:
+        return self._numbers(self._times)
+
+    def walk(self, params: Any, request: StageRequest, steps_per_call: int = STEPS_PER_CALL) -> Iterator[StageWalk]:
+        """Samples a batch, some steps at a time; the last state's z are the images.
+
+        The images do not depend on `steps_per_call`, to the bit.
+
+        Args:
+            params: weights of the network.
+            request: the batch.
+            steps_per_call: steps between two yields.
+
+        Raises:
+            ConfigError: the request's times are not monotone.
+        """
+        default = request.times is None
+        times = self._times if default else np.asarray(request.times, np.float32)
+        numbers = self._default_numbers if default else self._numbers(times)
+        batch, steps = len(request.keys), len(times) - 1
+        scales = request.guidance_scale
+        if scales is None:
+            scales = np.full(batch, self._settings.guidance_scale, np.float32)
+        programs = _get_programs(self._stage, self._mesh, is_guided(self._settings, scales))
+        size = self._stage.image_shape[:2] if request.size is None else request.size
+        if request.low_res is not None:
+            size = enlarged_size(self._stage, request.low_res)
+        level = np.float32(self._settings.aug_level)
+        state, condition, keys = programs.start(request.keys, request.low_res, request.z, level, size=size)
+        scale = shard_host_batch({"scale": np.asarray(scales, np.float32)}, VECTOR, self._mesh)["scale"]
+        conditions = Conditions(request.text, request.null_text, condition, scale, keys)
+        pending = None
+        for first in range(0, steps, steps_per_call):
+            last = min(first + steps_per_call, steps)
+            span = np.array([first, last, steps], np.int32)
+            state, done = programs.advance(params, state, conditions, numbers, span)
+            # at most one call ahead: whoever watches hears of steps that are taken
+            if pending is not None:
+                pending.block_until_ready()
+            pending = done
+            yield StageWalk(last, steps, state)
+
+    def finish(self, state: SamplerState) -> jax.Array:
+        """Returns the images of a state, float32 [B, H, W, C] in [-1, 1], on the device; the state is used up."""
+        return _finish_program(batch_sharding(self._mesh, IMAGE))(state)
+
+    def sample(self, params: Any, request: StageRequest) -> jax.Array:
+        """Returns images, float32 [B, H, W, C] in [-1, 1], on the device; as `walk`."""
+        for walk in self.walk(params, request, steps_per_call=2**30):
+            state = walk.state
+        return self.finish(state)
+
+    def sample_uint(self, params: Any, request: StageRequest, count: int) -> np.ndarray:
+        """Returns the first `count` images, uint8 or uint16 [count, H, W, C] as the settings' `bits` says."""
+        images = to_uint(self.sample(params, request), image_dtype(self._settings.bits, "sampling.bits"))
+        return multihost.all_gather(images)[:count]
+
+
+@functools.cache
+def _finish_program(sharding: jax.sharding.Sharding) -> jax.stages.Wrapped:
+    return jax.jit(lambda state: jnp.clip(state.z, -1.0, 1.0), donate_argnums=0, out_shardings=sharding)
