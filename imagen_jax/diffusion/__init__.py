@@ -10,7 +10,8 @@ x ~ N(2, 0.5²), the exact one recovers the distribution:
 ...     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
 ...     return 2 + 0.25 * alpha / (0.25 * alpha**2 + sigma**2) * (z - 2 * alpha)  # E[x | z_t]
 >>> keys = diffusion.sample_keys(seed=0, indices=jnp.arange(4096))
->>> x = diffusion.ddim(denoise, diffusion.gaussian_noise(keys, 0, (1,)), keys, schedule, steps=50)
+>>> sampler = diffusion.ddim(schedule)
+>>> x = sampler(denoise, diffusion.gaussian_noise(keys, 0, (1,)), sampler.times(50), keys)
 >>> print(f"{x.mean():.1f} ± {x.std():.1f}")
 2.0 ± 0.5
 """
@@ -43,7 +44,10 @@ from imagen_jax.diffusion.samplers import (
     SAMPLERS,
     VARIANCE_TYPES,
     Churn,
+    Sampler,
     SamplerConfig,
+    SamplerState,
+    check_times,
     ddim,
     ddpm,
     dpm_solver,
@@ -51,6 +55,8 @@ from imagen_jax.diffusion.samplers import (
     get_sampler,
     heun,
     sample_keys,
+    start_walk,
+    walk,
 )
 from imagen_jax.diffusion.schedules import (
     SCHEDULES,
@@ -75,13 +81,16 @@ __all__ = [
     "AugLevelDistribution",
     "Churn",
     "Guidance",
+    "Sampler",
     "SamplerConfig",
+    "SamplerState",
     "Schedule",
     "TimestepSchedule",
     "add_noise",
     "alpha_from_logsnr",
     "append_dims",
     "check_tiles",
+    "check_times",
     "classifier_free",
     "cosine_time",
     "ddim",
@@ -107,7 +116,9 @@ __all__ = [
     "sample_keys",
     "sample_timesteps",
     "sigma_from_logsnr",
+    "start_walk",
     "static_threshold",
     "tiled_predict",
     "vlb_loss",
+    "walk",
 ]

@@ -223,7 +223,7 @@ class Checkpoints:
         Raises:
             TrainingError: no checkpoint passes verification.
         """
-        path = self._folder / str(self._latest_intact({"ema_params"}))
+        path = str(self._folder.step(self._latest_intact({"ema_params"})))
         params = ocp.checkpointables_metadata(path).metadata["ema_params"]
         return params["conditioning"]["text_pooling"]["norm"]["scale"].shape[0]
 
