@@ -24,7 +24,7 @@ from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.text import make_encoder
 from imagen_jax.training.optimizers import make_optimizer
-from imagen_jax.training.state import abstract_state
+from imagen_jax.training.state import Frozen, abstract_state
 from imagen_jax.training.step import make_train_step
 
 CHANNELS = 64
@@ -69,7 +69,7 @@ def _lower_train_step(config: StageConfig) -> jax.stages.Lowered:
     }
     encoder_params = sharding.with_shardings(encoder.shapes, mesh)
     step: Any = make_train_step(stage, encoder, optimizer, abstract, mesh)
-    return step.lower(abstract, encoder_params, batch)
+    return step.lower(abstract, Frozen(encoder_params), batch)
 
 
 def _row(name: str, config: StageConfig, scan_blocks: bool) -> str:

@@ -39,7 +39,7 @@ from imagen_jax.stages.stage import Stage
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training.oom import explain_oom
 from imagen_jax.training.optimizers import make_optimizer
-from imagen_jax.training.state import TrainState, abstract_state
+from imagen_jax.training.state import Frozen, TrainState, abstract_parts, first_state, init_params
 from imagen_jax.training.step import TRAINING_AXES
 
 SEVERAL_PROCESSES = True
@@ -148,14 +148,15 @@ def measure(config: StageConfig, steps: int, peak_flops: float | None = None) ->
     step = program.lower().compile()
     compile_s = time.perf_counter() - start
     stage, optimizer = stages.build(config, encoder.width), make_optimizer(config.optimizer)
-    _, init_state = abstract_state(stage.init, optimizer, config.seed, mesh, config.sharding_rules)
-    state = init_state()
+    abstract, frozen = abstract_parts(stage.init, optimizer, mesh, config.sharding_rules, config.training.trainable)
+    state = first_state(optimizer, abstract, init_params(stage.init, config.seed, abstract.params))
     rows = len(batching.local_rows(config.training.batch_size, mesh))
     batch = batching.shard_local_batch(_random_batch(stage, encoder, rows), TRAINING_AXES, mesh)
-    state, _ = _time_steps(step, state, batch, WARM_UP)
+    inputs = Frozen({}, init_params(stage.init, config.seed, frozen)), batch
+    state, _ = _time_steps(step, state, inputs, WARM_UP)
     timings = []
     for _ in range(TIMINGS):
-        state, seconds = _time_steps(step, state, batch, steps)
+        state, seconds = _time_steps(step, state, inputs, steps)
         timings.append(seconds)
     devices = jax.local_devices()
     peaks = [stats["peak_bytes_in_use"] for device in devices if (stats := device.memory_stats())]
@@ -172,12 +173,12 @@ def measure(config: StageConfig, steps: int, peak_flops: float | None = None) ->
     )
 
 
-def _time_steps(step: Any, state: TrainState, batch: dict[str, jax.Array], steps: int) -> tuple[TrainState, float]:
+def _time_steps(step: Any, state: TrainState, inputs: tuple[Frozen, Any], steps: int) -> tuple[TrainState, float]:
     """Runs some steps without waiting between them, as in training; returns (state, seconds per step)."""
-    jax.block_until_ready((state, batch))
+    jax.block_until_ready((state, inputs))
     start = time.perf_counter()
     for _ in range(steps):
-        state, metrics = step(state, {}, batch)
+        state, metrics = step(state, *inputs)
     jax.block_until_ready((state, metrics))
     return state, (time.perf_counter() - start) / steps
 

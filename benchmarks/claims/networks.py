@@ -22,7 +22,7 @@ from imagen_jax.planning.cost import stage_cost
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.text import make_encoder
 from imagen_jax.training.optimizers import make_optimizer
-from imagen_jax.training.state import abstract_state
+from imagen_jax.training.state import Frozen, abstract_state
 from imagen_jax.training.step import TRAINING_AXES, make_train_step
 
 TITLE = "The Efficient U-Net"
@@ -95,13 +95,13 @@ def training_step(config: StageConfig) -> Callable[[], Any]:
     batch = batching.shard_local_batch(next(batches), TRAINING_AXES, mesh)
     optimizer = make_optimizer(config.optimizer)
     abstract, init_state = abstract_state(stage.init, optimizer, config.seed, mesh)
-    encoder_params = encoder.load(mesh)
+    frozen = Frozen(encoder.load(mesh))
     train_step = make_train_step(stage, encoder, optimizer, abstract, mesh)
     state = init_state()
 
     def step() -> None:
         nonlocal state
-        state, metrics = train_step(state, encoder_params, batch)
+        state, metrics = train_step(state, frozen, batch)
         jax.block_until_ready(metrics)
 
     step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from imagen_jax.images.array import Size, format_size
 from imagen_jax.parallel.sharding import check_sharding_rules
 
 if TYPE_CHECKING:
-    from imagen_jax.config.schema import ModelConfig, OptimizerConfig, SamplingConfig, StageConfig
+    from imagen_jax.config.schema import ModelConfig, OptimizerConfig, SamplingConfig, StageConfig, TrainingConfig
 
 FILE_CHANNELS = (1, 3, 4)  # what image files are decoded to
 
@@ -29,6 +30,7 @@ def check_stage(config: StageConfig) -> None:
         partial(_check_transform, config),
         partial(_check_buckets, config),
         partial(_check_optimizer, config.optimizer),
+        partial(_check_training, config.training),
         partial(_check_sampler, config),
         partial(_check_tiles, config),
         partial(_check_aug_level, config),
@@ -167,6 +169,24 @@ def _check_optimizer(optimizer: OptimizerConfig) -> None:
         problems.append(
             f"optimizer.first_moment_dtype {optimizer.first_moment_dtype!r} has no effect on optimizer.name "
             "'adafactor', which has no first moment: leave it 'float32', or choose adam or muon"
+        )
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _check_training(training: TrainingConfig) -> None:
+    problems = []
+    for pattern in training.trainable:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            problems.append(
+                f"training.trainable: {pattern!r} is not a regular expression ({error}): give for example 'attention'"
+            )
+    if not training.init_from and (training.init_weights != "ema" or training.init_partial):
+        problems.append(
+            f"training.init_weights {training.init_weights!r} and training.init_partial {training.init_partial} have "
+            "no effect without training.init_from: name a stage's folder there, or leave them 'ema' and False"
         )
     if problems:
         raise ConfigError(*problems)

@@ -236,6 +236,18 @@ class TrainingConfig(Group):
     )
     stall_seconds: float = key(1800.0, "Duration of a step after which the run ends.", unit="s", gt=0)
     allow_batch_change: bool = key(False, "Allow a run to resume with another batch_size.")
+    trainable: Texts = key(
+        (),
+        "Regular expressions for the paths of parameters to train; the others are frozen. Empty trains all.",
+        expected="a tuple of regular expressions such as ('attention', '^out/'), () to train everything",
+    )
+    init_from: Text = key(
+        "", "The folder of a trained stage whose weights a new run starts from; empty for random ones."
+    )
+    init_weights: str = key("ema", "Which weights of init_from to take.", choices=("ema", "raw"))
+    init_partial: bool = key(
+        False, "Take from init_from what fits by name, shape and type, and start the rest from random values."
+    )
 
 
 class MeshConfig(Group):

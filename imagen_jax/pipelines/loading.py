@@ -15,9 +15,9 @@ from imagen_jax.config.schema import StageConfig, TextConfig
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import format_size
 from imagen_jax.parallel.sharding import with_shardings
-from imagen_jax.stages.checkpoints import Checkpoints
 from imagen_jax.stages.stage import Stage, build
 from imagen_jax.stages.text import PromptEncoder, make_cached_encoder, make_encoder
+from imagen_jax.stages.weights import SavedWeights
 from imagen_jax.stages.workdir import CONFIG_FILE, read_config
 
 
@@ -102,14 +102,10 @@ def load_stage(workdir: Path, config: StageConfig, mesh: Mesh, text_width: int |
         ConfigError: the folder has no checkpoint, or one of another model.
         TrainingError: every checkpoint is damaged.
     """
-    checkpoints = Checkpoints(workdir)
-    if checkpoints.latest_step is None:
-        raise ConfigError(f"stage folder {str(workdir)!r} has no complete checkpoint: train it first")
-    stage = build(config, checkpoints.text_width() if text_width is None else text_width)
-    params = checkpoints.restore_ema(with_shardings(jax.eval_shape(stage.init, jax.random.key(0)), mesh))
-    step = checkpoints.latest_step
-    checkpoints.close()
-    return TrainedStage(stage, params, step, workdir)
+    weights = SavedWeights(workdir)
+    stage = build(config, weights.text_width if text_width is None else text_width)
+    params = weights.load(with_shardings(jax.eval_shape(stage.init, jax.random.key(0)), mesh))
+    return TrainedStage(stage, params, weights.step, workdir)
 
 
 def make_encoders(configs: Sequence[StageConfig], mesh: Mesh, cache: str | Path | None = None) -> list[PromptEncoder]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.planning.flops import count_flops
 from imagen_jax.stages.stage import make_network, network_arguments
+from imagen_jax.stages.trainable import merge, split
 
 # The gradient of a product of two arrays is two products of the same size.
 _FORWARD_AND_BACKWARD = 3
@@ -21,7 +24,7 @@ class StageCost:
     Attributes:
         num_params: number of parameters.
         training_flops: operations of a forward and backward pass for one image, or for one crop if the config trains on
-            crops.
+            crops; without the gradients of parameters that `training.trainable` freezes.
     """
 
     num_params: int
@@ -43,4 +46,20 @@ def stage_cost(config: StageConfig, text_width: int) -> StageCost:
     traced = jax.jit(make_network(config).init_with_output).trace(jax.random.key(0), *arguments)
     _, variables = traced.out_info
     num_params = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    return StageCost(num_params, _FORWARD_AND_BACKWARD * count_flops(traced.jaxpr))
+    if not config.training.trainable:
+        return StageCost(num_params, _FORWARD_AND_BACKWARD * count_flops(traced.jaxpr))
+    return StageCost(num_params, _fine_tuning_flops(config, variables["params"], arguments))
+
+
+def _fine_tuning_flops(config: StageConfig, params: Any, arguments: list[jax.ShapeDtypeStruct]) -> int:
+    """Returns the operations of a forward and backward pass in which some parameters have no gradients."""
+    # without what is computed again to save memory
+    network = make_network(config.with_changes({"training.remat": "none"}))
+
+    def total(trainable: Any, frozen: Any) -> jax.Array:
+        zeros = [jnp.zeros(argument.shape, argument.dtype) for argument in arguments]
+        output = network.apply({"params": merge(trainable, frozen)}, *zeros)
+        assert isinstance(output, jax.Array)
+        return jnp.sum(output)
+
+    return count_flops(jax.make_jaxpr(jax.grad(total))(*split(params, config.training.trainable)))

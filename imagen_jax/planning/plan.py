@@ -167,8 +167,10 @@ def _program_entries(request: PlanRequest, mesh: AnyMesh, program: Program) -> d
         "examples_per_step": program.batch_size,
         **(training if request.command == "train" else {"text": config.text.model}),
         "params": program.num_params,
+        **({"trainable_params": program.num_trainable} if request.command == "train" else {}),
         "model_flops_per_step": program.model_flops,
         "bytes_per_chip": program.argument_bytes,
+        **({"gradient_bytes_per_chip": program.gradient_bytes} if request.command == "train" else {}),
         "held_bytes_per_chip": argument_bytes,
         "capacity_bytes_per_chip": chip.hbm_bytes,
         # None: the temporaries are unknown

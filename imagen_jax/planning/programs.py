@@ -21,10 +21,11 @@ from imagen_jax.planning.flops import count_flops
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.sampling import SAMPLING_AXES, jit_sample_fn, make_sample_fn
 from imagen_jax.stages.stage import Stage
+from imagen_jax.stages.trainable import merge
 from imagen_jax.text.encoder import TextCondition, TextEncoder
 from imagen_jax.text.tokenizer import FEATURE_AXES
 from imagen_jax.training.optimizers import make_optimizer
-from imagen_jax.training.state import abstract_state
+from imagen_jax.training.state import Frozen, abstract_parts
 from imagen_jax.training.step import TRAINING_AXES, make_train_step
 
 AnyMesh = Mesh | AbstractMesh
@@ -40,6 +41,8 @@ class Program:
         model_flops: operations that the model needs, on all chips.
         batch_size: images or captions of one run.
         lower: lowers the program for XLA; only if the mesh has devices.
+        num_trainable: parameters that are trained.
+        gradient_bytes: bytes of their gradients on each chip, which the step computes.
     """
 
     argument_bytes: dict[str, int]
@@ -47,6 +50,8 @@ class Program:
     model_flops: int
     batch_size: int
     lower: Callable[[], jax.stages.Lowered]
+    num_trainable: int = 0
+    gradient_bytes: int = 0
 
 
 def train_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder) -> Program:
@@ -55,7 +60,8 @@ def train_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder) -> P
     check_batch_size(size, mesh, config.training.grad_accum_steps)
     stage = stages.build(config, encoder.width)
     optimizer = make_optimizer(config.optimizer)
-    abstract, _ = abstract_state(stage.init, optimizer, config.seed, mesh, config.sharding_rules)
+    abstract, frozen = abstract_parts(stage.init, optimizer, mesh, config.sharding_rules, config.training.trainable)
+    everything = merge(abstract.params, frozen)
     encoder_params = sharding.with_shardings(encoder.shapes, mesh)
     image_shape = (size, *config.training_hw, config.channels)
     image = jax.ShapeDtypeStruct(image_shape, image_dtype(config.data.bits, "config.data.bits"))
@@ -63,17 +69,20 @@ def train_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder) -> P
 
     def lower() -> jax.stages.Lowered:
         assert isinstance(mesh, Mesh)
-        return make_train_step(stage, encoder, optimizer, abstract, mesh).lower(abstract, encoder_params, batch)
+        step = make_train_step(stage, encoder, optimizer, abstract, mesh)
+        return step.lower(abstract, Frozen(encoder_params, frozen), batch)
 
     return Program(
         argument_bytes={
-            "parameters": bytes_per_chip(abstract.params),
+            "parameters": bytes_per_chip(everything),
             "optimizer": bytes_per_chip(abstract.opt_state),
             "ema": bytes_per_chip(abstract.ema_params),
             "text encoder": bytes_per_chip(encoder_params),
             "batch": bytes_per_chip(batch),
         },
-        num_params=count_params(abstract.params),
+        num_params=count_params(everything),
+        num_trainable=count_params(abstract.params),
+        gradient_bytes=bytes_per_chip(abstract.params),
         model_flops=size * (stage_cost(config, encoder.width).training_flops + encoder_flops(encoder)),
         batch_size=size,
         lower=lower,

@@ -12,7 +12,7 @@ def format_plan(plan: dict[str, Any]) -> list[str]:
     lines = [
         f"{plan['what']} on {plan['topology']}: {plan['chips']} chips, mesh {_format_mesh(plan['mesh'])}, "
         f"batch size {plan['examples_per_step']:,}",
-        f"parameters   {plan['params']:,}; text: {plan['text']}",
+        f"parameters   {_format_params(plan)}; text: {plan['text']}",
         *_format_memory(plan),
         _format_flops(plan),
     ]
@@ -28,6 +28,12 @@ def format_plan(plan: dict[str, Any]) -> list[str]:
         seconds = f"{plan['compile_s']:,.0f} s ({plan['compile_processor_s']:,.0f} s of CPU time)"
         lines.append(f"compiled     in {seconds}{effort}")
     return lines
+
+
+def _format_params(plan: dict[str, Any]) -> str:
+    """Returns the number of parameters, and how many are trained if not all are."""
+    total, trained = plan["params"], plan.get("trainable_params", plan["params"])
+    return f"{total:,}" if trained == total else f"{total:,}, {trained:,} of them trained"
 
 
 def _format_memory(plan: dict[str, Any]) -> list[str]:

@@ -10,11 +10,9 @@ reads and verifies the EMA alone.
 
 from __future__ import annotations
 
-import asyncio
 import importlib.metadata
 import logging
 import math
-import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,17 +24,15 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 from imagen_jax.config.load import to_json
 from imagen_jax.config.schema import StageConfig
-from imagen_jax.errors import ConfigError, TrainingError, is_out_of_space
-from imagen_jax.io import checksums, uploads
+from imagen_jax.errors import TrainingError, is_out_of_space
+from imagen_jax.io import uploads
 from imagen_jax.parallel import multihost, runtime
-from imagen_jax.parallel.sharding import key_path
+from imagen_jax.stages import saved_arrays
 from imagen_jax.stages.checkpoint_folder import checkpoint_folder
 
 CHECKPOINTS = "checkpoints"
 _STATE_ITEMS = ("step", "params", "opt_state", "ema_params")
 _VERSIONED_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-# in the paths of files that a single process wrote; process 0 wrote the others
-_PROCESS_INDEX = re.compile(r"process_(\d+)")
 
 logger = logging.getLogger(__name__)
 
@@ -111,18 +107,11 @@ class Checkpoints:
 
     def _finish(self, response: Any, step: int, size: int) -> None:
         """Waits for Orbax, adds the checksums, and renames the checkpoint. Runs in a thread."""
-        unfinished = self._folder.unfinished(step)
         try:
             response.result()
             uploads.flush()  # a run that resumes here has its metrics until here
-            count, index = jax.process_count(), jax.process_index()
-            files = checksums.list_files(unfinished)
-            checksums.write_shard(unfinished, index, [name for name in files if _process_index(name) % count == index])
-            if count > 1:
-                asyncio.run(ocp.multihost.sync_global_processes("checksums", operation_id=f"imagen_jax {step}"))
+            saved_arrays.commit(self._folder, step)
             if multihost.is_main_process():
-                checksums.merge_shards(unfinished, count)
-                self._folder.commit(step)
                 self._delete_old()
         except Exception as error:
             raise self._save_error(error, step, size) from error
@@ -156,12 +145,13 @@ class Checkpoints:
 
     def _score(self, step: int) -> float:
         try:
-            score = self._metadata(step)["score"]
+            score = self.metadata(step)["score"]
         except (OSError, ValueError, KeyError, TypeError):
             score = None  # damaged, which is reported when it is restored
         return score if score is not None and math.isfinite(score) else math.inf
 
-    def _metadata(self, step: int) -> dict[str, Any]:
+    def metadata(self, step: int) -> dict[str, Any]:
+        """Returns what was saved beside a step's state: `data`, `config`, `versions` and `score`."""
         return ocp.checkpointables_metadata(str(self._folder.step(step))).custom_metadata
 
     def failed(self) -> bool:
@@ -200,64 +190,36 @@ class Checkpoints:
         """
         step, items = self._load({name: getattr(abstract, name) for name in _STATE_ITEMS})
         self._newest = step
-        return type(abstract)(**items), self._metadata(step)
-
-    def restore_ema(self, abstract_params: Any) -> Any:
-        """Restores the EMA of the latest checkpoint whose EMA passes verification; reads and verifies nothing else.
-
-        Args:
-            abstract_params: shapes, types and shardings of the parameters.
-
-        Returns:
-            The EMA parameters.
-
-        Raises:
-            ConfigError: as `restore`.
-            TrainingError: as `restore`.
-        """
-        return self._load({"ema_params": abstract_params})[1]["ema_params"]
-
-    def text_width(self) -> int:
-        """Returns the width D of the text embeddings that the latest intact checkpoint's network was trained with.
-
-        Raises:
-            TrainingError: no checkpoint passes verification.
-        """
-        path = str(self._folder.step(self._latest_intact({"ema_params"})))
-        params = ocp.checkpointables_metadata(path).metadata["ema_params"]
-        return params["conditioning"]["text_pooling"]["norm"]["scale"].shape[0]
+        return type(abstract)(**items), self.metadata(step)
 
     def _load(self, items: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        step = self._latest_intact(set(items))
-        path = str(self._folder.step(step))
-        stored = ocp.checkpointables_metadata(path).metadata
-        mismatches = [text for name in items for text in _tree_mismatches(stored[name], items[name], name)]
+        step = self.latest_intact(set(items))
+        path = self.path(step)
+        stored = saved_arrays.shapes(path)
+        mismatches = [text for name in items for text in saved_arrays.tree_mismatches(stored[name], items[name], name)]
         if mismatches:
-            raise ConfigError(
-                f"checkpoint {path} does not match the model or optimizer of its config: {'; '.join(mismatches)}; "
-                "use the config it was trained with, or another folder"
-            )
-        return step, ocp.load_checkpointables(path, items)
+            raise saved_arrays.mismatch_error(f"checkpoint {path}", mismatches)
+        return step, saved_arrays.load(path, items)
 
-    def _latest_intact(self, items: set[str]) -> int:
-        """Returns the newest step whose files of these items pass verification; newer ones are quarantined."""
+    def path(self, step: int) -> Path:
+        """Returns the folder of a step's checkpoint."""
+        return self._folder.step(step)
 
-        def included(name: str) -> bool:
-            return "/" not in name or name.split("/")[0] in items
+    def latest_intact(self, items: set[str]) -> int:
+        """Returns the newest step whose files of these items pass verification; newer ones are quarantined.
 
+        Raises:
+            TrainingError: there is none.
+        """
         damaged = []
         # process 0 decides: the others may still see the old name of a folder that it has renamed
         while (latest := multihost.all_gather_strings(str(self.latest_step))[0]) != "None":
-            # the files are split over the processes
-            shard = jax.process_index(), jax.process_count()
-            local_problems = checksums.verify(self._folder.step(int(latest)), included, *shard)
-            gathered = multihost.all_gather_strings("\n".join(local_problems))
-            problems = [problem for text in gathered for problem in text.splitlines()]
             step = int(latest)
+            problems = saved_arrays.verify(self.path(step), items)
             if not problems:
                 return step
             damaged.append(step)
-            self._quarantine(step, list(dict.fromkeys(problems)))
+            self._quarantine(step, problems)
         raise TrainingError(
             f"{self._folder.path} has no intact checkpoint: {len(damaged)} of {len(damaged)} are damaged; repair one, "
             "or train again from step 0 with the same command"
@@ -284,40 +246,6 @@ class Checkpoints:
             self._thread.shutdown()
 
 
-def _process_index(name: str) -> int:
-    """Returns the index of the process that wrote a file of a checkpoint, from the file's path."""
-    match = _PROCESS_INDEX.search(name)
-    return int(match[1]) if match else 0
-
-
-def _tree_mismatches(stored: Any, expected: Any, item: str) -> list[str]:
-    """Compares names, shapes and types of two trees of arrays.
-
-    In `opt_state`, float types may differ: `optimizer.first_moment_dtype` may change between starts.
-
-    Args:
-        stored: the tree in the checkpoint.
-        expected: the tree of the model or optimizer.
-        item: the name of the checkpoint's item, the first part of each leaf's name.
-
-    Returns:
-        A phrase for each leaf that differs; empty if the trees match.
-    """
-
-    def describe_tree(tree: Any) -> dict[str, str]:
-        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-        return {f"{item}/{key_path(path)}".rstrip("/"): describe(leaf) for path, leaf in leaves}
-
-    def describe(leaf: Any) -> str:
-        any_float = item == "opt_state" and jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)
-        return f"{'float' if any_float else leaf.dtype}{list(leaf.shape)}"
-
-    actual, required = describe_tree(stored), describe_tree(expected)
-    missing = [f"{name} is missing" for name in sorted(required.keys() - actual.keys())]
-    unexpected = [f"{name} is unexpected" for name in sorted(actual.keys() - required.keys())]
-    different = [
-        f"{name} is {actual[name]}, not {required[name]}"
-        for name in sorted(required.keys() & actual.keys())
-        if actual[name] != required[name]
-    ]
-    return missing + unexpected + different
+def has_checkpoint(workdir: Path) -> bool:
+    """Returns whether a stage's folder has a complete checkpoint; it may be damaged."""
+    return bool(checkpoint_folder(workdir / CHECKPOINTS).steps())

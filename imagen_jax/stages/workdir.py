@@ -24,6 +24,8 @@ _CHANGEABLE = {
     # where the same images are, how fast they are read, and how many of them may be corrupt
     *("data.path", "data.threads", "data.prefetch", "data.max_corrupt"),
 }
+# Keys of changeable groups that must stay: what is trained and where it started from.
+_FIXED = {"training.trainable", "training.init_from", "training.init_weights", "training.init_partial"}
 _MAX_LISTED_CHANGES = 5
 
 
@@ -99,7 +101,7 @@ def _check_same_run(workdir: Path, config: StageConfig) -> None:
     forbidden = [
         change
         for key, change in sorted(changes(before, now).items())
-        if key not in _CHANGEABLE and key.split(".")[0] not in _CHANGEABLE
+        if key in _FIXED or (key not in _CHANGEABLE and key.split(".")[0] not in _CHANGEABLE)
     ]
     if forbidden:
         raise ConfigError(

@@ -27,20 +27,23 @@ from imagen_jax.evaluation.validation_loss import mean_validation_loss
 from imagen_jax.images.grid import save_png
 from imagen_jax.parallel import batching, multihost, runtime
 from imagen_jax.parallel.mesh import make_mesh
-from imagen_jax.stages.checkpoints import Checkpoints
+from imagen_jax.stages.checkpoints import Checkpoints, has_checkpoint
+from imagen_jax.stages.frozen import load_frozen, save_frozen
 from imagen_jax.stages.stage import build
 from imagen_jax.stages.text import PromptEncoder, make_cached_encoder, make_encoder
+from imagen_jax.stages.trainable import merge, split
 from imagen_jax.stages.workdir import check_batch_size, open_workdir
 from imagen_jax.text.embedding_cache import EmbeddingCache
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training.goodput import Clock, Goodput
+from imagen_jax.training.init_from import StartingPoint
 from imagen_jax.training.metric_writer import MetricWriter, NullWriter, log_message
 from imagen_jax.training.oom import explain_oom
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.preemption import StopRequest, stop_message
 from imagen_jax.training.progress_bar import ProgressBar, RunInfo
 from imagen_jax.training.skip_updates import SkippedUpdateMonitor
-from imagen_jax.training.state import TrainState, abstract_state
+from imagen_jax.training.state import Frozen, TrainState, abstract_parts, first_state
 from imagen_jax.training.step import TRAINING_AXES, make_train_step
 from imagen_jax.training.validate import check_training
 from imagen_jax.training.watchdog import Watchdog
@@ -115,7 +118,8 @@ def _run(config: StageConfig, workdir: Path, stop: StopRequest, clock: Clock) ->
     buckets, batches = _open_data(config, encoder, mesh)
 
     optimizer = make_optimizer(config.optimizer)
-    abstract, init_state = abstract_state(stage.init, optimizer, config.seed, mesh, config.sharding_rules)
+    abstract, abstract_frozen = abstract_parts(stage.init, optimizer, mesh, config.sharding_rules, training.trainable)
+    start = None if has_checkpoint(workdir) else StartingPoint(config, merge(abstract.params, abstract_frozen))
     prompt_encoder = PromptEncoder(encoder, mesh, config.text)
     train_step = make_train_step(stage, encoder, optimizer, abstract, mesh)
     preview = make_preview(stage, prompt_encoder)
@@ -132,14 +136,18 @@ def _run(config: StageConfig, workdir: Path, stop: StopRequest, clock: Clock) ->
             log=log,
         )
         stack.callback(checkpoints.close)
-        if checkpoints.latest_step is None:
-            state = init_state()
+        if start is not None and checkpoints.latest_step is None:
+            trainable, frozen_params = split(start.load(stage.init, log), training.trainable)
+            state = first_state(optimizer, abstract, trainable)
+            save_frozen(workdir, frozen_params)
         else:
             state, saved = checkpoints.restore(abstract)
+            frozen_params = load_frozen(workdir, abstract_frozen)
             batches.set_state(_resume_position(saved, training, len(buckets), log))
 
+        frozen = Frozen(prompt_encoder.params, frozen_params)
         first = int(state.step)
-        writer = _open_writer(workdir, state, mesh)
+        writer = _open_writer(workdir, state, frozen, mesh)
         goodput = Goodput(workdir, first, clock)
         monitor = _monitor_updates(config, buckets, first, batches.get_state()["next_index"], log)
         run = RunInfo(workdir.name, first, training.steps, training.batch_size, training.log_every)
@@ -150,7 +158,7 @@ def _run(config: StageConfig, workdir: Path, stop: StopRequest, clock: Clock) ->
             with clock.spend("step" if stop.ready else "compile", step):
                 with clock.spend("data", step):
                     batch = batching.shard_local_batch(progress.next_batch(batches), TRAINING_AXES, mesh)
-                state, metrics = train_step(state, prompt_encoder.params, batch)
+                state, metrics = train_step(state, frozen, batch)
                 progress.step(step, metrics)
             stop.ready = True
             goodput.tick(step)
@@ -159,7 +167,8 @@ def _run(config: StageConfig, workdir: Path, stop: StopRequest, clock: Clock) ->
             score = None
             if step % training.preview_every == 0 or step == training.steps:
                 with clock.spend("evaluation", step):
-                    score = _write_preview(step, *preview(state.ema_params), workdir, writer)
+                    ema_params = merge(state.ema_params, frozen.params)
+                    score = _write_preview(step, *preview(ema_params), workdir, writer)
             if step % training.save_every == 0 or step == training.steps:
                 with clock.spend("checkpoint", step):
                     checkpoints.save(state, batches.get_state(), config, score)
@@ -207,13 +216,16 @@ def _open_data(
     return buckets, batches
 
 
-def _open_writer(workdir: Path, state: TrainState, mesh: jax.sharding.Mesh) -> MetricWriter | NullWriter:
+def _open_writer(
+    workdir: Path, state: TrainState, frozen: Frozen, mesh: jax.sharding.Mesh
+) -> MetricWriter | NullWriter:
     """Returns the writer of a run that resumes from a state; only the main process writes anything."""
     first = int(state.step)
     writer = MetricWriter(workdir, first) if multihost.is_main_process() else NullWriter()
-    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    trained, rest = (sum(leaf.size for leaf in jax.tree.leaves(part)) for part in (state.params, frozen.params))
+    parameters = f"{trained + rest:,} parameters" + (f" ({trained:,} trained, {rest:,} frozen)" if rest else "")
     writer.log(
-        f"{'resumed' if first else 'started'} at step {first}: {count:,} parameters, {mesh.size} device(s) of "
+        f"{'resumed' if first else 'started'} at step {first}: {parameters}, {mesh.size} device(s) of "
         f"{jax.process_count()} process(es)"
     )
     return writer

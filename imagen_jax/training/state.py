@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,9 @@ from flax import struct
 from jax.sharding import AbstractMesh, Mesh
 
 from imagen_jax.parallel.sharding import ShardingRules, with_shardings
+from imagen_jax.stages.trainable import param_paths, select, split
+
+InitFn = Callable[[jax.Array], Any]
 
 
 @struct.dataclass
@@ -20,7 +23,7 @@ class TrainState:
 
     Attributes:
         step: number of finished steps, int32.
-        params: parameters of the network.
+        params: parameters of the network that are trained.
         opt_state: state of the optimizer.
         ema_params: exponential moving average of the parameters, which never overwrites them.
     """
@@ -31,42 +34,102 @@ class TrainState:
     ema_params: Any
 
 
+class Frozen(NamedTuple):
+    """What a step reads and does not change.
+
+    Attributes:
+        networks: parameters of other networks that the loss needs, such as the text encoder's.
+        params: parameters of the network that are not trained; together with a state's they are all.
+    """
+
+    networks: Any
+    params: Any = {}
+
+
+def abstract_parts(
+    init: InitFn,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh | AbstractMesh,
+    rules: ShardingRules = (),
+    trainable: Sequence[str] = (),
+) -> tuple[TrainState, Any]:
+    """Returns what changes in training and what does not, as `jax.ShapeDtypeStruct` with shardings.
+
+    Args:
+        init: returns all parameters for a key.
+        optimizer: the optimizer, which initializes its state from the parameters that are trained.
+        mesh: the devices.
+        rules: as in `sharding.param_shardings`; moments and EMA are sharded like their parameters.
+        trainable: as in `trainable.split`.
+
+    Returns:
+        (state, frozen): the state and the frozen parameters.
+
+    Raises:
+        ConfigError: a rule or a pattern matches no parameter, or a rule does not fit one.
+    """
+    everything = with_shardings(jax.eval_shape(init, jax.random.key(0)), mesh, rules)
+    params, frozen = split(everything, trainable)
+    shapes = jax.eval_shape(lambda params: _first_state(optimizer, params), params)
+    return with_shardings(shapes, mesh, rules, everything), frozen
+
+
 def abstract_state(
-    init: Callable[[jax.Array], Any],
+    init: InitFn,
     optimizer: optax.GradientTransformation,
     seed: int,
     mesh: Mesh | AbstractMesh,
     rules: ShardingRules = (),
 ) -> tuple[TrainState, Callable[[], TrainState]]:
-    """Returns the abstract state with its shardings, and a function that initializes it; nothing is ever unsharded.
+    """Returns the abstract state in which all parameters are trained, and a function that initializes it.
 
     Args:
         init: returns the parameters for a key.
-        optimizer: the optimizer, which initializes its state from the parameters.
+        optimizer: the optimizer.
         seed: seed of the parameters.
         mesh: devices of the state. An abstract mesh has none: then the returned function cannot be called.
-        rules: as in `sharding.param_shardings`; moments and EMA are sharded like their parameters.
-
-    Returns:
-        (abstract, init_state): a TrainState of `jax.ShapeDtypeStruct` with shardings, and a jitted function.
+        rules: as in `sharding.param_shardings`.
     """
+    abstract, _ = abstract_parts(init, optimizer, mesh, rules)
+    return abstract, lambda: first_state(optimizer, abstract, init_params(init, seed, abstract.params))
 
-    def init_state() -> TrainState:
-        params = init(jax.random.key(seed))
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            opt_state=optimizer.init(params),
-            ema_params=jax.tree.map(jnp.copy, params),
-        )
 
-    shapes = jax.eval_shape(init_state)
-    abstract = with_shardings(shapes, mesh, rules, shapes.params)
+def init_params(init: InitFn, seed: int, abstract: Any) -> Any:
+    """Returns random initial values of parameters; nothing is ever unsharded.
+
+    Args:
+        init: returns all parameters for a key.
+        seed: seed of the parameters.
+        abstract: the parameters to initialize, perhaps a part of all, with their shardings.
+    """
+    if not abstract:
+        return {}
+    paths = set(param_paths(abstract))
+    return _jit(lambda: select(init(jax.random.key(seed)), paths), abstract)()
+
+
+def first_state(optimizer: optax.GradientTransformation, abstract: TrainState, params: Any) -> TrainState:
+    """Returns the state before the first step, with an EMA that equals the parameters, which are donated."""
+    return _jit(lambda params: _first_state(optimizer, params), abstract, donate_argnums=0)(params)
+
+
+def _first_state(optimizer: optax.GradientTransformation, params: Any) -> TrainState:
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        ema_params=jax.tree.map(jnp.copy, params),
+    )
+
+
+def _jit(function: Callable[..., Any], abstract: Any, **options: Any) -> Callable[..., Any]:
+    """Returns a jitted function that runs once, whose results have the shardings of an abstract pytree."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    mesh = jax.tree.leaves(shardings)[0].mesh
     on_cpu = isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu"
     # on a CPU, XLA takes many times longer to optimize this program than to run it once
-    options = {"xla_backend_optimization_level": 0} if on_cpu else None
-    return abstract, jax.jit(init_state, out_shardings=shardings, compiler_options=options)
+    compiler_options = {"xla_backend_optimization_level": 0} if on_cpu else None
+    return jax.jit(function, out_shardings=shardings, compiler_options=compiler_options, **options)
 
 
 def update_ema(ema: Any, params: Any, step: jax.Array, decay: float, applied: jax.Array | bool = True) -> Any:

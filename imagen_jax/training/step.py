@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,13 +20,15 @@ from imagen_jax.parallel.sharding import replicate_conv_kernels, replicated
 from imagen_jax.stages.loss import DIFFUSION_BATCH_AXES, DiffusionBatch, Losses, diffusion_loss
 from imagen_jax.stages.stage import Stage
 from imagen_jax.stages.text import null_text
+from imagen_jax.stages.trainable import merge
 from imagen_jax.text.encoder import TextCondition, TextEncoder
 from imagen_jax.text.tokenizer import FEATURE_AXES
-from imagen_jax.training.state import TrainState, update_ema
+from imagen_jax.training.state import Frozen, TrainState, update_ema
 
 Batch = dict[str, jax.Array]
 TRAINING_AXES = {"image": IMAGE, **FEATURE_AXES}
 Metrics = dict[str, jax.Array]
+MeanLossFn = Callable[[Any, Any, DiffusionBatch], tuple[jax.Array, Losses]]
 # equal bins of the noise level in [0, 1] by which losses are reported; the last is almost pure noise
 NOISE_BINS = 5
 
@@ -95,41 +98,34 @@ def _low_res_condition(stage: Stage, key: jax.Array, x: jax.Array) -> dict[str, 
 
 
 def _accumulate_gradients(
-    stage: Stage, params: Any, batch: DiffusionBatch, steps: int, abstract: Any, mesh: Mesh
+    mean_loss: MeanLossFn, params: Any, frozen: Any, batches: DiffusionBatch, shardings: Any, mesh: Mesh
 ) -> tuple[Any, Losses]:
     """Computes gradients of the mean loss over micro-batches, one after another.
 
     All randomness is already drawn, so that the result does not depend on the number of micro-batches.
 
     Args:
-        stage: the stage to train.
-        params: parameters of its network.
-        batch: the examples of the step.
-        steps: number of micro-batches.
-        abstract: abstract parameters; gradients are sharded as they are.
+        mean_loss: the mean loss of a micro-batch, and its losses, from (params, frozen, batch).
+        params: the trained parameters.
+        frozen: the frozen parameters.
+        batches: the examples of the step from `micro_batches`.
+        shardings: of the parameters and gradients.
         mesh: the devices.
 
     Returns:
         (gradients, losses [B]).
     """
-
-    def mean_loss(params: Any, batch: DiffusionBatch) -> tuple[jax.Array, Losses]:
-        losses = diffusion_loss(stage, params, batch)
-        return jnp.mean(losses.loss), losses
-
-    if steps == 1:
-        return jax.grad(mean_loss, has_aux=True)(params, batch)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    steps = len(batches.t)
 
     def add(total: Any, batch: DiffusionBatch) -> tuple[Any, Losses]:
         # XLA would else gather all sharded parameters once, before the loop, and hold them at the same time
-        sharded, total = jax.lax.optimization_barrier((params, total))
-        gradients, losses = jax.grad(mean_loss, has_aux=True)(replicate_conv_kernels(sharded, mesh), batch)
+        sharded, total = jax.lax.optimization_barrier(((params, frozen), total))
+        gradients, losses = jax.grad(mean_loss, has_aux=True)(*replicate_conv_kernels(sharded, mesh), batch)
         total = jax.tree.map(lambda t, g: t + g / steps, total, gradients)
         return jax.lax.with_sharding_constraint(total, shardings), losses
 
     zeros = jax.lax.with_sharding_constraint(jax.tree.map(jnp.zeros_like, params), shardings)
-    gradients, losses = jax.lax.scan(add, zeros, micro_batches(batch, DIFFUSION_BATCH_AXES, steps, mesh))
+    gradients, losses = jax.lax.scan(add, zeros, batches)
     return gradients, jax.tree.map(lambda values: values.T.ravel(), losses)
 
 
@@ -140,7 +136,9 @@ def make_train_step(
     abstract: TrainState,
     mesh: Mesh,
 ) -> jax.stages.Wrapped:
-    """Returns the jitted step `(state, encoder_params, batch) -> (state, metrics)`; the state is donated.
+    """Returns the jitted step `(state, frozen, batch) -> (state, metrics)`; the state is donated.
+
+    Only the parameters in the state have gradients, moments and an EMA; `frozen` is a `Frozen` with the others.
 
     The randomness of a step is a function of (seed, step), so that a resumed run continues as an uninterrupted one.
     Metrics are scalars, and two arrays from `loss_by_noise_bin`. `full_captions` is the fraction of captions that use
@@ -158,13 +156,21 @@ def make_train_step(
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     seed, grad_accum_steps = stage.config.seed, stage.config.training.grad_accum_steps
 
-    def step(state: TrainState, encoder_params: Any, batch: Batch) -> tuple[TrainState, Metrics]:
+    def mean_loss(params: Any, frozen: Any, batch: DiffusionBatch) -> tuple[jax.Array, Losses]:
+        losses = diffusion_loss(stage, merge(params, frozen), batch)
+        return jnp.mean(losses.loss), losses
+
+    def gradients_and_losses(params: Any, frozen: Any, batch: DiffusionBatch) -> tuple[Any, Losses]:
+        if grad_accum_steps == 1:
+            return jax.grad(mean_loss, has_aux=True)(params, frozen, batch)
+        batches = micro_batches(batch, DIFFUSION_BATCH_AXES, grad_accum_steps, mesh)
+        return _accumulate_gradients(mean_loss, params, frozen, batches, shardings.params, mesh)
+
+    def step(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        examples = make_diffusion_batch(stage, encoder, encoder_params, batch, key)
+        examples = make_diffusion_batch(stage, encoder, frozen.networks, batch, key)
         examples = constrain_batch(examples, DIFFUSION_BATCH_AXES, mesh)
-        gradients, losses = _accumulate_gradients(
-            stage, state.params, examples, grad_accum_steps, abstract.params, mesh
-        )
+        gradients, losses = gradients_and_losses(state.params, frozen.params, examples)
         loss = jnp.mean(losses.loss)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, loss=loss)
         params = optax.apply_updates(state.params, updates)
@@ -186,7 +192,7 @@ def make_train_step(
     return jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(shardings, None, None),  # encoder parameters and batch keep their shardings
+        in_shardings=(shardings, None, None),  # frozen parameters and batch keep their shardings
         out_shardings=(shardings, replicated(mesh)),
         compiler_options=runtime.compiler_options(mesh),
     )

@@ -13,7 +13,7 @@ from imagen_jax.parallel import batching
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.sampling import make_sample_fn, stage_keys
 from imagen_jax.training.optimizers import make_optimizer
-from imagen_jax.training.state import abstract_state
+from imagen_jax.training.state import Frozen, abstract_state
 from imagen_jax.training.step import TRAINING_AXES, make_train_step
 from tests.helpers.configs import one_device, sr_config
 
@@ -122,7 +122,7 @@ def params():
     losses = []
     for _ in range(STEPS_OF_TRAINING):
         batch = batching.shard_local_batch(next(batches), TRAINING_AXES, mesh)
-        state, metrics = step(state, stage.encoder.params, batch)
+        state, metrics = step(state, Frozen(stage.encoder.params), batch)
         losses.append(float(metrics["loss"]))
     assert np.mean(losses[-20:]) < 0.5 * losses[0]
     return state.ema_params

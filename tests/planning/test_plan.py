@@ -92,6 +92,25 @@ def test_overrides_and_text_encoder(run_plan):
     assert with_encoder["bytes_per_chip"]["text encoder"] > without["bytes_per_chip"]["text encoder"] == 0
 
 
+def test_plan_of_fine_tuning(run_plan):
+    """1% of the 400M preset: the optimizer and the gradients have bytes for that part alone."""
+    arguments = [f"{BASE}:400m", "--topology=v5e:2x2", "--cached_text", "--json=-", "--config.optimizer.name=adam"]
+    patterns = ("down_[0-9]_.*query/kernel$",)
+    full, tuned = (
+        json.loads(run_plan(*arguments, *more)[1]) for more in ([], [f"--config.training.trainable={patterns!r}"])
+    )
+    trained = tuned["trainable_params"]
+    assert 0.005 < trained / full["params"] < 0.015
+    assert full["trainable_params"] == full["params"] == tuned["params"]
+    # two float32 moments of each parameter that is trained, a few scalars, and its float32 gradient
+    assert 0 < tuned["bytes_per_chip"]["optimizer"] - 8 * trained < 100
+    assert tuned["gradient_bytes_per_chip"] == tuned["bytes_per_chip"]["ema"] == 4 * trained
+    assert full["gradient_bytes_per_chip"] == 4 * full["params"]
+    assert tuned["bytes_per_chip"]["parameters"] == full["bytes_per_chip"]["parameters"] == 4 * full["params"]
+    # forward, and backward through the activations; no gradients of frozen kernels
+    assert 0.6 < tuned["model_flops_per_step"] / full["model_flops_per_step"] < 0.7
+
+
 def test_plans_of_sampling_and_embedding():
     config = sr_config(
         **{"sampling.num_inference_steps": 3, "sampling.guidance_scale": 2.0, "sampling.sampler": "ddpm"}

@@ -14,6 +14,7 @@ from imagen_jax.config.load import to_json
 from imagen_jax.errors import ConfigError, TrainingError
 from imagen_jax.io import checksums
 from imagen_jax.stages.checkpoints import Checkpoints
+from imagen_jax.stages.weights import SavedWeights
 from imagen_jax.training.state import abstract_state
 from tests.helpers.configs import base_config, contents, eight_devices, one_device, split_devices
 
@@ -83,22 +84,18 @@ def test_params_are_not_ema(folder):
 
 
 @pytest.mark.trap("EMA swapped into parameters")
-def test_restore_ema_reads_only_ema(folder, tmp_path):
+def test_weights_read_only_ema(folder, tmp_path):
     workdir = tmp_path / "stage"
     shutil.copytree(folder, workdir)
     for item in ("params", "opt_state"):
         shutil.rmtree(workdir / "checkpoints" / "2" / item)
-    checkpoints = Checkpoints(workdir)
-    ema = checkpoints.restore_ema(abstract_on(eight_devices())[0].params)
-    checkpoints.close()
+    ema = SavedWeights(workdir).load(abstract_on(eight_devices())[0].params)
     assert_equal(ema, state_at(2).ema_params)
 
 
 def test_reader_writes_nothing(folder):
     before = contents(folder)
-    checkpoints = Checkpoints(folder)
-    checkpoints.restore_ema(abstract_on(one_device())[0].params)
-    checkpoints.close()
+    SavedWeights(folder).load(abstract_on(one_device())[0].params)
     assert contents(folder) == before
 
 
@@ -123,7 +120,7 @@ def test_reader_creates_no_folder(tmp_path):
 def test_another_model(folder, other, message):
     abstract, _ = abstract_on(one_device(), other)
     checkpoints = Checkpoints(folder)
-    for restore, tree in ((checkpoints.restore, abstract), (checkpoints.restore_ema, abstract.params)):
+    for restore, tree in ((checkpoints.restore, abstract), (SavedWeights(folder).load, abstract.params)):
         with pytest.raises(ConfigError, match=message) as error:
             restore(tree)
         assert "does not match the model" in str(error.value)
@@ -279,10 +276,9 @@ def test_reader_ignores_damaged_ema(damaged, caplog):
     for item, expected in (("opt_state", 2), ("ema_params", 1)):
         flip_bit(next((step / item / "ocdbt.process_0" / "d").iterdir()), 80)
         before = contents(stage)
-        checkpoints = Checkpoints(stage)
-        assert_equal(checkpoints.restore_ema(params), state_at(expected).ema_params)
-        assert checkpoints.latest_step == expected
-        checkpoints.close()
+        weights = SavedWeights(stage)
+        assert_equal(weights.load(params), state_at(expected).ema_params)
+        assert weights.step == expected
         assert contents(stage) == before
         assert (f"{step} is damaged" in caplog.text) == (item == "ema_params")
 

@@ -22,7 +22,7 @@ from imagen_jax.stages.loss import Losses, diffusion_loss
 from imagen_jax.stages.sampling import make_sample_fn
 from imagen_jax.stages.stage import load_encoder_params
 from imagen_jax.training.optimizers import make_optimizer
-from imagen_jax.training.state import TrainState, abstract_state
+from imagen_jax.training.state import Frozen, TrainState, abstract_state
 from imagen_jax.training.step import (
     NOISE_BINS,
     TRAINING_AXES,
@@ -70,7 +70,7 @@ class Run:
         return jax.tree.map(lambda a, leaf: jax.device_put(np.array(a), leaf.sharding), host, self._abstract)
 
     def __call__(self, state, batch):
-        arguments = state, self._encoder_params, batching.shard_local_batch(batch, TRAINING_AXES, self.mesh)
+        arguments = state, Frozen(self._encoder_params), batching.shard_local_batch(batch, TRAINING_AXES, self.mesh)
         if self.compiled is None:
             self.compiled = self._step.lower(*arguments).compile()
         return self.compiled(*arguments)

@@ -18,7 +18,7 @@ from imagen_jax.text.embedding_cache import EmbeddingCache
 from imagen_jax.training.loop import train
 from imagen_jax.training.metric_writer import read_metrics
 from imagen_jax.training.optimizers import make_optimizer
-from imagen_jax.training.state import abstract_state
+from imagen_jax.training.state import Frozen, abstract_state
 from imagen_jax.training.step import TRAINING_AXES, make_train_step
 from tests.helpers.configs import STEPS, base_config, one_device, restored
 
@@ -63,7 +63,7 @@ def in_the_loop():
     state, step = init_state(), make_train_step(stage, optimizer, abstract, mesh)
     for _ in range(STEPS):
         batch = batching.shard_local_batch(next(batches), TRAINING_AXES, mesh)
-        state, metrics = step(state, stage.encoder.load(mesh), batch)
+        state, metrics = step(state, Frozen(stage.encoder.load(mesh)), batch)
         losses.append(float(metrics["loss"]))
     return losses, jax.device_get(state.params)
 

@@ -1,0 +1,134 @@
+"""Folders of arrays: written by Orbax, renamed when complete, verified by checksum when read.
+
+    FOLDER/ITEM/…              a pytree of arrays
+    FOLDER/SHA256SUMS          checksum of every file, because Orbax would load flipped bits
+
+A folder is complete after its checksums are written, see `checkpoint_folder.py`, so that a kill at any moment leaves a
+complete folder or leftovers, and a folder without checksums is damaged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint.experimental.v1 as ocp
+
+from imagen_jax.errors import ConfigError
+from imagen_jax.io import checksums
+from imagen_jax.parallel import multihost
+from imagen_jax.parallel.sharding import key_path
+from imagen_jax.stages.checkpoint_folder import CheckpointFolder
+
+# in the paths of files that a single process wrote; process 0 wrote the others
+_PROCESS_INDEX = re.compile(r"process_(\d+)")
+
+
+def commit(folder: CheckpointFolder, step: int) -> None:
+    """Adds the checksums to what all processes have written, and completes it. May run in a thread."""
+    unfinished = folder.unfinished(step)
+    count, index = jax.process_count(), jax.process_index()
+    files = checksums.list_files(unfinished)
+    checksums.write_shard(unfinished, index, [name for name in files if _process_index(name) % count == index])
+    if count > 1:
+        asyncio.run(
+            ocp.multihost.sync_global_processes("checksums", operation_id=f"imagen_jax {folder.path.name} {step}")
+        )
+    if multihost.is_main_process():
+        checksums.merge_shards(unfinished, count)
+        folder.commit(step)
+
+
+def _process_index(name: str) -> int:
+    """Returns the index of the process that wrote a file, from the file's path."""
+    match = _PROCESS_INDEX.search(name)
+    return int(match[1]) if match else 0
+
+
+def verify(folder: Path, items: set[str]) -> list[str]:
+    """Checks the files of some items against their checksums; the files are split over the processes.
+
+    Returns:
+        A message for each problem, the same on every process.
+    """
+
+    def included(name: str) -> bool:
+        return "/" not in name or name.split("/")[0] in items
+
+    problems = checksums.verify(folder, included, jax.process_index(), jax.process_count())
+    gathered = multihost.all_gather_strings("\n".join(problems))
+    return list(dict.fromkeys(problem for text in gathered for problem in text.splitlines()))
+
+
+def shapes(folder: Path) -> Mapping[str, Any]:
+    """Returns the items of a folder as trees of array metadata, with `shape` and `dtype`."""
+    return ocp.checkpointables_metadata(str(folder)).metadata
+
+
+def load(folder: Path, items: dict[str, Any], partial: bool = False) -> dict[str, Any]:
+    """Loads items.
+
+    Args:
+        folder: the folder.
+        items: trees of abstract arrays with shardings.
+        partial: whether the trees may lack arrays of the folder.
+    """
+    if not partial:
+        return ocp.load_checkpointables(str(folder), items)
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with context:
+        return ocp.load_checkpointables(str(folder), items)
+
+
+def describe(tree: Any, item: str, any_float: bool = False) -> dict[str, str]:
+    """Returns the type and shape of each array of a tree by its name, which begins with that of the item.
+
+    Args:
+        tree: arrays, abstract arrays or array metadata.
+        item: name of the item.
+        any_float: whether all float types are described alike.
+    """
+
+    def text(leaf: Any) -> str:
+        is_float = any_float and jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)
+        return f"{'float' if is_float else leaf.dtype}{list(leaf.shape)}"
+
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {f"{item}/{key_path(path)}".strip("/"): text(leaf) for path, leaf in leaves}
+
+
+def tree_mismatches(stored: Any, expected: Any, item: str) -> list[str]:
+    """Compares names, shapes and types of two trees of arrays.
+
+    In `opt_state`, float types may differ: `optimizer.first_moment_dtype` may change between starts.
+
+    Args:
+        stored: the tree in a folder.
+        expected: the tree of the model or optimizer.
+        item: the name of the folder's item, the first part of each array's name.
+
+    Returns:
+        A phrase for each array that differs; empty if the trees match.
+    """
+    actual, required = (describe(tree, item, any_float=item == "opt_state") for tree in (stored, expected))
+    missing = [f"{name} is missing" for name in sorted(required.keys() - actual.keys())]
+    unexpected = [f"{name} is unexpected" for name in sorted(actual.keys() - required.keys())]
+    different = [
+        f"{name} is {actual[name]}, not {required[name]}"
+        for name in sorted(required.keys() & actual.keys())
+        if actual[name] != required[name]
+    ]
+    return missing + unexpected + different
+
+
+def mismatch_error(what: str, mismatches: list[str]) -> ConfigError:
+    """Returns the error for saved arrays, such as a checkpoint, that are not those of the config's model."""
+    return ConfigError(
+        f"{what} does not match the model or optimizer of its config: {'; '.join(mismatches)}; use the config it was "
+        "trained with, or another folder"
+    )

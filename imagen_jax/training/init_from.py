@@ -1,0 +1,119 @@
+"""The parameters of a run's first step: random, or the weights of a trained stage as far as they fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from imagen_jax.config.load import to_json
+from imagen_jax.config.schema import StageConfig
+from imagen_jax.errors import ConfigError
+from imagen_jax.io.changes import changes, flatten
+from imagen_jax.io.paths import as_path
+from imagen_jax.stages.saved_arrays import describe
+from imagen_jax.stages.trainable import merge, select
+from imagen_jax.stages.weights import SavedWeights
+from imagen_jax.stages.workdir import read_config
+from imagen_jax.training.state import InitFn, init_params
+
+_ITEMS = {"ema": "ema_params", "raw": "params"}
+_MAX_LISTED = 5
+# groups of keys that decide what a network's inputs and outputs are
+_MEANING = ("image_size", "low_res_size", "channels", "text.model", "text.length", "diffusion.")
+
+
+class StartingPoint:
+    """Where a new run starts from; compared to the network when it is made, before anything is loaded or written.
+
+    Args:
+        config: the run's config; its `training.init_from` is read, if it has one.
+        everything: all parameters of its network, as abstract arrays with shardings.
+
+    Raises:
+        ConfigError: the folder is not that of a trained stage, or has other parameters than the network:
+            all of them have to be there, or with `training.init_partial` at least one.
+        TrainingError: its files are damaged.
+    """
+
+    def __init__(self, config: StageConfig, everything: Any) -> None:
+        self._config, self._everything = config, everything
+        self._taken: set[str] = set()
+        self._weights: SavedWeights | None = None
+        if config.training.init_from:
+            self._open(as_path(config.training.init_from))
+
+    def _open(self, folder: Path) -> None:
+        """Compares the parameters of a stage's folder to the network's."""
+        training = self._config.training
+        self._source_config = _read_source(folder)
+        self._weights = SavedWeights(folder, _ITEMS[training.init_weights])
+        self._stored, self._needed = describe(self._weights.shapes, ""), describe(self._everything, "")
+        both = self._stored.keys() & self._needed.keys()
+        self._taken = {path for path in both if self._stored[path] == self._needed[path]}
+        fits = self._taken == self._stored.keys() == self._needed.keys()
+        if not fits and not training.init_partial:
+            raise ConfigError(
+                f"training.init_from {training.init_from!r} does not fit the network: {self._comparison()}; give a "
+                "folder with the same network, or set training.init_partial to take what fits"
+            )
+        if not self._taken:
+            raise ConfigError(
+                f"training.init_from {training.init_from!r} has nothing that fits the network: {self._comparison()}; "
+                "give a folder with a similar network, or leave it empty"
+            )
+
+    def load(self, init: InitFn, log: Callable[[str], None]) -> Any:
+        """Returns all parameters, and logs where they are from.
+
+        Args:
+            init: returns random parameters for a key, for those that are not taken from a folder.
+            log: takes messages.
+        """
+        new = select(self._everything, set(describe(self._everything, "")) - self._taken)
+        params = init_params(init, self._config.seed, new)
+        if self._weights is None:
+            return params
+        weights, training = self._weights, self._config.training
+        log(
+            f"started from the {training.init_weights} weights of {str(weights.workdir)!r} at step {weights.step}: "
+            f"{self._comparison()}"
+        )
+        differences = self._differences()
+        if differences:
+            log(f"the weights were trained with another config: {'; '.join(differences)}")
+        return merge(params, weights.load(select(self._everything, self._taken), partial=True))
+
+    def _comparison(self) -> str:
+        """Returns what is taken from the folder, what is new in the network and what is left, counted and named."""
+        stored, needed = self._stored, self._needed
+        different = sorted(path for path in stored.keys() & needed.keys() if path not in self._taken)
+        taken = select(self._everything, self._taken)
+        size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(taken))
+        new, left = sorted(needed.keys() - stored.keys()), sorted(stored.keys() - needed.keys())
+        parts = [f"{len(self._taken)} of the network's {len(needed)} arrays are taken ({size:,} parameters)"]
+        for text, paths in (
+            ("new in the network", new),
+            ("left in the folder", left),
+            ("of another shape or type", [f"{path} ({stored[path]}, not {needed[path]})" for path in different]),
+        ):
+            if paths:
+                more = ", …" if len(paths) > _MAX_LISTED else ""
+                parts.append(f"{len(paths)} {text}: {', '.join(paths[:_MAX_LISTED])}{more}")
+        return "; ".join(parts)
+
+    def _differences(self) -> list[str]:
+        """Returns how the source's config differs in what the network's inputs and outputs are."""
+        before, now = flatten(to_json(self._source_config)), flatten(to_json(self._config))
+        return [change for key, change in changes(before, now).items() if key.startswith(_MEANING)]
+
+
+def _read_source(folder: Path) -> StageConfig:
+    """Returns the config of a folder to start from. Raises ConfigError that names the key."""
+    try:
+        return read_config(folder)
+    except ConfigError as error:
+        raise ConfigError(*(f"training.init_from: {problem}" for problem in error.problems)) from error

@@ -1,0 +1,252 @@
+"""A run may start from another stage's weights and train a part of them; the rest stays as it is, to the bit."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from imagen_jax.errors import ConfigError, TrainingError
+from imagen_jax.pipelines.loading import load_stage
+from imagen_jax.stages import stage as stages
+from imagen_jax.stages.checkpoints import Checkpoints
+from imagen_jax.stages.frozen import frozen_shapes, load_frozen, save_frozen
+from imagen_jax.stages.trainable import merge, param_paths, split
+from imagen_jax.stages.weights import SavedWeights
+from imagen_jax.training import loop
+from imagen_jax.training.loop import train
+from imagen_jax.training.optimizers import make_optimizer
+from imagen_jax.training.state import abstract_parts
+from tests.helpers.configs import STEPS, base_config, contents, one_device, split_devices, write_stage
+from tests.helpers.crash import Killed, killing
+
+pytest_plugins = ("tests.helpers.fixtures",)
+PATTERNS = ("text_key", "^out/", "^out_norm/")
+
+
+def tuned_config(source, **changes):
+    return base_config(**{"training.init_from": str(source), "training.trainable": PATTERNS, **changes})
+
+
+def weights_of(folder, item="ema_params"):
+    """All weights of a stage's folder by path, on the host."""
+    weights = SavedWeights(folder, item)
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), weights.shapes
+    )
+    loaded = weights.load(abstract)
+    return dict(zip(param_paths(loaded), map(np.asarray, jax.tree.leaves(loaded)), strict=True))
+
+
+def state_of(folder, config):
+    """The state in a folder's latest checkpoint and the frozen parameters, on one device."""
+    optimizer = make_optimizer(config.optimizer)
+    parts = abstract_parts(stages.build(config).init, optimizer, one_device(), (), config.training.trainable)
+    checkpoints = Checkpoints(folder)
+    state, _ = checkpoints.restore(parts[0])
+    checkpoints.close()
+    return state, load_frozen(folder, parts[1])
+
+
+def assert_equal(tree, other):
+    assert jax.tree.structure(tree) == jax.tree.structure(other)
+    jax.tree.map(np.testing.assert_array_equal, tree, other)
+
+
+@pytest.fixture(scope="module")
+def source(base_folder, tmp_path_factory):
+    """A copy of a trained stage, which a test may delete."""
+    return shutil.copytree(base_folder, tmp_path_factory.mktemp("source") / "base")
+
+
+@pytest.fixture(scope="module")
+def tuned(source, tmp_path_factory):
+    """Fine-tuned in one go."""
+    folder = tmp_path_factory.mktemp("tuned") / "tuned"
+    train(tuned_config(source), folder)
+    return folder
+
+
+def test_frozen_parameters_are_bit_equal(source, tuned):
+    before = weights_of(source)
+    for item in ("ema_params", "params"):
+        after = weights_of(tuned, item)
+        assert after.keys() == before.keys()
+        moved = {path for path in before if not np.array_equal(before[path], after[path])}
+        trainable = {path for path in before if path.startswith(("out/", "out_norm/")) or "text_key" in path}
+        assert moved == trainable
+
+
+def test_state_has_trained_parameters_only(tuned):
+    items = {path.name for path in (tuned / "checkpoints" / str(STEPS)).iterdir() if path.is_dir()}
+    assert {"params", "opt_state", "ema_params"} <= items
+    state, frozen = state_of(tuned, tuned_config(""))
+    trained = param_paths(state.params)
+    assert trained == param_paths(state.ema_params)
+    assert len(trained) == 8
+    moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+    assert sorted(leaf.shape for leaf in moments) == sorted(2 * [leaf.shape for leaf in jax.tree.leaves(state.params)])
+    assert not set(trained) & set(param_paths(frozen))
+
+
+def test_log_says_where_weights_are_from(source, tuned):
+    log = (tuned / "log.txt").read_text()
+    number = len(weights_of(source))
+    assert f"{number} of the network's {number} arrays are taken" in log
+    assert f"ema weights of '{source}' at step {STEPS}" in log
+    assert "trained" in log and "frozen" in log
+
+
+def test_resume_is_bit_exact(source, tuned, tmp_path):
+    """After a kill between the frozen parameters and the first checkpoint, and without the source later on."""
+    folder, moved = tmp_path / "tuned", source.with_name("moved")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "Goodput", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            train(tuned_config(source), folder)
+    assert frozen_shapes(folder)
+    assert not list((folder / "checkpoints").iterdir())
+    train(tuned_config(source, **{"training.steps": 3}), folder)
+    written = {path: path.stat().st_mtime_ns for path in (folder / "frozen").rglob("*")}
+    source.rename(moved)
+    try:
+        train(tuned_config(source), folder)
+    finally:
+        moved.rename(source)
+    assert {path: path.stat().st_mtime_ns for path in (folder / "frozen").rglob("*")} == written
+    for one, other in zip(state_of(folder, tuned_config(source)), state_of(tuned, tuned_config(source)), strict=True):
+        assert_equal(one, other)
+
+
+def test_kills_while_frozen_parameters_are_saved(tmp_path):
+    params = {"a": {"kernel": jax.numpy.arange(12.0)}, "b": jax.numpy.ones(3)}
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), params)
+    save_frozen(tmp_path, jax.tree.map(lambda leaf: leaf + 1, params))
+    killed = 0
+    for at in range(100):
+        with pytest.MonkeyPatch.context() as patch:
+            killing(patch, at, (shutil, "rmtree"))
+            try:
+                save_frozen(tmp_path, params)
+                break
+            except (Killed, TrainingError):
+                killed += 1
+    assert killed > 3
+    assert_equal(load_frozen(tmp_path, abstract), params)
+    assert [path.name for path in (tmp_path / "frozen").iterdir()] == ["0"]
+
+
+def test_damaged_or_missing_frozen_parameters(source, tuned, tmp_path):
+    folder = shutil.copytree(tuned, tmp_path / "tuned")
+    file = next(path for path in (folder / "frozen").rglob("*") if path.is_file() and path.parent.name == "d")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    for _ in range(2):
+        with pytest.raises(TrainingError, match="frozen"):
+            train(tuned_config(source, **{"training.steps": STEPS + 1}), folder)
+        with pytest.raises(TrainingError, match="frozen"):
+            SavedWeights(folder)
+        shutil.rmtree(folder / "frozen" / "0", ignore_errors=True)
+
+
+def test_sampling_uses_ema_and_frozen(tuned):
+    config = tuned_config("")
+    params = load_stage(tuned, config, split_devices()).params
+    expected = weights_of(tuned)
+    assert param_paths(params) == list(expected)
+    for leaf, other in zip(jax.tree.leaves(params), expected.values(), strict=True):
+        np.testing.assert_array_equal(leaf, other)
+
+
+def test_raw_weights(source, tmp_path):
+    config = tuned_config(source, **{"training.init_weights": "raw", "training.steps": 1})
+    train(config, tmp_path / "tuned")
+    before, after = weights_of(source, "params"), weights_of(tmp_path / "tuned")
+    assert all(np.array_equal(before[path], after[path]) for path in before if path.startswith("stem/"))
+    assert "raw weights" in (tmp_path / "tuned" / "log.txt").read_text()
+
+
+def test_partial_start(source, tmp_path):
+    """A network with one block more in its only level, and another patch size."""
+    changes = {"model.num_res_blocks": (2,), "model.patch_size": 1, "training.trainable": ()}
+    config = tuned_config(source, **changes, **{"training.steps": 1})
+    with pytest.raises(ConfigError, match="new in the network.*of another shape") as error:
+        train(config, tmp_path / "tuned")
+    assert "training.init_partial" in str(error.value)
+    assert not (tmp_path / "tuned").exists()
+    train(config.with_changes({"training.init_partial": True, "optimizer.learning_rate": 1e-30}), tmp_path / "tuned")
+    before, after = weights_of(source), weights_of(tmp_path / "tuned")
+    fitting = {path for path in before if path in after and before[path].shape == after[path].shape}
+    assert 50 < len(fitting) < len(after)
+    for path in fitting:
+        np.testing.assert_allclose(after[path], before[path], atol=1e-6)
+    log = (tmp_path / "tuned" / "log.txt").read_text()
+    assert f"{len(fitting)} of the network's {len(after)} arrays are taken" in log
+    assert "left in the folder" not in log
+
+
+def test_start_on_other_meshes(source, tmp_path):
+    config = tuned_config(source, **{"training.steps": 1, "mesh.fsdp": 4, "mesh.data": 2})
+    train(config, tmp_path / "tuned")
+    before, after = weights_of(source), weights_of(tmp_path / "tuned")
+    assert all(np.array_equal(before[path], after[path]) for path in before if path.startswith("stem/"))
+
+
+@pytest.mark.parametrize(
+    "changes, key",
+    [
+        ({"training.trainable": ("no_such_layer",)}, "no_such_layer"),
+        ({"training.trainable": ("out", "no_such_layer")}, "no_such_layer"),
+        ({"training.trainable": (".*",)}, "training.trainable"),
+        ({"training.init_from": "/no/such/folder"}, "training.init_from.*/no/such/folder"),
+        ({"model.channels": 16}, "training.init_from.*of another shape"),
+        ({"model.middle_attention_types": ()}, "training.init_from.*left in the folder"),
+    ],
+    ids=["no match", "one without match", "all match", "no folder", "wider network", "smaller network"],
+)
+def test_wrong_use_writes_nothing(source, tmp_path, changes, key):
+    with pytest.raises(ConfigError, match=key) as error:
+        train(tuned_config(source, **{"training.trainable": (), **changes}), tmp_path / "tuned")
+    assert all("\n" not in problem and len(problem) < 1000 for problem in error.value.problems)
+    assert not (tmp_path / "tuned").exists()
+
+
+def test_start_from_folder_without_checkpoint(tmp_path):
+    folder = write_stage(tmp_path / "untrained", base_config())
+    with pytest.raises(ConfigError, match="no complete checkpoint"):
+        train(tuned_config(folder), tmp_path / "tuned")
+
+
+def test_nothing_fits(source, tmp_path):
+    config = tuned_config(source, **{"training.trainable": (), "training.init_partial": True})
+    empty = shutil.copytree(source, tmp_path / "source")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SavedWeights, "__init__", lambda self, *_: setattr(self, "shapes", {}))
+        with pytest.raises(ConfigError, match="nothing that fits"):
+            train(config.with_changes({"training.init_from": str(empty)}), tmp_path / "tuned")
+
+
+@pytest.mark.parametrize("changes", [{"training.trainable": ("^out/",)}, {"training.init_from": ""}])
+def test_resume_with_other_parts(source, tuned, changes):
+    before = contents(tuned)
+    with pytest.raises(ConfigError, match=next(iter(changes))):
+        train(tuned_config(source, **changes), tuned)
+    assert contents(tuned).keys() == before.keys()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"training.trainable": ("(",)}, {"training.init_partial": True}, {"training.init_weights": "raw"}]
+)
+def test_config_is_checked(changes):
+    with pytest.raises(ConfigError, match=next(iter(changes))):
+        base_config(**changes)
+
+
+def test_split_and_merge():
+    params = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+    assert split(params, ()) == (params, {})
+    trainable, frozen = split(params, ("c/d", "^e$"))
+    assert (trainable, frozen) == ({"a": {"c": {"d": 2}}, "e": 3}, {"a": {"b": 1}})
+    assert merge(trainable, frozen) == merge(frozen, trainable) == params
