@@ -63,7 +63,7 @@ def _lower_train_step(config: StageConfig) -> jax.stages.Lowered:
     stage, optimizer = stages.build(config, encoder.width), make_optimizer(config.optimizer)
     abstract, _ = abstract_state(stage.init, optimizer, config.seed, mesh)
     batch = {
-        "image": jax.ShapeDtypeStruct((1, *stage.image_shape), jnp.uint8),
+        "image": jax.ShapeDtypeStruct((1, *config.training_hw, config.channels), jnp.uint8),
         "tokens": jax.ShapeDtypeStruct((1, config.text.length), jnp.int32),
         "mask": jax.ShapeDtypeStruct((1, config.text.length), bool),
     }
