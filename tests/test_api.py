@@ -17,6 +17,7 @@ from imagen_jax.cli import app
 from imagen_jax.cli.flags import CommandFlags
 from imagen_jax.config.schema import EvaluationConfig
 from imagen_jax.errors import ConfigError
+from imagen_jax.stages import stage_sampler
 from tests.helpers.cli import run_command
 from tests.helpers.configs import ROOT, base_config, contents, one_device
 from tests.helpers.old_stages import extract_old_stages
@@ -82,9 +83,7 @@ def test_settings_per_call(pipeline, output):
 def test_settings_of_a_call_are_compiled_once(pipeline, monkeypatch):
     settings = {"num_inference_steps": 1, "eta": 0.5, "sampler": "ddim"}
     pipeline(PROMPTS, **settings)
-    monkeypatch.setattr(
-        "imagen_jax.pipelines.imagen.StageSampler", lambda *args: pytest.fail("a sampler is made again")
-    )
+    monkeypatch.setattr(stage_sampler, "_compile_programs", lambda *args: pytest.fail("programs are made again"))
     pipeline(PROMPTS, seed=2, **settings)
 
 

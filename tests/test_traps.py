@@ -13,8 +13,8 @@ import pytest
 from imagen_jax.diffusion.process import prediction_target
 from imagen_jax.evaluation.cascade_metrics import color_drift
 from imagen_jax.stages import stage as stages
-from imagen_jax.stages.sampling import StageSampler
-from imagen_jax.stages.stage import load_encoder_params
+from imagen_jax.stages.stage_sampler import NoiseSource, StageSampler, make_request
+from imagen_jax.stages.text import PromptEncoder, make_encoder
 from tests.helpers.configs import ROOT, FunctionNetwork, one_device, sr_config
 
 TRAPS = {
@@ -70,11 +70,10 @@ def tint(prediction_type):
         }
     )
     stage = dataclasses.replace(stages.build(config), network=FunctionNetwork(apply))
-    sampler, encoder = StageSampler(stage, one_device(), stage_index=1), load_encoder_params(stage, one_device())
+    sampler, encoder = StageSampler(stage, one_device()), PromptEncoder(make_encoder(config.text), one_device())
     low_res = np.full((4, 8, 8, 3), 128, np.uint8)
-    tinted, exact = (
-        sampler.sample(jnp.array([red, 0.0, 0.0]), encoder, [""] * 4, 0, 0, low_res) for red in (ERROR, 0.0)
-    )
+    request = make_request(stage, encoder, [""] * 4, NoiseSource(stage_index=1), low_res)
+    tinted, exact = (sampler.sample_uint(jnp.array([red, 0.0, 0.0]), request, 4) for red in (ERROR, 0.0))
     return np.abs(color_drift(tinted, exact).mean(axis=0)) / 127.5
 
 

@@ -154,8 +154,9 @@ def _compile_programs(stage: Stage, settings: SamplingConfig, mesh: Mesh, guided
         condition = {} if low_res is None else low_res_condition(stage, low_res, level, aug_keys)
         if z is None:
             z = samplers.gaussian_noise(start_keys, 0, (*size, stage.config.channels))
-        constrain = functools.partial(jax.lax.with_sharding_constraint, shardings=images)
-        return samplers.start_walk(constrain(z)), condition, step_keys
+        # both arrays: the first steps take over their memory
+        state = jax.lax.with_sharding_constraint(samplers.start_walk(z), images)
+        return state, condition, step_keys
 
     def advance(
         params: Any, state: SamplerState, conditions: Conditions, numbers: StepInputs, span: jax.Array
@@ -279,8 +280,8 @@ class StageSampler:
             yield StageWalk(last, steps, state)
 
     def finish(self, state: SamplerState) -> jax.Array:
-        """Returns the images of a state, float32 [B, H, W, C] in [-1, 1], on the device; the state is used up."""
-        return _finish_program(batch_sharding(self._mesh, IMAGE))(state)
+        """Returns the images of a state, float32 [B, H, W, C] in [-1, 1], on the device."""
+        return _finish_program(batch_sharding(self._mesh, IMAGE))(state.z)
 
     def sample(self, params: Any, request: StageRequest) -> jax.Array:
         """Returns images, float32 [B, H, W, C] in [-1, 1], on the device; as `walk`."""
@@ -296,4 +297,4 @@ class StageSampler:
 
 @functools.cache
 def _finish_program(sharding: jax.sharding.Sharding) -> jax.stages.Wrapped:
-    return jax.jit(lambda state: jnp.clip(state.z, -1.0, 1.0), donate_argnums=0, out_shardings=sharding)
+    return jax.jit(lambda z: jnp.clip(z, -1.0, 1.0), out_shardings=sharding)

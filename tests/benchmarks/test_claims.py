@@ -27,8 +27,7 @@ from imagen_jax.errors import ConfigError
 from imagen_jax.pipelines.loading import TrainedStage
 from imagen_jax.planning.cost import stage_cost
 from imagen_jax.stages import stage as stages
-from imagen_jax.stages.stage import load_encoder_params
-from tests.helpers.configs import ROOT, STEPS, base_config, fresh_params, one_device
+from tests.helpers.configs import ROOT, STEPS, base_config, fresh_params
 
 pytest_plugins = ("tests.helpers.fixtures",)
 
@@ -63,7 +62,7 @@ def test_denoising_errors_of_fresh_network():
     """A fresh network predicts x = 0, a gray image, at every noise level."""
     stage = stages.build(base_config(**{"diffusion.prediction_type": "x"}))
     validation = examples("validation", 8, 4)
-    trained = TrainedStage(stage, fresh_params(stage), load_encoder_params(stage, one_device()), 0)
+    trained = TrainedStage(stage, fresh_params(stage), 0)
     errors = denoising_errors(trained, validation)
     square = np.mean((validation.images.astype(np.float32) / 127.5 - 1) ** 2)
     assert errors == pytest.approx([float(square)] * len(NOISE_LEVELS), rel=1e-5)

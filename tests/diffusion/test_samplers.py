@@ -13,7 +13,7 @@ from imagen_jax.diffusion.samplers import (
     LAMBDA_MIN,
     Churn,
     SamplerConfig,
-    _clip_to_max_noise,
+    SamplerState,
     ddim,
     ddpm,
     dpm_solver,
@@ -21,9 +21,11 @@ from imagen_jax.diffusion.samplers import (
     get_sampler,
     heun,
     sample_keys,
+    start_walk,
+    walk,
 )
 from imagen_jax.diffusion.schedules import Schedule
-from imagen_jax.diffusion.timesteps import karras, quadratic, uniform
+from imagen_jax.diffusion.timesteps import karras
 from imagen_jax.errors import ConfigError
 
 COSINE, LINEAR = schedules.cosine(), schedules.linear()
@@ -87,9 +89,16 @@ def mixture(schedule: Schedule):
     return denoise
 
 
-@partial(jax.jit, static_argnames=("sampler", "denoiser", "schedule", "steps"), compiler_options=FAST_COMPILE)
-def sample(sampler, denoiser, schedule, steps, z, keys):
-    return sampler(denoiser(schedule), z, keys, schedule, steps)
+@partial(
+    jax.jit, static_argnames=("sampler", "denoiser", "schedule", "steps", "spacing"), compiler_options=FAST_COMPILE
+)
+def sample(sampler, denoiser, schedule, steps, z, keys, spacing=None):
+    made = sampler(schedule)
+    return made(denoiser(schedule), z, made.times(steps, spacing or usual_spacing(sampler)), keys)
+
+
+def usual_spacing(sampler):
+    return "karras" if getattr(sampler, "func", sampler) is heun else "uniform"
 
 
 @functools.cache
@@ -165,14 +174,6 @@ def flow(z, schedule, t):
     return np.interp(cdf(z, *levels[0]), cdf(xs, *levels[1]), xs)
 
 
-# One object each, so that `sample` compiles each once.
-WITH_SPACING = {
-    (sampler, spacing): partial(sampler, timestep_schedule=spacing)
-    for sampler in (ddim, dpm_solver, heun)
-    for spacing in (uniform, quadratic, karras)
-}
-
-
 def order_of(errors, steps):
     """Returns the exponent p of error ~ steps^-p."""
     return -np.polyfit(np.log(steps), np.log(errors), 1)[0]
@@ -195,7 +196,7 @@ def test_ddim_order_on_a_gaussian():
 @pytest.mark.parametrize("schedule", [COSINE, LINEAR], ids=lambda schedule: schedule.name)
 @pytest.mark.parametrize(
     "sampler, spacing, order",
-    [(ddim, uniform, 1), (ddim, karras, 1), (dpm_solver, karras, 2), (heun, karras, 2)],
+    [(ddim, "uniform", 1), (ddim, "karras", 1), (dpm_solver, "karras", 2), (heun, "karras", 2)],
     ids=["ddim-uniform", "ddim-karras", "dpm_solver-karras", "heun-karras"],
 )
 def test_order_on_a_mixture(sampler, spacing, order, schedule):
@@ -205,40 +206,39 @@ def test_order_on_a_mixture(sampler, spacing, order, schedule):
 @each_of("dpm_solver", "heun")
 def test_second_order_with_quadratic_times_and_linear_schedule(sampler):
     """Not with uniform times: sigma grows like the root of time near the clean end, so the last step is too long."""
-    assert_order(sampler, quadratic, LINEAR, 2)
+    assert_order(sampler, "quadratic", LINEAR, 2)
 
 
 def assert_order(sampler, spacing, schedule, order):
     z, keys = noise_and_keys(256, 1)
     steps = [64, 128, 256]
-    exact = flow(np.asarray(z)[:, 0], schedule, _clip_to_max_noise(spacing)(schedule, 64)[0])
+    exact = flow(np.asarray(z)[:, 0], schedule, sampler(schedule).times(64, spacing)[0])
     errors = [
-        np.abs(np.asarray(sample(WITH_SPACING[sampler, spacing], mixture, schedule, n, z, keys))[:, 0] - exact).mean()
-        for n in steps
+        np.abs(np.asarray(sample(sampler, mixture, schedule, n, z, keys, spacing))[:, 0] - exact).mean() for n in steps
     ]
     assert errors[-1] < 0.01
     assert order_of(errors, steps) == pytest.approx(order, abs=0.15)
 
 
 @each_of("dpm_solver", "heun")
-@pytest.mark.parametrize("spacing", [uniform, karras], ids=["uniform", "karras"])
+@pytest.mark.parametrize("spacing", ["uniform", "karras"])
 def test_second_order_beats_ddim_at_equal_evaluations(sampler, spacing):
     z, keys = noise_and_keys(256, 1)
     errors = []
     exact = flow(np.asarray(z)[:, 0], COSINE, 1.0)
     for solver, steps in [(ddim, 63), (sampler, 32 if sampler is heun else 63)]:
-        x = np.asarray(sample(WITH_SPACING[solver, spacing], mixture, COSINE, steps, z, keys))[:, 0]
+        x = np.asarray(sample(solver, mixture, COSINE, steps, z, keys, spacing))[:, 0]
         errors.append(np.median(np.abs(x - exact)))
     assert errors[1] < errors[0] / 2
 
 
-@each_of("ddim-0", "dpm_solver", "heun")
-def test_clip_to_max_noise(sampler):
-    times = np.asarray(_clip_to_max_noise(uniform)(COSINE, 1000))
+@each_of("dpm_solver", "heun")
+def test_second_order_times_start_below_max_noise(sampler):
+    times = np.asarray(sampler(COSINE).times(1000))
     assert COSINE.logsnr(times[0]) == pytest.approx(2 * LAMBDA_MIN, abs=1e-2)
     assert times[-1] == 0 and (np.diff(times) < 0).all()
     # a schedule that starts later is unchanged
-    np.testing.assert_array_equal(_clip_to_max_noise(karras)(COSINE, 20), karras(COSINE, 20))
+    np.testing.assert_array_equal(sampler(COSINE).times(20, "karras"), karras(COSINE, 20))
 
 
 # Small enough that the variance of a step is between its bounds; for the last one it is the upper bound.
@@ -309,7 +309,8 @@ def test_churn_is_limited_per_step():
         jax.debug.callback(lambda t: levels.append(np.exp(-COSINE.logsnr(t) / 2)), t, ordered=True)
         return z
 
-    partial(heun, churn=Churn(1000.0))(denoise, z, keys, COSINE, 4).block_until_ready()
+    sampler = heun(COSINE, Churn(1000.0))
+    sampler(denoise, z, sampler.times(4, "karras"), keys).block_until_ready()
     jax.effects_barrier()
     levels_without_churn = np.exp(-np.asarray(COSINE.logsnr(karras(COSINE, 4)[:-1])) / 2)
     np.testing.assert_allclose(levels[::2], math.sqrt(2) * levels_without_churn, rtol=1e-2)
@@ -343,17 +344,17 @@ def test_stochastic_samplers_depend_on_keys(sampler):
 
 
 @pytest.mark.parametrize(
-    "sampler, expected",
+    "sampler, spacing, expected",
     [
-        (ddpm, [1.0, 0.75, 0.5, 0.25]),
-        (ddim, [1.0, 0.75, 0.5, 0.25]),
-        (partial(ddim, timestep_schedule=quadratic), [1.0, 0.5625, 0.25, 0.0625]),
-        (dpm_solver, np.array([1.0, 0.75, 0.5, 0.25]) * 0.996147),
-        (partial(heun, timestep_schedule=uniform), np.array([1.0, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25]) * 0.996147),
+        (ddpm, "uniform", [1.0, 0.75, 0.5, 0.25]),
+        (ddim, "uniform", [1.0, 0.75, 0.5, 0.25]),
+        (ddim, "quadratic", [1.0, 0.5625, 0.25, 0.0625]),
+        (dpm_solver, "uniform", np.array([1.0, 0.75, 0.5, 0.25]) * 0.996147),
+        (heun, "uniform", np.array([1.0, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25]) * 0.996147),
     ],
     ids=["ddpm", "ddim", "ddim-quadratic", "dpm_solver", "heun"],
 )
-def test_denoiser_times(sampler, expected):
+def test_denoiser_times(sampler, spacing, expected):
     times = []
     z, keys = noise_and_keys(1, 1)
 
@@ -361,7 +362,8 @@ def test_denoiser_times(sampler, expected):
         jax.debug.callback(lambda t: times.append(float(t)), t, ordered=True)
         return z
 
-    sampler(denoise, z, keys, COSINE, 4).block_until_ready()
+    made = sampler(COSINE)
+    made(denoise, z, made.times(4, spacing), keys).block_until_ready()
     jax.effects_barrier()
     np.testing.assert_allclose(times, expected, rtol=1e-6)
 
@@ -410,11 +412,10 @@ def test_samples_do_not_depend_on_the_batch(sampler):
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 def test_too_few_steps_raise(sampler):
     with pytest.raises(ConfigError, match="steps 0"):
-        sampler(known(COSINE), *noise_and_keys(1, 4), COSINE, 0)
+        sampler(COSINE).times(0)
 
 
 SETTINGS = {
-    "timestep_spacing": "uniform",
     "eta": 0.0,
     "variance_type": "small",
     "s_churn": 0.0,
@@ -430,19 +431,20 @@ SETTINGS = {
         ("ddpm", {"eta": 1.0, "s_churn": 9.0}, ddpm),
         ("ddpm", {"variance_type": "large"}, DDPM_LARGE),
         ("ddim", {"eta": 1.0, "variance_type": "large"}, DDIM_1),
-        ("ddim", {"timestep_spacing": "quadratic"}, WITH_SPACING[ddim, quadratic]),
         ("dpm_solver", {}, dpm_solver),
-        ("heun", {"timestep_spacing": "karras", "s_churn": 40.0, "s_tmin": 0.01, "s_tmax": 50.0}, HEUN_CHURN),
+        ("heun", {"s_churn": 40.0, "s_tmin": 0.01, "s_tmax": 50.0}, HEUN_CHURN),
     ],
     # names only: the addresses of functions differ between processes
     ids=lambda value: None if callable(value) else str(value),
 )
 def test_get_sampler(name, settings, expected):
     inputs = noise_and_keys(16, 1)
-    named = get_sampler(name, SamplerConfig(**{**SETTINGS, **settings}))
-    np.testing.assert_array_equal(
-        sample(named, mixture, COSINE, 12, *inputs), sample(expected, mixture, COSINE, 12, *inputs)
+    config = SamplerConfig(**{**SETTINGS, **settings})
+    named, expected = (
+        sample(sampler, mixture, COSINE, 12, *inputs, spacing="uniform")
+        for sampler in (partial(get_sampler, name, config=config), expected)
     )
+    np.testing.assert_array_equal(named, expected)
 
 
 @pytest.mark.parametrize(
@@ -450,7 +452,6 @@ def test_get_sampler(name, settings, expected):
     [
         ("euler", {}, "sampler 'euler'"),
         ("ddpm", {"variance_type": "medium"}, "variance_type 'medium'"),
-        ("ddpm", {"timestep_spacing": "cubic"}, "timestep_spacing 'cubic'"),
         ("ddim", {"eta": -0.1}, "eta -0.1"),
         ("ddim", {"eta": 1.5}, "eta 1.5"),
         ("heun", {"s_churn": -1.0}, "s_churn -1.0"),
@@ -461,4 +462,114 @@ def test_get_sampler(name, settings, expected):
 )
 def test_invalid_settings_raise(name, settings, match):
     with pytest.raises(ConfigError, match=match):
-        get_sampler(name, SamplerConfig(**{**SETTINGS, **settings}))
+        get_sampler(name, COSINE, SamplerConfig(**{**SETTINGS, **settings}))
+
+
+@partial(jax.jit, static_argnames="sampler")
+def in_parts(sampler, z, x_hat, inputs, keys, first, last):
+    return walk(sampler, mixture(COSINE), SamplerState(z, x_hat), inputs, keys, span=(first, last))
+
+
+@each_sampler
+def test_chunked_walk_is_bit_exact(sampler):
+    z, keys = noise_and_keys(16, 1)
+    made = sampler(COSINE)
+    inputs = made.inputs(made.times(21, usual_spacing(sampler)))
+    full = in_parts(made, *start_walk(z), inputs, keys, 0, 21)
+    for size in (1, 4, 8):
+        state = start_walk(z)
+        for first in range(0, 21, size):
+            state = in_parts(made, *state, inputs, keys, first, min(first + size, 21))
+        np.testing.assert_array_equal(state.z, full.z)
+        np.testing.assert_array_equal(state.x_hat, full.x_hat)
+    assert np.abs(full.z - z).max() > 0.1
+
+
+@each_sampler
+def test_trajectory_ends_in_the_sample(sampler):
+    z, keys = noise_and_keys(16, 1)
+    made = sampler(COSINE)
+    times = made.times(9, usual_spacing(sampler))
+    states = jax.jit(lambda z: made.trajectory(mixture(COSINE), z, times, keys))(z)
+    assert states.z.shape == states.x_hat.shape == (9, 16, 1)
+    np.testing.assert_allclose(states.z[-1], made(mixture(COSINE), z, times, keys), atol=1e-4)
+    assert np.abs(np.diff(states.z, axis=0)).max(axis=(1, 2)).min() > 0
+
+
+@each_sampler
+def test_start_from_a_noised_sample(sampler):
+    """The marginal of the data is kept; from time 1 it is plain sampling to the bit."""
+    z, keys = noise_and_keys(4096, 4)
+    made, spacing = sampler(COSINE), usual_spacing(sampler)
+    rng = np.random.default_rng(1)
+    x = np.float32(MEAN + STD * rng.standard_normal(z.shape))
+    times = made.times(100, spacing, start=0.6)
+    assert times[0] == pytest.approx(0.6, abs=1e-5)
+    noised = COSINE.alpha(times[0]) * x + COSINE.sigma(times[0]) * z
+    assert_gaussian(jax.jit(partial(made, gaussian(COSINE), times=times, keys=keys))(noised), MEAN, STD, bias=0.03)
+    np.testing.assert_array_equal(made.times(12, spacing, start=1.0), made.times(12, spacing))
+
+
+@each_of("ddim-0", "dpm_solver", "heun")
+def test_inversion_returns_to_the_image(sampler):
+    x = np.asarray(sample(sampler, mixture, COSINE, 200, *noise_and_keys(256, 1)))
+    made, keys = sampler(COSINE), noise_and_keys(256, 1)[1]
+    times = made.times(200)
+    z = made(mixture(COSINE), x, times[::-1], keys)
+    assert np.std(z) == pytest.approx(1, abs=0.2)
+    again = np.asarray(made(mixture(COSINE), z, times, keys))
+    assert np.median(np.abs(again - x)) < 0.02
+
+
+@each_of("ddpm", "ddim-0", "ddim-0.5", "ddim-1", "dpm_solver", "heun", "heun-churn")
+def test_stop_at_a_time(sampler):
+    """A known image is at its marginal wherever the walk stops."""
+    z, keys = noise_and_keys(8192, 4)
+    times = jnp.linspace(0.9, 0.3, 5)
+    start = COSINE.alpha(0.9) * MEAN + COSINE.sigma(0.9) * z
+    made = sampler(COSINE)
+    stopped = jax.jit(partial(made, known(COSINE), times=times, keys=keys))(start)
+    assert_gaussian(stopped, MEAN * COSINE.alpha(0.3), np.full(4, COSINE.sigma(0.3)), bias=0.02)
+
+
+@each_sampler
+def test_on_step_hook(sampler):
+    """It sees every step, and what it returns is where the walk goes on."""
+    z, keys = noise_and_keys(3, 4)
+    made, seen = sampler(COSINE), []
+
+    def hook(z, x_hat, t, s):
+        jax.debug.callback(lambda t, s: seen.append((float(t), float(s))), t, s, ordered=True)
+        return jnp.where(s == 0, x_hat + 1.0, z)
+
+    times = made.times(4)
+    x = made(known(COSINE), z, times, keys, on_step=hook)
+    jax.effects_barrier()
+    np.testing.assert_allclose(x, np.tile(MEAN + 1, (3, 1)), atol=1e-5)
+    np.testing.assert_allclose(seen, np.stack([times[:-1], times[1:]], axis=1), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "times", [[1.0], [1.0, 0.5, 0.7], [0.5, 0.5], [1.2, 0.0], [[1.0, 0.0]], [1.0, math.nan]], ids=str
+)
+def test_times_that_are_not_monotone(times):
+    with pytest.raises(ConfigError, match="times"):
+        ddim(COSINE)(known(COSINE), *noise_and_keys(1, 4)[:1], np.array(times), noise_and_keys(1, 4)[1])
+
+
+@each_of("ddpm", "ddim-0.5", "heun-churn")
+def test_stochastic_samplers_do_not_ascend(sampler):
+    z, keys = noise_and_keys(1, 4)
+    with pytest.raises(ConfigError, match="ascend"):
+        sampler(COSINE)(known(COSINE), z, np.array([0.1, 0.5]), keys)
+
+
+@pytest.mark.parametrize("start", [0.0, -1.0, 1.5])
+def test_start_out_of_range(start):
+    with pytest.raises(ConfigError, match="start"):
+        ddim(COSINE).times(4, start=start)
+
+
+def test_unknown_spacing():
+    with pytest.raises(ConfigError, match="timestep_spacing 'cubic'"):
+        ddim(COSINE).times(4, "cubic")

@@ -9,7 +9,7 @@ import pytest
 from imagen_jax.evaluation.validation_loss import NOISE_LEVELS, make_validation_loss, validation_metrics
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.stages import stage as stages
-from imagen_jax.stages.stage import load_encoder_params
+from imagen_jax.stages.text import PromptEncoder, make_encoder
 from tests.helpers.configs import FunctionNetwork, base_config, one_device, perturbed_params, sr_config
 
 pytest_plugins = ("tests.helpers.fixtures",)
@@ -30,7 +30,8 @@ def with_network(config, predict):
 def validation_loss(stage, images, mesh=None, batch_size=2, params=None):
     mesh = mesh or one_device()
     loss = make_validation_loss(stage, mesh, batch_size)
-    return loss(params, load_encoder_params(stage, mesh), images, CAPTIONS[: len(images)])
+    encoder = PromptEncoder(make_encoder(stage.config.text), mesh)
+    return loss(params, images, encoder.on_host(CAPTIONS[: len(images)], len(images)))
 
 
 WHITE = np.full((3, 8, 8, 3), 255, np.uint8)

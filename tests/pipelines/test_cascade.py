@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import types
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +9,19 @@ import numpy as np
 import pytest
 
 from imagen_jax.config.load import to_json
+from imagen_jax.diffusion import samplers
 from imagen_jax.diffusion.guidance import Guidance
 from imagen_jax.errors import ConfigError
 from imagen_jax.parallel import sharding
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.pipelines.imagen import ImagenPipeline
-from imagen_jax.pipelines.loading import TrainedStage, check_chain, load_stage
+from imagen_jax.pipelines.loading import TrainedStage, check_chain, load_stage, make_encoders
+from imagen_jax.pipelines.request import SampleRequest
+from imagen_jax.pipelines.texts import Texts
 from imagen_jax.stages import stage as stages
-from imagen_jax.stages.sampling import StageInputs, StageSampler, guided_prediction, make_sample_fn, stage_keys
-from imagen_jax.stages.stage import load_encoder_params
+from imagen_jax.stages.sampling import StageInputs, guided_prediction, make_sample_fn
+from imagen_jax.stages.stage_sampler import NoiseSource, StageSampler, make_request, stage_keys
+from imagen_jax.stages.text import PromptEncoder, make_encoder
 from imagen_jax.stages.workdir import read_config
 from imagen_jax.text.encoder import TextCondition
 from tests.helpers.configs import (
@@ -46,11 +49,21 @@ def trained(base_stage, sr_stage):
 
 def on(mesh, trained):
     return [
-        TrainedStage(
-            stage, jax.device_put(params, sharding.param_shardings(params, mesh)), load_encoder_params(stage, mesh), 0
-        )
+        TrainedStage(stage, jax.device_put(params, sharding.param_shardings(params, mesh)), 0)
         for stage, params in trained
     ]
+
+
+def sample(cascade, prompts, seed, batch_size=64, first_index=0, guidance_scale=None):
+    request = SampleRequest(Texts(prompts), seed, batch_size, guidance_scale, first_index=first_index)
+    return cascade.sample_all(request)
+
+
+def sample_stage(stage, params, mesh, stage_index, low_res=None, guidance_scale=None):
+    """Returns the images of one stage for all prompts."""
+    encoder = PromptEncoder(make_encoder(stage.config.text), mesh)
+    request = make_request(stage, encoder, PROMPTS, NoiseSource(SEED, 0, stage_index), low_res, guidance_scale)
+    return StageSampler(stage, mesh).sample_uint(params, request, len(PROMPTS))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +74,7 @@ def cascade(trained):
 
 @pytest.fixture(scope="module")
 def drawn(cascade):
-    return cascade.sample(PROMPTS, SEED)
+    return sample(cascade, PROMPTS, SEED)
 
 
 def near(images, others):
@@ -80,7 +93,7 @@ def test_image_shapes(cascade, drawn):
 
 
 def test_sampling_is_deterministic(cascade, drawn):
-    for images, others in zip(cascade.sample(PROMPTS, SEED), drawn, strict=True):
+    for images, others in zip(sample(cascade, PROMPTS, SEED), drawn, strict=True):
         np.testing.assert_array_equal(images, others)
 
 
@@ -88,7 +101,7 @@ def test_images_are_independent_of_devices_and_batch(trained, drawn):
     mesh = one_device()
     alone = ImagenPipeline(on(mesh, trained), mesh)
     for i in (0, 4):
-        for images, others in zip(alone.sample(PROMPTS[i : i + 1], SEED, first_index=i), drawn, strict=True):
+        for images, others in zip(sample(alone, PROMPTS[i : i + 1], SEED, first_index=i), drawn, strict=True):
             assert near(images, others[i : i + 1])
 
 
@@ -99,56 +112,52 @@ def test_spatial_and_fsdp_sharding_match_replication(trained, drawn, fsdp, spati
     mesh = make_mesh({"data": -1, "fsdp": fsdp, "spatial": spatial})
     (_, trained_sr) = on(mesh, trained)
     assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(trained_sr.params)) == (fsdp > 1)
-    sampler = StageSampler(trained_sr.stage, mesh, stage_index=1)
-    images = sampler.sample(trained_sr.params, trained_sr.encoder_params, PROMPTS, SEED, 0, drawn[0])
-    assert near(images, drawn[1])
+    images = sample_stage(trained_sr.stage, trained_sr.params, mesh, 1, drawn[0])
+    assert near(images, sample_stage(*trained[1], one_device(), 1, drawn[0]))
 
 
 def test_indivisible_rows_are_refused(base_stage):
     with pytest.raises(ConfigError, match="image_size 8 cannot be split over 8 devices"):
-        StageSampler(base_stage, make_mesh({"data": 1, "fsdp": 1, "spatial": 8}), stage_index=0)
+        StageSampler(base_stage, make_mesh({"data": 1, "fsdp": 1, "spatial": 8}))
 
 
 def test_images_are_independent_of_batch_size(cascade, drawn):
     """The last batch of two is a partial one."""
     for batch_size in (1, 2, 64):
-        for images, others in zip(cascade.sample_all(PROMPTS, SEED, batch_size), drawn, strict=True):
+        for images, others in zip(sample(cascade, PROMPTS, SEED, batch_size), drawn, strict=True):
             assert near(images, others)
 
 
-def test_truncated_prompts_are_counted(cascade, monkeypatch, caplog):
-    monkeypatch.setattr(cascade, "sample", lambda prompts, *rest: [np.zeros((len(prompts), 8, 8, 3), np.uint8)])
-    cascade.sample_all(["a red circle", "x" * 23, "x" * 24], SEED, 2)  # of 24 tokens the last ends the sequence
-    assert "1 of 3 prompts have more tokens" in caplog.text
+def test_truncated_prompts_are_counted(cascade, caplog):
+    sample(cascade, ["a red circle", "x" * 23, "x" * 24], SEED)  # of 24 tokens the last ends the sequence
+    assert caplog.text.count("1 of ") == 1
     caplog.clear()
-    cascade.sample_all(["a red circle"], SEED, 2)
+    sample(cascade, ["a red circle"], SEED)
     assert "prompts" not in caplog.text
 
 
 def test_prompt_affects_only_its_image(cascade, drawn):
-    changed = cascade.sample([PROMPTS[0], "four yellow rings", *PROMPTS[2:]], SEED)
+    changed = sample(cascade, [PROMPTS[0], "four yellow rings", *PROMPTS[2:]], SEED)
     for images, others in zip(changed, drawn, strict=True):
         assert not near(images[1:2], others[1:2])
         assert near(np.delete(images, 1, axis=0), np.delete(others, 1, axis=0))
 
 
 def test_seed_and_index_change_images(cascade, drawn):
-    for others in (cascade.sample(PROMPTS, SEED + 1), cascade.sample(PROMPTS, SEED, first_index=1)):
+    for others in (sample(cascade, PROMPTS, SEED + 1), sample(cascade, PROMPTS, SEED, first_index=1)):
         for images, usual in zip(others, drawn, strict=True):
             for image, other in zip(images, usual, strict=True):
                 assert not near(image, other)
 
 
 def test_samples_of_one_prompt_differ(cascade):
-    images = cascade.sample(["a red circle"] * 5, SEED)[-1]
+    images = sample(cascade, ["a red circle"] * 5, SEED)[-1]
     assert len({image.tobytes() for image in images}) == 5
 
 
 def test_stage_index_changes_noise(trained):
     mesh = eight_devices()
-    stage, params = trained[0]
-    encoder = load_encoder_params(stage, mesh)
-    first, second = (StageSampler(stage, mesh, place).sample(params, encoder, PROMPTS, SEED, 0) for place in (0, 1))
+    first, second = (sample_stage(*trained[0], mesh, stage_index) for stage_index in (0, 1))
     assert not near(first, second)
 
 
@@ -157,12 +166,7 @@ def with_settings(trained, **settings):
     stage, params = trained[1]
     mesh = eight_devices()
     config = sr_config(**{f"sampling.{name}": value for name, value in settings.items()})
-    sampler = StageSampler(stages.build(config), mesh, stage_index=1)
-
-    def draw(low_res):
-        return sampler.sample(params, load_encoder_params(stage, mesh), PROMPTS, SEED, 0, low_res)
-
-    return draw
+    return lambda low_res: sample_stage(stages.build(config, stage.text_width), params, mesh, 1, low_res)
 
 
 @pytest.mark.trap("augmentation level 0")
@@ -183,9 +187,10 @@ def test_output_bits(trained, drawn):
     low_res = drawn[0]
     fine = with_settings(trained, bits=16)(low_res)
     assert fine.dtype == np.uint16
-    np.testing.assert_allclose(fine / 257, drawn[1], atol=0.6)
+    usual = with_settings(trained)(low_res)
+    np.testing.assert_allclose(fine / 257, usual, atol=0.6)
     # and starts from as many as it is given
-    np.testing.assert_allclose(with_settings(trained)(low_res.astype(np.uint16) * 257).astype(int), drawn[1], atol=1)
+    np.testing.assert_allclose(with_settings(trained)(low_res.astype(np.uint16) * 257).astype(int), usual, atol=1)
 
 
 def test_guidance_changes_images(trained, drawn):
@@ -199,9 +204,7 @@ def of_base(trained, weights=None, null_text="zero", **settings):
     stage, params = trained[0]
     sampling = {f"sampling.{name}": value for name, value in settings.items()}
     config = base_config(**{"diffusion.null_text": null_text, **sampling})
-    mesh = one_device()
-    sampler = StageSampler(stages.build(config), mesh, stage_index=0)
-    return sampler.sample(params, load_encoder_params(stage, mesh), PROMPTS, SEED, 0, guidance_scale=weights)
+    return sample_stage(stages.build(config, stage.text_width), params, one_device(), 0, guidance_scale=weights)
 
 
 @pytest.fixture(scope="module")
@@ -226,9 +229,9 @@ def test_guidance_scale_per_prompt_and_stage(cascade, trained, drawn):
     other = usual.copy()
     other[1, 1], other[0, 4] = 9.0, 9.0
     # batches of two: the last is filled up
-    for images, expected in zip(cascade.sample_all(PROMPTS, SEED, 2, usual), drawn, strict=True):
+    for images, expected in zip(sample(cascade, PROMPTS, SEED, 2, guidance_scale=usual), drawn, strict=True):
         assert near(images, expected)
-    base, large = cascade.sample_all(PROMPTS, SEED, 2, other)
+    base, large = sample(cascade, PROMPTS, SEED, 2, guidance_scale=other)
     assert near(base[:4], drawn[0][:4])
     assert not near(base[4:], drawn[0][4:])
     assert near(large[[0, 2, 3]], drawn[1][[0, 2, 3]])
@@ -256,8 +259,7 @@ def test_learned_variance_is_used():
     mesh, drawn = one_device(), []
     for variance in ("learned", "small"):
         stage = stages.build(base_config(**{"diffusion.variance_type": "learned", "sampling.variance_type": variance}))
-        sampler = StageSampler(stage, mesh, stage_index=0)
-        drawn.append(sampler.sample(perturbed_params(stage), load_encoder_params(stage, mesh), PROMPTS, SEED, 0))
+        drawn.append(sample_stage(stage, perturbed_params(stage), mesh, 0))
     assert drawn[0].shape == (5, 8, 8, 3)
     assert not near(*drawn)
 
@@ -267,20 +269,16 @@ class Recorded:
 
     def __init__(self, stage):
         self.config, self.image_shape, self.schedule, self.prediction = stage.config, (16, 16, 3), stage.schedule, "v"
-        self.encoder = types.SimpleNamespace(encode=lambda params, tokens, mask: jnp.ones((*tokens.shape, 4)))
         self.asked, self.conditions, self.learns_variance = [], [], False
-        self.is_super_resolution, self.aug_levels = True, stage.aug_levels
-
-    def unconditional(self, encoder_params):
-        return jnp.full((2, 4), 7.0), jnp.array([True, False])
+        self.is_super_resolution, self.aug_levels, self.low_res_shape = True, stage.aug_levels, (8, 8, 3)
 
     def augment_low_res(self, low_res, level, eps):
         self.conditions.append((np.asarray(low_res), np.asarray(level), np.asarray(eps)))
         return {"low_res": low_res, "aug_level": level}
 
-    def predict(self, params, z, logsnr, text, mask, condition):
-        self.asked.append((z.shape, logsnr.shape, text, mask, condition))
-        marks = jnp.mean(text, axis=(1, 2))
+    def predict(self, params, z, logsnr, text, condition):
+        self.asked.append((z.shape, logsnr.shape, *text, condition))
+        marks = jnp.mean(text.embeddings, axis=(1, 2))
         return 0 * z + marks[:, None, None, None], 0 * z - marks[:, None, None, None]
 
 
@@ -289,11 +287,11 @@ def test_guidance_is_one_forward_of_a_doubled_batch(sr_stage):
     z = jnp.ones((3, 16, 16, 3))
     text, null_text = (
         TextCondition(jnp.ones((3, 2, 4)), jnp.ones((3, 2), bool)),
-        TextCondition(*stage.unconditional({})),
+        TextCondition(jnp.full((2, 4), 7.0), jnp.array([True, False])),
     )
     condition = {"low_res": jnp.arange(3.0), "aug_level": jnp.arange(3.0)}
     prediction, v = guided_prediction(
-        lambda inputs: stage.predict({}, inputs.z, inputs.logsnr, *inputs.text, inputs.condition),
+        lambda inputs: stage.predict({}, *inputs),
         StageInputs(z, jnp.float32(0), text, condition),
         null_text,
         Guidance(5.0),
@@ -311,19 +309,32 @@ def test_guidance_is_one_forward_of_a_doubled_batch(sr_stage):
     np.testing.assert_array_equal(v, -1)
 
 
+class RecordedSampler:
+    """A sampler that takes no step, and remembers where it starts."""
+
+    def __init__(self, schedule, starts):
+        self._sampler, self._starts = samplers.ddim(schedule), starts
+
+    def times(self, steps, spacing):
+        return self._sampler.times(steps, spacing)
+
+    def __call__(self, denoise_fn, z, times, keys):
+        self._starts.append(np.asarray(z))
+        return z
+
+
 @pytest.mark.trap("uniform noise", "augmentation level 0", "shared noise")
 def test_aug_noise_at_sampling(sr_stage, monkeypatch):
     starts = []
     monkeypatch.setattr(
         "imagen_jax.stages.sampling.samplers.get_sampler",
-        lambda *names, **settings: lambda denoise, z, keys, schedule, steps: starts.append(np.asarray(z)) or z,
+        lambda name, schedule, config: RecordedSampler(schedule, starts),
     )
     stage = Recorded(sr_stage)
     settings = sr_stage.config.sampling.with_changes(aug_level=0.35)
     low_res = jax.random.uniform(jax.random.key(0), (64, 8, 8, 3), minval=-1)
-    tokens = jnp.zeros((64, 2), jnp.int32)
-    keys = stage_keys(SEED, jnp.arange(64), 1)
-    make_sample_fn(stage, settings)({}, {}, tokens, tokens > 0, keys, low_res)
+    text = TextCondition(jnp.zeros((64, 2, 4)), jnp.zeros((64, 2), bool))
+    make_sample_fn(stage, settings)({}, text, text, stage_keys(SEED, 0, 64, 1, one_device()), low_res)
     ((given, level, eps),) = stage.conditions
     np.testing.assert_array_equal(given, low_res)
     np.testing.assert_allclose(level, 0.35)
@@ -350,13 +361,13 @@ def test_sampler_settings_change_images(trained, drawn, settings):
 
 @pytest.fixture(scope="module")
 def loaded_draw(base_folder, sr_folder):
-    return ImagenPipeline.from_pretrained([base_folder, sr_folder], eight_devices()).sample(PROMPTS, SEED)
+    return sample(ImagenPipeline.from_pretrained([base_folder, sr_folder], eight_devices()), PROMPTS, SEED)
 
 
 @pytest.mark.trap("EMA swapped into parameters")
 def test_sampling_leaves_stage_folders_unchanged(base_folder, sr_folder, loaded_draw):
     before = contents(base_folder), contents(sr_folder)
-    again = ImagenPipeline.from_pretrained([base_folder, sr_folder], eight_devices()).sample(PROMPTS, SEED)
+    again = sample(ImagenPipeline.from_pretrained([base_folder, sr_folder], eight_devices()), PROMPTS, SEED)
     for images, others in zip(again, loaded_draw, strict=True):
         np.testing.assert_array_equal(images, others)
     assert (contents(base_folder), contents(sr_folder)) == before
@@ -369,21 +380,21 @@ def test_load_stage_onto_any_mesh(sr_folder):
 
 
 def test_stages_share_text_encoder(base_folder, sr_folder):
-    mesh = eight_devices()
-    base, sr = ImagenPipeline.from_pretrained([base_folder, sr_folder], mesh).stages
-    assert sr.encoder_params is base.encoder_params
-    config = read_config(sr_folder)
-    config = config.with_changes({"text.length": config.text.length + 8})
-    assert load_stage(sr_folder, config, mesh, [base]).encoder_params is not base.encoder_params
-    config = read_config(sr_folder).with_changes({"text.fingerprint": "0123456789abcdef"})
+    mesh = one_device()
+    base, sr = read_config(base_folder), read_config(sr_folder)
+    longer = sr.with_changes({"text.length": sr.text.length + 8})
+    first, second, third = make_encoders([base, sr, longer], mesh)
+    assert first is second
+    assert third is not first
+    (other,) = make_encoders([sr.with_changes({"text.fingerprint": "0123456789abcdef"})], mesh)
     with pytest.raises(ConfigError, match=r"text.fingerprint is 0123456789abcdef"):
-        load_stage(sr_folder, config, mesh, [base])
+        other(["a ring"])
 
 
 @pytest.mark.trap("augmentation level 0")
 def test_sampling_settings_per_stage(base_folder, sr_folder, loaded_draw):
     changes = [{}, {"aug_level": 0.9, "s_tmin": 0.0, "s_tmax": 1.0}]
-    changed = ImagenPipeline.from_pretrained([base_folder, sr_folder], eight_devices(), changes).sample(PROMPTS, SEED)
+    changed = sample(ImagenPipeline.from_pretrained([base_folder, sr_folder], eight_devices(), changes), PROMPTS, SEED)
     np.testing.assert_array_equal(changed[0], loaded_draw[0])
     assert not near(changed[1], loaded_draw[1])
 

@@ -31,15 +31,15 @@ def draw(base_folder, cascade, monkeypatch):
     """Samples into a folder, by a cascade that is compiled once; returns how many images the cascade sampled."""
     load, counted = ImagenPipeline.from_pretrained, []
 
-    def loaded(folders, mesh, changes):
+    def loaded(folders, mesh, changes, **others):
         return cascade if not any(changes) else load(folders, mesh, changes)
 
-    def counting(prompts, *rest, sample=cascade.sample):
-        counted.append(len(prompts))
-        return sample(prompts, *rest)
+    def counting(request, batch, *rest, sample=cascade._sample_batch):
+        counted.append(BATCH)  # the last one is padded
+        return sample(request, batch, *rest)
 
     monkeypatch.setattr(ImagenPipeline, "from_pretrained", loaded)
-    monkeypatch.setattr(cascade, "sample", counting)
+    monkeypatch.setattr(cascade, "_sample_batch", counting)
 
     def draw(out, *arguments, prompts=PROMPTS):
         counted.clear()

@@ -11,7 +11,10 @@ from imagen_jax.diffusion import samplers, schedules, tiling
 from imagen_jax.diffusion.tiling import tiled_predict
 from imagen_jax.parallel import batching
 from imagen_jax.stages import stage as stages
-from imagen_jax.stages.sampling import make_sample_fn, stage_keys
+from imagen_jax.stages.sampling import make_sample_fn
+from imagen_jax.stages.stage_sampler import NoiseSource, StageSampler, make_request
+from imagen_jax.stages.text import PromptEncoder, make_encoder
+from imagen_jax.text.encoder import TextCondition
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import Frozen, abstract_state
 from imagen_jax.training.step import TRAINING_AXES, make_train_step
@@ -65,7 +68,8 @@ class TestOfAGaussianField:
 
         keys = samplers.sample_keys(0, jnp.arange(COUNT))
         z = samplers.gaussian_noise(keys, 0, (self.SIDE, self.SIDE, 1))
-        return np.asarray(jax.jit(lambda z: samplers.ddpm(denoise, z, keys, SCHEDULE, 20))(z))
+        sampler = samplers.ddpm(SCHEDULE)
+        return np.asarray(jax.jit(lambda z: sampler(denoise, z, sampler.times(20), keys))(z))
 
     @pytest.mark.parametrize("overlap", [4, 8])
     def test_overlapping_tiles_have_no_seams(self, overlap):
@@ -107,22 +111,23 @@ def crop_config(**changes):
 @pytest.fixture(scope="module")
 def params():
     config = crop_config()
-    stage, mesh = stages.build(config), one_device()
+    encoder, mesh = make_encoder(config.text), one_device()
+    stage = stages.build(config, encoder.width)
     optimizer = make_optimizer(config.optimizer)
     abstract, init = abstract_state(stage.init, optimizer, config.seed, mesh)
     batches = training_batches(
         make_examples(config.data, "train", config.image_size, config.channels),
-        stage.encoder.tokenize.as_features,
+        encoder.tokenize.as_features,
         config.training.batch_size,
         config.seed,
         threads=2,
         prefetch=2,
     )
-    state, step = init(), make_train_step(stage, optimizer, abstract, mesh)
+    state, step = init(), make_train_step(stage, encoder, optimizer, abstract, mesh)
     losses = []
     for _ in range(STEPS_OF_TRAINING):
         batch = batching.shard_local_batch(next(batches), TRAINING_AXES, mesh)
-        state, metrics = step(state, Frozen(stage.encoder.params), batch)
+        state, metrics = step(state, Frozen(encoder.params), batch)
         losses.append(float(metrics["loss"]))
     assert np.mean(losses[-20:]) < 0.5 * losses[0]
     return state.ema_params
@@ -141,10 +146,9 @@ def low_res():
 def enlarged(params, low_res, **settings):
     """Gradients across the borders of patches; entry i is of column 2 i + 2."""
     stage = stages.build(crop_config(**{f"sampling.{name}": value for name, value in settings.items()}))
-    tokens, mask = stage.encoder.tokenize([""] * COUNT)
-    keys = stage_keys(0, jnp.arange(COUNT), 1)
-    sample = jax.jit(make_sample_fn(stage, stage.config.sampling))
-    images = np.asarray(sample(params, stage.encoder.params, tokens, mask, keys, low_res))
+    encoder = PromptEncoder(make_encoder(stage.config.text), one_device())
+    request = make_request(stage, encoder, [""] * COUNT, NoiseSource(stage_index=1), np.asarray(low_res))
+    images = np.asarray(StageSampler(stage, one_device()).sample(params, request))
     assert images.shape == (COUNT, LARGE, LARGE, 3)
     return gradients(images)[1::2]
 
@@ -170,12 +174,13 @@ def test_tiling_saves_memory():
     def needed(**settings):
         sampling = {f"sampling.{name}": value for name, value in settings.items()}
         stage = stages.build(crop_config(**{"image_size": 256, "low_res_size": 128, "model.channels": 64}, **sampling))
-        tokens, mask = stage.encoder.tokenize([""])
         params = jax.eval_shape(stage.init, jax.random.key(0))
         low_res = jax.ShapeDtypeStruct((1, *stage.low_res_shape), jnp.float32)
         sample = jax.jit(make_sample_fn(stage, stage.config.sampling))
-        keys = stage_keys(0, jnp.arange(1), 1)
-        compiled = sample.lower(params, stage.encoder.params, tokens, mask, keys, low_res).compile()
+        text = TextCondition(
+            jnp.zeros((1, stage.config.text.length, stage.text_width)), jnp.zeros((1, stage.config.text.length), bool)
+        )
+        compiled = sample.lower(params, text, text, jax.random.split(jax.random.key(0), 1), low_res).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert needed(tile_size=64, tile_overlap=16) < needed() / 2

@@ -13,10 +13,10 @@ pytest_plugins = ("tests.helpers.fixtures",)
 @pytest.mark.parametrize("name", ["base_stage", "sr_stage"])
 def test_cost_matches_stage(name, request):
     stage = request.getfixturevalue(name)
-    cost = stage_cost(stage.config, stage.encoder.width)
+    cost = stage_cost(stage.config, stage.text_width)
     params = jax.eval_shape(stage.init, jax.random.key(0))
     assert cost.num_params == sum(leaf.size for leaf in jax.tree.leaves(params))
-    arguments = stages.network_arguments(stage.config, stage.encoder.width, stage.image_shape[:2])
+    arguments = stages.network_arguments(stage.config, stage.text_width, stage.image_shape[:2])
     forward = count_flops(jax.make_jaxpr(stage.network.apply)({"params": params}, *arguments))
     assert cost.training_flops == 3 * forward > 0
 

@@ -21,6 +21,7 @@ from imagen_jax.planning.hardware import CHIPS, GIB, parse_topology
 from imagen_jax.planning.programs import bytes_per_chip, count_params, encoder_flops, train_program
 from imagen_jax.planning.roofline import collective_seconds
 from imagen_jax.stages import stage as stages
+from imagen_jax.stages.text import make_encoder
 from tests.helpers.cli import run_command
 from tests.helpers.configs import ROOT, base_config, split_devices, sr_config
 from tests.helpers.hlo import compile_module, largest_result, total_flops
@@ -217,7 +218,7 @@ def sharded_step():
             "training.batch_size": 32,
         },
     )
-    program = train_program(config, split_devices(), cached_encoder(stages.build(config).encoder))
+    program = train_program(config, split_devices(), cached_encoder(make_encoder(config.text)))
     return program, compile_module(program.lower())
 
 

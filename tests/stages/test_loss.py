@@ -10,6 +10,7 @@ import pytest
 from imagen_jax.datasets.registry import make_source
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.loss import diffusion_loss
+from imagen_jax.stages.text import make_encoder
 from imagen_jax.training.step import make_diffusion_batch
 from tests.helpers.configs import base_config, perturbed_params, sr_config
 
@@ -19,7 +20,7 @@ BATCH = 8
 def training_batch(stage):
     source = make_source(stage.config.data, "train", stage.config.image_size)
     examples = [source[i] for i in range(BATCH)]
-    tokens, mask = stage.encoder.tokenize([example.captions[0] for example in examples])
+    tokens, mask = make_encoder(stage.config.text).tokenize([example.captions[0] for example in examples])
     images = np.stack([example.image for example in examples])
     return jax.tree.map(jnp.asarray, {"image": images, "tokens": tokens, "mask": mask})
 
@@ -27,10 +28,12 @@ def training_batch(stage):
 def gradients(stage, batch):
     """Returns the gradients of the mean loss, where every parameter has an effect, and the losses."""
 
+    encoder = make_encoder(stage.config.text)
+
     @jax.jit
     @functools.partial(jax.grad, has_aux=True)
     def mean_loss_gradient(params, batch):
-        examples = make_diffusion_batch(stage, stage.encoder.params, batch, jax.random.key(3))
+        examples = make_diffusion_batch(stage, encoder, encoder.params, batch, jax.random.key(3))
         losses = diffusion_loss(stage, params, examples)
         return losses.loss.mean(), losses
 

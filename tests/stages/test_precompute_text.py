@@ -17,8 +17,8 @@ from imagen_jax.datasets.from_config import make_examples
 from imagen_jax.errors import ConfigError
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.stages import precompute_text
-from imagen_jax.stages import stage as stages
 from imagen_jax.stages.precompute_text import embed
+from imagen_jax.stages.text import make_cached_encoder, make_encoder
 from imagen_jax.text import embedding_cache as cache_module
 from imagen_jax.text import embedding_cache_writer
 from imagen_jax.text.embedding_cache import STORAGE_DTYPES, EmbeddingCache, caption_key, read_manifest
@@ -36,7 +36,7 @@ def config_of(**changes):
 
 @pytest.fixture(scope="module")
 def encoder():
-    return stages.make_encoder(config_of().text)
+    return make_encoder(config_of().text)
 
 
 @pytest.fixture(scope="module")
@@ -373,7 +373,7 @@ def test_open_files_are_allowed_or_asked_for(whole, monkeypatch):
 
 
 def means(config):
-    return stages.make_cached_encoder(config.text)
+    return make_cached_encoder(config.text)
 
 
 def test_a_cache_of_another_encoder_or_length_is_refused(whole, encoder, tmp_path):

@@ -8,6 +8,8 @@ from imagen_jax.diffusion.schedules import cosine_time
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.resize import resize
 from imagen_jax.stages import stage as stages
+from imagen_jax.stages.text import make_encoder, null_text
+from imagen_jax.text.encoder import TextCondition
 from tests.helpers.configs import base_config, fresh_params, perturbed_params, sr_config
 
 pytest_plugins = ("tests.helpers.fixtures",)
@@ -58,19 +60,20 @@ class TestConditioning:
 
     def test_image_level_and_text_reach_the_network(self, sr_stage, low_res, eps):
         params = perturbed_params(sr_stage)
-        text = jax.random.normal(jax.random.key(2), (3, sr_stage.encoder.length, sr_stage.encoder.width))
-        mask = jnp.ones(text.shape[:2], bool)
+        embeddings = jax.random.normal(jax.random.key(2), (3, 24, sr_stage.text_width))
+        mask = jnp.ones(embeddings.shape[:2], bool)
+        text, short = TextCondition(embeddings, mask), TextCondition(embeddings, mask.at[:, 4:].set(False))
         z = jax.random.normal(jax.random.key(3), (3, 16, 16, 3))
         predict = jax.jit(lambda *args: sr_stage.predict(*args)[0])
         condition = sr_stage.augment_low_res(low_res, jnp.full(3, 0.3), eps)
-        usual = predict(params, z, jnp.zeros(3), text, mask, condition)
+        usual = predict(params, z, jnp.zeros(3), text, condition)
         others = {
-            "low_res": predict(params, z, jnp.zeros(3), text, mask, {**condition, "low_res": -condition["low_res"]}),
-            "aug_level": predict(params, z, jnp.zeros(3), text, mask, {**condition, "aug_level": jnp.full(3, 0.9)}),
-            "logsnr": predict(params, z, jnp.full(3, 5.0), text, mask, condition),
-            "text": predict(params, z, jnp.zeros(3), -text, mask, condition),
-            "mask": predict(params, z, jnp.zeros(3), text, mask.at[:, 4:].set(False), condition),
-            "z": predict(params, -z, jnp.zeros(3), text, mask, condition),
+            "low_res": predict(params, z, jnp.zeros(3), text, {**condition, "low_res": -condition["low_res"]}),
+            "aug_level": predict(params, z, jnp.zeros(3), text, {**condition, "aug_level": jnp.full(3, 0.9)}),
+            "logsnr": predict(params, z, jnp.full(3, 5.0), text, condition),
+            "text": predict(params, z, jnp.zeros(3), TextCondition(-embeddings, mask), condition),
+            "mask": predict(params, z, jnp.zeros(3), short, condition),
+            "z": predict(params, -z, jnp.zeros(3), text, condition),
         }
         assert usual.shape == z.shape
         for name, other in others.items():
@@ -78,17 +81,17 @@ class TestConditioning:
 
 
 def test_no_text_is_zero_or_what_the_encoder_makes_of_no_words(base_stage):
-    text, mask = base_stage.unconditional(base_stage.encoder.params)
+    encoder = make_encoder(base_stage.config.text)
+    text, mask = null_text("zero", encoder, {})
     assert not np.any(text)
     assert not np.any(mask)
-    empty = stages.build(base_config(**{"diffusion.null_text": "empty"}))
-    text, mask = empty.unconditional(empty.encoder.params)
+    text, mask = null_text("empty", encoder, encoder.params)
     # its only token is the end of the sequence
     np.testing.assert_array_equal(np.flatnonzero(mask), [0])
-    tokens, _ = empty.encoder.tokenize(["a"])
+    tokens, _ = encoder.tokenize(["a"])
     end = np.zeros_like(tokens)
     end[0, 0] = tokens[0, 1]
-    expected = empty.encoder.encode(empty.encoder.params, end, end > 0)
+    expected = encoder.encode(encoder.params, end, end > 0)
     np.testing.assert_allclose(text[0], expected[0, 0], atol=1e-5)
     assert np.abs(text[0]).max() > 0
     np.testing.assert_array_equal(text[1:], 0)
@@ -101,9 +104,9 @@ def learned_stage():
 
 def outputs(stage, *trees):
     """(prediction, v) of two noisy images, under each of some parameters."""
-    text = stage.encoder.length, stage.encoder.width
+    text = TextCondition(jnp.ones((2, 24, stage.text_width)), jnp.ones((2, 24), bool))
     z = jax.random.normal(jax.random.key(0), (2, *stage.image_shape))
-    arguments = z, jnp.zeros(2), jnp.ones((2, *text)), jnp.ones((2, text[0]), bool), {}
+    arguments = z, jnp.zeros(2), text, {}
     predict = jax.jit(stage.predict)
     return [predict(params, *arguments) for params in trees]
 

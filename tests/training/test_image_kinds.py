@@ -67,7 +67,7 @@ def test_wide_pictures(wide, tmp_path):
 
 def test_wide_pictures_are_scored(wide):
     cascade = ImagenPipeline.from_pretrained(wide, eight_devices())
-    images = cascade.sample_all(PROMPTS, seed=0, batch_size=3)[-1]
+    images = cascade(PROMPTS, batch_size=3).images
     scores, correct = get_judge("shapes")(images, PROMPTS)
     assert (scores["all"]["total"], correct.shape) == (3, (3,))
     source = make_source(as_written("shapes_base.py", "wide").data, "held_out", cascade.image_size)

@@ -20,7 +20,8 @@ from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.loss import Losses, diffusion_loss
 from imagen_jax.stages.sampling import make_sample_fn
-from imagen_jax.stages.stage import load_encoder_params
+from imagen_jax.stages.text import make_encoder
+from imagen_jax.text.encoder import TextCondition
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import Frozen, TrainState, abstract_state
 from imagen_jax.training.step import (
@@ -61,8 +62,9 @@ class Run:
         self._abstract, _ = abstract_state(stage.init, optimizer, 0, mesh)
         params = host_params(stage) if params is None else params
         self._host = TrainState(np.int32(0), params, jax.jit(optimizer.init)(params), params)
-        self._encoder_params = load_encoder_params(stage, mesh)
-        self._step = make_train_step(stage, optimizer, self._abstract, mesh)
+        encoder = make_encoder(stage.config.text)
+        self._encoder_params = encoder.load(mesh)
+        self._step = make_train_step(stage, encoder, optimizer, self._abstract, mesh)
 
     def state(self, step=0):
         host = self._host.replace(step=np.int32(step))
@@ -76,8 +78,8 @@ class Run:
         return self.compiled(*arguments)
 
 
-def example_losses(stage, params, encoder_params, batch, key):
-    return diffusion_loss(stage, params, make_diffusion_batch(stage, encoder_params, batch, key))
+def example_losses(stage, encoder, params, encoder_params, batch, key):
+    return diffusion_loss(stage, params, make_diffusion_batch(stage, encoder, encoder_params, batch, key))
 
 
 @once
@@ -89,7 +91,7 @@ def host_params(stage):
 def batch_of(stage, first=0):
     source = make_source(stage.config.data, "train", stage.config.image_size)
     examples = [source[first + i] for i in range(BATCH)]
-    tokens, mask = stage.encoder.tokenize([example.captions[0] for example in examples])
+    tokens, mask = make_encoder(stage.config.text).tokenize([example.captions[0] for example in examples])
     return {"image": np.stack([example.image for example in examples]), "tokens": tokens, "mask": mask}
 
 
@@ -351,15 +353,16 @@ def test_loss_decreases_on_one_batch(base, base_run):
 @once
 def losses_at_rate(stage, rate):
     dropped = stages.build(stage.config.with_changes({"diffusion.cond_drop_prob": rate}))
-    return jax.jit(functools.partial(example_losses, dropped))
+    return jax.jit(functools.partial(example_losses, dropped, make_encoder(stage.config.text)))
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])
 def test_captions_matter_unless_dropped(base, rate):
     batch, other = as_device_batch(base), as_device_batch(base, first=100)
     recaptioned = {**batch, "tokens": other["tokens"], "mask": other["mask"]}
+    encoder_params = make_encoder(base.config.text).params
     losses, others = (
-        losses_at_rate(base, rate)(host_params(base), base.encoder.params, inputs, jax.random.key(1)).loss
+        losses_at_rate(base, rate)(host_params(base), encoder_params, inputs, jax.random.key(1)).loss
         for inputs in (batch, recaptioned)
     )
     assert losses.shape == (BATCH,)
@@ -392,7 +395,7 @@ def recorded_noise(stage, batch, key, schedule=None):
     """Returns the network's z and its condition, as the loss of a super-resolution stage makes them."""
     seen = {}
 
-    def predict(params, z, logsnr, text, mask, condition, dropout_key):
+    def predict(params, z, logsnr, text, condition, dropout_key):
         seen.update(z=np.asarray(z), logsnr=np.asarray(logsnr))
         return z, None
 
@@ -401,8 +404,6 @@ def recorded_noise(stage, batch, key, schedule=None):
         return {}
 
     fake = types.SimpleNamespace(
-        encoder=types.SimpleNamespace(encode=lambda params, tokens, mask: jnp.zeros((BATCH, 2, 3))),
-        unconditional=lambda params: (jnp.zeros((2, 3)), jnp.zeros(2, bool)),
         config=stage.config,
         is_super_resolution=True,
         low_res_shape=stage.low_res_shape,
@@ -414,7 +415,8 @@ def recorded_noise(stage, batch, key, schedule=None):
         predict=predict,
         augment_low_res=augment_low_res,
     )
-    example_losses(fake, {}, {}, {**batch, "mask": jnp.ones((BATCH, 2), bool)}, key)
+    encoder = types.SimpleNamespace(encode=lambda params, tokens, mask: jnp.zeros((BATCH, 2, 3)), length=2, width=3)
+    example_losses(fake, encoder, {}, {}, {**batch, "mask": jnp.ones((BATCH, 2), bool)}, key)
     return seen
 
 
@@ -483,9 +485,9 @@ class TestCrops:
 
     def test_network_takes_crops(self, cropping):
         losses = jax.eval_shape(
-            functools.partial(example_losses, cropping),
+            functools.partial(example_losses, cropping, make_encoder(cropping.config.text)),
             jax.eval_shape(cropping.init, jax.random.key(0)),
-            cropping.encoder.params,
+            make_encoder(cropping.config.text).params,
             self.cropped_batch(cropping),
             jax.random.key(0),
         )
@@ -498,9 +500,9 @@ class TestCrops:
             keys = jax.random.split(jax.random.key(0), 2)
             low_res = jnp.zeros((2, *stage.low_res_shape))
             params = jax.eval_shape(stage.init, jax.random.key(0))
-            text = stage.encoder.tokenize(["", ""])
+            text = TextCondition(jnp.zeros((2, 24, stage.text_width)), jnp.zeros((2, 24), bool))
             sample = jax.jit(make_sample_fn(stage, stage.config.sampling))
-            return sample.lower(params, stage.encoder.params, *text, keys, low_res).as_text()
+            return sample.lower(params, text, text, keys, low_res).as_text()
 
         assert program(cropping) == program(super_resolution)
 

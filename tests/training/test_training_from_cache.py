@@ -11,8 +11,9 @@ from imagen_jax.parallel import batching
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.stages import stage as stages
+from imagen_jax.stages import text
 from imagen_jax.stages.precompute_text import embed
-from imagen_jax.stages.stage import load_encoder_params
+from imagen_jax.stages.text import PromptEncoder, make_encoder
 from imagen_jax.stages.workdir import open_workdir, read_config
 from imagen_jax.text.embedding_cache import EmbeddingCache
 from imagen_jax.training.loop import train
@@ -48,10 +49,11 @@ def in_the_loop():
     """(losses, parameters) of the same training with the encoder in the loop."""
     config = config_of()
     mesh = make_mesh(config.mesh.axes)
-    stage = stages.build(config)
+    encoder = make_encoder(config.text)
+    stage = stages.build(config, encoder.width)
     batches = training_batches(
         make_examples(config.data, "train", config.image_size, config.channels),
-        text_features=stage.encoder.tokenize.as_features,
+        text_features=encoder.tokenize.as_features,
         batch_size=config.training.batch_size,
         seed=config.seed,
         threads=1,
@@ -60,10 +62,10 @@ def in_the_loop():
     optimizer = make_optimizer(config.optimizer)
     abstract, init_state = abstract_state(stage.init, optimizer, config.seed, mesh)
     losses = []
-    state, step = init_state(), make_train_step(stage, optimizer, abstract, mesh)
+    state, step = init_state(), make_train_step(stage, encoder, optimizer, abstract, mesh)
     for _ in range(STEPS):
         batch = batching.shard_local_batch(next(batches), TRAINING_AXES, mesh)
-        state, metrics = step(state, Frozen(stage.encoder.load(mesh)), batch)
+        state, metrics = step(state, Frozen(encoder.load(mesh)), batch)
         losses.append(float(metrics["loss"]))
     return losses, jax.device_get(state.params)
 
@@ -72,7 +74,7 @@ def in_the_loop():
 def from_cache(tmp_path_factory, cached_config):
     """A stage that was trained where there is no encoder."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "load_encoder", lambda *_: pytest.fail("the encoder was asked for"))
+        patch.setattr(text, "load_encoder", lambda *_: pytest.fail("the encoder was asked for"))
         folder = tmp_path_factory.mktemp("cached") / "stage"
         train(cached_config, folder)
         return folder
@@ -96,16 +98,15 @@ def test_previews_are_drawn_without_the_encoder(from_cache):
 
 
 def test_what_it_samples_with_is_the_encoder_as_new_prompts_are_in_no_cache(from_cache):
-    (loaded,) = ImagenPipeline.from_pretrained([from_cache], one_device()).stages
-    tokens, mask = loaded.stage.encoder.tokenize(["a prompt that is in no cache"])
-    assert tokens.dtype == np.int32
-    assert jax.tree.leaves(loaded.encoder_params)
+    pipeline = ImagenPipeline.from_pretrained([from_cache], one_device())
+    embeddings, mask = pipeline.encode_prompt("a prompt that is in no cache")
+    assert np.abs(embeddings[mask]).max() > 0
 
 
 def test_another_encoder_of_the_same_width_is_refused_in_sampling_too(from_cache):
     config = read_config(from_cache).with_changes({"text.fingerprint": "0" * 32})
     with pytest.raises(ConfigError, match="text encoder 'random' has fingerprint .*text.fingerprint is 000"):
-        load_encoder_params(stages.build(config), one_device())
+        _ = PromptEncoder(make_encoder(config.text), one_device(), config.text).params
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def program(name, steps):
             x_hat = threshold(image(z, schedule.alpha(t), schedule.sigma(t), jnp))
             return (x_hat, variance_share(z, jnp)) if name == "ddpm learned" else x_hat
 
-        return SAMPLERS[name](denoise, z, None, schedule, steps, timestep_schedule=lambda *_: times)
+        return SAMPLERS[name](schedule)(denoise, z, times, None)
 
     return jax.jit(sample, compiler_options={"xla_backend_optimization_level": 0}), trajectory
 
