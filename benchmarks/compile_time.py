@@ -23,6 +23,7 @@ from imagen_jax.parallel import sharding
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.text import make_encoder
+from imagen_jax.training.diffusion import DiffusionObjective
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import Frozen, abstract_state
 from imagen_jax.training.step import make_train_step
@@ -68,7 +69,7 @@ def _lower_train_step(config: StageConfig) -> jax.stages.Lowered:
         "mask": jax.ShapeDtypeStruct((1, config.text.length), bool),
     }
     encoder_params = sharding.with_shardings(encoder.shapes, mesh)
-    step: Any = make_train_step(stage, encoder, optimizer, abstract, mesh)
+    step: Any = make_train_step(DiffusionObjective(stage, encoder), config, optimizer, abstract, mesh)
     return step.lower(abstract, Frozen(encoder_params), batch)
 
 

@@ -37,10 +37,10 @@ from imagen_jax.planning.programs import train_program
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.stage import Stage
 from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.training.diffusion import TRAINING_AXES
 from imagen_jax.training.oom import explain_oom
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import Frozen, TrainState, abstract_parts, first_state, init_params
-from imagen_jax.training.step import TRAINING_AXES
 
 SEVERAL_PROCESSES = True
 WARM_UP = 2

@@ -21,9 +21,10 @@ from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.planning.cost import stage_cost
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.text import make_encoder
+from imagen_jax.training.diffusion import TRAINING_AXES, DiffusionObjective
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import Frozen, abstract_state
-from imagen_jax.training.step import TRAINING_AXES, make_train_step
+from imagen_jax.training.step import make_train_step
 
 TITLE = "The Efficient U-Net"
 CLAIM = "in super-resolution the Efficient U-Net trains faster than a U-Net, and gives better images"
@@ -96,7 +97,7 @@ def training_step(config: StageConfig) -> Callable[[], Any]:
     optimizer = make_optimizer(config.optimizer)
     abstract, init_state = abstract_state(stage.init, optimizer, config.seed, mesh)
     frozen = Frozen(encoder.load(mesh))
-    train_step = make_train_step(stage, encoder, optimizer, abstract, mesh)
+    train_step = make_train_step(DiffusionObjective(stage, encoder), config, optimizer, abstract, mesh)
     state = init_state()
 
     def step() -> None:

@@ -24,9 +24,10 @@ from imagen_jax.stages.stage import Stage
 from imagen_jax.stages.trainable import merge
 from imagen_jax.text.encoder import TextCondition, TextEncoder
 from imagen_jax.text.tokenizer import FEATURE_AXES
+from imagen_jax.training.diffusion import TRAINING_AXES, DiffusionObjective
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import Frozen, abstract_parts
-from imagen_jax.training.step import TRAINING_AXES, make_train_step
+from imagen_jax.training.step import make_train_step
 
 AnyMesh = Mesh | AbstractMesh
 
@@ -69,7 +70,7 @@ def train_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder) -> P
 
     def lower() -> jax.stages.Lowered:
         assert isinstance(mesh, Mesh)
-        step = make_train_step(stage, encoder, optimizer, abstract, mesh)
+        step = make_train_step(DiffusionObjective(stage, encoder), config, optimizer, abstract, mesh)
         return step.lower(abstract, Frozen(encoder_params, frozen), batch)
 
     return Program(

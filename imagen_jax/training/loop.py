@@ -1,4 +1,4 @@
-"""The training loop: one stage, from its last checkpoint or from random weights, to its last step."""
+"""The training loop: from the last checkpoint, given weights or random ones, to the last step, for any objective."""
 
 from __future__ import annotations
 
@@ -12,45 +12,40 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-from PIL import Image
-from tqdm import tqdm
 
 from imagen_jax.config.load import load_config
 from imagen_jax.config.schema import StageConfig, TrainingConfig
 from imagen_jax.data.dataset import ImageTextDataset
 from imagen_jax.data.pipeline import batch_record_names, rescale_position, training_batches
-from imagen_jax.datasets.captions import SourceCaptions, training_captions
 from imagen_jax.datasets.from_config import make_buckets
 from imagen_jax.errors import ConfigError
-from imagen_jax.evaluation.previews import make_preview
-from imagen_jax.evaluation.validation_loss import mean_validation_loss
 from imagen_jax.images.grid import save_png
 from imagen_jax.parallel import batching, multihost, runtime
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.stages.checkpoints import Checkpoints, has_checkpoint
 from imagen_jax.stages.frozen import load_frozen, save_frozen
-from imagen_jax.stages.stage import build
-from imagen_jax.stages.text import PromptEncoder, make_cached_encoder, make_encoder
 from imagen_jax.stages.trainable import merge, split
 from imagen_jax.stages.workdir import check_batch_size, open_workdir
-from imagen_jax.text.embedding_cache import EmbeddingCache
-from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.training.diffusion_task import DiffusionTask
 from imagen_jax.training.goodput import Clock, Goodput
 from imagen_jax.training.init_from import StartingPoint
 from imagen_jax.training.metric_writer import MetricWriter, NullWriter, log_message
+from imagen_jax.training.objective import Preview, Task
 from imagen_jax.training.oom import explain_oom
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.preemption import StopRequest, stop_message
 from imagen_jax.training.progress_bar import ProgressBar, RunInfo
 from imagen_jax.training.skip_updates import SkippedUpdateMonitor
 from imagen_jax.training.state import Frozen, TrainState, abstract_parts, first_state
-from imagen_jax.training.step import TRAINING_AXES, make_train_step
+from imagen_jax.training.step import make_train_step
 from imagen_jax.training.validate import check_training
 from imagen_jax.training.watchdog import Watchdog
 from imagen_jax.training.workdir_lock import check_writable, lock_workdir
 
 # Orbax has up to 128 of each item of a checkpoint open, and shards of data and logs are open too.
 OPEN_FILES = 512
+
+TaskFn = Callable[[StageConfig, jax.sharding.Mesh], Task]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +76,7 @@ def train(
     config: StageConfig | str | Path,
     workdir: str | Path,
     *,
+    task: TaskFn = DiffusionTask,
     stop: StopRequest | None = None,
     clock: Clock | None = None,
 ) -> TrainingResult:
@@ -91,6 +87,7 @@ def train(
     Args:
         config: the stage, or the path of its config file.
         workdir: the stage's folder; created if it does not exist.
+        task: returns what to train, for a config and a mesh; a stage of the cascade by default.
         stop: asks the run to save and to return.
         clock: measures the run's time from its start; from this call on by default.
 
@@ -105,24 +102,26 @@ def train(
     check_writable(workdir)
     runtime.raise_open_file_limit(OPEN_FILES, "training")
     with explain_oom(config):
-        return _run(config, workdir, stop or StopRequest(), clock or Clock())
+        return _run(config, workdir, task, stop or StopRequest(), clock or Clock())
 
 
-def _run(config: StageConfig, workdir: Path, stop: StopRequest, clock: Clock) -> TrainingResult:
-    """Trains a stage: the full story, in time order."""
+def _run(config: StageConfig, workdir: Path, make_task: TaskFn, stop: StopRequest, clock: Clock) -> TrainingResult:
+    """Trains: the full story, in time order."""
     training = config.training
     check_training(config)
     mesh = make_mesh(config.mesh.axes)
-    encoder = make_cached_encoder(config.text) if config.text.cache else make_encoder(config.text)
-    stage = build(config, encoder.width)
-    buckets, batches = _open_data(config, encoder, mesh)
+    task = make_task(config, mesh)
+    objective = task.objective
+    buckets, batches = _open_data(config, task, mesh)
 
     optimizer = make_optimizer(config.optimizer)
-    abstract, abstract_frozen = abstract_parts(stage.init, optimizer, mesh, config.sharding_rules, training.trainable)
+    abstract, abstract_frozen = abstract_parts(
+        objective.init, optimizer, mesh, config.sharding_rules, training.trainable
+    )
     start = None if has_checkpoint(workdir) else StartingPoint(config, merge(abstract.params, abstract_frozen))
-    prompt_encoder = PromptEncoder(encoder, mesh, config.text)
-    train_step = make_train_step(stage, encoder, optimizer, abstract, mesh)
-    preview = make_preview(stage, prompt_encoder)
+    networks = task.load_networks()
+    train_step = make_train_step(objective, config, optimizer, abstract, mesh)
+    preview = task.make_preview()
 
     log = functools.partial(log_message, workdir)
     with contextlib.ExitStack() as stack:
@@ -137,7 +136,7 @@ def _run(config: StageConfig, workdir: Path, stop: StopRequest, clock: Clock) ->
         )
         stack.callback(checkpoints.close)
         if start is not None and checkpoints.latest_step is None:
-            trainable, frozen_params = split(start.load(stage.init, log), training.trainable)
+            trainable, frozen_params = split(start.load(objective.init, log), training.trainable)
             state = first_state(optimizer, abstract, trainable)
             save_frozen(workdir, frozen_params)
         else:
@@ -145,7 +144,7 @@ def _run(config: StageConfig, workdir: Path, stop: StopRequest, clock: Clock) ->
             frozen_params = load_frozen(workdir, abstract_frozen)
             batches.set_state(_resume_position(saved, training, len(buckets), log))
 
-        frozen = Frozen(prompt_encoder.params, frozen_params)
+        frozen = Frozen(networks, frozen_params)
         first = int(state.step)
         writer = _open_writer(workdir, state, frozen, mesh)
         goodput = Goodput(workdir, first, clock)
@@ -157,7 +156,7 @@ def _run(config: StageConfig, workdir: Path, stop: StopRequest, clock: Clock) ->
         for step in range(first + 1, training.steps + 1):
             with clock.spend("step" if stop.ready else "compile", step):
                 with clock.spend("data", step):
-                    batch = batching.shard_local_batch(progress.next_batch(batches), TRAINING_AXES, mesh)
+                    batch = batching.shard_local_batch(progress.next_batch(batches), objective.batch_axes, mesh)
                 state, metrics = train_step(state, frozen, batch)
                 progress.step(step, metrics)
             stop.ready = True
@@ -165,10 +164,9 @@ def _run(config: StageConfig, workdir: Path, stop: StopRequest, clock: Clock) ->
             if stop.should_stop():
                 break
             score = None
-            if step % training.preview_every == 0 or step == training.steps:
+            if preview and (step % training.preview_every == 0 or step == training.steps):
                 with clock.spend("evaluation", step):
-                    ema_params = merge(state.ema_params, frozen.params)
-                    score = _write_preview(step, *preview(ema_params), workdir, writer)
+                    score = _write_preview(step, preview(merge(state.ema_params, frozen.params)), workdir, writer)
             if step % training.save_every == 0 or step == training.steps:
                 with clock.spend("checkpoint", step):
                     checkpoints.save(state, batches.get_state(), config, score)
@@ -190,7 +188,7 @@ def _run(config: StageConfig, workdir: Path, stop: StopRequest, clock: Clock) ->
 
 
 def _open_data(
-    config: StageConfig, encoder: TextEncoder, mesh: jax.sharding.Mesh
+    config: StageConfig, task: Task, mesh: jax.sharding.Mesh
 ) -> tuple[list[ImageTextDataset], grain.DatasetIterator]:
     """Opens the training data.
 
@@ -198,15 +196,13 @@ def _open_data(
         The data sets, one for each bucket of sizes, and an endless iterator over this process's part of the batches.
 
     Raises:
-        ConfigError: the data cannot be opened, or the embedding cache lacks a caption.
+        ConfigError: the data cannot be opened, or the task cannot be trained on them.
     """
-    tokenize = encoder.tokenize
     buckets = make_buckets(config.data, config.data.split, config.image_hw, config.channels)
-    if isinstance(tokenize, EmbeddingCache):
-        _check_captions(tokenize, training_captions(config, [examples.source for examples in buckets]))
+    task.check_sources([examples.source for examples in buckets])
     batches = training_batches(
         buckets,
-        text_features=tokenize.as_features,
+        text_features=task.text_features,
         batch_size=config.training.batch_size,
         seed=config.seed,
         threads=config.data.threads,
@@ -243,15 +239,13 @@ def _monitor_updates(
     )
 
 
-def _write_preview(
-    step: int, grid: Image.Image, metrics: dict[str, float], workdir: Path, writer: MetricWriter | NullWriter
-) -> float:
-    """Writes the preview of a step and its metrics; returns their mean validation loss."""
-    writer.scalars(step, metrics)
+def _write_preview(step: int, preview: Preview, workdir: Path, writer: MetricWriter | NullWriter) -> float:
+    """Writes the preview of a step and its metrics; returns its score."""
+    writer.scalars(step, preview.metrics)
     if multihost.is_main_process():
-        save_png(grid, workdir / "previews" / f"{step:08d}.png")
-        writer.image(step, "preview", np.asarray(grid))
-    return mean_validation_loss(metrics)
+        save_png(preview.image, workdir / "previews" / f"{step:08d}.png")
+        writer.image(step, "preview", np.asarray(preview.image))
+    return preview.score
 
 
 def _resume_position(
@@ -272,11 +266,3 @@ def _resume_position(
             f"{skipped} example(s) are skipped and none is repeated"
         )
     return position
-
-
-def _check_captions(cache: EmbeddingCache, captions: SourceCaptions) -> None:
-    """Raises ConfigError if the cache lacks a caption of an example; each process checks a part."""
-    part = range(jax.process_index(), len(captions), jax.process_count())
-    hidden = not multihost.is_main_process()
-    with tqdm(part, desc="captions in cache", unit=" examples", unit_scale=True, disable=hidden) as bar:
-        cache.check_captions(caption for example in bar for caption in captions[example])

@@ -116,7 +116,8 @@ class ProgressBar:
         # every step is read, though few are recorded: the device's queue stays one step long
         values = {name: float(value) for name, value in metrics.items() if not value.ndim}
         self._on_metrics(step, values)
-        self._bins.add(*(np.asarray(metrics[name]) for name in ("band_losses", "band_counts")))
+        if "band_losses" in metrics:
+            self._bins.add(*(np.asarray(metrics[name]) for name in ("band_losses", "band_counts")))
         if self._bar is None:
             # The bar starts after the first step: compilation would spoil images/s and the time left.
             self._bar = self._start_bar()
@@ -129,7 +130,8 @@ class ProgressBar:
             means = self._bins.means()
             self._writer.scalars(step, {**values, **means, "images_per_second": rate, **self._times()})
             parts = [f"{name} {value:.4g}" for name, value in values.items() if value or "skipped" not in name]
-            parts.append("loss from low to high noise " + " ".join(self._bins.summary()))
+            if means:
+                parts.append("loss from low to high noise " + " ".join(self._bins.summary()))
             self._writer.log(f"step {step}: " + ", ".join(parts))
             self._bins = NoiseBinMeter()
 

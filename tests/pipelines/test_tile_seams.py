@@ -15,9 +15,10 @@ from imagen_jax.stages.sampling import make_sample_fn
 from imagen_jax.stages.stage_sampler import NoiseSource, StageSampler, make_request
 from imagen_jax.stages.text import PromptEncoder, make_encoder
 from imagen_jax.text.encoder import TextCondition
+from imagen_jax.training.diffusion import TRAINING_AXES, DiffusionObjective
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import Frozen, abstract_state
-from imagen_jax.training.step import TRAINING_AXES, make_train_step
+from imagen_jax.training.step import make_train_step
 from tests.helpers.configs import one_device, sr_config
 
 COUNT = 64
@@ -123,7 +124,7 @@ def params():
         threads=2,
         prefetch=2,
     )
-    state, step = init(), make_train_step(stage, encoder, optimizer, abstract, mesh)
+    state, step = init(), make_train_step(DiffusionObjective(stage, encoder), config, optimizer, abstract, mesh)
     losses = []
     for _ in range(STEPS_OF_TRAINING):
         batch = batching.shard_local_batch(next(batches), TRAINING_AXES, mesh)

@@ -11,7 +11,7 @@ from imagen_jax.datasets.registry import make_source
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.loss import diffusion_loss
 from imagen_jax.stages.text import make_encoder
-from imagen_jax.training.step import make_diffusion_batch
+from imagen_jax.training.diffusion import make_diffusion_batch
 from tests.helpers.configs import base_config, perturbed_params, sr_config
 
 BATCH = 8

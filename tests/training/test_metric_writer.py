@@ -5,9 +5,9 @@ from PIL import Image
 from tensorboardX.proto import event_pb2
 
 from imagen_jax.evaluation.validation_loss import NOISE_LEVELS
+from imagen_jax.training.diffusion import NOISE_BINS
 from imagen_jax.training.metric_writer import MetricWriter, read_metrics
 from imagen_jax.training.progress_bar import NoiseBinMeter
-from imagen_jax.training.step import NOISE_BINS
 from tests.helpers.configs import STEPS
 
 pytest_plugins = ("tests.helpers.fixtures",)

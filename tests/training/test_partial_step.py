@@ -10,9 +10,10 @@ from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.text import make_encoder
 from imagen_jax.stages.trainable import merge, select, split
+from imagen_jax.training.diffusion import TRAINING_AXES, DiffusionObjective
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import Frozen, abstract_parts, first_state
-from imagen_jax.training.step import TRAINING_AXES, make_train_step
+from imagen_jax.training.step import make_train_step
 from tests.helpers.configs import base_config, one_device, perturbed_params
 
 PATTERNS = ("^out", "middle_attend/.*_(key|value)/", "conditioning/text_pooling")
@@ -36,7 +37,7 @@ def step_of(stage, mesh, patterns):
     examples = [source[i] for i in range(config.training.batch_size)]
     tokens, mask = encoder.tokenize([example.captions[0] for example in examples])
     batch = {"image": np.stack([example.image for example in examples]), "tokens": tokens, "mask": mask}
-    step = make_train_step(stage, encoder, optimizer, abstract, mesh)
+    step = make_train_step(DiffusionObjective(stage, encoder), config, optimizer, abstract, mesh)
     state, metrics = step(state, frozen, batching.shard_local_batch(batch, TRAINING_AXES, mesh))
     return jax.device_get(state), frozen.params, jax.device_get(metrics)
 

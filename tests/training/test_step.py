@@ -22,17 +22,18 @@ from imagen_jax.stages.loss import Losses, diffusion_loss
 from imagen_jax.stages.sampling import make_sample_fn
 from imagen_jax.stages.text import make_encoder
 from imagen_jax.text.encoder import TextCondition
-from imagen_jax.training.optimizers import make_optimizer
-from imagen_jax.training.state import Frozen, TrainState, abstract_state
-from imagen_jax.training.step import (
+from imagen_jax.training.diffusion import (
     NOISE_BINS,
     TRAINING_AXES,
+    DiffusionObjective,
     _low_res_condition,
     drop_text,
     loss_by_noise_bin,
     make_diffusion_batch,
-    make_train_step,
 )
+from imagen_jax.training.optimizers import make_optimizer
+from imagen_jax.training.state import Frozen, TrainState, abstract_state
+from imagen_jax.training.step import make_train_step
 from tests.helpers.configs import base_config, one_device, perturbed_params, sr_config
 
 BATCH = 8
@@ -64,7 +65,7 @@ class Run:
         self._host = TrainState(np.int32(0), params, jax.jit(optimizer.init)(params), params)
         encoder = make_encoder(stage.config.text)
         self._encoder_params = encoder.load(mesh)
-        self._step = make_train_step(stage, encoder, optimizer, self._abstract, mesh)
+        self._step = make_train_step(DiffusionObjective(stage, encoder), stage.config, optimizer, self._abstract, mesh)
 
     def state(self, step=0):
         host = self._host.replace(step=np.int32(step))

@@ -16,11 +16,12 @@ from imagen_jax.stages.precompute_text import embed
 from imagen_jax.stages.text import PromptEncoder, make_encoder
 from imagen_jax.stages.workdir import open_workdir, read_config
 from imagen_jax.text.embedding_cache import EmbeddingCache
+from imagen_jax.training.diffusion import TRAINING_AXES, DiffusionObjective
 from imagen_jax.training.loop import train
 from imagen_jax.training.metric_writer import read_metrics
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import Frozen, abstract_state
-from imagen_jax.training.step import TRAINING_AXES, make_train_step
+from imagen_jax.training.step import make_train_step
 from tests.helpers.configs import STEPS, base_config, one_device, restored
 
 BFLOAT16 = 2**-8  # of a number, at most
@@ -62,7 +63,7 @@ def in_the_loop():
     optimizer = make_optimizer(config.optimizer)
     abstract, init_state = abstract_state(stage.init, optimizer, config.seed, mesh)
     losses = []
-    state, step = init_state(), make_train_step(stage, encoder, optimizer, abstract, mesh)
+    state, step = init_state(), make_train_step(DiffusionObjective(stage, encoder), config, optimizer, abstract, mesh)
     for _ in range(STEPS):
         batch = batching.shard_local_batch(next(batches), TRAINING_AXES, mesh)
         state, metrics = step(state, Frozen(encoder.load(mesh)), batch)

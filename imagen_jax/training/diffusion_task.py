@@ -1,0 +1,73 @@
+"""The task of training a stage of the cascade: its text encoder, its objective and its previews."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from imagen_jax.config.schema import StageConfig
+from imagen_jax.data.record import Source
+from imagen_jax.datasets.captions import SourceCaptions, training_captions
+from imagen_jax.evaluation.previews import make_preview
+from imagen_jax.evaluation.validation_loss import mean_validation_loss
+from imagen_jax.parallel import multihost
+from imagen_jax.stages.stage import build
+from imagen_jax.stages.text import PromptEncoder, make_cached_encoder, make_encoder
+from imagen_jax.text.embedding_cache import EmbeddingCache
+from imagen_jax.training.diffusion import DiffusionObjective
+from imagen_jax.training.objective import Preview
+
+
+class DiffusionTask:
+    """Trains the stage that a config describes; a `Task`.
+
+    Args:
+        config: the stage.
+        mesh: the devices.
+
+    Raises:
+        ConfigError: the text encoder or the embedding cache cannot be opened.
+    """
+
+    def __init__(self, config: StageConfig, mesh: Mesh) -> None:
+        encoder = make_cached_encoder(config.text) if config.text.cache else make_encoder(config.text)
+        self._config = config
+        self._encoder = PromptEncoder(encoder, mesh, config.text)
+        self.objective = DiffusionObjective(build(config, encoder.width), encoder)
+
+    def text_features(self, caption: str) -> dict[str, np.ndarray]:
+        """Returns `tokens` [L], or embeddings [L, D] from the cache, and `mask` [L] of a caption."""
+        return self._encoder.encoder.tokenize.as_features(caption)
+
+    def check_sources(self, sources: Sequence[Source]) -> None:
+        """Raises ConfigError if the embedding cache lacks a caption of an example."""
+        cache = self._encoder.encoder.tokenize
+        if isinstance(cache, EmbeddingCache):
+            _check_captions(cache, training_captions(self._config, sources))
+
+    def load_networks(self) -> Any:
+        """Returns the text encoder's parameters."""
+        return self._encoder.params
+
+    def make_preview(self) -> Callable[[Any], Preview]:
+        """Returns a function that samples with parameters, see `evaluation.previews`; it scores by validation loss."""
+        preview = make_preview(self.objective.stage, self._encoder)
+
+        def scored(params: Any) -> Preview:
+            image, metrics = preview(params)
+            return Preview(image, metrics, mean_validation_loss(metrics))
+
+        return scored
+
+
+def _check_captions(cache: EmbeddingCache, captions: SourceCaptions) -> None:
+    """Raises ConfigError if the cache lacks a caption of an example; each process checks a part."""
+    part = range(jax.process_index(), len(captions), jax.process_count())
+    hidden = not multihost.is_main_process()
+    with tqdm(part, desc="captions in cache", unit=" examples", unit_scale=True, disable=hidden) as bar:
+        cache.check_captions(caption for example in bar for caption in captions[example])
