@@ -7,7 +7,6 @@ there are prompts, `--guidance_scale` may have such values for each of them, sep
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +19,7 @@ from imagen_jax.config.load import Config, load_config
 from imagen_jax.config.messages import expected
 from imagen_jax.config.schema import SamplingConfig, StageConfig
 from imagen_jax.errors import ConfigError
+from imagen_jax.io.paths import as_path, check_writable
 
 OVERRIDE = "--config."
 
@@ -124,18 +124,17 @@ class CommandFlags:
     def stage_folders(self) -> list[Path]:
         """Returns the folders of `--stages`. Raises ConfigError if there are none."""
         names = self.required("stages", "runs/base,runs/sr").split(",")
-        return [Path(name.strip()).expanduser() for name in names if name.strip()]
+        return [as_path(name.strip()) for name in names if name.strip()]
 
     def output_folder(self, example: str) -> Path:
         """Returns the folder of `--out`, created if needed. Raises ConfigError if it is missing or not writable."""
         value = self.required("out", example)
-        folder = Path(value).expanduser()
+        folder = as_path(value)
         try:
+            check_writable(folder)
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"--out {value!r} cannot be written ({error.strerror}): give another folder") from error
-        if not os.access(folder, os.W_OK):
-            raise ConfigError(f"--out {value!r} cannot be written: give another folder")
         return folder
 
 

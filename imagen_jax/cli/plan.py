@@ -11,7 +11,6 @@ import os
 import shlex
 import sys
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -19,6 +18,7 @@ from absl import flags
 from imagen_jax.cli.flags import CommandFlags, define_config, define_mesh, mesh_axes
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import atomic_write
+from imagen_jax.io.paths import as_path
 from imagen_jax.planning import report
 from imagen_jax.planning.aot import has_compiler
 from imagen_jax.planning.hardware import parse_topology
@@ -76,7 +76,7 @@ class _Printer:
         if self._args.json == "-":
             print(text)
         elif self._args.json:
-            atomic_write(Path(self._args.json), (text + "\n").encode())
+            atomic_write(as_path(self._args.json), (text + "\n").encode())
 
     def _command(self) -> str:
         kept = [argument for argument in self._args.arguments if not argument.startswith(("--json", "--program"))]
@@ -112,7 +112,7 @@ def run(args: CommandFlags) -> None:
     elif args.search:
         _search(printer, request)
     else:
-        found = compile_plan(request, Path(args.program) if args.program else None)
+        found = compile_plan(request, as_path(args.program) if args.program else None)
         _print_plan(printer, found)
         if request.command == "train" and not found["fits"]:
             found["tried"] = _try_to_fit(printer, request, found)

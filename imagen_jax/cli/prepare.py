@@ -10,6 +10,8 @@ from absl import flags
 
 from imagen_jax.cli.flags import CommandFlags
 from imagen_jax.datasets.builders import DATASETS
+from imagen_jax.errors import ConfigError
+from imagen_jax.io.bucket import is_bucket
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -26,6 +28,8 @@ def run(args: CommandFlags) -> None:
     from imagen_jax.datasets.builders import prepare
 
     name = args.required("dataset", "emoji/white")
+    if is_bucket(args.required("out", "runs/data")):
+        raise ConfigError(f"--out {args.out!r} is in a bucket: give a folder on this machine, and copy it there then")
     prepared = prepare(name, args.output_folder("runs/data"), args.font)
     splits = ", ".join(f"{split} {count}" for split, count in prepared.examples.items())
     state = "is there already" if prepared.existed else "is prepared"

@@ -6,12 +6,12 @@ DIR becomes a Hugging Face T5 folder. The figures printed at the end are accurac
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from absl import flags
 
 from imagen_jax.cli.flags import CommandFlags, define_config
 from imagen_jax.config.schema import PretrainTextConfig
+from imagen_jax.io.paths import as_path
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -27,6 +27,6 @@ def run(args: CommandFlags) -> None:
     from imagen_jax.datasets.shapes.pretrain_encoder import pretrain
 
     config = args.load_config(PretrainTextConfig)
-    out = Path(args.required("out", "runs/text")).expanduser()
+    out = as_path(args.required("out", "runs/text"))
     figures = pretrain(config, out)
     print(f"{out}: accuracy of linear probes\n{json.dumps(figures, indent=2)}")

@@ -8,8 +8,6 @@ image, at any batch size and on any mesh.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from absl import flags
 
 from imagen_jax.cli.flags import (
@@ -23,6 +21,7 @@ from imagen_jax.cli.flags import (
     stage_changes,
 )
 from imagen_jax.errors import ConfigError
+from imagen_jax.io.paths import as_path
 
 SEVERAL_PROCESSES = True
 
@@ -79,7 +78,7 @@ def read_prompts(text: str | None, file: str | None) -> list[str]:
     """Returns the prompts of the flags. Raises ConfigError if there are none, or the file cannot be read."""
     if file is not None:
         try:
-            lines = Path(file).expanduser().read_text(encoding="utf-8-sig").split("\n")
+            lines = as_path(file).read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"--prompts_file {file!r} cannot be read as text: {error}") from error
     else:

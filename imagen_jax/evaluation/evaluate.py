@@ -17,6 +17,7 @@ from imagen_jax.evaluation.diagnostics import compute_diagnostics, format_diagno
 from imagen_jax.evaluation.judges import Judge, Scores, check_captions, format_scores, get_judge
 from imagen_jax.images.grid import image_grid, save_png
 from imagen_jax.io.atomic import write_json
+from imagen_jax.io.paths import as_path
 from imagen_jax.parallel import multihost
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.pipelines.request import SampleRequest
@@ -70,7 +71,7 @@ def evaluate(
     if judge:
         check_captions(config.judge, captions)
     if out is not None:
-        out = Path(out).expanduser()
+        out = as_path(out)
 
     images = pipeline.sample_all(SampleRequest(Texts(captions), config.seed, config.batch_size))
     diagnostics = compute_diagnostics(pipeline, images, config.data, config.batch_size)

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from imagen_jax.images import png
 from imagen_jax.images.array import alpha_composite, to_uint8
 from imagen_jax.io.atomic import atomic_write
+from imagen_jax.io.bucket import BucketError
 from imagen_jax.io.text import printable
 
 _MARGIN = 8
@@ -101,7 +102,7 @@ def save_png(image: Image.Image | np.ndarray, path: Path) -> None:
 
 def read_png(path: Path) -> np.ndarray:
     """Returns the image [H, W, C] of a file written by `save_png`; 16-bit color is reduced to its upper 8 bits."""
-    with Image.open(path, formats=["PNG"]) as image:
+    with Image.open(io.BytesIO(path.read_bytes()), formats=["PNG"]) as image:
         pixels = np.asarray(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
@@ -109,8 +110,10 @@ def read_png(path: Path) -> np.ndarray:
 def is_valid_png(path: Path) -> bool:
     """Returns whether a file is a complete PNG with valid checksums."""
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with Image.open(io.BytesIO(path.read_bytes()), formats=["PNG"]) as image:
             image.verify()
+    except BucketError:
+        raise
     except (OSError, SyntaxError, ValueError):  # raised by Pillow for missing, truncated or corrupt files
         return False
     return True

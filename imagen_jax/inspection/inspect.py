@@ -30,6 +30,7 @@ from imagen_jax.inspection.statistics import (
 )
 from imagen_jax.inspection.word_stats import Grouping
 from imagen_jax.io.atomic import atomic_write, write_json
+from imagen_jax.io.paths import as_path
 from imagen_jax.text.encoder import load_tokenizer
 from imagen_jax.text.tokenizer import Tokenizer
 
@@ -62,7 +63,7 @@ def inspect(
         ConfigError: the data cannot be opened, see `make_source` and `Transform`.
     """
     config = load_config(config)
-    out, split = Path(out).expanduser(), split or config.data.split
+    out, split = as_path(out), split or config.data.split
     out.mkdir(parents=True, exist_ok=True)
     image_size = config.image_hw
     transform = make_transform(config.data, image_size, config.channels)

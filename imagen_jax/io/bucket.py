@@ -14,6 +14,7 @@ import errno
 import fnmatch
 import functools
 import os
+import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -188,10 +189,15 @@ class BucketPath(PosixGPath):
         prefix = _folder_prefix(self)
         return {blob.name.removeprefix(prefix): blob.size for blob in _list(self, prefix) if blob.name != prefix}
 
+    def generations(self) -> dict[str, int]:
+        """Returns the generations of the files in a folder and below, by path relative to it."""
+        prefix = _folder_prefix(self)
+        return {blob.name.removeprefix(prefix): blob.generation for blob in _list(self, prefix) if blob.name != prefix}
+
     def check_access(self) -> None:
         """Raises BucketError unless objects can be listed, written, read and deleted in this folder."""
         self.is_dir()
-        probe = self / f".access-{os.getpid()}"
+        probe = self / f".access-{secrets.token_hex(8)}"
         probe.write_bytes(b"")
         probe.read_bytes()
         probe.unlink()
@@ -209,7 +215,7 @@ def _folder_prefix(path: BucketPath) -> str:
 def _list(path: BucketPath, prefix: str, **options: Any) -> Any:
     """Returns an iterator over objects, as the client has it, whose first page has been read."""
     with _errors(path, is_write=True):
-        fields = "items(name,size),prefixes,nextPageToken"
+        fields = "items(name,size,generation),prefixes,nextPageToken"
         blobs = _client().list_blobs(
             path.bucket, prefix=prefix, fields=fields, retry=_retry(), timeout=_REQUEST_SECONDS, **options
         )

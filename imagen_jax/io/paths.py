@@ -35,8 +35,9 @@ def file_sizes(folder: Path) -> dict[str, int]:
     bucket = bucket_path(folder)
     if bucket is not None:
         return bucket.tree()
-    files = (path for path in folder.rglob("*") if not path.is_dir())
-    return {path.relative_to(folder).as_posix(): path.lstat().st_size for path in files}
+    files = [path for path in folder.rglob("*") if not path.is_dir()]
+    # a link counts as what it points to; a dead one too is a file
+    return {path.relative_to(folder).as_posix(): path.stat(follow_symlinks=path.exists()).st_size for path in files}
 
 
 def remove_tree(folder: Path, ignore_errors: bool = False) -> None:

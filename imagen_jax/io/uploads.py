@@ -186,9 +186,11 @@ class GrowingFolder:
     Args:
         folder: where the files belong. For one in a bucket, `local` is a temporary folder, whose files are uploaded
             whenever they have grown.
+        write_pending: called before an upload, to have the library write to the files what it keeps in memory.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, write_pending: Callable[[], None] = lambda: None) -> None:
+        self._write_pending = write_pending
         self._bucket = bucket_path(folder)
         self.is_uploaded = self._bucket is not None
         self._temporary = tempfile.TemporaryDirectory(prefix="imagen_jax-") if self.is_uploaded else None
@@ -205,11 +207,16 @@ class GrowingFolder:
         if self._bucket is None:
             return
         with self._uploading:
+            self._write_pending()
             for file in sorted(self.local.iterdir()):
-                data = file.read_bytes()
-                if self._sizes.get(file.name) != len(data):
+                if self._sizes.get(file.name) != file.stat().st_size:
+                    data = file.read_bytes()
                     (self._bucket / file.name).write_bytes(data)
                     self._sizes[file.name] = len(data)
+
+    def local_bytes(self) -> int:
+        """Returns the size of the files that are kept to be uploaded; 0 on a disk."""
+        return sum(file.stat().st_size for file in self.local.iterdir()) if self.is_uploaded else 0
 
     def close(self) -> None:
         """Uploads what is left, and deletes the temporary folder. Raises OSError."""

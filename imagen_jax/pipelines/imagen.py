@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from imagen_jax.config.schema import SamplingConfig
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import Size, image_dtype, to_uint
+from imagen_jax.io.paths import as_path
 from imagen_jax.parallel import multihost, runtime
 from imagen_jax.parallel.batching import pad_batch, padded_size
 from imagen_jax.parallel.mesh import make_mesh, num_batch_shards
@@ -113,10 +115,10 @@ class ImagenPipeline:
             ConfigError: a folder holds no stage, the stages do not chain, or a text encoder cannot be opened.
             TrainingError: every checkpoint of a stage is damaged.
         """
-        if isinstance(stages, (str, Path)):
-            folders = find_stages(Path(stages).expanduser())
+        if isinstance(stages, (str, os.PathLike)):
+            folders = find_stages(as_path(stages))
         else:
-            folders = [Path(folder).expanduser() for folder in stages]
+            folders = [as_path(folder) for folder in stages]
         mesh = _as_mesh(mesh)
         configs = read_chain(folders, sampling)
         encoders: Sequence[PromptEncoder | None] = [None] * len(folders)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ MANIFEST = "samples.json"
 SHEET = "samples.png"
 IMAGES = "images"
 MAX_DIFFERENCES = 3  # that a message names
+_THREADS = 8  # that read or write images at the same time
 
 
 def run_manifest(stages: Sequence[TrainedStage], request: SampleRequest) -> dict[str, Any]:
@@ -126,7 +128,10 @@ def _manifest_diff(folder: Path, manifest: dict[str, Any]) -> str:
 
 def missing_images(folder: Path, count: int) -> np.ndarray:
     """Returns which of `count` images are missing or incomplete, bool [count]."""
-    return np.array([not is_valid_png(image_path(folder, index)) for index in range(count)])
+    names = {path.name for path in (folder / IMAGES).glob("*.png")}  # so that an absent image costs no request
+    paths = [image_path(folder, index) for index in range(count)]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return np.array([*threads.map(lambda path: path.name not in names or not is_valid_png(path), paths)], bool)
 
 
 def save(folder: Path, images: np.ndarray, first: int, pending: np.ndarray) -> None:
@@ -138,6 +143,6 @@ def save(folder: Path, images: np.ndarray, first: int, pending: np.ndarray) -> N
         first: index of the first image.
         pending: bool [N], which images to write.
     """
-    for index, image in enumerate(images, first):
-        if pending[index]:
-            save_png(image, image_path(folder, index))
+    to_write = [(image, image_path(folder, index)) for index, image in enumerate(images, first) if pending[index]]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        list(threads.map(lambda item: save_png(*item), to_write))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ from jax.sharding import Mesh
 from imagen_jax.config.fields import DTYPES
 from imagen_jax.config.schema import TextConfig
 from imagen_jax.errors import ConfigError
+from imagen_jax.io.paths import as_path
 from imagen_jax.parallel import multihost, runtime
 from imagen_jax.parallel.axes import TEXT, TOKENS
 from imagen_jax.parallel.batching import batch_sharding, pad_batch, padded_size, shard_host_batch
@@ -45,7 +45,7 @@ def make_cached_encoder(config: TextConfig) -> TextEncoder:
     Raises:
         ConfigError: the cache is of another encoder or length.
     """
-    cache = EmbeddingCache(Path(config.cache))
+    cache = EmbeddingCache(as_path(config.cache))
     expected_values = {"length": config.length, "fingerprint": config.fingerprint}
     if not config.fingerprint:
         try:

@@ -12,6 +12,7 @@ from imagen_jax.config.load import from_json, to_json
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import read_json, write_json
+from imagen_jax.io.bucket import BucketError
 from imagen_jax.io.changes import changes, flatten
 from imagen_jax.parallel import multihost
 
@@ -43,7 +44,11 @@ def read_config(workdir: Path) -> StageConfig:
     Raises:
         ConfigError: the folder does not exist, has no config, or has one that is damaged or not valid.
     """
-    if not workdir.is_dir():
+    try:
+        exists = workdir.is_dir()
+    except BucketError as error:
+        raise ConfigError(f"the stage folder cannot be read: {error}") from error
+    if not exists:
         raise ConfigError(f"stage folder {str(workdir)!r} does not exist: give the --workdir of a training run")
     file = str(workdir / CONFIG_FILE)
     try:

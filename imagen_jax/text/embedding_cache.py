@@ -27,6 +27,9 @@ import numpy as np
 
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import read_json
+from imagen_jax.io.bucket import BucketError
+from imagen_jax.io.local_copy import local_file
+from imagen_jax.io.paths import file_sizes
 from imagen_jax.parallel import runtime
 from imagen_jax.text.encoder import TextEncoder, in_memory_reader
 
@@ -121,6 +124,8 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest(parse_dataclass(CachePlan, fields), [parse_dataclass(ShardInfo, part) for part in parts])
         if len(parts) != manifest.plan.shards or manifest.plan.dtype not in STORAGE_DTYPES:
             raise ValueError("its values are inconsistent")
+    except BucketError as error:
+        raise ConfigError(f"the embedding cache cannot be read: {error}") from error
     except OSError as error:
         raise ConfigError(
             f"{str(folder)!r} is not a complete embedding cache, it has no {MANIFEST}: give the --out of the embed "
@@ -205,9 +210,10 @@ class EmbeddingCache:
         self._folder = folder
         self.plan, shards = read_manifest(folder)
         self._keys = _read_keys(folder, self.plan)
+        sizes = file_sizes(folder)
         for number, shard in enumerate(shards):
             path = folder / self.plan.shard_name(number)
-            size = path.stat().st_size if path.is_file() else None
+            size = sizes.get(path.name)
             if size != shard.bytes:
                 problem = "is missing" if size is None else f"has {size} bytes, expected {shard.bytes}"
                 raise ConfigError(f"{path} {problem}: {_RERUN_HINT}")
@@ -300,10 +306,14 @@ class EmbeddingCache:
 
 
 def _open_shard(path: Path) -> Any:
-    """Returns a reader of a shard's rows with random access. Threads may share it."""
+    """Returns a reader of a shard's rows with random access; it reads a local copy of one in a bucket.
+
+    Threads may share it.
+    """
     from array_record.python.array_record_module import ArrayRecordReader
 
-    return ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0", file_reader_buffer_size=2**15)
+    file = str(local_file(path))
+    return ArrayRecordReader(file, "readahead_buffer_size:0,max_parallelism:0", file_reader_buffer_size=2**15)
 
 
 def _read_keys(folder: Path, plan: CachePlan) -> np.ndarray:

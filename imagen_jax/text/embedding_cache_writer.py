@@ -302,8 +302,8 @@ def write_shard(
             worst = max(worst, float(row.errors.max()))
         on_rows(len(rows))
     file.close()
+    info = ShardInfo(unfinished.stat().st_size, sha256_file(unfinished), tokens, cut, total, worst)
     commit(unfinished, path)
-    info = ShardInfo(path.stat().st_size, sha256_file(path), tokens, cut, total, worst)
     atomic_write(_shard_info_path(folder, plan, shard), json.dumps(dataclasses.asdict(info)).encode())
 
 

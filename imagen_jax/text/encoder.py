@@ -16,6 +16,9 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from imagen_jax.errors import ConfigError
+from imagen_jax.io.bucket import BucketError, is_bucket
+from imagen_jax.io.local_copy import local_folder
+from imagen_jax.io.paths import as_path
 from imagen_jax.models.t5 import T5Encoder
 from imagen_jax.parallel.axes import TEXT, TOKENS
 from imagen_jax.parallel.mesh import make_mesh
@@ -96,7 +99,8 @@ def load_encoder(model: str, length: int, dtype: Any = jnp.float32) -> TextEncod
     Args:
         model: "shapes", the small encoder that comes with the package, pretrained on captions of the shapes data set;
             "random", an untrained encoder of similar size, for tests; a folder with the Hugging Face files of a T5
-            (config.json, tokenizer files, safetensors); or a name on the Hugging Face Hub, such as google/flan-t5-xl.
+            (config.json, tokenizer files, safetensors), copied to this machine if it is in a bucket; or a name on the
+            Hugging Face Hub, such as google/flan-t5-xl.
         length: text length L in tokens.
         dtype: dtype of parameters and computation; norms and softmax are always in float32.
 
@@ -107,6 +111,8 @@ def load_encoder(model: str, length: int, dtype: Any = jnp.float32) -> TextEncod
         return random_encoder(seed=0, length=length, dtype=dtype)
     if model == "shapes":
         return folder_encoder(SHAPES_ENCODER, length=length, dtype=dtype)
+    if is_bucket(model):
+        return folder_encoder(_copy_of_bucket(model), length=length, dtype=dtype)
     folder = Path(model).expanduser()
     if folder.is_file():
         raise ConfigError(
@@ -126,6 +132,8 @@ def load_tokenizer(model: str, length: int) -> Tokenizer:
         return byte_tokenizer(length)
     if model == "shapes":
         return folder_tokenizer(SHAPES_ENCODER, length)
+    if is_bucket(model):
+        return folder_tokenizer(_copy_of_bucket(model), length)
     folder = Path(model).expanduser()
     if not folder.is_dir():
         check_repo_id(model)
@@ -134,6 +142,17 @@ def load_tokenizer(model: str, length: int) -> Tokenizer:
             raise ConfigError(f'text encoder "{model}" is not on this machine yet')
         folder = cached
     return folder_tokenizer(folder, length)
+
+
+def _copy_of_bucket(model: str) -> Path:
+    """Returns a local copy of the folder of a T5 in a bucket. Raises ConfigError if there is none."""
+    try:
+        folder = as_path(model)
+        if not folder.is_dir():
+            raise ConfigError(f"text encoder {model!r} is not a folder with files: copy those of the T5 there")
+        return local_folder(folder)
+    except BucketError as error:
+        raise ConfigError(f"the text encoder cannot be read: {error}") from error
 
 
 def random_encoder(seed: int, length: int, dtype: Any = jnp.float32) -> TextEncoder:

@@ -20,6 +20,8 @@ from imagen_jax.data.pipeline import batch_record_names, rescale_position, train
 from imagen_jax.datasets.from_config import make_buckets
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.grid import save_png
+from imagen_jax.io import uploads
+from imagen_jax.io.paths import as_path
 from imagen_jax.parallel import batching, multihost, runtime
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.stages.checkpoints import Checkpoints, has_checkpoint
@@ -98,7 +100,7 @@ def train(
         ConfigError: at the start, before anything is written.
         TrainingError: the run cannot continue; what it saved stays.
     """
-    config, workdir = load_config(config), Path(workdir).expanduser()
+    config, workdir = load_config(config), as_path(workdir)
     check_writable(workdir)
     runtime.raise_open_file_limit(OPEN_FILES, "training")
     with explain_oom(config):
@@ -125,7 +127,8 @@ def _run(config: StageConfig, workdir: Path, make_task: TaskFn, stop: StopReques
 
     log = functools.partial(log_message, workdir)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(lock_workdir(workdir))
+        claim = stack.enter_context(lock_workdir(workdir))
+        stack.callback(uploads.flush_or_warn)
         open_workdir(workdir, config)
         checkpoints = Checkpoints(
             workdir,
@@ -159,6 +162,7 @@ def _run(config: StageConfig, workdir: Path, make_task: TaskFn, stop: StopReques
                     batch = batching.shard_local_batch(progress.next_batch(batches), objective.batch_axes, mesh)
                 state, metrics = train_step(state, frozen, batch)
                 progress.step(step, metrics)
+            claim.check()
             stop.ready = True
             goodput.tick(step)
             if stop.should_stop():
@@ -184,6 +188,7 @@ def _run(config: StageConfig, workdir: Path, make_task: TaskFn, stop: StopReques
         writer.log(goodput.summary())
         writer.log(f"stopped by {stopped_by} at step {step}, which is saved" if stopped_by else f"done at step {step}")
         writer.close()
+        uploads.flush()
     return TrainingResult(workdir, step, goodput.summary(), stopped_by)
 
 

@@ -12,6 +12,7 @@ from tensorboardX import SummaryWriter
 
 from imagen_jax.images.plots import plot_loss, plot_run_diagnostics
 from imagen_jax.io.json_lines import append_json_line, read_json_lines, write_json_lines
+from imagen_jax.io.uploads import PART_BYTES, GrowingFolder, append_text
 from imagen_jax.parallel import multihost
 
 METRICS_FILE = "metrics.jsonl"
@@ -34,11 +35,17 @@ class MetricWriter:
         self._workdir = workdir
         self._metrics = workdir / METRICS_FILE
         write_json_lines(self._metrics, [line for line in read_metrics(workdir) if line["step"] <= step])
-        self._summaries = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._events = GrowingFolder(workdir / "tensorboard", lambda: self._summaries.flush())
+        self._parts = 1
+        self._summaries = SummaryWriter(str(self._events.local), purge_step=step + 1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Writes the metrics of a step."""
         append_json_line(self._metrics, {"step": step, **values})
+        if self._events.local_bytes() > self._parts * PART_BYTES:  # what is uploaded again and again stays small
+            self._parts += 1
+            self._summaries.close()
+            self._summaries = SummaryWriter(str(self._events.local), filename_suffix=f".{self._parts}")
         for name, value in values.items():
             self._summaries.add_scalar(name, value, step)
 
@@ -53,6 +60,7 @@ class MetricWriter:
     def close(self) -> None:
         """Flushes what is pending and plots all metrics so far."""
         self._summaries.close()
+        self._events.close()
         metrics, title = read_metrics(self._workdir), self._workdir.name
         if any("loss" in line for line in metrics):
             plot_loss(metrics, title, self._workdir / LOSS_FILE)
@@ -89,5 +97,4 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
 
 def _write_log(workdir: Path, text: str) -> None:
-    with (workdir / LOG_FILE).open("a") as file:
-        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+    append_text(workdir / LOG_FILE, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import jax
 
+from imagen_jax.io import uploads
+from imagen_jax.io.atomic import atomic_write
 from imagen_jax.training.goodput import Clock
 
 STACKS_FILE = "stacks.txt"
@@ -57,12 +60,15 @@ class Watchdog:
     def _end(self, phase: str, step: int) -> None:
         where = self._folder / f"{STACKS_FILE}.{jax.process_index()}"
         try:
-            with where.open("w") as file:
+            with tempfile.TemporaryFile() as file:  # the stacks are written to a file of the system
                 faulthandler.dump_traceback(file)
+                file.seek(0)
+                atomic_write(where, file.read())
             self._log(
                 f"step {step} is stalled: its phase {phase!r} has not ended for {self._seconds:g} seconds "
                 f"(training.stall_seconds) in process {jax.process_index()}; {where} has the stacks of its threads"
             )
+            uploads.flush()
         except OSError as error:
             print(f"step {step} is stalled in {phase!r}, and stacks cannot be written: {error}", file=sys.stderr)
         finally:

@@ -1,72 +1,41 @@
-"""One writer for a stage's folder: a file lock that is released when the process exits."""
+"""One writer for a stage's folder: a claim that ends with the process."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
-import os
-import socket
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from imagen_jax.errors import ConfigError
+from imagen_jax.io import paths
+from imagen_jax.io.claims import Claim, ClaimedError, claim
 from imagen_jax.parallel import multihost
 from imagen_jax.stages.workdir import not_writable_error
-
-LOCK_FILE = ".lock"
-_ADVICE = "wait for it, end it, or give another folder"
 
 
 def check_writable(workdir: Path) -> None:
     """Raises ConfigError if the folder, or where it would be created, is not writable; leaves nothing behind."""
-    where = workdir.absolute()
-    while not (where.exists() or where.is_symlink()):
-        where = where.parent
     try:
-        with tempfile.TemporaryFile(dir=where):
-            pass
+        paths.check_writable(workdir)
     except OSError as error:
         raise not_writable_error(workdir, error) from error
 
 
 @contextlib.contextmanager
-def lock_workdir(workdir: Path) -> Iterator[None]:
-    """Creates the folder and locks it against other runs, in the main process.
-
-    The system releases the lock with the process: the lock file of a dead process blocks nobody.
+def lock_workdir(workdir: Path) -> Iterator[Claim]:
+    """Creates the folder and claims it against other runs, in the main process.
 
     Raises:
-        ConfigError: another run has the lock, or the folder is not writable.
+        ConfigError: another run has it, or the folder is not writable.
     """
-    if not multihost.is_main_process():
-        yield
-        return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = (workdir / LOCK_FILE).open("a+")
-    except OSError as error:
-        raise not_writable_error(workdir, error) from error
-    with file:
+    with contextlib.ExitStack() as stack:
+        held = Claim()
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"--workdir {str(workdir)!r} is in use by {_owner(workdir)}: {_ADVICE}") from error
-        file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}))
-        file.flush()
-        try:
-            yield
-        finally:
-            file.truncate(0)
-
-
-def _owner(workdir: Path) -> str:
-    """Returns a description of who holds a folder's lock."""
-    try:
-        found = json.loads((workdir / LOCK_FILE).read_text())
-        return f"process {found['pid']} on {found['host']}, since {found['since']}"
-    except (OSError, ValueError, KeyError):
-        return "another process"  # which is just starting or ending
+            if multihost.is_main_process():
+                held = stack.enter_context(claim(workdir))
+        except ClaimedError as error:
+            advice = "wait for it, end it, or give another folder"
+            raise ConfigError(f"--workdir {str(workdir)!r} is in use by {error}: {advice}") from error
+        except OSError as error:
+            raise not_writable_error(workdir, error) from error
+        yield held

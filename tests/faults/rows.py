@@ -15,11 +15,11 @@ import numpy as np
 
 from imagen_jax.errors import ConfigError
 from imagen_jax.io import checksums
+from imagen_jax.io.claims import LOCK_FILE
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.checkpoints import Checkpoints
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import abstract_state
-from imagen_jax.training.workdir_lock import LOCK_FILE
 from tests.conftest import CACHE
 from tests.faults.by_tests import TESTED
 from tests.faults.harness import Result, Training, leftovers, losses, resumed_step, steps_in, trained

@@ -26,6 +26,7 @@ from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLORS, INVERSE_RELAT
 from imagen_jax.datasets.shapes.source import ShapesSource
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import write_json
+from imagen_jax.io.local_copy import local_folder
 from imagen_jax.models.t5 import T5Encoder
 from imagen_jax.text.encoder import TextEncoder, build_encoder, folder_encoder, in_memory_reader
 from imagen_jax.text.t5_weights import save_folder
@@ -85,7 +86,7 @@ def pretrain(config: PretrainTextConfig, out: Path) -> dict[str, dict[str, float
         "untrained": _probe(
             build_encoder(fields, in_memory_reader(untrained), byte_tokenizer(length), "float32"), config
         ),
-        "pretrained": _probe(folder_encoder(out, length), config),
+        "pretrained": _probe(folder_encoder(local_folder(out), length), config),
     }
     write_json(out / "probe.json", figures)
     return figures

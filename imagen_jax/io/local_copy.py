@@ -1,0 +1,57 @@
+"""Copies of files in a bucket on a local disk, for libraries that read from disks only.
+
+They are in CACHE, each version of a file or folder in a folder of its own, and are made once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from imagen_jax.io.bucket import BucketPath
+from imagen_jax.io.paths import bucket_path
+
+CACHE = "~/.cache/imagen_jax/buckets"
+_THREADS = 8
+
+
+def local_folder(folder: Path) -> Path:
+    """Returns a folder with the same files on a local disk: itself, or a copy of one in a bucket. Raises OSError."""
+    path = bucket_path(folder)
+    return folder if path is None else _copy(path, path.generations())
+
+
+def local_file(file: Path) -> Path:
+    """Returns a file with the same content on a local disk: itself, or a copy of one in a bucket. Raises OSError."""
+    path = bucket_path(file)
+    if path is None:
+        return file
+    return _copy(path.parent, {path.name: path.stat().generation}) / path.name
+
+
+def _copy(folder: BucketPath, generations: dict[str, int]) -> Path:
+    """Copies files of a folder, named by paths relative to it; complete ones are kept."""
+    version = hashlib.sha256(repr((str(folder), sorted(generations.items()))).encode()).hexdigest()[:32]
+    copy = Path(CACHE).expanduser() / version
+
+    def copy_file(name: str) -> None:
+        target = copy / name
+        if target.exists():
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # several processes of this machine may copy it at the same time
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".", delete=False) as temporary:
+            try:
+                (folder / name).download(temporary)
+                temporary.close()
+                os.replace(temporary.name, target)
+            except BaseException:
+                os.unlink(temporary.name)
+                raise
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        list(threads.map(copy_file, generations))
+    return copy
