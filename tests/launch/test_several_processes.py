@@ -14,7 +14,9 @@ from imagen_jax.datasets.captions import training_captions
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.pipelines import output_dir
 from imagen_jax.pipelines.imagen import ImagenPipeline
+from imagen_jax.pipelines.loading import load_stage
 from imagen_jax.stages.precompute_text import embed
+from imagen_jax.stages.workdir import read_config
 from imagen_jax.text.embedding_cache import EmbeddingCache
 from imagen_jax.training.loop import train
 from imagen_jax.training.metric_writer import read_metrics
@@ -134,6 +136,18 @@ def test_same_previews(single_folder, pair_folder):
     name = "previews/00000004.png"
     assert pixels(single_folder / name).std() > 10
     assert np.abs(pixels(single_folder / name) - pixels(pair_folder / name)).max() <= 1
+
+
+def test_fine_tuning(single_folder, tmp_path):
+    """Both processes read the source, write their part of the frozen parameters, and merge them in previews."""
+    changes = [f"--config.training.init_from={single_folder}", "--config.training.trainable=('^out/',)"]
+    config = f"--config={ROOT}/tests/launch/tiny_base.py"
+    run_in_two_processes("imagen_jax", "train", config, f"--workdir={tmp_path / 'tuned'}", *changes)
+    before, after = (
+        load_stage(folder, read_config(folder), one_device()).params for folder in (single_folder, tmp_path / "tuned")
+    )
+    assert not np.array_equal(before.pop("out")["kernel"], after.pop("out")["kernel"])
+    jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
 def test_same_embeddings(tmp_path):

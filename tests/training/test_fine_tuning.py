@@ -137,6 +137,18 @@ def test_kills_while_frozen_parameters_are_saved(tmp_path):
     assert [path.name for path in (tmp_path / "frozen").iterdir()] == ["0"]
 
 
+def test_frozen_parameters_in_bucket(bucket):
+    params = {"a": {"kernel": jax.numpy.arange(12.0)}, "b": jax.numpy.ones(3)}
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), params)
+    workdir = bucket / "tuned"
+    for added in (1, 0):
+        save_frozen(workdir, jax.tree.map(lambda leaf, added=added: leaf + added, params))
+    assert_equal(load_frozen(workdir, abstract), params)
+    (workdir / "frozen" / "0" / "SHA256SUMS").unlink()
+    with pytest.raises(TrainingError, match="frozen"):
+        load_frozen(workdir, abstract)
+
+
 def test_damaged_or_missing_frozen_parameters(source, tuned, tmp_path):
     folder = shutil.copytree(tuned, tmp_path / "tuned")
     file = next(path for path in (folder / "frozen").rglob("*") if path.is_file() and path.parent.name == "d")
