@@ -17,7 +17,7 @@
 #   --image=IMAGE        software version of the workers; by default the one for the accelerator
 #   --spot=yes           use spot VMs: cheaper, and preemptible
 #   --queue=no           create a TPU VM immediately, instead of a queued resource, which waits for capacity
-#   --shared=SOURCE      gs://BUCKET or HOST:/FOLDER (NFS), mounted at /mnt/shared on all workers
+#   --shared=SOURCE      HOST:/FOLDER (NFS), mounted at /mnt/shared on all workers; gs:// needs no mount
 #   --worker=N           the worker whose log to follow (0)
 #   --from=FOLDER --to=FOLDER   source and destination of copy
 #   --poll=SECONDS       how often watch polls (60)
@@ -48,8 +48,8 @@ set_setting() {
     image) pattern='[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?' example=tpu-ubuntu2204-base ;;
     spot | queue) pattern='yes|no' example=yes ;;
     shared)
-        pattern='gs://[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]|[A-Za-z0-9][A-Za-z0-9.-]*:/[A-Za-z0-9._/-]*'
-        example='gs://my-bucket or 10.0.0.2:/imagen'
+        pattern='[A-Za-z0-9][A-Za-z0-9.-]*:/([A-Za-z0-9._-][A-Za-z0-9._/-]*)?'
+        example='10.0.0.2:/imagen, or give --workdir=gs://BUCKET/FOLDER, which needs no mount'
         ;;
     from) pattern='[A-Za-z0-9._~/][A-Za-z0-9._~/-]*' example=/mnt/shared/runs/base ;;
     to) pattern='[^:-][^:]*' example=runs ;;

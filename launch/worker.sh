@@ -2,7 +2,7 @@
 # Runs on each worker of a TPU. tpu.sh copies this folder there and calls this script; it can also be called by hand.
 #
 #   launch/worker.sh install                  install .venv from the lock, and libtpu
-#   launch/worker.sh mount SHARED             mount gs://BUCKET or HOST:/FOLDER (NFS) at /mnt/shared
+#   launch/worker.sh mount SHARED             mount HOST:/FOLDER (NFS) at /mnt/shared
 #   launch/worker.sh start COMMAND [FLAG …]   start `imagen COMMAND`, which keeps running when the connection ends
 #   launch/worker.sh stop                     kill it
 #   launch/worker.sh state                    print idle, running, stopped (by a signal, can be resumed) or exited CODE
@@ -41,32 +41,9 @@ mount_shared() {
         return
     fi
     sudo mkdir -p "$shared"
-    case $1 in
-    gs://*)
-        install_gcsfuse
-        sudo chown "$(id -u):$(id -g)" "$shared"
-        # without a metadata cache: workers must see each other's files at once
-        gcsfuse --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 "${1#gs://}" "$shared"
-        ;;
-    *)
-        command -v mount.nfs >/dev/null || apt_install nfs-common
-        sudo mount -t nfs -o hard "$1" "$shared"
-        sudo chown "$(id -u):$(id -g)" "$shared"
-        ;;
-    esac
-}
-
-# Installs gcsfuse from Google's repository: Ubuntu has none.
-install_gcsfuse() {
-    local key=/usr/share/keyrings/cloud.google.asc release
-    if command -v gcsfuse >/dev/null; then
-        return
-    fi
-    release=$(. /etc/os-release && echo "$VERSION_CODENAME")
-    curl --fail --silent --show-error https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee "$key" >/dev/null
-    echo "deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-$release main" |
-        sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
-    apt_install gcsfuse
+    command -v mount.nfs >/dev/null || apt_install nfs-common
+    sudo mount -t nfs -o hard "$1" "$shared"
+    sudo chown "$(id -u):$(id -g)" "$shared"
 }
 
 start() {

@@ -23,6 +23,7 @@ from imagen_jax.training.state import abstract_state
 from tests.conftest import CACHE
 from tests.faults.by_tests import TESTED
 from tests.faults.harness import Result, Training, leftovers, losses, resumed_step, steps_in, trained
+from tests.faults.in_bucket import kill_in_bucket
 from tests.faults.inputs import killed_embedding, mutated_configs
 from tests.faults.long_runs import blocking_saves, flat_memory, goodput_under_kills
 from tests.faults.several import killed_member, other_devices, other_processes, stalled_member
@@ -368,6 +369,7 @@ def surroundings(bench, trials):
 # fault -> (function, trials)
 ROWS = {
     "kill": (kill_at_random, 100),
+    "bucket": (kill_in_bucket, 20),
     "saving": (kill_while_saving, len(SAVE_PHASES)),
     "sigterm": (sigterm, 2),
     "twice": (second_signal, 2),

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers of TPUs
 TPU = ["--name=imagen", "--project=my-project-123", "--zone=us-central2-b"]
 V4 = [*TPU, "--accelerator=v4-32"]
 LOCATION = ["--project=my-project-123", "--zone=us-central2-b", "--quiet"]
-TRAIN = ["train", "--config=configs/imagen_base_64.py", "--workdir=/mnt/shared/runs/base"]
+TRAIN = ["train", "--config=configs/imagen_base_64.py", "--workdir=gs://my-imagen/runs/base"]
 SECRET = "hunter2-in-the-environment"
 
 
@@ -136,7 +136,7 @@ def test_install_sends_last_commit(cloud, tpu, project):
 
 @pytest.mark.parametrize("command", ["create", "delete", "state", "install", "run", "logs", "copy"])
 def test_dry_run_prints_commands(cloud, tpu, environment, tmp_path, command):
-    words = [command, *V4, "--shared=gs://my-bucket", "--from=runs/a", f"--to={tmp_path}/b c"]
+    words = [command, *V4, "--shared=10.0.0.2:/imagen", "--from=runs/a", f"--to={tmp_path}/b c"]
     words += ["--", "train", "--workdir=it's $HOME"] if command == "run" else []
     (cloud.world / "only_records").touch()
     cloud.start_workers("ACTIVE")
