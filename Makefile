@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.complete
 PARITY := .venv-parity
+PEERS := .venv-peers
 AUDIT := .venv-audit
 RUN := runs/demo
 PHASES := setup format-check lint shell types imports docs pytest
@@ -17,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP_LOCKED := $(BIN)/python -m pip install --no-deps --no-build-isolation --use-pep517 --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults parity goldens lock audit licenses format clean $(PHASES)
+.PHONY: help demo test faults parity goldens peers lock audit licenses format clean $(PHASES)
 
 help: ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -90,6 +91,9 @@ parity: $(PARITY)/.complete ## run samplers, weights and T5 beside diffusers and
 goldens: $(PARITY)/.complete ## write again what diffusers and transformers do, for the tests to compare with; by hand
 	JAX_PLATFORMS=cpu $(PARITY)/bin/python -m tests.goldens --write
 
+peers: $(PEERS)/.complete ## time training and sampling beside diffusers and imagen-pytorch on two cores; print a table (15 minutes)
+	$(PEERS)/bin/python -m benchmarks.peers $(ARGS)
+
 # What the workers of a TPU need besides requirements.lock: the libtpu that goes with its jax, and uv for a Python.
 FOR_TPUS := --python-version=3.11 --python-platform=x86_64-manylinux_2_31 --generate-hashes --no-header --no-annotate \
 	--quiet
@@ -113,7 +117,7 @@ licenses: $(SETUP) ## write docs/licenses.md again, and check that all licenses 
 	$(BIN)/python -m benchmarks.licenses
 
 clean: ## delete .venv and all caches; runs/ is kept
-	rm -rf $(VENV) $(PARITY) $(AUDIT) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist *.egg-info
+	rm -rf $(VENV) $(PARITY) $(PEERS) $(AUDIT) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist *.egg-info
 	find imagen_jax benchmarks configs tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(AUDIT)/.complete:
@@ -121,14 +125,18 @@ $(AUDIT)/.complete:
 	$(AUDIT)/bin/python -m pip install --quiet 'pip-audit==2.10.1'
 	@touch $@
 
-# Beside what is tested, torch and diffusers: nothing but these two commands needs them.
-$(PARITY)/.complete: requirements.lock setup.py
-	@echo '$(PARITY) gets torch, which on Linux may bring gigabytes of CUDA libraries that are not used here. Without them:'
+# Beside what is tested, torch and libraries on it: nothing but parity, goldens and peers needs them.
+$(PARITY)/.complete $(PEERS)/.complete: %/.complete: requirements.lock setup.py
+	@echo '$* gets torch, which on Linux may bring gigabytes of CUDA libraries that are not used here. Without them:'
 	@echo '  PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make $(MAKECMDGOALS)'
-	$(PYTHON) -m venv --clear $(PARITY)
-	awk '/^[a-z0-9].*==/ { print $$1 }' $< > $(PARITY)/constraints.txt
-	$(PARITY)/bin/python -m pip install --constraint $(PARITY)/constraints.txt --editable '.[parity]'
+	$(PYTHON) -m venv --clear $*
+	awk '/^[a-z0-9].*==/ { print $$1 }' $< > $*/constraints.txt
+	$*/bin/python -m pip install --constraint $*/constraints.txt --editable '.[$(patsubst .venv-%,%,$*)]'
+	$(FINISH)
 	@touch $@
+
+# A torchvision of another build than torch's breaks the imports of both others, and none of it is used.
+$(PEERS)/.complete: FINISH = $*/bin/python -m pip uninstall --yes torchvision
 
 # promise (needed by tensorflow-datasets) comes as source only, so the lock's setuptools is installed first to build it.
 $(SETUP): requirements.lock setup.py

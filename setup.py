@@ -51,6 +51,8 @@ EXTRAS = {
     ],
     # what the samplers are compared with (make parity); the version of torch that has been, and no other
     "parity": ["diffusers==0.42.1", "torch==2.13.0"],
+    # whose speed is compared with ours (make peers)
+    "peers": ["diffusers==0.42.1", "torch==2.13.0", "imagen-pytorch==2.1.0"],
     "docs": [
         "sphinx>=8",  # with MyST, as the documentation of JAX, Flax and Optax
         "myst-parser>=4",
