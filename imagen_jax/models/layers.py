@@ -31,16 +31,48 @@ def conv(channels: int, name: str, dtype: jnp.dtype, size: int = 3, stride: int 
     return nn.Conv(channels, (size, size), (stride, stride), "SAME", kernel_init=init, dtype=dtype, name=name)
 
 
+class _Affine(nn.Module):
+    """Learned scale and bias [C] of a norm."""
+
+    @nn.compact
+    def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        return scale, self.param("bias", nn.initializers.zeros, (channels,))
+
+
 class GroupNorm32(nn.Module):
-    """GroupNorm in float32, with at most `groups` groups: gcd(groups, channels)."""
+    """GroupNorm in float32, with at most `groups` groups: gcd(groups, channels).
+
+    The output is scaled by 1 + scale and shifted if a scale and a shift [B, C] are given. Statistics of channels are
+    averaged to those of groups, and factors of a channel are multiplied before images are: with groups as an axis of
+    images, the innermost loops of a CPU would be as short as a group.
+    """
 
     groups: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        groups = math.gcd(self.groups, x.shape[-1])
+    def __call__(self, x: jax.Array, scale_shift: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
+        channels = x.shape[-1]
+        groups = math.gcd(self.groups, channels)
+
+        def mean_of_groups(values: jax.Array) -> jax.Array:
+            of_channels_BC = values.mean(axis=(1, 2))
+            return of_channels_BC.reshape(-1, groups, channels // groups).mean(axis=2)
+
+        def of_channels(values_BG: jax.Array) -> jax.Array:
+            return jnp.repeat(values_BG, channels // groups, axis=1)
+
         # statistics in float32: bf16 sums over an image lose precision
-        return nn.GroupNorm(groups, epsilon=1e-5, dtype=jnp.float32, name="norm")(x).astype(x.dtype)
+        image = x.astype(jnp.float32)
+        mean_BG = mean_of_groups(image)
+        variance_BG = jnp.maximum(mean_of_groups(jnp.square(image)) - jnp.square(mean_BG), 0.0)
+        scale, bias = _Affine(name="norm")(channels)
+        scale_BC, mean_BC = of_channels(jax.lax.rsqrt(variance_BG + 1e-5)) * scale, of_channels(mean_BG)
+        if scale_shift is not None:
+            scale_BC, bias = scale_BC * (1 + scale_shift[0]), bias * (1 + scale_shift[0]) + scale_shift[1]
+        bias = jnp.broadcast_to(bias, mean_BC.shape)
+        normalized = (image - mean_BC[:, None, None]) * scale_BC[:, None, None] + bias[:, None, None]
+        return normalized.astype(x.dtype)
 
 
 class AdaGN(nn.Module):
@@ -55,9 +87,9 @@ class AdaGN(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
-        scale_shift = nn.Dense(2 * x.shape[-1], dtype=self.dtype, name="scale_shift")(embedding)[:, None, None, :]
-        scale, shift = jnp.split(scale_shift, 2, axis=-1)
-        return GroupNorm32(self.groups, name="norm")(x) * (1 + scale) + shift
+        scale_shift = nn.Dense(2 * x.shape[-1], dtype=self.dtype, name="scale_shift")(embedding)
+        scale, shift = jnp.split(scale_shift.astype(jnp.float32), 2, axis=-1)
+        return GroupNorm32(self.groups, name="norm")(x, (scale, shift))
 
 
 class InputSkip(nn.Module):

@@ -209,8 +209,11 @@ class Unnormed(nn.Module):
     groups: int
 
     @nn.compact
-    def __call__(self, x):
-        return 0.7 * x
+    def __call__(self, x, scale_shift=None):
+        if scale_shift is None:
+            return 0.7 * x
+        scale, shift = (values[:, None, None] for values in scale_shift)
+        return 0.7 * x * (1 + scale) + shift
 
 
 def crop_difference(network, row, column, positions=0):
