@@ -29,6 +29,7 @@ LOCK_FILE = ".lock"
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 45.0
 _POLL_SECONDS = 1.0
+_held: set[str] = set()  # tokens of the claims that this process has
 
 logger = logging.getLogger(__name__)
 
@@ -129,11 +130,15 @@ class _ObjectClaim(Claim):
 @contextlib.contextmanager
 def _object_claim(path: BucketPath) -> Iterator[Claim]:
     owner = {**_owner(), "machine": _machine(), "started": _start_time(os.getpid()), "token": secrets.token_hex(8)}
-    held = _ObjectClaim(path, owner, _acquire(path, owner))
+    _held.add(owner["token"])
     try:
-        yield held
+        held = _ObjectClaim(path, owner, _acquire(path, owner))
+        try:
+            yield held
+        finally:
+            held.release()
     finally:
-        held.release()
+        _held.discard(owner["token"])
 
 
 def _acquire(path: BucketPath, owner: dict[str, Any]) -> int:
@@ -180,10 +185,14 @@ def _read(path: BucketPath) -> tuple[bytes, int]:
 
 
 def _is_dead(text: bytes) -> bool:
-    """Returns whether a claim's owner was a process of this machine that no longer exists."""
+    """Returns whether a claim's owner was a process of this machine that no longer exists, or has given it back."""
     try:
         owner = json.loads(text)
-        return owner["machine"] == _machine() != "" and _start_time(owner["pid"]) != owner["started"]
+        if owner["machine"] != _machine() or not _machine():
+            return False
+        is_gone = _start_time(owner["pid"]) != owner["started"]
+        # the bucket may not have answered when this process gave it back
+        return is_gone or (owner["pid"] == os.getpid() and owner["token"] not in _held)
     except (ValueError, KeyError, TypeError):
         return False
 

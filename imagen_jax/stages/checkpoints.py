@@ -124,7 +124,11 @@ class Checkpoints:
             self._folder.discard(step)
         folder = self._folder.path
         if not is_out_of_space(error):
-            return TrainingError(f"the checkpoint of step {step} could not be written to {folder}: {error}")
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            return TrainingError(
+                f"the checkpoint of step {step} could not be written to {folder}: {reason}; those before it are "
+                "intact, and the same command resumes from them"
+            )
         older = self.latest_step
         return TrainingError(
             f"the checkpoint of step {step} ({size:,} bytes) could not be written to {folder}: no space left "

@@ -96,3 +96,13 @@ def test_claims_survive_lost_answers(bucket, fast):
         threading.Event().wait(2)
         held.check()
     assert bucket.faults.failed
+
+
+def test_claim_of_failed_release(bucket, fast):
+    """A bucket that vanished while it was claimed can be claimed again at once when it is back."""
+    with claims.claim(bucket / "back"):
+        bucket.faults.vanished = True
+    bucket.faults.vanished = False
+    assert (bucket / "back" / ".lock").exists()
+    with claims.claim(bucket / "back") as held:
+        held.check()
