@@ -39,6 +39,8 @@ def _format_params(plan: dict[str, Any]) -> str:
 def _format_memory(plan: dict[str, Any]) -> list[str]:
     """Returns the bytes per chip by kind, and whether they fit."""
     sizes = dict(plan["bytes_per_chip"])
+    if "gradient_bytes_per_chip" in plan:
+        sizes["gradients (temporary)"] = plan["gradient_bytes_per_chip"]
     if "temporary_bytes_per_chip" in plan:
         sizes["activations, temporaries"] = plan["temporary_bytes_per_chip"]
         sizes["code"] = plan["code_bytes_per_chip"]
