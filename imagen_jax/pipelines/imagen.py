@@ -139,7 +139,9 @@ class ImagenPipeline:
     def as_size(self, height: int | None, width: int | None) -> Size | None:
         """Returns (height, width) with the last stage's own in place of None; None if both are."""
         own_height, own_width = self.image_size
-        return None if height is None and width is None else (height or own_height, width or own_width)
+        if height is None and width is None:
+            return None
+        return own_height if height is None else height, own_width if width is None else width
 
     def set_progress_bar_config(self, **settings: Any) -> None:
         """Passes settings to the tqdm progress bar of later calls, such as `disable=True`."""

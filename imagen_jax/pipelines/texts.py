@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,7 +78,11 @@ def make_texts(
 
 def as_prompts(prompts: str | Sequence[str], name: str = "prompts") -> list[str]:
     """Returns a list of prompts. Raises ConfigError if there are none, or one is not text."""
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    if not isinstance(prompts, Iterable):
+        raise ConfigError(f"{name} is {prompts!r}, which is not text: give a string, or a list of strings")
+    prompts = list(prompts)
     if not prompts:
         raise ConfigError(f"{name} is empty: give a prompt, or a list of prompts")
     for prompt in prompts:
