@@ -193,19 +193,26 @@ def build_encoder(config: dict[str, Any], read: ReadSliceFn, tokenizer: Tokenize
     module = T5Encoder(**config, dtype=dtype)
     shapes = parameter_shapes(config, dtype)
 
-    def encode(params: dict, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-        embeddings: Any = module.apply({"params": params}, tokens, mask)
-        return jax.lax.stop_gradient(embeddings)
-
     return TextEncoder(
         shapes=shapes,
         read=read,
         width=config["d_model"],
         length=tokenizer.length,
         tokenize=tokenizer,
-        encode=encode,
+        encode=_make_encode(module),
         fingerprint=functools.cache(functools.partial(encoder_fingerprint, module, shapes, read, tokenizer)),
     )
+
+
+@functools.cache
+def _make_encode(module: T5Encoder) -> Callable[[dict, jax.Array, jax.Array], jax.Array]:
+    """Returns `TextEncoder.encode`: one function for all equal modules, so that `jax.jit` compiles it once."""
+
+    def encode(params: dict, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        embeddings: Any = module.apply({"params": params}, tokens, mask)
+        return jax.lax.stop_gradient(embeddings)
+
+    return encode
 
 
 def parameter_shapes(config: dict[str, Any], dtype: Any = jnp.float32) -> dict:
