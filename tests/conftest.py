@@ -44,6 +44,7 @@ LONGEST = (
     "docs/test_examples.py",
     "diffusion/test_samplers.py",
     "planning/test_plan.py",
+    "training/test_bucket_runs.py",
     "training/test_resume.py",
     "stages/test_old_stages.py",
     "faults/test_faults.py",

@@ -267,7 +267,8 @@ def _errors(path: BucketPath, is_write: bool = False) -> Iterator[None]:
     except ConfigError:
         raise
     except api.NotFound as error:
-        if not is_write and "bucket does not exist" not in str(error):
+        if not is_write:
+            _list(path, path.key, max_results=1)  # raises BucketError if it is the bucket that is not there
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
         text = f"there is no bucket {path.bucket!r}: create it, or correct the name"
         raise BucketError(errno.ENOENT, text, str(path)) from error

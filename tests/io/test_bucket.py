@@ -79,7 +79,7 @@ def test_writes_survive_faults(bucket, fault):
 def test_bucket_errors_are_sentences(bucket, monkeypatch):
     """Absent is not the same as denied, and a bucket is never created."""
     absent = paths.as_path("gs://no-such-bucket/run")
-    for use in (absent.exists, absent.check_access, lambda: (absent / "a").write_bytes(b"")):
+    for use in (absent.exists, absent.check_access, absent.read_bytes, lambda: (absent / "a").write_bytes(b"")):
         with pytest.raises(BucketError, match="no-such-bucket"):
             use()
     bucket.faults.denied = True

@@ -18,7 +18,6 @@ from tests.helpers.cli import run_command
 from tests.helpers.configs import base_config, contents
 
 SAVE_EVERY = 16
-pytestmark = pytest.mark.filterwarnings("ignore:Some donated buffers")
 pytest_plugins = ("tests.helpers.fixtures",)
 
 
