@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from imagen_jax.io import checksums
+from imagen_jax.io.atomic import atomic_write
 from imagen_jax.io.paths import bucket_path, remove_tree
 
 _UNFINISHED = ".unfinished"
@@ -119,7 +120,7 @@ class BucketCheckpointFolder(CheckpointFolder):
         remove_tree(self.step(step))
 
     def quarantine(self, step: int, problem: str) -> str:
-        (self.path / f"{step}{_DAMAGED}").write_bytes(problem.encode())
+        atomic_write(self.path / f"{step}{_DAMAGED}", problem.encode())
         return f"{step}{_DAMAGED} marks it as unusable"
 
 
