@@ -299,7 +299,8 @@ def ddim(schedule: Schedule, eta: float = 0.0) -> Sampler:
     def step(denoise_fn: Any, state: SamplerState, numbers: StepInputs, keys: jax.Array) -> SamplerState:
         z, t, s = state.z, numbers["t"], numbers["s"]
         alpha_t, sigma_t, alpha_s, sigma_s = schedule.alpha(t), schedule.sigma(t), schedule.alpha(s), schedule.sigma(s)
-        x_hat = denoise_fn(z, t)
+        # in inversion at the time that the step in the other direction would start from
+        x_hat = _predict_at(denoise_fn, schedule, z, t, jnp.maximum(t, s)) if eta == 0 else denoise_fn(z, t)
         eps_hat = eps_from_x(x_hat, z, alpha_t, sigma_t)
         if eta == 0:
             return SamplerState(alpha_s * x_hat + sigma_s * eps_hat, x_hat)
@@ -334,7 +335,7 @@ def dpm_solver(schedule: Schedule) -> Sampler:
 
     def step(denoise_fn: Any, state: SamplerState, numbers: StepInputs, keys: jax.Array) -> SamplerState:
         t, s, extrapolation = numbers["t"], numbers["s"], numbers["extrapolation"]
-        x_hat = denoise_fn(state.z, t)
+        x_hat = _predict_at(denoise_fn, schedule, state.z, t, jnp.where(t == 0, s, t))
         # D_i = (1 + 1/2r) x_i - 1/2r x_{i-1}
         d = (1 + extrapolation) * x_hat - extrapolation * state.x_hat
         # sigma_i / sigma_{i-1} z - alpha_i (exp(-h) - 1) D_i
@@ -379,15 +380,15 @@ def heun(schedule: Schedule, churn: Churn = _NO_CHURN) -> Sampler:
             sigma = sigma_hat
         # Euler step: y + (sigma_next - sigma) d with d = (y - x_hat) / sigma. Here and below, the paper's sum is
         # written without cancellation where noise levels fall fast.
-        x_hat = denoise(y, t)
+        x_hat = _predict_at(denoise_fn, schedule, schedule.alpha(t) * y, t, jnp.where(t == 0, s, t))
         y_next = x_hat + (sigma_next / sigma) * (y - x_hat)
 
-        # second-order correction, unless the next level is the clean one: y + (sigma_next - sigma) (d + d_next) / 2
+        # second-order correction, unless one of the levels is the clean one: y + (sigma_next - sigma) (d + d_next) / 2
         def corrected() -> jax.Array:
             x_next = denoise(y_next, s)
             return y_next + (sigma / sigma_next - 1) / 2 * (x_next - x_hat)
 
-        y = jax.lax.cond(s > 0, corrected, lambda: y_next)
+        y = jax.lax.cond((s > 0) & (t > 0), corrected, lambda: y_next)
         return SamplerState(schedule.alpha(s) * y, x_hat)
 
     return Sampler(schedule, inputs, step, deterministic=churn.s_churn == 0, lambda_min=LAMBDA_MIN)
@@ -419,6 +420,17 @@ def get_sampler(name: str, schedule: Schedule, config: SamplerConfig) -> Sampler
 def _step_inputs(times: jax.Array) -> StepInputs:
     """Returns the index of each step, counted from 1, and its times t and s, [steps] each."""
     return {"index": jnp.arange(1, len(times)), "t": times[:-1], "s": times[1:]}
+
+
+def _predict_at(denoise_fn: DenoiseFn, schedule: Schedule, z: jax.Array, t: jax.Array, time: jax.Array) -> jax.Array:
+    """Returns x_hat for z_t, of the noise that the denoiser finds in z as if z were at another time.
+
+    A step that leaves the clean end cannot use the denoiser there: an error of x_hat, divided by sigma, would be taken
+    for noise. At `time` equal to t this is the denoiser's own x_hat.
+    """
+    x_hat = denoise_fn(z, time)
+    eps_hat = eps_from_x(x_hat, z, schedule.alpha(time), schedule.sigma(time))
+    return jnp.where(time == t, x_hat, (z - schedule.sigma(t) * eps_hat) / schedule.alpha(t))
 
 
 def _split_variance(prediction: Any, variance_type: VarianceType) -> tuple[jax.Array, jax.Array | float]:
