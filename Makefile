@@ -37,7 +37,7 @@ demo: $(SETUP) ## train a small cascade on this machine, draw with it, and score
 	@$(BIN)/imagen sample --stages=$(RUN)/base,$(RUN)/sr --prompts_file=configs/shapes_prompts.txt \
 		--out=$(RUN) --overwrite
 	@echo '== 3 of 3: scoring pictures of held-out captions'
-	@$(BIN)/imagen evaluate --stages=$(RUN)/base,$(RUN)/sr --config=configs/shapes_eval.py --out=$(RUN)
+	@$(BIN)/imagen evaluate --stages=$(RUN)/base,$(RUN)/sr --config=configs/shapes_eval.py --out=$(RUN) --overwrite
 	@echo
 	@echo 'Done. Look at:'
 	@echo '  $(RUN)/samples.png             pictures with their prompts'

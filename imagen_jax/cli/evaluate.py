@@ -5,6 +5,8 @@ each row: correct, total, rate and its 95% interval), and `OUT/correct.png` and 
 images; without a judge (`judge = ""`), as for photographs, `OUT/samples.png`. In any case `OUT/diagnostics.json` and
 `OUT/diagnostics.png`: for each stage the losses on real images of the split by noise level, the consistency with the
 stage before, the color drift and the share of saturated values.
+
+The state is written after each batch (`OUT/evaluation.jsonl`): after a kill, the same command continues.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ def define_flags(values: flags.FlagValues) -> None:
     define_stages(values)
     define_config(values, "What to score, such as configs/shapes_eval.py.")
     flags.DEFINE_string("out", None, "The folder to write to.", flag_values=values)
+    flags.DEFINE_boolean("overwrite", False, "Remove results of another evaluation from OUT.", flag_values=values)
     define_text_cache(values)
     define_mesh(values)
     define_sampling(values)
@@ -46,6 +49,6 @@ def run(args: CommandFlags) -> None:
     folders = args.stage_folders()
     changes = stage_changes(args, len(folders))
     pipeline = ImagenPipeline.from_pretrained(folders, mesh_axes(args), changes, text_cache=args.text_cache)
-    result = evaluate(pipeline, config, args.output_folder("runs/scores"))
+    result = evaluate(pipeline, config, args.output_folder("runs/scores"), overwrite=args.overwrite)
     if result is not None:
         print(result.summary())

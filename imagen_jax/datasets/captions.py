@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import overload
 
 from imagen_jax.config.schema import StageConfig
+from imagen_jax.data.dataset import first_caption
 from imagen_jax.data.record import CorruptRecordError, Source
 from imagen_jax.datasets.registry import make_source
 
@@ -27,6 +29,34 @@ class SourceCaptions:
                     return ()  # another record is read in its place
             index -= len(source)
         raise IndexError(f"index is outside the captions of {len(self)} examples")
+
+
+class FirstCaptions(Sequence[str]):
+    """The first caption of each of `count` examples, read when it is asked for; begins again after the last example.
+
+    Args:
+        captions: of all examples.
+        count: length of the sequence.
+    """
+
+    def __init__(self, captions: SourceCaptions, count: int) -> None:
+        self._captions, self._count = captions, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._count))]
+        if not 0 <= index < self._count:
+            raise IndexError(f"{index} is outside {self._count} captions")
+        return first_caption(self._captions[index % len(self._captions)])
 
 
 def training_captions(config: StageConfig, training: Sequence[Source] = ()) -> SourceCaptions:

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from imagen_jax.config.data_schema import DataConfig
 from imagen_jax.config.load import to_json
+from imagen_jax.config.schema import EvaluationConfig
 from imagen_jax.data.dataset import first_examples
 from imagen_jax.datasets.from_config import make_examples
-from imagen_jax.evaluation.cascade_metrics import compute_metrics
+from imagen_jax.evaluation.cascade_metrics import StageMetrics, with_real
 from imagen_jax.evaluation.validation_loss import make_validation_loss, validation_metrics
 from imagen_jax.images.array import format_height_width
 from imagen_jax.images.plots import plot_cascade_diagnostics
@@ -25,28 +23,26 @@ MAX_REAL_IMAGES = 128
 
 
 def compute_diagnostics(
-    pipeline: ImagenPipeline,
-    samples: Sequence[np.ndarray],
-    data: DataConfig,
-    batch_size: int,
+    pipeline: ImagenPipeline, samples: Sequence[StageMetrics], config: EvaluationConfig
 ) -> list[dict[str, float]]:
-    """Returns the metrics of each stage by name, from `compute_metrics` and `validation_metrics`.
+    """Returns the metrics of each stage by name, those of `compute_metrics` and `validation_metrics`.
+
+    All processes take part in the validation loss; one without samples gets that alone.
 
     Args:
         pipeline: the cascade.
-        samples: images of each stage, [N, H, W, C].
-        data: an evaluation config's `data`, with the source and split of real images.
-        batch_size: images at once in the validation loss.
+        samples: the sums over the samples of each stage.
+        config: with the source and split of real images, and how many of them are at once in the validation loss.
     """
     metrics = []
-    for index, (trained, images) in enumerate(zip(pipeline.stages, samples, strict=True)):
-        config = trained.stage.config
-        examples = make_examples(data, data.split, config.image_hw, config.channels)
-        real, captions = first_examples(examples, min(MAX_REAL_IMAGES, len(images)))
-        validation_loss = make_validation_loss(trained.stage, pipeline.mesh, batch_size)
+    for index, (trained, sums) in enumerate(zip(pipeline.stages, samples, strict=True)):
+        data, stage_config = config.data, trained.stage.config
+        examples = make_examples(data, data.split, stage_config.image_hw, stage_config.channels)
+        real, captions = first_examples(examples, min(MAX_REAL_IMAGES, config.num_samples))
+        validation_loss = make_validation_loss(trained.stage, pipeline.mesh, config.batch_size)
         losses = validation_loss(trained.params, real, pipeline.encode_prompt(captions, index))
-        low_res = samples[index - 1] if index else None
-        metrics.append({**compute_metrics(images, low_res, real), **validation_metrics(losses)})
+        sampled = with_real(sums.result(), real) if sums.images else {}
+        metrics.append({**sampled, **validation_metrics(losses)})
     return metrics
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,53 +14,125 @@ from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import alpha_composite, to_uint8
 
 Scores = dict[str, dict[str, float]]
-Judge = Callable[[np.ndarray, Sequence[str]], tuple[Scores, np.ndarray]]
+Counts = dict[str, tuple[int, int]]  # of each row: correct, total
 
 
-def _judge_shapes(images: np.ndarray, captions: Sequence[str]) -> tuple[Scores, np.ndarray]:
-    """Returns (scores by row, whether each image is fully correct, bool [N]).
+class Judge(Protocol):
+    """Judges images one by one: `counts` of parts of them add up, see `ScoreCounts`."""
 
-    Args:
-        images: RGB, or RGBA to be composited on white, [N, H, W, 3 or 4].
-        captions: their captions.
+    def counts(self, images: np.ndarray, captions: Sequence[str]) -> tuple[Counts, np.ndarray]:
+        """Returns (counts by row, whether each image is fully correct, bool [N]) for images [N, H, W, C]."""
+        ...
 
-    Raises:
-        ConfigError: a caption is outside the grammar of the data set.
-    """
-    descriptions = [parse_caption(caption) for caption in captions]
-    images = to_uint8(images)
-    images = alpha_composite(images, 255) if images.shape[-1] == 4 else images
-    judgments = [judge.judge(image, description) for image, description in zip(images, descriptions, strict=True)]
-    return judge.aggregate(judgments, descriptions), np.array([judgment.all for judgment in judgments])
+    def scores(self, counts: Counts) -> Scores:
+        """Returns the table of scores: the rows of `counts` in order, and rows that do not depend on the images."""
+        ...
+
+    def __call__(self, images: np.ndarray, captions: Sequence[str]) -> tuple[Scores, np.ndarray]:
+        """Returns (scores by row, whether each image is fully correct, bool [N])."""
+        ...
 
 
-def _judge_digits(images: np.ndarray, captions: Sequence[str]) -> tuple[Scores, np.ndarray]:
-    """Returns (scores by digit and in total, whether each image is correct, bool [N]) for images [N, 8, 8, 1].
+class _JudgeBase:
+    """Scores all images at once by counting them."""
+
+    def __call__(self: Judge, images: np.ndarray, captions: Sequence[str]) -> tuple[Scores, np.ndarray]:
+        counts, correct = self.counts(images, captions)
+        return self.scores(counts), correct
+
+
+class _ShapesJudge(_JudgeBase):
+    """Judges RGB images, or RGBA to be composited on white. Raises ConfigError for a caption outside the grammar."""
+
+    def counts(self, images: np.ndarray, captions: Sequence[str]) -> tuple[Counts, np.ndarray]:
+        descriptions = [parse_caption(caption) for caption in captions]
+        images = to_uint8(images)
+        images = alpha_composite(images, 255) if images.shape[-1] == 4 else images
+        judgments = [judge.judge(image, description) for image, description in zip(images, descriptions, strict=True)]
+        rows = judge.aggregate(judgments, descriptions)
+        counts = {name: (int(row["correct"]), int(row["total"])) for name, row in rows.items()}
+        return counts, np.array([judgment.all for judgment in judgments])
+
+    def scores(self, counts: Counts) -> Scores:
+        return {name: judge.rate_row(*counts[name]) for name in judge.ROW_NAMES if name in counts}
+
+
+class _DigitsJudge(_JudgeBase):
+    """Judges images [N, 8, 8, 1]; rows are the digits, and all of them.
 
     An image is correct if a classifier fitted to the real training images predicts the caption's digit. The row
     `real test images` is the classifier's accuracy on real images, an upper bound.
     """
+
+    def counts(self, images: np.ndarray, captions: Sequence[str]) -> tuple[Counts, np.ndarray]:
+        from imagen_jax.datasets.digits import DIGIT_NAMES  # optional, see _digit_classifier
+
+        labels = np.array([_parse_digit(caption) for caption in captions])
+        correct = _digit_classifier().predict(_features(images)) == labels
+        by_label = {name: correct[labels == label] for label, name in enumerate(DIGIT_NAMES)} | {"all": correct}
+        return {name: (int(row.sum()), len(row)) for name, row in by_label.items() if len(row)}, correct
+
+    def scores(self, counts: Counts) -> Scores:
+        from imagen_jax.datasets.digits import DIGIT_NAMES, load_split
+
+        scores = {name: judge.rate_row(*counts[name]) for name in (*DIGIT_NAMES, "all") if name in counts}
+        images, labels = load_split("test")
+        correct = _digit_classifier().predict(_features(images)) == labels
+        return scores | {"real test images": judge.success_rate(correct.tolist())}
+
+
+@functools.cache
+def _digit_classifier() -> Any:
+    """Returns a classifier of digits fitted to the real training images."""
     # imported here: scikit-learn is optional and takes seconds to import
     from sklearn.svm import SVC
 
-    from imagen_jax.datasets.digits import DIGIT_NAMES, load_split, parse_label
+    from imagen_jax.datasets.digits import load_split
 
-    def features(batch: np.ndarray) -> np.ndarray:
-        return batch.reshape(len(batch), -1) / np.iinfo(batch.dtype).max
+    images, labels = load_split("train")
+    return SVC(gamma="scale", C=10.0).fit(_features(images), labels)
 
-    train_images, train_labels = load_split("train")
-    test_images, test_labels = load_split("test")
-    classifier = SVC(gamma="scale", C=10.0).fit(features(train_images), train_labels)
-    labels = np.array([parse_label(caption) for caption in captions])
-    correct = classifier.predict(features(images)) == labels
-    scores = {
-        name: judge.success_rate(correct[labels == label].tolist())
-        for label, name in enumerate(DIGIT_NAMES)
-        if (labels == label).any()
-    }
-    scores["all"] = judge.success_rate(correct.tolist())
-    scores["real test images"] = judge.success_rate((classifier.predict(features(test_images)) == test_labels).tolist())
-    return scores, correct
+
+def _features(images: np.ndarray) -> np.ndarray:
+    """Returns integer images as vectors in [0, 1]."""
+    return images.reshape(len(images), -1) / np.iinfo(images.dtype).max
+
+
+class ScoreCounts:
+    """Counts of a judge's rows over the images of several batches.
+
+    Args:
+        judge: of the images.
+        counts: of earlier images.
+    """
+
+    def __init__(self, judge: Judge, counts: Counts | None = None) -> None:
+        self._judge, self._counts = judge, dict(counts or {})
+
+    def update(self, images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
+        """Judges a batch of images [B, H, W, C], and returns whether each is fully correct, bool [B]."""
+        counts, correct = self._judge.counts(images, captions)
+        self.merge(ScoreCounts(self._judge, counts))
+        return correct
+
+    def merge(self, other: ScoreCounts) -> None:
+        """Adds the counts of other images."""
+        for name, (correct, total) in other._counts.items():
+            before = self._counts.get(name, (0, 0))
+            self._counts[name] = (before[0] + correct, before[1] + total)
+
+    def result(self) -> Scores:
+        """Returns the table of scores."""
+        return self._judge.scores(self._counts)
+
+    def to_json(self) -> dict[str, list[int]]:
+        """Returns the counts as a JSON value."""
+        return {name: list(counts) for name, counts in self._counts.items()}
+
+    @classmethod
+    def from_json(cls, judge: Judge, value: dict[str, list[int]]) -> ScoreCounts:
+        """Returns the counts of `to_json`."""
+        return cls(judge, {name: (correct, total) for name, (correct, total) in value.items()})
 
 
 def _parse_digit(caption: str) -> int:
@@ -69,19 +142,19 @@ def _parse_digit(caption: str) -> int:
     return parse_label(caption)
 
 
-JUDGES: dict[str, Judge] = {"shapes": _judge_shapes, "digits": _judge_digits}
+JUDGES: dict[str, Judge] = {"shapes": _ShapesJudge(), "digits": _DigitsJudge()}
 # they raise ValueError at captions that the judge does not understand
 _CAPTION_PARSERS: dict[str, Callable[[str], Any]] = {"shapes": parse_caption, "digits": _parse_digit}
 
 
 def get_judge(name: str) -> Judge:
-    """Returns a judge, a function `(images, captions) -> (scores, correct)`. Raises ConfigError for an unknown name."""
+    """Returns a judge. Raises ConfigError for an unknown name."""
     if name not in JUDGES:
         raise ConfigError(f"config.judge {name!r} is unknown: choose one of {', '.join(JUDGES)}, or '' for none")
     return JUDGES[name]
 
 
-def check_captions(name: str, captions: Sequence[str]) -> None:
+def check_captions(name: str, captions: Iterable[str]) -> None:
     """Raises ConfigError for the first caption that a judge does not understand."""
     for caption in captions:
         try:

@@ -47,7 +47,7 @@ def run_manifest(stages: Sequence[TrainedStage], request: SampleRequest) -> dict
     scales, texts = request.guidance_scale, request.texts
     manifest: dict[str, Any] = {
         "seed": request.seed,
-        "stages": {str(index): _stage_manifest(trained) for index, trained in enumerate(stages)},
+        "stages": stages_manifest(stages),
         "guidance": None if scales is None else scales.tolist(),
         "prompts": {image_path(Path(), index).name: prompt for index, prompt in enumerate(texts.prompts)},
     }
@@ -57,6 +57,11 @@ def run_manifest(stages: Sequence[TrainedStage], request: SampleRequest) -> dict
     if request.size is not None:
         manifest["size"] = list(request.size)
     return json.loads(json.dumps(manifest))
+
+
+def stages_manifest(stages: Sequence[TrainedStage]) -> dict[str, Any]:
+    """Returns which stages they are and how they are sampled, as JSON, by their index."""
+    return {str(index): _stage_manifest(trained) for index, trained in enumerate(stages)}
 
 
 def _stage_manifest(trained: TrainedStage) -> dict[str, Any]:

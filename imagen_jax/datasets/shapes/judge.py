@@ -164,6 +164,7 @@ _ROWS = {
     },
 }
 _RELATION_AND_BINDING = "two objects: relation with both attributes bound"
+ROW_NAMES = (*_ROWS, _RELATION_AND_BINDING)
 
 
 def score(images: Iterable[np.ndarray], descriptions: Iterable[Description]) -> dict[str, Row]:
@@ -206,7 +207,11 @@ def aggregate(judgments: Sequence[Judgment], descriptions: Sequence[Description]
 
 def success_rate(outcomes: Sequence[bool]) -> Row:
     """Returns a row of a table: how many outcomes are correct, and the rate with Wilson's 95% interval."""
-    correct, total = int(sum(outcomes)), len(outcomes)
+    return rate_row(int(sum(outcomes)), len(outcomes))
+
+
+def rate_row(correct: int, total: int) -> Row:
+    """Returns the row of `success_rate` for a number of correct outcomes out of all."""
     low, high = _wilson_interval(correct, total)
     return {"correct": correct, "total": total, "rate": correct / total, "low": low, "high": high}
 

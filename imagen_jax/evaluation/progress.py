@@ -1,0 +1,131 @@
+"""What an evaluation writes as it goes, so that it continues after a kill.
+
+    OUT/evaluation.json     what is evaluated: stages with their steps and settings, the config, the captions
+    OUT/evaluation.jsonl    the state after each batch, one a line
+    OUT/grid_images/N.png   the images that the grids show
+
+The state is a function of the manifest and the number of images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imagen_jax.config.load import to_json
+from imagen_jax.config.schema import EvaluationConfig
+from imagen_jax.errors import ConfigError
+from imagen_jax.evaluation.judges import Judge
+from imagen_jax.evaluation.state import EvaluationState
+from imagen_jax.images.grid import is_valid_png, read_png, save_png
+from imagen_jax.io.atomic import read_json, write_json
+from imagen_jax.io.changes import changes, flatten
+from imagen_jax.io.json_lines import append_json_line, read_json_lines, write_json_lines
+from imagen_jax.io.paths import remove_tree
+from imagen_jax.pipelines.loading import TrainedStage
+from imagen_jax.pipelines.output_dir import MAX_DIFFERENCES, stages_manifest
+
+MANIFEST = "evaluation.json"
+RECORDS = "evaluation.jsonl"
+IMAGES = "grid_images"
+# not samples.png, which may be that of `imagen sample` in the same folder
+RESULTS = ("scores.json", "diagnostics.json", "diagnostics.png", "correct.png", "incorrect.png")
+
+
+def evaluation_manifest(
+    stages: Sequence[TrainedStage], config: EvaluationConfig, captions: Iterable[str]
+) -> dict[str, Any] | None:
+    """Returns all that decides the results, as JSON; None for stages that are not, or no longer, in a folder."""
+    try:
+        by_index = stages_manifest(stages)
+    except FileNotFoundError:
+        return None
+    digest = hashlib.sha256()
+    for caption in captions:
+        digest.update(json.dumps(caption).encode() + b"\n")
+    manifest = {"stages": by_index, "config": to_json(config), "captions": digest.hexdigest()}
+    return json.loads(json.dumps(manifest))
+
+
+class EvaluationFolder:
+    """The folder of an evaluation.
+
+    Args:
+        out: its path.
+        manifest: see `evaluation_manifest`; with None, nothing is continued.
+        overwrite: whether results of another evaluation are removed.
+
+    Raises:
+        ConfigError: the folder has results of another evaluation, and `overwrite` is False.
+    """
+
+    def __init__(self, out: Path, manifest: dict[str, Any] | None, overwrite: bool) -> None:
+        self._out, self._records = out, out / RECORDS
+        problem = self._difference(manifest)
+        if problem and not overwrite:
+            raise ConfigError(f"--out {str(out)!r} {problem}: give another folder, or --overwrite to remove them")
+        if problem or not (out / MANIFEST).exists():
+            self._remove(RESULTS if problem else ())
+            write_json(out / MANIFEST, manifest)
+
+    def _difference(self, manifest: dict[str, Any] | None) -> str:
+        """Returns how the folder is known to be of another evaluation, as the end of a sentence; "" if it is not."""
+        if not (self._out / MANIFEST).exists():
+            return ""
+        try:
+            before, now = flatten(read_json(self._out / MANIFEST) or {}), flatten(manifest or {})
+        except (ValueError, AttributeError):
+            return f"has an evaluation, and its {MANIFEST} is damaged"
+        if not now:
+            return "has an evaluation, and these stages have no checkpoints to compare it with"
+        changed = list(changes(before, now).values())
+        more = f" and {len(changed) - MAX_DIFFERENCES} more" if len(changed) > MAX_DIFFERENCES else ""
+        return f"has results of another evaluation: {'; '.join(changed[:MAX_DIFFERENCES])}{more}" if changed else ""
+
+    def _remove(self, results: Sequence[str]) -> None:
+        """Removes the state, and these results."""
+        if self._records.parent.exists():
+            write_json_lines(self._records, [])
+            remove_tree(self._out / IMAGES, ignore_errors=True)
+        for name in results:
+            (self._out / name).unlink(missing_ok=True)
+
+    def load(self, judge: Judge | None) -> EvaluationState | None:
+        """Returns the last complete state, None if there is none; later writes continue from there."""
+        lines = read_json_lines(self._records)
+        while lines:
+            try:
+                state = EvaluationState.from_json(lines[-1], judge)
+                if all(is_valid_png(self._image(index)) for index in (*state.correct, *state.incorrect)):
+                    break
+            except (KeyError, TypeError, ValueError, AttributeError):
+                pass
+            lines.pop()
+        self._records.parent.mkdir(parents=True, exist_ok=True)
+        write_json_lines(self._records, lines)  # without a torn last line
+        return state if lines else None
+
+    def save(self, state: EvaluationState, first: int, images: np.ndarray) -> None:
+        """Writes the state after a batch, and before it those of its images that a grid shows.
+
+        Args:
+            state: with the batch.
+            first: index of the batch's first image.
+            images: [B, H, W, C] of the last stage.
+        """
+        for index in (*state.correct, *state.incorrect):
+            if index >= first:
+                save_png(images[index - first], self._image(index))
+        append_json_line(self._records, state.to_json())
+
+    def images(self, indices: Sequence[int]) -> np.ndarray:
+        """Returns images that were saved, [N, H, W, C]."""
+        return np.stack([read_png(self._image(index)) for index in indices])
+
+    def _image(self, index: int) -> Path:
+        return self._out / IMAGES / f"{index}.png"
