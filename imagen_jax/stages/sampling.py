@@ -16,7 +16,7 @@ from imagen_jax.config.schema import SamplingConfig
 from imagen_jax.diffusion import samplers
 from imagen_jax.diffusion.guidance import Guidance, get_threshold_fn
 from imagen_jax.diffusion.process import predict_x0_and_eps
-from imagen_jax.diffusion.schedules import alpha_from_logsnr, cosine_time, sigma_from_logsnr
+from imagen_jax.diffusion.schedules import Schedule, alpha_from_logsnr, cosine_time, sigma_from_logsnr
 from imagen_jax.diffusion.tiling import tiled_predict
 from imagen_jax.images.array import Size, scale_size
 from imagen_jax.parallel import runtime
@@ -67,11 +67,11 @@ class Conditions(NamedTuple):
     keys: jax.Array
 
 
-def make_sampler(stage: Stage, settings: SamplingConfig) -> samplers.Sampler:
-    """Returns the sampler of sampling settings for a stage's schedule."""
+def make_sampler(settings: SamplingConfig, schedule: Schedule) -> samplers.Sampler:
+    """Returns the sampler of sampling settings for a noise schedule."""
     return samplers.get_sampler(
         settings.sampler,
-        stage.schedule,
+        schedule,
         samplers.SamplerConfig(
             eta=settings.eta,
             variance_type=settings.variance_type,  # type: ignore[arg-type]  # one of its choices
@@ -94,7 +94,7 @@ def make_sample_fn(stage: Stage, settings: SamplingConfig) -> SampleFn:
         `(params, text, null_text, keys [B], low_res=None) -> [B, H, W, C]`; `low_res` is float [B, h, w, C];
         images are in [-1, 1].
     """
-    sampler = make_sampler(stage, settings)
+    sampler = make_sampler(settings, stage.schedule)
     times = sampler.times(settings.num_inference_steps, settings.timestep_spacing)
     guided = is_guided(settings, settings.guidance_scale)
 

@@ -147,7 +147,7 @@ class _Programs(NamedTuple):
 
 def _compile_programs(stage: Stage, settings: SamplingConfig, mesh: Mesh, guided: bool) -> _Programs:
     stage = stage.with_mesh(mesh)
-    sampler, images = make_sampler(stage, settings), batch_sharding(mesh, IMAGE)
+    sampler, images = make_sampler(settings, stage.schedule), batch_sharding(mesh, IMAGE)
 
     def start(keys: jax.Array, low_res: jax.Array | None, z: jax.Array | None, level: jax.Array, size: Size) -> Any:
         start_keys, step_keys, aug_keys = split_keys(keys)
@@ -222,7 +222,7 @@ class StageSampler:
     def __init__(self, stage: Stage, mesh: Mesh) -> None:
         check_rows(stage.config, mesh.shape["spatial"])
         self._stage, self._mesh, self._settings = stage, mesh, stage.config.sampling
-        self._sampler = make_sampler(stage, self._settings)
+        self._sampler = make_sampler(self._settings, stage.schedule)
 
     @functools.cached_property
     def _times(self) -> np.ndarray:

@@ -15,6 +15,7 @@ from imagen_jax.cli import app, sample
 from imagen_jax.cli import train as train_command
 from imagen_jax.cli.flags import CommandFlags
 from imagen_jax.errors import ConfigError
+from imagen_jax.parallel import runtime
 from tests.helpers.configs import ROOT, STEPS, base_config, contents, sr_config, write_stage
 
 pytest_plugins = ("tests.helpers.fixtures",)
@@ -80,7 +81,7 @@ def cache_of():
 
     def cache_of(told):
         jax.config.update("jax_compilation_cache_dir", told)
-        app.enable_compilation_cache()
+        runtime.enable_compilation_cache()
         return jax.config.jax_compilation_cache_dir
 
     yield cache_of

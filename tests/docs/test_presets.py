@@ -11,6 +11,7 @@ from benchmarks import presets
 from imagen_jax.config.load import load_config
 from imagen_jax.datasets.registry import make_source
 from imagen_jax.diffusion.guidance import get_threshold_fn
+from imagen_jax.diffusion.schedules import get_schedule
 from imagen_jax.io.changes import flatten
 from imagen_jax.parallel import sharding
 from imagen_jax.parallel.mesh import make_mesh
@@ -69,7 +70,7 @@ def test_parameter_counts():
 def test_preset_is_valid(name):
     config = CONFIGS[name]
     make_optimizer(config.optimizer)
-    make_sampler(config.sampling)
+    make_sampler(config.sampling, get_schedule(config.diffusion.schedule, config.diffusion.schedule_shift))
     get_threshold_fn(config.sampling.threshold, config.sampling.dynamic_threshold_percentile)
     for split in (config.data.split, config.data.validation_split):
         assert len(make_source(config.data, split, config.image_size)) > 0
