@@ -15,6 +15,8 @@ from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.pipelines import output_dir
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.pipelines.loading import load_stage
+from imagen_jax.pipelines.request import SampleRequest
+from imagen_jax.pipelines.texts import Texts
 from imagen_jax.stages.precompute_text import embed
 from imagen_jax.stages.workdir import read_config
 from imagen_jax.text.embedding_cache import EmbeddingCache
@@ -186,7 +188,7 @@ def test_tpu_workers_sample_same_images(pair_folder, tmp_path):
     # one image exists already, as in an interrupted run, and can be recognized
     pipeline = ImagenPipeline.from_pretrained([pair_folder], eight_devices())
     out = tmp_path / "samples"
-    output_dir.prepare(out, output_dir.run_manifest(pipeline.stages, PROMPTS, 0, None), overwrite=False)
+    output_dir.prepare(out, output_dir.run_manifest(pipeline.stages, SampleRequest(Texts(PROMPTS))), overwrite=False)
     output_dir.save(out, np.full((5, 8, 8, 3), 77, np.uint8), 0, np.arange(5) == 2)
     prompts = "; ".join(PROMPTS)
     tpu("run", "--", "sample", f"--stages={pair_folder}", f"--prompts={prompts}", f"--out={out}")

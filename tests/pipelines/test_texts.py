@@ -42,7 +42,8 @@ def images(pipeline):
 
 def same(images, others):
     for a, b in zip(images, others, strict=True):
-        np.testing.assert_array_equal(a, b)
+        # programs of other batch sizes and text sources may round differently
+        assert np.abs(a.astype(int) - b.astype(int)).max() <= 1
 
 
 def test_prompts_are_encoded_once(trained):
@@ -79,7 +80,7 @@ def test_negative_prompt(pipeline, images):
     same(pipeline(PROMPTS, negative_prompt_embeds=negative).stages, others)
     assert all(np.abs(a.astype(int) - b.astype(int)).max() > 1 for a, b in zip(others, images, strict=True))
     mixed = pipeline(PROMPTS, negative_prompt=["a blue ring", "a cross", "a blue ring"]).stages
-    np.testing.assert_array_equal(mixed[0][::2], others[0][::2])
+    assert np.abs(mixed[0][::2].astype(int) - others[0][::2].astype(int)).max() <= 1
     assert np.abs(mixed[0][1].astype(int) - others[0][1].astype(int)).max() > 1
 
 
