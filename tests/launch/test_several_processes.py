@@ -196,7 +196,7 @@ def test_tpu_workers_sample_same_images(pair_folder, tmp_path):
         time.sleep(1)
     cloud.end_workers()
     assert state == "TPU READY, run exited 0\n"
-    samples = pipeline.sample(PROMPTS, seed=0)[-1]
+    samples = pipeline(PROMPTS).images
     files = sorted((out / "images").iterdir())
     assert len(files) == len(PROMPTS)
     assert (pixels(files.pop(2)) == 77).all()
