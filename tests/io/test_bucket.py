@@ -114,7 +114,7 @@ def test_appended_in_parts(bucket, monkeypatch):
 
 def test_kill_while_replaced(bucket, monkeypatch):
     """Parts that a kill left behind are not read twice."""
-    file = bucket / "killed" / "metrics.jsonl"
+    file = bucket / "replaced" / "metrics.jsonl"
     json_lines.append_json_line(file, {"step": 1})
     uploads.flush()
     monkeypatch.setattr(buckets.BucketPath, "unlink", lambda *_, **__: None)
