@@ -21,7 +21,7 @@ CONTESTANTS = {
     "imagen-pytorch": "imagen_pytorch_unet",
 }
 HEADER = (
-    "| U-Net | parameters, M | GFLOP/step | s/step | training, GFLOP/s | ratio | sampling, images/s | ratio |",
+    "| U-Net | parameters, M | GFLOP/step | GFLOP/s | training, images/s | ratio | sampling, images/s | ratio |",
     "|---|---|---|---|---|---|---|---|",
 )
 
@@ -49,8 +49,9 @@ def format_rows(results: dict[str, work.Result]) -> list[str]:
     """Returns a row of the table for each contestant, with the speed of the first one relative to its own."""
     first = next(iter(results.values()))
     return [
-        f"| {name} | {result.num_params / 1e6:.1f} | {result.step_flops / 1e9:.0f} | {result.step_s:.2f} | "
-        f"{result.training_gflops_per_s:.0f} | {first.training_gflops_per_s / result.training_gflops_per_s:.2f} | "
+        f"| {name} | {result.num_params / 1e6:.1f} | {result.step_flops / 1e9:.0f} | "
+        f"{result.training_gflops_per_s:.0f} | "
+        f"{result.trained_images_per_s:.2f} | {first.trained_images_per_s / result.trained_images_per_s:.2f} | "
         f"{result.sampled_images_per_s:.3f} | {first.sampled_images_per_s / result.sampled_images_per_s:.2f} |"
         for name, result in results.items()
     ]
@@ -69,8 +70,8 @@ def main() -> None:
             results[name].append(run_contestant(module))
             last = results[name][-1]
             print(
-                f"round {number}, {name}: {last.training_gflops_per_s:.0f} GFLOP/s, "
-                f"{last.sampled_images_per_s:.3f} images/s",
+                f"round {number}, {name}: {last.trained_images_per_s:.2f} images/s in training, "
+                f"{last.sampled_images_per_s:.3f} images/s in sampling",
                 file=sys.stderr,
                 flush=True,
             )

@@ -53,6 +53,11 @@ class Result:
         return self.step_flops / self.step_s / 1e9
 
     @property
+    def trained_images_per_s(self) -> float:
+        """Returns the speed of training in images/s."""
+        return BATCH_SIZE / self.step_s
+
+    @property
     def sampled_images_per_s(self) -> float:
         """Returns the speed of sampling in images/s."""
         return SAMPLES / self.sampling_s

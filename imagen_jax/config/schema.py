@@ -291,6 +291,13 @@ class SamplingConfig(Group):
     eta: float = key(
         0.0, "Noise of `ddim`: 0 is deterministic, 1 has DDPM's.", source="arXiv:2010.02502, Eq. 16", ge=0, le=1
     )
+    inversion_iterations: int = key(
+        1,
+        "Evaluations in each step of `ddim` from an image to its noise; with more, it returns closer to the image.",
+        source="arXiv:2309.04907",
+        ge=1,
+        le=1000,
+    )
     s_churn: float = key(0.0, "Noise that `heun` adds over all steps.", source="arXiv:2206.00364, Alg. 2", ge=0)
     s_tmin: float = key(0.05, "Lowest noise level sigma / alpha at which `heun` adds noise.", ge=0)
     s_tmax: float = key(

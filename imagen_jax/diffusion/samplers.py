@@ -215,6 +215,7 @@ class SamplerConfig:
 
     Attributes:
         eta: for `ddim`, in [0, 1].
+        inversion_iterations: for `ddim`.
         variance_type: for `ddpm`.
         s_churn: for `heun`, see `Churn`, as the following.
         s_tmin: see `Churn`.
@@ -223,6 +224,7 @@ class SamplerConfig:
     """
 
     eta: float = 0.0
+    inversion_iterations: int = 1
     variance_type: VarianceType = "small"
     s_churn: float = 0.0
     s_tmin: float = 0.0
@@ -283,27 +285,41 @@ def ddpm(schedule: Schedule, variance_type: VarianceType = "small") -> Sampler:
     return Sampler(schedule, _step_inputs, step, deterministic=False)
 
 
-def ddim(schedule: Schedule, eta: float = 0.0) -> Sampler:
+def ddim(schedule: Schedule, eta: float = 0.0, inversion_iterations: int = 1) -> Sampler:
     """DDIM (arXiv:2010.02502, Eq. 12 and 16).
+
+    A step down uses the noise predicted in z_t. A step up that undoes one down needs the noise predicted in z_s,
+    which is not known yet: it is found by fixed-point iteration from z_t (arXiv:2309.04907).
 
     Args:
         schedule: the noise schedule.
         eta: 0 is deterministic, 1 adds the noise of DDPM.
+        inversion_iterations: evaluations of the denoiser in each step up.
 
     Raises:
-        ConfigError: `eta` is not in [0, 1].
+        ConfigError: `eta` is not in [0, 1], or there are no iterations.
     """
     if not 0 <= eta <= 1:
         raise ConfigError(f"eta {eta} is not in [0, 1]: 0 is deterministic, 1 has DDPM's noise")
+    if inversion_iterations < 1:
+        raise ConfigError(f"inversion_iterations {inversion_iterations} must be at least 1")
 
     def step(denoise_fn: Any, state: SamplerState, numbers: StepInputs, keys: jax.Array) -> SamplerState:
         z, t, s = state.z, numbers["t"], numbers["s"]
         alpha_t, sigma_t, alpha_s, sigma_s = schedule.alpha(t), schedule.sigma(t), schedule.alpha(s), schedule.sigma(s)
-        # in inversion at the time that the step in the other direction would start from
-        x_hat = _predict_at(denoise_fn, schedule, z, t, jnp.maximum(t, s)) if eta == 0 else denoise_fn(z, t)
-        eps_hat = eps_from_x(x_hat, z, alpha_t, sigma_t)
+
+        def deterministic(z_s: jax.Array) -> SamplerState:
+            # in inversion at the time, and finally at the z, that the step in the other direction would start from
+            x_hat = _predict_at(denoise_fn, schedule, z, t, jnp.maximum(t, s), z_s)
+            return SamplerState(alpha_s * x_hat + sigma_s * eps_from_x(x_hat, z, alpha_t, sigma_t), x_hat)
+
+        if eta == 0 and inversion_iterations == 1:
+            return deterministic(z)
         if eta == 0:
-            return SamplerState(alpha_s * x_hat + sigma_s * eps_hat, x_hat)
+            iterations = jnp.where(s > t, inversion_iterations, 1)
+            return jax.lax.fori_loop(0, iterations, lambda _, found: deterministic(found.z), start_walk(z))
+        x_hat = denoise_fn(z, t)
+        eps_hat = eps_from_x(x_hat, z, alpha_t, sigma_t)
         snr_ratio, renewed = transition_coefs(schedule.logsnr(t), schedule.logsnr(s))
         # Eq. 16: the standard deviation of the fresh noise, and the coefficient of the direction to z_t
         fresh = eta * sigma_s * jnp.sqrt(renewed)
@@ -409,7 +425,7 @@ def get_sampler(name: str, schedule: Schedule, config: SamplerConfig) -> Sampler
         case "ddpm":
             return ddpm(schedule, config.variance_type)
         case "ddim":
-            return ddim(schedule, config.eta)
+            return ddim(schedule, config.eta, config.inversion_iterations)
         case "dpm_solver":
             return dpm_solver(schedule)
         case "heun":
@@ -422,14 +438,22 @@ def _step_inputs(times: jax.Array) -> StepInputs:
     return {"index": jnp.arange(1, len(times)), "t": times[:-1], "s": times[1:]}
 
 
-def _predict_at(denoise_fn: DenoiseFn, schedule: Schedule, z: jax.Array, t: jax.Array, time: jax.Array) -> jax.Array:
-    """Returns x_hat for z_t, of the noise that the denoiser finds in z as if z were at another time.
+def _predict_at(
+    denoise_fn: DenoiseFn,
+    schedule: Schedule,
+    z: jax.Array,
+    t: jax.Array,
+    time: jax.Array,
+    z_time: jax.Array | None = None,
+) -> jax.Array:
+    """Returns x_hat for z_t, of the noise that the denoiser finds at another time, in `z_time` or, by default, in z.
 
     A step that leaves the clean end cannot use the denoiser there: an error of x_hat, divided by sigma, would be taken
     for noise. At `time` equal to t this is the denoiser's own x_hat.
     """
-    x_hat = denoise_fn(z, time)
-    eps_hat = eps_from_x(x_hat, z, schedule.alpha(time), schedule.sigma(time))
+    z_time = z if z_time is None else z_time
+    x_hat = denoise_fn(z_time, time)
+    eps_hat = eps_from_x(x_hat, z_time, schedule.alpha(time), schedule.sigma(time))
     return jnp.where(time == t, x_hat, (z - schedule.sigma(t) * eps_hat) / schedule.alpha(t))
 
 

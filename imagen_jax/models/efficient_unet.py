@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from imagen_jax.models.layers import conv, upsample
+from imagen_jax.models.layers import conv, upsample_conv
 from imagen_jax.models.unet_base import BlockContext, UNetBase, concat_skip
 
 
@@ -34,6 +34,6 @@ class EfficientUNet(UNetBase):
             x, _ = self._level_blocks(x, context, blocks, multiplier * self.channels, (), f"up_{index}")
             x = self._attention(x, context, kinds, f"up_{index}_attend")
             finer_multiplier = self.channel_mult[index - 1] if index > 0 else 1
-            x = conv(finer_multiplier * self.channels, f"up_{index}_double", self.dtype)(upsample(x))
+            x = upsample_conv(finer_multiplier * self.channels, f"up_{index}_double", self.dtype)(x)
             x = concat_skip(x, skips.pop() * self.skip_scale)
         return x

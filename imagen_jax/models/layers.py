@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import zlib
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -31,6 +32,36 @@ def conv(channels: int, name: str, dtype: jnp.dtype, size: int = 3, stride: int 
     return nn.Conv(channels, (size, size), (stride, stride), "SAME", kernel_init=init, dtype=dtype, name=name)
 
 
+def upsample_conv(channels: int, name: str, dtype: jnp.dtype) -> nn.Conv:
+    """Returns a 3×3 convolution of the images [B, 2H, 2W, C] that `upsample` makes of its input [B, H, W, C].
+
+    The upsampled images are not made: of the nine pixels below a kernel, those that are copies of one pixel share the
+    sum of their weights, so each of the four pixels of an output's 2×2 is a 2×2 convolution of the input, with 4/9 of
+    the multiplications.
+    """
+    return nn.Conv(channels, (3, 3), dtype=dtype, name=name, conv_general_dilated=_upsample_conv_general_dilated)
+
+
+# The row of the input, 0 or 1 of the two that count, that each row of a kernel meets for even and for odd output rows.
+_ROWS_OF_TAPS = (((1, 0, 0), (0, 1, 1)), ((1, 1, 0), (0, 0, 1)))
+
+
+def _upsample_conv_general_dilated(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+    """Returns the convolution of upsampled images in place of `jax.lax.conv_general_dilated`."""
+    rows = jnp.asarray(_ROWS_OF_TAPS, jnp.float32)
+    kernels = jnp.einsum("pku,qlv,uvio->pqklio", rows, rows, kernel.astype(jnp.float32)).astype(kernel.dtype)
+    batch, height, width, _ = x.shape
+    convolve = partial(
+        jax.lax.conv_general_dilated, x, window_strides=(1, 1), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    # an even row takes the row above its own, an odd one the row below
+    around = ((1, 0), (0, 1))
+    phases = [[convolve(kernels[p, q], padding=(around[p], around[q])) for q in (0, 1)] for p in (0, 1)]
+    channels = kernel.shape[-1]
+    rows_of_pixels = [jnp.stack(row, axis=3).reshape(batch, height, 2 * width, channels) for row in phases]
+    return jnp.stack(rows_of_pixels, axis=2).reshape(batch, 2 * height, 2 * width, channels)
+
+
 class _Affine(nn.Module):
     """Learned scale and bias [C] of a norm."""
 
@@ -43,9 +74,10 @@ class _Affine(nn.Module):
 class GroupNorm32(nn.Module):
     """GroupNorm in float32, with at most `groups` groups: gcd(groups, channels).
 
-    The output is scaled by 1 + scale and shifted if a scale and a shift [B, C] are given. Statistics of channels are
-    averaged to those of groups, and factors of a channel are multiplied before images are: with groups as an axis of
-    images, the innermost loops of a CPU would be as short as a group.
+    The output is scaled by 1 + scale and shifted if a scale and a shift [B, C] are given. Statistics of channels go to
+    groups and back by matrix products, and factors of a channel are multiplied before images are: with groups as an
+    axis of images, the innermost loops of a CPU would be as short as a group; and XLA would compute the factors of a
+    channel for each pixel anew, but for what a matrix product returns.
     """
 
     groups: int
@@ -54,25 +86,20 @@ class GroupNorm32(nn.Module):
     def __call__(self, x: jax.Array, scale_shift: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
         channels = x.shape[-1]
         groups = math.gcd(self.groups, channels)
-
-        def mean_of_groups(values: jax.Array) -> jax.Array:
-            of_channels_BC = values.mean(axis=(1, 2))
-            return of_channels_BC.reshape(-1, groups, channels // groups).mean(axis=2)
-
-        def of_channels(values_BG: jax.Array) -> jax.Array:
-            return jnp.repeat(values_BG, channels // groups, axis=1)
+        size = channels // groups
+        is_in_group_CG = (jnp.arange(channels)[:, None] // size == jnp.arange(groups)).astype(jnp.float32)
+        product = partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
 
         # statistics in float32: bf16 sums over an image lose precision
         image = x.astype(jnp.float32)
-        mean_BG = mean_of_groups(image)
-        variance_BG = jnp.maximum(mean_of_groups(jnp.square(image)) - jnp.square(mean_BG), 0.0)
+        moments_2BC = jnp.stack([image.mean(axis=(1, 2)), jnp.square(image).mean(axis=(1, 2))])
+        mean_BC, square_BC = product(product(moments_2BC, is_in_group_CG) / size, is_in_group_CG.T)
         scale, bias = _Affine(name="norm")(channels)
-        scale_BC, mean_BC = of_channels(jax.lax.rsqrt(variance_BG + 1e-5)) * scale, of_channels(mean_BG)
+        scale_BC = jax.lax.rsqrt(jnp.maximum(square_BC - jnp.square(mean_BC), 0.0) + 1e-5) * scale
         if scale_shift is not None:
             scale_BC, bias = scale_BC * (1 + scale_shift[0]), bias * (1 + scale_shift[0]) + scale_shift[1]
-        bias = jnp.broadcast_to(bias, mean_BC.shape)
-        normalized = (image - mean_BC[:, None, None]) * scale_BC[:, None, None] + bias[:, None, None]
-        return normalized.astype(x.dtype)
+        shift_BC = bias - mean_BC * scale_BC
+        return (image * scale_BC[:, None, None] + shift_BC[:, None, None]).astype(x.dtype)
 
 
 class AdaGN(nn.Module):
@@ -188,6 +215,27 @@ def _masked_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
     return jax.nn.softmax(jnp.where(mask, logits.astype(jnp.float32), -1e30), axis=-1)
 
 
+def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns the attention of queries to values, [B, N, Q, K].
+
+    The sums of softmax divide its products with the values, which are smaller than its weights. Masked as in
+    `_masked_softmax`.
+
+    Args:
+        query: [B, N, Q, K].
+        key: [B, N, S, K].
+        value: [B, N, S, K].
+        mask: bool, broadcastable to [B, N, Q, S], True where a key counts.
+    """
+    logits_BNQS = jnp.einsum("bnqk,bnsk->bnqs", query / math.sqrt(query.shape[-1]), key)
+    logits_BNQS = jnp.where(mask, logits_BNQS.astype(jnp.float32), -1e30)
+    weights_BNQS = jnp.exp(logits_BNQS - jax.lax.stop_gradient(logits_BNQS.max(axis=-1, keepdims=True)))
+    products = jnp.einsum(
+        "bnqs,bnsk->bnqk", weights_BNQS.astype(value.dtype), value, preferred_element_type=jnp.float32
+    )
+    return (products / weights_BNQS.sum(axis=-1, keepdims=True)).astype(value.dtype)
+
+
 class ConditioningEmbedding(nn.Module):
     """Embeds noise level, pooled text, and the augmentation level if any, as the conditioning vector [B, E]."""
 
@@ -222,10 +270,12 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
         h = nn.swish(GroupNorm32(self.groups, name="norm_0")(x))
-        if self.resample:
-            resample = _downsample if self.resample == "down" else upsample
-            h, x = resample(h), resample(x)
-        h = conv(self.channels, "conv_0", self.dtype)(h)
+        if self.resample == "down":
+            h, x = _downsample(h), _downsample(x)
+        if self.resample == "up":
+            h, x = upsample_conv(self.channels, "conv_0", self.dtype)(h), upsample(x)
+        else:
+            h = conv(self.channels, "conv_0", self.dtype)(h)
         h = nn.swish(AdaGN(self.groups, self.dtype, name="norm_1")(h, embedding))
         if self.dropout and dropout_keys is not None:
             h = dropout(h, self.dropout, dropout_keys)
@@ -313,10 +363,10 @@ class Attention(nn.Module):
         heads = channels // self.head_channels
 
         def split(tokens: jax.Array) -> jax.Array:
-            return tokens.reshape(batch, -1, heads, self.head_channels)
+            return tokens.reshape(batch, -1, heads, self.head_channels).transpose(0, 2, 1, 3)
 
         pixels = GroupNorm32(self.groups, name="norm")(x).reshape(batch, height * width, channels)
-        query_BQNK = split(nn.Dense(channels, dtype=self.dtype, name="query")(pixels))
+        query_BNQK = split(nn.Dense(channels, dtype=self.dtype, name="query")(pixels))
         keys, values, masks = [], [], []
         # biases distinguish pixels from text; with only one of them, softmax is invariant to the bias
         key = partial(nn.Dense, channels, use_bias="+" in self.attention_type, dtype=self.dtype)
@@ -329,11 +379,9 @@ class Attention(nn.Module):
             keys.append(split(key(name="text_key")(text)))
             values.append(split(nn.Dense(channels, dtype=self.dtype, name="text_value")(text)))
             masks.append(mask)
-        key_BSNK, value_BSNK = jnp.concatenate(keys, axis=1), jnp.concatenate(values, axis=1)
-        logits_BNQS = jnp.einsum("bqnk,bsnk->bnqs", query_BQNK, key_BSNK) / math.sqrt(self.head_channels)
-        weights_BNQS = _masked_softmax(logits_BNQS, jnp.concatenate(masks, axis=1)[:, None, None, :])
-        attended = jnp.einsum("bnqs,bsnk->bqnk", weights_BNQS.astype(self.dtype), value_BSNK)
-        attended = attended.reshape(batch, height * width, channels)
+        key_BNSK, value_BNSK = jnp.concatenate(keys, axis=2), jnp.concatenate(values, axis=2)
+        attended_BNQK = _attend(query_BNQK, key_BNSK, value_BNSK, jnp.concatenate(masks, axis=1)[:, None, None, :])
+        attended = attended_BNQK.transpose(0, 2, 1, 3).reshape(batch, height * width, channels)
         out = nn.Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(attended)
         x = x + out.reshape(x.shape)
         return FeedForward(self.mlp_ratio, self.groups, self.dtype, name="mlp")(x) if self.mlp_ratio else x

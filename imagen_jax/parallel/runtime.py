@@ -17,7 +17,7 @@ from imagen_jax.errors import ConfigError
 MALLOC_ARENAS = 4
 # YNNPACK for dense products and sums, not for convolutions: it computes those of large images on one core
 _CPU_OPTIONS = {
-    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
 }
 COMPILATION_CACHE = "~/.cache/imagen_jax/xla"
 _M_ARENA_MAX = -8  # from glibc's malloc.h

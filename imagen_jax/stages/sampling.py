@@ -74,6 +74,7 @@ def make_sampler(settings: SamplingConfig, schedule: Schedule) -> samplers.Sampl
         schedule,
         samplers.SamplerConfig(
             eta=settings.eta,
+            inversion_iterations=settings.inversion_iterations,
             variance_type=settings.variance_type,  # type: ignore[arg-type]  # one of its choices
             s_churn=settings.s_churn,
             s_tmin=settings.s_tmin,

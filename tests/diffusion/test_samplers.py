@@ -521,6 +521,22 @@ def test_inversion_returns_to_the_image(sampler):
     assert np.median(np.abs(again - x)) < 0.02
 
 
+def test_inversion_iterations():
+    """More evaluations of a step up bring images closer; steps down stay as they are."""
+    noise, keys = noise_and_keys(256, 1)
+    errors = []
+    for iterations in (1, 2, 5):
+        made = ddim(COSINE, inversion_iterations=iterations)
+        times = made.times(50)
+        walk_along = jax.jit(partial(made, mixture(COSINE), keys=keys))
+        x = walk_along(noise, times=times)
+        np.testing.assert_allclose(x, ddim(COSINE)(mixture(COSINE), noise, times, keys), atol=1e-5)
+        errors.append(np.mean(np.abs(walk_along(walk_along(x, times=times[::-1]), times=times) - x)))
+    assert errors[2] < errors[1] / 2 < errors[0] / 4
+    with pytest.raises(ConfigError, match="inversion_iterations 0"):
+        ddim(COSINE, inversion_iterations=0)
+
+
 @each_of("ddpm", "ddim-0", "ddim-0.5", "ddim-1", "dpm_solver", "heun", "heun-churn")
 def test_stop_at_a_time(sampler):
     """A known image is at its marginal wherever the walk stops."""

@@ -16,16 +16,19 @@ from imagen_jax.models.layers import (
     InputSkip,
     LearnedPositionEmbedding,
     ResBlock,
+    _attend,
     _cosine_basis,
     _downsample,
     _masked_softmax,
     _sinusoidal_embedding,
+    conv,
     dropout,
     fold_in_keys,
     name_hash,
     patchify,
     unpatchify,
     upsample,
+    upsample_conv,
 )
 
 TYPES = ["self", "self+text", "text"]
@@ -351,3 +354,22 @@ def test_position_embedding_at_another_size():
         np.asarray(LearnedPositionEmbedding(3, jnp.float32).apply(params, np.zeros((1, n, n, 4)))) for n in (3, 9)
     )
     np.testing.assert_allclose(small, large[:, 1::3, 1::3], atol=1e-5)
+
+
+def test_upsample_conv_is_a_convolution_of_upsampled_images():
+    x = np.random.default_rng(0).standard_normal((2, 5, 7, 3)).astype(np.float32)
+    fused, plain = upsample_conv(4, "conv", jnp.float32), conv(4, "conv", jnp.float32)
+    params = random_params(plain, upsample(x))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, random_params(fused, x))
+    np.testing.assert_allclose(
+        compiled(fused)(params, x), compiled(plain)(params, jax.jit(upsample)(x)), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_attend_equals_softmax():
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.standard_normal((2, 3, length, 4)).astype(np.float32) * 5 for length in (NUM_TOKENS, 6, 6))
+    mask = np.arange(6) < np.array([4, 0])[:, None, None, None]  # in the second example no key counts
+    weights = _masked_softmax(jnp.einsum("bnqk,bnsk->bnqs", query, key) / 2, mask)
+    expected = jnp.einsum("bnqs,bnsk->bnqk", weights, value)
+    np.testing.assert_allclose(_attend(query, key, value, mask), expected, rtol=1e-5, atol=1e-5)
