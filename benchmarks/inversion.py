@@ -51,11 +51,11 @@ def run(args: CommandFlags) -> None:
     for iterations in map(int, args.iterations):
         up = StageSampler(trained.stage.with_sampling({"inversion_iterations": iterations}), mesh)
         *_, last = up.walk(trained.params, dataclasses.replace(request, times=times[::-1], z=images))
-        noise = np.asarray(last.state.z)
+        noise = last.state.z
         again = down.sample(trained.params, dataclasses.replace(request, times=times, z=noise))
         errors = np.square(np.asarray(again) - images).mean(axis=(1, 2, 3))[: args.num_images]
         figures = (f"{_psnr(error):.1f}" for error in (errors.mean(), np.median(errors), errors.max()))
-        print(f"| {iterations} | {' | '.join(figures)} | {noise.std():.3f} |", flush=True)
+        print(f"| {iterations} | {' | '.join(figures)} | {float(np.std(noise)):.3f} |", flush=True)
 
 
 def _psnr(mean_squared_error: float) -> float:

@@ -46,11 +46,11 @@ def upsample_conv(channels: int, name: str, dtype: jnp.dtype) -> nn.Conv:
 _ROWS_OF_TAPS = (((1, 0, 0), (0, 1, 1)), ((1, 1, 0), (0, 0, 1)))
 
 
-def _upsample_conv_general_dilated(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+def _upsample_conv_general_dilated(x: jax.Array, kernel: jax.Array, *_arguments: Any, **_options: Any) -> jax.Array:
     """Returns the convolution of upsampled images in place of `jax.lax.conv_general_dilated`."""
     rows = jnp.asarray(_ROWS_OF_TAPS, jnp.float32)
     kernels = jnp.einsum("pku,qlv,uvio->pqklio", rows, rows, kernel.astype(jnp.float32)).astype(kernel.dtype)
-    batch, height, width, _ = x.shape
+    batch, height, width = x.shape[:3]
     convolve = partial(
         jax.lax.conv_general_dilated, x, window_strides=(1, 1), dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
@@ -74,32 +74,47 @@ class _Affine(nn.Module):
 class GroupNorm32(nn.Module):
     """GroupNorm in float32, with at most `groups` groups: gcd(groups, channels).
 
-    The output is scaled by 1 + scale and shifted if a scale and a shift [B, C] are given. Statistics of channels go to
-    groups and back by matrix products, and factors of a channel are multiplied before images are: with groups as an
-    axis of images, the innermost loops of a CPU would be as short as a group; and XLA would compute the factors of a
-    channel for each pixel anew, but for what a matrix product returns.
+    The output is scaled by 1 + scale and shifted if a scale and a shift [B, C] are given. Statistics of channels are
+    averaged to those of groups, and factors of a channel are multiplied before images are: with groups as an axis of
+    images, the innermost loops of a CPU would be as short as a group.
     """
 
     groups: int
 
     @nn.compact
     def __call__(self, x: jax.Array, scale_shift: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
-        channels = x.shape[-1]
-        groups = math.gcd(self.groups, channels)
-        size = channels // groups
-        is_in_group_CG = (jnp.arange(channels)[:, None] // size == jnp.arange(groups)).astype(jnp.float32)
-        product = partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
-
         # statistics in float32: bf16 sums over an image lose precision
         image = x.astype(jnp.float32)
-        moments_2BC = jnp.stack([image.mean(axis=(1, 2)), jnp.square(image).mean(axis=(1, 2))])
-        mean_BC, square_BC = product(product(moments_2BC, is_in_group_CG) / size, is_in_group_CG.T)
-        scale, bias = _Affine(name="norm")(channels)
+        mean_BC, square_BC = _average_groups(
+            jnp.stack([image.mean(axis=(1, 2)), jnp.square(image).mean(axis=(1, 2))]), self.groups
+        )
+        scale, bias = _Affine(name="norm")(x.shape[-1])
         scale_BC = jax.lax.rsqrt(jnp.maximum(square_BC - jnp.square(mean_BC), 0.0) + 1e-5) * scale
         if scale_shift is not None:
             scale_BC, bias = scale_BC * (1 + scale_shift[0]), bias * (1 + scale_shift[0]) + scale_shift[1]
         shift_BC = bias - mean_BC * scale_BC
         return (image * scale_BC[:, None, None] + shift_BC[:, None, None]).astype(x.dtype)
+
+
+def _average_groups(values: jax.Array, max_groups: int) -> jax.Array:
+    """Returns each value [..., C] replaced by the mean of its group of channels, of which there are gcd(max_groups, C).
+
+    On CPUs by matrix products: all else XLA would fuse into the loops over images, and compute for each pixel anew. On
+    TPUs that is free, and products would cost a pass over the images.
+    """
+    channels = values.shape[-1]
+    groups = math.gcd(max_groups, channels)
+    size = channels // groups
+
+    def by_products(values: jax.Array) -> jax.Array:
+        is_in_group_CG = (jnp.arange(channels)[:, None] // size == jnp.arange(groups)).astype(jnp.float32)
+        product = partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
+        return product(product(values, is_in_group_CG) / size, is_in_group_CG.T)
+
+    def by_reduction(values: jax.Array) -> jax.Array:
+        return jnp.repeat(values.reshape(*values.shape[:-1], groups, size).mean(axis=-1), size, axis=-1)
+
+    return jax.lax.platform_dependent(values, cpu=by_products, default=by_reduction)
 
 
 class AdaGN(nn.Module):
@@ -269,6 +284,7 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
+        x = _materialize(x)
         h = nn.swish(GroupNorm32(self.groups, name="norm_0")(x))
         if self.resample == "down":
             h, x = _downsample(h), _downsample(x)
@@ -283,6 +299,11 @@ class ResBlock(nn.Module):
         if x.shape[-1] != self.channels:
             x = conv(self.channels, "skip", self.dtype, size=1)(x)
         return x + h
+
+
+def _materialize(x: jax.Array) -> jax.Array:
+    """Returns x, and makes XLA compute it and its gradient once instead of anew for each use, as it does on CPUs."""
+    return jax.lax.optimization_barrier(x)
 
 
 def dropout(x: jax.Array, rate: float, keys: jax.Array) -> jax.Array:
@@ -365,6 +386,7 @@ class Attention(nn.Module):
         def split(tokens: jax.Array) -> jax.Array:
             return tokens.reshape(batch, -1, heads, self.head_channels).transpose(0, 2, 1, 3)
 
+        x = _materialize(x)
         pixels = GroupNorm32(self.groups, name="norm")(x).reshape(batch, height * width, channels)
         query_BNQK = split(nn.Dense(channels, dtype=self.dtype, name="query")(pixels))
         keys, values, masks = [], [], []
