@@ -30,13 +30,16 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("prompts_file", "configs/shapes_prompts.txt", "A prompt a line.", flag_values=values)
     flags.DEFINE_integer("num_images", 64, "Images of a call.", flag_values=values)
     flags.DEFINE_integer("batch_size", 16, "Images of a batch.", flag_values=values)
+    flags.DEFINE_integer("num_inference_steps", 64, "Steps of each stage.", flag_values=values)
     flags.DEFINE_integer("steps_per_call", 8, "Steps of a part of a walk.", flag_values=values)
     flags.DEFINE_integer("rounds", 5, "Times of each measurement.", flag_values=values)
 
 
 def run(args: CommandFlags) -> None:
     """Measures, and prints the table."""
-    pipeline = ImagenPipeline.from_pretrained([str(folder) for folder in args.stage_folders()])
+    folders = [str(folder) for folder in args.stage_folders()]
+    pipeline = ImagenPipeline.from_pretrained(folders)
+    pipeline = pipeline.with_settings([{"num_inference_steps": args.num_inference_steps}] * len(folders))
     pipeline.set_progress_bar_config(mininterval=1)
     lines = [line for line in Path(args.prompts_file).read_text("utf-8").splitlines() if line]
     prompts = [lines[index % len(lines)] for index in range(args.num_images)]
