@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh, Mesh
 from imagen_jax.errors import ConfigError
 
 MALLOC_ARENAS = 4
-# YNNPACK for dense products and sums, not for convolutions: it computes those of large images on one core
+# YNNPACK for sums alone: it computes convolutions of large images, and small products of a batch, on one core
 _CPU_OPTIONS = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
 }
