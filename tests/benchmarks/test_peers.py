@@ -16,8 +16,9 @@ def test_median_result_of_rounds():
 
 def test_rows_have_ratios_to_the_first():
     first, other = format_rows(dict(zip(("ours", "theirs"), results(1.0, 2.0), strict=True)))
-    assert first.split(" | ")[3:5] == ["1.00", str(round(work.BATCH_SIZE * work.FORWARD_AND_BACKWARD))]
-    assert first.split(" | ")[5] == "1.00" and other.split(" | ")[5] == "2.00"
+    gflops = str(round(work.BATCH_SIZE * work.FORWARD_AND_BACKWARD))
+    assert first.split(" | ")[3:6] == [gflops, f"{work.BATCH_SIZE:.2f}", "1.00"]
+    assert other.split(" | ")[4:6] == [f"{work.BATCH_SIZE / 2:.2f}", "2.00"]
 
 
 def test_report_is_parsed(capsys):

@@ -532,7 +532,7 @@ def test_inversion_iterations():
         x = walk_along(noise, times=times)
         np.testing.assert_allclose(x, ddim(COSINE)(mixture(COSINE), noise, times, keys), atol=1e-5)
         errors.append(np.mean(np.abs(walk_along(walk_along(x, times=times[::-1]), times=times) - x)))
-    assert errors[2] < errors[1] / 2 < errors[0] / 4
+    assert errors[2] < 0.7 * errors[1] < errors[0] / 2
     with pytest.raises(ConfigError, match="inversion_iterations 0"):
         ddim(COSINE, inversion_iterations=0)
 
