@@ -10,6 +10,7 @@ from imagen_jax.errors import TrainingError
 from imagen_jax.io import atomic, checksums, json_lines, paths, uploads
 from imagen_jax.io import bucket as buckets
 from imagen_jax.io.bucket import BucketError
+from tests.helpers.buckets import _Proxy
 
 
 def test_path_like_pathlib(bucket):
@@ -90,6 +91,19 @@ def test_bucket_errors_are_sentences(bucket, monkeypatch):
     monkeypatch.setattr(buckets, "RETRY_SECONDS", 1.0)
     with pytest.raises(BucketError, match="does not answer"):
         (bucket / "run").exists()
+
+
+def test_access_with_a_lost_answer(bucket, monkeypatch):
+    """A deletion that is repeated because its answer was lost finds nothing."""
+    statuses = [503]
+
+    def lose_first(self):
+        answer, body = self._pass_on(self._body())
+        self._answer(statuses.pop() if statuses else answer.status, answer.getheaders(), body)
+
+    monkeypatch.setattr(_Proxy, "do_DELETE", lose_first)
+    (bucket / "probed").check_access()
+    assert not statuses and not (bucket / "probed").tree()
 
 
 def test_appended_in_parts(bucket, monkeypatch):
