@@ -169,12 +169,11 @@ class BucketPath(PosixGPath):
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Deletes an object."""
-        try:
-            with _errors(self):
-                _blob(self).delete(retry=_retry(), timeout=_REQUEST_SECONDS)
-        except FileNotFoundError:
-            if not missing_ok:
-                raise
+        if not missing_ok:
+            self.stat()
+        # a deletion whose answer was lost is repeated, and then finds nothing
+        with contextlib.suppress(FileNotFoundError), _errors(self):
+            _blob(self).delete(retry=_retry(), timeout=_REQUEST_SECONDS)
 
     def rmtree(self, missing_ok: bool = True) -> None:
         """Deletes all objects below this name."""
@@ -200,8 +199,7 @@ class BucketPath(PosixGPath):
         probe = self / f".access-{secrets.token_hex(8)}"
         probe.write_bytes(b"")
         probe.read_bytes()
-        # a deletion whose answer was lost is repeated, and then finds nothing
-        probe.unlink(missing_ok=True)
+        probe.unlink()
 
 
 def is_bucket(path: str | os.PathLike[str]) -> bool:
