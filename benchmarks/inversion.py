@@ -7,13 +7,13 @@ of the mean squared error over all images, of the median image and of the worst 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 from absl import flags
 
 from benchmarks import app
 from imagen_jax.cli.flags import CommandFlags, define_stages
+from imagen_jax.cli.sample import read_prompts
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.pipelines.loading import load_stage, make_encoders, read_chain
 from imagen_jax.stages.sampling import make_sampler
@@ -42,17 +42,18 @@ def run(args: CommandFlags) -> None:
     folder = args.stage_folders()[0]
     (config,) = read_chain([folder], [settings])
     trained, (encoder,) = load_stage(folder, config, mesh), make_encoders([config], mesh)
-    prompts = [line for line in Path(args.prompts_file).read_text("utf-8").splitlines() if line]
+    prompts = read_prompts(None, args.prompts_file)
     request = make_request(trained.stage, encoder, prompts[: args.num_images], NoiseSource())
     down = StageSampler(trained.stage, mesh)
     images = down.sample(trained.params, request)
-    times = np.asarray(make_sampler(config.sampling, trained.stage.schedule).times(args.num_inference_steps))
+    sampler = make_sampler(config.sampling, trained.stage.schedule)
+    times = np.asarray(sampler.times(args.num_inference_steps, config.sampling.timestep_spacing))
     print(*HEADER, sep="\n", flush=True)
     for iterations in map(int, args.iterations):
         up = StageSampler(trained.stage.with_sampling({"inversion_iterations": iterations}), mesh)
         *_, last = up.walk(trained.params, dataclasses.replace(request, times=times[::-1], z=images))
         noise = last.state.z
-        again = down.sample(trained.params, dataclasses.replace(request, times=times, z=noise))
+        again = down.sample(trained.params, dataclasses.replace(request, z=noise))
         errors = np.square(np.asarray(again) - images).mean(axis=(1, 2, 3))[: args.num_images]
         figures = (f"{_psnr(error):.1f}" for error in (errors.mean(), np.median(errors), errors.max()))
         print(f"| {iterations} | {' | '.join(figures)} | {float(np.std(noise)):.3f} |", flush=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import jax
 from absl import flags
@@ -18,8 +17,9 @@ from absl import flags
 from benchmarks import app
 from imagen_jax import ImagenPipeline
 from imagen_jax.cli.flags import CommandFlags, define_stages
+from imagen_jax.cli.sample import read_prompts
+from imagen_jax.pipelines.loading import make_encoders
 from imagen_jax.stages.stage_sampler import NoiseSource, StageRequest, StageSampler, make_request
-from imagen_jax.stages.text import PromptEncoder, make_encoder
 
 HEADER = ("| | seconds | of | ratio |", "|---|---|---|---|")
 
@@ -41,7 +41,7 @@ def run(args: CommandFlags) -> None:
     pipeline = ImagenPipeline.from_pretrained(folders)
     pipeline = pipeline.with_settings([{"num_inference_steps": args.num_inference_steps}] * len(folders))
     pipeline.set_progress_bar_config(mininterval=1)
-    lines = [line for line in Path(args.prompts_file).read_text("utf-8").splitlines() if line]
+    lines = read_prompts(None, args.prompts_file)
     prompts = [lines[index % len(lines)] for index in range(args.num_images)]
     bare = _BareCascade(pipeline, prompts, args.batch_size)
     print(*HEADER, sep="\n", flush=True)
@@ -64,9 +64,7 @@ class _BareCascade:
     def __init__(self, pipeline: ImagenPipeline, prompts: list[str], batch_size: int) -> None:
         self._stages = pipeline.stages
         self._samplers = [StageSampler(trained.stage, pipeline.mesh) for trained in pipeline.stages]
-        encoders = [
-            PromptEncoder(make_encoder(trained.stage.config.text), pipeline.mesh) for trained in pipeline.stages
-        ]
+        encoders = make_encoders([trained.stage.config for trained in pipeline.stages], pipeline.mesh)
         self._requests = [
             [
                 make_request(trained.stage, encoder, prompts[first : first + batch_size], NoiseSource(0, first, index))

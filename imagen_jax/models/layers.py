@@ -226,8 +226,13 @@ def _masked_softmax(logits: jax.Array, mask: jax.Array) -> jax.Array:
         logits: any float array.
         mask: bool, broadcastable to `logits`, True where a logit counts.
     """
+    return jax.nn.softmax(_mask_logits(logits, mask), axis=-1)
+
+
+def _mask_logits(logits: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns float32 logits that softmax gives no weight where they are masked."""
     # softmax in float32: bf16 loses mass; a large negative number, not -inf, so that a fully masked row is not NaN
-    return jax.nn.softmax(jnp.where(mask, logits.astype(jnp.float32), -1e30), axis=-1)
+    return jnp.where(mask, logits.astype(jnp.float32), -1e30)
 
 
 def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
@@ -242,8 +247,7 @@ def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array)
         value: [B, N, S, K].
         mask: bool, broadcastable to [B, N, Q, S], True where a key counts.
     """
-    logits_BNQS = jnp.einsum("bnqk,bnsk->bnqs", query / math.sqrt(query.shape[-1]), key)
-    logits_BNQS = jnp.where(mask, logits_BNQS.astype(jnp.float32), -1e30)
+    logits_BNQS = _mask_logits(jnp.einsum("bnqk,bnsk->bnqs", query / math.sqrt(query.shape[-1]), key), mask)
     weights_BNQS = jnp.exp(logits_BNQS - jax.lax.stop_gradient(logits_BNQS.max(axis=-1, keepdims=True)))
     products = jnp.einsum(
         "bnqs,bnsk->bnqk", weights_BNQS.astype(value.dtype), value, preferred_element_type=jnp.float32
