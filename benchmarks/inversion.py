@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks import app
-from imagen_jax.cli.flags import CommandFlags, define_stages
+from imagen_jax.cli.flags import CommandFlags, define_path, define_stages
 from imagen_jax.cli.sample import read_prompts
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.pipelines.loading import load_stage, make_encoders, read_chain
@@ -28,7 +28,7 @@ HEADER = (
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of the benchmark."""
     define_stages(values)
-    flags.DEFINE_string("prompts_file", "configs/shapes_prompts.txt", "A prompt a line.", flag_values=values)
+    define_path(values, "prompts_file", "configs/shapes_prompts.txt", "A text file with a prompt a line.")
     flags.DEFINE_integer("num_images", 16, "Images, of the first prompts.", flag_values=values)
     flags.DEFINE_integer("num_inference_steps", 50, "Steps up, and steps down.", flag_values=values)
     flags.DEFINE_list("iterations", ["1", "2", "3", "5"], "Evaluations in each step up.", flag_values=values)

@@ -16,7 +16,7 @@ from absl import flags
 
 from benchmarks import app
 from imagen_jax import ImagenPipeline
-from imagen_jax.cli.flags import CommandFlags, define_stages
+from imagen_jax.cli.flags import CommandFlags, define_path, define_stages
 from imagen_jax.cli.sample import read_prompts
 from imagen_jax.pipelines.loading import make_encoders
 from imagen_jax.stages.stage_sampler import NoiseSource, StageRequest, StageSampler, make_request
@@ -27,7 +27,7 @@ HEADER = ("| | seconds | of | ratio |", "|---|---|---|---|")
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of the benchmark."""
     define_stages(values)
-    flags.DEFINE_string("prompts_file", "configs/shapes_prompts.txt", "A prompt a line.", flag_values=values)
+    define_path(values, "prompts_file", "configs/shapes_prompts.txt", "A text file with a prompt a line.")
     flags.DEFINE_integer("num_images", 64, "Images of a call.", flag_values=values)
     flags.DEFINE_integer("batch_size", 16, "Images of a batch.", flag_values=values)
     flags.DEFINE_integer("num_inference_steps", 64, "Steps of each stage.", flag_values=values)

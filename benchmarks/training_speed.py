@@ -25,7 +25,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks import app
-from imagen_jax.cli.flags import CommandFlags, define_config
+from imagen_jax.cli.flags import CommandFlags, define_config, define_path
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.images.array import image_dtype
 from imagen_jax.io.atomic import atomic_write
@@ -213,7 +213,7 @@ def define_flags(values: flags.FlagValues) -> None:
         lower_bound=0.0,
         flag_values=values,
     )
-    flags.DEFINE_string("json", None, "Write the measurements to this file.", flag_values=values)
+    define_path(values, "json", None, "Write the measurements to this file.")
 
 
 def run(args: CommandFlags) -> None:

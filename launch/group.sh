@@ -11,6 +11,12 @@ fail_usage() {
     exit 2
 }
 
+# Prints a path with a leading ~/ replaced by the home folder: in --to=~/runs the shell leaves it as it is.
+expand_home() {
+    # shellcheck disable=SC2088  # the tilde is compared, not expanded
+    if [[ $1 == '~' || $1 == '~/'* ]]; then printf '%s\n' "$HOME${1#\~}"; else printf '%s\n' "$1"; fi
+}
+
 # Prints the comment at the head of a script.
 show_help() {
     sed -n '2,/^[^#]/ { s/^# \{0,1\}//p; }' "$1"

@@ -57,6 +57,8 @@ set_setting() {
     *) fail_usage "--$setting is not a setting: see --help" ;;
     esac
     [[ $value =~ ^($pattern)$ ]] || fail_usage "--$setting '$value' is not valid: use for example --$setting=$example"
+    # --from is a folder of a worker, whose home is another
+    [[ $setting != to ]] || value=$(expand_home "$value")
     printf -v "$setting" '%s' "$value"
 }
 
@@ -304,7 +306,7 @@ create | state | install | run | logs | watch | copy | delete) shift ;;
 esac
 for argument in "$@"; do
     case $argument in
-    --settings=*) read_settings "${argument#*=}" ;;
+    --settings=*) read_settings "$(expand_home "${argument#*=}")" ;;
     --) break ;;
     esac
 done

@@ -12,17 +12,15 @@ from absl import flags
 from benchmarks import app
 from benchmarks.claims.claims import CLAIMS
 from benchmarks.claims.experiment import Workspace, describe_machine
-from imagen_jax.cli.flags import CommandFlags
+from imagen_jax.cli.flags import CommandFlags, define_path
 from imagen_jax.io.atomic import atomic_write, write_json
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of the benchmark."""
     flags.DEFINE_enum("claim", None, list(CLAIMS), "The claim to measure.", flag_values=values)
-    flags.DEFINE_string("out", None, "The folder to train in and to write to.", flag_values=values)
-    flags.DEFINE_string(
-        "stages", "runs/demo/base,runs/demo/sr", "Folders of trained stages, from `make demo`.", flag_values=values
-    )
+    define_path(values, "out", None, "The folder to train in and to write to.")
+    define_path(values, "stages", "runs/demo/base,runs/demo/sr", "Folders of trained stages, from `make demo`.", ",")
     flags.DEFINE_bool(
         "quick", False, "Train and sample very little, to check that everything runs.", flag_values=values
     )

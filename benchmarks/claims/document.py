@@ -13,17 +13,15 @@ from absl import flags
 from benchmarks import app
 from benchmarks.claims.claims import CLAIMS
 from benchmarks.claims.experiment import Figures
-from imagen_jax.cli.flags import CommandFlags
+from imagen_jax.cli.flags import CommandFlags, define_path
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import atomic_write, write_json
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of the benchmark."""
-    flags.DEFINE_string(
-        "figures", None, "The folder with the JSON files of all claims; DOCS/claims by default.", flag_values=values
-    )
-    flags.DEFINE_string("docs", "docs", "The folder to write claims.md, claims/ and images/ to.", flag_values=values)
+    define_path(values, "figures", None, "The folder with the JSON files of all claims; DOCS/claims by default.")
+    define_path(values, "docs", "docs", "The folder to write claims.md, claims/ and images/ to.")
 
 
 def run(args: CommandFlags) -> None:

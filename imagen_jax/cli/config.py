@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from imagen_jax.cli.flags import CommandFlags, define_config
+from imagen_jax.cli.flags import CommandFlags, define_config, define_path
 from imagen_jax.config.document import describe, diff, reference_markdown
 from imagen_jax.config.load import load_config, schema_of
 
@@ -16,7 +16,7 @@ from imagen_jax.config.load import load_config, schema_of
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     define_config(values, "The config to print.")
-    flags.DEFINE_string("diff", None, "Another config file, whose differences to print.", flag_values=values)
+    define_path(values, "diff", None, "Another config file, whose differences to print.")
     flags.DEFINE_boolean("reference", False, "Print the reference of all keys as Markdown.", flag_values=values)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from imagen_jax.cli.flags import CommandFlags, define_config
+from imagen_jax.cli.flags import CommandFlags, define_config, define_path
 
 SEVERAL_PROCESSES = True
 
@@ -21,7 +21,7 @@ def define_flags(values: flags.FlagValues) -> None:
     from imagen_jax.text.embedding_cache import STORAGE_DTYPES
 
     define_config(values, "The stage whose captions to embed.")
-    flags.DEFINE_string("out", None, "The folder to write to; the same for all processes.", flag_values=values)
+    define_path(values, "out", None, "The folder to write to; the same for all processes.")
     flags.DEFINE_enum(
         "dtype", "bfloat16", list(STORAGE_DTYPES), "Storage type; int8 has a scale for each token.", flag_values=values
     )

@@ -17,6 +17,7 @@ from imagen_jax.cli.flags import (
     CommandFlags,
     define_config,
     define_mesh,
+    define_path,
     define_sampling,
     define_stages,
     define_text_cache,
@@ -32,7 +33,7 @@ def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     define_stages(values)
     define_config(values, "What to score, such as configs/shapes_eval.py.")
-    flags.DEFINE_string("out", None, "The folder to write to.", flag_values=values)
+    define_path(values, "out", None, "The folder to write to.")
     flags.DEFINE_boolean("overwrite", False, "Remove results of another evaluation from OUT.", flag_values=values)
     define_text_cache(values)
     define_mesh(values)

@@ -19,7 +19,7 @@ from imagen_jax.config.load import Config, load_config
 from imagen_jax.config.messages import expected
 from imagen_jax.config.schema import SamplingConfig, StageConfig
 from imagen_jax.errors import ConfigError
-from imagen_jax.io.paths import as_path, check_writable
+from imagen_jax.io.paths import as_path, check_writable, expand_user
 
 OVERRIDE = "--config."
 
@@ -138,24 +138,42 @@ class CommandFlags:
         return folder
 
 
+class PathParser(flags.ArgumentParser):
+    """Reads a path, in which `~` is expanded: no shell does so in `--out=~/runs`.
+
+    Args:
+        separator: between several paths; empty for one.
+    """
+
+    def __init__(self, separator: str = "") -> None:
+        super().__init__()
+        self._separator = separator
+
+    def parse(self, argument: str) -> str:
+        """Returns the text with each path expanded. Raises ConfigError for a user that this machine does not have."""
+        if not self._separator:
+            return expand_user(argument)
+        return self._separator.join(expand_user(name.strip()) for name in argument.split(self._separator))
+
+
+def define_path(values: flags.FlagValues, name: str, default: str | None, help_text: str, separator: str = "") -> None:
+    """Defines a flag whose value is the path of a file or a folder, or several with a separator between them."""
+    flags.DEFINE(PathParser(separator), name, default, help_text, flag_values=values)
+
+
 def define_config(values: flags.FlagValues, help_text: str) -> None:
     """Defines `--config`, the path of a config file."""
-    flags.DEFINE_string("config", None, help_text, flag_values=values)
+    define_path(values, "config", None, help_text)
 
 
 def define_stages(values: flags.FlagValues) -> None:
     """Defines `--stages`, the folders of a cascade."""
-    flags.DEFINE_string("stages", None, "Stage folders, the base first, separated by commas.", flag_values=values)
+    define_path(values, "stages", None, "Stage folders, the base first, separated by commas.", separator=",")
 
 
 def define_text_cache(values: flags.FlagValues) -> None:
     """Defines `--text_cache`, a folder of text embeddings."""
-    flags.DEFINE_string(
-        "text_cache",
-        None,
-        "A folder of `imagen embed`: prompts in it are looked up, and not encoded.",
-        flag_values=values,
-    )
+    define_path(values, "text_cache", None, "A folder of `imagen embed`: prompts in it are looked up, and not encoded.")
 
 
 def define_mesh(values: flags.FlagValues) -> None:

@@ -12,14 +12,14 @@ import sys
 
 from absl import flags
 
-from imagen_jax.cli.flags import CommandFlags, define_config
+from imagen_jax.cli.flags import CommandFlags, define_config, define_path
 from imagen_jax.io.text import printable
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     define_config(values, "The stage whose data to check.")
-    flags.DEFINE_string("out", None, "The folder to write to.", flag_values=values)
+    define_path(values, "out", None, "The folder to write to.")
     flags.DEFINE_string("split", None, "The split to check; the config's by default.", flag_values=values)
     flags.DEFINE_integer(
         "records",

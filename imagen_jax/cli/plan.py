@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import flags
 
-from imagen_jax.cli.flags import CommandFlags, define_config, define_mesh, mesh_axes
+from imagen_jax.cli.flags import CommandFlags, define_config, define_mesh, define_path, mesh_axes
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import atomic_write
 from imagen_jax.io.paths import as_path
@@ -52,10 +52,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "search", False, "Find the fastest mesh, batch and remat; compiles all, for hours.", flag_values=values
     )
-    flags.DEFINE_string(
-        "json", None, "Write the plan to this file; --json alone prints it, and nothing else.", flag_values=values
-    )
-    flags.DEFINE_string("program", None, "Write the compiled program to this file.", flag_values=values)
+    define_path(values, "json", None, "Write the plan to this file; --json alone prints it, and nothing else.")
+    define_path(values, "program", None, "Write the compiled program to this file.")
     define_mesh(values)
 
 

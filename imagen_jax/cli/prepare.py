@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from imagen_jax.cli.flags import CommandFlags
+from imagen_jax.cli.flags import CommandFlags, define_path
 from imagen_jax.datasets.builders import DATASETS
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.bucket import is_bucket
@@ -16,10 +16,8 @@ from imagen_jax.io.bucket import is_bucket
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
-    flags.DEFINE_string("out", None, "The folder to write to; data sets are folders in it.", flag_values=values)
-    flags.DEFINE_string(
-        "font", None, "For emoji: the file of Noto Color Emoji, by default where Debian has it.", flag_values=values
-    )
+    define_path(values, "out", None, "The folder to write to; data sets are folders in it.")
+    define_path(values, "font", None, "For emoji: the file of Noto Color Emoji, by default where Debian has it.")
     flags.DEFINE_enum("dataset", None, DATASETS, "Which data set to prepare.", flag_values=values)
 
 

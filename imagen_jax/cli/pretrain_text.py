@@ -9,7 +9,7 @@ import json
 
 from absl import flags
 
-from imagen_jax.cli.flags import CommandFlags, define_config
+from imagen_jax.cli.flags import CommandFlags, define_config, define_path
 from imagen_jax.config.schema import PretrainTextConfig
 from imagen_jax.io.paths import as_path
 
@@ -17,9 +17,7 @@ from imagen_jax.io.paths import as_path
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     define_config(values, "What to train: configs/pretrain_text.py.")
-    flags.DEFINE_string(
-        "out", None, "The folder to write: config.json, model.safetensors, probe.json.", flag_values=values
-    )
+    define_path(values, "out", None, "The folder to write: config.json, model.safetensors, probe.json.")
 
 
 def run(args: CommandFlags) -> None:

@@ -13,6 +13,7 @@ from absl import flags
 from imagen_jax.cli.flags import (
     CommandFlags,
     define_mesh,
+    define_path,
     define_sampling,
     define_stages,
     define_text_cache,
@@ -30,10 +31,8 @@ def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     define_stages(values)
     flags.DEFINE_string("prompts", None, "The prompts, separated by semicolons.", flag_values=values)
-    flags.DEFINE_string(
-        "prompts_file", None, "A text file with a prompt on each line, instead of --prompts.", flag_values=values
-    )
-    flags.DEFINE_string("out", None, "The folder to write to.", flag_values=values)
+    define_path(values, "prompts_file", None, "A text file with a prompt on each line, instead of --prompts.")
+    define_path(values, "out", None, "The folder to write to.")
     flags.DEFINE_integer("seed", 0, "Another seed gives other images.", lower_bound=0, flag_values=values)
     flags.DEFINE_integer("batch_size", 64, "Images to sample at once.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer(

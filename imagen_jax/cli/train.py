@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from imagen_jax.cli.flags import CommandFlags, define_config
+from imagen_jax.cli.flags import CommandFlags, define_config, define_path
 
 SEVERAL_PROCESSES = True
 
@@ -16,9 +16,7 @@ SEVERAL_PROCESSES = True
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     define_config(values, "The stage to train, such as configs/shapes_base.py.")
-    flags.DEFINE_string(
-        "workdir", None, "The stage's folder: checkpoints, config, metrics, previews.", flag_values=values
-    )
+    define_path(values, "workdir", None, "The stage's folder: checkpoints, config, metrics, previews.")
 
 
 def run(args: CommandFlags) -> None:

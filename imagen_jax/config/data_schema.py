@@ -12,6 +12,7 @@ from imagen_jax.config.fields import (
     SIZE,
     Background,
     Group,
+    PathText,
     SizeValue,
     Text,
     Texts,
@@ -80,7 +81,7 @@ class FolderKeys(SourceKeys):
     """A folder of image files."""
 
     source: Literal["folder"] = key("folder", "The data source.")
-    path: Text = key("", "The folder, on this machine or in a bucket (gs://BUCKET/DIR).")
+    path: PathText = key("", "The folder, on this machine or in a bucket (gs://BUCKET/DIR).")
     caption_column: Text = key("text", "The caption column of metadata.jsonl, .csv or .parquet.", min_length=1)
     validation_fraction: float = key(
         0.01, "Fraction of the images in the validation split, chosen by hashes of their paths.", ge=0, le=1
@@ -91,7 +92,7 @@ class TfdsKeys(SourceKeys):
     """A data set that TensorFlow Datasets has prepared."""
 
     source: Literal["tfds"] = key("tfds", "The data source.")
-    path: Text = key("", "The folder of the prepared data set, or its name below ~/tensorflow_datasets.")
+    path: PathText = key("", "The folder of the prepared data set, or its name below ~/tensorflow_datasets.")
     image: Text = key("image", "The feature with the image.", min_length=1)
     captions: Texts = key((), "Features with captions or classes; () has none.", expected="a tuple of texts")
     templates: Texts = key(
@@ -103,7 +104,7 @@ class WebDatasetKeys(SourceKeys):
     """Tar shards as WebDataset and img2dataset write them."""
 
     source: Literal["webdataset"] = key("webdataset", "The data source.")
-    shards: dict[str, str | Texts] = key(
+    shards: dict[str, PathText | tuple[PathText, ...]] = key(
         {},
         "Tar files or folders of each split, such as {'train': 'gs://BUCKET/{00000..00099}.tar'}.",
         expected="a group of splits, not empty, each with a text or a tuple of texts",

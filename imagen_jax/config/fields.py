@@ -75,6 +75,13 @@ def _are_attention_types(value: tuple[str, ...]) -> bool:
 SizeValue = Annotated[int | tuple[int, ...], _all_of(_is_size)]
 Text = Annotated[str, _all_of(lambda text: "\0" not in text)]
 Texts = tuple[Text, ...]
+
+
+class IsPath:
+    """Marks the type of a key whose text names a file or a folder, in which `paths.map_paths` expands `~`."""
+
+
+PathText = Annotated[Text, IsPath()]
 AttentionTypes = Annotated[tuple[str, ...], _all_of(_are_attention_types)]
 Counts = Annotated[tuple[int, ...], _all_of(lambda counts: all(0 <= count <= 256 for count in counts))]
 Multiples = Annotated[tuple[int, ...], _all_of(lambda multiples: all(1 <= multiple <= 64 for multiple in multiples))]

@@ -21,6 +21,7 @@ from imagen_jax.config.migrations import migrate
 from imagen_jax.config.schema import EvaluationConfig, PretrainTextConfig, StageConfig
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import read_json
+from imagen_jax.io.paths import expand_user
 
 Config = TypeVar("Config", bound=Group)
 ConfigSource: TypeAlias = str | Path | ml_collections.ConfigDict | Mapping[str, Any] | Group
@@ -190,7 +191,7 @@ def _find_file(name: str) -> Path:
     Raises:
         ConfigError: there is none.
     """
-    path = Path(name).expanduser()
+    path = Path(expand_user(name))
     if path.is_file():
         return path
     if path.is_dir():

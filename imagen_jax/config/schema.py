@@ -29,6 +29,7 @@ from imagen_jax.config.fields import (
     Interval,
     Levels,
     Multiples,
+    PathText,
     SizeValue,
     SpikeFactor,
     Text,
@@ -49,7 +50,7 @@ SCHEMA_VERSION = 1
 class TextConfig(Group):
     """The frozen text encoder."""
 
-    model: Text = key(
+    model: PathText = key(
         "google/t5-v1_1-xxl",
         "A T5 model on the Hugging Face Hub, or its folder; `shapes` and `random` come with the package.",
         source="arXiv:2205.11487, Section 2.1",
@@ -57,7 +58,9 @@ class TextConfig(Group):
     )
     length: int = key(128, "Tokens per caption; longer captions are cut.", unit="tokens", ge=2, le=2**16)
     dtype: str = key("bfloat16", "Compute type of the encoder.", choices=DTYPES)
-    cache: Text = key("", "A folder written by `imagen embed`: training reads embeddings there and needs no encoder.")
+    cache: PathText = key(
+        "", "A folder written by `imagen embed`: training reads embeddings there and needs no encoder."
+    )
     fingerprint: Text = key("", "Fingerprint of the encoder, as `imagen embed` prints it; empty accepts any encoder.")
 
 
@@ -241,7 +244,7 @@ class TrainingConfig(Group):
         "Regular expressions for the paths of parameters to train; the others are frozen. Empty trains all.",
         expected="a tuple of regular expressions such as ('attention', '^out/'), () to train everything",
     )
-    init_from: Text = key(
+    init_from: PathText = key(
         "", "The folder of a trained stage whose weights a new run starts from; empty for random ones."
     )
     init_weights: str = key("ema", "Which weights of init_from to take.", choices=("ema", "raw"))

@@ -18,6 +18,7 @@ from imagen_jax.config.data_schema import (
     TfdsKeys,
     WebDatasetKeys,
 )
+from imagen_jax.config.paths import map_paths
 from imagen_jax.data.record import Source
 from imagen_jax.datasets.folder import FolderSource
 from imagen_jax.datasets.mixtures import BalancedSource, MixtureSource
@@ -25,6 +26,7 @@ from imagen_jax.datasets.shapes.source import ShapesSource
 from imagen_jax.datasets.webdataset import WebDatasetSource
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import Size
+from imagen_jax.io.paths import expand_user
 
 
 def _shapes(config: ShapesKeys, split: str, image_size: int | Size) -> Source:
@@ -90,6 +92,7 @@ def make_source(config: DataConfig | PartConfig, split: str, image_size: int | S
         ConfigError: the source cannot be opened, or has no such split.
     """
     try:
+        config = map_paths(config, expand_user)
         source = SOURCES[config.source](config, split, image_size)
         if config.balance is None:
             return source

@@ -22,6 +22,7 @@ import numpy as np
 from imagen_jax.datasets import tar
 from imagen_jax.errors import ConfigError
 from imagen_jax.io import storage
+from imagen_jax.io.paths import expand_user
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def expand_shards(shards: str | Sequence[str]) -> list[str]:
         ConfigError: a name is a command or a web address, or has an invalid range; there are no files; or a file is
             named twice.
     """
-    patterns = [shards] if isinstance(shards, str) else list(shards)
+    patterns = [expand_user(pattern) for pattern in ([shards] if isinstance(shards, str) else shards)]
     names = [name for pattern in patterns for name in _expand_braces(pattern)]
     files = [file for name in names for file in ([name] if name.endswith(".tar") else storage.list_files(name, ".tar"))]
     if not files:

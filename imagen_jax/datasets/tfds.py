@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 
 from imagen_jax.data.record import CorruptRecordError, Record
 from imagen_jax.errors import ConfigError
+from imagen_jax.io.paths import as_path
 
 _FORMAT = "array_record"
 _INFO_FILE = "dataset_info.json"  # TFDS writes it last into the folder of a version
@@ -144,7 +145,7 @@ class TfdsSource:
 def _find_prepared(path: str) -> tfds.core.Path:
     """Returns the folder of the version of a data set that a path stands for."""
     data_dir = os.environ.get("TFDS_DATA_DIR", _DATA_DIR)
-    candidates = [tfds.core.Path(path).expanduser(), tfds.core.Path(data_dir).expanduser() / path]
+    candidates = [tfds.core.Path(as_path(path)), tfds.core.Path(as_path(data_dir)) / path]
     for folder in candidates:
         if (folder / _INFO_FILE).exists():
             return folder

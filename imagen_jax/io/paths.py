@@ -1,7 +1,8 @@
 """Paths of folders and files, on disks or in a bucket.
 
-`as_path` is the one place where a name becomes a path. What it returns for `gs://` behaves as `pathlib.Path` does in
-the methods of `BucketPath`, so that the other rooms need not know where a folder is.
+`as_path` is the one place where a name becomes a path, and `expand_user` the one where `~` becomes a home folder. What
+`as_path` returns for `gs://` behaves as `pathlib.Path` does in the methods of `BucketPath`, so that the other rooms
+need not know where a folder is.
 """
 
 from __future__ import annotations
@@ -12,17 +13,46 @@ import tempfile
 from pathlib import Path
 from typing import cast
 
+from imagen_jax.errors import ConfigError
 from imagen_jax.io.bucket import BucketPath, is_bucket
 
 # Google's libraries would ask the bucket for its kind through an interface that emulators and old accounts lack.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 
+def expand_user(name: str | os.PathLike[str]) -> str:
+    """Returns a name with a leading `~` or `~USER` replaced by that home folder; any other name is returned as it is.
+
+    Shells expand `~` at the start of a word, but not in `--workdir=~/runs`. `./~` is a folder that has this name.
+
+    Raises:
+        ConfigError: there is no such user on this machine.
+    """
+    text = os.fspath(name)
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):  # it is left as it is where there is no such home folder
+        user = text[1:].partition("/")[0]
+        whose = f"the user {user!r}" if user else "this user"
+        raise ConfigError(
+            f"{text!r} is in the home folder of {whose}, which this machine does not know: give the full path, or "
+            f"{'./' + text!r} for a folder of that name"
+        )
+    return expanded
+
+
 def as_path(path: str | os.PathLike[str]) -> Path:
-    """Returns the path of a name: a local one with `~` expanded, or `gs://BUCKET/…`."""
+    """Returns the path of a name: a local one with `~` expanded, or `gs://BUCKET/…`.
+
+    Raises:
+        ConfigError: as `expand_user`.
+    """
     if isinstance(path, BucketPath):
         return cast(Path, path)
-    return cast(Path, BucketPath(os.fspath(path))) if is_bucket(path) else Path(path).expanduser()
+    if is_bucket(path):
+        return cast(Path, BucketPath(os.fspath(path)))
+    local = Path(expand_user(path))
+    # Path("./~") equals Path("~"): made absolute, it is not expanded by whoever gets it next
+    return local.absolute() if str(local).startswith("~") else local
 
 
 def bucket_path(path: Path) -> BucketPath | None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import fsspec
 
 from imagen_jax.errors import ConfigError, missing_extra_error
+from imagen_jax.io.paths import expand_user
 
 _BUCKET_PREFIX = "gs://"
 
@@ -125,7 +126,7 @@ def _open_filesystem(path: str) -> tuple[Any, str]:
         if is_remote(path):
             filesystem = fsspec.filesystem("gs")
             return filesystem, filesystem._strip_protocol(path)
-        return fsspec.core.url_to_fs(path)
+        return fsspec.core.url_to_fs(expand_user(path))
     except ImportError as error:
         if is_remote(path):
             raise missing_extra_error("gcsfs", "gcs") from error

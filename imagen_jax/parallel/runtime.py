@@ -90,7 +90,8 @@ def enable_compilation_cache() -> None:
     Only programs that took XLA over a second to compile are kept, by jax's default.
     """
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]  # known at run time only
-        folder = Path(COMPILATION_CACHE).expanduser()
-        with contextlib.suppress(OSError):  # without a writable home, each process compiles again
+        # without a writable home, each process compiles again; RuntimeError: there is no home at all
+        with contextlib.suppress(OSError, RuntimeError):
+            folder = Path(COMPILATION_CACHE).expanduser()
             folder.mkdir(parents=True, exist_ok=True)
             jax.config.update("jax_compilation_cache_dir", str(folder))

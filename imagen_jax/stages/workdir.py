@@ -6,9 +6,11 @@ WORKDIR/checkpoints/       see `stages/checkpoints.py`
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from imagen_jax.config.load import from_json, to_json
+from imagen_jax.config.paths import map_paths
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import read_json, write_json
@@ -102,7 +104,8 @@ def _check_same_run(workdir: Path, config: StageConfig) -> None:
     Raises:
         ConfigError: with the keys that must not change, and their old and new values.
     """
-    before, now = flatten(to_json(read_config(workdir))), flatten(to_json(config))
+    # `~/photos` and `/home/ann/photos` are the same; a `~USER` that this machine does not have stays as it is
+    before, now = (flatten(to_json(map_paths(one, os.path.expanduser))) for one in (read_config(workdir), config))
     forbidden = [
         change
         for key, change in sorted(changes(before, now).items())

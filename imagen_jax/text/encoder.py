@@ -113,7 +113,7 @@ def load_encoder(model: str, length: int, dtype: Any = jnp.float32) -> TextEncod
         return folder_encoder(SHAPES_ENCODER, length=length, dtype=dtype)
     if is_bucket(model):
         return folder_encoder(_copy_of_bucket(model), length=length, dtype=dtype)
-    folder = Path(model).expanduser()
+    folder = as_path(model)
     if folder.is_file():
         raise ConfigError(
             f"text encoder {model!r} is a file, expected a folder with config.json, tokenizer files and safetensors: "
@@ -134,7 +134,7 @@ def load_tokenizer(model: str, length: int) -> Tokenizer:
         return folder_tokenizer(SHAPES_ENCODER, length)
     if is_bucket(model):
         return folder_tokenizer(_copy_of_bucket(model), length)
-    folder = Path(model).expanduser()
+    folder = as_path(model)
     if not folder.is_dir():
         check_repo_id(model)
         cached = cached_folder(model)

@@ -229,6 +229,16 @@ def test_flags_override_settings_file(cloud, tpu, tmp_path):
     assert cloud.calls == [[*NODE, "delete", "imagen", *LOCATION]]
 
 
+def test_home_in_paths(cloud, tpu, environment, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    environment["HOME"] = str(home)
+    (home / "pod.settings").write_text("name=imagen\nproject=my-project-123\nzone=us-central2-b\nqueue=no")
+    tpu("copy", "--settings=~/pod.settings", "--from=~/run", "--to=~/runs")
+    assert str(home / "runs") in cloud.calls[0]
+    assert "imagen:~/run" in cloud.calls[0]  # of the worker
+
+
 ODD = [
     "--config=a b.py:c",
     "--config.x='\"",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from imagen_jax.io.paths import expand_user
+
 DATASETS = ("emoji/white", "emoji/colours", "digits")
 
 
@@ -42,4 +44,4 @@ def _builder(name: str, font: str | None, **settings: Any) -> Any:
         return Digits(**settings)
     from imagen_jax.datasets.builders import emoji
 
-    return emoji.Emoji(font=Path(font or emoji.FONT), config=name.removeprefix("emoji/"), **settings)
+    return emoji.Emoji(font=Path(expand_user(font or emoji.FONT)), config=name.removeprefix("emoji/"), **settings)
