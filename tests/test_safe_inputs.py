@@ -47,6 +47,18 @@ def writing(tree):
             yield node.lineno, name
 
 
+def test_keys_of_seeds_have_64_bits():
+    """`jax.random.key` drops the upper half of a seed: only keys.py calls it with anything but a constant."""
+    calls = [
+        (path.name, ast.unparse(node))
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"jax.random.key", "jax.random.PRNGKey"}
+    ]
+    assert {name for name, call in calls if call != "jax.random.key(0)"} == {"keys.py"}
+    assert len(calls) > 3
+
+
 @pytest.mark.parametrize(
     "text",
     [

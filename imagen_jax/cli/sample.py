@@ -21,6 +21,7 @@ from imagen_jax.cli.flags import (
     prompt_guidance,
     stage_changes,
 )
+from imagen_jax.diffusion.keys import MAX_SEED
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.paths import as_path
 
@@ -33,7 +34,14 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("prompts", None, "The prompts, separated by semicolons.", flag_values=values)
     define_path(values, "prompts_file", None, "A text file with a prompt on each line, instead of --prompts.")
     define_path(values, "out", None, "The folder to write to.")
-    flags.DEFINE_integer("seed", 0, "Another seed gives other images.", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer(
+        "seed",
+        0,
+        "In [0, 2^64); another seed gives other images.",
+        lower_bound=0,
+        upper_bound=MAX_SEED,
+        flag_values=values,
+    )
     flags.DEFINE_integer("batch_size", 64, "Images to sample at once.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer(
         "columns", 0, "Columns of the grid; 0 for about as many as rows.", lower_bound=0, flag_values=values

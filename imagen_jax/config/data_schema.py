@@ -8,7 +8,7 @@ from pydantic import Field
 
 from imagen_jax.config.fields import (
     MAX_COUNT,
-    MAX_SEED,
+    MAX_EXAMPLES,
     SIZE,
     Background,
     Group,
@@ -19,6 +19,7 @@ from imagen_jax.config.fields import (
     key,
 )
 from imagen_jax.data.transforms import CROPS
+from imagen_jax.diffusion.keys import MAX_SEED
 from imagen_jax.images.array import IMAGE_DTYPES, Size, parse_size
 
 
@@ -67,7 +68,7 @@ class ShapesKeys(SourceKeys):
 
     source: Literal["shapes"] = key("shapes", "The data source.")
     seed: int = key(0, "Seed of the scenes and captions.", ge=0, le=MAX_SEED)
-    num_examples: int = key(10_000_000, "Examples of each split.", unit="examples", ge=1, le=MAX_SEED)
+    num_examples: int = key(10_000_000, "Examples of each split.", unit="examples", ge=1, le=MAX_EXAMPLES)
     transparent: bool = key(False, "Render without a background, as RGBA.")
 
 

@@ -15,7 +15,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 MAX_SIDE = 8192
 MAX_CHANNELS = 2**16
 MAX_COUNT = 2**40
-MAX_SEED = 2**63 - 1
+MAX_EXAMPLES = 2**63 - 1
 
 
 def key(

@@ -19,7 +19,6 @@ from imagen_jax.config.fields import (
     KINDS,
     MAX_CHANNELS,
     MAX_COUNT,
-    MAX_SEED,
     MAX_SIDE,
     SIZE,
     AttentionTypes,
@@ -36,6 +35,7 @@ from imagen_jax.config.fields import (
     Texts,
     key,
 )
+from imagen_jax.diffusion.keys import MAX_SEED
 from imagen_jax.diffusion.noise_augmentation import DISTRIBUTIONS
 from imagen_jax.diffusion.process import LOSS_WEIGHTINGS, PREDICTION_TYPES
 from imagen_jax.diffusion.samplers import SAMPLERS, VARIANCE_TYPES

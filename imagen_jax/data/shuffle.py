@@ -15,6 +15,7 @@ import grain
 import numpy as np
 
 from imagen_jax.data.record import Source
+from imagen_jax.diffusion.keys import seed_entropy
 
 # Weights are rounded to counts that sum to about this: a share is off by at most half a count.
 _ROUND_LENGTH = 10_000
@@ -64,7 +65,7 @@ def _integer_weights(weights: Sequence[float]) -> np.ndarray:
 
 def child_seed(seed: int, index: int) -> int:
     """Derives the seed of part `index`, so that parts are shuffled independently."""
-    return int(np.random.SeedSequence((seed, index)).generate_state(1)[0])
+    return int(np.random.SeedSequence(seed_entropy(seed, index)).generate_state(1)[0])
 
 
 class _EpochShuffle(grain.MapDataset):
@@ -84,7 +85,7 @@ class _EpochShuffle(grain.MapDataset):
 
 @functools.lru_cache(maxsize=4096)
 def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(length)
+    return np.random.default_rng(seed_entropy(seed, epoch)).permutation(length)
 
 
 class _WeightedInterleave(grain.MapDataset):

@@ -24,6 +24,7 @@ from imagen_jax.diffusion.guidance import (
     rescale_guidance,
     static_threshold,
 )
+from imagen_jax.diffusion.keys import key_from_seed
 from imagen_jax.diffusion.noise_augmentation import AugLevelDistribution
 from imagen_jax.diffusion.process import (
     LOSS_WEIGHTINGS,
@@ -102,6 +103,7 @@ __all__ = [
     "get_threshold_fn",
     "get_timestep_schedule",
     "heun",
+    "key_from_seed",
     "learned_log_variance",
     "log_variance_bounds",
     "logsnr_from_cosine_time",

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagen_jax.diffusion.keys import key_from_seed
 from imagen_jax.diffusion.process import (
     eps_from_x,
     learned_log_variance,
@@ -239,10 +240,13 @@ def sample_keys(seed: int, indices: jax.Array) -> jax.Array:
     """Returns one key per sample, [B], a function of the seed and of the sample's index alone.
 
     Args:
-        seed: seed of all samples.
+        seed: seed of all samples, in [0, 2^64).
         indices: int [B].
+
+    Raises:
+        ConfigError: the seed is not an integer in its range.
     """
-    root = jax.random.key(seed)
+    root = key_from_seed(seed)
     return jax.vmap(lambda index: jax.random.fold_in(root, index))(indices)
 
 

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from imagen_jax.config.schema import SamplingConfig
+from imagen_jax.diffusion.keys import MAX_INDEX, check_seed
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import Size, image_dtype, to_uint
 from imagen_jax.io.paths import as_path
@@ -40,7 +41,6 @@ from imagen_jax.stages.stage_sampler import StageRequest, StageSampler, stage_ke
 from imagen_jax.stages.text import PromptEncoder
 from imagen_jax.text.encoder import TextCondition
 
-MAX_SEED = 2**63
 _SKIPPED_SIZE = 2  # sizes of small batches are powers of two but this one: few programs, little padding
 
 logger = logging.getLogger(__name__)
@@ -188,7 +188,7 @@ class ImagenPipeline:
             prompts: one prompt or N of them.
             negative_prompt: what images should not show, one text or one for each prompt: it stands in the place of
                 the unconditional text of guidance.
-            seed: of the noise, in [0, 2^63); the same seed gives the same images at any batch size and on any mesh.
+            seed: of the noise, in [0, 2^64); the same seed gives the same images at any batch size and on any mesh.
             num_inference_steps: steps of the sampler.
             guidance_scale: of classifier-free guidance (arXiv:2207.12598), 1 for none; or float [stages, N], one for
                 each stage and prompt.
@@ -322,9 +322,13 @@ class ImagenPipeline:
         """Raises ConfigError if a request does not fit this pipeline."""
         if request.batch_size < 1:
             raise ConfigError(f"batch_size {request.batch_size} is not at least 1")
-        seed = request.seed
-        if not isinstance(seed, (int, np.integer)) or not 0 <= seed < MAX_SEED:
-            raise ConfigError(f"seed {seed!r} is not an integer in [0, 2^63)")
+        check_seed(request.seed)
+        last_index = request.first_index + len(request.texts.prompts) - 1
+        if not 0 <= request.first_index <= last_index <= MAX_INDEX:
+            raise ConfigError(
+                f"samples {request.first_index} to {last_index} are asked for, and indices are within [0, 2^32): "
+                "use another seed for more"
+            )
         if request.size is not None:
             check_size([trained.stage.config for trained in self.stages], request.size)
         if not request.texts.has_negative:

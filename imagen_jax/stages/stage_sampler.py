@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from imagen_jax.config.load import to_json
 from imagen_jax.config.schema import SamplingConfig
 from imagen_jax.diffusion import samplers
+from imagen_jax.diffusion.keys import key_from_seed
 from imagen_jax.diffusion.samplers import SamplerState, StepInputs
 from imagen_jax.images.array import Size, image_dtype, to_float, to_uint
 from imagen_jax.parallel import multihost, runtime
@@ -76,13 +77,14 @@ class StageRequest:
 
 @functools.partial(jax.jit, static_argnames="count")
 def _fold_in_indices(root: jax.Array, first: jax.Array, stage_index: jax.Array, count: int) -> jax.Array:
-    keys = jax.vmap(lambda index: jax.random.fold_in(root, index))(first + jnp.arange(count))
+    indices = first + jnp.arange(count, dtype=jnp.uint32)
+    keys = jax.vmap(lambda index: jax.random.fold_in(root, index))(indices)
     return jax.random.key_data(jax.vmap(lambda key: jax.random.fold_in(key, stage_index))(keys))
 
 
 def stage_keys(seed: int, first_index: int, count: int, stage_index: int, mesh: Mesh) -> jax.Array:
     """Returns the keys [count] of samples `first_index`, … in the stage with an index in the cascade, on a mesh."""
-    data = np.asarray(_fold_in_indices(jax.random.key(seed), first_index, stage_index, count))
+    data = np.asarray(_fold_in_indices(key_from_seed(seed), np.uint32(first_index), stage_index, count))
     return jax.random.wrap_key_data(shard_host_batch({"keys": data}, "batch ...", mesh)["keys"])
 
 

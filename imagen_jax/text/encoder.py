@@ -15,6 +15,7 @@ import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh
 
+from imagen_jax.diffusion.keys import key_from_seed
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.bucket import BucketError, is_bucket
 from imagen_jax.io.local_copy import local_folder
@@ -158,7 +159,7 @@ def _copy_of_bucket(model: str) -> Path:
 def random_encoder(seed: int, length: int, dtype: Any = jnp.float32) -> TextEncoder:
     """Returns a small untrained encoder over bytes, a function of the seed."""
     init = jax.jit(T5Encoder(**_RANDOM_CONFIG).init)
-    params = jax.tree.map(np.asarray, init(jax.random.key(seed), *_blank_tokens(length=2))["params"])
+    params = jax.tree.map(np.asarray, init(key_from_seed(seed), *_blank_tokens(length=2))["params"])
     return build_encoder(_RANDOM_CONFIG, in_memory_reader(params), byte_tokenizer(length), dtype)
 
 

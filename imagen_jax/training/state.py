@@ -11,6 +11,7 @@ import optax
 from flax import struct
 from jax.sharding import AbstractMesh, Mesh
 
+from imagen_jax.diffusion.keys import key_from_seed
 from imagen_jax.parallel.sharding import ShardingRules, with_shardings
 from imagen_jax.stages.trainable import param_paths, select, split
 
@@ -105,7 +106,7 @@ def init_params(init: InitFn, seed: int, abstract: Any) -> Any:
     if not abstract:
         return {}
     paths = set(param_paths(abstract))
-    return _jit(lambda: select(init(jax.random.key(seed)), paths), abstract)()
+    return _jit(lambda: select(init(key_from_seed(seed)), paths), abstract)()
 
 
 def first_state(optimizer: optax.GradientTransformation, abstract: TrainState, params: Any) -> TrainState:

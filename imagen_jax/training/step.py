@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from imagen_jax.config.schema import StageConfig
+from imagen_jax.diffusion.keys import key_from_seed
 from imagen_jax.parallel import runtime
 from imagen_jax.parallel.batching import constrain_batch, micro_batches
 from imagen_jax.parallel.sharding import replicate_conv_kernels, replicated
@@ -90,7 +91,7 @@ def make_train_step(
         return _accumulate_gradients(mean_loss, params, frozen, batches, shardings.params, mesh)
 
     def step(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        key = jax.random.fold_in(key_from_seed(config.seed), state.step)
         examples = objective.draw(frozen.networks, batch, key)
         examples = constrain_batch(examples, objective.example_axes, mesh)
         gradients, losses = gradients_and_losses(state.params, frozen, examples)

@@ -149,6 +149,14 @@ def test_types_are_strict(key, value):
         base_config(**{key: value})
 
 
+@pytest.mark.parametrize("key", ["seed", "data.seed"])
+def test_seeds_have_64_bits(key):
+    assert base_config(**{key: 2**64 - 1}).to_dict()
+    for seed in (-1, 2**64):
+        with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
+            base_config(**{key: seed})
+
+
 def test_conversions():
     config = base_config(**{"optimizer.learning_rate": 1, "model.channel_mult": [1], "sampling.s_tmax": float("inf")})
     assert isinstance(config.optimizer.learning_rate, float) and config.model.channel_mult == (1,)

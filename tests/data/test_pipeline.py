@@ -76,6 +76,13 @@ def test_order_depends_on_seed():
     assert not np.array_equal(indices(batches(seed=3), 6), indices(batches(seed=4), 6))
 
 
+@pytest.mark.parametrize("length", [24, 2000])  # both ways of shuffling
+def test_large_seeds_have_their_own_order(length):
+    seeds = [3, 2**32 + 3, 2**63 + 3, 2**64 - 1]
+    orders = {tuple(indices(batches(length, seed=seed, dtype=np.uint16), 6).ravel()) for seed in seeds}
+    assert len(orders) == len(seeds)
+
+
 @pytest.mark.parametrize("length, batch_size", [(24, 8), (20, 8), (3, 8)])
 def test_epochs_are_distinct_permutations(length, batch_size):
     """Also if an epoch ends within a batch, and if a batch spans several epochs."""

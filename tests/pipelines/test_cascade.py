@@ -150,6 +150,24 @@ def test_seed_and_index_change_images(cascade, drawn):
                 assert not near(image, other)
 
 
+@pytest.mark.parametrize("seed", [2**32 + SEED, 2**63 + SEED, 2**64 - 1])
+def test_large_seeds_are_others(cascade, drawn, seed):
+    image, usual = sample(cascade, PROMPTS[:1], seed)[-1], drawn[-1][:1]
+    assert not near(image, usual)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 1.0, True, None])
+def test_other_seeds_are_refused(cascade, seed):
+    with pytest.raises(ConfigError, match="seed"):
+        cascade("a ring", seed=seed)
+
+
+@pytest.mark.parametrize("first_index", [-1, 2**32 - 1])
+def test_indices_have_32_bits(cascade, first_index):
+    with pytest.raises(ConfigError, match="indices"):
+        sample(cascade, PROMPTS[:2], SEED, first_index=first_index)
+
+
 def test_samples_of_one_prompt_differ(cascade):
     images = sample(cascade, ["a red circle"] * 5, SEED)[-1]
     assert len({image.tobytes() for image in images}) == 5

@@ -46,8 +46,9 @@ def test_state_matches_abstract_state():
         assert leaf.sharding.is_equivalent_to(expected.sharding, leaf.ndim)
 
 
-def test_init_depends_on_seed(states):
-    other = abstract_state(init, optax.adam(1e-3), 4, one_device())[1]()
+@pytest.mark.parametrize("seed", [4, 2**32 + 3, 2**64 - 1])
+def test_init_depends_on_seed(states, seed):
+    other = abstract_state(init, optax.adam(1e-3), seed, one_device())[1]()
     assert not np.array_equal(other.params["kernel"], states["one"].params["kernel"])
 
 

@@ -24,6 +24,7 @@ from imagen_jax.datasets.shapes.captions import MAX_BYTES, parse_caption, sample
 from imagen_jax.datasets.shapes.linear_probe import linear_probe
 from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLORS, INVERSE_RELATION, POSITIONS, SHAPES, SIZES
 from imagen_jax.datasets.shapes.source import ShapesSource
+from imagen_jax.diffusion.keys import key_from_seed, seed_entropy
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import write_json
 from imagen_jax.io.local_copy import local_folder
@@ -115,7 +116,7 @@ def _make_train_step(config: PretrainTextConfig) -> tuple[Callable, dict, Any]:
         return optax.apply_updates(params, updates), opt_state, loss
 
     tokens = jnp.ones((1, _LENGTH_MULTIPLE), jnp.int32)
-    params = jax.jit(encoder.init)(jax.random.key(config.seed), tokens, tokens > 0)["params"]
+    params = jax.jit(encoder.init)(key_from_seed(config.seed), tokens, tokens > 0)["params"]
     return train_step, params, optimizer.init(params)
 
 
@@ -147,7 +148,7 @@ def _labeled_batches(config: PretrainTextConfig) -> Iterator[_Batch]:
     per_pool = config.data.pool * config.batch_size
     first = 0
     while True:
-        rng = np.random.default_rng((config.seed, first))
+        rng = np.random.default_rng(seed_entropy(config.seed, first))
         captions = [
             sample_caption(sources[i % len(sources)].description(i), rng) for i in range(first, first + per_pool)
         ]

@@ -12,6 +12,7 @@ from imagen_jax.datasets.shapes.descriptions import Description, sample_descript
 from imagen_jax.datasets.shapes.render import render
 from imagen_jax.datasets.shapes.scene_sampling import sample_scene
 from imagen_jax.datasets.shapes.scenes import DEFAULT_BACKGROUND, SPLITS, Scene
+from imagen_jax.diffusion.keys import check_seed
 from imagen_jax.errors import ConfigError, unknown_name_error
 from imagen_jax.images.array import Size, format_size, image_dtype, parse_size
 
@@ -52,8 +53,6 @@ class ShapesSource:
         bits: int = 8,
         transparent: bool = False,
     ):
-        if not 0 <= seed < 2**64:
-            raise ConfigError(f"seed {seed} is not in [0, 2^64)")
         if split not in SPLITS:
             raise unknown_name_error("split", split, SPLITS)
         height_width = parse_size(resolution, "resolution")
@@ -64,7 +63,8 @@ class ShapesSource:
         if not isinstance(num_examples, SupportsIndex) or num_examples < 1:
             raise ConfigError(f"num_examples {num_examples} is not an integer of at least 1")
         image_dtype(bits, "bits")
-        self.seed, self.split, self.resolution, self.num_examples = seed, split, height_width, num_examples
+        self.seed, self.split = check_seed(seed), split
+        self.resolution, self.num_examples = height_width, num_examples
         self.bits, self.transparent = bits, transparent
 
     def __len__(self) -> int:

@@ -107,6 +107,9 @@ def test_index_out_of_range(index):
         ({"num_examples": 0}, "num_examples 0 "),
         ({"num_examples": 1e3}, "num_examples 1000.0 "),
         ({"seed": -1}, "seed -1 "),
+        ({"seed": 2**64}, "seed 18446744073709551616 "),
+        ({"seed": 0.5}, "seed 0.5 "),
+        ({"seed": True}, "seed True "),
     ],
 )
 def test_invalid_arguments_raise(wrong, message):
