@@ -65,20 +65,54 @@ def cosine_time(logsnr: jax.Array) -> jax.Array:
 
 def logsnr_from_cosine_time(noise_level: jax.Array) -> jax.Array:
     """Returns the logsnr at a noise level in (0, 1), the inverse of `cosine_time`."""
-    return -2 * jnp.log(jnp.tan(noise_level * (jnp.pi / 2)))
+    return _logsnr_from_angles(noise_level * (jnp.pi / 2), (1 - noise_level) * (jnp.pi / 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Curve:
+    """A schedule as a function of both distances of a time from the ends, t and 1 - t.
+
+    Near 1, float32 holds 1 - t far more finely than t: a logsnr that is computed from the smaller of both is accurate
+    at both ends, and stays so where a shift rescales the time.
+
+    Attributes:
+        name: of the schedule.
+        logsnr: (t, 1 - t) → logsnr.
+        inverse: logsnr → (t, 1 - t).
+    """
+
+    name: str
+    logsnr: Callable[[jax.Array, jax.Array], jax.Array]
+    inverse: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+
+    def schedule(self) -> Schedule:
+        return Schedule(self.name, lambda t: self.logsnr(t, 1 - t), lambda logsnr: self.inverse(logsnr)[0])
+
+
+def _logsnr_from_angles(angle: jax.Array, complement: jax.Array) -> jax.Array:
+    """Returns -2 log tan(angle), given also π/2 - angle; by the smaller of both: tan is ill-conditioned near π/2."""
+    is_low = angle < complement
+    return jnp.where(is_low, -2, 2) * jnp.log(jnp.tan(jnp.where(is_low, angle, complement)))
 
 
 def cosine() -> Schedule:
     """Returns the schedule alpha = cos(πt/2), rescaled in time to the range of logsnr (arXiv:2202.00512, Section 4)."""
-    low, high = jnp.arctan(jnp.exp(-LOGSNR_MAX / 2)), jnp.arctan(jnp.exp(-LOGSNR_MIN / 2))
+    return _cosine().schedule()
 
-    def logsnr(t: jax.Array) -> jax.Array:
-        return -2 * jnp.log(jnp.tan(low + t * (high - low)))
 
-    def inverse_logsnr(logsnr: jax.Array) -> jax.Array:
-        return (jnp.arctan(jnp.exp(-logsnr / 2)) - low) / (high - low)
+def _cosine() -> _Curve:
+    low, width = math.atan(math.exp(-LOGSNR_MAX / 2)), math.atan(math.exp(-LOGSNR_MIN / 2))
+    width -= low
+    margin = math.pi / 2 - low - width  # between the last angle and a right angle
 
-    return Schedule("cosine", logsnr, inverse_logsnr)
+    def logsnr(t: jax.Array, rest: jax.Array) -> jax.Array:
+        return _logsnr_from_angles(low + t * width, margin + rest * width)
+
+    def inverse(logsnr: jax.Array) -> tuple[jax.Array, jax.Array]:
+        t = (jnp.arctan(jnp.exp(-logsnr / 2)) - low) / width
+        return t, (jnp.arctan(jnp.exp(logsnr / 2)) - margin) / width
+
+    return _Curve("cosine", logsnr, inverse)
 
 
 def linear(beta_start: float = 1e-4, beta_end: float = 0.02, steps: int = 1000) -> Schedule:
@@ -92,18 +126,24 @@ def linear(beta_start: float = 1e-4, beta_end: float = 0.02, steps: int = 1000) 
         beta_end: its last beta.
         steps: its number of steps.
     """
+    return _linear(beta_start, beta_end, steps).schedule()
+
+
+def _linear(beta_start: float = 1e-4, beta_end: float = 0.02, steps: int = 1000) -> _Curve:
     slope, start = steps * (beta_end - beta_start), steps * beta_start
 
-    def logsnr(t: jax.Array) -> jax.Array:
+    def logsnr(t: jax.Array, rest: jax.Array) -> jax.Array:
+        del rest  # logsnr is finite at t = 1, with a finite slope
         integral = start * t + slope * t**2 / 2
         return jnp.clip(-jnp.log(jnp.expm1(jnp.maximum(integral, 1e-12))), LOGSNR_MIN, LOGSNR_MAX)
 
-    def inverse_logsnr(logsnr: jax.Array) -> jax.Array:
+    def inverse(logsnr: jax.Array) -> tuple[jax.Array, jax.Array]:
         integral = jax.nn.softplus(-logsnr)
         # the root of slope/2 · t² + start · t = integral, in the form without cancellation near 0
-        return 2 * integral / (start + jnp.sqrt(start**2 + 2 * slope * integral))
+        t = 2 * integral / (start + jnp.sqrt(start**2 + 2 * slope * integral))
+        return t, 1 - t
 
-    return Schedule("linear", logsnr, inverse_logsnr)
+    return _Curve("linear", logsnr, inverse)
 
 
 def sigmoid(start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> Schedule:
@@ -117,18 +157,24 @@ def sigmoid(start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> Schedule
         end: its argument at t = 1, above `start`.
         tau: temperature, above 0; a lower one makes the curve steeper in the middle.
     """
+    return _sigmoid(start, end, tau).schedule()
+
+
+def _sigmoid(start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> _Curve:
     width = (end - start) / tau
     offset = math.log(math.cosh(start / tau / 2) / math.cosh(end / tau / 2))
 
-    def logsnr(t: jax.Array) -> jax.Array:
-        ratio = jnp.sinh(width / 2 * (1 - t)) / jnp.sinh(width / 2 * t)
+    def logsnr(t: jax.Array, rest: jax.Array) -> jax.Array:
+        ratio = jnp.sinh(width / 2 * rest) / jnp.sinh(width / 2 * t)
         return jnp.clip(jnp.log(ratio) + offset, LOGSNR_MIN, LOGSNR_MAX)
 
-    def inverse_logsnr(logsnr: jax.Array) -> jax.Array:
-        ratio = jnp.exp(logsnr - offset)
-        return jnp.log1p(2 * math.sinh(width / 2) / (ratio + math.exp(-width / 2))) / width
+    def time(log_ratio: jax.Array) -> jax.Array:
+        return jnp.log1p(2 * math.sinh(width / 2) / (jnp.exp(log_ratio) + math.exp(-width / 2))) / width
 
-    return Schedule("sigmoid", logsnr, inverse_logsnr)
+    def inverse(logsnr: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return time(logsnr - offset), time(offset - logsnr)
+
+    return _Curve("sigmoid", logsnr, inverse)
 
 
 def lognormal(p_mean: float = -1.2, p_std: float = 1.2) -> Schedule:
@@ -142,33 +188,42 @@ def lognormal(p_mean: float = -1.2, p_std: float = 1.2) -> Schedule:
         p_mean: mean of ln σ.
         p_std: standard deviation of ln σ.
     """
-
-    def logsnr(t: jax.Array) -> jax.Array:
-        return jnp.clip(-2 * (p_mean + p_std * ndtri(jnp.asarray(t, jnp.float32))), LOGSNR_MIN, LOGSNR_MAX)
-
-    def inverse_logsnr(logsnr: jax.Array) -> jax.Array:
-        return ndtr((jnp.asarray(logsnr, jnp.float32) / -2 - p_mean) / p_std)
-
-    return Schedule("lognormal", logsnr, inverse_logsnr)
+    return _lognormal(p_mean, p_std).schedule()
 
 
-def _shifted(schedule: Schedule, shift: float) -> Schedule:
+def _lognormal(p_mean: float = -1.2, p_std: float = 1.2) -> _Curve:
+    def logsnr(t: jax.Array, rest: jax.Array) -> jax.Array:
+        t, rest = jnp.asarray(t, jnp.float32), jnp.asarray(rest, jnp.float32)
+        deviations = jnp.where(t < rest, ndtri(t), -ndtri(rest))
+        return jnp.clip(-2 * (p_mean + p_std * deviations), LOGSNR_MIN, LOGSNR_MAX)
+
+    def inverse(logsnr: jax.Array) -> tuple[jax.Array, jax.Array]:
+        deviations = (jnp.asarray(logsnr, jnp.float32) / -2 - p_mean) / p_std
+        return ndtr(deviations), ndtr(-deviations)
+
+    return _Curve("lognormal", logsnr, inverse)
+
+
+def _shifted(curve: _Curve, shift: float) -> _Curve:
     """Returns a schedule with `shift` added to its logsnr, rescaled in time to the range of logsnr.
 
     The same noise destroys less of a larger image: a shift of 2·log(64/size) adapts a schedule for 64×64 images to
     another size (arXiv:2301.11093, Section 3.1).
     """
     # times whose logsnr stays within the range after the shift
-    ends = jnp.array([LOGSNR_MAX - max(shift, 0.0), LOGSNR_MIN - min(shift, 0.0)])
-    first, last = jnp.clip(schedule.inverse_logsnr(ends), 0.0, 1.0)
+    first, _ = curve.inverse(jnp.asarray(LOGSNR_MAX - max(shift, 0.0)))
+    _, last_rest = curve.inverse(jnp.asarray(LOGSNR_MIN - min(shift, 0.0)))
+    first, last_rest = jnp.maximum(first, 0.0), jnp.maximum(last_rest, 0.0)
+    width = 1 - last_rest - first
 
-    def logsnr(t: jax.Array) -> jax.Array:
-        return jnp.clip(schedule.logsnr(first + t * (last - first)) + shift, LOGSNR_MIN, LOGSNR_MAX)
+    def logsnr(t: jax.Array, rest: jax.Array) -> jax.Array:
+        return jnp.clip(curve.logsnr(first + t * width, last_rest + rest * width) + shift, LOGSNR_MIN, LOGSNR_MAX)
 
-    def inverse_logsnr(logsnr: jax.Array) -> jax.Array:
-        return (schedule.inverse_logsnr(logsnr - shift) - first) / (last - first)
+    def inverse(logsnr: jax.Array) -> tuple[jax.Array, jax.Array]:
+        t, rest = curve.inverse(logsnr - shift)
+        return (t - first) / width, (rest - last_rest) / width
 
-    return Schedule(f"{schedule.name} {shift:+g}", logsnr, inverse_logsnr)
+    return _Curve(f"{curve.name} {shift:+g}", logsnr, inverse)
 
 
 SCHEDULES: dict[str, Callable[[], Schedule]] = {
@@ -176,6 +231,12 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "linear": linear,
     "sigmoid": sigmoid,
     "lognormal": lognormal,
+}
+_CURVES: dict[str, Callable[[], _Curve]] = {
+    "cosine": _cosine,
+    "linear": _linear,
+    "sigmoid": _sigmoid,
+    "lognormal": _lognormal,
 }
 
 
@@ -192,5 +253,5 @@ def get_schedule(name: str, shift: float = 0.0) -> Schedule:
     """
     if name not in SCHEDULES:
         raise unknown_name_error("schedule", name, SCHEDULES)
-    schedule = SCHEDULES[name]()
-    return _shifted(schedule, shift) if shift else schedule
+    curve = _CURVES[name]()
+    return (_shifted(curve, shift) if shift else curve).schedule()

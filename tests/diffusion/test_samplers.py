@@ -28,7 +28,7 @@ from imagen_jax.diffusion.schedules import Schedule
 from imagen_jax.diffusion.timesteps import karras
 from imagen_jax.errors import ConfigError
 
-COSINE, LINEAR = schedules.cosine(), schedules.linear()
+COSINE, LINEAR, SIGMOID = schedules.cosine(), schedules.linear(), schedules.sigmoid()
 # Four Gaussians, one per dimension.
 MEAN = np.float32([-0.6, 0.0, 0.3, 2.0])
 STD = np.float32([0.4, 0.5, 1.0, 1.5])
@@ -207,6 +207,13 @@ def test_order_on_a_mixture(sampler, spacing, order, schedule):
 def test_second_order_with_quadratic_times_and_linear_schedule(sampler):
     """Not with uniform times: sigma grows like the root of time near the clean end, so the last step is too long."""
     assert_order(sampler, "quadratic", LINEAR, 2)
+
+
+@pytest.mark.parametrize("spacing, order", [("uniform", 1), ("karras", 2)])
+@each_of("dpm_solver", "heun")
+def test_second_order_needs_short_last_steps(sampler, spacing, order):
+    """Sigma of the sigmoid schedule, too, grows like the root of time."""
+    assert_order(sampler, spacing, SIGMOID, order)
 
 
 def assert_order(sampler, spacing, schedule, order):

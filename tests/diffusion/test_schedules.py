@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,8 +31,7 @@ each_schedule = pytest.mark.parametrize(
 def test_logsnr_decreases_within_its_range(schedule):
     logsnr = np.asarray(schedule.logsnr(TIMES))
     assert (np.diff(logsnr) < 0).all()
-    # float32 holds the tangent of an angle next to a right angle to about 0.3 %
-    assert logsnr[-1] > LOGSNR_MIN - 0.01 and logsnr[0] < LOGSNR_MAX + 0.01
+    assert logsnr[-1] > LOGSNR_MIN - 1e-5 and logsnr[0] < LOGSNR_MAX + 1e-5
 
 
 @each_schedule
@@ -57,6 +58,42 @@ def test_variance_preserving(schedule):
     alpha, sigma = np.asarray(schedule.alpha(TIMES)), np.asarray(schedule.sigma(TIMES))
     np.testing.assert_allclose(alpha**2 + sigma**2, 1, atol=1e-6)
     np.testing.assert_allclose(2 * np.log(alpha / sigma), schedule.logsnr(TIMES), atol=1e-4)
+
+
+NEAR_ENDS = np.logspace(-8, -1, 500).astype(np.float32)
+ALL_TIMES = np.unique(np.concatenate([TIMES, NEAR_ENDS, 1 - NEAR_ENDS]))
+
+
+def cosine_in_float64(t, shift):
+    """Returns the logsnr of the shifted cosine schedule at t [N], from the smaller of the angle and its complement."""
+    low, high = (math.atan(math.exp(-(20 - max(sign * shift, 0)) / 2)) for sign in (1, -1))
+    width = math.pi / 2 - low - high
+    angle, complement = low + t * width, high + (1 - t) * width
+    return shift + np.where(t < 0.5, -2 * np.log(np.tan(angle)), 2 * np.log(np.tan(complement)))
+
+
+@pytest.mark.parametrize("shift", [-4.0, -2.77, 0.0, 4.0])
+def test_cosine_is_accurate_at_both_ends(shift):
+    schedule = schedules.get_schedule("cosine", shift)
+    exact = cosine_in_float64(ALL_TIMES.astype(np.float64), shift)
+    for logsnr in (schedule.logsnr, jax.jit(schedule.logsnr)):
+        np.testing.assert_allclose(logsnr(ALL_TIMES), exact, rtol=0, atol=1e-5)
+
+
+def test_logsnr_from_cosine_time_is_accurate_at_both_ends():
+    levels = ALL_TIMES[(ALL_TIMES > 0) & (ALL_TIMES < 1)]
+    angle, complement = levels.astype(np.float64) * np.pi / 2, (1 - levels.astype(np.float64)) * np.pi / 2
+    exact = np.where(levels < 0.5, -2 * np.log(np.tan(angle)), 2 * np.log(np.tan(complement)))
+    np.testing.assert_allclose(logsnr_from_cosine_time(levels), exact, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cosine", "sigmoid"])
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_schedules_are_symmetric(name, shift):
+    """As alpha and sigma change places when time runs backward, with the opposite shift."""
+    schedule, mirrored = schedules.get_schedule(name, shift), schedules.get_schedule(name, -shift)
+    late = 1 - NEAR_ENDS  # and so is 1 - late exact
+    np.testing.assert_allclose(schedule.logsnr(late), -mirrored.logsnr(1 - late), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", schedules.SCHEDULES)
