@@ -35,8 +35,8 @@ CORE = [
 ]
 
 EXTRAS = {
-    # metadata.parquet of a folder of images, and data in a bucket
-    "data": ["pyarrow>=18"],
+    # Parquet files of images or of metadata; HEIC images, which phones take
+    "data": ["pyarrow>=18", "pillow-heif>=1.1"],
     # workdirs, outputs and data in gs:// buckets: Orbax reads and writes by the first, this package by the second
     "gcs": ["gcsfs>=2025.1", "google-cloud-storage>=3.1"],
     # the toy data sets: digits and their classifier, the bitmaps of an emoji font
