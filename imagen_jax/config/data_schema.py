@@ -41,6 +41,9 @@ class TransformConfig(Group):
         ge=1,
         le=MAX_COUNT,
     )
+    convert_profile: bool = key(
+        True, "Convert colors to sRGB from the color profile in a file; a resumed run keeps its own."
+    )
 
 
 class BalanceConfig(Group):

@@ -1,7 +1,8 @@
 """Saved configs of earlier schema versions, brought up to the present one.
 
-Version 0 has no `schema_version`: its keys have the names on the left of `RENAMED`. A key that a file lacks gets the
-schema's default, so that a new key never makes a checkpoint unloadable.
+Version 0 has no `schema_version`: its keys have the names on the left of `RENAMED`. Versions 0 and 1 did not convert
+color profiles. A key that a file lacks gets the schema's default, so that a new key never makes a checkpoint
+unloadable.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from imagen_jax.config.data_schema import PartConfig
+from imagen_jax.config.data_schema import DataConfig, FileKeys, PartConfig
 from imagen_jax.config.fields import groups_in
 from imagen_jax.config.schema import SCHEMA_VERSION
 from imagen_jax.errors import ConfigError
@@ -54,6 +55,7 @@ OLD_VALUES = {
     "data.transform.crop": ("centre", "center"),
     "training.on_failed_save": ("go on", "continue"),
 }
+_FILE_SOURCES = {group.model_fields["source"].default for group in groups_in(DataConfig) if issubclass(group, FileKeys)}
 
 
 def migrate(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,7 +75,7 @@ def migrate(tree: Mapping[str, Any]) -> dict[str, Any]:
             f"schema_version {version} is later than {SCHEMA_VERSION}, the latest that this version of imagen_jax "
             "reads: upgrade it, pip install --upgrade imagen_jax"
         )
-    for step in (_from_0,)[version:]:
+    for step in (_from_0, _from_1)[version:]:
         step(migrated)
     return migrated | {"schema_version": SCHEMA_VERSION}
 
@@ -100,6 +102,15 @@ def _from_0(tree: dict[str, Any]) -> None:
     for name in ("model", "diffusion", "training", "sampling"):
         _rename(tree.get(name), f"{name}.")
         _replace_values(tree.get(name), f"{name}.")
+
+
+def _from_1(tree: dict[str, Any]) -> None:
+    """Leaves colors as they are stored, in data sets of files: a run that resumes reads the images it began with."""
+    data = tree.get("data")
+    if isinstance(data, dict) and data.get("source") in _FILE_SOURCES:
+        transform = data.setdefault("transform", {})
+        if isinstance(transform, dict):
+            transform.setdefault("convert_profile", False)
 
 
 def _parts(data: Any) -> list[dict[str, Any]]:

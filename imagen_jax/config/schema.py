@@ -44,7 +44,7 @@ from imagen_jax.diffusion.timesteps import TIMESTEP_SPACINGS
 from imagen_jax.images.array import IMAGE_DTYPES, Size, parse_size
 from imagen_jax.models.unet_base import REMAT_POLICIES
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class TextConfig(Group):
@@ -377,7 +377,7 @@ def _with_tags(tree: Any, tags: Mapping[str, tuple[str, str]]) -> Any:
 class StageConfig(Group):
     """One stage of the cascade."""
 
-    schema_version: Literal[1] = key(SCHEMA_VERSION, "Version of the config schema.", expected=str(SCHEMA_VERSION))
+    schema_version: Literal[2] = key(SCHEMA_VERSION, "Version of the config schema.", expected=str(SCHEMA_VERSION))
     seed: int = key(0, "Seed of parameters, shuffling and noise.", ge=0, le=MAX_SEED)
     image_size: SizeValue = key(64, "Size of the images.", unit="pixels", expected=SIZE)
     channels: int = key(3, "Channels of the images.", ge=1, le=MAX_CHANNELS)

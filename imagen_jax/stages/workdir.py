@@ -6,6 +6,7 @@ WORKDIR/checkpoints/       see `stages/checkpoints.py`
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from imagen_jax.io.atomic import read_json, write_json
 from imagen_jax.io.bucket import BucketError
 from imagen_jax.io.changes import changes, flatten
 from imagen_jax.parallel import multihost
+
+logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 # every version has saved these keys, and no default could replace them
@@ -30,6 +33,8 @@ _CHANGEABLE = {
 # Keys of changeable groups that must stay: what is trained and where it started from.
 _FIXED = {"training.trainable", "training.init_from", "training.init_weights", "training.init_partial"}
 _MAX_LISTED_CHANGES = 5
+# A run keeps the value that it began with, whatever default the config that it resumes with takes from this version.
+_KEPT = "data.transform.convert_profile"
 
 
 def _write_config(workdir: Path, config: StageConfig) -> None:
@@ -91,6 +96,27 @@ def open_workdir(workdir: Path, config: StageConfig) -> None:
             _write_config(workdir, config)
     except OSError as error:
         raise not_writable_error(workdir, error) from error
+
+
+def keep_own_values(workdir: Path, config: StageConfig) -> StageConfig:
+    """Returns the config of a run that starts or resumes, with the values that a run keeps from its start.
+
+    Args:
+        workdir: the stage's folder.
+        config: the config that it is started with.
+
+    Raises:
+        ConfigError: as `read_config`, if the folder has a config.
+    """
+    if not (workdir / CONFIG_FILE).exists():
+        return config
+    before, now = (flatten(to_json(each)).get(_KEPT) for each in (read_config(workdir), config))
+    if None in (before, now) or before == now:
+        return config
+    logger.warning(
+        "%s stays %s, as the run in %s began: start another --workdir to train with %s", _KEPT, before, workdir, now
+    )
+    return config.with_changes({_KEPT: before})
 
 
 def not_writable_error(workdir: Path, error: OSError) -> ConfigError:

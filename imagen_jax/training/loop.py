@@ -27,7 +27,7 @@ from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.stages.checkpoints import Checkpoints, has_checkpoint
 from imagen_jax.stages.frozen import load_frozen, save_frozen
 from imagen_jax.stages.trainable import merge, split
-from imagen_jax.stages.workdir import check_batch_size, open_workdir
+from imagen_jax.stages.workdir import check_batch_size, keep_own_values, open_workdir
 from imagen_jax.training.diffusion_task import DiffusionTask
 from imagen_jax.training.goodput import Clock, Goodput
 from imagen_jax.training.init_from import StartingPoint
@@ -102,6 +102,7 @@ def train(
     """
     config, workdir = load_config(config), as_path(workdir)
     check_writable(workdir)
+    config = keep_own_values(workdir, config)
     runtime.raise_open_file_limit(OPEN_FILES, "training")
     with explain_oom(config):
         return _run(config, workdir, task, stop or StopRequest(), clock or Clock())

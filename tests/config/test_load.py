@@ -7,7 +7,7 @@ import pytest
 
 from imagen_jax.config.document import describe, diff, reference_markdown
 from imagen_jax.config.load import default_config, from_json, load_config, to_json
-from imagen_jax.config.schema import EvaluationConfig, StageConfig
+from imagen_jax.config.schema import SCHEMA_VERSION, EvaluationConfig, StageConfig
 from imagen_jax.errors import ConfigError
 from tests.helpers.configs import ROOT, base_config, sr_config
 
@@ -158,7 +158,7 @@ def test_with_changes():
 @pytest.mark.parametrize("make", [base_config, sr_config])
 def test_json_round_trip(make):
     saved = json.loads(json.dumps(to_json(make())))
-    assert saved["schema_version"] == 1
+    assert saved["schema_version"] == SCHEMA_VERSION
     assert from_json(saved) == make()
 
 

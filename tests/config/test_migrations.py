@@ -47,6 +47,20 @@ def test_parts_of_mixtures():
     assert data.parts["a"].validation_fraction == data.parts["more"].parts["b"].validation_fraction == 0.5
 
 
+@pytest.mark.parametrize("version", [0, 1])
+@pytest.mark.parametrize("source", ["folder", "tfds", "webdataset", "mixture"])
+def test_earlier_versions_do_not_convert_profiles(version, source):
+    part = {"source": "shapes", "weight": 1.0}
+    needs = {"webdataset": {"shards": {"train": "x"}}, "mixture": {"parts": {"a": part}}}.get(source, {})
+    tree = SKELETON | {"schema_version": version, "data": {"source": source, **needs}}
+    assert not from_json(tree).data.transform.convert_profile
+    tree["data"]["transform"] = {"flip": True}
+    assert from_json(tree).data.transform.flip
+    assert not from_json(tree).data.transform.convert_profile
+    tree["data"]["transform"] = {"convert_profile": True}
+    assert from_json(tree | {"schema_version": SCHEMA_VERSION}).data.transform.convert_profile
+
+
 def test_missing_keys_get_defaults():
     saved = to_json(base_config())
     del saved["sampling"]["eta"], saved["mesh"]

@@ -9,8 +9,11 @@ import pytest
 from PIL import Image
 
 from imagen_jax.data.record import CorruptRecordError
-from imagen_jax.data.transforms import _EXIF_TRANSPOSE, Transform
+from imagen_jax.data.transforms import _EXIF_TRANSPOSE, Transform, read_size
+from imagen_jax.errors import missing_extra_error
+from imagen_jax.images import formats
 from imagen_jax.parallel.runtime import malloc_trim
+from tests.helpers import profiles
 
 # PIL's warnings about unusual files are irrelevant here: they are decoded or corrupt
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -118,6 +121,15 @@ def test_exif_orientation_is_applied(orientation, kind):
 def test_unreadable_exif_is_ignored(exif):
     photo = gradient(8, 8)
     assert_near(decoded(Image.fromarray(photo), exif=exif), photo, 0)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_orientation_in_damaged_exif(kind):
+    """An entry that is intact counts, whatever follows it."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x8298] = 6, "long" * 100
+    stored = Image.fromarray(gradient(8, 16))
+    assert decoded(stored, kind=kind, exif=exif.tobytes()[:-300]).shape == (16, 8, 3)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
@@ -295,6 +307,16 @@ def test_decompression_bombs_are_corrupt(bomb):
     assert rise_of_memory(refused) < 20e6
 
 
+@pytest.mark.parametrize("name", [b"zTXt", b"iCCP"])
+def test_metadata_bombs_are_ignored(name):
+    """The pixels beside them are sound."""
+    header = struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0)
+    pixels = (b"IDAT", zlib.compress((b"\0" + b"\x80" * 8) * 8))
+    data = png((b"IHDR", header), (name, b"x\0\0" + zlib.compress(bytes(5 * 10**7))), pixels, (b"IEND", b""))
+    assert rise_of_memory(lambda: TO_8.decode(data, "bomb")) < 20e6
+    assert (TO_8.decode(data, "bomb") == 128).all()
+
+
 def test_max_pixels_bounds_memory():
     data = file_of(Image.new("LA", (2000, 2000), (1, 2)))
     assert 16e6 < rise_of_memory(lambda: to(max_pixels=4 * 10**6).decode(data, "large")) < 12 * 4e6 + 10e6
@@ -344,3 +366,81 @@ def test_damaged_files_decode_or_are_corrupt(kind):
 def test_non_images_are_corrupt(data, reason):
     with pytest.raises(CorruptRecordError, match=f"^it: {reason}"):
         TO_8.decode(data, "it")
+
+
+def heic_of(image, **options):
+    out = io.BytesIO()
+    pytest.importorskip("pillow_heif").from_pillow(image).save(out, **{"quality": 100, "chroma": 444, **options})
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_heic_is_turned_once(orientation):
+    """The container turns the image, and EXIF says so a second time."""
+    photo, exif = Image.fromarray(gradient(32, 64)), Image.Exif()
+    exif[0x0112] = orientation
+    result = TO_8.decode(heic_of(photo, exif=exif.tobytes()), "it")
+    assert_near(result, decoded(photo, exif=exif.tobytes()), 4)
+    assert read_size(heic_of(photo, exif=exif.tobytes()), "it") == ((64, 32) if orientation > 4 else (32, 64))
+
+
+def test_heic_of_10_bits():
+    heif = pytest.importorskip("pillow_heif")
+    photo, out = gradient(16, 16), io.BytesIO()
+    heif.from_bytes("RGB;16", (16, 16), (photo.astype(np.uint16) * 257).tobytes()).save(out, quality=100, chroma=444)
+    assert_near(TO_8.decode(out.getvalue(), "it"), decoded(Image.fromarray(photo)), 4)
+    with pytest.raises(CorruptRecordError, match="10 bits.* config.data.bits"):
+        to(bits=16).decode(out.getvalue(), "it")
+
+
+def test_heic_profile_is_converted():
+    photo = Image.new("RGB", (16, 16), (200, 80, 60))
+    profile = profiles.rgb_profile(profiles.P3_XY, profiles.parametric_srgb())
+    expected = profiles.expected_srgb((200, 80, 60), profiles.P3_XY, profiles.srgb_decode)
+    assert_near(TO_8.decode(heic_of(photo, icc_profile=profile), "it"), np.broadcast_to(expected, (8, 8, 3)), 4)
+
+
+def test_heic_alpha_is_composited():
+    assert_near(TO_8.decode(heic_of(Image.new("RGBA", (16, 16), (9, 9, 9, 0))), "it"), np.full((8, 8, 3), 255), 2)
+
+
+def test_heic_bombs_are_corrupt():
+    """One that says its size, and one that lies about it."""
+    data = heic_of(Image.new("RGB", (1024, 1024)), quality=1)
+    size = struct.pack(">II", 1024, 1024)
+    for bomb in (data, data.replace(size, struct.pack(">II", 64, 64))):
+
+        def refused(bomb=bomb):
+            with pytest.raises(CorruptRecordError, match="^bomb: "):
+                TO_8.decode(bomb, "bomb")
+
+        assert size in data
+        assert rise_of_memory(refused) < 10e6
+
+
+def test_damaged_heic_decodes_or_is_corrupt():
+    data, rng, outcomes = heic_of(Image.fromarray(gradient(24, 40))), np.random.default_rng(0), set()
+    for _ in range(60):
+        damaged = bytearray(data)
+        for place in rng.integers(len(data), size=3):
+            damaged[place] = rng.integers(256)
+        try:
+            assert TO_8.fit(TO_8.decode(bytes(damaged), "damaged")).shape == (8, 8, 3)
+            outcomes.add("read")
+        except CorruptRecordError as broken:
+            outcomes.add("broken")
+            assert broken.name == "damaged"
+    assert outcomes == {"broken", "read"}
+    for length in range(0, len(data) - 1, 100):
+        with pytest.raises(CorruptRecordError, match="^cut: "):
+            TO_8.decode(data[:length], "cut")
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"heix", b"mif1"])
+def test_heic_without_its_package(monkeypatch, brand):
+    def register():
+        raise missing_extra_error("pillow_heif", "data")
+
+    monkeypatch.setattr(formats, "register_heif", register)
+    with pytest.raises(CorruptRecordError, match=r"^it: a HEIC image.*pip install 'imagen_jax\[data\]'"):
+        TO_8.decode(b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1heic" + bytes(100), "it")

@@ -1,10 +1,13 @@
 """A stage's folder keeps its config, and a run resumes there only with a compatible one."""
 
+import json
+
 import pytest
 
 from imagen_jax.config.load import to_json
 from imagen_jax.errors import ConfigError
-from imagen_jax.stages.workdir import open_workdir, read_config
+from imagen_jax.stages.workdir import keep_own_values, open_workdir, read_config
+from imagen_jax.training.loop import train
 from tests.helpers.configs import base_config, contents
 
 CONFIG = base_config()
@@ -53,6 +56,36 @@ def test_other_keys_must_not_change(workdir, name, value):
     with pytest.raises(ConfigError, match=f"{name} was .* and is now {value!r}"):
         open_workdir(workdir, base_config(**{name: value}))
     assert contents(workdir) == before
+
+
+def folder_config(**changes):
+    return base_config(**{"data": {"source": "folder", "path": "photos"}, **changes})
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_colors_stay_as_the_run_began(tmp_path, caplog, version):
+    """Of a run of an earlier version, or of one that did not convert profiles, whatever it resumes with."""
+    began = folder_config(**{"data.transform.convert_profile": False})
+    open_workdir(tmp_path, began)
+    tree = json.loads((tmp_path / "config.json").read_text()) | {"schema_version": version}
+    if version == 1:
+        del tree["data"]["transform"]["convert_profile"]
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    for _ in range(2):
+        resumed = keep_own_values(tmp_path, folder_config())
+        assert resumed == began
+        open_workdir(tmp_path, resumed)
+    assert all("convert_profile" in record.getMessage() for record in caplog.records)
+    assert len(caplog.records) == 2
+    assert keep_own_values(tmp_path, base_config()) == base_config()  # another source is refused elsewhere
+    assert keep_own_values(tmp_path / "new", folder_config()) == folder_config()
+
+
+def test_training_keeps_the_colors_of_its_run(tmp_path, caplog):
+    open_workdir(tmp_path / "run", folder_config(**{"data.transform.convert_profile": False}))
+    with pytest.raises(ConfigError, match="photos"):
+        train(folder_config(), tmp_path / "run")
+    assert "convert_profile" in caplog.text
 
 
 def test_workdir_is_a_file(tmp_path):
