@@ -21,8 +21,10 @@ from imagen_jax.cli.flags import (
     define_sampling,
     define_stages,
     define_text_cache,
+    define_weights,
     mesh_axes,
     stage_changes,
+    weights_choices,
 )
 from imagen_jax.config.schema import EvaluationConfig
 
@@ -35,6 +37,7 @@ def define_flags(values: flags.FlagValues) -> None:
     define_config(values, "What to score, such as configs/shapes_eval.py.")
     define_path(values, "out", None, "The folder to write to.")
     flags.DEFINE_boolean("overwrite", False, "Remove results of another evaluation from OUT.", flag_values=values)
+    define_weights(values)
     define_text_cache(values)
     define_mesh(values)
     define_sampling(values)
@@ -49,7 +52,9 @@ def run(args: CommandFlags) -> None:
     check_judge(config)
     folders = args.stage_folders()
     changes = stage_changes(args, len(folders))
-    pipeline = ImagenPipeline.from_pretrained(folders, mesh_axes(args), changes, text_cache=args.text_cache)
+    pipeline = ImagenPipeline.from_pretrained(
+        folders, mesh_axes(args), changes, text_cache=args.text_cache, weights=weights_choices(args, len(folders))
+    )
     result = evaluate(pipeline, config, args.output_folder("runs/scores"), overwrite=args.overwrite)
     if result is not None:
         print(result.summary())

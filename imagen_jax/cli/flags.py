@@ -171,6 +171,35 @@ def define_stages(values: flags.FlagValues) -> None:
     define_path(values, "stages", None, "Stage folders, the base first, separated by commas.", separator=",")
 
 
+def define_weights(values: flags.FlagValues) -> None:
+    """Defines `--step` and `--weights`, which weights of the stage folders are sampled from."""
+    flags.DEFINE_string(
+        "step",
+        None,
+        "Step of the checkpoint to sample from, one for all stages or one for each, separated by commas; `latest`, the "
+        "newest, by default.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "weights",
+        None,
+        "`ema`, the moving average of the parameters, by default, or `raw`, the parameters themselves; one for all "
+        "stages or one for each.",
+        flag_values=values,
+    )
+
+
+def weights_choices(args: CommandFlags, stages: int) -> list[dict[str, Any]]:
+    """Returns which weights of each stage the flags of `define_weights` ask for, as `from_pretrained` takes them.
+
+    Raises:
+        ConfigError: a flag has another number of values than 1 and `stages`, or a value that it does not take.
+    """
+    steps = [None] * stages if args.step is None else _per_stage("step", args.step, stages, _STEP)
+    kinds = ["ema"] * stages if args.weights is None else _per_stage("weights", args.weights, stages, _WEIGHTS)
+    return [{"step": step, "kind": kind} for step, kind in zip(steps, kinds, strict=True)]
+
+
 def define_text_cache(values: flags.FlagValues) -> None:
     """Defines `--text_cache`, a folder of text embeddings."""
     define_path(values, "text_cache", None, "A folder of `imagen embed`: prompts in it are looked up, and not encoded.")
@@ -232,10 +261,16 @@ def _read_size(text: str) -> int | tuple[int, int]:
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
+def _read_step(text: str) -> int | None:
+    return None if text == "latest" else int(text)
+
+
 _TEXT, _INTEGER, _NUMBER = _Kind(str, "text"), _Kind(int, "an integer"), _Kind(_read_number, "a finite number")
 _UNBOUNDED = _Kind(float, "a number, or inf")
 _SIZE, _RANGE = _Kind(_read_size, "a number of pixels, or HEIGHTxWIDTH"), _Kind(_read_range, "a range such as 0.1:0.9")
 _BOOLEAN = _Kind(lambda text: {"true": True, "false": False}[text.lower()], "true or false")
+_STEP = _Kind(_read_step, "the step of a checkpoint, an integer, or `latest`")
+_WEIGHTS = _Kind(lambda text: {"ema": "ema", "raw": "raw"}[text], "ema or raw")
 _KINDS: dict[Any, _Kind] = {str: _TEXT, int: _INTEGER, float: _NUMBER, bool: _BOOLEAN}
 
 
@@ -284,12 +319,12 @@ def prompt_guidance(args: CommandFlags, stages: int, prompts: int) -> np.ndarray
     return np.array([_per_stage("guidance_scale", group, stages) for group in groups], np.float32).T
 
 
-def _per_stage(name: str, text: str, stages: int) -> list[object]:
-    """Returns the values of a flag's text, one for each stage."""
+def _per_stage(name: str, text: str, stages: int, kind: _Kind | None = None) -> list[Any]:
+    """Returns the values of a flag's text, one for each stage; without a kind, the flag is of a sampling setting."""
     parts = [part.strip() for part in text.split(",")]
     if len(parts) not in (1, stages):
         raise ConfigError(f"--{name} has {len(parts)} values for {stages} stages: give one for all, or one for each")
-    kind = _kind(name)
+    kind = kind or _kind(name)
     values = []
     for part in parts:
         try:

@@ -17,9 +17,11 @@ from imagen_jax.cli.flags import (
     define_sampling,
     define_stages,
     define_text_cache,
+    define_weights,
     mesh_axes,
     prompt_guidance,
     stage_changes,
+    weights_choices,
 )
 from imagen_jax.diffusion.keys import MAX_SEED
 from imagen_jax.errors import ConfigError
@@ -55,6 +57,7 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_integer("height", None, "Height of the images, in place of the config's.", flag_values=values)
     flags.DEFINE_integer("width", None, "Width of the images, in place of the config's.", flag_values=values)
+    define_weights(values)
     define_text_cache(values)
     define_mesh(values)
     define_sampling(values)
@@ -73,7 +76,9 @@ def run(args: CommandFlags) -> None:
     changes = stage_changes(args, len(folders), with_guidance=scales is None)
     negative = None if args.negative_prompt is None else [text.strip() for text in args.negative_prompt.split(";")]
     texts = make_texts(prompts, negative)
-    pipeline = ImagenPipeline.from_pretrained(folders, mesh_axes(args), changes, text_cache=args.text_cache)
+    pipeline = ImagenPipeline.from_pretrained(
+        folders, mesh_axes(args), changes, text_cache=args.text_cache, weights=weights_choices(args, len(folders))
+    )
     out = args.output_folder("runs/samples")
     request = SampleRequest(texts, args.seed, args.batch_size, scales, pipeline.as_size(args.height, args.width))
     result = sample_to_folder(pipeline, request, out, columns=args.columns, overwrite=args.overwrite)

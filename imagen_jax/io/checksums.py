@@ -5,6 +5,8 @@ Damage to the manifest itself is detected: an altered name refers to a missing f
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -80,13 +82,39 @@ def _read_sums(file: Path) -> dict[str, str]:
         ValueError: a line is malformed.
         OSError: the file cannot be read.
     """
+    return _parse_sums(file.read_bytes(), file.name)
+
+
+def _parse_sums(data: bytes, name: str = MANIFEST) -> dict[str, str]:
     sums = {}
-    for number, line in enumerate(file.read_text().split("\n")[:-1], 1):
+    for number, line in enumerate(data.decode().split("\n")[:-1], 1):
         match = _LINE.fullmatch(line)
         if not match:
-            raise ValueError(f"line {number} of {file.name} is malformed")
+            raise ValueError(f"line {number} of {name} is malformed")
         sums[match[2]] = match[1]
     return sums
+
+
+def top_level_checksum(manifest: bytes) -> str:
+    """Returns the SHA-256 of a JSON object with those of the files directly in a folder, by the folder's manifest."""
+    sums = {name: checksum for name, checksum in _parse_sums(manifest).items() if "/" not in name}
+    sums[MANIFEST] = hashlib.sha256(manifest).hexdigest()
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+
+
+def read_verified(folder: Path, name: str) -> bytes | None:
+    """Returns the content of a file of a folder with a manifest; None if it, or the manifest, is damaged or missing.
+
+    Raises BucketError.
+    """
+    try:
+        data = (folder / name).read_bytes()
+        expected = _read_sums(folder / MANIFEST).get(name)
+    except BucketError:
+        raise
+    except (OSError, ValueError):
+        return None
+    return data if hashlib.sha256(data).hexdigest() == expected else None
 
 
 def verify(folder: Path, included: Callable[[str], bool], shard: int = 0, num_shards: int = 1) -> list[str]:
@@ -109,7 +137,12 @@ def verify(folder: Path, included: Callable[[str], bool], shard: int = 0, num_sh
         raise
     except (ValueError, OSError) as error:
         return [f"{MANIFEST} is damaged ({error})"]
-    sizes = {name: size for name, size in _sizes(folder).items() if included(name)}
+    try:
+        sizes = {name: size for name, size in _sizes(folder).items() if included(name)}
+    except BucketError:
+        raise
+    except OSError as error:  # as when the folder is deleted meanwhile
+        return [f"{folder.name} cannot be listed ({error.strerror})"]
     missing = [f"{name} is missing" for name in sorted(sums.keys() - sizes.keys())]
     unlisted = [f"{name} is not in {MANIFEST}" for name in sorted(sizes.keys() - sums.keys())]
     by_size = sorted(sums.keys() & sizes.keys(), key=lambda name: (sizes[name], name))

@@ -28,7 +28,15 @@ from imagen_jax.parallel import multihost, runtime
 from imagen_jax.parallel.batching import pad_batch, padded_size
 from imagen_jax.parallel.mesh import make_mesh, num_batch_shards
 from imagen_jax.parallel.sharding import param_shardings
-from imagen_jax.pipelines.loading import TrainedStage, check_chain, find_stages, load_stage, make_encoders, read_chain
+from imagen_jax.pipelines.loading import (
+    TrainedStage,
+    check_chain,
+    find_stages,
+    load_stage,
+    make_encoders,
+    read_chain,
+    read_choices,
+)
 from imagen_jax.pipelines.request import (
     Callback,
     SampleRequest,
@@ -101,8 +109,9 @@ class ImagenPipeline:
         *,
         text_encoder: bool = True,
         text_cache: str | Path | None = None,
+        weights: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     ) -> ImagenPipeline:
-        """Loads a cascade, with the EMA weights of each stage. Weights of text encoders are loaded at first use.
+        """Loads a cascade, also while it is trained. Weights of text encoders are loaded at first use.
 
         Args:
             stages: stage folders, base first; or one folder that holds them, such as "runs/demo".
@@ -110,23 +119,27 @@ class ImagenPipeline:
             sampling: for each stage, sampling settings that replace those of its config.
             text_encoder: whether to open the text encoders; without them, calls need `prompt_embeds`.
             text_cache: a folder of embeddings from `imagen embed`: prompts in it are looked up, not encoded.
+            weights: which weights to load, such as `{"step": 1000, "kind": "raw"}`, for all stages or for each; by
+                default the EMA, `"ema"`, of the newest checkpoint.
 
         Raises:
-            ConfigError: a folder holds no stage, the stages do not chain, or a text encoder cannot be opened.
+            ConfigError: a folder holds no stage, or no checkpoint of the given step, the stages do not chain, or a
+                text encoder cannot be opened.
             TrainingError: every checkpoint of a stage is damaged.
         """
         if isinstance(stages, (str, os.PathLike)):
             folders = find_stages(as_path(stages))
         else:
             folders = [as_path(folder) for folder in stages]
+        choices = read_choices(weights, len(folders))
         mesh = _as_mesh(mesh)
         configs = read_chain(folders, sampling)
         encoders: Sequence[PromptEncoder | None] = [None] * len(folders)
         if text_encoder:
             encoders = make_encoders(configs, mesh, text_cache)
         loaded = [
-            load_stage(folder, config, mesh, encoder.width if encoder else None)
-            for folder, config, encoder in zip(folders, configs, encoders, strict=True)
+            load_stage(folder, config, mesh, encoder.width if encoder else None, choice)
+            for folder, config, encoder, choice in zip(folders, configs, encoders, choices, strict=True)
         ]
         return cls(loaded, mesh, encoders)
 

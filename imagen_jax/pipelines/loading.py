@@ -17,7 +17,7 @@ from imagen_jax.images.array import format_size
 from imagen_jax.parallel.sharding import with_shardings
 from imagen_jax.stages.stage import Stage, build
 from imagen_jax.stages.text import PromptEncoder, make_cached_encoder, make_encoder
-from imagen_jax.stages.weights import SavedWeights
+from imagen_jax.stages.weights import ITEMS, LATEST_EMA, SavedWeights, WeightsChoice
 from imagen_jax.stages.workdir import CONFIG_FILE, read_config
 
 
@@ -27,15 +27,19 @@ class TrainedStage:
 
     Attributes:
         stage: what its config describes.
-        params: EMA weights of its network.
+        params: weights of its network.
         step: the training step of the weights.
         folder: where the stage was loaded from.
+        weights: "ema" or "raw".
+        checksum: identifies the checkpoint, see `SavedWeights`; "" without one.
     """
 
     stage: Stage
     params: Any
     step: int
     folder: Path = Path()
+    weights: str = "ema"
+    checksum: str = ""
 
 
 def check_chain(configs: Sequence[StageConfig]) -> None:
@@ -70,6 +74,22 @@ def read_chain(workdirs: Sequence[Path], changes: Sequence[Mapping[str, Any]] | 
     ]
 
 
+def read_choices(weights: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None, stages: int) -> list[WeightsChoice]:
+    """Returns which weights to load for each stage.
+
+    Args:
+        weights: keys of a `WeightsChoice`, for all stages or for each.
+        stages: number of stages.
+
+    Raises:
+        ConfigError: a key or value is not known, or there are choices for another number of stages.
+    """
+    by_stage = [weights or {}] * stages if weights is None or isinstance(weights, Mapping) else list(weights)
+    if len(by_stage) != stages:
+        raise ConfigError(f"weights has {len(by_stage)} choices for {stages} stages: give one for all, or one for each")
+    return [WeightsChoice.from_mapping(choice) for choice in by_stage]
+
+
 def find_stages(folder: Path) -> list[Path]:
     """Returns the stage folders of a cascade: the folder itself if it is one, else those in it, smallest image first.
 
@@ -89,23 +109,30 @@ def find_stages(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: read_config(path).image_hw)
 
 
-def load_stage(workdir: Path, config: StageConfig, mesh: Mesh, text_width: int | None = None) -> TrainedStage:
-    """Loads a stage with the EMA weights of its folder.
+def load_stage(
+    workdir: Path,
+    config: StageConfig,
+    mesh: Mesh,
+    text_width: int | None = None,
+    weights: WeightsChoice = LATEST_EMA,
+) -> TrainedStage:
+    """Loads a stage with weights of its folder, in which a run may train.
 
     Args:
         workdir: the folder of a training run.
         config: the folder's config, perhaps with other sampling settings.
         mesh: where the weights go.
         text_width: D of the text encoder's embeddings; by default that which the weights were trained with.
+        weights: which ones; by default the EMA of the newest checkpoint.
 
     Raises:
-        ConfigError: the folder has no checkpoint, or one of another model.
+        ConfigError: the folder has no such checkpoint, or one of another model.
         TrainingError: every checkpoint is damaged.
     """
-    weights = SavedWeights(workdir)
-    stage = build(config, weights.text_width if text_width is None else text_width)
-    params = weights.load(with_shardings(jax.eval_shape(stage.init, jax.random.key(0)), mesh))
-    return TrainedStage(stage, params, weights.step, workdir)
+    saved = SavedWeights(workdir, ITEMS[weights.kind], weights.step)
+    stage = build(config, saved.text_width if text_width is None else text_width)
+    params = saved.load(with_shardings(jax.eval_shape(stage.init, jax.random.key(0)), mesh))
+    return TrainedStage(stage, params, saved.step, workdir, weights.kind, saved.checksum)
 
 
 def make_encoders(configs: Sequence[StageConfig], mesh: Mesh, cache: str | Path | None = None) -> list[PromptEncoder]:

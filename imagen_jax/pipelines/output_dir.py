@@ -22,11 +22,10 @@ import numpy as np
 from imagen_jax.config.load import to_json
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.grid import is_valid_png, save_png
-from imagen_jax.io.atomic import read_json, sha256_file, write_json
+from imagen_jax.io.atomic import read_json, write_json
 from imagen_jax.io.changes import changes, flatten
 from imagen_jax.pipelines.loading import TrainedStage
 from imagen_jax.pipelines.request import SampleRequest
-from imagen_jax.stages.checkpoints import CHECKPOINTS
 
 MANIFEST = "samples.json"
 SHEET = "samples.png"
@@ -60,7 +59,12 @@ def run_manifest(stages: Sequence[TrainedStage], request: SampleRequest) -> dict
 
 
 def stages_manifest(stages: Sequence[TrainedStage]) -> dict[str, Any]:
-    """Returns which stages they are and how they are sampled, as JSON, by their index."""
+    """Returns which stages they are and how they are sampled, as JSON, by their index.
+
+    Raises FileNotFoundError if one was not loaded from a folder.
+    """
+    if not all(trained.checksum for trained in stages):
+        raise FileNotFoundError("a stage has no checkpoint")
     return {str(index): _stage_manifest(trained) for index, trained in enumerate(stages)}
 
 
@@ -68,15 +72,14 @@ def _stage_manifest(trained: TrainedStage) -> dict[str, Any]:
     """Returns which stage it is, and how it is sampled."""
     config = to_json(trained.stage.config)
     sampling = config.pop("sampling")
-    # the files beside the arrays: Orbax writes into one of them when the checkpoint was saved
-    folder = trained.folder / CHECKPOINTS / str(trained.step)
-    checkpoint = {path.name: sha256_file(path) for path in folder.iterdir() if path.is_file()}
-    return {
+    manifest = {
         "step": trained.step,
-        "checkpoint": _digest(checkpoint),
+        "checkpoint": trained.checksum,
         "config": _digest(config),
         "sampling": sampling,
     }
+    # only where they are not the usual ones, so that folders of versions without the choice are continued
+    return manifest if trained.weights == "ema" else {**manifest, "weights": trained.weights}
 
 
 def _digest(value: Any) -> str:

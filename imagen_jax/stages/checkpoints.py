@@ -10,6 +10,8 @@ reads and verifies the EMA alone.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.metadata
 import logging
 import math
@@ -17,24 +19,32 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
 from imagen_jax.config.load import to_json
 from imagen_jax.config.schema import StageConfig
-from imagen_jax.errors import TrainingError, is_out_of_space
+from imagen_jax.errors import ConfigError, TrainingError, is_out_of_space
 from imagen_jax.io import uploads
+from imagen_jax.io.bucket import BucketError
 from imagen_jax.parallel import multihost, runtime
 from imagen_jax.stages import saved_arrays
-from imagen_jax.stages.checkpoint_folder import checkpoint_folder
+from imagen_jax.stages.checkpoint_folder import BucketCheckpointFolder, checkpoint_folder
 
 CHECKPOINTS = "checkpoints"
 _STATE_ITEMS = ("step", "params", "opt_state", "ema_params")
+MAX_VANISHED = 50  # checkpoints that are deleted one after another before they are read
 _VERSIONED_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
+T = TypeVar("T")
+
 logger = logging.getLogger(__name__)
+
+
+class VanishedError(Exception):
+    """A checkpoint was deleted while it was read, as a run that trains deletes old ones."""
 
 
 class Checkpoints:
@@ -63,7 +73,9 @@ class Checkpoints:
         self._continue_on_error, self._log = continue_on_error, log
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
-        self._ignored: set[int] = set()  # damaged steps, which a reader leaves in place
+        self._ignored: set[int] = set()  # damaged or misnamed steps, which a reader leaves in place
+        self._misnamed: dict[int, int] = {}  # the names of folders by the step that was saved in them
+        self._identities: dict[int, bytes | None] = {}  # of checkpoints when they were verified
         self._newest = self.latest_step  # the step that was saved or restored last
         if keep is not None and multihost.is_main_process():
             self._folder.clean()
@@ -71,7 +83,7 @@ class Checkpoints:
     @property
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint; None if there is none."""
-        return max(set(self._folder.steps()) - self._ignored, default=None)
+        return max((set(self._folder.steps()) - self._ignored) | self._misnamed.keys(), default=None)
 
     def save(self, state: Any, data: dict[str, Any], config: StageConfig, score: float | None = None) -> None:
         """Starts to save a TrainState, after the save before it is complete.
@@ -96,7 +108,9 @@ class Checkpoints:
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
         try:
             if multihost.is_main_process():
-                self._folder.begin(step)
+                moved = self._folder.begin(step)
+                if moved:
+                    self._log(f"{self._folder.step(step)} is in the way of the checkpoint of step {step}: {moved}")
             path = str(self._folder.unfinished(step))
             response = ocp.save_checkpointables_async(path, items, custom_metadata=metadata)
         except Exception as error:
@@ -112,7 +126,7 @@ class Checkpoints:
             uploads.flush()  # a run that resumes here has its metrics until here
             saved_arrays.commit(self._folder, step)
             if multihost.is_main_process():
-                self._delete_old()
+                self._delete_old(step)
         except Exception as error:
             raise self._save_error(error, step, size) from error
         finally:
@@ -124,10 +138,9 @@ class Checkpoints:
             self._folder.discard(step)
         folder = self._folder.path
         if not is_out_of_space(error):
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             return TrainingError(
-                f"the checkpoint of step {step} could not be written to {folder}: {reason}; those before it are "
-                "intact, and the same command resumes from them"
+                f"the checkpoint of step {step} could not be written to {folder}: {_first_line(error)}; those "
+                "before it are intact, and the same command resumes from them"
             )
         older = self.latest_step
         return TrainingError(
@@ -137,9 +150,9 @@ class Checkpoints:
             "free some space, or raise the limit, and run the same command again"
         )
 
-    def _delete_old(self) -> None:
-        """Deletes all complete checkpoints but the latest and, with `keep_best`, the best."""
-        steps = sorted(self._folder.steps())
+    def _delete_old(self, newest: int) -> None:
+        """Deletes all complete checkpoints up to the newest but the latest and, with `keep_best`, the best."""
+        steps = sorted(step for step in self._folder.steps() if step <= newest)
         kept = set(steps[-(self._keep or len(steps)) :])
         if self._keep_best:
             scores = {step: self._score(step) for step in steps}
@@ -192,54 +205,182 @@ class Checkpoints:
             ConfigError: names, shapes or types of the checkpoint differ from those of the abstract state.
             TrainingError: no checkpoint passes verification.
         """
-        step, items = self._load({name: getattr(abstract, name) for name in _STATE_ITEMS})
+        items = {name: getattr(abstract, name) for name in _STATE_ITEMS}
+        step, (state, metadata) = self.read(set(items), lambda step: (self._load(step, items), self.metadata(step)))
         self._newest = step
-        return type(abstract)(**items), self.metadata(step)
+        return type(abstract)(**state), metadata
 
-    def _load(self, items: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        step = self.latest_intact(set(items))
+    def _load(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
         path = self.path(step)
         stored = saved_arrays.shapes(path)
         mismatches = [text for name in items for text in saved_arrays.tree_mismatches(stored[name], items[name], name)]
         if mismatches:
             raise saved_arrays.mismatch_error(f"checkpoint {path}", mismatches)
-        return step, saved_arrays.load(path, items)
+        return saved_arrays.load(path, items)
+
+    def read(self, items: set[str], read: Callable[[int], T], step: int | None = None) -> tuple[int, T]:
+        """Reads the newest intact checkpoint; if it is deleted meanwhile, as by a run that trains, the next one.
+
+        Args:
+            items: the items to verify.
+            read: reads from the folder of a step, see `path`.
+            step: the only step to read; None for the newest.
+
+        Returns:
+            (the step, what `read` returns).
+
+        Raises:
+            ConfigError: there is no such checkpoint.
+            TrainingError: none passes verification, or each is deleted before it is read.
+        """
+        for _ in range(MAX_VANISHED):
+            found = self.latest_intact(items) if step is None else self._intact(step, items)
+            with contextlib.suppress(VanishedError):
+                return found, self.read_at(found, functools.partial(read, found))
+        raise self.vanished_error()
+
+    def vanished_error(self) -> TrainingError:
+        """Returns the error for checkpoints that are deleted faster than they are read."""
+        return TrainingError(
+            f"{self._folder.path}: {MAX_VANISHED} checkpoints in a row were deleted while they were read; let the run "
+            "that writes them keep more, training.keep_checkpoints, or save less often, training.save_every"
+        )
+
+    def read_at(self, step: int, read: Callable[[], T]) -> T:
+        """Returns what a function reads from a checkpoint that was verified; all processes call it.
+
+        Raises:
+            VanishedError: the checkpoint is not there any more, and what was read may be incomplete.
+        """
+        result, error = None, None
+        try:
+            result = read()
+        except Exception as caught:
+            error = caught
+        # whatever the error is: Orbax and TensorStore have many for a file that is not there
+        if self._has_vanished(step):
+            raise VanishedError(f"checkpoint {self.path(step)} was deleted while it was read") from error
+        failed = multihost.all_gather_strings("" if error is None else type(error).__name__)
+        if error is not None:
+            raise error
+        if any(failed):
+            raise TrainingError(f"checkpoint {self.path(step)} cannot be read by another process: see its message")
+        return result  # type: ignore[return-value]
+
+    def _has_vanished(self, step: int) -> bool:
+        """Returns whether a verified checkpoint was deleted, or replaced, as process 0 sees it."""
+        folder = self._folder_of(step)
+        there = self._folder.exists(folder) and self._folder.identity(folder) == self._identities.get(step)
+        return multihost.all_gather_strings("" if there else "vanished")[0] != ""
 
     def path(self, step: int) -> Path:
         """Returns the folder of a step's checkpoint."""
-        return self._folder.step(step)
+        return self._folder.step(self._folder_of(step))
+
+    def _folder_of(self, step: int) -> int:
+        return self._misnamed.get(step, step)
+
+    def checksums(self, step: int) -> bytes:
+        """Returns the file of checksums of a checkpoint that was verified."""
+        return self._identities[step] or b""
 
     def latest_intact(self, items: set[str]) -> int:
         """Returns the newest step whose files of these items pass verification; newer ones are quarantined.
 
+        A checkpoint's step is the one that is saved in it, whatever its folder is called.
+
         Raises:
-            TrainingError: there is none.
+            ConfigError: there is no complete checkpoint.
+            TrainingError: there is none that passes verification.
         """
-        damaged = []
+        damaged, vanished = 0, 0
         # process 0 decides: the others may still see the old name of a folder that it has renamed
         while (latest := multihost.all_gather_strings(str(self.latest_step))[0]) != "None":
             step = int(latest)
-            problems = saved_arrays.verify(self.path(step), items)
-            if not problems:
+            try:
+                problems, saved_step = self._check(step, items)
+            except VanishedError:
+                self._misnamed.pop(step, None)
+                vanished += 1
+                if vanished == MAX_VANISHED:
+                    raise self.vanished_error() from None
+                continue
+            if saved_step == step:
                 return step
-            damaged.append(step)
-            self._quarantine(step, problems)
+            if saved_step is None:
+                damaged += 1
+                self._quarantine(step, problems)
+            else:
+                self._set_right(step, saved_step)
+        if not damaged:
+            raise ConfigError(f"{self._folder.path} has no complete checkpoint: train it first")
         raise TrainingError(
-            f"{self._folder.path} has no intact checkpoint: {len(damaged)} of {len(damaged)} are damaged; repair one, "
+            f"{self._folder.path} has no intact checkpoint: {damaged} of {damaged} are damaged; repair one, "
             "or train again from step 0 with the same command"
         )
 
+    def _intact(self, step: int, items: set[str]) -> int:
+        """Returns a step whose checkpoint passes verification. Raises ConfigError and TrainingError."""
+        steps = multihost.all_gather_strings(" ".join(map(str, sorted(self._folder.steps()))))[0].split()
+        if str(step) not in steps:
+            there = f"there are those of {', '.join(steps)}" if steps else "there is none at all: train it first"
+            raise ConfigError(f"{self._folder.path} has no complete checkpoint of step {step}: {there}")
+        try:
+            problems, saved_step = self._check(step, items)
+        except VanishedError:
+            return self._intact(step, items)
+        if saved_step is None:
+            raise TrainingError(f"checkpoint {self.path(step)} is damaged: {'; '.join(problems)}; give another step")
+        if saved_step != step:
+            raise ConfigError(
+                f"checkpoint {self.path(step)} was saved at step {saved_step}: rename it to {saved_step}, or give "
+                "another step"
+            )
+        return step
+
+    def _check(self, step: int, items: set[str]) -> tuple[list[str], int | None]:
+        """Verifies a checkpoint.
+
+        Returns:
+            (problems, the step that is saved in it, None if there are problems).
+
+        Raises:
+            VanishedError: it has been deleted.
+        """
+        self._identities[step] = self._folder.identity(self._folder_of(step))
+        problems = saved_arrays.verify(self.path(step), {*items, "step"})
+        if problems:
+            if self._has_vanished(step):
+                raise VanishedError
+            return problems, None
+        try:
+            return [], self.read_at(step, lambda: saved_arrays.load_integer(self.path(step), "step"))
+        except (VanishedError, BucketError):
+            raise
+        except Exception as error:
+            return [f"its step cannot be read ({_first_line(error)})"], None
+
     def _quarantine(self, step: int, problems: list[str]) -> None:
         """Takes a damaged checkpoint out of use: a writer renames it, a reader ignores it."""
+        message = f"checkpoint {self.path(step)} is damaged: {'; '.join(problems)}"
+        folder = self._folder_of(step)
+        self._misnamed.pop(step, None)
         if self._keep is None:
-            self._ignored.add(step)
+            self._ignored.add(folder)
         if not multihost.is_main_process():
             return
-        message = f"checkpoint {self._folder.step(step)} is damaged: {'; '.join(problems)}"
-        if self._keep is None:
-            self._log(f"{message}; it is ignored")
+        done = "it is ignored" if self._keep is None else self._folder.quarantine(folder, "; ".join(problems))
+        self._log(f"{message}; {done}")
+
+    def _set_right(self, step: int, saved_step: int) -> None:
+        """Lets a checkpoint count as the step that was saved in it: a writer renames it too."""
+        message = f"checkpoint {self._folder.step(step)} was saved at step {saved_step}, which counts, and not {step}"
+        if self._keep is None or isinstance(self._folder, BucketCheckpointFolder):
+            self._ignored.add(step)
+            self._misnamed[saved_step] = step
+        if not multihost.is_main_process():
             return
-        self._log(f"{message}; {self._folder.quarantine(step, '; '.join(problems))}")
+        self._log(message if self._keep is None else f"{message}: {self._folder.rename(step, saved_step)}")
 
     def close(self) -> None:
         """Waits for the save in progress. Raises TrainingError if it failed, whatever `continue_on_error` is."""
@@ -248,6 +389,10 @@ class Checkpoints:
             self.wait()
         finally:
             self._thread.shutdown()
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def has_checkpoint(workdir: Path) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
 from imagen_jax.errors import ConfigError
@@ -83,6 +84,11 @@ def load(folder: Path, items: dict[str, Any], partial: bool = False) -> dict[str
     context.pytree.loading.partial_load = True
     with context:
         return ocp.load_checkpointables(str(folder), items)
+
+
+def load_integer(folder: Path, item: str) -> int:
+    """Loads an item that is one integer, on the host."""
+    return int(ocp.load_checkpointables(str(folder), {item: np.zeros((), np.int32)})[item])
 
 
 def describe(tree: Any, item: str, any_float: bool = False) -> dict[str, str]:

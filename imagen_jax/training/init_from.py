@@ -16,11 +16,10 @@ from imagen_jax.io.changes import changes, flatten
 from imagen_jax.io.paths import as_path
 from imagen_jax.stages.saved_arrays import describe
 from imagen_jax.stages.trainable import merge, select
-from imagen_jax.stages.weights import SavedWeights
+from imagen_jax.stages.weights import ITEMS, SavedWeights
 from imagen_jax.stages.workdir import read_config
 from imagen_jax.training.state import InitFn, init_params
 
-_ITEMS = {"ema": "ema_params", "raw": "params"}
 _MAX_LISTED = 5
 # groups of keys that decide what a network's inputs and outputs are
 _MEANING = ("image_size", "low_res_size", "channels", "text.model", "text.length", "diffusion.")
@@ -50,7 +49,7 @@ class StartingPoint:
         """Compares the parameters of a stage's folder to the network's."""
         training = self._config.training
         self._source_config = _read_source(folder)
-        self._weights = SavedWeights(folder, _ITEMS[training.init_weights])
+        self._weights = SavedWeights(folder, ITEMS[training.init_weights])
         self._stored, self._needed = describe(self._weights.shapes, ""), describe(self._everything, "")
         both = self._stored.keys() & self._needed.keys()
         self._taken = {path for path in both if self._stored[path] == self._needed[path]}
@@ -78,6 +77,7 @@ class StartingPoint:
         if self._weights is None:
             return params
         weights, training = self._weights, self._config.training
+        loaded = weights.load(select(self._everything, self._taken), partial=True)
         log(
             f"started from the {training.init_weights} weights of {str(weights.workdir)!r} at step {weights.step}: "
             f"{self._comparison()}"
@@ -85,7 +85,7 @@ class StartingPoint:
         differences = self._differences()
         if differences:
             log(f"the weights were trained with another config: {'; '.join(differences)}")
-        return merge(params, weights.load(select(self._everything, self._taken), partial=True))
+        return merge(params, loaded)
 
     def _comparison(self) -> str:
         """Returns what is taken from the folder, what is new in the network and what is left, counted and named."""
