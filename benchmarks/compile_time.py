@@ -61,7 +61,7 @@ def _narrow(config: StageConfig, scan_blocks: bool) -> StageConfig:
 def _lower_train_step(config: StageConfig) -> jax.stages.Lowered:
     """Lowers the training step of a config for one device, without allocating arrays."""
     encoder, mesh = make_encoder(config.text), make_mesh({"data": 1, "fsdp": 1, "spatial": 1}, jax.devices()[:1])
-    stage, optimizer = stages.build(config, encoder.width), make_optimizer(config.optimizer)
+    stage, optimizer = stages.build(config, encoder.width), make_optimizer(config.optimizer, config.training.steps)
     abstract, _ = abstract_state(stage.init, optimizer, config.seed, mesh)
     batch = {
         "image": jax.ShapeDtypeStruct((1, *config.training_hw, config.channels), jnp.uint8),

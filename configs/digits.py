@@ -24,7 +24,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.model.update(channel_mult=(1, 2), num_res_blocks=(1, 1), attention_types=((), ("self+text",)))
     config.model.update(text_pool_heads=4, num_groups=8)
     config.diffusion.update(prediction_type="v", loss_weighting="sigmoid")
-    config.optimizer.update(learning_rate=1e-3, warmup_steps=100, decay_steps=2000, ema_decay=0.995)
+    config.optimizer.update(learning_rate=1e-3, warmup_steps=100, ema_decay=0.995)
     config.training.update(steps=2000, log_every=20, save_every=500, preview_every=500, preview_count=20)
     config.sampling.update(num_inference_steps=50, guidance_scale=2.0, threshold="static")
     return config

@@ -30,7 +30,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.model.text_pool_heads = 4
     config.model.attention_types = ((), (), ("self+text",), ("self+text",))
     config.diffusion.update(prediction_type="v", loss_weighting="sigmoid", loss_weighting_bias=-1.0)
-    config.optimizer.update(warmup_steps=1000, decay_steps=100_000)
+    config.optimizer.update(warmup_steps=1000)
     config.training.update(batch_size=128, steps=100_000, preview_every=5000)
     config.sampling.update(guidance_scale=2.0, threshold="static")
     if variant == "tiny":
@@ -43,7 +43,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.model.update(middle_attention_types=("text", "text"), mlp_ratio=2)
         config.model.update(cond_dim_mult=2, text_pool_heads=4, num_groups=8)
         config.diffusion.update(prediction_type="x", loss_weighting_bias=-3.0)
-        config.optimizer.update(name="muon", learning_rate=1e-2, warmup_steps=60, decay_steps=6000, b1=0.95)
+        config.optimizer.update(name="muon", learning_rate=1e-2, warmup_steps=60, b1=0.95)
         config.optimizer.ema_decay = 0.998
         config.training.update(batch_size=16, steps=6000, log_every=25, save_every=1000, preview_every=1000)
         config.sampling.num_inference_steps = 16

@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.model.update(attention_types=((), (), (), ()), middle_attention_types=("self+text",), text_pool_heads=4)
     config.diffusion.update(prediction_type="v", loss_weighting="sigmoid", loss_weighting_bias=-1.0)
     config.diffusion.aug_schedule_shift = 4.0
-    config.optimizer.update(warmup_steps=1000, decay_steps=50_000)
+    config.optimizer.update(warmup_steps=1000)
     config.training.update(batch_size=64, steps=50_000, preview_every=5000)
     config.sampling.update(num_inference_steps=32, threshold="static", aug_level=0.05)
     if variant == "tiny":
@@ -38,7 +38,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.model.update(channel_mult=(1,), num_res_blocks=(0,), attention_types=((),), scan_blocks=False)
         config.model.update(middle_attention_types=(), cond_dim_mult=1, text_pool_heads=4, num_groups=8)
         config.diffusion.update(prediction_type="x", loss_weighting_bias=-3.0)
-        config.optimizer.update(name="muon", learning_rate=1e-2, warmup_steps=60, decay_steps=1800, b1=0.95)
+        config.optimizer.update(name="muon", learning_rate=1e-2, warmup_steps=60, b1=0.95)
         config.optimizer.ema_decay = 0.995
         config.training.update(batch_size=16, steps=1800, log_every=25, save_every=1000, preview_every=1000)
         config.sampling.num_inference_steps = 4

@@ -23,7 +23,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.text.model = "google/flan-t5-xl"
     config.model.scan_blocks = True
     config.diffusion.prediction_type = "v"
-    config.optimizer.update(warmup_steps=5000, decay_steps=300_000)
+    config.optimizer.update(warmup_steps=5000)
     config.training.update(steps=300_000, save_every=2000, preview_every=5000)
     config.sampling.update(sampler="dpm_solver", guidance_scale=5.0)
     if variant == "tiny":
@@ -34,7 +34,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.model.update(
             patch_size=4, attention_types=((),), cond_dim_mult=1, text_pool_heads=4, num_groups=8, scan_blocks=False
         )
-        config.optimizer.update(learning_rate=1e-2, warmup_steps=10, decay_steps=20, ema_decay=0.95)
+        config.optimizer.update(learning_rate=1e-2, warmup_steps=10, ema_decay=0.95)
         config.training.update(batch_size=8, steps=20, log_every=5, save_every=10, preview_every=10, preview_count=4)
         config.sampling.update(sampler="ddpm", num_inference_steps=2)
     return config

@@ -27,7 +27,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.model.update(channels=64, channel_mult=(1, 2, 4, 8), num_res_blocks=(2, 4, 8, 8), scan_blocks=True)
     config.model.update(attention_types=((), (), (), ("self+text",)), mlp_ratio=2, skip_scale=1 / math.sqrt(2))
     config.diffusion.prediction_type = "v"
-    config.optimizer.update(warmup_steps=5000, decay_steps=300_000)
+    config.optimizer.update(warmup_steps=5000)
     config.training.update(steps=300_000, save_every=2000, preview_every=5000)
     config.sampling.update(sampler="dpm_solver", num_inference_steps=32, guidance_scale=1.5, aug_level=0.1)
     if variant == "tiny":
@@ -37,7 +37,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.model.update(channels=16, head_channels=8, channel_mult=(1,), num_res_blocks=(1,), dtype="float32")
         config.model.update(patch_size=4, attention_types=((),), scan_blocks=False)
         config.model.update(cond_dim_mult=1, text_pool_heads=4, num_groups=8)
-        config.optimizer.update(learning_rate=1e-2, warmup_steps=10, decay_steps=20, ema_decay=0.95)
+        config.optimizer.update(learning_rate=1e-2, warmup_steps=10, ema_decay=0.95)
         config.training.update(batch_size=8, steps=20, log_every=5, save_every=10, preview_every=10, preview_count=4)
         config.sampling.update(sampler="ddpm", num_inference_steps=2)
     return config

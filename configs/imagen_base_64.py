@@ -33,7 +33,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     paper = variant == ""
     config = default_config()
     config.model.update(channels=CHANNELS[variant], scan_blocks=not paper)  # docs/pods.md: why not all are scanned
-    config.optimizer.update(name="adafactor", b2=0.999, decay_steps=2_500_000 if paper else 500_000)
+    config.optimizer.update(name="adafactor", b2=0.999)
     config.training.update(batch_size=2048 if paper else 64, keep_checkpoints=3)
     config.training.steps = 2_500_000 if paper else 500_000
     config.mesh.fsdp = 8 if paper else 1

@@ -38,7 +38,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.model.update(channels=CHANNELS[variant], channel_mult=(1, 2, 4, 8), num_res_blocks=(2, 4, 8, 8))
     config.model.update(attention_types=((), (), (), ("self+text",)), scan_blocks=not paper)
     config.model.update(head_channels=CHANNELS[variant], mlp_ratio=2, skip_scale=1 / math.sqrt(2))
-    config.optimizer.update(b2=0.999, decay_steps=2_500_000 if paper else 500_000)
+    config.optimizer.update(b2=0.999)
     config.training.update(batch_size=2048 if paper else 64, keep_checkpoints=3)
     config.training.steps = 2_500_000 if paper else 500_000
     config.mesh.fsdp = 8 if paper else 1

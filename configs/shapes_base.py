@@ -42,13 +42,13 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.model.update(middle_attention_types=("text", "text"), mlp_ratio=2)
     config.model.update(cond_dim_mult=1, text_pool_heads=4, num_groups=8)
     config.diffusion.update(prediction_type="x", loss_weighting="sigmoid", loss_weighting_bias=-4.5)
-    config.optimizer.update(name="muon", learning_rate=1e-2, warmup_steps=60, decay_steps=6000, b1=0.95)
+    config.optimizer.update(name="muon", learning_rate=1e-2, warmup_steps=60, b1=0.95)
     config.optimizer.ema_decay = 0.998
     config.training.update(batch_size=16, steps=6000, log_every=25, save_every=1000, preview_every=1000)
     config.sampling.update(num_inference_steps=8, guidance_scale=1.5, threshold="static")
     if variant == "tiny":
         config.model.update(channels=16, middle_attention_types=("self+text",))
-        config.optimizer.update(warmup_steps=10, decay_steps=20)
+        config.optimizer.update(warmup_steps=10)
         config.training.update(batch_size=8, steps=20, log_every=5, save_every=10, preview_every=10, preview_count=8)
         config.sampling.num_inference_steps = 4
     return config

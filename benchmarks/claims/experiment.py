@@ -76,7 +76,7 @@ class Workspace:
 
     def config(self, kind: str, steps: int, changes: dict[str, Any]) -> StageConfig:
         """Returns the config of the demo's stage "base" or "sr" for a number of steps, with changes by dotted keys."""
-        lengths = ("training.steps", "optimizer.decay_steps", "training.preview_every")
+        lengths = ("training.steps", "training.preview_every")
         config: StageConfig = load_config(CONFIGS[kind]("tiny" if self.quick else ""))
         # few batches are prefetched: no more examples are made than a short run sees
         return config.with_changes({"data.prefetch": 64} | changes | dict.fromkeys(lengths, self.steps(steps)))

@@ -94,7 +94,7 @@ def training_step(config: StageConfig) -> Callable[[], Any]:
         prefetch=1,
     )
     batch = batching.shard_local_batch(next(batches), TRAINING_AXES, mesh)
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config.optimizer, config.training.steps)
     abstract, init_state = abstract_state(stage.init, optimizer, config.seed, mesh)
     frozen = Frozen(encoder.load(mesh))
     train_step = make_train_step(DiffusionObjective(stage, encoder), config, optimizer, abstract, mesh)

@@ -160,10 +160,15 @@ def _check_whole_pixels(name: str, part: Size, config: StageConfig) -> None:
 
 def _check_optimizer(optimizer: OptimizerConfig) -> None:
     problems = []
-    if optimizer.warmup_steps >= optimizer.decay_steps:
+    if 0 < optimizer.decay_steps <= optimizer.warmup_steps:
         problems.append(
             f"optimizer.warmup_steps {optimizer.warmup_steps} must be less than optimizer.decay_steps "
             f"{optimizer.decay_steps}"
+        )
+    if optimizer.end_learning_rate > optimizer.learning_rate:
+        problems.append(
+            f"optimizer.end_learning_rate {optimizer.end_learning_rate} is above optimizer.learning_rate "
+            f"{optimizer.learning_rate}, from which it decays: lower it"
         )
     if optimizer.name == "adafactor" and optimizer.first_moment_dtype != "float32":
         problems.append(

@@ -203,7 +203,14 @@ class OptimizerConfig(Group):
     )
     learning_rate: float = key(1e-4, "Peak learning rate.", gt=0, le=10)
     warmup_steps: int = key(10_000, "Steps of linear warm-up.", unit="steps", ge=0, le=MAX_COUNT)
-    decay_steps: int = key(500_000, "Step at which the cosine decay reaches 0.", unit="steps", ge=1, le=MAX_COUNT)
+    decay_steps: int = key(
+        0,
+        "Step at which the cosine decay ends; 0 for training.steps, so that the schedule follows the run's length.",
+        unit="steps",
+        ge=0,
+        le=MAX_COUNT,
+    )
+    end_learning_rate: float = key(0.0, "Learning rate at the end of the decay, and after it.", ge=0, le=10)
     b1: float = key(0.9, "Decay of the running mean of gradients.", ge=0, lt=1)
     b2: float = key(0.99, "Decay of the running mean of squared gradients.", ge=0, lt=1)
     eps: float = key(1e-8, "Term that keeps Adam's denominator above 0.", gt=0, lt=1)

@@ -60,7 +60,7 @@ def train_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder) -> P
     size = config.training.batch_size
     check_batch_size(size, mesh, config.training.grad_accum_steps)
     stage = stages.build(config, encoder.width)
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config.optimizer, config.training.steps)
     abstract, frozen = abstract_parts(stage.init, optimizer, mesh, config.sharding_rules, config.training.trainable)
     everything = merge(abstract.params, frozen)
     encoder_params = sharding.with_shardings(encoder.shapes, mesh)

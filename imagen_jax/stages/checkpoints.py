@@ -16,7 +16,7 @@ import importlib.metadata
 import logging
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,7 +85,14 @@ class Checkpoints:
         """The step of the newest complete checkpoint; None if there is none."""
         return max((set(self._folder.steps()) - self._ignored) | self._misnamed.keys(), default=None)
 
-    def save(self, state: Any, data: dict[str, Any], config: StageConfig, score: float | None = None) -> None:
+    def save(
+        self,
+        state: Any,
+        data: dict[str, Any],
+        config: StageConfig,
+        score: float | None = None,
+        num_examples: Sequence[int] | None = None,
+    ) -> None:
         """Starts to save a TrainState, after the save before it is complete.
 
         Args:
@@ -93,6 +100,7 @@ class Checkpoints:
             data: the data iterator's state.
             config: the run's config.
             score: the score for `keep_best`, lower is better; None if this step has none.
+            num_examples: the number of training examples of each bucket, on which the order of the data depends.
 
         Raises:
             TrainingError: this or the previous save failed, and `continue_on_error` is False.
@@ -104,7 +112,8 @@ class Checkpoints:
         self._newest = step
         items = {name: getattr(state, name) for name in _STATE_ITEMS}
         versions = {name: importlib.metadata.version(name) for name in _VERSIONED_PACKAGES}
-        metadata = {"data": data, "config": to_json(config), "versions": versions, "score": score}
+        metadata: dict[str, Any] = {"data": data, "config": to_json(config), "versions": versions, "score": score}
+        metadata["num_examples"] = None if num_examples is None else list(num_examples)
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
         try:
             if multihost.is_main_process():
@@ -199,7 +208,8 @@ class Checkpoints:
             abstract: the TrainState's shapes, types and shardings; the mesh may differ from that of the save.
 
         Returns:
-            (TrainState, metadata): the metadata has `data`, the data iterator's state, `config`, `versions`, `score`.
+            (TrainState, metadata): the metadata has `data`, the data iterator's state, `config`, `versions`, `score`,
+            and `num_examples`, which those of earlier versions lack.
 
         Raises:
             ConfigError: names, shapes or types of the checkpoint differ from those of the abstract state.
@@ -393,6 +403,24 @@ class Checkpoints:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def saved_optimizer(workdir: Path) -> str | None:
+    """Returns the name of the optimizer whose state the newest checkpoint has; None if there is none, or no sound one.
+
+    The checkpoint says it, not `config.json`, which may be of a start that was refused.
+    """
+    steps = checkpoint_folder(workdir / CHECKPOINTS).steps()
+    if not steps:
+        return None
+    checkpoints = Checkpoints(workdir)
+    try:
+        name = checkpoints.metadata(max(steps))["config"]["optimizer"]["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # damaged, which is reported when it is restored
+    finally:
+        checkpoints.close()
+    return name if isinstance(name, str) else None
 
 
 def has_checkpoint(workdir: Path) -> bool:

@@ -25,6 +25,8 @@ from imagen_jax.parallel import multihost
 from imagen_jax.parallel.sharding import key_path
 from imagen_jax.stages.checkpoint_folder import CheckpointFolder
 
+# arrays that an error lists; the others are counted
+_MAX_MISMATCHES = 5
 # in the paths of files that a single process wrote; process 0 wrote the others
 _PROCESS_INDEX = re.compile(r"process_(\d+)")
 
@@ -134,7 +136,9 @@ def tree_mismatches(stored: Any, expected: Any, item: str) -> list[str]:
 
 def mismatch_error(what: str, mismatches: list[str]) -> ConfigError:
     """Returns the error for saved arrays, such as a checkpoint, that are not those of the config's model."""
+    shown, more = mismatches[:_MAX_MISMATCHES], len(mismatches) - _MAX_MISMATCHES
+    listed = "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
     return ConfigError(
-        f"{what} does not match the model or optimizer of its config: {'; '.join(mismatches)}; use the config it was "
-        "trained with, or another folder"
+        f"{what} does not match the model or optimizer of its config in {len(mismatches)} array(s): {listed}; use the "
+        "config it was trained with, or another folder"
     )

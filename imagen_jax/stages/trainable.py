@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -35,7 +36,7 @@ def split(params: Tree, patterns: Sequence[str]) -> tuple[Tree, Tree]:
         raise ConfigError(
             *(
                 f"training.trainable: {pattern!r} matches none of the network's {len(paths)} parameters: give a "
-                f"regular expression for paths such as {paths[0]!r}"
+                f"regular expression for paths such as {_nearest(pattern, paths)!r}"
                 for pattern in unmatched
             )
         )
@@ -46,6 +47,18 @@ def split(params: Tree, patterns: Sequence[str]) -> tuple[Tree, Tree]:
             "empty to train everything"
         )
     return select(params, trainable), select(params, set(paths) - trainable)
+
+
+def _nearest(pattern: str, paths: Sequence[str]) -> str:
+    """Returns the path whose parts, or adjacent parts together, are most like a pattern."""
+    length = pattern.count("/") + 1
+
+    def likeness(path: str) -> float:
+        parts = path.split("/")
+        pieces = ["/".join(parts[start : start + length]) for start in range(max(1, len(parts) - length + 1))]
+        return max(difflib.SequenceMatcher(None, pattern, piece).ratio() for piece in pieces)
+
+    return max(paths, key=likeness)
 
 
 def param_paths(params: Tree) -> list[str]:

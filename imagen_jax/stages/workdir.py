@@ -18,6 +18,7 @@ from imagen_jax.io.atomic import read_json, write_json
 from imagen_jax.io.bucket import BucketError
 from imagen_jax.io.changes import changes, flatten
 from imagen_jax.parallel import multihost
+from imagen_jax.stages.checkpoints import saved_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -142,8 +143,21 @@ def _check_same_run(workdir: Path, config: StageConfig) -> None:
             f"{str(workdir)!r} holds a run with another config: {'; '.join(forbidden[:_MAX_LISTED_CHANGES])}; "
             "give the config that the run was started with, or another --workdir"
         )
+    _check_optimizer(workdir, config)
     size = "training.batch_size"
     check_batch_size(before[size], now[size], now["training.allow_batch_change"])
+
+
+def _check_optimizer(workdir: Path, config: StageConfig) -> None:
+    """Checks that the newest checkpoint has the state of the config's optimizer. Raises ConfigError otherwise."""
+    key = "optimizer.name"
+    name = saved_optimizer(workdir)
+    if name is not None and name != config.optimizer.name:
+        raise ConfigError(
+            f"{key} was {name!r} and is now {config.optimizer.name!r}, but the checkpoints in {str(workdir)!r} have "
+            f"the state of {name!r}: resume with --config.{key}={name}, or start from their weights in another "
+            f"--workdir, with --config.training.init_from={workdir}"
+        )
 
 
 def check_batch_size(before: int, now: int, allowed: bool) -> None:

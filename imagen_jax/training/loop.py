@@ -37,10 +37,12 @@ from imagen_jax.training.oom import explain_oom
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.preemption import StopRequest, stop_message
 from imagen_jax.training.progress_bar import ProgressBar, RunInfo
+from imagen_jax.training.resume import describe_changes
 from imagen_jax.training.skip_updates import SkippedUpdateMonitor
 from imagen_jax.training.state import Frozen, TrainState, abstract_parts, first_state
 from imagen_jax.training.step import make_train_step
-from imagen_jax.training.validate import check_training
+from imagen_jax.training.stuck import StuckMonitor, check_learned
+from imagen_jax.training.validate import check_training, learning_warnings
 from imagen_jax.training.watchdog import Watchdog
 from imagen_jax.training.workdir_lock import check_writable, lock_workdir
 
@@ -117,7 +119,7 @@ def _run(config: StageConfig, workdir: Path, make_task: TaskFn, stop: StopReques
     objective = task.objective
     buckets, batches = _open_data(config, task, mesh)
 
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config.optimizer, config.training.steps)
     abstract, abstract_frozen = abstract_parts(
         objective.init, optimizer, mesh, config.sharding_rules, training.trainable
     )
@@ -131,6 +133,9 @@ def _run(config: StageConfig, workdir: Path, make_task: TaskFn, stop: StopReques
         claim = stack.enter_context(lock_workdir(workdir))
         stack.callback(uploads.flush_or_warn)
         open_workdir(workdir, config)
+        for warning in learning_warnings(config):
+            log(warning)
+        num_examples = [len(examples) for examples in buckets]
         checkpoints = Checkpoints(
             workdir,
             keep=training.keep_checkpoints,
@@ -146,6 +151,7 @@ def _run(config: StageConfig, workdir: Path, make_task: TaskFn, stop: StopReques
         else:
             state, saved = checkpoints.restore(abstract)
             frozen_params = load_frozen(workdir, abstract_frozen)
+            _log_changes(saved, config, state, num_examples, log)
             batches.set_state(_resume_position(saved, training, len(buckets), log))
 
         frozen = Frozen(networks, frozen_params)
@@ -154,7 +160,9 @@ def _run(config: StageConfig, workdir: Path, make_task: TaskFn, stop: StopReques
         goodput = Goodput(workdir, first, clock)
         monitor = _monitor_updates(config, buckets, first, batches.get_state()["next_index"], log)
         run = RunInfo(workdir.name, first, training.steps, training.batch_size, training.log_every)
-        progress = ProgressBar(run, writer, buckets[0].corrupt, monitor.update, goodput.metrics)
+        stuck = StuckMonitor(config, mesh)
+        watch = _call_all(monitor.update, stuck.update)
+        progress = ProgressBar(run, writer, buckets[0].corrupt, watch, goodput.metrics)
         stack.enter_context(Watchdog(clock, training.stall_seconds, workdir, log))
 
         for step in range(first + 1, training.steps + 1):
@@ -163,6 +171,7 @@ def _run(config: StageConfig, workdir: Path, make_task: TaskFn, stop: StopReques
                     batch = batching.shard_local_batch(progress.next_batch(batches), objective.batch_axes, mesh)
                 state, metrics = train_step(state, frozen, batch)
                 progress.step(step, metrics)
+                stuck.check(step, state.params)
             claim.check()
             stop.ready = True
             goodput.tick(step)
@@ -174,7 +183,7 @@ def _run(config: StageConfig, workdir: Path, make_task: TaskFn, stop: StopReques
                     score = _write_preview(step, preview(merge(state.ema_params, frozen.params)), workdir, writer)
             if step % training.save_every == 0 or step == training.steps:
                 with clock.spend("checkpoint", step):
-                    checkpoints.save(state, batches.get_state(), config, score)
+                    checkpoints.save(state, batches.get_state(), config, score, num_examples)
                 goodput.record(step)
             elif checkpoints.failed():
                 checkpoints.wait()
@@ -182,7 +191,7 @@ def _run(config: StageConfig, workdir: Path, make_task: TaskFn, stop: StopReques
         progress.close()
         step = int(state.step)
         with clock.spend("checkpoint", step):
-            checkpoints.save(state, batches.get_state(), config)
+            checkpoints.save(state, batches.get_state(), config, num_examples=num_examples)
             checkpoints.close()
         goodput.record(step)
         stopped_by = stop.reason if stop.asked and step < training.steps else ""
@@ -190,6 +199,8 @@ def _run(config: StageConfig, workdir: Path, make_task: TaskFn, stop: StopReques
         writer.log(f"stopped by {stopped_by} at step {step}, which is saved" if stopped_by else f"done at step {step}")
         writer.close()
         uploads.flush()
+        if step >= training.steps:
+            check_learned(state)
     return TrainingResult(workdir, step, goodput.summary(), stopped_by)
 
 
@@ -243,6 +254,36 @@ def _monitor_updates(
         lambda step: batch_record_names(buckets, size, seed, batch + step - first - 1),
         log,
     )
+
+
+def _call_all(*functions: Callable[[int, dict[str, float]], None]) -> Callable[[int, dict[str, float]], None]:
+    """Returns a function that gives a step and its metrics to several."""
+
+    def call(step: int, metrics: dict[str, float]) -> None:
+        for function in functions:
+            function(step, metrics)
+
+    return call
+
+
+def _log_changes(
+    saved: dict[str, Any],
+    config: StageConfig,
+    state: TrainState,
+    num_examples: list[int],
+    log: Callable[[str], None],
+) -> None:
+    """Logs what is different in a run that resumes, and whether there is anything left to train."""
+    lines = describe_changes(saved, config, state, num_examples)
+    if lines:
+        log(f"step {int(state.step)} was trained with another config or other data:")
+    for line in lines:
+        log(line)
+    if int(state.step) >= config.training.steps:
+        log(
+            f"training.steps {config.training.steps} is reached, the last checkpoint is of step {int(state.step)}: "
+            "nothing is trained; raise training.steps to train on"
+        )
 
 
 def _write_preview(step: int, preview: Preview, workdir: Path, writer: MetricWriter | NullWriter) -> float:

@@ -16,13 +16,30 @@ from imagen_jax.parallel.sharding import key_path
 from imagen_jax.training.skip_updates import skip_bad_updates
 
 
-def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
-    """Returns the learning rate: linear warm-up over `warmup_steps`, then cosine decay to 0 at `decay_steps`."""
+def decay_end(config: OptimizerConfig, steps: int) -> int:
+    """Returns the step at which the learning rate ends its decay in a run of `steps` steps."""
+    return config.decay_steps or steps
+
+
+def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Returns the learning rate after a number of applied updates.
+
+    It rises linearly over `warmup_steps`, then falls as a cosine to `end_learning_rate` at `decay_steps`. Without
+    `decay_steps` it falls until the end of the run; a run that is not longer than the warm-up only warms up.
+
+    Args:
+        config: the optimizer.
+        steps: the length of the run, `training.steps`.
+    """
+    end = decay_end(config, steps)
+    if config.warmup_steps >= end:
+        return optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
         warmup_steps=config.warmup_steps,
-        decay_steps=config.decay_steps,
+        decay_steps=end,
+        end_value=config.end_learning_rate,
     )
 
 
@@ -71,9 +88,14 @@ def _adafactor(rate: optax.Schedule, weight_decay: float) -> optax.GradientTrans
     )
 
 
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
-    """Returns the optimizer of a config, with clipping by global norm; it skips bad updates (`skip_bad_updates`)."""
-    rate = learning_rate_schedule(config)
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformationExtraArgs:
+    """Returns the optimizer of a config, with clipping by global norm; it skips bad updates (`skip_bad_updates`).
+
+    Args:
+        config: the optimizer.
+        steps: the length of the run, `training.steps`.
+    """
+    rate = learning_rate_schedule(config, steps)
     # bfloat16 halves the memory of the running mean of gradients
     moment = DTYPES[config.first_moment_dtype]
     match config.name:

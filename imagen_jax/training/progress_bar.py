@@ -125,7 +125,8 @@ class ProgressBar:
             self._bar.update(self._run.batch_size)
         if step % self._run.log_every == 0 or step == 1:
             rate = self._bar.format_dict["rate"] or 0.0
-            self._bar.set_postfix(step=step, loss=f"{values['loss']:.4f}", refresh=False)
+            rates = {"lr": f"{values['learning_rate']:.2e}"} if "learning_rate" in values else {}
+            self._bar.set_postfix(step=step, loss=f"{values['loss']:.4f}", **rates, refresh=False)
             values |= self._data_metrics()
             means = self._bins.means()
             self._writer.scalars(step, {**values, **means, "images_per_second": rate, **self._times()})

@@ -17,6 +17,7 @@ from imagen_jax.parallel.batching import constrain_batch, micro_batches
 from imagen_jax.parallel.sharding import replicate_conv_kernels, replicated
 from imagen_jax.stages.trainable import merge
 from imagen_jax.training.objective import Batch, Metrics, Objective
+from imagen_jax.training.optimizers import learning_rate_schedule
 from imagen_jax.training.state import Frozen, TrainState, update_ema
 
 _MeanLossFn = Callable[[Any, Frozen, Any], tuple[jax.Array, Any]]
@@ -68,6 +69,7 @@ def make_train_step(
 
     The randomness of a step is a function of (seed, step), so that a resumed run continues as an uninterrupted one.
     If the optimizer skips an update, parameters, moments and EMA stay; `skipped` counts the skipped updates of the run.
+    `learning_rate` is that of the step's update.
 
     Args:
         objective: what to minimize.
@@ -79,6 +81,7 @@ def make_train_step(
     objective = objective.with_mesh(mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     grad_accum_steps = config.training.grad_accum_steps
+    learning_rate = learning_rate_schedule(config.optimizer, config.training.steps)
 
     def mean_loss(params: Any, frozen: Frozen, examples: Any) -> tuple[jax.Array, Any]:
         losses = objective.loss(merge(params, frozen.params), frozen.networks, examples)
@@ -105,6 +108,8 @@ def make_train_step(
             "loss": loss,
             "gradient_norm": optax.tree.norm(gradients),
             "parameter_norm": optax.tree.norm(params),
+            # the schedule counts applied updates: a skipped one leaves the optimizer's state as it is
+            "learning_rate": learning_rate(state.step - state.opt_state.skipped),
             "skipped": opt_state.skipped,
             "skipped_in_a_row": opt_state.skipped_in_a_row,
         }

@@ -39,7 +39,6 @@ VARIANT_KEYS = {
     "model.channels",
     "model.head_channels",
     "model.scan_blocks",  # the same network, compiled in another way
-    "optimizer.decay_steps",
     "training.batch_size",
     "training.steps",
     "mesh.fsdp",
@@ -69,14 +68,14 @@ def test_parameter_counts():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_preset_is_valid(name):
     config = CONFIGS[name]
-    make_optimizer(config.optimizer)
+    make_optimizer(config.optimizer, config.training.steps)
     make_sampler(config.sampling, get_schedule(config.diffusion.schedule, config.diffusion.schedule_shift))
     get_threshold_fn(config.sampling.threshold, config.sampling.dynamic_threshold_percentile)
     for split in (config.data.split, config.data.validation_split):
         assert len(make_source(config.data, split, config.image_size)) > 0
     assert make_mesh(config.mesh.axes).size == 8
     assert config.training.batch_size % 256 == 0 or name in VARIANTS
-    assert config.optimizer.decay_steps == config.training.steps
+    assert config.optimizer.decay_steps == 0  # the learning rate decays until the end of the run
 
 
 @pytest.mark.parametrize("name", ["configs/imagen_base_64.py:200m", "configs/imagen_sr_256.py:small"])
@@ -89,7 +88,7 @@ def test_fsdp_divides_state_bytes(name):
     def init(key):
         return network.init(key, *(jnp.zeros(argument.shape, argument.dtype) for argument in arguments))["params"]
 
-    abstract, _ = abstract_state(init, make_optimizer(config.optimizer), 0, one_device())
+    abstract, _ = abstract_state(init, make_optimizer(config.optimizer, config.training.steps), 0, one_device())
     state_bytes = {}
     for fsdp in (1, 2, 4, 8):
         sharded = sharding.with_shardings(abstract, make_mesh({"data": -1, "fsdp": fsdp}))

@@ -32,6 +32,8 @@ SMALL = {
     "optimizer.name": "adam",
     "optimizer.learning_rate": 1e-2,
     "optimizer.warmup_steps": 0,
+    # not that of the run: one that stops early and continues has the schedule of an unbroken one
+    "optimizer.decay_steps": 20,
     "training.batch_size": 8,
     "training.steps": STEPS,
     "training.log_every": 1,
@@ -108,7 +110,9 @@ def perturbed_params(stage, scale=0.1):
 
 def restored(folder, config, mesh):
     """(TrainState, position in the data) of the latest checkpoint of a stage's folder, on a mesh."""
-    abstract, _ = abstract_state(stages.build(config).init, make_optimizer(config.optimizer), config.seed, mesh)
+    abstract, _ = abstract_state(
+        stages.build(config).init, make_optimizer(config.optimizer, config.training.steps), config.seed, mesh
+    )
     checkpoints = Checkpoints(folder)
     state, about = checkpoints.restore(abstract)
     checkpoints.close()

@@ -117,7 +117,7 @@ def params():
     config = crop_config()
     encoder, mesh = make_encoder(config.text), one_device()
     stage = stages.build(config, encoder.width)
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config.optimizer, config.training.steps)
     abstract, init = abstract_state(stage.init, optimizer, config.seed, mesh)
     batches = training_batches(
         make_examples(config.data, "train", config.image_size, config.channels),

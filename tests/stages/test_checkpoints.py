@@ -113,7 +113,10 @@ def test_reader_creates_no_folder(tmp_path):
         (lambda key: {"kernel": init(key)["kernel"]}, "params/bias/b is unexpected"),
         (lambda key: {**init(key), "bias": {"b": jnp.zeros(5)}}, r"params/bias/b is float32\[4\], not float32\[5\]"),
         (lambda key: {**init(key), "bias": {"b": jnp.zeros(4, jnp.bfloat16)}}, "bias/b is float32.*, not bfloat16"),
-        (lambda key: {f"kernel_{i}": jnp.zeros(1) for i in range(20)}, "params/kernel_19 is missing"),
+        (
+            lambda key: {f"kernel_{i}": jnp.zeros(1) for i in range(20)},
+            "params/kernel_0 is missing.* and [0-9]+ more",
+        ),
     ],
     ids=["missing", "unexpected", "shape", "type", "all"],
 )
@@ -125,6 +128,7 @@ def test_another_model(folder, other, message):
             restore(tree)
         assert "does not match the model" in str(error.value)
         assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 1000
     checkpoints.close()
 
 

@@ -41,7 +41,7 @@ def weights_of(folder, item="ema_params"):
 
 def state_of(folder, config):
     """The state in a folder's latest checkpoint and the frozen parameters, on one device."""
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config.optimizer, config.training.steps)
     parts = abstract_parts(stages.build(config).init, optimizer, one_device(), (), config.training.trainable)
     checkpoints = Checkpoints(folder)
     state, _ = checkpoints.restore(parts[0])

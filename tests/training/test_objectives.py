@@ -104,7 +104,7 @@ def config_of(**changes):
 
 
 def state_of(folder, config):
-    objective, optimizer = Denoising(config), make_optimizer(config.optimizer)
+    objective, optimizer = Denoising(config), make_optimizer(config.optimizer, config.training.steps)
     parts = abstract_parts(objective.init, optimizer, eight_devices(), (), config.training.trainable)
     checkpoints = Checkpoints(folder)
     state, _ = checkpoints.restore(parts[0])
@@ -177,7 +177,7 @@ def test_step_does_not_depend_on_micro_batches(devices):
     images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
     for steps in (1, 2):
         config = config_of(**{"training.grad_accum_steps": steps, "training.batch_size": 16})
-        objective, optimizer = Denoising(config), make_optimizer(config.optimizer)
+        objective, optimizer = Denoising(config), make_optimizer(config.optimizer, config.training.steps)
         abstract, _ = abstract_parts(objective.init, optimizer, mesh)
         state = first_state(optimizer, abstract, init_params(objective.init, 0, abstract.params))
         step = make_train_step(objective, config, optimizer, abstract, mesh)

@@ -23,37 +23,37 @@ def unchecked(settings, **values):
 
 
 def test_warmup_is_linear():
-    rates = [float(learning_rate_schedule(config())(step)) for step in range(11)]
+    rates = [float(learning_rate_schedule(config(), 110)(step)) for step in range(11)]
     np.testing.assert_allclose(rates, 0.5 * np.arange(11) / 10, rtol=1e-6)
 
 
 def test_cosine_decay():
     steps = np.arange(10, 111, 10)
-    rates = [float(learning_rate_schedule(config())(step)) for step in steps]
+    rates = [float(learning_rate_schedule(config(), 110)(step)) for step in steps]
     np.testing.assert_allclose(rates, 0.25 * (1 + np.cos(np.pi * (steps - 10) / 100)), atol=1e-6)
-    assert float(learning_rate_schedule(config())(500)) == 0
+    assert float(learning_rate_schedule(config(), 110)(500)) == 0
 
 
 def test_no_warmup():
-    assert float(learning_rate_schedule(config(warmup_steps=0))(0)) == 0.5
+    assert float(learning_rate_schedule(config(warmup_steps=0), 110)(0)) == 0.5
 
 
 @pytest.mark.parametrize("warmup_steps", [-1, 110, 200])
 def test_invalid_warmup(warmup_steps):
     with pytest.raises(ConfigError, match=f"optimizer.warmup_steps {warmup_steps}"):
-        make_optimizer(config(warmup_steps=warmup_steps))
+        make_optimizer(config(warmup_steps=warmup_steps), 110)
 
 
 def test_unknown_name():
     with pytest.raises(ConfigError, match="optimizer.name 'sgd'.* adam, adafactor"):
-        make_optimizer(config(name="sgd"))
+        make_optimizer(config(name="sgd"), 110)
 
 
 def test_invalid_moment_dtype():
     with pytest.raises(ConfigError, match="first_moment_dtype 'float16'.* float32, bfloat16"):
-        make_optimizer(config(first_moment_dtype="float16"))
+        make_optimizer(config(first_moment_dtype="float16"), 110)
     with pytest.raises(ConfigError, match="'bfloat16'.* optimizer.name 'adafactor'"):
-        make_optimizer(config(name="adafactor", first_moment_dtype="bfloat16"))
+        make_optimizer(config(name="adafactor", first_moment_dtype="bfloat16"), 110)
 
 
 @pytest.mark.parametrize("name", ["adam", "muon"])
@@ -62,7 +62,7 @@ def test_bfloat16_moment(name):
     gradients = {"kernel": jax.random.normal(jax.random.key(0), (20, 50))}
     sizes, moved = {}, {}
     for dtype in ("float32", "bfloat16"):
-        optimizer = make_optimizer(config(name=name, warmup_steps=0, first_moment_dtype=dtype))
+        optimizer = make_optimizer(config(name=name, warmup_steps=0, first_moment_dtype=dtype), 110)
         sizes[dtype] = sum(leaf.nbytes for leaf in jax.tree.leaves(optimizer.init(params)))
         moved[dtype] = after_one(optimizer, params, gradients)["kernel"] - 1
     assert sizes["float32"] - sizes["bfloat16"] == 2 * 1000
@@ -78,7 +78,7 @@ def after_one(optimizer, params, gradients):
 @pytest.mark.parametrize("name", ["adam", "adafactor", "muon"])
 def test_exploding_gradient_is_clipped(name):
     """Above the clipping norm only the direction of a gradient matters."""
-    optimizer = make_optimizer(unchecked(config(name=name, warmup_steps=0), eps=1.0))
+    optimizer = make_optimizer(unchecked(config(name=name, warmup_steps=0), eps=1.0), 110)
     params = {"a": jnp.ones((4, 4))}
     gradients = {"a": jax.random.normal(jax.random.key(0), (4, 4))}
     moved = [
@@ -90,7 +90,7 @@ def test_exploding_gradient_is_clipped(name):
 
 def test_clipping_by_global_norm():
     """With Adam's eps far above the gradient, the step is linear in it and shows its norm."""
-    optimizer = make_optimizer(unchecked(config(warmup_steps=0, clip_norm=0.25), eps=1e3, learning_rate=1e3))
+    optimizer = make_optimizer(unchecked(config(warmup_steps=0, clip_norm=0.25), eps=1e3, learning_rate=1e3), 110)
     params = {"a": jnp.zeros(3), "b": jnp.zeros((2, 2))}
     moved = after_one(optimizer, params, {"a": jnp.full(3, 100.0), "b": jnp.full((2, 2), -50.0)})
     assert float(optax.tree.norm(moved)) == pytest.approx(0.25, rel=1e-3)
@@ -100,7 +100,7 @@ def test_clipping_by_global_norm():
 
 def test_weight_decay_without_gradient():
     for name in ("adam", "adafactor"):
-        optimizer = make_optimizer(config(name=name, warmup_steps=0, weight_decay=0.1))
+        optimizer = make_optimizer(config(name=name, warmup_steps=0, weight_decay=0.1), 110)
         moved = after_one(optimizer, {"a": jnp.ones(3)}, {"a": jnp.zeros(3)})["a"]
         assert (np.asarray(moved) < 1).all()
         assert (np.asarray(moved) > 0.5).all()
@@ -109,7 +109,7 @@ def test_weight_decay_without_gradient():
 def test_adafactor_factors_large_kernels():
     params = {"kernel": jnp.zeros((256, 512))}
     sizes = {
-        name: sum(leaf.size for leaf in jax.tree.leaves(make_optimizer(config(name=name)).init(params)))
+        name: sum(leaf.size for leaf in jax.tree.leaves(make_optimizer(config(name=name), 110).init(params)))
         for name in ("adam", "adafactor")
     }
     assert sizes["adam"] > 2 * 256 * 512
@@ -127,7 +127,7 @@ def test_scanned_layers_match_separate_layers(name):
     ]
     separate = {f"block_{i}": layer for i, layer in enumerate(layers)}
     stacked = {"blocks_0_to_2": {key: np.stack([layer[key] for layer in layers]) for key in shapes}}
-    optimizer = make_optimizer(config(name=name, warmup_steps=0, weight_decay=0.1))
+    optimizer = make_optimizer(config(name=name, warmup_steps=0, weight_decay=0.1), 110)
 
     @jax.jit
     def after_two(params):
@@ -147,8 +147,8 @@ def test_scanned_layers_match_separate_layers(name):
 def test_adafactor_equals_optax():
     """Without scanned layers, which Optax clips together."""
     params = {"a": np.random.default_rng(0).standard_normal((150, 160), np.float32), "b": np.ones(3, np.float32)}
-    ours = make_optimizer(config(name="adafactor", warmup_steps=0, weight_decay=0.1, clip_norm=1e9))
-    rate = learning_rate_schedule(config(warmup_steps=0))
+    ours = make_optimizer(config(name="adafactor", warmup_steps=0, weight_decay=0.1, clip_norm=1e9), 110)
+    rate = learning_rate_schedule(config(warmup_steps=0), 110)
     theirs = optax.adafactor(rate, multiply_by_parameter_scale=False, weight_decay_rate=0.1)
     assert jax.tree.map(jnp.shape, ours.init(params).inner[1]) == jax.tree.map(jnp.shape, theirs.init(params))
     # compiled like the branch of `skip_bad_updates`, because fused operations round differently
@@ -158,7 +158,7 @@ def test_adafactor_equals_optax():
 
 @pytest.mark.parametrize("name", ["adam", "adafactor"])
 def test_minimizes_a_quadratic(name):
-    optimizer = make_optimizer(config(name=name, warmup_steps=0, learning_rate=0.1))
+    optimizer = make_optimizer(config(name=name, warmup_steps=0, learning_rate=0.1), 110)
     target = jnp.array([1.0, -2.0, 0.5])
 
     @jax.jit

@@ -26,7 +26,7 @@ def stage_of(**changes):
 
 def step_of(stage, mesh, patterns):
     """(state after one step, frozen parameters, metrics) from perturbed parameters."""
-    config, optimizer = stage.config, make_optimizer(stage.config.optimizer)
+    config, optimizer = stage.config, make_optimizer(stage.config.optimizer, stage.config.training.steps)
     abstract, abstract_frozen = abstract_parts(stage.init, optimizer, mesh, (), patterns)
     params, frozen = split(perturbed_params(stage), patterns)
     place = lambda tree, like: jax.tree.map(lambda leaf, a: jax.device_put(leaf, a.sharding), tree, like)  # noqa: E731

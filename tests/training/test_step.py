@@ -59,7 +59,7 @@ class Run:
     def __init__(self, stage, mesh, params=None):
         self.mesh = mesh
         self.compiled = None
-        optimizer = make_optimizer(stage.config.optimizer)
+        optimizer = make_optimizer(stage.config.optimizer, stage.config.training.steps)
         self._abstract, _ = abstract_state(stage.init, optimizer, 0, mesh)
         params = host_params(stage) if params is None else params
         self._host = TrainState(np.int32(0), params, jax.jit(optimizer.init)(params), params)

@@ -60,7 +60,7 @@ def in_the_loop():
         threads=1,
         prefetch=1,
     )
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config.optimizer, config.training.steps)
     abstract, init_state = abstract_state(stage.init, optimizer, config.seed, mesh)
     losses = []
     state, step = init_state(), make_train_step(DiffusionObjective(stage, encoder), config, optimizer, abstract, mesh)
