@@ -16,8 +16,10 @@ from imagen_jax.config.fields import (
     SizeValue,
     Text,
     Texts,
+    all_of,
     key,
 )
+from imagen_jax.data.captions import CAPTION_FILES
 from imagen_jax.data.transforms import CROPS
 from imagen_jax.diffusion.keys import MAX_SEED
 from imagen_jax.images.array import IMAGE_DTYPES, Size, parse_size
@@ -81,12 +83,30 @@ class DigitsKeys(SourceKeys):
     source: Literal["digits"] = key("digits", "The data source.")
 
 
+def _is_suffix(value: str | tuple[str, ...]) -> bool:
+    suffixes = (value,) if isinstance(value, str) else value
+    return all(len(suffix) > 1 and suffix[0] in "._-" and not set("/, ") & set(suffix) for suffix in suffixes)
+
+
+SuffixValue = Annotated[Text | Texts, all_of(_is_suffix)]
+CAPTION_FILES_KEY = "What is a caption in a text file: each of its lines, or the whole file."
+
+
 class FolderKeys(SourceKeys):
     """A folder of image files."""
 
     source: Literal["folder"] = key("folder", "The data source.")
     path: PathText = key("", "The folder, on this machine or in a bucket (gs://BUCKET/DIR).")
     caption_column: Text = key("text", "The caption column of metadata.jsonl, .csv or .parquet.", min_length=1)
+    caption_suffix: SuffixValue = key(
+        ".txt",
+        "Suffix of caption files, in place of the image's or after it; of several, the first that an image has counts.",
+        expected="a suffix such as '.caption', or a tuple of them",
+    )
+    caption_files: str = key("lines", CAPTION_FILES_KEY, choices=CAPTION_FILES)
+    captions_from_file_names: bool = key(
+        False, "Take the name of an image for its caption if it has no other; underscores become blanks."
+    )
     validation_fraction: float = key(
         0.01, "Fraction of the images in the validation split, chosen by hashes of their paths.", ge=0, le=1
     )
@@ -114,6 +134,7 @@ class WebDatasetKeys(SourceKeys):
         expected="a group of splits, not empty, each with a text or a tuple of texts",
         min_length=1,
     )
+    caption_files: str = key("lines", CAPTION_FILES_KEY, choices=CAPTION_FILES)
 
 
 class MixtureKeys(SourceKeys):
@@ -187,6 +208,7 @@ class LoadingKeys(Group):
 class FileKeys(LoadingKeys):
     """Keys of sources of image files."""
 
+    allow_no_captions: bool = key(False, "Train without text on data that have no caption at all.")
     max_corrupt: float = key(0.01, "Fraction of corrupt images at which a run stops.", ge=0, le=1)
     transform: TransformConfig = key(TransformConfig(), "How image files become images of image_size.")
     buckets: tuple[SizeValue, ...] = key(

@@ -12,6 +12,7 @@ from typing import SupportsIndex
 
 import numpy as np
 
+from imagen_jax.data.left_out import left_out_of
 from imagen_jax.data.record import CorruptRecordError, Record, Source
 from imagen_jax.data.transforms import read_size
 from imagen_jax.images.array import Size, format_size
@@ -28,6 +29,7 @@ class BucketSource:
 
     def __init__(self, source: Source, indices: np.ndarray, size: Size) -> None:
         self._source, self._indices, self.size = source, indices, size
+        self.left_out = left_out_of(source)
 
     def __len__(self) -> int:
         return len(self._indices)

@@ -11,6 +11,7 @@ from imagen_jax.errors import ConfigError
 # The corrupt fraction is taken of at least this many reads (or of all records, if there are fewer): a fraction of a
 # few reads would be chance.
 _MIN_READS = 2000
+_NAMED = 3  # corrupt records in the error that ends a run, beside the last
 
 
 def max_allowed(max_fraction: float, count: int) -> int:
@@ -33,7 +34,7 @@ class CorruptRecords:
     def __init__(self, source: str, num_records: int, max_fraction: float) -> None:
         self._source, self._num_records, self._max_fraction = source, num_records, max_fraction
         self._reads = self._corrupt_reads = 0
-        self._names: set[str] = set()
+        self._names: dict[str, str] = {}  # name -> line of text
         self._new: list[str] = []
         self._lock = threading.RLock()
 
@@ -71,13 +72,15 @@ class CorruptRecords:
         """Adds a corrupt record to the new ones, unless it is known already."""
         with self._lock:
             if corrupt.name not in self._names:
-                self._names.add(corrupt.name)
+                self._names[corrupt.name] = str(corrupt)
                 self._new.append(str(corrupt))
 
     def error(self, last: CorruptRecordError) -> ConfigError:
         """Returns the error that ends the run because of too many corrupt records."""
+        first = [line for name, line in self._names.items() if name != last.name][:_NAMED]
+        others = f"some are {'; '.join(first)}; " if first else ""
         return ConfigError(
             f"{self._source} has too many corrupt records, {self._corrupt_reads} in {self._reads} reads of its "
             f"{self._num_records} records: repair or remove them, or raise config.data.max_corrupt, which is "
-            f"{self._max_fraction}; the last is {last}"
+            f"{self._max_fraction}; `imagen inspect` lists all; {others}the last is {last}"
         )

@@ -32,7 +32,11 @@ class Record(NamedTuple):
 
 
 class Source(Protocol):
-    """Random access to records. A record is a pure function of its index. Threads may share a source."""
+    """Random access to records. A record is a pure function of its index. Threads may share a source.
+
+    A source may also have a method `columns` (see `read_columns`) and an attribute `left_out`, what is in its place and
+    not used (see `left_out.py`).
+    """
 
     def __len__(self) -> int: ...
 

@@ -1,31 +1,55 @@
 """A folder of image files, nested to any depth, with captions beside them; local or remote (see `io/storage.py`).
 
-The captions of `a/fox.jpg` are the lines of `a/fox.txt`, or those of its row in `a/metadata.jsonl`, `.csv` or
-`.parquet` (see `metadata.py`), or in the metadata file of a folder above. An image without either is an unconditional
-example.
+The captions of `a/fox.jpg` are in `a/fox.txt` or `a/fox.jpg.txt` (see `caption_files.py`), or those of its row in
+`a/metadata.jsonl`, `.csv` or `.parquet` (see `metadata.py`), or in the metadata file of a folder above. An image
+without either is an unconditional example. What is in the folder and not used is counted and named in `left_out`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import operator
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import SupportsIndex
 
+from imagen_jax.data.captions import EncodingError, decode_text, json_captions, parse_json, split_captions
+from imagen_jax.data.left_out import LeftOut
 from imagen_jax.data.record import CorruptRecordError, Record
-from imagen_jax.datasets.metadata import EMPTY_ROW, METADATA_FILES, Row, read_rows
+from imagen_jax.datasets.caption_files import CaptionFiles, normalized
+from imagen_jax.datasets.file_kinds import is_unread
+from imagen_jax.datasets.folder_findings import note_files, note_one_text, user_files
+from imagen_jax.datasets.metadata import EMPTY_ROW, KOHYA_FILES, Row, is_metadata_file, read_rows, reading_order
+from imagen_jax.datasets.row_names import ImageNames
 from imagen_jax.errors import ConfigError, unknown_name_error
-from imagen_jax.io.storage import Folder
+from imagen_jax.images.formats import image_suffixes
+from imagen_jax.io.storage import DEAD_LINK, Folder
 
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 _SPLITS = ("train", "validation", "all")
 _MAX_IMAGE_BYTES = 2**28  # a longer file is a corrupt record, before it fills the memory
 _MAX_CAPTION_BYTES = 2**16  # of a caption file; the rest is ignored
+_MAX_JSON_BYTES = 2**20  # of a caption file in JSON
 # permanent errors of a file; remote file systems raise the first without an errno
 _FILE_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 _FILE_ERROR_NUMBERS = (errno.ELOOP, errno.ENAMETOOLONG)
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionRules:
+    """Where the captions of a folder are, beside its metadata files.
+
+    Attributes:
+        suffixes: of caption files; the first that an image has counts. Those in `.json` are objects with `captions` or
+            `caption`.
+        files: whether a caption is a line of a file or the "whole" file, see `split_captions`.
+        from_file_names: whether the name of an image without another caption is its caption.
+    """
+
+    suffixes: tuple[str, ...] = (".txt",)
+    files: str = "lines"
+    from_file_names: bool = False
 
 
 class FolderSource:
@@ -34,35 +58,47 @@ class FolderSource:
     Args:
         path: the folder; `gs://bucket/folder` needs gcsfs.
         split: "validation" for a fraction of the images, chosen by hashes of their paths; "train" for the others; or
-            "all".
+            "all". Of few images a split may have none: then it has all of them.
         validation_fraction: the fraction, in [0, 1].
         caption_column: the caption column of metadata files.
+        captions: where other captions are.
 
     Raises:
-        ConfigError: the folder does not exist or has no image of the split; a metadata file is invalid.
+        ConfigError: the folder does not exist or has no image; a metadata file is invalid or names no image.
     """
 
-    def __init__(self, path: str, split: str, validation_fraction: float, caption_column: str) -> None:
+    def __init__(
+        self,
+        path: str,
+        split: str,
+        validation_fraction: float,
+        caption_column: str,
+        captions: CaptionRules = CaptionRules(),
+    ) -> None:
         if not path:
             raise ConfigError("config.data.path is empty: give your folder of images, --config.data.path=DIR")
         if split not in _SPLITS:
             raise unknown_name_error("split", split, _SPLITS)
-        self._path, self._split = path, split
+        self._path, self._split, self._caption_column, self._rules = path, split, caption_column, captions
+        self.left_out = LeftOut()
         try:
             self._folder = Folder(path)
         except ConfigError as error:
             raise ConfigError(f"config.data.path: {error}") from error
-        self._sizes = {name: size for name, size in self._folder.list_tree().items() if not _is_hidden(name)}
-        self._rows = self._read_metadata(caption_column)
-        images = sorted({name for name in self._sizes if name.lower().endswith(_IMAGE_SUFFIXES)} | self._rows.keys())
-        if not images:
-            raise ConfigError(f"{path} has no images: expected files that end in {', '.join(_IMAGE_SUFFIXES)}")
-        self._images = [name for name in images if split in ("all", _split_of_path(name, validation_fraction))]
-        if not self._images:
-            raise ConfigError(
-                f"the {split} split of {path} has none of its {len(images)} images: config.data.validation_fraction is "
-                f"{validation_fraction}"
-            )
+        listing = self._folder.list_tree()
+        for reason, skipped in listing.skipped.items():
+            self.left_out.add(path, "link(s) or folder(s) not read", reason, sorted(skipped))
+        self._sizes, self._dead_links = listing.sizes, listing.skipped.get(DEAD_LINK, [])
+        files = frozenset(user_files(listing.sizes, path, self.left_out))
+        images = frozenset(name for name in files if name.lower().endswith(image_suffixes()))
+        self._rows = self._read_metadata(files, images)
+        sorted_images = sorted(images.union(self._rows))
+        self._caption_files = CaptionFiles(sorted_images, files, captions.suffixes)
+        self._note_files(files, sorted_images)
+        if not sorted_images:
+            unused = "".join(f"; {message}" for message in self.left_out.messages())
+            raise ConfigError(f"{path} has no images: expected files that end in {', '.join(image_suffixes())}{unused}")
+        self._images = self._select(sorted_images, validation_fraction)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -86,11 +122,26 @@ class FolderSource:
         row = self._rows.get(name, EMPTY_ROW)
         if row.captions:
             return row.captions
-        caption_file = posixpath.splitext(name)[0] + ".txt"
-        if caption_file not in self._sizes:
-            return ()
-        lines = self._read(caption_file, _MAX_CAPTION_BYTES).decode("utf-8-sig", errors="replace").splitlines()
-        return tuple(line.strip() for line in lines if line.strip())
+        file = self._caption_files.file(name)
+        captions = self._read_captions(file) if file else ()
+        return captions or (_caption_of_name(name) if self._rules.from_file_names else ())
+
+    def _read_captions(self, file: str) -> tuple[str, ...]:
+        """Returns the captions in a file. Raises CorruptRecordError, with the name of the file."""
+        try:
+            if _is_json(file):
+                metadata = parse_json(self._read(file, _MAX_JSON_BYTES))
+                captions = json_captions(metadata, (self._caption_column, "captions", "caption"))
+                return tuple(caption.strip() for caption in captions if caption.strip())
+            return split_captions(self._read_text(file), self._rules.files)
+        except EncodingError as error:
+            raise CorruptRecordError(file, str(error)) from error
+        except (ValueError, RecursionError) as error:
+            raise CorruptRecordError(file, f"is not valid JSON metadata: {error}") from error
+
+    def _read_text(self, file: str) -> str:
+        data = self._read(file, _MAX_CAPTION_BYTES)
+        return decode_text(data, is_complete=len(data) < _MAX_CAPTION_BYTES)
 
     def _read(self, name: str, end: int | None = None) -> bytes:
         try:
@@ -100,21 +151,106 @@ class FolderSource:
                 raise  # other errors, such as those of a network, may be temporary: they end the run
             raise CorruptRecordError(name, error.strerror or "the file cannot be read") from error
 
-    def _read_metadata(self, caption_column: str) -> dict[str, Row]:
-        """Returns the rows by path of their image; the metadata file nearest to an image wins."""
+    def _read_metadata(self, files: Collection[str], images: Collection[str]) -> dict[str, Row]:
+        """Returns the rows by path of their image; the metadata file nearest to an image wins.
+
+        Raises:
+            ConfigError: a file is invalid, or the files name images and none of them is there.
+        """
         rows: dict[str, Row] = {}
-        metadata = [name for name in self._sizes if posixpath.basename(name) in METADATA_FILES]
-        for name in sorted(metadata, key=lambda name: (name.count("/"), name)):
-            for image, row in read_rows(self._read(name), f"{self._path}/{name}", caption_column).items():
-                rows[posixpath.normpath(posixpath.join(posixpath.dirname(name), image))] = row
+        # a row may name any file, also a hidden one or one with another suffix, but for those that are never read
+        names = ImageNames(frozenset(name for name in self._sizes if not is_unread(name)), images)
+        problems = []
+        for file in sorted(filter(is_metadata_file, files), key=reading_order):
+            try:
+                described = read_rows(self._read(file), f"{self._path}/{file}", self._caption_column)
+            except ConfigError as error:
+                if posixpath.basename(file).lower() not in KOHYA_FILES:
+                    raise
+                # it may have its name by chance
+                self.left_out.add(self._path, "metadata file(s) not used", str(error), [file])
+                continue
+            matches = names.match(described, posixpath.dirname(file))
+            if described and not matches.images:
+                problems.append(_mismatch(f"{self._path}/{file}", matches.missing, names))
+            place = f"{self._path}/{file}"
+            pairs = [f"{name} for {matches.images[name]}" for name in matches.inexact]
+            self.left_out.add(place, "row(s) read for an image of another name", "no other image fits them", pairs)
+            if matches.missing:
+                reason = f"no image, or more than one, has their name{names.hint(matches.missing[0])}"
+                self.left_out.add(place, "row(s) not used", reason, matches.missing)
+            rows.update((image, described[name]) for name, image in matches.images.items())
+        if problems and not rows:
+            raise ConfigError(*problems)
         return rows
+
+    def _note_files(self, files: Collection[str], images: Collection[str]) -> None:
+        """Counts in `left_out` what is not used of the folder's files, and the images without a caption."""
+        used = set(images).union(filter(is_metadata_file, files), self._caption_files.unused, self._dead_links)
+        used.update(file for image in images if (file := self._caption_files.file(image)))
+        without = [
+            image
+            for image in images
+            if not self._caption_files.file(image) and not self._rows.get(image, EMPTY_ROW).captions
+        ]
+        left_out, place = self.left_out, self._path
+        note_files([name for name in files if name not in used], without, place, left_out)
+        reason = "no image that is read has their name, or several nearly have it"
+        left_out.add(place, "caption file(s) not used", reason, self._caption_files.unused)
+        if not self._rules.from_file_names:
+            reason = f"they are examples without text, of {len(images):,} images"
+            left_out.add(place, "image(s) without a caption", reason, without)
+        if self._rules.files == "lines":
+            texts = dict.fromkeys(file for image in images if (file := self._caption_files.file(image)))
+            files_of_lines = [file for file in texts if not _is_json(file)]
+            note_one_text(files_of_lines, lambda file: (file, self._read_text(file)), place, left_out)
+
+    def _select(self, images: list[str], validation_fraction: float) -> list[str]:
+        """Returns the images of the split: all of them if a split of a few images has none.
+
+        Raises:
+            ConfigError: the split has none, as the fraction says.
+        """
+        if self._split == "all":
+            return images
+        by_split: dict[str, list[str]] = {"train": [], "validation": []}
+        for name in images:
+            by_split[_split_of_path(name, validation_fraction)].append(name)
+        selected = by_split[self._split]
+        empty = [split for split, names in by_split.items() if not names]
+        if empty and validation_fraction < 1:
+            # said for both splits alike, so that it is said once
+            reason = f"data.validation_fraction {validation_fraction} leaves the split {empty[0]!r} none of its own"
+            self.left_out.add(self._path, "image(s) trained on and validated on", reason, (), len(images))
+            return selected or images
+        if not selected:
+            raise ConfigError(
+                f"the {self._split} split of {self._path} has none of its {len(images)} images: "
+                f"config.data.validation_fraction is {validation_fraction}"
+            )
+        return selected
 
     def __repr__(self) -> str:
         return f"FolderSource({self._path!r}, split={self._split!r})"
 
 
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+def _is_json(name: str) -> bool:
+    return name.lower().endswith(".json")
+
+
+def _caption_of_name(name: str) -> tuple[str, ...]:
+    """Returns the name of an image as its caption: without its suffix, underscores as blanks."""
+    caption = " ".join(normalized(posixpath.splitext(posixpath.basename(name))[0]).replace("_", " ").split())
+    return (caption,) if caption else ()
+
+
+def _mismatch(path: str, missing: Sequence[str], names: ImageNames) -> str:
+    """Returns the sentence on a metadata file none of whose rows has an image."""
+    outside = ", which is outside of the folder" if missing[0].startswith("/") else ""
+    return (
+        f"{path} names {len(missing):,} image(s), and none of them is there, such as {missing[0]!r}{outside}"
+        f"{names.hint(missing[0])}: correct its file_name column, whose paths are relative to the folder of this file"
+    )
 
 
 def _split_of_path(name: str, validation_fraction: float) -> str:

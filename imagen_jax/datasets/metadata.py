@@ -2,7 +2,8 @@
 
 A row has the column `file_name`, a path relative to the folder of the metadata file; a caption column, whose name is
 configured; and any other columns. A caption cell is a string, or in JSON and Parquet also a list of strings. The
-captions of several rows for one image are joined.
+captions of several rows for one image are joined. `meta_cap.json` and its like, which the tools of kohya's sd-scripts
+write, are read too.
 """
 
 from __future__ import annotations
@@ -12,13 +13,20 @@ import io
 import json
 import os
 import posixpath
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from imagen_jax.data.captions import EncodingError, decode_text, json_captions, json_columns, parse_json
 from imagen_jax.errors import ConfigError, require
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+# what sd-scripts writes, in the order of its steps: a later file has the captions of an earlier one, cleaned
+KOHYA_FILES = ("meta_cap.json", "meta_cap_dd.json", "meta_clean.json", "meta_lat.json")
+_KOHYA_CAPTIONS = ("caption", "tags")
 _FILE_NAME = "file_name"
+_DELIMITERS = ",;\t|"
+_EXCEL_DELIMITER = re.compile(r"\s*sep=(.)\r?\n")  # a first line that Excel writes and reads
 
 
 class Row(NamedTuple):
@@ -31,8 +39,20 @@ class Row(NamedTuple):
 EMPTY_ROW = Row((), {})
 
 
+def is_metadata_file(name: str) -> bool:
+    """Returns whether a path is that of a metadata file, in any case."""
+    return posixpath.basename(name).lower() in (*METADATA_FILES, *KOHYA_FILES)
+
+
+def reading_order(name: str) -> tuple[int, str, int, str]:
+    """Returns a key that sorts metadata files: of those that describe an image, the last one counts."""
+    file = posixpath.basename(name).lower()
+    step = KOHYA_FILES.index(file) if file in KOHYA_FILES else len(KOHYA_FILES)
+    return name.count("/"), posixpath.dirname(name), step, name
+
+
 def read_rows(data: bytes, path: str, caption_column: str) -> dict[str, Row]:
-    """Returns the rows of a metadata file by `file_name`.
+    """Returns the rows of a metadata file by `file_name`, which may be an absolute path.
 
     Args:
         data: contents of the file.
@@ -43,20 +63,25 @@ def read_rows(data: bytes, path: str, caption_column: str) -> dict[str, Row]:
         ConfigError: the file cannot be read, lacks a column, or names a file outside its folder; or pyarrow, which
             reads Parquet, is not installed.
     """
-    read_format = {".jsonl": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}[posixpath.splitext(path)[1]]
+    if posixpath.basename(path).lower() in KOHYA_FILES:
+        return _kohya_rows(data, path, caption_column)
+    suffix = posixpath.splitext(path)[1].lower()
+    read_format = {".jsonl": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}[suffix]
     rows: dict[str, Row] = {}
     columns: set[str] = set()
     number = 1
     try:
         for cells in read_format(data):
             columns.update(cells)
-            name = _relative_path(cells.get(_FILE_NAME))
+            name = _path_in_row(cells.get(_FILE_NAME))
             others = {column: str(value) for column, value in cells.items() if value is not None}
             others.pop(_FILE_NAME)
             others.pop(caption_column, None)
             known = rows.get(name, EMPTY_ROW)
             rows[name] = Row(known.captions + _parse_captions(cells.get(caption_column)), {**known.columns, **others})
             number += 1
+    except EncodingError as error:
+        raise ConfigError(f"{path} {error}") from error
     except Exception as error:  # each format's reader raises errors of its own
         raise ConfigError(f"{path} cannot be read, at row {number}: {' '.join(str(error).split())}") from error
     if rows and caption_column not in columns:
@@ -66,9 +91,29 @@ def read_rows(data: bytes, path: str, caption_column: str) -> dict[str, Row]:
     return rows
 
 
+def _kohya_rows(data: bytes, path: str, caption_column: str) -> dict[str, Row]:
+    """Returns the rows of a file of sd-scripts: an object for each image, with `caption`, `tags` or both.
+
+    The images are named with or without suffix, by absolute paths or relative ones.
+    """
+    rows = {}
+    try:
+        tree = parse_json(data)
+        if not isinstance(tree, dict):
+            raise ValueError(f"it is a {type(tree).__name__}, expected an object for each image")
+        for name, cells in tree.items():
+            captions = json_captions(cells, (caption_column, *_KOHYA_CAPTIONS))
+            rows[_path_in_row(name)] = Row(_parse_captions(captions), json_columns(cells))
+    except EncodingError as error:
+        raise ConfigError(f"{path} {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read as sd-scripts writes it: {error}") from error
+    return rows
+
+
 def _json_rows(data: bytes) -> Iterator[Mapping[str, Any]]:
     """Yields the object on each line; empty lines are skipped."""
-    for line in data.decode("utf-8-sig").split("\n"):  # not splitlines: strings may contain other line separators
+    for line in decode_text(data).split("\n"):  # not splitlines: strings may contain other line separators
         if line.strip():
             cells = json.loads(line)
             if not isinstance(cells, dict):
@@ -78,10 +123,33 @@ def _json_rows(data: bytes) -> Iterator[Mapping[str, Any]]:
 
 def _csv_rows(data: bytes) -> Iterator[Mapping[str, Any]]:
     """Yields the rows below the header."""
-    for cells in csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True):
+    text = decode_text(data)
+    excel = _EXCEL_DELIMITER.match(text)
+    text = text[excel.end() :] if excel else text
+    delimiter, has_blanks = _csv_format(text.split("\n", 1)[0].rstrip("\r"))
+    lines = io.StringIO(text, newline="")
+    reader = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=has_blanks, strict=True)
+    for cells in reader:
+        if _FILE_NAME not in cells:
+            raise ValueError(
+                f"it has no column {_FILE_NAME}, but {', '.join(map(repr, reader.fieldnames or ()))}: the first line "
+                f"names the columns, one of them {_FILE_NAME}"
+            )
         if None in cells:
-            raise ValueError("it has more cells than there are columns")
+            raise ValueError(
+                f"it has more cells than there are columns: put texts with {delimiter!r} in quotes, such as "
+                f'a.jpg{delimiter}"a fox{delimiter} in snow"'
+            )
         yield cells
+
+
+def _csv_format(header: str) -> tuple[str, bool]:
+    """Returns (delimiter, whether blanks follow it) by the header: the delimiter that sets `file_name` apart."""
+    for delimiter in _DELIMITERS:
+        cells = next(csv.reader([header], delimiter=delimiter), [])
+        if _FILE_NAME in map(str.strip, cells):
+            return delimiter, any(cell.startswith(" ") for cell in cells)
+    return ",", False
 
 
 def _parquet_rows(data: bytes) -> Iterator[Mapping[str, Any]]:
@@ -91,8 +159,8 @@ def _parquet_rows(data: bytes) -> Iterator[Mapping[str, Any]]:
         yield from batch.to_pylist()
 
 
-def _relative_path(name: Any) -> str:
-    """Returns the normalized path of a row's image. Raises ValueError if it is outside the folder."""
+def _path_in_row(name: Any) -> str:
+    """Returns the normalized path of a row's image. Raises ValueError if it leads out of its folder by `..`."""
     if not isinstance(name, str) or not name:
         raise ValueError(f"its {_FILE_NAME} is {name!r}: expected a path")
     try:
@@ -100,7 +168,7 @@ def _relative_path(name: Any) -> str:
     except UnicodeEncodeError as error:
         raise ValueError(f"its {_FILE_NAME} {name!r} is not a path") from error
     path = posixpath.normpath(name)
-    if path.startswith(("/", "../")) or path in (".", "..") or "\0" in path:
+    if path.startswith("../") or path in (".", "..", "/") or "\0" in path:
         raise ValueError(f"its {_FILE_NAME} {name!r} is outside of the folder")
     return path
 

@@ -12,6 +12,7 @@ import grain
 import numpy as np
 from tqdm import tqdm
 
+from imagen_jax.data.left_out import LeftOut, left_out_of
 from imagen_jax.data.record import CorruptRecordError, Record, Source, read_columns
 from imagen_jax.data.shuffle import child_seed, interleave, shuffled_epochs, training_order
 from imagen_jax.errors import ConfigError
@@ -42,6 +43,7 @@ class MixtureSource:
                 raise ConfigError(f"config.data.parts.{name}, {part!r}, is empty: leave it out")
         self._names, self._parts = list(parts), list(parts.values())
         self._weights = [weights[name] for name in parts]
+        self.left_out = LeftOut().merge(map(left_out_of, self._parts))
         self._starts = np.cumsum([0, *map(len, self._parts)])  # of each part in the concatenation, and its length
         # Index i maps to position i * step of the concatenation, modulo its length. A step near the golden ratio,
         # coprime to the length, visits each position once and spreads any few consecutive indices over all parts.
@@ -109,6 +111,7 @@ class BalancedSource:
 
     def __init__(self, source: Source, column: str, weights: Sequence[tuple[str, float]] = ()) -> None:
         self._source, self._column, self._weights = source, column, weights
+        self.left_out = left_out_of(source)
 
     def __len__(self) -> int:
         return len(self._source)

@@ -19,8 +19,9 @@ from imagen_jax.config.data_schema import (
     WebDatasetKeys,
 )
 from imagen_jax.config.paths import map_paths
+from imagen_jax.data.left_out import warn_left_out
 from imagen_jax.data.record import Source
-from imagen_jax.datasets.folder import FolderSource
+from imagen_jax.datasets.folder import CaptionRules, FolderSource
 from imagen_jax.datasets.mixtures import BalancedSource, MixtureSource
 from imagen_jax.datasets.shapes.source import ShapesSource
 from imagen_jax.datasets.webdataset import WebDatasetSource
@@ -48,7 +49,10 @@ def _digits(config: DigitsKeys, split: str, image_size: int | Size) -> Source:
 
 
 def _folder(config: FolderKeys, split: str, image_size: int | Size) -> Source:
-    return FolderSource(config.path, split, config.validation_fraction, config.caption_column)
+    suffix = config.caption_suffix
+    suffixes = (suffix,) if isinstance(suffix, str) else suffix
+    captions = CaptionRules(suffixes, config.caption_files, config.captions_from_file_names)
+    return FolderSource(config.path, split, config.validation_fraction, config.caption_column, captions)
 
 
 def _tfds(config: TfdsKeys, split: str, image_size: int | Size) -> Source:
@@ -62,11 +66,11 @@ def _webdataset(config: WebDatasetKeys, split: str, image_size: int | Size) -> S
     shards = config.shards
     if split not in shards:
         raise ConfigError(f"config.data.shards has no split {split!r}: it has {', '.join(shards) or 'none'}")
-    return WebDatasetSource(shards[split])
+    return WebDatasetSource(shards[split], config.caption_files)
 
 
 def _mixture(config: MixtureKeys, split: str, image_size: int | Size) -> Source:
-    sources = {name: make_source(part, split, image_size) for name, part in config.parts.items()}
+    sources = {name: _open_source(part, split, image_size) for name, part in config.parts.items()}
     return MixtureSource(sources, {name: part.weight for name, part in config.parts.items()})
 
 
@@ -81,7 +85,7 @@ SOURCES: dict[str, Callable[[Any, str, int | Size], Source]] = {
 
 
 def make_source(config: DataConfig | PartConfig, split: str, image_size: int | Size) -> Source:
-    """Returns a split of a config's source.
+    """Returns a split of a config's source, and logs what it does not use of its place.
 
     Args:
         config: the `data` group of a config, or a part of a mixture.
@@ -91,6 +95,13 @@ def make_source(config: DataConfig | PartConfig, split: str, image_size: int | S
     Raises:
         ConfigError: the source cannot be opened, or has no such split.
     """
+    source = _open_source(config, split, image_size)
+    warn_left_out(source)
+    return source
+
+
+def _open_source(config: DataConfig | PartConfig, split: str, image_size: int | Size) -> Source:
+    """Returns a split of a config's source. Raises ConfigError."""
     try:
         config = map_paths(config, expand_user)
         source = SOURCES[config.source](config, split, image_size)

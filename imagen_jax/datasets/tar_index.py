@@ -6,6 +6,7 @@ written there, in _CACHE_FOLDER. It is valid only for a shard with the same size
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import itertools
 import json
@@ -19,8 +20,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from imagen_jax.data.left_out import LeftOut
 from imagen_jax.datasets import tar
+from imagen_jax.datasets.file_kinds import is_unread, system_reason, unread_reason
 from imagen_jax.errors import ConfigError
+from imagen_jax.images.formats import image_suffixes
 from imagen_jax.io import storage
 from imagen_jax.io.paths import expand_user
 
@@ -28,13 +32,19 @@ logger = logging.getLogger(__name__)
 
 IMAGE, TEXT, METADATA = range(3)
 
-_PART_OF_SUFFIX = {"jpg": IMAGE, "jpeg": IMAGE, "png": IMAGE, "webp": IMAGE, "txt": TEXT, "json": METADATA}
+_PART_OF_SUFFIX = {
+    **{suffix.removeprefix("."): IMAGE for suffix in image_suffixes()},
+    "txt": TEXT,
+    "json": METADATA,
+}
+# of several images of an example, one in these formats is used, the first in the archive
+_FIRST_CHOICE = ("jpg", "jpeg", "png", "webp")
 _MAX_PART_BYTES = (1 << 28, 1 << 20, 1 << 20)  # of an image, a text, metadata
 _MAX_NAME = 4096  # characters of a member's name
 _MAX_MEMBERS = 4_000_000  # of a shard
 _MAX_SHARDS = 1_000_000
 _ABSENT = (0, 0)
-_MAGIC = b"imagen_jax index of a shard, 1\n"
+_MAGIC = b"imagen_jax index of a shard, 2\n"
 _CACHE_FOLDER = "~/.cache/imagen_jax/shards"
 # Bytes per read while a shard is indexed. Local: a header and a short text. Remote: images too, because a request takes
 # longer than the transfer.
@@ -43,7 +53,7 @@ _COMPRESSION_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # 
 _BRACE_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _URL_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:")
 
-Ignored = dict[str, tuple[int, str]]  # members that belong to no example: reason -> (count, name of the first)
+_NOT_USED = "member(s) not used"
 
 
 class ShardIndex(NamedTuple):
@@ -52,11 +62,11 @@ class ShardIndex(NamedTuple):
     Attributes:
         extents: uint32 [N, 3, 2], for image, text and metadata of each example (first block of its headers, number of
             blocks up to the end of its data); 0 blocks if absent.
-        ignored: the members that belong to no example.
+        left_out: the members that belong to no example; the place of its findings is "".
     """
 
     extents: np.ndarray
-    ignored: Ignored
+    left_out: LeftOut
 
 
 def expand_shards(shards: str | Sequence[str]) -> list[str]:
@@ -114,7 +124,7 @@ def load_index(shard: str) -> ShardIndex:
             index = _read_index(path, version)
             if index is not None:
                 return index
-        index = _build_index(_windowed_reader(shard), version.size)
+        index = _build_index(windowed_reader(shard), version.size)
     except FileNotFoundError as error:
         raise ConfigError(f"shard {shard} does not exist: put it there, or remove it from the list") from error
     except (OSError, tar.TarError) as error:
@@ -127,35 +137,130 @@ def _build_index(read: tar.ReadRange, size: int) -> ShardIndex:
     """Builds the index of a tar file of `size` bytes. Raises TarError."""
     if any(read(0, len(magic)) == magic for magic in _COMPRESSION_MAGIC):
         raise tar.TarError("is compressed, so it has no random access: decompress it to plain tar")
-    extents: dict[str, list[tuple[int, int]]] = {}
-    ignored: Ignored = {}
+    examples = _Examples()
     for count, member in enumerate(tar.iter_members(read, size)):
         if count == _MAX_MEMBERS:
             raise tar.TarError(f"has more than {_MAX_MEMBERS:,} members: split it into smaller shards")
-        key, part = _key_and_part(member.name)
-        if reason := _reason_to_ignore(member, part):
-            count_ignored(ignored, reason, member.name)
-        elif part is not None:
-            example = extents.setdefault(key, [_ABSENT] * 3)
-            if example[part] == _ABSENT:
-                example[part] = member.start // tar.BLOCK, (member.end - member.start) // tar.BLOCK
-            else:
-                count_ignored(ignored, "its example has another of its kind", member.name)
-    for key in [key for key, example in extents.items() if example[IMAGE] == _ABSENT]:
-        del extents[key]
-        count_ignored(ignored, "there is no image with that name", key)
-    return ShardIndex(np.array(list(extents.values()), np.uint32).reshape(-1, 3, 2), ignored)
+        reason = _reason_to_ignore(member)
+        if reason:
+            examples.ignore(reason, member.name)
+        elif member.kind == tar.FILE:
+            examples.add(member)
+    return examples.index()
 
 
-def _key_and_part(name: str) -> tuple[str, int | None]:
-    """Returns (key of the example, part) of a member; a suffix begins at the first dot, as in WebDataset."""
+class _Part(NamedTuple):
+    """A member that may be a part of an example: its name, which of the parts it is, and its extent in blocks."""
+
+    name: str
+    part: int
+    extent: tuple[int, int]
+
+
+class _Examples:
+    """Assigns members to examples, by their names.
+
+    In WebDataset a name is a key up to the first dot and then a field: `000012.jpg` and `000012.txt` are an example.
+    Names of people's files have dots too. Of `photo.v2.jpg` the field would be `v2.jpg`, which is not known: then the
+    last suffix counts, and the key is `photo.v2`. But `000012.seg.png` beside `000012.jpg` is a field indeed: an
+    example that has an image gets no other, unless the other has a text of its own, `000012.seg.txt`.
+    """
+
+    def __init__(self) -> None:
+        self._extents: dict[str, list[tuple[int, int]]] = {}
+        self._second_choice: list[_Part] = []  # images in other formats than _FIRST_CHOICE
+        self._dotted: list[_Part] = []  # members whose field is not known, but their last suffix is
+        self._left_out = LeftOut()
+
+    def ignore(self, reason: str, name: str) -> None:
+        """Counts a member that belongs to no example."""
+        self._left_out.add("", _NOT_USED, reason, [name])
+
+    def add(self, member: tar.Member) -> None:
+        """Adds a member, of any name."""
+        key, field = _split_name(member.name)
+        extent = member.start // tar.BLOCK, (member.end - member.start) // tar.BLOCK
+        part = _PART_OF_SUFFIX.get(field)
+        known = part if part is not None else _PART_OF_SUFFIX.get(field.rpartition(".")[2])
+        if known is None:
+            self.ignore(_unknown_reason(member.name), member.name)
+        elif member.size > _MAX_PART_BYTES[known]:
+            self.ignore(f"it has more than {_MAX_PART_BYTES[known]:,} bytes", member.name)
+        elif part is None:
+            self._dotted.append(_Part(member.name, known, extent))
+        elif part == IMAGE and field not in _FIRST_CHOICE:
+            self._second_choice.append(_Part(member.name, part, extent))
+        else:
+            self._assign(key, _Part(member.name, part, extent))
+
+    def index(self) -> ShardIndex:
+        """Returns the index, once all members are added."""
+        for member in self._second_choice:
+            self._assign(_split_name(member.name)[0], member)
+        self._assign_dotted()
+        for key in [key for key, example in self._extents.items() if example[IMAGE] == _ABSENT]:
+            del self._extents[key]
+            self.ignore("there is no image with that name", key)
+        extents = np.array(list(self._extents.values()), np.uint32).reshape(-1, 3, 2)
+        return ShardIndex(extents, self._left_out)
+
+    def _assign(self, key: str, member: _Part) -> None:
+        example = self._extents.setdefault(key, [_ABSENT] * 3)
+        if example[member.part] == _ABSENT:
+            example[member.part] = member.extent
+        else:
+            self.ignore("its example has another of its kind", member.name)
+
+    def _assign_dotted(self) -> None:
+        """Assigns members with dots in their names."""
+        images = collections.defaultdict(list)
+        for member in self._dotted:
+            if member.part == IMAGE:
+                images[_split_name(member.name)[0]].append(member)
+        texts = {_stem(member.name) for member in self._dotted if member.part == TEXT}
+        for key, members in images.items():
+            example = tuple(self._extents.get(key, [_ABSENT] * 3))
+            for member in members:
+                stem = _stem(member.name)
+                if stem in texts or not any(extent != _ABSENT for extent in example):
+                    self._assign(stem, member)
+                elif example[IMAGE] != _ABSENT:
+                    self.ignore("its example has an image, of which the dots in its name make it a field", member.name)
+                elif len(members) == 1:
+                    self._assign(key, member)
+                else:
+                    self.ignore("its example has several images, all with further dots in their names", member.name)
+        for member in self._dotted:
+            if member.part != IMAGE:
+                self._assign_description(member)
+
+    def _assign_description(self, member: _Part) -> None:
+        """Assigns a text with dots in its name to the image with the same name, or with its name as `a.jpg.txt`."""
+        stem = _stem(member.name)
+        keys = [stem]
+        if _PART_OF_SUFFIX.get(stem.rpartition(".")[2].lower()) == IMAGE:
+            keys.append(_stem(stem))
+        for key in keys:
+            if self._extents.get(key, [_ABSENT])[IMAGE] != _ABSENT:
+                self._assign(key, member)
+                return
+        self.ignore("no image has its name", member.name)
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """Returns (key of the example, field in lower case) of a member; a field begins at the first dot of the file."""
     folder, slash, file = name.removeprefix("./").rpartition("/")
-    stem, _, suffix = file.partition(".")
-    return folder + slash + stem, _PART_OF_SUFFIX.get(suffix.lower())
+    stem, _, field = file.partition(".")
+    return folder + slash + stem, field.lower()
 
 
-def _reason_to_ignore(member: tar.Member, part: int | None) -> str:
-    """Returns why a member cannot be part of an example; "" if it can, or is a folder."""
+def _stem(name: str) -> str:
+    """Returns a member's name up to its last suffix."""
+    return name.removeprefix("./").rpartition(".")[0]
+
+
+def _reason_to_ignore(member: tar.Member) -> str:
+    """Returns why a member cannot be part of an example, whatever its suffix; "" if it can, or is a folder."""
     if member.kind == tar.DIRECTORY:
         return ""
     if member.kind != tar.FILE:
@@ -164,25 +269,15 @@ def _reason_to_ignore(member: tar.Member, part: int | None) -> str:
         return f"its name has more than {_MAX_NAME:,} characters"
     if member.name.startswith("/") or ".." in member.name.split("/"):
         return "its name leads out of the archive"
-    if part is None:
-        return f"its suffix is none of {', '.join(_PART_OF_SUFFIX)}"
-    return f"it has more than {_MAX_PART_BYTES[part]:,} bytes" if member.size > _MAX_PART_BYTES[part] else ""
+    return system_reason(member.name.removeprefix("./"))
 
 
-def count_ignored(ignored: Ignored, reason: str, name: str, count: int = 1) -> None:
-    """Adds ignored members to the counts.
-
-    Args:
-        ignored: the counts, changed in place.
-        reason: why they are ignored.
-        name: name of the first of them.
-        count: how many there are.
-    """
-    total, first = ignored.get(reason, (0, name[:_MAX_NAME]))
-    ignored[reason] = total + count, first
+def _unknown_reason(name: str) -> str:
+    """Returns why a member with an unknown suffix is not used."""
+    return unread_reason(name) if is_unread(name) else f"its suffix is none of {', '.join(_PART_OF_SUFFIX)}"
 
 
-def _windowed_reader(shard: str) -> tar.ReadRange:
+def windowed_reader(shard: str) -> tar.ReadRange:
     """Returns a function that reads ranges of a shard through a window, so that nearby headers take one read."""
     window_size = _REMOTE_WINDOW if storage.is_remote(shard) else _LOCAL_WINDOW
     window_start, window = 0, b""
@@ -206,7 +301,12 @@ def _index_paths(shard: str) -> tuple[str, str]:
 def _save_index(shard: str, version: storage.FileVersion, index: ShardIndex) -> None:
     """Saves the index of a shard to the first path that is writable."""
     extents = index.extents.astype("<u4").tobytes()
-    header = {"shard": version, "crc32": zlib.crc32(extents), "ignored": index.ignored}
+    header = {
+        "shard": version,
+        "crc32": zlib.crc32(extents),
+        "suffixes": list(_PART_OF_SUFFIX),
+        "left_out": index.left_out.to_json(),
+    }
     for path in _index_paths(shard):
         try:
             storage.write_file(path, _MAGIC + json.dumps(header).encode() + b"\n" + extents)
@@ -224,8 +324,13 @@ def _read_index(path: str, version: storage.FileVersion) -> ShardIndex | None:
         header = json.loads(header_line)
         if magic != _MAGIC or header["shard"] != list(version) or header["crc32"] != zlib.crc32(extents):
             return None
-        ignored = {str(reason): (int(count), str(name)) for reason, (count, name) in header["ignored"].items()}
-        index = ShardIndex(np.frombuffer(extents, "<u4").astype(np.uint32).reshape(-1, 3, 2), ignored)
+        if header["suffixes"] != list(_PART_OF_SUFFIX):
+            return None  # it was built where other image formats can be decoded
+        left_out = LeftOut()
+        for finding in header["left_out"]:
+            names = [str(name) for name in finding["names"]]
+            left_out.add("", str(finding["what"]), str(finding["reason"]), names, int(finding["count"]))
+        index = ShardIndex(np.frombuffer(extents, "<u4").astype(np.uint32).reshape(-1, 3, 2), left_out)
         # the file may be forged: never read beyond the end of the shard
         return index if np.all(index.extents.sum(-1, np.uint64) * tar.BLOCK <= version.size) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -10,7 +10,7 @@ import numpy as np
 
 from imagen_jax.config.load import load_config
 from imagen_jax.config.schema import EvaluationConfig
-from imagen_jax.datasets.captions import FirstCaptions, SourceCaptions
+from imagen_jax.datasets.captions import FirstCaptions, SourceCaptions, warn_unreadable
 from imagen_jax.datasets.registry import make_source
 from imagen_jax.evaluation.diagnostics import compute_diagnostics, format_diagnostics, write_diagnostics
 from imagen_jax.evaluation.judges import Judge, Scores, check_captions, format_scores, get_judge
@@ -87,6 +87,8 @@ def evaluate(
             folder = EvaluationFolder(out, evaluation_manifest(pipeline.stages, config, captions), overwrite)
             state = folder.load(judge) or state
     _score(pipeline, SampleRequest(Texts(captions), config.seed, config.batch_size), state, folder)
+    if multihost.is_main_process():
+        warn_unreadable(source)
     # other processes have not seen the images: their own share of the work is the validation loss alone
     diagnostics = compute_diagnostics(pipeline, state.stages, config)
     if not multihost.is_main_process():

@@ -5,18 +5,35 @@ from __future__ import annotations
 import functools
 import importlib.util
 
+from PIL import features
+
 from imagen_jax.errors import require
 
-_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
-_HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".pjpeg", ".pjp"),
+    *(".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+)
+AVIF_SUFFIXES = (".avif", ".avifs")
+HEIF_SUFFIXES = (".heic", ".heif", ".hif", ".heics", ".heifs")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
 _ANY_BRANDS = (b"mif1", b"msf1")  # of HEIC as of AVIF: the compatible brands tell which
 _MAX_BRANDS = 512  # bytes of a file's head that are searched for brands
 
 
+@functools.cache
+def has_avif() -> bool:
+    """Returns whether this build of Pillow decodes AVIF."""
+    return features.check("avif") is True
+
+
+def has_heif() -> bool:
+    """Returns whether pillow-heif, which decodes HEIC, is installed."""
+    return importlib.util.find_spec("pillow_heif") is not None
+
+
 def image_suffixes() -> tuple[str, ...]:
-    """Returns the suffixes, in lower case, of image files that can be decoded with the installed packages."""
-    return _SUFFIXES + (_HEIF_SUFFIXES if importlib.util.find_spec("pillow_heif") else ())
+    """Returns the suffixes, in lower case, of the image files that can be decoded with what is installed."""
+    return _SUFFIXES + (AVIF_SUFFIXES if has_avif() else ()) + (HEIF_SUFFIXES if has_heif() else ())
 
 
 def is_heif(data: bytes) -> bool:

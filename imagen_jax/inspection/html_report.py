@@ -6,6 +6,7 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from imagen_jax.data.left_out import Finding
 from imagen_jax.io.text import printable
 
 _MAX_ROWS = 50  # of a table
@@ -41,6 +42,7 @@ def render_report(report: Mapping[str, Any], title: str, images: Mapping[str, st
         *_words(captions),
         *_columns(report["columns"]),
         *_unreadable(report),
+        *_left_out(report["left_out"]),
         *_near_duplicates(report["near_duplicates"]),
         *_section("Repeated captions", ("caption", "occurrences"), captions["repeated"]),
         *_section("Truncated captions", ("caption",), truncated),
@@ -61,6 +63,7 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("records", f"{report['records']:,}, of which {report['scanned']:,} were scanned"),
         ("unreadable", f"{report['unreadable']:,} ({_percentage(report['unreadable'], report['scanned'])})"),
         *[("", f"{file['name']}: {file['reason']}") for file in report["unreadable_files"][:_MAX_UNREADABLE]],
+        *[("not used", _finding_text(finding)) for finding in report["left_out"]],
         ("captions", f"{captions['captions']:,}, of which {captions['distinct']:,} are distinct"),
         ("records without a caption", f"{captions['records_without']:,}"),
         ("records with several captions", f"{captions['records_with_several']:,}"),
@@ -76,6 +79,10 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     if report["read_per_second_and_core"]:
         rows.append(("read and decoded by one core", f"{report['read_per_second_and_core']:,} images/s"))
     return rows
+
+
+def _finding_text(finding: Mapping[str, Any]) -> str:
+    return Finding(**{**finding, "names": tuple(finding["names"])}).message()
 
 
 def _escape(text: Any) -> str:
@@ -134,6 +141,15 @@ def _unreadable(report: Mapping[str, Any]) -> Iterable[str]:
     """Yields the unreadable records with reasons."""
     rows = [(file["name"], file["reason"]) for file in report["unreadable_files"]]
     return _section("Unreadable files", ("file", "reason"), rows, report["unreadable"])
+
+
+def _left_out(findings: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    """Yields what the data set has that is not used, with reasons."""
+    rows = [
+        (f"{finding['count']:,} {finding['what']}", ", ".join(finding["names"]), finding["reason"])
+        for finding in findings
+    ]
+    return _section("Not used", ("what", "such as", "reason"), rows)
 
 
 def _near_duplicates(duplicates: Mapping[str, Any]) -> Iterable[str]:

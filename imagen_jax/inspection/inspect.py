@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from imagen_jax.config.data_schema import FileKeys
+from imagen_jax.config.data_schema import DataConfig, FileKeys
 from imagen_jax.config.load import load_config
 from imagen_jax.config.schema import StageConfig, TextConfig
 from imagen_jax.data.dataset import first_caption
+from imagen_jax.data.left_out import left_out_of
 from imagen_jax.data.record import Source
 from imagen_jax.data.transforms import Transform
+from imagen_jax.datasets.captions import check_captions
 from imagen_jax.datasets.from_config import make_transform
 from imagen_jax.datasets.registry import make_source
 from imagen_jax.errors import ConfigError
@@ -73,18 +75,35 @@ def inspect(
     scanned = scan(source, transform, _sample_indices(len(source), records, config.seed), config.data.threads)
 
     duplicates = near_duplicate_groups(scanned)
+    images = image_statistics(scanned, duplicates, len(source), image_size, max_corrupt)
     report = {
         "source": repr(source),
         "split": split,
-        **image_statistics(scanned, duplicates, len(source), image_size, max_corrupt),
+        **images,
+        "unusable": images["unusable"] or _reason_without_captions(config.data, source, scanned),
+        "left_out": left_out_of(source).to_json(),
         "captions": caption_statistics(scanned, _tokenizer_or_reason(config.text)),
         "columns": column_statistics(scanned),
         "groups": [group_statistics(scanned, grouping) for grouping in groupings],
     }
     write_json(out / "report.json", report)
-    images = _write_images(source, transform, scanned, duplicates, out)
-    atomic_write(out / "report.html", html_report.render_report(report, f"{source!r}, split {split}", images).encode())
+    files = _write_images(source, transform, scanned, duplicates, out)
+    atomic_write(out / "report.html", html_report.render_report(report, f"{source!r}, split {split}", files).encode())
     return report
+
+
+def _reason_without_captions(config: DataConfig, source: Source, scanned: Sequence[RecordStats]) -> str:
+    """Returns why there is no text to train on; "" if there is a caption, or if the config allows that there is none.
+
+    Records that cannot be read have no captions here, and are reported as they are.
+    """
+    if any(caption.strip() for record in scanned for caption in record.captions):
+        return ""
+    try:
+        check_captions(config, [source])
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def _sample_indices(length: int, count: int, seed: int) -> Sequence[int]:

@@ -5,17 +5,29 @@ A local file is opened for each read, so that threads need no lock and many file
 
 from __future__ import annotations
 
+import collections
+import heapq
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from imagen_jax.errors import ConfigError, missing_extra_error
 from imagen_jax.io.paths import expand_user
 
 _BUCKET_PREFIX = "gs://"
+
+# why something in a folder is not listed, or cannot be read
+DEAD_LINK = "the link leads nowhere"
+LINK_LOOP = "the link leads to a folder that it is in: its files would repeat without end"
+SECOND_LINK = "the folder is read already under another path: its files would count twice"
+HIDDEN_LINK = "hidden links to folders are not followed"
+NO_FILE = "pipes, sockets and devices are not read"
+NO_ACCESS = "the folder cannot be read: correct its permissions"
 
 
 class FileVersion(NamedTuple):
@@ -23,6 +35,18 @@ class FileVersion(NamedTuple):
 
     size: int
     modified: str
+
+
+class Listing(NamedTuple):
+    """The files in a folder and below.
+
+    Attributes:
+        sizes: in bytes, by path relative to the folder.
+        skipped: paths of what is not listed or leads nowhere, by reason.
+    """
+
+    sizes: dict[str, int]
+    skipped: dict[str, list[str]]
 
 
 class Folder:
@@ -40,21 +64,20 @@ class Folder:
         if not self._filesystem.isdir(self._root):
             raise ConfigError(f"{path!r} is not a folder")
 
-    def list_tree(self) -> dict[str, int]:
+    def list_tree(self) -> Listing:
         """Lists the files in the folder and below.
 
-        Links to files, also dead ones, count as files. Pipes, devices and links to them do not: reading them may never
-        end.
-
-        Returns:
-            The sizes of the files, in bytes, by path relative to the folder.
+        On this machine, links to folders are followed, to each folder once: neither loops nor a second link to a folder
+        let its files count twice. Links to files, also dead ones, count as files. Pipes, devices and links to them do
+        not: reading them may never end.
         """
+        if isinstance(self._filesystem, LocalFileSystem):
+            return _list_local(self._root)
         sizes = {}
         for path, entry in self._filesystem.find(self._root, detail=True).items():
-            is_link = entry.get("islink") and (self._filesystem.isfile(path) or not self._filesystem.exists(path))
-            if entry["type"] == "file" or is_link:
+            if entry["type"] == "file":
                 sizes[path.removeprefix(self._root).lstrip("/")] = entry["size"] or 0
-        return sizes
+        return Listing(sizes, {})
 
     def read(self, name: str, end: int | None = None) -> bytes:
         """Reads a file, or its first `end` bytes. Raises OSError.
@@ -64,6 +87,91 @@ class Folder:
             end: number of bytes to read; None for all.
         """
         return self._filesystem.cat_file(f"{self._root.rstrip('/')}/{name}", end=end)
+
+
+def _list_local(root: str) -> Listing:
+    """Lists a folder on this machine, see `Folder.list_tree`.
+
+    Real folders come first, then links in the order of their paths: what a link leads to is found under its real path
+    if that is in the folder too.
+    """
+    sizes: dict[str, int] = {}
+    skipped: dict[str, list[str]] = collections.defaultdict(list)
+    seen: set[tuple[int, int]] = set()  # device and inode of the folders that are listed
+    links: list[str] = [""]
+    while links:
+        link = heapq.heappop(links)
+        folder = os.path.join(root, link)
+        if link and _is_loop(folder):
+            skipped[LINK_LOOP].append(link)
+            continue
+        if link and _identity(folder) in seen:
+            skipped[SECOND_LINK].append(link)
+            continue
+        for other in _list_folders(root, link, seen, sizes, skipped):
+            heapq.heappush(links, other)
+    return Listing(sizes, dict(skipped))
+
+
+def _list_folders(
+    root: str, top: str, seen: set[tuple[int, int]], sizes: dict[str, int], skipped: dict[str, list[str]]
+) -> list[str]:
+    """Lists a folder and the real folders below it; adds to the last three arguments.
+
+    Returns:
+        The links to folders in them, which are not followed yet.
+    """
+    links, pending = [], [top]
+    while pending:
+        folder = pending.pop()
+        try:
+            identity = _identity(os.path.join(root, folder))
+            if identity in seen:
+                skipped[SECOND_LINK].append(folder)
+                continue
+            with os.scandir(os.path.join(root, folder)) as entries:
+                listed = list(entries)
+        except OSError:
+            skipped[NO_ACCESS].append(folder or ".")
+            continue
+        seen.add(identity)
+        for entry in listed:
+            name = f"{folder}/{entry.name}" if folder else entry.name
+            mode, size = _mode_and_size(entry)
+            if mode is None:
+                skipped[DEAD_LINK].append(name)
+                sizes[name] = 0
+            elif stat.S_ISREG(mode):
+                sizes[name] = size
+            elif not stat.S_ISDIR(mode):
+                skipped[NO_FILE].append(name)
+            elif entry.is_symlink() and entry.name.startswith("."):
+                skipped[HIDDEN_LINK].append(name)
+            elif entry.is_symlink():
+                links.append(name)
+            else:
+                pending.append(name)
+    return links
+
+
+def _mode_and_size(entry: os.DirEntry[str]) -> tuple[int | None, int]:
+    """Returns (mode, size) of what an entry is or links to; (None, 0) for a link that leads nowhere."""
+    try:
+        status = entry.stat()
+    except OSError:
+        return None, 0
+    return status.st_mode, status.st_size
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _is_loop(link: str) -> bool:
+    """Returns whether a link leads to a folder that it is in."""
+    target, folder = os.path.realpath(link), os.path.realpath(os.path.dirname(link))
+    return os.path.commonpath([target, folder]) == target
 
 
 def is_remote(path: str) -> bool:

@@ -11,7 +11,7 @@ import jax
 from tqdm import tqdm
 
 from imagen_jax.config.schema import StageConfig
-from imagen_jax.datasets.captions import training_captions
+from imagen_jax.datasets.captions import check_captions, training_captions, warn_unreadable
 from imagen_jax.parallel import multihost
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.stages.text import check_fingerprint, make_encoder
@@ -47,12 +47,15 @@ def embed(
         What was written, in the main process; None in the others.
 
     Raises:
-        ConfigError: the encoder or the data cannot be opened, or the folder holds another cache.
+        ConfigError: the encoder or the data cannot be opened, the data have no caption, or the folder holds another
+            cache.
     """
     encoder = make_encoder(config.text)
     check_fingerprint(encoder, config.text)
     captions = training_captions(config)
+    check_captions(config.data, captions.sources[:1])
     found = index_captions(captions, hidden=not multihost.is_main_process())
+    warn_unreadable(captions)
     plan = _make_plan(encoder, found, dtype, shard_rows)
     prepare_folder(out, plan, found.keys, multihost.is_main_process())
     multihost.barrier("the plan is written")

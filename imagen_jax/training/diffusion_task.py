@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.data.record import Source
-from imagen_jax.datasets.captions import SourceCaptions, training_captions
+from imagen_jax.datasets.captions import SourceCaptions, check_captions, training_captions
 from imagen_jax.evaluation.previews import make_preview
 from imagen_jax.evaluation.validation_loss import mean_validation_loss
 from imagen_jax.parallel import multihost
@@ -45,7 +45,13 @@ class DiffusionTask:
         return self._encoder.encoder.tokenize.as_features(caption)
 
     def check_sources(self, sources: Sequence[Source]) -> None:
-        """Raises ConfigError if the embedding cache lacks a caption of an example."""
+        """Checks that there is text to learn, and that an embedding cache has the captions of all examples.
+
+        Raises:
+            ConfigError: there is no caption, and `data.allow_no_captions` is not set; or the cache lacks one.
+        """
+        if self._config.diffusion.cond_drop_prob < 1:
+            check_captions(self._config.data, sources)
         cache = self._encoder.encoder.tokenize
         if isinstance(cache, EmbeddingCache):
             _check_captions(cache, training_captions(self._config, sources))

@@ -16,6 +16,7 @@ import numpy as np
 from imagen_jax.config.load import load_config
 from imagen_jax.config.schema import StageConfig, TrainingConfig
 from imagen_jax.data.dataset import ImageTextDataset
+from imagen_jax.data.left_out import left_out_of
 from imagen_jax.data.pipeline import batch_record_names, rescale_position, training_batches
 from imagen_jax.datasets.from_config import make_buckets
 from imagen_jax.errors import ConfigError
@@ -157,6 +158,8 @@ def _run(config: StageConfig, workdir: Path, make_task: TaskFn, stop: StopReques
         frozen = Frozen(networks, frozen_params)
         first = int(state.step)
         writer = _open_writer(workdir, state, frozen, mesh)
+        for message in left_out_of(buckets[0].source).messages():
+            writer.log(message)
         goodput = Goodput(workdir, first, clock)
         monitor = _monitor_updates(config, buckets, first, batches.get_state()["next_index"], log)
         run = RunInfo(workdir.name, first, training.steps, training.batch_size, training.log_every)
