@@ -137,6 +137,21 @@ class WebDatasetKeys(SourceKeys):
     caption_files: str = key("lines", CAPTION_FILES_KEY, choices=CAPTION_FILES)
 
 
+class ParquetKeys(SourceKeys):
+    """Parquet files with images, as data sets on the Hugging Face Hub have them."""
+
+    source: Literal["parquet"] = key("parquet", "The data source.")
+    path: Text = key("", "A Parquet file, a folder of them, or a pattern such as DIR/*.parquet; here or in a bucket.")
+    image_column: Text = key("image", "The column of images: structs {bytes, path}, or binary.", min_length=1)
+    caption_column: Text = key("text", "The column of captions: text, or lists of text; '' has none.")
+    validation_fraction: float = key(
+        0.01, "Fraction of the rows for training in the validation split, if no file is named after it.", ge=0, le=1
+    )
+    cache_dir: Text = key(
+        "~/.cache/imagen_jax/parquet", "A folder on a local disk for copies with random access.", min_length=1
+    )
+
+
 class MixtureKeys(SourceKeys):
     """Several sources, sampled by weights."""
 
@@ -172,6 +187,10 @@ class TfdsPart(TfdsKeys, PartKeys):
 
 
 class WebDatasetPart(WebDatasetKeys, PartKeys):
+    """A part of a mixture."""
+
+
+class ParquetPart(ParquetKeys, PartKeys):
     """A part of a mixture."""
 
 
@@ -241,15 +260,21 @@ class WebDatasetData(WebDatasetKeys, FileKeys):
     """`data` of tar shards."""
 
 
+class ParquetData(ParquetKeys, FileKeys):
+    """`data` of Parquet files."""
+
+
 class MixtureData(MixtureKeys, FileKeys):
     """`data` of a mixture."""
 
 
 PartConfig = Annotated[
-    ShapesPart | DigitsPart | FolderPart | TfdsPart | WebDatasetPart | MixturePart, Field(discriminator="source")
+    ShapesPart | DigitsPart | FolderPart | TfdsPart | WebDatasetPart | ParquetPart | MixturePart,
+    Field(discriminator="source"),
 ]
 DataConfig = Annotated[
-    ShapesData | DigitsData | FolderData | TfdsData | WebDatasetData | MixtureData, Field(discriminator="source")
+    ShapesData | DigitsData | FolderData | TfdsData | WebDatasetData | ParquetData | MixtureData,
+    Field(discriminator="source"),
 ]
 
 for _model in (MixtureKeys, MixturePart, MixtureData):

@@ -1,4 +1,4 @@
-"""Concrete data sources (folder, TFDS, WebDataset, mixtures, shapes, digits, emoji) and the registry that names them.
+"""Concrete data sources (folder, TFDS, WebDataset, Parquet, mixtures, shapes, digits, emoji), and their registry.
 
 Turning records into batches is the job of `data`.
 """

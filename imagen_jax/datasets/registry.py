@@ -13,6 +13,7 @@ from imagen_jax.config.data_schema import (
     DigitsKeys,
     FolderKeys,
     MixtureKeys,
+    ParquetKeys,
     PartConfig,
     ShapesKeys,
     TfdsKeys,
@@ -23,6 +24,7 @@ from imagen_jax.data.left_out import warn_left_out
 from imagen_jax.data.record import Source
 from imagen_jax.datasets.folder import CaptionRules, FolderSource
 from imagen_jax.datasets.mixtures import BalancedSource, MixtureSource
+from imagen_jax.datasets.parquet import ParquetColumns, ParquetSource
 from imagen_jax.datasets.shapes.source import ShapesSource
 from imagen_jax.datasets.webdataset import WebDatasetSource
 from imagen_jax.errors import ConfigError
@@ -69,6 +71,11 @@ def _webdataset(config: WebDatasetKeys, split: str, image_size: int | Size) -> S
     return WebDatasetSource(shards[split], config.caption_files)
 
 
+def _parquet(config: ParquetKeys, split: str, image_size: int | Size) -> Source:
+    columns = ParquetColumns(config.image_column, config.caption_column)
+    return ParquetSource(config.path, split, columns, config.validation_fraction, config.cache_dir)
+
+
 def _mixture(config: MixtureKeys, split: str, image_size: int | Size) -> Source:
     sources = {name: _open_source(part, split, image_size) for name, part in config.parts.items()}
     return MixtureSource(sources, {name: part.weight for name, part in config.parts.items()})
@@ -80,6 +87,7 @@ SOURCES: dict[str, Callable[[Any, str, int | Size], Source]] = {
     "folder": _folder,
     "tfds": _tfds,
     "webdataset": _webdataset,
+    "parquet": _parquet,
     "mixture": _mixture,
 }
 

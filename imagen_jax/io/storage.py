@@ -190,6 +190,23 @@ def read_range(path: str, start: int, count: int) -> bytes:
         os.close(descriptor)
 
 
+def open_file(path: str) -> Any:
+    """Opens a file for reading, with random access. Raises OSError."""
+    return _open_filesystem(path)[0].open(path, "rb")
+
+
+def is_file(path: str) -> bool:
+    """Returns whether there is a file, not a folder."""
+    return _open_filesystem(path)[0].isfile(path)
+
+
+def glob_files(pattern: str) -> list[str]:
+    """Returns the sorted paths of the files that a pattern with `*`, `?`, `[…]` or `**` stands for."""
+    filesystem, _ = _open_filesystem(pattern)
+    names = [name for name, entry in filesystem.glob(pattern, detail=True).items() if entry["type"] == "file"]
+    return sorted(_BUCKET_PREFIX + name if is_remote(pattern) else name for name in names)
+
+
 def write_file(path: str, data: bytes) -> None:
     """Writes a file atomically: a concurrent reader gets the old contents or the new ones. Raises OSError."""
     if is_remote(path):

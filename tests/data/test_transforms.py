@@ -2,7 +2,6 @@ import dataclasses
 import io
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +11,8 @@ from imagen_jax.data.record import CorruptRecordError
 from imagen_jax.data.transforms import _EXIF_TRANSPOSE, Transform, read_size
 from imagen_jax.errors import missing_extra_error
 from imagen_jax.images import formats
-from imagen_jax.parallel.runtime import malloc_trim
 from tests.helpers import profiles
+from tests.helpers.memory import rise_of_memory
 
 # PIL's warnings about unusual files are irrelevant here: they are decoded or corrupt
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -280,22 +279,6 @@ BOMBS = {
     + struct.pack("<IHHI", 54, 0, 0, 54)
     + struct.pack("<IiiHHIIiiII", 40, 40000, 40000, 1, 24, 0, 0, 0, 0, 0, 0),
 }
-
-
-def rise_of_memory(action):
-    """Returns the increase of peak memory in bytes; decoders allocate outside of Python's tracing."""
-    status, forget = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not forget.exists():
-        pytest.skip("needs Linux's /proc")
-
-    def kilobytes(name):
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(name))
-
-    malloc_trim()  # what other tests freed would be taken again, and nothing rise
-    forget.write_text("5")  # the peak is that from now on
-    before = kilobytes("VmRSS:")
-    action()
-    return (kilobytes("VmHWM:") - before) * 1024
 
 
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)

@@ -4,7 +4,9 @@ import json
 import re
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from imagen_jax.config.load import default_config, from_json, load_config, to_json
 from imagen_jax.data.dataset import ImageTextDataset
@@ -250,6 +252,10 @@ def by_the_docs(tmp_path, monkeypatch):
         write_tar(tmp_path / "shards" / f"{number:05d}.tar", members)
     write_shards(tmp_path / "photos", [4, 4])
     write_shards(tmp_path / "held_out", [2])
+    monkeypatch.setenv("HOME", str(tmp_path))  # copies of Parquet files go there
+    (tmp_path / "DIR").mkdir()
+    rows = [{"image": encode_image(number), "text": f"picture {number}"} for number in range(40)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "DIR" / "train-00000-of-00001.parquet")
     (tmp_path / "drawings").mkdir()
     for number in range(300):
         (tmp_path / "drawings" / f"{number}.png").write_bytes(encode_image(number))
@@ -273,8 +279,14 @@ def test_recipe_for_shards(by_the_docs):
     assert examples["train"].fit(examples["train"][98].image).shape == (16, 16, 3)
 
 
-def test_recipe_for_mixtures(by_the_docs):
+def test_recipe_for_parquet_files(by_the_docs):
     examples = by_the_docs(1)
+    assert sum(len(part) for part in examples.values()) == 40
+    assert examples["validation"][0].captions[0].startswith("picture")
+
+
+def test_recipe_for_mixtures(by_the_docs):
+    examples = by_the_docs(2)
     train, validation = (len(part) for part in examples.values())
     assert train + validation == 8 + 2 + 300 and validation > 2
     source = examples["train"].source
@@ -283,6 +295,6 @@ def test_recipe_for_mixtures(by_the_docs):
 
 
 def test_recipe_for_balance(by_the_docs):
-    source = by_the_docs(0, 2)["train"].source
+    source = by_the_docs(0, 3)["train"].source
     places = training_order(source, 0)
     assert [source.columns(places[i])["gender"] for i in range(40)].count("woman") == 20

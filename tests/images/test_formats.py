@@ -12,7 +12,7 @@ def test_suffixes(monkeypatch):
     assert {".jpg", ".jfif", ".png", ".avif", ".heic", ".hif"} <= set(suffixes)
     assert all(suffix == suffix.lower() for suffix in suffixes)
     monkeypatch.setattr(formats.importlib.util, "find_spec", lambda name: None)
-    assert set(suffixes) - set(formats.image_suffixes()) == {".heic", ".heif", ".hif"}
+    assert set(suffixes) - set(formats.image_suffixes()) == set(formats.HEIF_SUFFIXES)
 
 
 def test_is_heif():

@@ -1,0 +1,282 @@
+"""Parquet files with images, as data sets on the Hugging Face Hub have them, with random access.
+
+The splits are those that files or their folders are named after: `data/train-00000-of-00003.parquet`, `test/0.parquet`.
+The rows of each file are copied once to a local disk (see `row_copy.py`); a file that changes is copied again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import operator
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, SupportsIndex
+
+import numpy as np
+from tqdm import tqdm
+
+from imagen_jax.data.record import CorruptRecordError, Record
+from imagen_jax.datasets import parquet_files
+from imagen_jax.datasets.row_copy import RowCopy, remove_unfinished, write_rows
+from imagen_jax.errors import ConfigError, is_out_of_space
+from imagen_jax.io import storage
+
+logger = logging.getLogger(__name__)
+
+_ALL, _TRAIN, _VALIDATION = "all", "train", "validation"
+
+
+class ParquetColumns(NamedTuple):
+    """The columns to read: of images, and of captions, "" for none."""
+
+    image: str
+    caption: str
+
+
+class ParquetSource:
+    """The rows of Parquet files, in order, with random access.
+
+    Args:
+        path: a file, a folder, or a pattern such as `DIR/data/*.parquet`; local, or `gs://`.
+        split: "train", "validation", "test" or another split that files are named after, or "all". Without files for
+            validation, a fraction of the rows for training is used.
+        columns: the columns to read.
+        validation_fraction: this fraction, in [0, 1].
+        cache_dir: the folder for the copies.
+
+    Raises:
+        ConfigError: there are no files of the split, or no rows; one cannot be read, or lacks a column; or there is
+            no space for the copies.
+    """
+
+    def __init__(
+        self, path: str, split: str, columns: ParquetColumns, validation_fraction: float, cache_dir: str
+    ) -> None:
+        if not path:
+            raise ConfigError("config.data.path is empty: give your Parquet files, --config.data.path=DIR")
+        self._path, self._split, self._columns = path, split, columns
+        files, fraction_of = _files_of_split(parquet_files.list_files(os.path.expanduser(path)), path, split)
+        self.files = list(files.values())
+        copies = _load_copies(self.files, columns, Path(cache_dir).expanduser())
+        self._copies = list(copies)
+        self._starts = np.cumsum([0, *map(len, self._copies)])  # of each file's rows, and the number of all
+        self._rows = np.arange(self._starts[-1])
+        if fraction_of:
+            drawn = _draw_rows(list(files), [len(copy) for copy in self._copies], validation_fraction)
+            self._rows = np.flatnonzero(drawn == (fraction_of == _VALIDATION))
+            logger.info(
+                "%s has no files for validation: %d of its %d rows are %s", path, len(self._rows), len(drawn), split
+            )
+        if not len(self._rows):
+            reason = (
+                f"config.data.validation_fraction is {validation_fraction}" if fraction_of else "its files are empty"
+            )
+            raise ConfigError(f"the {split} split of {path} has none of its {self._starts[-1]} rows: {reason}")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: SupportsIndex) -> Record:
+        copy, row, name = self._locate(index)
+        image, description = _checked(name, lambda: copy.read(row))
+        if image is None or description["error"]:
+            raise CorruptRecordError(name, description["error"] or "has no image")
+        return Record(image, self._captions(description), name, self._other_columns(description))
+
+    def captions(self, index: SupportsIndex) -> tuple[str, ...]:
+        """Returns the captions of record `index` without reading its image."""
+        return self._captions(self._describe(index))
+
+    def columns(self, index: SupportsIndex) -> Mapping[str, str]:
+        """Returns the columns of record `index` without reading its image."""
+        return self._other_columns(self._describe(index))
+
+    def _describe(self, index: SupportsIndex) -> dict[str, Any]:
+        copy, row, name = self._locate(index)
+        return _checked(name, lambda: copy.description(row))
+
+    def _locate(self, index: SupportsIndex) -> tuple[RowCopy, int, str]:
+        """Returns (copy, row in it, name) of record `index`."""
+        i = operator.index(index)
+        if not 0 <= i < len(self):
+            raise IndexError(f"index {i} is outside [0, {len(self)}) of {self!r}")
+        row = int(self._rows[i])
+        file = int(np.searchsorted(self._starts, row, side="right")) - 1
+        row -= int(self._starts[file])
+        return self._copies[file], row, f"{self.files[file]} row {row}"
+
+    def _captions(self, description: dict[str, Any]) -> tuple[str, ...]:
+        cell = description["texts"].get(self._columns.caption, [])
+        texts = cell if isinstance(cell, list) else [str(cell)]
+        return tuple(text.strip() for text in texts if text and text.strip())
+
+    def _other_columns(self, description: dict[str, Any]) -> dict[str, str]:
+        cells = description["texts"].items()
+        return {name: str(v) for name, v in cells if name != self._columns.caption and not isinstance(v, list)}
+
+    def __repr__(self) -> str:
+        return f"ParquetSource({self._path!r}, split={self._split!r})"
+
+
+def _checked(name: str, read: Any) -> Any:
+    try:
+        return read()
+    except (FileNotFoundError, ValueError) as error:  # other errors of disks may be temporary: they end the run
+        raise CorruptRecordError(name, f"cannot be read: {error}; start again to copy its file once more") from error
+
+
+def _files_of_split(files: dict[str, str], path: str, split: str) -> tuple[dict[str, str], str]:
+    """Returns the files of a split by name, and which part of their rows it is: "" for all of them.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    if split == _ALL:
+        return files, ""
+    split, splits = parquet_files.normal_split(split), dict[str, dict[str, str]]()
+    for name, file in files.items():
+        splits.setdefault(parquet_files.split_of(name), {})[name] = file
+    unnamed = splits.pop("", {})
+    if _TRAIN not in splits and unnamed:
+        splits[_TRAIN], unnamed = unnamed, {}
+    if unnamed:
+        logger.warning(
+            "%s: %d file(s) are left out, such as %r, which are named after no split",
+            path,
+            len(unnamed),
+            next(iter(unnamed)),
+        )
+    has_validation = _VALIDATION in splits
+    chosen = splits.get(_TRAIN if split == _VALIDATION and not has_validation else split)
+    if chosen is None:
+        raise ConfigError(f"{path} has no files for the split {split!r}: it has {', '.join(splits)}, and all")
+    return chosen, split if split in (_TRAIN, _VALIDATION) and not has_validation else ""
+
+
+def _draw_rows(names: list[str], counts: list[int], fraction: float) -> np.ndarray:
+    """Returns which rows are for validation, bool [sum of counts]: a function of a file's name and of the row.
+
+    One is, and one is not, however few there are; all or none with a fraction of 1 or 0.
+    """
+    seeds = [
+        int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest())
+        for name in names
+    ]
+    draws = [np.random.default_rng(seed).random(count) for seed, count in zip(seeds, counts, strict=True)]
+    values = np.concatenate(draws)
+    drawn = values < fraction
+    if 0 < fraction < 1 and len(values) > 1:
+        drawn[np.argmin(values)], drawn[np.argmax(values)] = True, False
+    return drawn
+
+
+# copies
+
+
+def _load_copies(files: list[str], columns: ParquetColumns, cache: Path) -> Iterator[RowCopy]:
+    """Yields the copies of files, made where there is none of this version of a file."""
+    places = [_copy_path(file, columns, cache) for file in files]
+    missing = [file for file, place in zip(files, places, strict=True) if _open_copy(place) is None]
+    if missing:
+        _check_space(missing, columns, cache)
+        logger.info("copying the rows of %d Parquet file(s) to %s, once", len(missing), cache)
+    pairs = list(zip(files, places, strict=True))
+    for file, place in tqdm(pairs, desc="Parquet files", delay=2.0, mininterval=1.0, leave=False):
+        _check_columns(file, columns)
+        yield _open_copy(place) or _make_copy(file, place, columns)
+
+
+def _copy_path(file: str, columns: ParquetColumns, cache: Path) -> Path:
+    """Returns where the copy of a file is: in a folder for the file, named after the file's version."""
+    try:
+        version = storage.file_version(file)
+    except OSError as error:
+        raise parquet_files.unreadable_error(file, error) from error
+    full_path = file if storage.is_remote(file) else os.path.realpath(file)
+    of_file, of_version = (
+        hashlib.sha256(os.fsencode(text)).hexdigest()[:32] for text in (full_path, repr((*version, columns.image)))
+    )
+    return cache / of_file / f"{of_version}.rows"
+
+
+def _open_copy(place: Path) -> RowCopy | None:
+    try:
+        return RowCopy(place)
+    except (OSError, ValueError):
+        return None
+
+
+def _make_copy(file: str, place: Path, columns: ParquetColumns) -> RowCopy:
+    """Copies the rows of a file, once for all processes of a machine.
+
+    Raises:
+        ConfigError: the file cannot be read, or the copy not be written.
+    """
+    try:
+        with _locked(place.parent):
+            copy = _open_copy(place)
+            if copy is not None:  # made by another process meanwhile
+                return copy
+            for old in place.parent.glob("*.rows"):
+                old.unlink()
+                remove_unfinished(old)
+            remove_unfinished(place)
+            source = parquet_files.open_file(file)
+            layout = parquet_files.read_layout(source.schema_arrow, file, *columns)
+            write_rows(place, _named_errors(file, parquet_files.iter_rows(source, layout)))
+            return RowCopy(place)
+    except OSError as error:
+        reason = "the disk is full" if is_out_of_space(error) else error.strerror or error
+        raise ConfigError(
+            f"{file} cannot be copied to {place.parent} ({reason}): set config.data.cache_dir to a folder with space"
+        ) from error
+
+
+def _named_errors(file: str, rows: Iterator[Any]) -> Iterator[Any]:
+    """Yields rows; errors of reading them name the file."""
+    try:
+        yield from rows
+    except ConfigError:
+        raise
+    except Exception as error:  # readers of Parquet raise errors of many kinds
+        raise parquet_files.unreadable_error(file, error) from error
+
+
+def _check_columns(file: str, columns: ParquetColumns) -> None:
+    source = parquet_files.open_file(file)
+    parquet_files.read_layout(source.schema_arrow, file, *columns)
+
+
+def _check_space(files: list[str], columns: ParquetColumns, cache: Path) -> None:
+    """Raises ConfigError if the copies of files do not fit on the disk of the cache."""
+    needed = 0
+    for file in files:
+        source = parquet_files.open_file(file)
+        layout = parquet_files.read_layout(source.schema_arrow, file, *columns)
+        needed += parquet_files.uncompressed_bytes(source.metadata, layout)
+    folder = cache.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ConfigError(
+            f"the rows of {len(files)} Parquet file(s) take {needed:,} bytes, and {cache} has {free:,} free: set "
+            "config.data.cache_dir to a folder on a disk with space"
+        )
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Creates a folder, and waits until no other process has it; a claim ends with its process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
