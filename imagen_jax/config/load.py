@@ -87,7 +87,7 @@ def load_config(
         tree = source.to_dict()
     else:
         tree = _plain(source)
-    for key, value in (overrides or {}).items():
+    for key, value in _tags_first(overrides or {}):
         field = messages.field_at(schema, tree, key.split("."))
         _set(tree, key, read_value(value, field) if isinstance(value, str) else value, schema)
     return validate(tree, schema)
@@ -105,10 +105,14 @@ def validate(tree: Any, schema: type[Config]) -> Config:
 def change(config: Config, changes: Mapping[str, Any]) -> Config:
     """Returns a config with other values, given by dotted keys. Raises ConfigError."""
     tree = config.to_dict()
-    # a source or network first: it says which other keys there are
-    for key in sorted(changes, key=lambda key: key.rpartition(".")[2] not in TAGS):
-        _set(tree, key, changes[key], type(config))
+    for key, value in _tags_first(changes):
+        _set(tree, key, value, type(config))
     return validate(tree, type(config))
+
+
+def _tags_first(changes: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Returns changes by dotted keys in the order to make them: a source or network drops keys, and so comes first."""
+    return sorted(changes.items(), key=lambda item: item[0].rpartition(".")[2] not in TAGS)
 
 
 def to_json(config: Group) -> dict[str, Any]:

@@ -21,6 +21,7 @@ MISSING = object()
 def problems(error: ValidationError, tree: Any, schema: type[Group]) -> list[str]:
     """Returns one sentence for each wrong key of a tree, nested dicts, that does not fit a schema."""
     found: dict[str, str] = {}
+    foreign: dict[tuple[str, ...], list[str]] = {}
     for detail in error.errors(include_url=False):
         cause = detail.get("ctx", {}).get("error")
         if isinstance(cause, ConfigError):  # of `fit`: the values by themselves are right
@@ -30,10 +31,37 @@ def problems(error: ValidationError, tree: Any, schema: type[Group]) -> list[str
         if detail["type"] in ("extra_forbidden", "invalid_key"):
             name = str(detail["loc"][-1])
             unknown = ".".join([*path, name])
-            found[unknown] = unknown_key(unknown, schema, tree)
+            if unknown not in RENAMED and any(name in group.model_fields for group in _groups_at(schema, path)):
+                foreign.setdefault(tuple(path), []).append(name)
+            else:
+                found[unknown] = unknown_key(unknown, schema, tree)
         else:
             found.setdefault(key, _wrong_value(key, _value_at(tree, path), field, schema))
+    found |= {".".join([*path, names[0]]): _foreign_keys(path, names, schema, tree) for path, names in foreign.items()}
     return [found[key] for key in sorted(found)]
+
+
+def _foreign_keys(path: Sequence[str], names: Sequence[str], schema: type[Group], tree: Any) -> str:
+    """Returns the sentence on keys of a group that other sources or networks have, and that of the config has not."""
+    groups, value = _groups_at(schema, path), _value_at(tree, [*path])
+    (group,) = _chosen(groups, value)
+    choice = "network" if "network" in group.model_fields else "source"
+    shared = set.intersection(*(set(other.model_fields) for other in groups))
+    own = ", ".join(name for name in group.model_fields if name not in shared)
+    prefix = ".".join(path)
+    keys = [f"{prefix}.{name}" for name in names]
+    listed = keys[0] if len(keys) == 1 else f"{', '.join(keys[:-1])} and {keys[-1]}"
+    verb, them = ("does", "it") if len(keys) == 1 else ("do", "them")
+    fix = ""
+    if len(path) == 1:
+        fix = (
+            f", or replace the group: config.{prefix} = default_config({choice}={tag(group)!r}).{prefix} in a config "
+            f"file, or --config.{prefix}.{choice}={tag(group)} on a command line, which drops what does not go with it"
+        )
+    return (
+        f"{listed} {verb} not go with {prefix}.{choice} {tag(group)!r}, which has {own or 'no keys of its own'}: "
+        f"remove {them}{fix}"
+    )
 
 
 def unknown_key(key: str, schema: type[Group], tree: Any = None) -> str:
@@ -113,6 +141,13 @@ def field_names(schema: type[Group], path: Sequence[str], value: Any) -> Collect
     field = _locate(schema, path)[1]
     groups = groups_in(field.annotation) if field else []
     return next((group.model_fields for group in groups if tag(group) == value), {})
+
+
+def _groups_at(schema: type[Group], path: Sequence[str]) -> list[type[Group]]:
+    """Returns the groups that a source or network chooses from at a path; none at other paths."""
+    field = _locate(schema, path)[1]
+    groups = groups_in(field.annotation) if field else []
+    return groups if len(groups) > 1 else []
 
 
 def _value_at(tree: Any, path: list[str]) -> Any:

@@ -133,10 +133,14 @@ def _check_same_run(workdir: Path, config: StageConfig) -> None:
     """
     # `~/photos` and `/home/ann/photos` are the same; a `~USER` that this machine does not have stays as it is
     before, now = (flatten(to_json(map_paths(one, os.path.expanduser))) for one in (read_config(workdir), config))
+    # keys that another source or network has, or has not, follow from it
+    groups = {tag.split(".")[0] for tag in ("data.source", "model.network") if before[tag] != now[tag]}
+    replaced = {key for key in before.keys() ^ now.keys() if key.split(".")[0] in groups}
     forbidden = [
         change
         for key, change in sorted(changes(before, now).items())
         if key in _FIXED or (key not in _CHANGEABLE and key.split(".")[0] not in _CHANGEABLE)
+        if key not in replaced
     ]
     if forbidden:
         raise ConfigError(
