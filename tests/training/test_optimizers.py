@@ -34,6 +34,22 @@ def test_cosine_decay():
     assert float(learning_rate_schedule(config(), 110)(500)) == 0
 
 
+def test_schedule_follows_the_run():
+    for steps in (110, 220):
+        rate = learning_rate_schedule(config(decay_steps=0), steps)
+        assert float(rate(10)) == 0.5 and 0 < float(rate(steps - 1)) < 1e-3 and float(rate(steps)) < 1e-9
+    # a trial that ends in the warm-up warms up as the full run does
+    trial, full = (learning_rate_schedule(config(decay_steps=0), steps) for steps in (5, 500))
+    assert [float(trial(step)) for step in range(5)] == [float(full(step)) for step in range(5)]
+
+
+def test_end_learning_rate():
+    rate = learning_rate_schedule(config(end_learning_rate=0.1), 500)
+    np.testing.assert_allclose([float(rate(step)) for step in (10, 110, 499)], [0.5, 0.1, 0.1], rtol=1e-6)
+    with pytest.raises(ConfigError, match="optimizer.end_learning_rate"):
+        config(end_learning_rate=0.6)
+
+
 def test_no_warmup():
     assert float(learning_rate_schedule(config(warmup_steps=0), 110)(0)) == 0.5
 
