@@ -16,6 +16,7 @@ from imagen_jax.training.resume import describe_changes
 from imagen_jax.training.state import TrainState
 from tests.helpers.archives import encode_image
 from tests.helpers.configs import STEPS, base_config, contents
+from tests.helpers.denoising import DenoisingTask
 
 pytest_plugins = ("tests.helpers.fixtures",)
 FOLLOWING = {"optimizer.decay_steps": 0}
@@ -96,16 +97,16 @@ def photos(tmp_path):
 def test_a_run_that_resumes_on_other_data_says_so(photos, tmp_path, caplog):
     data = {"data.source": "folder", "data.validation_fraction": 0.3, "data.threads": 2, **FOLLOWING}
     first = base_config(**data, **{"data.path": photos("a", 12), "training.steps": 2})
-    train(first, tmp_path / "run")
+    train(first, tmp_path / "run", task=DenoisingTask)
     metadata = Checkpoints(tmp_path / "run").metadata(2)
     (count,) = metadata["num_examples"]
     assert 0 < count < 12
     second = first.with_changes({"data.path": photos("b", 20), "training.steps": 4, "optimizer.learning_rate": 1e-3})
-    train(second, tmp_path / "run")
+    train(second, tmp_path / "run", task=DenoisingTask)
     log = (tmp_path / "run" / "log.txt").read_text()
     for text in ("data.path was", "optimizer.learning_rate was 0.01 and is now 0.001", f"instead of {count}"):
         assert text in log and text in caplog.text
-    train(second.with_changes({"training.steps": 3}), tmp_path / "run")
+    train(second.with_changes({"training.steps": 3}), tmp_path / "run", task=DenoisingTask)
     assert "training.steps 3 is reached" in (tmp_path / "run" / "log.txt").read_text()
 
 
@@ -128,7 +129,8 @@ def test_another_optimizer_is_refused_by_its_key(base_folder, name):
 
 def test_before_the_first_checkpoint_any_optimizer_will_do(base_folder, tmp_path):
     shutil.copy(base_folder / "config.json", tmp_path)
-    assert train(base_config(**{"optimizer.name": "muon", "training.steps": 1}), tmp_path).step == 1
+    config = base_config(**{"optimizer.name": "muon", "training.steps": 1})
+    assert train(config, tmp_path, task=DenoisingTask).step == 1
 
 
 def test_skipped_updates_do_not_move_the_schedule():
