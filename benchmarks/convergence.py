@@ -71,12 +71,12 @@ def _denoiser(schedule: diffusion.Schedule) -> Callable[[jax.Array, jax.Array], 
 def _flow(z: np.ndarray, schedule: diffusion.Schedule, t: jax.Array) -> np.ndarray:
     """Returns the endpoint at time 0 of the mixture's probability flow from z_t [N], by its quantiles."""
 
-    def cdf(values: np.ndarray, time: jax.Array | float) -> np.ndarray:
+    def cdf(values: np.ndarray, time: jax.Array) -> np.ndarray:
         alpha, sigma = float(schedule.alpha(time)), float(schedule.sigma(time))
         return ndtr((values[:, None] - alpha * _CENTERS) / np.hypot(alpha * _WIDTH, sigma)) @ _WEIGHTS
 
     grid = np.linspace(-4, 4, 20001)
-    return np.interp(cdf(z, t), cdf(grid, 0.0), grid)
+    return np.interp(cdf(z, t), cdf(grid, jnp.zeros(())), grid)
 
 
 if __name__ == "__main__":

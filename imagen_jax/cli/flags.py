@@ -92,6 +92,10 @@ class CommandFlags:
     def __getitem__(self, name: str) -> Any:
         return self._values[name].value
 
+    def is_given(self, name: str) -> bool:
+        """Returns whether a flag is on the command line, whatever its value."""
+        return self._values[name].present > 0
+
     def help(self) -> str:
         """Returns the help text: the command's docstring and its flags with their defaults."""
         doc = (self._command.__doc__ or "").strip()

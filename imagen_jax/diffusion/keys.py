@@ -6,6 +6,7 @@ import operator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax.errors import ConfigError
@@ -49,7 +50,7 @@ def key_from_seed(seed: int) -> jax.Array:
         return key
     # the pair of words occurs once in keys of Threefry, twice in those of other generators
     pairs = jax.random.key_data(key).size // 2
-    return jax.random.wrap_key_data(np.tile(np.array([high, low], np.uint32), pairs))
+    return jax.random.wrap_key_data(jnp.tile(jnp.array([high, low], jnp.uint32), pairs))
 
 
 def seed_entropy(seed: int, index: int) -> tuple[int, ...]:

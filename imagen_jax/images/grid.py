@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -78,13 +78,14 @@ def _checkerboard(height: int, width: int) -> np.ndarray:
     return np.where((rows + columns) % 2, 255, 204)[..., None]
 
 
-def save_png(image: Image.Image | np.ndarray, path: Path) -> None:
+def save_png(image: Image.Image | np.ndarray, path: Path, texts: Mapping[str, str] | None = None) -> None:
     """Writes an image as a PNG file, atomically.
 
     Args:
         image: a PIL image, or uint8 or uint16 [H, W, C], written without loss; for other numbers of channels than 1, 3
             and 4, channels are written side by side in gray.
         path: the file to write; its folder is created.
+        texts: to write into the file, by keyword, see `png.with_texts`.
 
     Raises:
         OSError: the file cannot be written.
@@ -92,12 +93,12 @@ def save_png(image: Image.Image | np.ndarray, path: Path) -> None:
     if isinstance(image, np.ndarray):
         image = _to_viewable(image)
         if image.dtype == np.uint16:
-            atomic_write(path, png.encode(image))
+            atomic_write(path, png.with_texts(png.encode(image), texts or {}))
             return
         image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     data = io.BytesIO()
     image.save(data, format="PNG")
-    atomic_write(path, data.getvalue())
+    atomic_write(path, png.with_texts(data.getvalue(), texts or {}))
 
 
 def read_png(path: Path) -> np.ndarray:

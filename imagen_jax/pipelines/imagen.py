@@ -319,7 +319,7 @@ class ImagenPipeline:
         """
         self._check(request)
         count, batch_size = len(request.texts.prompts), request.batch_size
-        size = self._padded_batch(min(batch_size, count), batch_size)
+        size = self.padded_batch(count, batch_size)
         batches = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
         if pending is not None:
             batches = [batch for batch in batches if pending[batch].any()]
@@ -350,10 +350,15 @@ class ImagenPipeline:
         if np.all(np.asarray(scales if request.guidance_scale is None else request.guidance_scale) == 1):
             raise ConfigError("negative_prompt has no effect at guidance_scale 1: give a scale above 1")
 
-    def _padded_batch(self, count: int, batch_size: int) -> int:
-        """Returns the size that a batch of `count` is padded to: one of few, so that few programs are compiled."""
+    def padded_batch(self, count: int, batch_size: int) -> int:
+        """Returns the size that batches of `count` images are padded to: one of few, so that few programs are compiled.
+
+        Args:
+            count: images in all.
+            batch_size: the most to sample at once.
+        """
         size = 1
-        while size < count or size == _SKIPPED_SIZE:
+        while size < min(count, batch_size) or size == _SKIPPED_SIZE:
             size *= 2
         return padded_size(min(size, batch_size), num_batch_shards(self.mesh))
 

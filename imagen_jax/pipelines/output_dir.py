@@ -1,7 +1,7 @@
 """The folder that images are sampled into: the run's manifest, and which images exist.
 
     OUT/samples.json      prompts, seed, and for each stage its step, checkpoint and settings
-    OUT/images/NNNN.png   an image for each prompt
+    OUT/images/NNNN.png   an image for each prompt, with what made it (`image_record`)
     OUT/samples.png       a grid of some of them, with their prompts
 
 An image is a function of the manifest and its index. So the images of an interrupted run are kept, and those of another
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -43,16 +43,16 @@ def run_manifest(stages: Sequence[TrainedStage], request: SampleRequest) -> dict
         stages: of the cascade, base first.
         request: what to sample.
     """
-    scales, texts = request.guidance_scale, request.texts
+    scales, texts, positions = request.guidance_scale, request.texts, request.positions
     manifest: dict[str, Any] = {
         "seed": request.seed,
         "stages": stages_manifest(stages),
-        "guidance": None if scales is None else scales.tolist(),
-        "prompts": {image_path(Path(), index).name: prompt for index, prompt in enumerate(texts.prompts)},
+        "guidance": None if scales is None else scales[:, positions].tolist(),
+        "prompts": {image_path(Path(), request.first_index + i).name: texts.prompts[i] for i in positions},
     }
     # only where they are given, so that folders of versions without them are continued
     if texts.negative_prompts is not None:
-        manifest["negative_prompts"] = list(texts.negative_prompts)
+        manifest["negative_prompts"] = [texts.negative_prompts[i] for i in positions]
     if request.size is not None:
         manifest["size"] = list(request.size)
     return json.loads(json.dumps(manifest))
@@ -88,7 +88,7 @@ def _digest(value: Any) -> str:
 
 
 def image_path(folder: Path, index: int) -> Path:
-    """Returns the path of the image of a prompt."""
+    """Returns the path of the image of a sample."""
     return folder / IMAGES / f"{index:04d}.png"
 
 
@@ -134,23 +134,21 @@ def _manifest_diff(folder: Path, manifest: dict[str, Any]) -> str:
     return f"has images of another run: {'; '.join(changed[:MAX_DIFFERENCES])}{more}" if changed else ""
 
 
-def missing_images(folder: Path, count: int) -> np.ndarray:
-    """Returns which of `count` images are missing or incomplete, bool [count]."""
+def missing_images(folder: Path, indices: Sequence[int]) -> np.ndarray:
+    """Returns which of N images are missing or incomplete, bool [N]."""
     names = {path.name for path in (folder / IMAGES).glob("*.png")}  # so that an absent image costs no request
-    paths = [image_path(folder, index) for index in range(count)]
+    paths = [image_path(folder, index) for index in indices]
     with ThreadPoolExecutor(_THREADS) as threads:
         return np.array([*threads.map(lambda path: path.name not in names or not is_valid_png(path), paths)], bool)
 
 
-def save(folder: Path, images: np.ndarray, first: int, pending: np.ndarray) -> None:
-    """Writes the pending images of a batch.
+def save(folder: Path, images: Mapping[int, np.ndarray], texts: Mapping[int, Mapping[str, str]]) -> None:
+    """Writes images.
 
     Args:
         folder: the folder of the run.
-        images: [B, H, W, C], of prompts `first`, `first` + 1, ….
-        first: index of the first image.
-        pending: bool [N], which images to write.
+        images: [H, W, C] each, by the index of the sample.
+        texts: of the files, by index and keyword.
     """
-    to_write = [(image, image_path(folder, index)) for index, image in enumerate(images, first) if pending[index]]
     with ThreadPoolExecutor(_THREADS) as threads:
-        list(threads.map(lambda item: save_png(*item), to_write))
+        list(threads.map(lambda index: save_png(images[index], image_path(folder, index), texts[index]), images))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -24,6 +24,8 @@ class SampleRequest:
         guidance_scale: float [stages, N], in place of the scales of the configs; None for those.
         size: (height, width) of the last stage's images; None for those of its config.
         first_index: the index of the first sample; its noise is a function of seed and index.
+        only: the position of the one image that is wanted; None for all. The others fill its batch: it is sampled as
+            an image was before, in a batch of the same size, and so equal to the bit.
     """
 
     texts: Texts
@@ -32,6 +34,12 @@ class SampleRequest:
     guidance_scale: np.ndarray | None = None
     size: Size | None = None
     first_index: int = 0
+    only: int | None = None
+
+    @property
+    def positions(self) -> Sequence[int]:
+        """The positions of the images that are wanted."""
+        return range(len(self.texts.prompts)) if self.only is None else [self.only]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 from imagen_jax.images.grid import image_grid, read_png, save_png
 from imagen_jax.parallel import multihost
 from imagen_jax.pipelines import output_dir
+from imagen_jax.pipelines.image_record import Recorder
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.pipelines.request import SampleRequest
 
@@ -59,20 +60,29 @@ def sample_to_folder(
     Raises:
         ConfigError: the folder holds images of another request.
     """
-    prompts = list(request.texts.prompts)
-    pending = np.ones(len(prompts), bool)
+    positions = np.array(request.positions)
+    pending = np.zeros(len(request.texts.prompts), bool)
     if multihost.is_main_process():
         manifest = output_dir.run_manifest(pipeline.stages, request)
         output_dir.prepare(out, manifest, overwrite)
-        pending = output_dir.missing_images(out, len(prompts))
+        pending[positions] = output_dir.missing_images(out, [request.first_index + i for i in request.positions])
+        recorder = Recorder(pipeline, request, manifest["stages"])
     # as the main process sees it: the folder may be on its machine alone
     pending = multihost.broadcast_from_main(pending)
     for first, by_stage in pipeline.iter_batches(request, pending):
         if multihost.is_main_process():
-            output_dir.save(out, by_stage[-1], first, pending)
+            rows = {row: image for row, image in enumerate(by_stage[-1]) if pending[first + row]}
+            indices = {row: request.first_index + first + row for row in rows}
+            texts = {indices[row]: recorder.texts(first, row, image.shape) for row, image in rows.items()}
+            output_dir.save(out, {indices[row]: image for row, image in rows.items()}, texts)
     if not multihost.is_main_process():
         return None
-    shown = prompts[:MAX_GRID]
-    images = np.stack([read_png(output_dir.image_path(out, index)) for index in range(len(shown))])
-    save_png(image_grid(images, shown, columns or math.ceil(math.sqrt(len(shown)))), out / output_dir.SHEET)
-    return FolderResult(out, len(prompts), int(np.sum(~pending)))
+    _save_sheet(out, request, positions[:MAX_GRID], columns)
+    return FolderResult(out, len(positions), int(np.sum(~pending[positions])))
+
+
+def _save_sheet(out: Path, request: SampleRequest, positions: np.ndarray, columns: int) -> None:
+    """Writes the grid of some images."""
+    images = np.stack([read_png(output_dir.image_path(out, request.first_index + int(i))) for i in positions])
+    prompts = [request.texts.prompts[i] for i in positions]
+    save_png(image_grid(images, prompts, columns or math.ceil(math.sqrt(len(prompts)))), out / output_dir.SHEET)

@@ -9,6 +9,8 @@ from imagen_jax.diffusion.tiling import check_tiles
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import Size, format_height_width, scale_size
 
+_MAX_SIDE = 2**16  # beyond it a number is a typing error, and compiling for it may crash XLA
+
 
 def base_size(configs: Sequence[StageConfig], size: Size | None) -> Size | None:
     """Returns (height, width) of the base's images for those of the last stage; None for those of the config."""
@@ -19,8 +21,11 @@ def check_size(configs: Sequence[StageConfig], size: Size) -> None:
     """Checks that a cascade can sample images of a size.
 
     Raises:
-        ConfigError: a stage would have sides that are not whole pixels, or that its network cannot halve.
+        ConfigError: a side is longer than any memory holds, or a stage would have sides that are not whole pixels, or
+            that its network cannot halve.
     """
+    if max(size) > _MAX_SIDE:
+        raise ConfigError(f"size {format_height_width(size)} cannot be sampled: give sides of up to {_MAX_SIDE} pixels")
     for config in configs:
         own, last = config.image_hw, configs[-1].image_hw
         multiple = config.model.side_multiple

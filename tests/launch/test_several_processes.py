@@ -189,7 +189,7 @@ def test_tpu_workers_sample_same_images(pair_folder, tmp_path):
     pipeline = ImagenPipeline.from_pretrained([pair_folder], eight_devices())
     out = tmp_path / "samples"
     output_dir.prepare(out, output_dir.run_manifest(pipeline.stages, SampleRequest(Texts(PROMPTS))), overwrite=False)
-    output_dir.save(out, np.full((5, 8, 8, 3), 77, np.uint8), 0, np.arange(5) == 2)
+    output_dir.save(out, {2: np.full((8, 8, 3), 77, np.uint8)}, {2: {}})
     prompts = "; ".join(PROMPTS)
     tpu("run", "--", "sample", f"--stages={pair_folder}", f"--prompts={prompts}", f"--out={out}")
     while (state := tpu("state")) == "TPU READY, run running\n":

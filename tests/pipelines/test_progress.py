@@ -112,7 +112,7 @@ def test_no_program_is_made_twice(pipeline, base_folder, sr_folder, monkeypatch)
 
 
 def test_sizes_of_small_batches(pipeline):
-    assert [pipeline._padded_batch(count, 16) for count in (1, 2, 3, 4, 5, 8, 9, 16)] == [1, 4, 4, 4, 8, 8, 16, 16]
+    assert [pipeline.padded_batch(count, 16) for count in (1, 2, 3, 4, 5, 8, 9, 16)] == [1, 4, 4, 4, 8, 8, 16, 16]
 
 
 def test_other_sizes(pipeline):
