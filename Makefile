@@ -98,7 +98,7 @@ peers: $(PEERS)/.complete ## time training and sampling beside diffusers and ima
 FOR_TPUS := --python-version=3.11 --python-platform=x86_64-manylinux_2_31 --generate-hashes --no-header --no-annotate \
 	--quiet
 
-LOCKED_EXTRAS := --extra=dev --extra=docs --extra=data --extra=demo --extra=gcs
+LOCKED_EXTRAS := --extra=dev --extra=docs --extra=data --extra=demo --extra=fonts --extra=gcs
 lock: ## resolve requirements.lock again (needs uv); make lock ARGS=--upgrade moves to the newest versions
 	uv pip compile setup.py $(LOCKED_EXTRAS) --universal --python-version=3.11 --fork-strategy=fewest --generate-hashes \
 		--custom-compile-command='make lock' --quiet --output-file=requirements.lock $(ARGS)

@@ -31,7 +31,7 @@ CORE = [
     "absl-py>=2.3",
     "tqdm>=4.67",
     "tensorboardX>=2.6.4",  # writes event files; clu's writers need TensorFlow or torch
-    "matplotlib>=3.10",
+    "matplotlib>=3.11",  # also lays out labels in every script, as it does from this version on
 ]
 
 EXTRAS = {
@@ -41,6 +41,8 @@ EXTRAS = {
     "gcs": ["gcsfs>=2025.1", "google-cloud-storage>=3.1"],
     # the toy data sets: digits and their classifier, the bitmaps of an emoji font
     "demo": ["scikit-learn>=1.7", "fonttools>=4.55"],
+    # fonts for labels beyond DejaVu Sans: most scripts of the world; Chinese, Japanese and Korean. Only data
+    "fonts": ["manimgx-fonts>=2026.9", "noto-cjk-sans-otc>=0.0.1"],
     "tpu": ["jax[tpu]"],
     "plan": ["libtpu"],  # compiles for TPUs that are not attached
     "gpu": ["jax[cuda13]"],  # with an older driver: pip install 'jax[cuda12]' instead

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import io
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from imagen_jax.images import png
 from imagen_jax.images.array import alpha_composite, to_uint8
+from imagen_jax.images.labels import render_lines
 from imagen_jax.io.atomic import atomic_write
 from imagen_jax.io.bucket import BucketError
-from imagen_jax.io.text import printable
 
 _MARGIN = 8
 _FONT_SIZE = 13
+_LINE_HEIGHT = 17
+_MIN_LINE = 56  # pixels that a line of a caption has, also below a narrow image
 _MAX_LINES = 12  # of a caption; it is truncated beyond
 _CHECKERBOARD_SQUARES = 8  # squares of a checkerboard along the shorter side of an image
 
@@ -41,12 +42,8 @@ def image_grid(images: np.ndarray, captions: Sequence[str], columns: int, cell: 
     # integer factors with nearest neighbor show the pixels of the model, without interpolation
     scale = max(1, round(cell / width))
     cell_width, cell_height = width * scale, height * scale
-    font = ImageFont.load_default(size=_FONT_SIZE)
-    line_length = max(8, int(cell_width / (_FONT_SIZE * 0.52)))
-    lines = [
-        textwrap.wrap(printable(caption), line_length, max_lines=_MAX_LINES, placeholder=" ...") for caption in captions
-    ]
-    text_height = (_FONT_SIZE + 3) * max((len(wrapped) for wrapped in lines), default=0)
+    lines = [render_lines(caption, max(cell_width, _MIN_LINE), _FONT_SIZE, _MAX_LINES) for caption in captions]
+    text_height = _LINE_HEIGHT * max((len(wrapped) for wrapped in lines), default=0)
     rows = -(-len(images) // columns)
     grid = Image.new(
         "RGB",
@@ -60,8 +57,10 @@ def image_grid(images: np.ndarray, captions: Sequence[str], columns: int, cell: 
         grid.paste(Image.fromarray(image).resize((cell_width, cell_height), Image.Resampling.NEAREST), (left, top))
         # a frame separates white backgrounds from the page
         draw.rectangle((left - 1, top - 1, left + cell_width, top + cell_height), outline=(190, 190, 190))
-        for line, text in enumerate(wrapped):
-            draw.text((left, top + cell_height + 3 + line * (_FONT_SIZE + 3)), text, fill="black", font=font)
+        for number, line in enumerate(wrapped):
+            baseline = top + cell_height + 3 + number * _LINE_HEIGHT + _FONT_SIZE
+            start = left + cell_width - line.mask.shape[1] if line.right_to_left else left
+            grid.paste("black", (start, baseline - line.ascent), Image.fromarray(line.mask))
     return grid
 
 

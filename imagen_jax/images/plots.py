@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from imagen_jax.images.grid import save_png
+from imagen_jax.images.labels import displayable, font_families
 
 _PANEL_SIZE = (5.5, 3.6)  # inches
 _DPI = 110
@@ -31,7 +32,9 @@ def _make_figure(count: int, title: str) -> tuple[Figure, list[Axes]]:
     # without pyplot, which looks for a display and keeps figures
     figure = Figure(figsize=(columns * _PANEL_SIZE[0], rows * _PANEL_SIZE[1]), dpi=_DPI, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
-    figure.suptitle(title)
+    title = displayable(title)
+    # names of runs may be in any script; a dollar sign begins no formula
+    figure.suptitle(title, fontfamily=font_families(title), parse_math=False)
     return figure, list(axes.flat)
 
 

@@ -46,6 +46,11 @@ def test_loss_is_plotted_raw_and_smoothed(plotted):
     assert smooth == [[step, 1.5] for step in range(2, 61)]
 
 
+def test_titles_in_any_script(plotted):
+    """Nor is a dollar sign a formula."""
+    plotted(plot_loss, [{"step": step, "loss": 1.0} for step in range(3)], "Löwe שלום 狐 $\\frac$ \x1b")
+
+
 def test_run_diagnostics(plotted):
     metrics = [{"step": step, "loss": 1.0} for step in range(20)]
     metrics += [{"step": step, **SATURATIONS, **CURVE, "saturation": step / 100} for step in range(20)]
