@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from imagen_jax.errors import ConfigError, TrainingError, is_out_of_space
+from imagen_jax.io.screen import Screen
 from imagen_jax.io.text import printable
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ def run_function(function: Callable[[], int | None]) -> None:
     logger = logging.getLogger("imagen_jax")
     before = logger.handlers, logger.level, logger.propagate
     try:
+        if not isinstance(sys.stderr, Screen):
+            sys.stderr = Screen()
         _silence_libraries()
         runtime.limit_malloc_arenas()
         runtime.enable_compilation_cache()

@@ -15,6 +15,7 @@ import fnmatch
 import functools
 import os
 import secrets
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ PREFIX = "gs://"
 RETRY_SECONDS = 120.0
 _REQUEST_SECONDS = (20.0, 60.0)  # until a connection is open, and between two packets of an answer
 _THREADS = 16  # requests at once where there are many; most of their time is spent waiting
+_making_client = threading.Lock()
 
 
 class BucketError(OSError, TrainingError):
@@ -230,15 +232,35 @@ class _Listing(list[Any]):
         self.prefixes = prefixes
 
 
-@functools.cache
 def _client() -> Any:
     """Returns the client of this process, which threads share."""
+    with _making_client:  # a cache alone would make one for each thread that comes first, and drop their connections
+        return _make_client()
+
+
+@functools.cache
+def _make_client() -> Any:
     from requests.adapters import HTTPAdapter
 
     client = require("google.cloud.storage", "gcs").Client()
     client._http.mount("https://", HTTPAdapter(pool_maxsize=4 * _THREADS))
     client._http.mount("http://", HTTPAdapter(pool_maxsize=4 * _THREADS))
+    client._http.hooks["response"].append(_read_error)
     return client
+
+
+def _read_error(response: Any, **_: Any) -> None:
+    """Reads the body of a failed answer: a download that is repeated would leave its connection open and unused."""
+    if not response.ok:
+        response.content  # noqa: B018  # read and kept by the first access
+
+
+def close_client() -> None:
+    """Closes the connections of this process; later calls open new ones."""
+    with _making_client:
+        if _make_client.cache_info().currsize:
+            _make_client()._http.close()
+            _make_client.cache_clear()
 
 
 def _blob(path: BucketPath) -> Any:

@@ -1,20 +1,16 @@
 """Files that grow while a run writes them: appended to on a disk, uploaded in parts to a bucket, which has no append.
 
-What is to be uploaded is kept in memory, or in a local folder, until `flush` is called or SECONDS have passed; that
-much is lost if the process is killed. Checkpoints flush before they are committed, so that a run resumes with all that
-was written until then.
+What is to be uploaded is kept in memory until `flush` is called or SECONDS have passed; that much is lost if the process
+is killed. Checkpoints flush before they are committed, so that a run resumes with all that was written until then.
 
 A file of a bucket is an object FILE and further parts FILE.0001, FILE.0002, …, each rewritten until it has PART_BYTES.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
-import tempfile
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 from imagen_jax.io.bucket import BucketPath
@@ -32,7 +28,6 @@ class _Uploads:
 
     def __init__(self) -> None:
         self.logs: dict[str, _Log] = {}
-        self.others: list[Callable[[], None]] = []
         self.lock = threading.Lock()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -57,9 +52,9 @@ class _Uploads:
 
     def flush(self) -> None:
         with self.lock:
-            waiting = [*(log.flush for log in self.logs.values()), *self.others]
-        for upload in waiting:
-            upload()
+            logs = list(self.logs.values())
+        for log in logs:
+            log.flush()
 
 
 _uploads = _Uploads()
@@ -80,15 +75,21 @@ def flush_or_warn() -> None:
 
 def append_text(file: Path, text: str) -> None:
     """Appends text to a file. Raises OSError; for a bucket, `flush` does."""
-    path = bucket_path(file)
-    if path is None:
-        with file.open("a") as opened:
-            opened.write(text)
+    if bucket_path(file) is not None:
+        append_bytes(file, text.encode())
         return
+    with file.open("a") as opened:
+        opened.write(text)
+
+
+def append_bytes(file: Path, data: bytes) -> None:
+    """Appends bytes to a file of a bucket: `flush` uploads them, or a thread does soon. They stay in one part."""
+    path = bucket_path(file)
+    assert path is not None
     with _uploads.lock:
         _uploads.start()
         log = _uploads.logs.setdefault(str(path), _Log(path))
-    log.append(text.encode())
+    log.append(data)
 
 
 def read_appended(file: Path) -> bytes:
@@ -178,51 +179,3 @@ class _Log:
                         self._part += 1
                     elif not self._full:
                         self._changed = len(self._data) != size
-
-
-class GrowingFolder:
-    """A folder whose files another library writes, such as TensorBoard's events: on a disk that folder itself.
-
-    Args:
-        folder: where the files belong. For one in a bucket, `local` is a temporary folder, whose files are uploaded
-            whenever they have grown.
-        write_pending: called before an upload, to have the library write to the files what it keeps in memory.
-    """
-
-    def __init__(self, folder: Path, write_pending: Callable[[], None] = lambda: None) -> None:
-        self._write_pending = write_pending
-        self._bucket = bucket_path(folder)
-        self.is_uploaded = self._bucket is not None
-        self._temporary = tempfile.TemporaryDirectory(prefix="imagen_jax-") if self.is_uploaded else None
-        self.local = Path(self._temporary.name) if self._temporary else folder
-        self._sizes: dict[str, int] = {}
-        self._uploading = threading.Lock()
-        if self.is_uploaded:
-            with _uploads.lock:
-                _uploads.start()
-                _uploads.others.append(self.flush)
-
-    def flush(self) -> None:
-        """Uploads the files that have grown. Raises OSError."""
-        if self._bucket is None:
-            return
-        with self._uploading:
-            self._write_pending()
-            for file in sorted(self.local.iterdir()):
-                if self._sizes.get(file.name) != file.stat().st_size:
-                    data = file.read_bytes()
-                    (self._bucket / file.name).write_bytes(data)
-                    self._sizes[file.name] = len(data)
-
-    def local_bytes(self) -> int:
-        """Returns the size of the files that are kept to be uploaded; 0 on a disk."""
-        return sum(file.stat().st_size for file in self.local.iterdir()) if self.is_uploaded else 0
-
-    def close(self) -> None:
-        """Uploads what is left, and deletes the temporary folder. Raises OSError."""
-        if self._temporary is None:
-            return
-        with _uploads.lock, contextlib.suppress(ValueError):
-            _uploads.others.remove(self.flush)
-        with self._temporary:
-            self.flush()

@@ -132,7 +132,7 @@ class Checkpoints:
         """Waits for Orbax, adds the checksums, and renames the checkpoint. Runs in a thread."""
         try:
             response.result()
-            uploads.flush()  # a run that resumes here has its metrics until here
+            uploads.flush_or_warn()  # a run that resumes here has its metrics until here
             saved_arrays.commit(self._folder, step)
             if multihost.is_main_process():
                 self._delete_old(step)

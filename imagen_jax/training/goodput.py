@@ -6,15 +6,17 @@ seconds between the last record and a kill are unknown. Steps recomputed after a
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import json
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from imagen_jax.io.json_lines import append_json_line, read_json_lines, write_json_lines
-from imagen_jax.parallel import multihost
+from imagen_jax.io.json_lines import is_count, is_seconds
+from imagen_jax.training.run_files import RunFiles
 
 GOODPUT_FILE = "goodput.jsonl"
 PHASES = ("start", "compile", "data", "step", "checkpoint", "evaluation")
@@ -88,25 +90,21 @@ class Goodput:
     """Accounts for the time of a run over all its starts, in a file of its folder.
 
     Args:
-        workdir: the stage's folder.
+        files: the run's folder.
         first: the step that this start resumes from.
         clock: of this start.
     """
 
-    def __init__(self, workdir: Path, first: int, clock: Clock) -> None:
-        self._file, self._clock = workdir / GOODPUT_FILE, clock
-        self._lines = [line for line in read_json_lines(self._file) if _is_record(line)]
+    def __init__(self, files: RunFiles, first: int, clock: Clock) -> None:
+        self._files, self._clock = files, clock
+        self._lines = files.open_json_lines(GOODPUT_FILE, _is_record, _are_in_order)
         self._start = max((line["start_number"] for line in self._lines), default=0) + 1
-        if multihost.is_main_process():
-            # rewritten: the next line must not be appended to one that a kill truncated
-            write_json_lines(self._file, self._lines)
         self.record(first)
 
     def record(self, step: int) -> None:
         """Records the time so far, at the end of a step."""
         line = {"start_number": self._start, "at_step": step, **self._clock.seconds()}
-        if multihost.is_main_process():
-            append_json_line(self._file, line)
+        self._files.append(GOODPUT_FILE, json.dumps(line).encode() + b"\n")
         self._lines.append(line)
         self._last = time.monotonic()
 
@@ -129,7 +127,7 @@ class Goodput:
 
 def _goodput(spent: dict[str, float]) -> float:
     """Returns the share of time spent on steps that were not lost."""
-    return spent["step"] / sum(spent.values())
+    return spent["step"] / max(sum(spent.values()), 1e-9)
 
 
 def time_by_phase(lines: list[dict[str, Any]]) -> dict[str, float]:
@@ -146,10 +144,29 @@ def time_by_phase(lines: list[dict[str, Any]]) -> dict[str, float]:
     ordered = [starts[number] for number in sorted(starts)]
     for records, following in zip(ordered[:-1], ordered[1:], strict=True):
         kept = [line["step"] for line in records if line["at_step"] <= following[0]["at_step"]]
-        lost += records[-1]["step"] - max(kept, default=0.0)
+        lost += max(0.0, records[-1]["step"] - max(kept, default=0.0))
     return {**spent, "step": spent["step"] - lost, "lost": lost}
 
 
 def _is_record(line: dict[str, Any]) -> bool:
-    """Returns whether a line has all fields of a record, as numbers; a damaged one costs that record."""
-    return all(isinstance(line.get(name), (int, float)) for name in ("start_number", "at_step", *PHASES))
+    """Returns whether a JSON object has all fields of a record; a damaged one costs that record."""
+    counts = is_count(line.get("start_number")) and is_count(line.get("at_step"))
+    return counts and all(is_seconds(line.get(name)) for name in PHASES)
+
+
+def _are_in_order(lines: list[dict[str, Any]]) -> list[bool]:
+    """Returns which records belong to the longest sequence whose start numbers do not decrease.
+
+    The others have a damaged number, which would count as a start of its own.
+    """
+    lowest: list[int] = []  # the lowest last number of a sequence of each length
+    lengths = []
+    for line in lines:
+        length = bisect.bisect_right(lowest, line["start_number"])
+        lowest[length : length + 1] = [line["start_number"]]
+        lengths.append(length)
+    chosen, following, below = [False] * len(lines), len(lowest) - 1, float("inf")
+    for index in reversed(range(len(lines))):
+        if lengths[index] == following and lines[index]["start_number"] <= below:
+            chosen[index], following, below = True, following - 1, lines[index]["start_number"]
+    return chosen

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,13 +31,14 @@ from imagen_jax.stages.workdir import check_batch_size, keep_own_values, open_wo
 from imagen_jax.training.diffusion_task import DiffusionTask
 from imagen_jax.training.goodput import Clock, Goodput
 from imagen_jax.training.init_from import StartingPoint
-from imagen_jax.training.metric_writer import MetricWriter, NullWriter, log_message
+from imagen_jax.training.metric_writer import MetricWriter, NullWriter
 from imagen_jax.training.objective import Preview, Task
 from imagen_jax.training.oom import explain_oom
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.preemption import StopRequest, stop_message
 from imagen_jax.training.progress_bar import ProgressBar, RunInfo
 from imagen_jax.training.resume import describe_changes
+from imagen_jax.training.run_files import RunFiles
 from imagen_jax.training.skip_updates import SkippedUpdateMonitor
 from imagen_jax.training.state import Frozen, TrainState, abstract_parts, first_state
 from imagen_jax.training.step import make_train_step
@@ -129,10 +129,12 @@ def _run(config: StageConfig, workdir: Path, make_task: TaskFn, stop: StopReques
     train_step = make_train_step(objective, config, optimizer, abstract, mesh)
     preview = task.make_preview()
 
-    log = functools.partial(log_message, workdir)
+    files = RunFiles(workdir)
+    log = files.warn
     with contextlib.ExitStack() as stack:
         claim = stack.enter_context(lock_workdir(workdir))
         stack.callback(uploads.flush_or_warn)
+        stack.callback(files.close)
         open_workdir(workdir, config)
         for warning in learning_warnings(config):
             log(warning)
@@ -157,10 +159,10 @@ def _run(config: StageConfig, workdir: Path, make_task: TaskFn, stop: StopReques
 
         frozen = Frozen(networks, frozen_params)
         first = int(state.step)
-        writer = _open_writer(workdir, state, frozen, mesh)
+        writer = _open_writer(files, state, frozen, mesh)
         for message in left_out_of(buckets[0].source).messages():
             writer.log(message)
-        goodput = Goodput(workdir, first, clock)
+        goodput = Goodput(files, first, clock)
         monitor = _monitor_updates(config, buckets, first, batches.get_state()["next_index"], log)
         run = RunInfo(workdir.name, first, training.steps, training.batch_size, training.log_every)
         stuck = StuckMonitor(config, mesh)
@@ -183,7 +185,7 @@ def _run(config: StageConfig, workdir: Path, make_task: TaskFn, stop: StopReques
             score = None
             if preview and (step % training.preview_every == 0 or step == training.steps):
                 with clock.spend("evaluation", step):
-                    score = _write_preview(step, preview(merge(state.ema_params, frozen.params)), workdir, writer)
+                    score = _write_preview(step, preview(merge(state.ema_params, frozen.params)), files, writer)
             if step % training.save_every == 0 or step == training.steps:
                 with clock.spend("checkpoint", step):
                     checkpoints.save(state, batches.get_state(), config, score, num_examples)
@@ -201,7 +203,6 @@ def _run(config: StageConfig, workdir: Path, make_task: TaskFn, stop: StopReques
         writer.log(goodput.summary())
         writer.log(f"stopped by {stopped_by} at step {step}, which is saved" if stopped_by else f"done at step {step}")
         writer.close()
-        uploads.flush()
         if step >= training.steps:
             check_learned(state)
     return TrainingResult(workdir, step, goodput.summary(), stopped_by)
@@ -233,11 +234,11 @@ def _open_data(
 
 
 def _open_writer(
-    workdir: Path, state: TrainState, frozen: Frozen, mesh: jax.sharding.Mesh
+    files: RunFiles, state: TrainState, frozen: Frozen, mesh: jax.sharding.Mesh
 ) -> MetricWriter | NullWriter:
     """Returns the writer of a run that resumes from a state; only the main process writes anything."""
     first = int(state.step)
-    writer = MetricWriter(workdir, first) if multihost.is_main_process() else NullWriter()
+    writer = MetricWriter(files, first) if multihost.is_main_process() else NullWriter()
     trained, rest = (sum(leaf.size for leaf in jax.tree.leaves(part)) for part in (state.params, frozen.params))
     parameters = f"{trained + rest:,} parameters" + (f" ({trained:,} trained, {rest:,} frozen)" if rest else "")
     writer.log(
@@ -289,11 +290,12 @@ def _log_changes(
         )
 
 
-def _write_preview(step: int, preview: Preview, workdir: Path, writer: MetricWriter | NullWriter) -> float:
+def _write_preview(step: int, preview: Preview, files: RunFiles, writer: MetricWriter | NullWriter) -> float:
     """Writes the preview of a step and its metrics; returns its score."""
     writer.scalars(step, preview.metrics)
     if multihost.is_main_process():
-        save_png(preview.image, workdir / "previews" / f"{step:08d}.png")
+        with files.attempt("previews"):
+            save_png(preview.image, files.workdir / "previews" / f"{step:08d}.png")
         writer.image(step, "preview", np.asarray(preview.image))
     return preview.score
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from imagen_jax.data.corrupt import CorruptRecords
 from imagen_jax.errors import ConfigError
+from imagen_jax.io.screen import Screen
 from imagen_jax.parallel import multihost
 from imagen_jax.training.metric_writer import MetricWriter, NullWriter
 
@@ -164,6 +165,7 @@ class ProgressBar:
             smoothing=0.05,
             mininterval=1.0,
             disable=not multihost.is_main_process(),
+            file=Screen(),
         )
 
     def close(self) -> None:

@@ -218,6 +218,50 @@ def disk_full(bench, trials):
 
 
 @contextlib.contextmanager
+def small_disk(folder, size):
+    """Mounts a disk of a size in MiB; yields whether that is possible, as it is for root."""
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}m", "none", folder]
+    mounted = subprocess.run(mount, capture_output=True).returncode == 0
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def disk_full_for(steps):
+    """Returns a row: the disk is full in these steps, while logs, curves and previews are written and saves fail."""
+
+    def row(bench, trials):
+        first, last = steps
+        folder = bench.new_workdir(f"full_{first}_{last}").parent
+        with small_disk(folder, 64) as mounted:
+            if not mounted:
+                return Result("a full disk", 0, 0, "not tried: only root can mount one")
+            workdir, log_file = folder / "stage", bench.folder / f"full_{first}_{last}.out"
+            output = trained(
+                workdir,
+                log_file=log_file,
+                fault=f"full:{first}:{last}",
+                variables={"FILLER": str(folder / "filler")},
+                on_failed_save="continue",
+                stall_seconds=60,
+            )
+            worst, steps_done = bench.difference(workdir), losses(workdir)
+            log = (workdir / "log.txt").read_text()
+            names = {path.name for path in workdir.iterdir()}
+        sentence = r"cannot be written: No space left on device \(\d+ bytes are free in "
+        passed = worst == 0 and list(steps_done) == list(range(1, STEPS + 1))
+        for text in (output, log):
+            passed = passed and len(re.findall(sentence, text)) == 1 and text.count("written again; no record is lost") == 1
+        passed = passed and {"loss.png", "diagnostics.png", "previews"} <= names and "Traceback" not in output
+        return Result(f"a disk that is full in steps {first} to {last}", 1, int(passed), f"difference {worst:g}")
+
+    return row
+
+
+@contextlib.contextmanager
 def read_only(folder):
     """Makes a folder that root cannot write to, if file systems can be mounted here; else a file of that name."""
     folder.mkdir()
@@ -380,6 +424,8 @@ ROWS = {
     "cut": (cut_or_deleted, 1000),
     "damaged": (damaged_then_trained, 1),
     "full": (disk_full, 1),
+    "full_briefly": (disk_full_for((6, 8)), 1),
+    "full_for_long": (disk_full_for((6, STEPS - 2)), 1),
     "unwritable": (unwritable, 1),
     "mesh": (other_meshes, 3),
     "batch": (other_batch, 2),

@@ -151,6 +151,6 @@ def serve():
         opened.create(NAME)
         stack.callback(lambda before=dict(os.environ): (os.environ.clear(), os.environ.update(before)))
         os.environ.update(opened.environment)
-        bucket._client.cache_clear()
+        bucket.close_client()
         yield opened
-    bucket._client.cache_clear()
+    bucket.close_client()

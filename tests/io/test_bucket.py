@@ -148,17 +148,6 @@ def test_failed_upload_is_kept(bucket, monkeypatch):
     assert uploads.read_appended(file) == b"a\nb\n"
 
 
-def test_growing_folder(bucket, tmp_path):
-    growing = uploads.GrowingFolder(bucket / "events")
-    (growing.local / "a").write_bytes(b"1")
-    uploads.flush()
-    (growing.local / "a").write_bytes(b"12")
-    growing.close()
-    assert (bucket / "events" / "a").read_bytes() == b"12"
-    assert not growing.local.exists()
-    assert uploads.GrowingFolder(tmp_path).local == tmp_path
-
-
 def test_json_is_limited(bucket, monkeypatch):
     monkeypatch.setattr(atomic, "_MAX_JSON_BYTES", 4)
     (bucket / "a.json").write_bytes(json.dumps([1, 2, 3]).encode())

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from imagen_jax.training.goodput import GOODPUT_FILE, PHASES, Clock, Goodput, _goodput, process_age, time_by_phase
+from imagen_jax.training.run_files import RunFiles
 
 
 def line(number, at, **seconds):
@@ -56,7 +57,7 @@ def test_recomputed_steps_are_lost():
 def test_a_run_that_goes_on_adds_to_what_there_was_and_drops_a_torn_line(tmp_path):
     file = tmp_path / GOODPUT_FILE
     file.write_text(json.dumps(line(1, 4, start=1.0, step=9.0)) + "\n" + '{"start_number": 1, "at_st')
-    goodput = Goodput(tmp_path, 4, Clock())
+    goodput = Goodput(RunFiles(tmp_path), 4, Clock())
     goodput.tick(5)  # too soon after the last for another line
     lines = [json.loads(text) for text in file.read_text().splitlines()]
     assert [(each["start_number"], each["at_step"]) for each in lines] == [(1, 4), (2, 4)]

@@ -8,13 +8,14 @@ from imagen_jax.evaluation.validation_loss import NOISE_LEVELS
 from imagen_jax.training.diffusion import NOISE_BINS
 from imagen_jax.training.metric_writer import MetricWriter, read_metrics
 from imagen_jax.training.progress_bar import NoiseBinMeter
+from imagen_jax.training.run_files import RunFiles
 from tests.helpers.configs import STEPS
 
 pytest_plugins = ("tests.helpers.fixtures",)
 
 
 def written(folder, steps, first=0):
-    records = MetricWriter(folder, first)
+    records = MetricWriter(RunFiles(folder), first)
     for step in steps:
         records.scalars(step, {"loss": 1.0 / step})
     records.close()
