@@ -166,10 +166,21 @@ def _silence_libraries() -> None:
     if _has_no_orbax_traceback not in absl_logger.filters:
         absl_logger.addFilter(_has_no_orbax_traceback)
     warnings.filterwarnings("ignore", module="orbax|jax|flax|grain|PIL")
+    sys.unraisablehook = _print_unraisable
     logger = logging.getLogger("imagen_jax")
     logger.setLevel(logging.INFO)
     logger.handlers = [_ProgressBarHandler()]
     logger.propagate = False  # jax.distributed gives the root logger a handler of its own
+
+
+def _print_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    """Prints an exception that nothing can catch, but for those of tensorstore's threads after a save has failed.
+
+    Orbax raises the first error and closes its event loop; each of the other writes then reports that it is closed.
+    """
+    trace = unraisable.exc_traceback
+    if not (unraisable.exc_type is RuntimeError and trace and trace.tb_frame.f_code.co_name == "call_soon_threadsafe"):
+        sys.__unraisablehook__(unraisable)
 
 
 def _has_no_orbax_traceback(record: logging.LogRecord) -> bool:
