@@ -79,7 +79,7 @@ def run(command: ModuleType, arguments: Sequence[str]) -> None:
 
 def run_function(function: Callable[[], int | None]) -> None:
     """Calls a function as commands are run, and ends the process with its exit code."""
-    from imagen_jax.parallel import multihost, runtime
+    from imagen_jax.parallel import devices, multihost, runtime
 
     code = 1
     logger = logging.getLogger("imagen_jax")
@@ -103,6 +103,9 @@ def run_function(function: Callable[[], int | None]) -> None:
     except Exception as error:
         if is_out_of_space(error):
             print_error(f"{error}: free some space, and run the same command again")
+        elif problem := devices.backend_error(error):
+            print_error(problem)
+            code = 2
         else:
             traceback.print_exc()
     finally:  # a caller in the same process, such as a test, has its own logging back

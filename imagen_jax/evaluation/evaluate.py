@@ -20,7 +20,7 @@ from imagen_jax.images.grid import image_grid, save_png
 from imagen_jax.io.atomic import write_json
 from imagen_jax.io.paths import as_path
 from imagen_jax.io.uploads import flush_or_warn
-from imagen_jax.parallel import multihost
+from imagen_jax.parallel import devices, multihost
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.pipelines.request import SampleRequest
 from imagen_jax.pipelines.texts import Texts
@@ -86,6 +86,7 @@ def evaluate(
         if multihost.is_main_process():
             folder = EvaluationFolder(out, evaluation_manifest(pipeline.stages, config, captions), overwrite)
             state = folder.load(judge) or state
+    devices.log_devices("evaluating")
     _score(pipeline, SampleRequest(Texts(captions), config.seed, config.batch_size), state, folder)
     if multihost.is_main_process():
         warn_unreadable(source)

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from imagen_jax.evaluation.state import EvaluationState
 from imagen_jax.images.grid import is_valid_png, read_png, save_png
 from imagen_jax.io.atomic import read_json, write_json
 from imagen_jax.io.changes import changes, flatten
-from imagen_jax.io.json_lines import append_json_line, read_json_lines, write_json_lines
+from imagen_jax.io.json_lines import append_json_line, replace_lines, scan_json_lines, write_json_lines
 from imagen_jax.io.paths import remove_tree
 from imagen_jax.pipelines.loading import TrainedStage
 from imagen_jax.pipelines.output_dir import MAX_DIFFERENCES, stages_manifest
@@ -33,8 +35,11 @@ from imagen_jax.pipelines.output_dir import MAX_DIFFERENCES, stages_manifest
 MANIFEST = "evaluation.json"
 RECORDS = "evaluation.jsonl"
 IMAGES = "grid_images"
+_CHECKSUM = "crc32"  # key of a record: a flipped bit in a count would change the scores
 # not samples.png, which may be that of `imagen sample` in the same folder
 RESULTS = ("scores.json", "diagnostics.json", "diagnostics.png", "correct.png", "incorrect.png")
+
+logger = logging.getLogger(__name__)
 
 
 def evaluation_manifest(
@@ -97,18 +102,22 @@ class EvaluationFolder:
 
     def load(self, judge: Judge | None) -> EvaluationState | None:
         """Returns the last complete state, None if there is none; later writes continue from there."""
-        lines = read_json_lines(self._records)
-        while lines:
-            try:
-                state = EvaluationState.from_json(lines[-1], judge)
-                if all(is_valid_png(self._image(index)) for index in (*state.correct, *state.incorrect)):
-                    break
-            except (KeyError, TypeError, ValueError, AttributeError):
-                pass
-            lines.pop()
+        records = scan_json_lines(self._records)
+        state, count, is_current = None, len(records.values), False
+        while count and not is_current:
+            state = _read_state(records.values[count - 1], judge)
+            is_current = state is not None and all(
+                is_valid_png(self._image(index)) for index in (*state.correct, *state.incorrect)
+            )
+            count -= not is_current
         self._records.parent.mkdir(parents=True, exist_ok=True)
-        write_json_lines(self._records, lines)  # without a torn last line
-        return state if lines else None
+        if records.damaged or count < len(records.values):
+            dropped = len(records.damaged) + len(records.values) - count
+            logger.warning(
+                f"{self._records}: {dropped} damaged state(s) are left out; it continues from the last sound one"
+            )
+        replace_lines(self._records, records.lines[:count])  # without a torn last line
+        return state if is_current else None
 
     def save(self, state: EvaluationState, first: int, images: np.ndarray) -> None:
         """Writes the state after a batch, and before it those of its images that a grid shows.
@@ -121,7 +130,8 @@ class EvaluationFolder:
         for index in (*state.correct, *state.incorrect):
             if index >= first:
                 save_png(images[index - first], self._image(index))
-        append_json_line(self._records, state.to_json())
+        value = state.to_json()
+        append_json_line(self._records, {**value, _CHECKSUM: _checksum(value)})
 
     def images(self, indices: Sequence[int]) -> np.ndarray:
         """Returns images that were saved, [N, H, W, C]."""
@@ -129,3 +139,21 @@ class EvaluationFolder:
 
     def _image(self, index: int) -> Path:
         return self._out / IMAGES / f"{index}.png"
+
+
+def _read_state(record: dict[str, Any], judge: Judge | None) -> EvaluationState | None:
+    """Returns the state of a record; None if it is damaged."""
+    value = {key: part for key, part in record.items() if key != _CHECKSUM}
+    try:
+        state = EvaluationState.from_json(value, judge)
+        # records of earlier versions have no checksum
+        is_sound = (
+            record.get(_CHECKSUM, _checksum(value)) == _checksum(value) and value.keys() == state.to_json().keys()
+        )
+    except Exception:  # whatever a value of another shape leads to
+        return None
+    return state if is_sound else None
+
+
+def _checksum(value: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(value).encode())

@@ -122,8 +122,17 @@ def plot_run_diagnostics(metrics: Sequence[Mapping[str, float]], title: str, pat
 
 def _plot_loss_by_noise(axes: Axes, values: Mapping[str, float], label: str, **style: Any) -> None:
     """Plots validation losses over the noise level."""
-    losses = _by_suffix(values, _LOSS_PREFIX)
+    losses = {level: loss for level, loss in _by_suffix(values, _LOSS_PREFIX).items() if _is_float(level)}
     axes.plot([float(level) for level in losses], list(losses.values()), ".-", label=label, **style)
+
+
+def _is_float(text: str) -> bool:
+    """Returns whether a noise level is one: metrics are read from a file, where a bit may have flipped."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def plot_cascade_diagnostics(stages: Mapping[str, Mapping[str, float]], path: Path) -> None:

@@ -1,7 +1,8 @@
 """Files that grow while a run writes them: appended to on a disk, uploaded in parts to a bucket, which has no append.
 
-What is to be uploaded is kept in memory until `flush` is called or SECONDS have passed; that much is lost if the process
-is killed. Checkpoints flush before they are committed, so that a run resumes with all that was written until then.
+What is to be uploaded is kept in memory until `flush` is called or SECONDS have passed; that much is lost if the
+process is killed. Checkpoints flush before they are committed, so that a run resumes with all that was written until
+then.
 
 A file of a bucket is an object FILE and further parts FILE.0001, FILE.0002, …, each rewritten until it has PART_BYTES.
 """

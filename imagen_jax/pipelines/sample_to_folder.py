@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from imagen_jax.images.grid import image_grid, read_png, save_png
-from imagen_jax.parallel import multihost
+from imagen_jax.parallel import devices, multihost
 from imagen_jax.pipelines import output_dir
 from imagen_jax.pipelines.image_record import Recorder
 from imagen_jax.pipelines.imagen import ImagenPipeline
@@ -60,6 +60,7 @@ def sample_to_folder(
     Raises:
         ConfigError: the folder holds images of another request.
     """
+    devices.log_devices("sampling")
     positions = np.array(request.positions)
     pending = np.zeros(len(request.texts.prompts), bool)
     if multihost.is_main_process():

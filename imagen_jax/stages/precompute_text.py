@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.datasets.captions import check_captions, training_captions, warn_unreadable
-from imagen_jax.parallel import multihost
+from imagen_jax.parallel import devices, multihost
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.stages.text import check_fingerprint, make_encoder
 from imagen_jax.text.embedding_cache import CachePlan, Manifest
@@ -63,6 +63,7 @@ def embed(
     own = range(jax.process_index(), plan.shards, jax.process_count())
     to_write = [shard for shard in own if not is_shard_complete(out, plan, shard)]
     mesh = make_mesh(EMBEDDING_MESH, jax.local_devices())
+    devices.log_devices("embedding")
     embedder = Embedder(encoder, mesh, batch_size, dtype)
     total = sum(len(plan.rows(shard)) for shard in to_write)
     start = time.perf_counter()

@@ -10,10 +10,13 @@ import bisect
 import contextlib
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import jax
 
 from imagen_jax.io.json_lines import is_count, is_seconds
 from imagen_jax.training.run_files import RunFiles
@@ -22,6 +25,7 @@ GOODPUT_FILE = "goodput.jsonl"
 PHASES = ("start", "compile", "data", "step", "checkpoint", "evaluation")
 # the most time that a kill can hide
 SECONDS_BETWEEN_RECORDS = 30.0
+_COMPILE_EVENTS = "/jax/core/compile/"  # of jax.monitoring: tracing, lowering, XLA
 
 
 class Phase(NamedTuple):
@@ -60,6 +64,37 @@ class Clock:
         finally:
             self._done.add(name)
             self._enter(outer.name, outer.step)
+
+    @contextlib.contextmanager
+    def compilation(self) -> Iterator[None]:
+        """Counts what JAX compiles in this thread, in a block, to the phase `compile`, whatever phase it happens in.
+
+        So batches of another size, previews and saves do not spoil the time of steps, nor does the watchdog end them.
+        """
+        thread, depth, outer = threading.get_ident(), 0, self.phase
+
+        def begin(event: str, value: float, **_: Any) -> None:
+            nonlocal depth, outer
+            if threading.get_ident() == thread and event.startswith(_COMPILE_EVENTS):
+                depth += 1
+                if depth == 1:
+                    outer = self._enter("compile", self.phase.step)
+
+        def end(event: str, duration_secs: float, **_: Any) -> None:
+            nonlocal depth
+            # a JAX that does not report the beginning has its compilation counted with the step
+            if threading.get_ident() == thread and event.startswith(_COMPILE_EVENTS) and depth:
+                depth -= 1
+                if depth == 0:
+                    self._enter(outer.name, outer.step)
+
+        jax.monitoring.register_scalar_listener(begin)
+        jax.monitoring.register_event_duration_secs_listener(end)
+        try:
+            yield
+        finally:
+            jax.monitoring.unregister_scalar_listener(begin)
+            jax.monitoring.unregister_event_duration_listener(end)
 
     def _enter(self, name: str, step: int) -> Phase:
         now, before = time.monotonic(), self.phase

@@ -22,7 +22,7 @@ from imagen_jax.errors import ConfigError
 from imagen_jax.images.grid import save_png
 from imagen_jax.io import uploads
 from imagen_jax.io.paths import as_path
-from imagen_jax.parallel import batching, multihost, runtime
+from imagen_jax.parallel import batching, devices, multihost, runtime
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.stages.checkpoints import Checkpoints, has_checkpoint
 from imagen_jax.stages.frozen import load_frozen, save_frozen
@@ -107,8 +107,9 @@ def train(
     check_writable(workdir)
     config = keep_own_values(workdir, config)
     runtime.raise_open_file_limit(OPEN_FILES, "training")
-    with explain_oom(config):
-        return _run(config, workdir, task, stop or StopRequest(), clock or Clock())
+    clock = clock or Clock()
+    with explain_oom(config), clock.compilation():
+        return _run(config, workdir, task, stop or StopRequest(), clock)
 
 
 def _run(config: StageConfig, workdir: Path, make_task: TaskFn, stop: StopRequest, clock: Clock) -> TrainingResult:
@@ -241,10 +242,10 @@ def _open_writer(
     writer = MetricWriter(files, first) if multihost.is_main_process() else NullWriter()
     trained, rest = (sum(leaf.size for leaf in jax.tree.leaves(part)) for part in (state.params, frozen.params))
     parameters = f"{trained + rest:,} parameters" + (f" ({trained:,} trained, {rest:,} frozen)" if rest else "")
-    writer.log(
-        f"{'resumed' if first else 'started'} at step {first}: {parameters}, {mesh.size} device(s) of "
-        f"{jax.process_count()} process(es)"
-    )
+    device_text = devices.describe_devices(mesh.devices.flat)
+    writer.log(f"{'resumed' if first else 'started'} at step {first}: {parameters}, {device_text}")
+    if warning := devices.unused_accelerator():
+        files.warn(warning)
     return writer
 
 

@@ -58,7 +58,10 @@ class MetricWriter:
         """Plots all metrics so far."""
         self._files.flush()
         workdir = self._files.workdir
-        for file, plot, name in ((LOSS_FILE, plot_loss, "loss"), (DIAGNOSTICS_FILE, plot_run_diagnostics, "saturation")):
+        for file, plot, name in (
+            (LOSS_FILE, plot_loss, "loss"),
+            (DIAGNOSTICS_FILE, plot_run_diagnostics, "saturation"),
+        ):
             with self._files.attempt(file, Exception):  # a run does not fail for its plots, whatever is wrong
                 metrics = read_metrics(workdir)
                 if any(name in line for line in metrics):

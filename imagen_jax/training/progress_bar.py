@@ -15,7 +15,7 @@ from tqdm import tqdm
 from imagen_jax.data.corrupt import CorruptRecords
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.screen import Screen
-from imagen_jax.parallel import multihost
+from imagen_jax.parallel import devices, multihost
 from imagen_jax.training.metric_writer import MetricWriter, NullWriter
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class ProgressBar:
         self._bins = NoiseBinMeter()
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         if run.first_step < run.last_step and multihost.is_main_process():
-            logger.info("%s: compiling the training step", run.name)
+            logger.info("%s: compiling the training step for %s", run.name, devices.describe_devices())
 
     def next_batch(self, batches: Iterator[Any]) -> Any:
         """Returns the next batch, and measures the wait for it, recorded as `data_wait`."""

@@ -79,8 +79,8 @@ class RunFiles:
         Args:
             name: of the file in the run's folder.
             is_valid: whether an object has the shape of those that were written.
-            select: returns for each object whether it stays in the file. One that does not, and has one that stays after
-                it, counts as damaged.
+            select: returns for each object whether it stays in the file. One that does not, and that is followed by one
+                that does, counts as damaged.
         """
         file = self.workdir / name
         with self._lock, self.attempt(name):

@@ -26,7 +26,7 @@ SCREEN = 2  # its file descriptor
 class Watchdog:
     """Ends the process when a run has been in one phase of one step for too long; a context manager.
 
-    Compilation is not watched, hence neither are the first step nor the first previews.
+    Compilation is not watched, at any step; nor are the first step and the first preview.
 
     Args:
         clock: has the current phase.

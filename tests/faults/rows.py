@@ -254,7 +254,9 @@ def disk_full_for(steps):
         sentence = r"cannot be written: No space left on device \(\d+ bytes are free in "
         passed = worst == 0 and list(steps_done) == list(range(1, STEPS + 1))
         for text in (output, log):
-            passed = passed and len(re.findall(sentence, text)) == 1 and text.count("written again; no record is lost") == 1
+            passed = (
+                passed and len(re.findall(sentence, text)) == 1 and text.count("written again; no record is lost") == 1
+            )
         passed = passed and {"loss.png", "diagnostics.png", "previews"} <= names and "Traceback" not in output
         return Result(f"a disk that is full in steps {first} to {last}", 1, int(passed), f"difference {worst:g}")
 

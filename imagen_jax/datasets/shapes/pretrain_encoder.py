@@ -29,6 +29,7 @@ from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import write_json
 from imagen_jax.io.local_copy import local_folder
 from imagen_jax.models.t5 import T5Encoder
+from imagen_jax.parallel import devices
 from imagen_jax.text.encoder import TextEncoder, build_encoder, folder_encoder, in_memory_reader
 from imagen_jax.text.t5_weights import save_folder
 from imagen_jax.text.tokenizer import byte_tokenizer
@@ -71,6 +72,7 @@ def pretrain(config: PretrainTextConfig, out: Path) -> dict[str, dict[str, float
         Test accuracies of linear probes by attribute, for the "untrained" and the "pretrained" encoder.
     """
     train_step, params, opt_state = _make_train_step(config)
+    devices.log_devices("pretraining")
     untrained = jax.tree.map(np.asarray, params)
 
     batches = _labeled_batches(config)
