@@ -114,7 +114,7 @@ def _backend_failure(error: Exception) -> _Failure | None:
 
 def _backend_errors() -> dict[str, str]:
     """Returns why JAX went on without a platform that it tried, by platform; {} if this JAX does not tell."""
-    return getattr(jax._src.xla_bridge, "_backend_errors", {})  # type: ignore[attr-defined]
+    return getattr(jax._src.xla_bridge, "_backend_errors", {})
 
 
 def _has_device(extra: str, root: Path) -> bool:

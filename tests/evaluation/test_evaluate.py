@@ -1,13 +1,16 @@
 """An evaluation that is killed continues, with the results of an unbroken one."""
 
 import json
+import random
+import shutil
 
 import pytest
 
 from imagen_jax import ImagenPipeline, evaluate, load_config
 from imagen_jax.config.schema import EvaluationConfig
 from imagen_jax.errors import ConfigError
-from imagen_jax.evaluation.progress import IMAGES, RECORDS, EvaluationFolder
+from imagen_jax.evaluation.evaluate import check_judge
+from imagen_jax.evaluation.progress import IMAGES, MANIFEST, RECORDS, EvaluationFolder
 from tests.helpers.configs import ROOT
 
 pytest_plugins = ("tests.helpers.fixtures",)
@@ -91,6 +94,22 @@ def test_lost_grid_image_is_sampled_again(pipeline, unbroken, saved):
     evaluate(pipeline, config_of(), unbroken[0])
     assert saved == [4, 6]
     assert results(unbroken[0]) == before
+
+
+def test_flipped_bits_cost_states_at_most(unbroken, tmp_path):
+    """A state is one that was written, or none: a changed count would be a changed score."""
+    out = tmp_path / "out"
+    shutil.copytree(unbroken[0], out)
+    manifest, judge = json.loads((out / MANIFEST).read_text()), check_judge(config_of())
+    data, rng = (out / RECORDS).read_bytes(), random.Random(0)
+    states = [{key: value for key, value in json.loads(line).items() if key != "crc32"} for line in data.splitlines()]
+    for _ in range(100):
+        broken = bytearray(data)
+        position = rng.randrange(8 * len(data))
+        broken[position // 8] ^= 1 << position % 8
+        (out / RECORDS).write_bytes(broken)
+        state = EvaluationFolder(out, manifest, False).load(judge)
+        assert state is not None and state.to_json() in states[-2:]
 
 
 def test_batch_size_does_not_change_results(pipeline, unbroken, tmp_path):

@@ -76,7 +76,7 @@ def other_processes(bench, trials):
             and max_loss_difference(workdir, bench.undisturbed) < SUM_ORDER_TOLERANCE
         )
     log = (workdir / "log.txt").read_text()
-    passed = passed if f"resumed at step {2 * SAVE_EVERY}" in log and log.count("of 2 process(es)") == 2 else 0
+    passed = passed if f"resumed at step {2 * SAVE_EVERY}" in log and log.count("in 2 process(es)") == 2 else 0
     return Result(
         "2 → 1 → 2 processes", 3, passed, f"losses {max_loss_difference(workdir, bench.undisturbed):.1g} apart"
     )
@@ -87,7 +87,7 @@ def other_devices(bench, trials):
     workdir, passed = bench.new_workdir("devices"), 0
     for part, count in enumerate((8, 4, 1, 8), 1):
         trained(workdir, variables=devices(count), steps=part * SAVE_EVERY)
-        reported = f" {count} device(s) of 1 process(es)" in (workdir / "log.txt").read_text()
+        reported = f" {count} × cpu in 1 process(es)" in (workdir / "log.txt").read_text()
         passed += (
             reported
             and steps_in(workdir)[-1] == part * SAVE_EVERY

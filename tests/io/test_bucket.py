@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -75,6 +76,14 @@ def test_writes_survive_faults(bucket, fault):
     paths.remove_tree(folder)
     assert not folder.exists()
     assert (bucket.faults.failed > 0) == (fault == "503")
+
+
+def test_threads_share_a_client(bucket):
+    buckets.close_client()
+    barrier = threading.Barrier(8)
+    with ThreadPoolExecutor(8) as threads:
+        clients = set(threads.map(lambda _: (barrier.wait(), id(buckets._client()))[1], range(8)))
+    assert len(clients) == 1
 
 
 def test_bucket_errors_are_sentences(bucket, monkeypatch):

@@ -118,7 +118,7 @@ def test_main_process_alone_writes_and_prints(trained_pair):
     ended, folder = trained_pair
     log = (folder / "log.txt").read_text()
     assert log.count("started at step 0") == 1
-    assert "8 device(s) of 2 process(es)" in log
+    assert "8 × cpu in 2 process(es)" in log
     assert log.count("done at step 4") == 1
     assert len(list((folder / "tensorboard").iterdir())) == 1
     assert ended.stdout.count("trained to step 4") == 1

@@ -3,6 +3,8 @@
 import json
 import time
 
+import jax
+import numpy as np
 import pytest
 
 from imagen_jax.training.goodput import GOODPUT_FILE, PHASES, Clock, Goodput, _goodput, process_age, time_by_phase
@@ -65,3 +67,40 @@ def test_a_run_that_goes_on_adds_to_what_there_was_and_drops_a_torn_line(tmp_pat
     assert metrics["time/step"] == 9.0
     assert 0 < metrics["goodput"] == 9.0 / sum(value for name, value in metrics.items() if name.startswith("time/"))
     assert "in 2 start(s)" in goodput.summary()
+
+
+def test_compilation_counts_as_such_in_any_phase():
+    """The first batch of each size compiles, in a step that is not the first."""
+    clock, double = Clock(), jax.jit(lambda x: 2 * x)
+    phases = []
+
+    @jax.jit
+    def traced(x):
+        phases.append(clock.phase)
+        return x + 1
+
+    arrays = [np.ones(size) for size in (2, 3)]
+    with clock.compilation():
+        for step, array in enumerate([arrays[0], arrays[0], arrays[1]], start=1):
+            before = clock.seconds()["compile"]
+            with clock.spend("step", step):
+                double(array)
+                traced(array)
+                assert clock.phase.name == "step"
+            assert (clock.seconds()["compile"] > before) == (step != 2)
+    assert [(phase.name, phase.step, phase.watched) for phase in phases] == [
+        ("compile", 1, False),
+        ("compile", 3, False),
+    ]
+    compiled = clock.seconds()["compile"]
+    jax.jit(lambda x: 3 * x)(arrays[0])
+    assert clock.seconds()["compile"] == compiled
+
+
+def test_damaged_start_number(tmp_path):
+    """It would count as a start of its own."""
+    lines = [line(1, 4, step=1.0), line(1, 8, step=2.0), line(2, 8), line(2, 12, step=1.0)]
+    broken = [*lines[:1], {**lines[1], "start_number": 9}, *lines[2:]]
+    (tmp_path / GOODPUT_FILE).write_text("".join(json.dumps(each) + "\n" for each in broken))
+    assert "in 3 start(s)" in Goodput(RunFiles(tmp_path), 12, Clock()).summary()
+    assert json.loads((tmp_path / f"{GOODPUT_FILE}.damaged").read_text())["start_number"] == 9
