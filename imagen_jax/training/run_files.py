@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from imagen_jax.io.appended import AppendedFile
-from imagen_jax.io.json_lines import DAMAGED_SUFFIX, IsValid, damage_message, join_lines, scan_json_lines
+from imagen_jax.io.json_lines import DAMAGED_SUFFIX, IsValid, JsonLines, damage_message, join_lines, scan_json_lines
 from imagen_jax.parallel import multihost
 
 LOG_FILE = "log.txt"
@@ -83,21 +83,25 @@ class RunFiles:
                 that does, counts as damaged.
         """
         file = self.workdir / name
-        with self._lock, self.attempt(name):
-            scan = scan_json_lines(file, is_valid)
-            kept = select(scan.values)
-            end = max((index + 1 for index, stays in enumerate(kept) if stays), default=0)
-            misplaced = [line for line, stays in zip(scan.lines[:end], kept[:end], strict=True) if not stays]
+        with self._lock:
+            try:
+                scan = scan_json_lines(file, is_valid)
+            except OSError as error:  # it stays as it is
+                self._failed(name, error, "read")
+                return []
+            chosen = select(scan.values)
+            end = max((index + 1 for index, stays in enumerate(chosen) if stays), default=0)
+            misplaced = [line for line, stays in zip(scan.lines[:end], chosen[:end], strict=True) if not stays]
             numbers = {line: number for number, line in enumerate(scan.content.split(b"\n"), start=1)}
             damaged = scan.damaged | {numbers.get(line, 0): line for line in misplaced}
-            if multihost.is_main_process() and (not damaged or self._move_damaged(file, damaged)):
-                content = join_lines([line for line, stays in zip(scan.lines, kept, strict=True) if stays])
-                if content != scan.content:
-                    self._files[name] = AppendedFile(file)
-                    self._files[name].replace(content)
-                    self._flush({name})
-            return [value for value, stays in zip(scan.values, kept, strict=True) if stays]
-        return []  # it cannot be read, and is not replaced
+            content = join_lines([line for line, stays in zip(scan.lines, chosen, strict=True) if stays])
+            if content != scan.content and multihost.is_main_process():
+                if damaged and not self._move_damaged(file, damaged):
+                    content = _cut_after(scan, end)
+                self._files[name] = AppendedFile(file)
+                self._files[name].replace(content)
+                self._flush({name})
+            return [value for value, stays in zip(scan.values, chosen, strict=True) if stays]
 
     def _move_damaged(self, file: Path, damaged: dict[int, bytes]) -> bool:
         """Copies damaged lines to a file beside theirs, and reports them; returns False if that cannot be written."""
@@ -156,7 +160,7 @@ class RunFiles:
                 lost, file.lost = file.lost, 0
                 self._worked(name, lost)
 
-    def _failed(self, what: str, error: Exception) -> None:
+    def _failed(self, what: str, error: Exception, done: str = "written") -> None:
         """Reports a failure, unless the same reason is known for something else."""
         strerror = error.strerror if isinstance(error, OSError) else None
         reason = strerror or next(iter(str(error).strip().splitlines()), "") or type(error).__name__
@@ -164,7 +168,7 @@ class RunFiles:
         self._failing[what] = reason
         if is_new:
             self.warn(
-                f"{self.workdir / what} cannot be written: {reason}{self._free_space()}; the run continues, and it is "
+                f"{self.workdir / what} cannot be {done}: {reason}{self._free_space()}; the run continues, and it is "
                 "tried again"
             )
 
@@ -188,3 +192,11 @@ class RunFiles:
             with contextlib.suppress(OSError, TypeError):  # no such folder; one in a bucket
                 return f" ({shutil.disk_usage(folder).free:,} bytes are free in {folder})"
         return ""
+
+
+def _cut_after(scan: JsonLines, count: int) -> bytes:
+    """Returns a file's content until its first `count` objects, with the damaged lines between them."""
+    if not count:
+        return scan.content
+    last = scan.lines[count - 1]
+    return scan.content[: scan.content.rfind(last) + len(last)] + b"\n"

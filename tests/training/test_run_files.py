@@ -171,6 +171,21 @@ def test_damaged_step_in_the_middle_is_moved(tmp_path):
     assert (tmp_path / f"{METRICS_FILE}.damaged").read_text().splitlines() == [lines[1]]
 
 
+def test_resume_on_a_full_disk(tmp_path, full, caplog):
+    """Lines that come after the step are cut off, which needs no space; damaged ones stay until there is some."""
+    lines = [json.dumps({"step": step, "loss": 1.0}) for step in range(1, 6)]
+    (tmp_path / METRICS_FILE).write_text("\n".join(lines) + "\n")
+    writer = MetricWriter(RunFiles(tmp_path), 3)
+    assert (tmp_path / METRICS_FILE).read_text().splitlines() == lines[:3]
+    (tmp_path / METRICS_FILE).write_text("\n".join(["damaged", *lines]) + "\n")
+    writer = MetricWriter(RunFiles(tmp_path), 3)
+    assert (tmp_path / METRICS_FILE).read_text().splitlines() == ["damaged", *lines[:3]]
+    assert len(caplog.messages) == 1 and "written again" not in caplog.text
+    full["full"] = False
+    writer.scalars(6, {"loss": 1.0})
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 6]
+
+
 def test_line_cut_by_a_kill_is_not_damage(tmp_path, caplog):
     (tmp_path / METRICS_FILE).write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
     MetricWriter(RunFiles(tmp_path), 5)
