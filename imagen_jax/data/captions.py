@@ -44,6 +44,8 @@ def decode_text(data: bytes, is_complete: bool = True) -> str:
         EncodingError: the text is in another encoding.
     """
     encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and _lacks_mark(data):
+        raise EncodingError(f"looks like UTF-16 without a byte order mark, about every second byte is 0: {_FIX}")
     try:
         text = codecs.getincrementaldecoder(encoding)("strict").decode(data, is_complete)
     except UnicodeDecodeError as error:
@@ -52,8 +54,6 @@ def decode_text(data: bytes, is_complete: bool = True) -> str:
         raise EncodingError(
             f"is not {name} text, byte 0x{byte} at position {error.start:,}, line {line:,}: {_FIX}"
         ) from error
-    if encoding == "utf-8" and _lacks_mark(data):
-        raise EncodingError(f"looks like UTF-16 without a byte order mark, about every second byte is 0: {_FIX}")
     if encoding == "utf-8" and _ISO_2022.search(data):
         raise EncodingError(f"is text in ISO-2022, not UTF-8: {_FIX}")
     return text

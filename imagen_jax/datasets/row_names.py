@@ -8,15 +8,12 @@ were in. They are read where a single image fits; which images these are is a fi
 from __future__ import annotations
 
 import collections
-import difflib
 import posixpath
 import urllib.parse
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from imagen_jax.datasets.caption_files import caseless, normalized
-
-_MAX_COMPARED = 1000  # names that are compared letter by letter for a hint
 
 
 class RowMatches(NamedTuple):
@@ -75,11 +72,9 @@ class ImageNames:
             return ""
         stem = caseless(posixpath.basename(posixpath.splitext(_slashes(name))[0]))
         same_stem = [path for path in self._images if caseless(posixpath.basename(posixpath.splitext(path)[0])) == stem]
-        some = sorted(self._images)[:_MAX_COMPARED]
-        near = same_stem or difflib.get_close_matches(name, some, n=1)
-        if near:
-            return f"; {name!r} would fit as {min(near)!r}"
-        return f"; the images have names such as {some[0]!r}"
+        if same_stem:
+            return f"; {name!r} would fit as {min(same_stem)!r}"
+        return f"; the images have names such as {min(self._images)!r}"
 
     def _match_moved(self, names: list[str], folder: str) -> dict[str, str]:
         """Returns the images of rows none of which fits: below a folder that is not there, or relative to the top.

@@ -128,17 +128,14 @@ def test_links_to_files_are_followed(tmp_path):
     assert set(captions(folder_source(tmp_path))) == {"link.png", "real/a.png"}
 
 
-@pytest.mark.parametrize("kind", ["named in metadata", "a dead link"])
-def test_missing_files_are_corrupt(tmp_path, kind):
+def test_dead_links_are_corrupt_and_named(tmp_path):
     put(tmp_path, "a.png")
-    if kind == "a dead link":
-        (tmp_path / "b.png").symlink_to(tmp_path / "nothing.png")
-    else:
-        (tmp_path / "metadata.jsonl").write_text('{"file_name": "b.png", "text": "x"}\n')
+    (tmp_path / "b.png").symlink_to(tmp_path / "nothing.png")
     source = folder_source(tmp_path)
     assert len(source) == 2
     with pytest.raises(CorruptRecordError, match="^b.png: No such file"):
         source[1]
+    assert ("b.png",) in [finding.names for finding in source.left_out.findings]
 
 
 def test_huge_files_are_corrupt(tmp_path):
@@ -148,13 +145,12 @@ def test_huge_files_are_corrupt(tmp_path):
         folder_source(tmp_path)[0]
 
 
-def test_invalid_utf8_captions(tmp_path):
+def test_odd_captions(tmp_path):
     put(tmp_path, "a.png")
-    (tmp_path / "a.txt").write_bytes(b"\xff\xfe broken \xc3\nnull \0 byte\n" + b"x" * 10**6)
-    broken, null, long = folder_source(tmp_path).captions(0)
-    assert broken == "\ufffd\ufffd broken \ufffd"
-    assert null == "null \0 byte"
-    assert len(long) < 2**16
+    (tmp_path / "a.txt").write_bytes("null \0 byte\n\ufeff\u202e\x07\n".encode() + "é".encode() * 10**6)
+    null, odd, long = folder_source(tmp_path).captions(0)
+    assert (null, odd) == ("null \0 byte", "\ufeff\u202e\x07")
+    assert set(long) == {"é"} and len(long) < 2**15  # cut within a character
 
 
 def test_file_names_are_escaped_in_errors(tmp_path):
@@ -180,11 +176,19 @@ def test_file_names_are_escaped_in_errors(tmp_path):
             "'../../etc/passwd' is outside",
         ),
         ("metadata.jsonl", '{"file_name": "a/../../b.png", "text": "x"}', "is outside of the folder"),
-        ("metadata.jsonl", '{"file_name": "/etc/passwd", "text": "x"}', "'/etc/passwd' is outside of the folder"),
+        (
+            "metadata.jsonl",
+            '{"file_name": "/etc/passwd", "text": "x"}',
+            "'/etc/passwd', which is outside of the folder",
+        ),
         ("metadata.jsonl", '{"file_name": "a.png", "text": 7}', "its caption 7 is not a string"),
         ("metadata.jsonl", '{"file_name": "a.png", "prompt": "x"}', "has no column 'text', but file_name, prompt: set"),
-        ("metadata.jsonl", b"\xff\xfe", "cannot be read, at row 1: 'utf-8' codec"),
-        ("metadata.csv", "file_name,text\na.png,x,y\n", "at row 1: it has more cells than there are columns"),
+        ("metadata.jsonl", b"\xff", "metadata.jsonl is not UTF-8 text, byte 0xff at position 0, line 1"),
+        ("metadata.csv", b"file_name,text\na.png,caf\xe9\n", "metadata.csv is not UTF-8 text, byte 0xe9 .* line 2"),
+        ("metadata.csv", "file_name,text\na.png,x,y\n", "at row 1: it has more cells than .*in quotes"),
+        ("metadata.csv", "image,text\na.png,x\n", "at row 1: it has no column file_name, but 'image', 'text'"),
+        ("metadata.csv", "file_name,text\nb.png,x\n", "names 1 image.*'b.png'.*such as 'a.png'"),
+        ("metadata.csv", "file_name,text\na.jpeg,x\n", "'a.jpeg' would fit as 'a.png'"),
         ("metadata.csv", 'file_name,text\na.png,"x', "cannot be read, at row 1: "),
         ("metadata.csv", "file_name,text\na.png," + "x" * 200_000, "field larger than field limit"),
         ("metadata.parquet", b"PAR1 rubbish", "metadata.parquet cannot be read, at row 1: "),
@@ -210,7 +214,7 @@ def test_folder_without_images_raises(tmp_path):
         ({"path": "nonsense://bucket"}, "config.data.path: 'nonsense://bucket'"),
         ({"split": "test"}, "split 'test'.* train, validation, all"),
         ({"validation_fraction": 2.0}, "validation_fraction 2.0"),
-        ({"validation_fraction": 0.0, "split": "validation"}, "the validation split of .* has none of its 1 images"),
+        ({"validation_fraction": 1.0, "split": "train"}, "the train split of .* has none of its 1 images"),
         ({"max_corrupt": -1.0}, "max_corrupt -1.0"),
     ],
 )

@@ -38,7 +38,7 @@ def corrupt_files():
 
 
 ODD = {  # names of images that are whole, and what is in the file of their captions
-    b"bad\xff": b"bytes \xff\xfe\x00 that are no text",
+    b"bad\xff": b"a null \x00 in a name that is no text",
     b"two\nlines": b"\n\r\n\x0b\n",
     "\u202eright to left".encode(): "\ufeff\u202e\u200d\U0001f469\u200d\U0001f4bb\u0000".encode(),
     b"<script>": b"<script>alert(1)</script>",
@@ -75,7 +75,12 @@ def folder(tmp_path):
     (folder / "to pipe.png").symlink_to("pipe.png")
     (folder / "folder.png").mkdir()
     (folder / "whole.txt").mkdir()
-    return folder, len(ODD) + 1, len(broken) + len(METADATA) - 1 + 2
+    # in other encodings, cut and named
+    texts = {"cp1252": b"caf\xe9", "binary": b"bytes \xff\xfe\x00 that are no text", "surrogate": b"\xed\xa0\x80 alone"}
+    for name, data in texts.items():
+        (folder / f"{name}.png").write_bytes(INTACT["PNG"])
+        (folder / f"{name}.txt").write_bytes(data)
+    return folder, len(ODD) + 1, len(broken) + len(texts) + 2
 
 
 def config_for(path, **changes):
@@ -105,6 +110,13 @@ def test_hostile_folder_is_skipped_and_counted(folder, tmp_path):
     (tmp_path / "report").mkdir()
     report = inspect(config_for(path), tmp_path / "report", split="all", records=0)
     assert (report["records"], report["unreadable"]) == (intact + broken, broken)
+    left_out = {(finding["what"], finding["count"]) for finding in report["left_out"]}
+    # the devices and pipes, the dead links, the rows without an image
+    assert {
+        ("link(s) or folder(s) not read", 3),
+        ("link(s) or folder(s) not read", 2),
+        ("row(s) not used", 3),
+    } <= left_out
     reasons = {file["name"]: file["reason"] for file in report["unreadable_files"]}
     assert "2147483647×2147483647 pixels are more than data.transform.max_pixels" in reasons["huge.png"]
     examples, batches = batches_of(config_for(path))
@@ -124,7 +136,7 @@ REFUSED = {
     "half a character": ("metadata.jsonl", b'{"file_name": "\\ud800.png", "text": "x"}', "is not a path"),
     "depth": ("metadata.jsonl", b'{"file_name": "a.png", "text": ' + b"[" * 10**5 + b"]" * 10**5 + b"}", "recursion"),
     "half a row": ("metadata.jsonl", b'{"file_name": "a.png", "text": "x"}\n{"file_na', "at row 2"),
-    "another encoding": ("metadata.jsonl", '{"file_name": "a.png"}'.encode("utf-16"), "can't decode"),
+    "another encoding": ("metadata.jsonl", '{"file_name": "a.png"}'.encode("utf-16-le"), "without a byte order mark"),
     "a number": ("metadata.jsonl", b'{"file_name": "a.png", "text": 7}', "its caption 7 is not a string"),
     "a long number": ("metadata.jsonl", b'{"file_name": "a.png", "n": ' + b"9" * 5000 + b"}", "at row 1"),
     "too many cells": ("metadata.csv", b"file_name,text\na.png,x,y\n", "more cells"),
