@@ -25,6 +25,7 @@ from imagen_jax.errors import ConfigError
 from imagen_jax.images import formats
 from imagen_jax.images.array import Size, alpha_composite, format_height_width, to_uint8
 from imagen_jax.images.color_profile import Conversion, find_conversion
+from imagen_jax.images.color_space import container_profile, png_profile
 from imagen_jax.images.containers import take_apart
 
 CROPS = ("center", "random")
@@ -193,7 +194,7 @@ class _OpenImage:
     Attributes:
         image: the opened file.
         exif: the EXIF block, possibly empty or damaged.
-        profile: the ICC profile, possibly empty or damaged.
+        profile: the ICC profile, or one for the color space that the file names; possibly empty or damaged.
     """
 
     image: ImageFile.ImageFile
@@ -227,8 +228,10 @@ def _open_image(data: bytes, name: str) -> Iterator[_OpenImage]:
     try:
         parts = take_apart(data)
         with Image.open(io.BytesIO(parts.pixels), formats=_formats_of(data)) as image:
-            exif, profile = parts.exif or image.info.get("exif"), parts.profile or image.info.get("icc_profile")
-            yield _OpenImage(image, exif or b"", profile if isinstance(profile, bytes) else b"")
+            embedded = parts.profile or image.info.get("icc_profile")
+            profile = png_profile(parts.colors, embedded if isinstance(embedded, bytes) else b"")
+            exif = parts.exif or image.info.get("exif") or b""
+            yield _OpenImage(image, exif, profile or container_profile(data))
     except (CorruptRecordError, MemoryError):
         raise
     except Exception as error:  # each of PIL's readers raises errors of its own
