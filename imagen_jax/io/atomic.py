@@ -37,7 +37,12 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a value as an indented ASCII JSON file, atomically. Raises OSError."""
-    atomic_write(path, (json.dumps(value, indent=2) + "\n").encode())
+    atomic_write(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Returns a value as the content of an indented ASCII JSON file."""
+    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def read_json(path: Path) -> Any:

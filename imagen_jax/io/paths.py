@@ -83,6 +83,16 @@ def remove_tree(folder: Path, ignore_errors: bool = False) -> None:
             raise
 
 
+def copy_file(path: Path, target: Path) -> None:
+    """Copies a file to a local path. Raises OSError."""
+    bucket = bucket_path(path)
+    if bucket is None:
+        shutil.copyfile(path, target)
+        return
+    with target.open("wb") as file:
+        bucket.download(file)
+
+
 def check_writable(folder: Path) -> None:
     """Raises OSError if a folder, or where it would be created, is not writable; leaves nothing behind."""
     bucket = bucket_path(folder)

@@ -15,6 +15,7 @@ from imagen_jax.config.schema import StageConfig, TextConfig
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import format_size
 from imagen_jax.parallel.sharding import with_shardings
+from imagen_jax.stages.checkpoints import CHECKPOINTS, saved_config
 from imagen_jax.stages.stage import Stage, build
 from imagen_jax.stages.text import PromptEncoder, make_cached_encoder, make_encoder
 from imagen_jax.stages.weights import ITEMS, LATEST_EMA, SavedWeights, WeightsChoice
@@ -96,17 +97,23 @@ def find_stages(folder: Path) -> list[Path]:
     Raises:
         ConfigError: there is no such folder, or no stage in it.
     """
-    if (folder / CONFIG_FILE).is_file():
+    if _is_stage(folder):
         return [folder]
     if not folder.is_dir():
         raise ConfigError(f"stage folder {str(folder)!r} does not exist: give the --workdir of a training run")
-    found = [path.parent for path in sorted(folder.glob(f"*/{CONFIG_FILE}")) if (path.parent / "checkpoints").is_dir()]
+    found = [
+        path.parent for path in sorted(folder.glob(f"*/{CHECKPOINTS}")) if path.is_dir() and _is_stage(path.parent)
+    ]
     if not found:
         raise ConfigError(
             f"{str(folder)!r} is not a stage folder and has none in it: give the --workdir of a training run, or a "
             "folder of such folders"
         )
-    return sorted(found, key=lambda path: read_config(path).image_hw)
+    return sorted(found, key=lambda path: read_config(path, lambda text: None).image_hw)
+
+
+def _is_stage(folder: Path) -> bool:
+    return (folder / CONFIG_FILE).is_file() or saved_config(folder) is not None
 
 
 def load_stage(

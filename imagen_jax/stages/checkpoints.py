@@ -13,9 +13,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
+import json
 import logging
 import math
 import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -27,7 +30,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 from imagen_jax.config.load import to_json
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.errors import ConfigError, TrainingError, is_out_of_space
-from imagen_jax.io import uploads
+from imagen_jax.io import checksums, uploads
 from imagen_jax.io.bucket import BucketError
 from imagen_jax.parallel import multihost, runtime
 from imagen_jax.stages import saved_arrays
@@ -36,6 +39,7 @@ from imagen_jax.stages.checkpoint_folder import BucketCheckpointFolder, checkpoi
 CHECKPOINTS = "checkpoints"
 _STATE_ITEMS = ("step", "params", "opt_state", "ema_params")
 MAX_VANISHED = 50  # checkpoints that are deleted one after another before they are read
+_ORBAX_METADATA = "_CHECKPOINT_METADATA"
 _VERSIONED_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 T = TypeVar("T")
@@ -76,6 +80,8 @@ class Checkpoints:
         self._ignored: set[int] = set()  # damaged or misnamed steps, which a reader leaves in place
         self._misnamed: dict[int, int] = {}  # the names of folders by the step that was saved in them
         self._identities: dict[int, bytes | None] = {}  # of checkpoints when they were verified
+        self._was_late = False  # whether a checkpoint was deleted while it was read: then the next one is copied
+        self._copies: dict[int, Path] = {}
         self._newest = self.latest_step  # the step that was saved or restored last
         if keep is not None and multihost.is_main_process():
             self._folder.clean()
@@ -178,7 +184,7 @@ class Checkpoints:
 
     def metadata(self, step: int) -> dict[str, Any]:
         """Returns what was saved beside a step's state: `data`, `config`, `versions` and `score`."""
-        return ocp.checkpointables_metadata(str(self._folder.step(step))).custom_metadata
+        return ocp.checkpointables_metadata(str(self.path(step))).custom_metadata
 
     def failed(self) -> bool:
         """Returns whether the save in progress has failed, without waiting for it; `wait` then reports it."""
@@ -262,14 +268,17 @@ class Checkpoints:
         Raises:
             VanishedError: the checkpoint is not there any more, and what was read may be incomplete.
         """
-        result, error = None, None
-        try:
-            result = read()
-        except Exception as caught:
-            error = caught
-        # whatever the error is: Orbax and TensorStore have many for a file that is not there
-        if self._has_vanished(step):
-            raise VanishedError(f"checkpoint {self.path(step)} was deleted while it was read") from error
+        with saved_arrays.silenced():
+            result, error = None, None
+            try:
+                result = read()
+            except Exception as caught:
+                error = caught
+            # whatever the error is: Orbax and TensorStore have many for a file that is not there
+            if step not in self._copies and self._has_vanished(step):
+                self._was_late = True
+                del result, error
+                raise VanishedError
         failed = multihost.all_gather_strings("" if error is None else type(error).__name__)
         if error is not None:
             raise error
@@ -278,14 +287,26 @@ class Checkpoints:
         return result  # type: ignore[return-value]
 
     def _has_vanished(self, step: int) -> bool:
-        """Returns whether a verified checkpoint was deleted, or replaced, as process 0 sees it."""
+        """Returns whether a checkpoint was deleted or replaced since it was looked at, as process 0 sees it."""
         folder = self._folder_of(step)
         there = self._folder.exists(folder) and self._folder.identity(folder) == self._identities.get(step)
         return multihost.all_gather_strings("" if there else "vanished")[0] != ""
 
+    def _copy(self, step: int, items: set[str]) -> None:
+        """Copies a checkpoint to a temporary folder, which nobody deletes while it is read; if it can."""
+        copy = Path(tempfile.mkdtemp(prefix="imagen_jax-"))
+        weakref.finalize(self, shutil.rmtree, copy, ignore_errors=True)
+        try:
+            saved_arrays.copy(self._folder.step(self._folder_of(step)), copy, items)
+        except BucketError:
+            raise
+        except OSError:  # it has vanished again, or there is no space: it is read where it is
+            return shutil.rmtree(copy, ignore_errors=True)
+        self._copies[step] = copy
+
     def path(self, step: int) -> Path:
-        """Returns the folder of a step's checkpoint."""
-        return self._folder.step(self._folder_of(step))
+        """Returns the folder of a step's checkpoint, or of a copy of it."""
+        return self._copies.get(step) or self._folder.step(self._folder_of(step))
 
     def _folder_of(self, step: int) -> int:
         return self._misnamed.get(step, step)
@@ -358,9 +379,14 @@ class Checkpoints:
             VanishedError: it has been deleted.
         """
         self._identities[step] = self._folder.identity(self._folder_of(step))
+        self._copies.pop(step, None)
+        if self._was_late and jax.process_count() == 1:
+            self._copy(step, {*items, "step"})
         problems = saved_arrays.verify(self.path(step), {*items, "step"})
         if problems:
+            self._copies.pop(step, None)
             if self._has_vanished(step):
+                self._was_late = True
                 raise VanishedError
             return problems, None
         try:
@@ -426,3 +452,22 @@ def saved_optimizer(workdir: Path) -> str | None:
 def has_checkpoint(workdir: Path) -> bool:
     """Returns whether a stage's folder has a complete checkpoint; it may be damaged."""
     return bool(checkpoint_folder(workdir / CHECKPOINTS).steps())
+
+
+def saved_config(workdir: Path) -> tuple[int, Any] | None:
+    """Returns (step, config as JSON) of the newest checkpoint of a stage's folder whose copy of the config is intact.
+
+    Nothing else in the checkpoint is verified. None if there is no such checkpoint.
+    """
+    folder = checkpoint_folder(workdir / CHECKPOINTS)
+    steps: list[int] = []
+    for _ in range(MAX_VANISHED):
+        before, steps = steps, sorted(folder.steps(), reverse=True)
+        if steps == before:
+            break  # those that could not be read are damaged, and were not deleted meanwhile
+        for step in steps:
+            data = checksums.read_verified(folder.step(step), _ORBAX_METADATA)
+            if data is not None:
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    return step, json.loads(data)["custom_metadata"]["config"]
+    return None

@@ -10,8 +10,12 @@ complete folder or leftovers, and a folder without checksums is damaged.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
+import gc
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 from imagen_jax.errors import ConfigError
 from imagen_jax.io import checksums
+from imagen_jax.io.paths import copy_file
 from imagen_jax.parallel import multihost
 from imagen_jax.parallel.sharding import key_path
 from imagen_jax.stages.checkpoint_folder import CheckpointFolder
@@ -59,12 +64,39 @@ def verify(folder: Path, items: set[str]) -> list[str]:
         A message for each problem, the same on every process.
     """
 
-    def included(name: str) -> bool:
-        return "/" not in name or name.split("/")[0] in items
-
-    problems = checksums.verify(folder, included, jax.process_index(), jax.process_count())
+    problems = checksums.verify(folder, functools.partial(_is_of, items), jax.process_index(), jax.process_count())
     gathered = multihost.all_gather_strings("\n".join(problems))
     return list(dict.fromkeys(problem for text in gathered for problem in text.splitlines()))
+
+
+def _is_of(items: set[str], name: str) -> bool:
+    """Returns whether a file, by its path in the folder, is one of these items, or describes the folder."""
+    return "/" not in name or name.split("/")[0] in items
+
+
+def copy(folder: Path, target: Path, items: set[str]) -> None:
+    """Copies the files of some items, with those that describe the folder, to a local folder. Raises OSError."""
+    names = [name for name in (*checksums.list_files(folder), checksums.MANIFEST) if _is_of(items, name)]
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        copy_file(folder / name, target / name)
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Keeps Orbax from logging what it cannot read, which is raised as well; and from logging it later."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    before = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        yield
+    except Exception:
+        gc.collect()  # tasks that have failed and were not waited for are reported when they are deleted
+        raise
+    finally:
+        for logger, disabled in zip(loggers, before, strict=True):
+            logger.disabled = disabled
 
 
 def shapes(folder: Path) -> Mapping[str, Any]:

@@ -136,7 +136,7 @@ def _run(config: StageConfig, workdir: Path, make_task: TaskFn, stop: StopReques
         claim = stack.enter_context(lock_workdir(workdir))
         stack.callback(uploads.flush_or_warn)
         stack.callback(files.close)
-        open_workdir(workdir, config)
+        open_workdir(workdir, config, log)
         for warning in learning_warnings(config):
             log(warning)
         num_examples = [len(examples) for examples in buckets]
