@@ -66,7 +66,8 @@ def list_files(path: str) -> dict[str, str]:
     elif path.endswith(SUFFIX) and storage.is_file(path):
         named = {posixpath.basename(path): path}
     else:
-        named = {name: posixpath.join(path, name) for name in storage.Folder(path).list_tree() if name.endswith(SUFFIX)}
+        sizes = storage.Folder(path).list_tree().sizes
+        named = {name: posixpath.join(path, name) for name in sizes if name.endswith(SUFFIX)}
     named = {name: named[name] for name in sorted(named) if not any(part.startswith(".") for part in name.split("/"))}
     if not named:
         raise ConfigError(f"config.data.path {path!r} has no Parquet file: give a file, a folder or DIR/*.parquet")

@@ -431,24 +431,6 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def saved_optimizer(workdir: Path) -> str | None:
-    """Returns the name of the optimizer whose state the newest checkpoint has; None if there is none, or no sound one.
-
-    The checkpoint says it, not `config.json`, which may be of a start that was refused.
-    """
-    steps = checkpoint_folder(workdir / CHECKPOINTS).steps()
-    if not steps:
-        return None
-    checkpoints = Checkpoints(workdir)
-    try:
-        name = checkpoints.metadata(max(steps))["config"]["optimizer"]["name"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # damaged, which is reported when it is restored
-    finally:
-        checkpoints.close()
-    return name if isinstance(name, str) else None
-
-
 def has_checkpoint(workdir: Path) -> bool:
     """Returns whether a stage's folder has a complete checkpoint; it may be damaged."""
     return bool(checkpoint_folder(workdir / CHECKPOINTS).steps())

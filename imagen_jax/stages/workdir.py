@@ -27,7 +27,7 @@ from imagen_jax.io.bucket import BucketError
 from imagen_jax.io.changes import changes, flatten, shown
 from imagen_jax.io.paths import as_path
 from imagen_jax.parallel import multihost
-from imagen_jax.stages.checkpoints import has_checkpoint, saved_config, saved_optimizer
+from imagen_jax.stages.checkpoints import has_checkpoint, saved_config
 
 CONFIG_FILE = "config.json"
 CONFIG_CHECKSUM = "config.json.sha256"
@@ -277,7 +277,8 @@ def _check_same_run(workdir: Path, config: StageConfig, log: Callable[[str], Non
 def _check_optimizer(workdir: Path, config: StageConfig) -> None:
     """Checks that the newest checkpoint has the state of the config's optimizer. Raises ConfigError otherwise."""
     key = "optimizer.name"
-    name = saved_optimizer(workdir)
+    copy = saved_config(workdir)  # not config.json, which may be of a start that was refused
+    name = flatten(copy[1]).get(key) if copy is not None else None
     if name is not None and name != config.optimizer.name:
         raise ConfigError(
             f"{key} was {name!r} and is now {config.optimizer.name!r}, but the checkpoints in {str(workdir)!r} have "
