@@ -129,12 +129,13 @@ def _csv_rows(data: bytes) -> Iterator[Mapping[str, Any]]:
     delimiter, has_blanks = _csv_format(text.split("\n", 1)[0].rstrip("\r"))
     lines = io.StringIO(text, newline="")
     reader = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=has_blanks, strict=True)
+    columns = reader.fieldnames or ()
+    if columns and _FILE_NAME not in columns:
+        raise ValueError(
+            f"it has no column {_FILE_NAME}, but {', '.join(map(repr, columns))}: name the columns in the first line, "
+            f"one of them {_FILE_NAME}"
+        )
     for cells in reader:
-        if _FILE_NAME not in cells:
-            raise ValueError(
-                f"it has no column {_FILE_NAME}, but {', '.join(map(repr, reader.fieldnames or ()))}: the first line "
-                f"names the columns, one of them {_FILE_NAME}"
-            )
         if None in cells:
             raise ValueError(
                 f"it has more cells than there are columns: put texts with {delimiter!r} in quotes, such as "

@@ -15,13 +15,15 @@ from typing import NamedTuple
 
 from imagen_jax.datasets.caption_files import caseless, normalized
 
+_MAX_HINTS = 2  # images that a name may mean
+
 
 class RowMatches(NamedTuple):
     """The images of rows.
 
     Attributes:
         images: path of the image by name in the row.
-        inexact: names in rows that are not exactly the path of their image.
+        inexact: names in rows that are not the path of their image in another Unicode form.
         missing: names in rows that no image, or more than one, fits.
     """
 
@@ -63,7 +65,9 @@ class ImageNames:
         if not exact and not others:
             others = self._match_moved(names, folder)
         return RowMatches(
-            {**exact, **others}, list(others), [name for name in names if name not in exact and name not in others]
+            {**exact, **others},
+            [name for name, path in others.items() if normalized(posixpath.join(folder, name)) != normalized(path)],
+            [name for name in names if name not in exact and name not in others],
         )
 
     def hint(self, name: str) -> str:
@@ -73,7 +77,7 @@ class ImageNames:
         stem = caseless(posixpath.basename(posixpath.splitext(_slashes(name))[0]))
         same_stem = [path for path in self._images if caseless(posixpath.basename(posixpath.splitext(path)[0])) == stem]
         if same_stem:
-            return f"; {name!r} would fit as {min(same_stem)!r}"
+            return f"; {name!r} would fit as {' or '.join(map(repr, sorted(same_stem)[:_MAX_HINTS]))}"
         return f"; the images have names such as {min(self._images)!r}"
 
     def _match_moved(self, names: list[str], folder: str) -> dict[str, str]:

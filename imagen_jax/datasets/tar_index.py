@@ -274,7 +274,10 @@ def _reason_to_ignore(member: tar.Member) -> str:
 
 def _unknown_reason(name: str) -> str:
     """Returns why a member with an unknown suffix is not used."""
-    return unread_reason(name) if is_unread(name) else f"its suffix is none of {', '.join(_PART_OF_SUFFIX)}"
+    if is_unread(name):
+        return unread_reason(name)
+    images = ", ".join(suffix for suffix, part in _PART_OF_SUFFIX.items() if part == IMAGE)
+    return f"its suffix is none of those of images ({images}) and captions (txt, json)"
 
 
 def windowed_reader(shard: str) -> tar.ReadRange:

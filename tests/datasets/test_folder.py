@@ -1,5 +1,6 @@
 import json
 import os
+import unicodedata
 
 import fsspec
 import numpy as np
@@ -10,10 +11,12 @@ from pyarrow import parquet
 
 from imagen_jax.data.dataset import ImageTextDataset
 from imagen_jax.data.record import CorruptRecordError
-from imagen_jax.datasets.folder import FolderSource, _split_of_path
+from imagen_jax.datasets.folder import CaptionRules, FolderSource, _split_of_path
 from imagen_jax.datasets.from_config import make_examples
 from imagen_jax.datasets.registry import make_source
 from imagen_jax.errors import ConfigError
+from imagen_jax.images import formats
+from imagen_jax.io import storage
 from tests.helpers.configs import as_written
 from tests.helpers.orders import assert_order_holds
 
@@ -295,3 +298,287 @@ def test_metadata_rows_with_different_columns(tmp_path):
     rows = [{"file_name": "a.png", "text": "x"}, {"file_name": "b.png"}]
     (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert captions(folder_source(tmp_path)) == {"a.png": ("x",), "b.png": ()}
+
+
+def findings(source, what):
+    """(count, names, reason) of what is left out."""
+    return [(f.count, f.names, f.reason) for f in source.left_out.findings if f.what.startswith(what)]
+
+
+def nfc(text):
+    return unicodedata.normalize("NFC", text)
+
+
+def nfd(text):
+    return unicodedata.normalize("NFD", text)
+
+
+@pytest.mark.parametrize(
+    "image, file",
+    [
+        ("a.jpg", "a.txt"),
+        ("IMG_1.JPG", "IMG_1.TXT"),
+        ("IMG_1.JPG", "img_1.Txt"),
+        ("a.jpg", "a.jpg.txt"),
+        ("a.JPG", "a.jpg.TXT"),
+        ("b/x.y.jpg", "b/x.y.txt"),
+        (nfd("ü.jpg"), nfc("ü.txt")),
+        (nfc("ü.jpg"), nfd("Ü.jpg.txt")),
+        ("b.jfif", "b.txt"),
+    ],
+)
+def test_caption_file_of_image(tmp_path, image, file):
+    put(tmp_path, f"{image}.png").rename(tmp_path / image)
+    (tmp_path / file).write_text("a fox")
+    source = folder_source(tmp_path)
+    assert captions(source) == {image: ("a fox",)}
+    assert source.left_out.findings == []
+
+
+def test_caption_file_of_the_nearest_name(tmp_path):
+    for name in ("A.png", "a.gif", "b.png", "b.gif", "C.png", "c.png", "d.png"):
+        put(tmp_path, name)
+    texts = ("A.TXT", "a.txt", "b.txt", "b.gif.TXT", "C.Txt", "c.TXT", "c.Txt", "e.txt")
+    for name in texts:
+        (tmp_path / name).write_text(name)
+    source = folder_source(tmp_path)
+    assert captions(source) == {
+        "A.png": ("A.TXT",),
+        "C.png": ("C.Txt",),
+        "a.gif": ("a.txt",),
+        "b.gif": ("b.txt",),  # exactly its name counts first
+        "b.png": ("b.txt",),
+        "c.png": (),  # two fit
+        "d.png": (),
+    }
+    ((count, _, _),) = findings(source, "caption file(s) not used")
+    assert count == 4
+    assert findings(source, "image(s) without")[0][:2] == (2, ("c.png", "d.png"))
+
+
+def rules_source(path, *suffixes, split="all", **rules):
+    return FolderSource(str(path), split, 0.25, "text", CaptionRules(suffixes or (".txt",), **rules))
+
+
+def test_captions_of_other_suffixes(tmp_path):
+    for name in "abc":
+        put(tmp_path, f"{name}.png")
+    (tmp_path / "a.caption").write_text("from .caption")
+    (tmp_path / "a.txt").write_text("from .txt")
+    (tmp_path / "b.TXT").write_text("b")
+    (tmp_path / "c.json").write_text('{"caption": ["one", " "], "n": 1}')
+    source = rules_source(tmp_path)
+    assert [source.captions(i) for i in range(3)] == [("from .txt",), ("b",), ()]
+    assert [reason for _, names, reason in findings(source, "file") if names == ("c.json",)][0].endswith("=.json")
+    source = rules_source(tmp_path, ".caption", ".txt", ".json")
+    assert [source.captions(i) for i in range(3)] == [("from .caption",), ("b",), ("one",)]
+    (tmp_path / "c.json").write_bytes('{"caption": "é"}'.encode("cp1252"))
+    with pytest.raises(CorruptRecordError, match="^c.json: is not UTF-8"):
+        source.captions(2)
+
+
+def test_unfound_captions_are_hinted_at(tmp_path):
+    for i in range(4):
+        put(tmp_path, f"{i}.png")
+        (tmp_path / f"{i}.cap").write_text("a fox")
+    (tmp_path / "captions.csv").write_text("0.png,a fox")
+    source = rules_source(tmp_path)
+    reasons = {names: reason for _, names, reason in findings(source, "file(s) not used")}
+    assert "--config.data.caption_suffix=.cap" in reasons["0.cap", "1.cap", "2.cap"]
+    assert "metadata.csv" in reasons["captions.csv",]
+    assert findings(source, "image(s) without")[0][:2] == (4, ("0.png", "1.png", "2.png"))
+    assert findings(rules_source(tmp_path, ".cap"), "image(s) without") == []
+
+
+def test_captions_from_file_names(tmp_path):
+    put(tmp_path, nfd("b/a_red__föx (2).png"))
+    put(tmp_path, "b.png")
+    (tmp_path / "b.txt").write_text("written")
+    source = rules_source(tmp_path, from_file_names=True)
+    assert [source.captions(i) for i in range(2)] == [("written",), (nfc("a red föx (2)"),)]
+    assert source.left_out.findings == []
+
+
+def test_whole_files_as_captions(tmp_path):
+    put(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_text("## Subject\n\nA fox,\r\n  red.\n")
+    assert rules_source(tmp_path, files="whole").captions(0) == ("## Subject A fox, red.",)
+    source = rules_source(tmp_path)
+    assert source.captions(0) == ("## Subject", "A fox,", "red.")
+    assert "caption_files=whole" in source.left_out.messages()[0]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_captions_with_byte_order_marks(tmp_path, encoding):
+    put(tmp_path, "a.png")
+    put(tmp_path, "b.png")
+    (tmp_path / "a.txt").write_bytes("ein Fuchs, größer\n猫\n".encode(encoding))
+    (tmp_path / "metadata.csv").write_bytes("file_name,text\r\nb.png,größer\r\n".encode(encoding))
+    assert captions(folder_source(tmp_path)) == {"a.png": ("ein Fuchs, größer", "猫"), "b.png": ("größer",)}
+
+
+def test_captions_in_other_encodings_are_corrupt_records(tmp_path):
+    for i in range(10):
+        put(tmp_path, f"{i}.png", i)
+        (tmp_path / f"{i}.txt").write_bytes("un café".encode("cp1252" if i % 5 == 1 else "utf-8"))
+    examples = examples_of(tmp_path, max_corrupt=0.2)
+    assert {caption for i in range(10) for caption in examples[i].captions} == {"un café"}
+    assert {line.split(":")[0] for line in examples.corrupt.pop_new()} == {"1.txt", "6.txt"}
+    with pytest.raises(ConfigError, match="1.txt: is not UTF-8.* 6.txt: is not UTF-8.*save it as UTF-8"):
+        examples = examples_of(tmp_path, max_corrupt=0.1)
+        for i in range(10):
+            examples[i]
+
+
+NEAR_FITS = {
+    "backslashes": "file_name,text\na.png,x\nd\\e f.png,y\n",
+    "no suffix": "file_name,text\na,x\nd/e f,y\n",
+    "another case": "file_name,text\nA.PNG,x\nD/e f.Png,y\n",
+    "URL escapes": "file_name,text\na.png,x\nd/e%20f.png,y\n",
+    "absolute paths": "file_name,text\n/home/me/a.png,x\n/home/me/d/e f.png,y\n",
+    "absolute paths of Windows": "file_name,text\nC:\\me\\a.png,x\nC:\\me\\d\\e f.png,y\n",
+    "a leading folder": "file_name,text\ntrain/a.png,x\ntrain/d/e f.png,y\n",
+    "semicolons": "file_name;text\na.png;x\nd/e f.png;y\n",
+    "tabs": "text\tfile_name\nx\ta.png\ny\td/e f.png\n",
+    "Excel's first line": "sep=;\r\nfile_name;text\r\na.png;x\r\nd/e f.png;y\r\n",
+    "blanks": 'file_name, text\na.png, "x"\nd/e f.png, y\n',
+}
+
+
+@pytest.mark.parametrize("text", NEAR_FITS.values(), ids=NEAR_FITS)
+@pytest.mark.parametrize("name", ["metadata.csv", "Metadata.CSV", "rows/metadata.csv"])
+def test_metadata_that_nearly_fit(tmp_path, text, name):
+    for image in ("a.png", "d/e f.png"):
+        put(tmp_path, image)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(text.encode("utf-16"))
+    source = folder_source(tmp_path)
+    assert captions(source) == {"a.png": ("x",), "d/e f.png": ("y",)}
+    assert {finding.what for finding in source.left_out.findings} <= {"row(s) read for an image of another name"}
+
+
+def test_metadata_rows_without_an_image_are_counted(tmp_path):
+    for image in ("a.png", "b.png", "b.gif", "C.png", "c.png", nfd("ü.png")):
+        put(tmp_path, image)
+    rows = ["a.png", "gone.png", "b", "c.PNG", nfc("ü.png"), "a.jpg"]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps({"file_name": row, "text": row}) for row in rows))
+    source = folder_source(tmp_path)
+    assert {name: texts for name, texts in captions(source).items() if texts} == {
+        "a.png": ("a.png",),
+        nfd("ü.png"): (nfc("ü.png"),),
+    }
+    # two images fit two of the rows, none the others
+    ((count, names, _),) = findings(source, "row(s) not used")
+    assert (count, names) == (4, ("gone.png", "b", "c.PNG"))
+
+
+def test_rows_may_name_files_that_are_not_found_otherwise(tmp_path):
+    put(tmp_path, "a.png")
+    put(tmp_path, ".hidden/b.png")
+    put(tmp_path, "c.png").rename(tmp_path / "c.dat")
+    (tmp_path / "d.heif.mov").write_bytes(b"")
+    rows = ["a.png", ".hidden/b.png", "c.dat", "d.heif.mov"]
+    (tmp_path / "metadata.csv").write_text("file_name,text\n" + "".join(f"{row},x\n" for row in rows))
+    assert set(captions(folder_source(tmp_path))) == {"a.png", ".hidden/b.png", "c.dat"}
+
+
+def test_metadata_of_sd_scripts(tmp_path):
+    for image in ("a.png", "d/e.png", "f.png"):
+        put(tmp_path, image)
+    (tmp_path / "meta_cap.json").write_text(json.dumps({"a": {"caption": "old"}, "f": {"tags": "fox, red"}}))
+    new = {"C:\\me\\a.png": {"caption": "new", "tags": "t"}, "C:\\me\\d\\e.png": {"caption": "e"}}
+    (tmp_path / "meta_clean.json").write_text(json.dumps(new))
+    source = folder_source(tmp_path)
+    assert captions(source) == {"a.png": ("new",), "d/e.png": ("e",), "f.png": ("fox, red",)}
+    assert source[0].columns["tags"] == "t"
+    (tmp_path / "meta_lat.json").write_text("[1]")  # by chance
+    assert ("meta_lat.json",) in [finding.names for finding in folder_source(tmp_path).left_out.findings]
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    store, root = tmp_path / "store", tmp_path / "root"
+    for name in ("cats/a.png", "cats/more/b.png", "dogs/c.png"):
+        put(store, name)
+    put(root, "own/d.png")
+    for link, target in {
+        "cats": store / "cats",
+        "again": root / "own",
+        "more": store / "cats" / "more",
+        "own/loop": root,
+        "own/up": tmp_path,
+        "self": "self",
+        ".hidden": store / "dogs",
+    }.items():
+        (root / link).symlink_to(target)
+    source = folder_source(root)
+    assert set(captions(source)) == {"cats/a.png", "cats/more/b.png", "own/d.png"}
+    skipped = {reason: set(names) for _, names, reason in findings(source, "link(s)")}
+    assert skipped == {
+        storage.LINK_LOOP: {"own/loop", "own/up"},
+        storage.SECOND_LINK: {"again", "more"},
+        storage.DEAD_LINK: {"self"},
+        storage.HIDDEN_LINK: {".hidden"},
+    }
+
+
+def test_folder_of_links_alone(tmp_path):
+    put(tmp_path / "store", "a.png")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "store").symlink_to(tmp_path / "store")
+    (tmp_path / "link").symlink_to(tmp_path / "root")
+    assert captions(folder_source(tmp_path / "link")) == {"store/a.png": ()}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_unreadable_folders_are_named(tmp_path):
+    put(tmp_path, "a.png")
+    (tmp_path / "b").mkdir(mode=0)
+    assert findings(folder_source(tmp_path), "link(s) or folder(s)") == [(1, ("b",), storage.NO_ACCESS)]
+
+
+def test_files_of_systems_and_other_kinds_are_counted(tmp_path):
+    kinds = {
+        "hidden": ("._a.png", ".DS_Store", "Thumbs.db", "d/desktop.ini", ".cache/a.png", "__MACOSX/a.png"),
+        "thumbnails": ("@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg", "d/#recycle/a.png", "$RECYCLE.BIN/a.png"),
+        "image format": ("a.psd", "a.CR2"),
+        "videos": ("a.mov",),
+        "archives": ("a.zip",),
+        ".md": ("readme.md",),
+        "without a suffix": ("LICENSE",),
+    }
+    put(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_text("a fox")
+    for name in (name for names in kinds.values() for name in names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    source = folder_source(tmp_path)
+    assert set(captions(source)) == {"a.png"}
+    counted = {reason: count for count, _, reason in findings(source, "file(s) not used")}
+    assert sum(counted.values()) == sum(map(len, kinds.values()))
+    for text, names in kinds.items():
+        assert [count for reason, count in counted.items() if text in reason] == [len(names)]
+
+
+@pytest.mark.parametrize("has_heif", [False, True])
+def test_heic_is_an_image_where_it_can_be_decoded(tmp_path, monkeypatch, has_heif):
+    monkeypatch.setattr(formats, "has_heif", lambda: has_heif)
+    put(tmp_path, "a.png")
+    (tmp_path / "b.HEIC").write_bytes(b"x")
+    source = folder_source(tmp_path)
+    assert set(captions(source)) == ({"a.png", "b.HEIC"} if has_heif else {"a.png"})
+    heic = [(count, reason) for count, names, reason in findings(source, "file") if names == ("b.HEIC",)]
+    assert len(heic) == (not has_heif)
+    assert all("imagen_jax[data]" in reason for _, reason in heic)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_few_images_are_in_both_splits(tmp_path, count):
+    for i in range(count):
+        put(tmp_path, f"sks_{i}.png")
+    for fraction, empty in ((0.0, "validation"), (1e-9, "validation"), (1 - 1e-9, "train")):
+        splits = [FolderSource(str(tmp_path), split, fraction, "text") for split in ("train", "validation")]
+        assert [len(source) for source in splits] == [count, count]
+        both = [findings(source, "image(s) trained on and validated on") for source in splits]
+        assert both[0] == both[1]
+        assert both[0][0][0] == count and repr(empty) in both[0][0][2]
+    assert not findings(FolderSource(str(tmp_path), "all", 0.01, "text"), "image(s) trained")

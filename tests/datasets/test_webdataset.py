@@ -285,7 +285,7 @@ HOSTILE = {
     "above": ("../canary.png", "its name leads out of the archive"),
     "far above": ("a/../../canary.png", "its name leads out of the archive"),
     "absolute": ("{folder}/canary.png", "its name leads out of the archive"),
-    "pickled": ("a.pkl", "its suffix is none of jpg, "),
+    "pickled": ("a.pkl", "its suffix is none of"),
     "torch's": ("a.pt", "its suffix is none of"),
     "pickled arrays": ("a.npy", "its suffix is none of"),
     "a second picture": ("a.jpg", "its example has another of its kind"),
