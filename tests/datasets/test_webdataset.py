@@ -392,3 +392,97 @@ def test_invalid_captions_are_corrupt_records(tmp_path, name, data, message):
         with pytest.raises(CorruptRecordError, match=f"s.tar/{name}: .*{message}"):
             read(0)
     assert source.captions(1) == ("picture 1",)
+
+
+def keys_of(source):
+    return {source[i].name.rpartition(".tar/")[2]: source.captions(i) for i in range(len(source))}
+
+
+def left_out_names(source):
+    return {name for finding in source.left_out.findings if "not used" in finding.what for name in finding.names}
+
+
+def test_names_with_dots_keep_their_images(tmp_path):
+    source = source_of(
+        tmp_path,
+        ("d.e/photo.v2.final.jpg", b"1"),
+        ("d.e/photo.v2.final.txt", b"x"),
+        ("2024.01.05.json", b'{"caption": "y"}'),
+        ("2024.01.05.PNG", b"2"),
+        ("2024.01.06.webp", b"3"),
+        ("a.jpg", b"4"),
+        ("a.jpg.txt", b"z"),
+        ("a.2.jpg", b"5"),
+        ("a.2.txt", b"of its own"),
+        ("b.v1.png", b"6"),
+        ("b.v1.png.txt", b"b"),
+        ("c.image.png", b"7"),
+        ("c.txt", b"c"),
+    )
+    assert keys_of(source) == {
+        "d.e/photo.v2.final.jpg": ("x",),
+        "2024.01.05.PNG": ("y",),
+        "2024.01.06.webp": (),
+        "a.jpg": ("z",),
+        "a.2.jpg": ("of its own",),
+        "b.v1.png": ("b",),
+        "c.image.png": ("c",),
+    }
+    assert left_out_names(source) == set()
+
+
+def test_fields_of_an_example_are_no_examples(tmp_path):
+    source = source_of(
+        tmp_path,
+        ("a.seg.png", b"0"),
+        ("a.seg.json", b"{}"),
+        ("a.jpg", b"1"),
+        ("a.txt", b"x"),
+        ("a.caption.txt", b"y"),
+        ("b.in.png", b"2"),
+        ("b.out.png", b"3"),
+        ("b.txt", b"z"),
+    )
+    assert keys_of(source) == {"a.jpg": ("x",)}
+    assert left_out_names(source) == {"a.seg.png", "a.seg.json", "a.caption.txt", "b.in.png", "b.out.png", "b"}
+
+
+def test_image_formats_of_shards(tmp_path):
+    source = source_of(
+        tmp_path,
+        *(("a.tiff", b"depth"), ("a.jpg", b"1"), ("b.gif", b"2"), ("c.JFIF", b"3"), ("d.bmp", b"4")),
+        *(("e.cr2", b"x"), ("._a.jpg", b"x"), ("Thumbs.db", b"x"), ("@eaDir/a.jpg/THUMB.jpg", b"x")),
+    )
+    # the format that was read before others were
+    assert [source[i].image for i in range(len(source))] == [b"1", b"2", b"3", b"4"]
+    assert left_out_names(source) == {"a.tiff", "e.cr2", "._a.jpg", "Thumbs.db", "@eaDir/a.jpg/THUMB.jpg"}
+    ((count, names),) = [(f.count, f.names) for f in source.left_out.findings if f.what.startswith("image(s) without")]
+    assert (count, [name.rpartition("/")[2] for name in names]) == (4, ["a.jpg", "b.gif", "c.JFIF"])
+
+
+def test_index_of_other_formats_is_rebuilt(tmp_path, monkeypatch):
+    path = str(write_tar(tmp_path / "s.tar", [("a.png", b"1"), ("b.heic", b"2")]))
+    for suffixes, count in (({"png": 0}, 1), ({"png": 0, "heic": 0}, 2), ({"png": 0}, 1)):
+        monkeypatch.setattr(tar_index, "_PART_OF_SUFFIX", suffixes)
+        source = WebDatasetSource(path)
+        assert len(source) == count
+        assert ("b.heic" in left_out_names(source)) == (count == 1)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_captions_with_byte_order_marks(tmp_path, encoding):
+    source = source_of(
+        tmp_path,
+        *(("a.png", b"1"), ("a.txt", "gr\xf6\xdfer\n\u732b".encode(encoding))),
+        *(("b.png", b"2"), ("b.json", '{"caption": "\u732b"}'.encode(encoding))),
+    )
+    assert [source.captions(i) for i in range(2)] == [("gr\xf6\xdfer", "\u732b"), ("\u732b",)]
+
+
+def test_whole_texts_as_captions(tmp_path):
+    members = [IMAGE_MEMBER, ("a.txt", b"# A fox\r\n\r\nin snow")]
+    path = str(write_tar(tmp_path / "s.tar", members))
+    lines, whole = (WebDatasetSource(path, caption_files) for caption_files in ("lines", "whole"))
+    assert (lines.captions(0), whole.captions(0)) == (("# A fox", "in snow"), ("# A fox in snow",))
+    assert ["caption_files=whole" in message for message in lines.left_out.messages()] == [True]
+    assert whole.left_out.messages() == []

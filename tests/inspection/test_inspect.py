@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagen_jax.inspection.html_report import summary_rows
 from imagen_jax.inspection.inspect import _sample_indices, inspect
 from imagen_jax.inspection.word_stats import column_groups, word_groups
 from tests.helpers.archives import encode_image, write_shards, write_tar
@@ -37,6 +38,7 @@ def folder(tmp_path_factory):
     add("wide.png", noise(20, (60, 20)), SCRIPT, "x" * 50)
     add("tall.png", noise(21, (10, 40)), "a man\ud800\u202e\x07")
     add("none.png", noise(22))
+    (root / f"{SCRIPT.replace('/', '-')}.psd").write_bytes(b"")
     (root / "cut.png").write_bytes((root / "0.png").read_bytes()[:60])
     (root / f"{SCRIPT.replace('/', '-')}.png").write_bytes(b"")
     (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -76,6 +78,18 @@ def test_unreadable_files_are_listed(inspected):
     assert (report["records"], report["scanned"], report["unreadable"]) == (14, 14, 3)
     assert report["unusable"] == ""
     assert report["read_per_second_and_core"] > 0
+
+
+def test_left_out_is_listed(inspected):
+    report, _ = inspected
+    # 4 images have no row, or one without a caption; none of them has a file
+    assert [(finding["what"], finding["count"]) for finding in report["left_out"]][:2] == [
+        ("file(s) not used", 1),
+        ("image(s) without a caption", 4),
+    ]
+    rows = [value for name, value in summary_rows(report) if name == "not used"]
+    assert ".psd" in rows[0] and "image format" in rows[0]
+    assert len(rows) == len(report["left_out"])
 
 
 def test_size_statistics(inspected):
@@ -138,7 +152,7 @@ def test_html_report_is_complete_and_safe(inspected):
     report, out = inspected
     page = Page((out / "report.html").read_text())
     assert "script" not in page.tags
-    for text in ("<b>here</b>", SCRIPT, "three.jpg", "cut.png", "a man", "The data can be used"):
+    for text in ("<b>here</b>", SCRIPT, "three.jpg", "cut.png", "a man", "The data can be used", ".psd"):
         assert text in page.text
     assert "\u202e" not in page.text
     assert page.images == ["contact_sheet.png", "near_duplicates.png"]

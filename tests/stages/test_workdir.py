@@ -8,7 +8,7 @@ from imagen_jax.config.load import to_json
 from imagen_jax.errors import ConfigError
 from imagen_jax.stages.workdir import keep_own_values, open_workdir, read_config
 from imagen_jax.training.loop import train
-from tests.helpers.configs import base_config, contents
+from tests.helpers.configs import base_config, config_of, contents
 
 CONFIG = base_config()
 
@@ -39,6 +39,14 @@ def test_changeable_keys(workdir, changes):
     changed = base_config(**changes)
     open_workdir(workdir, changed)
     assert to_json(read_config(workdir)) == to_json(changed)
+
+
+def test_a_run_without_captions_may_resume(tmp_path):
+    config = config_of("folder_base.py")
+    open_workdir(tmp_path, config)
+    open_workdir(tmp_path, config.with_changes({"data.allow_no_captions": True}))
+    with pytest.raises(ConfigError, match="data.caption_suffix was '.txt' and is now '.caption'"):
+        open_workdir(tmp_path, config.with_changes({"data.caption_suffix": ".caption"}))
 
 
 @pytest.mark.parametrize(
