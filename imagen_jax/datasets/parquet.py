@@ -59,6 +59,8 @@ class ParquetSource:
     ) -> None:
         if not path:
             raise ConfigError("config.data.path is empty: give your Parquet files, --config.data.path=DIR")
+        if storage.is_remote(cache_dir):
+            raise ConfigError(f"config.data.cache_dir {cache_dir!r} is in a bucket: give a folder on a local disk")
         self._path, self._split, self._columns = path, split, columns
         files, fraction_of = _files_of_split(parquet_files.list_files(os.path.expanduser(path)), path, split)
         self.files = list(files.values())

@@ -125,12 +125,17 @@ def read_layout(schema: Any, path: str, image_column: str, caption_column: str) 
     _check_column(schema, path, "image_column", image_column, _has_images)
     if caption_column:
         _check_column(schema, path, "caption_column", caption_column, lambda field: _has_texts(field, class_names))
-    texts = tuple(field.name for field in schema if field.name != image_column and _describes(field))
+    is_single = {name: schema.names.count(name) == 1 for name in schema.names if name != image_column}
+    texts = tuple(field.name for field in schema if is_single.get(field.name) and _describes(field))
     return Layout(image_column, texts, class_names)
 
 
 def _check_column(schema: Any, path: str, key: str, name: str, fits: Callable[[Any], bool]) -> None:
     """Raises ConfigError, with the columns that there are, if the column that a key names does not fit."""
+    if schema.names.count(name) > 1:
+        raise ConfigError(
+            f"{path} has several columns {name!r}: rename all but one, or set config.data.{key} to another"
+        )
     field = schema.field(name) if name in schema.names else None
     if field is not None and fits(field):
         return
@@ -169,10 +174,13 @@ def _texts_of(batch: Any, row: int, layout: Layout) -> tuple[dict[str, Any], str
     """Returns (values by column, what is wrong with them) of a row; empty cells are left out."""
     texts: dict[str, Any] = {}
     for name in layout.texts:
+        cell = batch.column(name)[row]
         try:
-            value = batch.column(name)[row].as_py()
+            value = cell.as_py()
         except UnicodeDecodeError:
             return texts, f"its column {name!r} is not UTF-8 text"
+        except (ValueError, OverflowError, ImportError):  # times that Python has no object for, such as nanoseconds
+            value = cell.cast("string").as_py()
         names = layout.class_names.get(name)
         if names is not None and isinstance(value, int) and 0 <= value < len(names):
             value = names[value]

@@ -4,6 +4,8 @@ import json
 import logging
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -357,3 +359,50 @@ def test_row_copy_is_not_another_file(tmp_path):
     (tmp_path / "a").write_bytes(b"x" * 1000)
     with pytest.raises(ValueError, match="not a copy"):
         row_copy.RowCopy(tmp_path / "a")
+
+
+def test_several_processes_copy_once(tmp_path, cache, monkeypatch):
+    """The claim is on an open file: threads wait for each other as processes do."""
+    path, copied = write(tmp_path / "a.parquet", rows_of(range(20))), []
+    real = row_copy.write_rows
+    monkeypatch.setattr("imagen_jax.datasets.parquet.write_rows", lambda *args: (copied.append(1), real(*args)))
+    with ThreadPoolExecutor(4) as pool:
+        assert [len(source) for source in pool.map(lambda _: source_of(path, cache), range(4))] == [20] * 4
+    assert len(copied) == 1
+
+
+def test_copies_are_on_a_local_disk(tmp_path):
+    path = write(tmp_path / "a.parquet", rows_of(range(2)))
+    with pytest.raises(ConfigError, match="config.data.cache_dir 'gs://bucket/x' is in a bucket"):
+        source_of(path, "gs://bucket/x")
+
+
+@pytest.mark.parametrize("names", [("image", "text", "text"), ("image", "image", "text")])
+def test_columns_of_one_name(tmp_path, cache, names):
+    arrays = [pa.array([encode_image(0) if name == "image" else name]) for name in names]
+    parquet.write_table(pa.Table.from_arrays(arrays, names), tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match="has several columns '(text|image)'"):
+        source_of(tmp_path, cache)
+
+
+def test_columns_of_all_types(tmp_path, cache):
+    """Those that describe an image are kept as text, whatever their names; none makes the file unreadable."""
+    table = pa.table(
+        {
+            "image": [encode_image(0)],
+            "a.text": ["picture 0"],
+            "time": pa.array([1_700_000_000_123_456_789], pa.timestamp("ns")),
+            "late": pa.array([2**40], pa.timestamp("s")),
+            "price": pa.array([Decimal("1.50")], pa.decimal128(5, 2)),
+            "kind": pa.array(["x"]).dictionary_encode(),
+            "half": pa.array([np.float16(0.5)]),
+            "nothing": pa.nulls(1),
+            "map": pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64())),
+        }
+    )
+    parquet.write_table(table, tmp_path / "a.parquet")
+    source = source_of(tmp_path, cache, caption="a.text")
+    assert source.captions(0) == ("picture 0",)
+    assert source.columns(0).keys() == {"time", "late", "price", "kind", "half"}
+    assert source.columns(0)["price"] == "1.50" and source.columns(0)["kind"] == "x"
+    assert source.columns(0)["time"].startswith("2023-11-14")
