@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 import threading
 import time
@@ -17,6 +18,7 @@ from typing import Any
 
 from imagen_jax.io.appended import AppendedFile
 from imagen_jax.io.json_lines import DAMAGED_SUFFIX, IsValid, JsonLines, damage_message, join_lines, scan_json_lines
+from imagen_jax.io.paths import bucket_path
 from imagen_jax.parallel import multihost
 
 LOG_FILE = "log.txt"
@@ -36,7 +38,7 @@ class RunFiles:
     def __init__(self, workdir: Path) -> None:
         self.workdir = workdir
         self._files: dict[str, AppendedFile] = {}
-        self._failing: dict[str, str] = {}  # what cannot be written -> the reason
+        self._failing: dict[str, tuple[str, int]] = {}  # what cannot be written -> the reason, and on which disk
         self._recovered: dict[str, int] = {}  # what is written again -> records that were lost
         self._lost: dict[str, int] = {}  # of what is written in one go, such as an image
         self._lock = threading.RLock()
@@ -161,14 +163,16 @@ class RunFiles:
                 self._worked(name, lost)
 
     def _failed(self, what: str, error: Exception, done: str = "written") -> None:
-        """Reports a failure, unless the same reason is known for something else."""
+        """Reports a failure, unless the same one is known of something else on the same disk."""
         strerror = error.strerror if isinstance(error, OSError) else None
         reason = strerror or next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        is_new = what not in self._failing and reason not in self._failing.values()
-        self._failing[what] = reason
+        folder = self._existing_folder(what)
+        cause = reason, _device(folder)
+        is_new = what not in self._failing and cause not in self._failing.values()
+        self._failing[what] = cause
         if is_new:
             self.warn(
-                f"{self.workdir / what} cannot be {done}: {reason}{self._free_space()}; the run continues, and it is "
+                f"{self.workdir / what} cannot be {done}: {reason}{_free_space(folder)}; the run continues, and it is "
                 "tried again"
             )
 
@@ -176,9 +180,9 @@ class RunFiles:
         """Reports that what has failed is written again, once nothing is left that waits for the same reason."""
         if what not in self._failing:
             return
-        reason = self._failing.pop(what)
+        cause = self._failing.pop(what)
         self._recovered[what] = lost
-        if any(self._failing.get(name) == reason for name in self._files):
+        if any(self._failing.get(name) == cause for name in self._files):
             return
         names, self._recovered = self._recovered, {}
         losses = [f"{count} record(s) of {name}" for name, count in names.items() if count]
@@ -187,10 +191,27 @@ class RunFiles:
             f"{', '.join(losses) + ' are lost' if losses else 'no record is lost'}"
         )
 
-    def _free_space(self) -> str:
-        for folder in (self.workdir, self.workdir.parent):
-            with contextlib.suppress(OSError, TypeError):  # no such folder; one in a bucket
-                return f" ({shutil.disk_usage(folder).free:,} bytes are free in {folder})"
+    def _existing_folder(self, what: str) -> Path | None:
+        """Returns the folder that something is written to, or the nearest one above it; None in a bucket."""
+        if bucket_path(self.workdir) is not None:
+            return None
+        path = self.workdir / what
+        return next((folder for folder in (path, *path.absolute().parents) if os.path.isdir(folder)), None)
+
+
+def _device(folder: Path | None) -> int:
+    """Returns what identifies the disk of a folder; 0 for none."""
+    try:
+        return folder.stat().st_dev if folder else 0
+    except OSError:
+        return 0
+
+
+def _free_space(folder: Path | None) -> str:
+    """Returns the free bytes of a folder's disk, as part of a sentence; "" where they are not known."""
+    try:
+        return f" ({shutil.disk_usage(folder).free:,} bytes are free in {folder})" if folder else ""
+    except OSError:
         return ""
 
 
