@@ -9,6 +9,7 @@ A file of a bucket is an object FILE and further parts FILE.0001, FILE.0002, …
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import threading
@@ -54,8 +55,19 @@ class _Uploads:
     def flush(self) -> None:
         with self.lock:
             logs = list(self.logs.values())
+        errors: list[OSError] = []
+        silent = set()  # buckets that do not answer: each attempt takes minutes
         for log in logs:
-            log.flush()
+            if log.bucket in silent:
+                continue
+            try:
+                log.flush()
+            except OSError as error:  # of this file, or of a bucket that another run has written to
+                errors.append(error)
+                if error.errno == errno.EIO:
+                    silent.add(log.bucket)
+        if errors:
+            raise errors[0]
 
 
 _uploads = _Uploads()
@@ -154,6 +166,10 @@ class _Log:
         self._changed = False
         self._lock = threading.Lock()  # of these fields, held for moments
         self._uploading = threading.Lock()
+
+    @property
+    def bucket(self) -> str:
+        return self._path.bucket
 
     def append(self, data: bytes) -> None:
         with self._lock:

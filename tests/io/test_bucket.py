@@ -1,5 +1,6 @@
 """Files in a bucket behave as on a disk, whatever the server does, and no error is taken for an absent file."""
 
+import errno
 import json
 import os
 import threading
@@ -155,6 +156,25 @@ def test_failed_upload_is_kept(bucket, monkeypatch):
     uploads.append_text(file, "b\n")
     bucket.faults.vanished = False
     assert uploads.read_appended(file) == b"a\nb\n"
+
+
+def test_one_failing_upload_keeps_no_other_back(bucket, monkeypatch):
+    files = [bucket / "kept_back" / name for name in ("a.txt", "b.txt")]
+    for file in files:
+        uploads.append_text(file, "1\n")
+    write = buckets.BucketPath.write_bytes
+
+    def fail(path, data):
+        if path.name.startswith("a.txt"):
+            raise BucketError(errno.EACCES, "denied", str(path))
+        return write(path, data)
+
+    with monkeypatch.context() as patch, pytest.raises(BucketError):
+        patch.setattr(buckets.BucketPath, "write_bytes", fail)
+        uploads.flush()
+    assert list(files[0].parent.tree()) == ["b.txt.0001"]
+    uploads.flush()
+    assert uploads.read_appended(files[0]) == b"1\n"
 
 
 def test_json_is_limited(bucket, monkeypatch):

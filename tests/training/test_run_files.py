@@ -105,9 +105,10 @@ def test_run_without_any_record(tmp_path, base_folder, caplog):
     assert train(base_config(), workdir).step == STEPS
     states = [restored(folder, base_config(), one_device())[0] for folder in (workdir, base_folder)]
     assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, states), strict=True))
-    for name in (METRICS_FILE, LOG_FILE, "previews", "loss.png"):
-        assert sum(f"{name} cannot be written" in message for message in caplog.messages) <= 1
-    assert "cannot be written" in caplog.text
+    failures = [message for message in caplog.messages if "; the run continues" in message]
+    assert len(failures) == len(set(failures)) >= 3
+    for number in (errno.EISDIR, errno.ENOSPC):
+        assert sum(os.strerror(number) in message for message in failures) == 1
 
 
 def reopened(folder, name):
