@@ -19,6 +19,8 @@ def get_config():
             "training.save_every": SAVE_EVERY,
             "training.preview_every": STEPS,
             "training.preview_count": 1,
+            # not the length of a run, which is trained in parts; longer ones go on learning
             "optimizer.decay_steps": STEPS,
+            "optimizer.end_learning_rate": 1e-4,
         }
     )
