@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import itertools
 import logging
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ _DPI = 72  # so that points are pixels
 _ELLIPSIS = " ..."
 _RIGHT_TO_LEFT_MARK = "\u200f"
 # They have no glyph. Joiners and marks of direction belong to the spelling; overrides and isolates could disguise text.
+_CODE_POINT = re.compile(r"(\[U\+[0-9A-F]{4,6}\])")  # as `displayable` writes it
 _INVISIBLE = {"\u200b", "\u200c", "\u200d", "\u200e", _RIGHT_TO_LEFT_MARK, *map(chr, range(0xFE00, 0xFE10))}
 
 logger = logging.getLogger(__name__)
@@ -221,10 +223,11 @@ def _wrap(text: str, fits: Callable[[str], bool]) -> Iterator[str]:
 def _clusters(word: str) -> Iterator[str]:
     """Yields the parts of a word that a line may end after: letters with their marks, and what joiners join."""
     cluster = ""
-    for character in word:
-        joins = character in _INVISIBLE or unicodedata.category(character).startswith("M") or cluster.endswith("\u200d")
-        if cluster and not joins:
-            yield cluster
-            cluster = ""
-        cluster += character
+    for part in _CODE_POINT.split(word):
+        for unit in [part] if _CODE_POINT.fullmatch(part) else part:
+            joins = unit in _INVISIBLE or unicodedata.category(unit[0]).startswith("M") or cluster.endswith("\u200d")
+            if cluster and not joins:
+                yield cluster
+                cluster = ""
+            cluster += unit
     yield cluster

@@ -45,7 +45,7 @@ def run_manifest(stages: Sequence[TrainedStage], request: SampleRequest) -> dict
     """
     scales, texts, positions = request.guidance_scale, request.texts, request.positions
     manifest: dict[str, Any] = {
-        "seed": request.seed,
+        "seed": int(request.seed),
         "stages": stages_manifest(stages),
         "guidance": None if scales is None else scales[:, positions].tolist(),
         "prompts": {image_path(Path(), request.first_index + i).name: texts.prompts[i] for i in positions},

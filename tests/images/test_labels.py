@@ -134,6 +134,7 @@ def test_lines_fit(fonts, text):
 
 def test_marks_stay_with_their_letters():
     assert list(labels._clusters("e\u0301a\u200db")) == ["e\u0301", "a\u200db"]
+    assert list(labels._clusters("a[U+65E5][U+1F98A][c")) == ["a", "[U+65E5]", "[U+1F98A]", "[", "c"]
     lines = list(labels._wrap("e\u0301" * 9, lambda line: len(line) <= 5))
     assert "".join(lines) == "e\u0301" * 9 and all(line.startswith("e") for line in lines)
 
