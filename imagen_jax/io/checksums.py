@@ -117,7 +117,9 @@ def read_verified(folder: Path, name: str) -> bytes | None:
     return data if hashlib.sha256(data).hexdigest() == expected else None
 
 
-def verify(folder: Path, included: Callable[[str], bool], shard: int = 0, num_shards: int = 1) -> list[str]:
+def verify(
+    folder: Path, included: Callable[[str], bool], shard: int = 0, num_shards: int = 1, manifest: bytes | None = None
+) -> list[str]:
     """Checks files of a folder against its manifest.
 
     Args:
@@ -125,12 +127,14 @@ def verify(folder: Path, included: Callable[[str], bool], shard: int = 0, num_sh
         included: whether to check a file, by its path in the folder.
         shard: the shard of the work to do; each file is read in one shard.
         num_shards: number of shards.
+        manifest: the content of the manifest, from elsewhere; None to read that in the folder.
 
     Returns:
         A message for each file that is missing, unlisted or different, and for a damaged manifest.
     """
     try:
-        sums = {name: checksum for name, checksum in _read_sums(folder / MANIFEST).items() if included(name)}
+        listed = _read_sums(folder / MANIFEST) if manifest is None else _parse_sums(manifest)
+        sums = {name: checksum for name, checksum in listed.items() if included(name)}
     except FileNotFoundError:
         return [f"{MANIFEST} is missing"]
     except BucketError:

@@ -69,7 +69,7 @@ def claim(folder: Path) -> Iterator[Claim]:
 @contextlib.contextmanager
 def _file_lock(folder: Path) -> Iterator[Claim]:
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK_FILE).open("a+") as file:
+    with (folder / LOCK_FILE).open("a+", encoding="utf-8", errors="replace") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

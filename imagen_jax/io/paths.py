@@ -13,6 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import cast
 
+import fsspec
+
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.bucket import BucketPath, is_bucket
 
@@ -91,6 +93,13 @@ def copy_file(path: Path, target: Path) -> None:
         return
     with target.open("wb") as file:
         bucket.download(file)
+
+
+def forget_listings() -> None:
+    """Lets fsspec, by which Orbax sees buckets, list folders again: it keeps what it has seen."""
+    filesystem = fsspec.get_filesystem_class("gs")
+    for instance in list(filesystem._cache.values()):  # one for each thread and set of options
+        instance.invalidate_cache()
 
 
 def check_writable(folder: Path) -> None:

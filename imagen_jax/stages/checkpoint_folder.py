@@ -20,8 +20,9 @@ from pathlib import Path
 from imagen_jax.io import checksums
 from imagen_jax.io.atomic import atomic_write
 from imagen_jax.io.bucket import BucketError
-from imagen_jax.io.paths import bucket_path, remove_tree
+from imagen_jax.io.paths import bucket_path, forget_listings, remove_tree
 
+FROZEN = "frozen"  # the folder beside the checkpoints of what a run does not train, as step 0; see `frozen.py`
 _UNFINISHED = ".unfinished"
 _ORBAX_UNFINISHED = ".orbax-checkpoint-tmp"
 _DAMAGED = ".damaged"
@@ -148,6 +149,7 @@ class BucketCheckpointFolder(CheckpointFolder):
             return ""
         self.delete(step)
         (self.path / f"{step}{_DAMAGED}").unlink(missing_ok=True)
+        forget_listings()  # Orbax may have read it, and would take it to be there
         return "it is deleted"
 
     def unfinished(self, step: int) -> Path:

@@ -34,7 +34,7 @@ from imagen_jax.io import checksums, uploads
 from imagen_jax.io.bucket import BucketError
 from imagen_jax.parallel import multihost, runtime
 from imagen_jax.stages import saved_arrays
-from imagen_jax.stages.checkpoint_folder import BucketCheckpointFolder, checkpoint_folder
+from imagen_jax.stages.checkpoint_folder import FROZEN, BucketCheckpointFolder, checkpoint_folder
 
 CHECKPOINTS = "checkpoints"
 _STATE_ITEMS = ("step", "params", "opt_state", "ema_params")
@@ -73,6 +73,7 @@ class Checkpoints:
         log: Callable[[str], None] = logger.warning,
     ) -> None:
         self._folder = checkpoint_folder(workdir / CHECKPOINTS)
+        self._frozen = checkpoint_folder(workdir / FROZEN)
         self._keep, self._keep_best = keep, keep_best
         self._continue_on_error, self._log = continue_on_error, log
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -120,6 +121,9 @@ class Checkpoints:
         versions = {name: importlib.metadata.version(name) for name in _VERSIONED_PACKAGES}
         metadata: dict[str, Any] = {"data": data, "config": to_json(config), "versions": versions, "score": score}
         metadata["num_examples"] = None if num_examples is None else list(num_examples)
+        frozen = self._frozen.identity(0)
+        if frozen is not None:
+            metadata["frozen"] = frozen.decode()
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
         try:
             if multihost.is_main_process():
@@ -183,7 +187,10 @@ class Checkpoints:
         return score if score is not None and math.isfinite(score) else math.inf
 
     def metadata(self, step: int) -> dict[str, Any]:
-        """Returns what was saved beside a step's state: `data`, `config`, `versions` and `score`."""
+        """Returns what was saved beside a step's state: `data`, `config`, `versions`, `score`, and perhaps `frozen`.
+
+        `frozen` has the checksums of the frozen parameters.
+        """
         return ocp.checkpointables_metadata(str(self.path(step))).custom_metadata
 
     def failed(self) -> bool:
@@ -441,6 +448,12 @@ def saved_config(workdir: Path) -> tuple[int, Any] | None:
 
     Nothing else in the checkpoint is verified. None if there is no such checkpoint.
     """
+    found = saved_metadata(workdir)
+    return (found[0], found[1]["config"]) if found and "config" in found[1] else None
+
+
+def saved_metadata(workdir: Path) -> tuple[int, dict[str, Any]] | None:
+    """Returns (step, metadata) of the newest checkpoint of a stage's folder whose metadata are intact; else None."""
     folder = checkpoint_folder(workdir / CHECKPOINTS)
     steps: list[int] = []
     for _ in range(MAX_VANISHED):
@@ -451,5 +464,5 @@ def saved_config(workdir: Path) -> tuple[int, Any] | None:
             data = checksums.read_verified(folder.step(step), _ORBAX_METADATA)
             if data is not None:
                 with contextlib.suppress(ValueError, KeyError, TypeError):
-                    return step, json.loads(data)["custom_metadata"]["config"]
+                    return step, dict(json.loads(data)["custom_metadata"])
     return None

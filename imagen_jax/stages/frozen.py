@@ -2,7 +2,7 @@
 
 WORKDIR/frozen/0/          the parameters that `training.trainable` does not match; see `stages/saved_arrays.py`
 
-It is written before the run's first step, so that every checkpoint has it beside it.
+It is written before the run's first step, so that every checkpoint has it beside it, and a copy of its checksums.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import orbax.checkpoint.experimental.v1 as ocp
 from imagen_jax.errors import TrainingError, is_out_of_space
 from imagen_jax.parallel import multihost
 from imagen_jax.stages import saved_arrays
-from imagen_jax.stages.checkpoint_folder import checkpoint_folder
+from imagen_jax.stages.checkpoint_folder import FROZEN, checkpoint_folder
+from imagen_jax.stages.checkpoints import saved_metadata
 from imagen_jax.stages.saved_arrays import mismatch_error
 
-FROZEN = "frozen"
 ITEM = "params"
 _STEP = 0  # the number of steps that change them
 
@@ -57,7 +57,9 @@ def frozen_shapes(workdir: Path) -> Any:
         TrainingError: they are missing or damaged.
     """
     folder = frozen_folder(workdir)
-    problems = saved_arrays.verify(folder, {ITEM})
+    metadata = saved_metadata(workdir)
+    copy = metadata[1].get("frozen") if metadata else None
+    problems = saved_arrays.verify(folder, {ITEM}, None if copy is None else copy.encode())
     if problems:
         raise TrainingError(
             f"the frozen parameters in {folder} are damaged: {'; '.join(problems)}; restore the folder from a copy, or "

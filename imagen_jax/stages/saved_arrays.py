@@ -57,14 +57,20 @@ def _process_index(name: str) -> int:
     return int(match[1]) if match else 0
 
 
-def verify(folder: Path, items: set[str]) -> list[str]:
+def verify(folder: Path, items: set[str], manifest: bytes | None = None) -> list[str]:
     """Checks the files of some items against their checksums; the files are split over the processes.
+
+    Args:
+        folder: the folder.
+        items: names of the items.
+        manifest: the checksums, from elsewhere; None for those in the folder.
 
     Returns:
         A message for each problem, the same on every process.
     """
 
-    problems = checksums.verify(folder, functools.partial(_is_of, items), jax.process_index(), jax.process_count())
+    included = functools.partial(_is_of, items)
+    problems = checksums.verify(folder, included, jax.process_index(), jax.process_count(), manifest)
     gathered = multihost.all_gather_strings("\n".join(problems))
     return list(dict.fromkeys(problem for text in gathered for problem in text.splitlines()))
 
@@ -85,7 +91,7 @@ def copy(folder: Path, target: Path, items: set[str]) -> None:
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
     """Keeps Orbax from logging what it cannot read, which is raised as well; and from logging it later."""
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio", "fsspec.prefetcher")]
     before = [logger.disabled for logger in loggers]
     for logger in loggers:
         logger.disabled = True

@@ -27,7 +27,7 @@ from imagen_jax.io.bucket import BucketError
 from imagen_jax.io.changes import changes, flatten, shown
 from imagen_jax.io.paths import as_path
 from imagen_jax.parallel import multihost
-from imagen_jax.stages.checkpoints import has_checkpoint, saved_config
+from imagen_jax.stages.checkpoints import saved_config
 
 CONFIG_FILE = "config.json"
 CONFIG_CHECKSUM = "config.json.sha256"
@@ -93,7 +93,7 @@ def read_config(workdir: Path, log: Callable[[str], None] = logger.warning) -> S
         state = _file_state(workdir)
     copy = saved_config(workdir)
     if copy is None:
-        config = _parse_file(workdir)
+        config = _parse_file(workdir, advice=": no checkpoint has a copy; restore it, or train in another folder")
         if state == "damaged":
             log(f"{str(workdir / CONFIG_FILE)!r} was changed after the run wrote it, and no checkpoint has a copy")
         return config
@@ -124,8 +124,8 @@ def _file_state(workdir: Path) -> str:
     return "intact" if line.split()[:1] == [hashlib.sha256(data).hexdigest().encode()] else "damaged"
 
 
-def _parse_file(workdir: Path) -> StageConfig:
-    """Returns the config in the file. Raises ConfigError."""
+def _parse_file(workdir: Path, advice: str = "") -> StageConfig:
+    """Returns the config in the file. Raises ConfigError, with advice where none describes a stage."""
     file = str(workdir / CONFIG_FILE)
     try:
         tree = read_json(workdir / CONFIG_FILE)
@@ -134,12 +134,10 @@ def _parse_file(workdir: Path) -> StageConfig:
             f"{str(workdir)!r} is not a stage folder, it has no {CONFIG_FILE}: give the --workdir of a training run"
         ) from error
     except (ValueError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file!r} is not valid JSON: restore it from a checkpoint's metadata") from error
+        raise ConfigError(f"{file!r} is not valid JSON{advice}") from error
     missing = [key for key in _REQUIRED_KEYS if not isinstance(tree, dict) or key not in tree]
     if missing:
-        raise ConfigError(
-            f"{file!r} does not describe a stage, {', '.join(missing)} missing: restore it from a checkpoint's metadata"
-        )
+        raise ConfigError(f"{file!r} does not describe a stage, {', '.join(missing)} missing{advice}")
     try:
         return from_json(tree)
     except ConfigError as error:
@@ -211,7 +209,7 @@ def open_workdir(workdir: Path, config: StageConfig, log: Callable[[str], None] 
         ConfigError: the folder is not writable, or holds a run whose config differs in keys that must not change
             between starts; then nothing is written.
     """
-    if (workdir / CONFIG_FILE).exists() or has_checkpoint(workdir):
+    if (workdir / CONFIG_FILE).exists() or saved_config(workdir) is not None:
         _check_same_run(workdir, config, log)
     try:
         workdir.mkdir(parents=True, exist_ok=True)

@@ -12,9 +12,20 @@ from imagen_jax.io.claims import Claim, ClaimedError, claim
 from imagen_jax.parallel import multihost
 from imagen_jax.stages.workdir import not_writable_error
 
+_GLOB_CHARACTERS = "*?["
+
 
 def check_writable(workdir: Path) -> None:
-    """Raises ConfigError if the folder, or where it would be created, is not writable; leaves nothing behind."""
+    """Raises ConfigError if the folder, or where it would be created, is not writable; leaves nothing behind.
+
+    Orbax takes a path for a pattern when it joins the files of a checkpoint, and would leave one that cannot be read.
+    """
+    special = sorted(set(_GLOB_CHARACTERS) & set(str(workdir.absolute())))
+    if special:
+        raise ConfigError(
+            f"--workdir {str(workdir)!r} has {', '.join(map(repr, special))} in its path, where checkpoints cannot be "
+            "written: give another folder"
+        )
     try:
         paths.check_writable(workdir)
     except OSError as error:
