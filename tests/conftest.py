@@ -40,7 +40,7 @@ LONGEST = (
     "launch/test_several_processes.py",
     "cli/test_commands.py",
     "training/test_image_kinds.py",
-    "docs/test_recipes.py",
+    "docs/test_commands.py",
     "docs/test_examples.py",
     "diffusion/test_samplers.py",
     "planning/test_plan.py",

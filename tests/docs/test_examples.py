@@ -1,7 +1,6 @@
-"""The Python examples of docs/python_api.md and README.md run, on tiny stages."""
+"""The Python examples of docs/python_api.md run, on tiny stages; test_commands.py runs those of other pages."""
 
 import pytest
-from PIL import Image
 
 from tests.helpers.configs import ROOT
 from tests.helpers.markdown import code_blocks
@@ -35,9 +34,3 @@ def test_python_api(runs):
     assert names["enlarged"].shape[1:] == (16, 16, 3)
     assert (runs / "tiny/checkpoints").exists()
     assert (runs / "scores/scores.json").exists()
-
-
-def test_readme(runs):
-    run_examples("README.md")
-    with Image.open(runs.parent / "red_circle.png") as image:
-        assert image.size == (16, 16)

@@ -1,17 +1,19 @@
-"""README.md: its length, its links, and its commands, which name files and flags that exist."""
+"""The pages: their length, their links, and the commands within sentences, whose names and flags exist.
+
+Commands in blocks are run by test_commands.py.
+"""
 
 import importlib
+import importlib.util
 import re
-import shlex
 
 import pytest
 
 from imagen_jax.cli import app
 from imagen_jax.cli.flags import CommandFlags
 from tests.helpers.configs import ROOT
-from tests.helpers.markdown import code_blocks
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "launch").glob("*.md")])
 
 
 def anchors(path):
@@ -20,14 +22,20 @@ def anchors(path):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def commands(path):
-    """Returns the `imagen` commands in a page's code blocks, as lists of words."""
-    for language, code in code_blocks(path.read_text()):
-        if not language:
-            for line in code.replace("\\\n", " ").splitlines():
-                words = shlex.split(line)
-                if words[:1] == ["imagen"] and words[1:2] != ["COMMAND"]:
-                    yield words[1:]
+def inline_commands(path):
+    """Yields the commands within sentences that have flags, as (module, flags)."""
+    text = re.sub(r"^ *```.*?^ *```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for code in re.findall(r"`([^`]+)`", text):
+        words = code.replace("[", "").replace("]", "").split(" > ")[0].split()
+        flags = [word for word in words if word.startswith("--")]
+        if words[:3] == ["python", "-m", "imagen_jax"]:
+            words = ["imagen", *words[3:]]
+        if words[:1] == ["imagen"] and len(words) > 1 and words[1].isidentifier() and words[1].islower():
+            assert words[1] in app.COMMANDS, code
+            yield f"imagen_jax.cli.{words[1]}", flags
+        elif flags and words[:2] == ["python", "-m"] and words[2].startswith("benchmarks."):
+            is_package = importlib.util.find_spec(words[2]).submodule_search_locations is not None
+            yield f"{words[2]}.__main__" if is_package else words[2], flags
 
 
 def test_readme_is_short():
@@ -46,10 +54,9 @@ def test_links_have_targets(path):
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_commands_have_known_flags(path):
-    for name, *arguments in commands(path):
-        assert name in app.COMMANDS
-        args = CommandFlags(importlib.import_module(f"imagen_jax.cli.{name}"))
-        assert not args.parse(arguments)
+def test_inline_commands_have_known_flags(path):
+    for module, arguments in inline_commands(path):
+        args = CommandFlags(importlib.import_module(module))
+        args.parse(arguments)
         config = getattr(args, "config", None) or ""
         assert not config.startswith("configs/") or (ROOT / config.partition(":")[0]).exists()

@@ -1,0 +1,105 @@
+"""The rule by which the commands of a document become small enough to be run in seconds.
+
+A command is checked as it is written first: its config is loaded with its overrides. Then a few overrides are added:
+
+- A side of an image becomes 8 × (log2 of it - 2): 32 is 24, 64 is 32, 1024 is 64. What fits together still does.
+- A network has one level, 8 channels and text attention in one place; a run has 2 steps of 8 images, on one device.
+- Data are read as they are, but of rendered scenes there are 64. An evaluation has 4 images.
+
+Everything else stays: data sources and paths, the text encoder, objective, optimizer, sampler, and every flag.
+"""
+
+import importlib
+import math
+
+from imagen_jax.cli.flags import CommandFlags
+from imagen_jax.config.load import load_config, schema_of
+from imagen_jax.config.schema import EvaluationConfig, PretrainTextConfig, StageConfig
+from imagen_jax.errors import ConfigError
+
+# where a config is only shown
+UNCHANGED = ("imagen_jax.cli.config",)
+
+MODEL = {
+    "model.channels": 8,
+    "model.head_channels": 8,
+    "model.channel_mult": (1,),
+    "model.num_res_blocks": (1,),
+    "model.cond_dim_mult": 1,
+    "model.text_pool_heads": 4,
+    "model.num_groups": 4,
+    "model.patch_size": 4,
+    "model.scan_blocks": False,
+}
+RUN = {
+    "optimizer.warmup_steps": 0,
+    "training.batch_size": 8,  # also for eight devices
+    "training.grad_accum_steps": 1,
+    "training.steps": 2,
+    "training.log_every": 1,
+    "training.save_every": 2,
+    "training.preview_every": 2,
+    "training.preview_count": 2,
+    "sampling.num_inference_steps": 2,
+    "data.threads": 2,
+    "data.prefetch": 2,
+    "mesh.data": -1,
+    "mesh.fsdp": 1,
+    "mesh.spatial": 1,
+}
+EVALUATION = {"num_samples": 4, "batch_size": 4, "data.threads": 2, "data.prefetch": 2}
+PRETRAINING = {"steps": 2, "batch_size": 4, "data.pool": 2, "probe.train_captions": 64, "probe.test_captions": 64}
+
+
+def tiny_arguments(module, arguments):
+    """Returns the arguments of a command, with those added that make its config small.
+
+    Args:
+        module: name of the command's module.
+        arguments: as they are written.
+    """
+    overrides = tiny_overrides(module, arguments)
+    return [*arguments, *(f"--config.{key}={value!r}" for key, value in overrides.items())]
+
+
+def tiny_overrides(module, arguments):
+    """Returns what makes the config of a command small; nothing if there is none, or the command itself refuses it."""
+    args = CommandFlags(importlib.import_module(module))
+    try:
+        if args.parse(arguments) or module in UNCHANGED or not getattr(args, "config", None):
+            return {}
+        schema = schema_of(args.config)
+        config = load_config(args.config, args.overrides, schema=schema)
+    except ConfigError:
+        return {}
+    if schema is PretrainTextConfig:
+        return PRETRAINING
+    data = {"data.num_examples": 64} if config.data.source == "shapes" else {}
+    if schema is EvaluationConfig:
+        return EVALUATION | data
+    assert schema is StageConfig
+    # a plan is for the devices and the batch that it names
+    run = {} if module == "imagen_jax.cli.plan" else RUN
+    return MODEL | run | data | _attention(config) | _sizes(config)
+
+
+def _attention(config):
+    middle = {"model.middle_attention_types": ("text",)} if config.model.network == "unet" else {}
+    return {"model.attention_types": ((),) if middle else (("text",),), **middle}
+
+
+def _sizes(config):
+    sizes = {"image_size": config.image_hw, "low_res_size": config.low_res_hw, "data.crop_size": config.data.crop_hw}
+    sizes["sampling.tile_size"] = config.sampling.tile_hw
+    small = {key: small_size(size) for key, size in sizes.items() if any(size)}
+    if config.data.bucket_hws:
+        small["data.buckets"] = tuple(small_size(size) for size in config.data.bucket_hws)
+    return small | ({"sampling.tile_overlap": 8} if "sampling.tile_size" in small else {})
+
+
+def small_size(size):
+    """Returns (height, width) of a small image for a large one: the same aspect ratio, in multiples of 8."""
+    unit = math.gcd(*size)
+    ratio = [side // unit for side in size]
+    times = max(1, round(math.log2(unit)) - (2 if max(ratio) == 1 else 3))
+    return tuple(8 * times * side for side in ratio)
