@@ -129,8 +129,10 @@ def _like(args: CommandFlags) -> tuple[ImagenPipeline, SampleRequest]:
         {**before, **change}
         for before, change in zip(record.sampling(), stage_changes(args, len(folders)), strict=True)
     ]
+    is_chosen = args.other_model or args.step is not None or args.weights is not None
+    weights = weights_choices(args, len(folders)) if is_chosen else record.weights(folders)
     pipeline = ImagenPipeline.from_pretrained(
-        folders, mesh_axes(args), changes, text_cache=args.text_cache, weights=weights_choices(args, len(folders))
+        folders, mesh_axes(args), changes, text_cache=args.text_cache, weights=weights
     )
     if not args.other_model:
         image_record.check_same_model(record, pipeline.stages, what)

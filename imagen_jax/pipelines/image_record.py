@@ -33,6 +33,7 @@ from imagen_jax.pipelines.loading import TrainedStage
 from imagen_jax.pipelines.output_dir import stages_manifest
 from imagen_jax.pipelines.request import SampleRequest
 from imagen_jax.pipelines.texts import Texts
+from imagen_jax.stages.checkpoints import has_checkpoint
 
 KEYWORD = "imagen_jax"
 SUMMARY_KEYWORD = "parameters"  # the habit of other tools: prompt, negative prompt, then a line of settings
@@ -53,6 +54,8 @@ class StageRecord(_Part):
     """A stage that an image was sampled from, as in `output_dir.stages_manifest`."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow")
+    step: int
+    weights: str = "ema"
     sampling: dict[str, Any]
 
 
@@ -103,6 +106,13 @@ class ImageRecord(_Part):
     def sampling(self) -> list[dict[str, Any]]:
         """Returns the sampling settings of each stage."""
         return [{key: _from_json(value) for key, value in stage.sampling.items()} for stage in self.stages]
+
+    def weights(self, folders: Sequence[str]) -> list[dict[str, Any]]:
+        """Returns which weights of each stage folder to load: those of the image, or the newest if they are gone."""
+        return [
+            {"step": stage.step if has_checkpoint(as_path(folder), stage.step) else None, "kind": stage.weights}
+            for stage, folder in zip(self.stages, folders, strict=True)
+        ]
 
 
 class Recorder:
@@ -268,7 +278,7 @@ def check_same_model(record: ImageRecord, stages: Sequence[TrainedStage], name: 
 
 
 def _model(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in manifest.items() if key != "sampling"}
+    return {"weights": "ema"} | {key: value for key, value in manifest.items() if key != "sampling"}
 
 
 def like_request(record: ImageRecord, alone: int | None = None) -> SampleRequest:

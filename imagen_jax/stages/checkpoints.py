@@ -438,9 +438,10 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def has_checkpoint(workdir: Path) -> bool:
-    """Returns whether a stage's folder has a complete checkpoint; it may be damaged."""
-    return bool(checkpoint_folder(workdir / CHECKPOINTS).steps())
+def has_checkpoint(workdir: Path, step: int | None = None) -> bool:
+    """Returns whether a stage's folder has a complete checkpoint, of a step if one is given; it may be damaged."""
+    steps = checkpoint_folder(workdir / CHECKPOINTS).steps()
+    return bool(steps) if step is None else step in steps
 
 
 def saved_config(workdir: Path) -> tuple[int, Any] | None:

@@ -135,12 +135,23 @@ def with_record(path, sampled, change):
 
 
 def test_another_model_is_refused(run, sampled, tmp_path):
-    for key, value in (("checkpoint", "0" * 64), ("step", 3), ("config", "\x1b" * 64)):
+    for key, value in (("checkpoint", "0" * 64), ("step", 2), ("config", "\x1b" * 64)):
         like = with_record(tmp_path / "other.png", sampled, lambda r, k=key, v=value: r["stages"][0].update({k: v}))
         message = refused(run, tmp_path / "out", like)
         assert f"stages.0.{key}" in message and message.isprintable()
     run(tmp_path / "out", f"--like={like}", "--other_model")
     np.testing.assert_array_equal(pixels(image(tmp_path / "out", 2)), pixels(image(sampled, 2)))
+
+
+def test_like_takes_the_recorded_weights(run, sampled, base_folder, tmp_path):
+    run(tmp_path / "raw", "--prompts=a ring", "--weights=raw")
+    run(tmp_path / "again", f"--like={image(tmp_path / 'raw', 0)}")
+    assert image(tmp_path / "again", 0).read_bytes() == image(tmp_path / "raw", 0).read_bytes()
+    record = read_record(image(sampled, 0))
+    (weights,) = record.weights([base_folder])
+    assert weights == {"step": record.stages[0].step, "kind": "ema"}
+    gone = record.stages[0].model_copy(update={"step": 10**6})
+    assert record.model_copy(update={"stages": [gone]}).weights([base_folder]) == [{"step": None, "kind": "ema"}]
 
 
 def test_another_number_of_stages_is_refused(run, sampled, tmp_path):
