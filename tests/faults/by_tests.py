@@ -49,6 +49,12 @@ TESTED = {
     "captions": run_tests(
         "captions that are empty, long, unusual Unicode, or invalid Unicode", "text/test_tokenizer.py"
     ),
+    "left out": run_tests(
+        "captions in other encodings or under other names; a data set without any; files that are not used",
+        "data/test_captions.py",
+        "data/test_left_out.py",
+        "datasets/test_captions.py",
+    ),
     "room": run_tests("out of memory", "training/test_preemption.py"),
     "spike": run_tests("a loss spike", "training/test_skip_updates.py"),
     "pickles": run_tests(

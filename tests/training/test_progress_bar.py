@@ -86,7 +86,7 @@ def test_too_many_corrupt_images_end_a_run(tmp_path):
         Image.new("RGB", (8, 12), (number, 0, 0)).save(photos / f"{number:02d}.png")
     for number in (3, 4, 5):
         (photos / f"{number:02d}.png").write_bytes(b"")
-    data = config_of("folder_base.py").data.with_changes(path=str(photos), max_corrupt=0.01)
+    data = config_of("folder_base.py").data.with_changes(path=str(photos), max_corrupt=0.01, allow_no_captions=True)
     config = base_config(data=data)
     with pytest.raises(ConfigError, match=r"too many corrupt records, \d in \d+ reads of its 26"):
         train(config, tmp_path / "run")
