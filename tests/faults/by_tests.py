@@ -36,9 +36,15 @@ TESTED = {
         "datasets/test_tar.py",
         "datasets/test_webdataset.py",
     ),
+    "parquet": run_tests(
+        "a truncated, corrupt or empty Parquet file, rows without an image, a copy that is damaged or that has no space",
+        "datasets/test_parquet.py",
+    ),
     "decoders": run_tests(
-        "image bombs; 16 bits, CMYK, palettes, alpha, animations, odd EXIF",
+        "image bombs; 16 bits, CMYK, palettes, alpha, animations, odd EXIF; long and damaged metadata",
         "data/test_transforms.py",
+        "images/test_containers.py",
+        "images/test_color_profile.py",
         "datasets/test_hostile.py",
     ),
     "embeddings": run_tests(
