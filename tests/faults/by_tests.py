@@ -37,7 +37,7 @@ TESTED = {
         "datasets/test_webdataset.py",
     ),
     "parquet": run_tests(
-        "a truncated, corrupt or empty Parquet file, rows without an image, a copy that is damaged or that has no space",
+        "a truncated, corrupt or empty Parquet file, rows without an image, a copy that is damaged or has no space",
         "datasets/test_parquet.py",
     ),
     "decoders": run_tests(
