@@ -13,6 +13,7 @@ import operator
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, SupportsIndex
@@ -28,6 +29,7 @@ from imagen_jax.io import storage
 
 logger = logging.getLogger(__name__)
 
+_THREADS = 8  # that read what files are
 _ALL, _TRAIN, _VALIDATION = "all", "train", "validation"
 
 
@@ -64,8 +66,7 @@ class ParquetSource:
         self._path, self._split, self._columns = path, split, columns
         files, fraction_of = _files_of_split(parquet_files.list_files(os.path.expanduser(path)), path, split)
         self.files = list(files.values())
-        copies = _load_copies(self.files, columns, Path(cache_dir).expanduser())
-        self._copies = list(copies)
+        self._copies = _load_copies(self.files, columns, Path(cache_dir).expanduser())
         self._starts = np.cumsum([0, *map(len, self._copies)])  # of each file's rows, and the number of all
         self._rows = np.arange(self._starts[-1])
         if fraction_of:
@@ -180,17 +181,22 @@ def _draw_rows(names: list[str], counts: list[int], fraction: float) -> np.ndarr
 # copies
 
 
-def _load_copies(files: list[str], columns: ParquetColumns, cache: Path) -> Iterator[RowCopy]:
-    """Yields the copies of files, made where there is none of this version of a file."""
-    places = [_copy_path(file, columns, cache) for file in files]
-    missing = [file for file, place in zip(files, places, strict=True) if _open_copy(place) is None]
+def _load_copies(files: list[str], columns: ParquetColumns, cache: Path) -> list[RowCopy]:
+    """Returns the copies of files, made where there is none of this version of a file."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        places = list(pool.map(lambda file: _copy_path(file, columns, cache), files))
+        sizes = list(pool.map(lambda file: _check_columns(file, columns), files))
+    copies = [_open_copy(place) for place in places]
+    needed = sum(size for size, copy in zip(sizes, copies, strict=True) if copy is None)
+    missing = copies.count(None)
     if missing:
-        _check_space(missing, columns, cache)
-        logger.info("copying the rows of %d Parquet file(s) to %s, once", len(missing), cache)
-    pairs = list(zip(files, places, strict=True))
-    for file, place in tqdm(pairs, desc="Parquet files", delay=2.0, mininterval=1.0, leave=False):
-        _check_columns(file, columns)
-        yield _open_copy(place) or _make_copy(file, place, columns)
+        _check_space(needed, missing, cache)
+        logger.info("copying the rows of %d Parquet file(s) to %s, once", missing, cache)
+    work = tqdm(files, desc="Parquet files", delay=2.0, mininterval=1.0, leave=False)
+    return [
+        _make_copy(file, place, columns) if copy is None else copy
+        for file, place, copy in zip(work, places, copies, strict=True)
+    ]
 
 
 def _copy_path(file: str, columns: ParquetColumns, cache: Path) -> Path:
@@ -249,25 +255,22 @@ def _named_errors(file: str, rows: Iterator[Any]) -> Iterator[Any]:
         raise parquet_files.unreadable_error(file, error) from error
 
 
-def _check_columns(file: str, columns: ParquetColumns) -> None:
+def _check_columns(file: str, columns: ParquetColumns) -> int:
+    """Returns how many bytes a copy of a file takes, about. Raises ConfigError if it lacks a column."""
     source = parquet_files.open_file(file)
-    parquet_files.read_layout(source.schema_arrow, file, *columns)
+    layout = parquet_files.read_layout(source.schema_arrow, file, *columns)
+    return parquet_files.uncompressed_bytes(source.metadata, layout)
 
 
-def _check_space(files: list[str], columns: ParquetColumns, cache: Path) -> None:
+def _check_space(needed: int, count: int, cache: Path) -> None:
     """Raises ConfigError if the copies of files do not fit on the disk of the cache."""
-    needed = 0
-    for file in files:
-        source = parquet_files.open_file(file)
-        layout = parquet_files.read_layout(source.schema_arrow, file, *columns)
-        needed += parquet_files.uncompressed_bytes(source.metadata, layout)
     folder = cache.absolute()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ConfigError(
-            f"the rows of {len(files)} Parquet file(s) take {needed:,} bytes, and {cache} has {free:,} free: set "
+            f"the rows of {count} Parquet file(s) take {needed:,} bytes, and {cache} has {free:,} free: set "
             "config.data.cache_dir to a folder on a disk with space"
         )
 
