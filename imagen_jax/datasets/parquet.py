@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, SupportsIndex
 import numpy as np
 from tqdm import tqdm
 
+from imagen_jax.data.left_out import LeftOut
 from imagen_jax.data.record import CorruptRecordError, Record
 from imagen_jax.datasets import parquet_files
 from imagen_jax.datasets.row_copy import RowCopy, remove_unfinished, write_rows
@@ -51,6 +52,10 @@ class ParquetSource:
         validation_fraction: this fraction, in [0, 1].
         cache_dir: the folder for the copies.
 
+    Attributes:
+        files: the files of the split.
+        left_out: the files and columns that are not used.
+
     Raises:
         ConfigError: there are no files of the split, or no rows; one cannot be read, or lacks a column; or there is
             no space for the copies.
@@ -64,9 +69,11 @@ class ParquetSource:
         if storage.is_remote(cache_dir):
             raise ConfigError(f"config.data.cache_dir {cache_dir!r} is in a bucket: give a folder on a local disk")
         self._path, self._split, self._columns = path, split, columns
-        files, fraction_of = _files_of_split(parquet_files.list_files(os.path.expanduser(path)), path, split)
+        self.left_out = LeftOut()
+        files = parquet_files.list_files(os.path.expanduser(path))
+        files, fraction_of = _files_of_split(files, path, split, self.left_out)
         self.files = list(files.values())
-        self._copies = _load_copies(self.files, columns, Path(cache_dir).expanduser())
+        self._copies = _load_copies(self.files, columns, Path(cache_dir).expanduser(), self.left_out)
         self._starts = np.cumsum([0, *map(len, self._copies)])  # of each file's rows, and the number of all
         self._rows = np.arange(self._starts[-1])
         if fraction_of:
@@ -133,7 +140,7 @@ def _checked(name: str, read: Any) -> Any:
         raise CorruptRecordError(name, f"cannot be read: {error}; start again to copy its file once more") from error
 
 
-def _files_of_split(files: dict[str, str], path: str, split: str) -> tuple[dict[str, str], str]:
+def _files_of_split(files: dict[str, str], path: str, split: str, left_out: LeftOut) -> tuple[dict[str, str], str]:
     """Returns the files of a split by name, and which part of their rows it is: "" for all of them.
 
     Raises:
@@ -147,13 +154,8 @@ def _files_of_split(files: dict[str, str], path: str, split: str) -> tuple[dict[
     unnamed = splits.pop("", {})
     if _TRAIN not in splits and unnamed:
         splits[_TRAIN], unnamed = unnamed, {}
-    if unnamed:
-        logger.warning(
-            "%s: %d file(s) are left out, such as %r, which are named after no split",
-            path,
-            len(unnamed),
-            next(iter(unnamed)),
-        )
+    reason = "they, and their folders, are named after no split, as others are: rename them, or set data.split to 'all'"
+    left_out.add(path, "Parquet file(s) not used", reason, unnamed)
     has_validation = _VALIDATION in splits
     chosen = splits.get(_TRAIN if split == _VALIDATION and not has_validation else split)
     if chosen is None:
@@ -181,13 +183,15 @@ def _draw_rows(names: list[str], counts: list[int], fraction: float) -> np.ndarr
 # copies
 
 
-def _load_copies(files: list[str], columns: ParquetColumns, cache: Path) -> list[RowCopy]:
+def _load_copies(files: list[str], columns: ParquetColumns, cache: Path, left_out: LeftOut) -> list[RowCopy]:
     """Returns the copies of files, made where there is none of this version of a file."""
     with ThreadPoolExecutor(_THREADS) as pool:
         places = list(pool.map(lambda file: _copy_path(file, columns, cache), files))
-        sizes = list(pool.map(lambda file: _check_columns(file, columns), files))
+        contents = list(pool.map(lambda file: _contents_of(file, columns), files))
+    unused = dict.fromkeys(name for content in contents for name in content.unused_columns)
+    left_out.add(files[0], "column(s) not read", "they hold neither text nor numbers", unused)
     copies = [_open_copy(place) for place in places]
-    needed = sum(size for size, copy in zip(sizes, copies, strict=True) if copy is None)
+    needed = sum(content.size for content, copy in zip(contents, copies, strict=True) if copy is None)
     missing = copies.count(None)
     if missing:
         _check_space(needed, missing, cache)
@@ -255,11 +259,18 @@ def _named_errors(file: str, rows: Iterator[Any]) -> Iterator[Any]:
         raise parquet_files.unreadable_error(file, error) from error
 
 
-def _check_columns(file: str, columns: ParquetColumns) -> int:
-    """Returns how many bytes a copy of a file takes, about. Raises ConfigError if it lacks a column."""
+class _Contents(NamedTuple):
+    """What a file has: about how many bytes a copy takes, and names of columns that are not copied."""
+
+    size: int
+    unused_columns: tuple[str, ...]
+
+
+def _contents_of(file: str, columns: ParquetColumns) -> _Contents:
+    """Returns what a file has. Raises ConfigError if it lacks a column."""
     source = parquet_files.open_file(file)
     layout = parquet_files.read_layout(source.schema_arrow, file, *columns)
-    return parquet_files.uncompressed_bytes(source.metadata, layout)
+    return _Contents(parquet_files.uncompressed_bytes(source.metadata, layout), layout.unused)
 
 
 def _check_space(needed: int, count: int, cache: Path) -> None:

@@ -38,11 +38,13 @@ class Layout(NamedTuple):
         image: name of the column of images.
         texts: names of the columns that describe an image.
         class_names: names of the classes of integer columns, by column.
+        unused: names of the other columns.
     """
 
     image: str
     texts: tuple[str, ...]
     class_names: dict[str, list[str]]
+    unused: tuple[str, ...]
 
 
 def list_files(path: str) -> dict[str, str]:
@@ -127,7 +129,8 @@ def read_layout(schema: Any, path: str, image_column: str, caption_column: str) 
         _check_column(schema, path, "caption_column", caption_column, lambda field: _has_texts(field, class_names))
     is_single = {name: schema.names.count(name) == 1 for name in schema.names if name != image_column}
     texts = tuple(field.name for field in schema if is_single.get(field.name) and _describes(field))
-    return Layout(image_column, texts, class_names)
+    unused = tuple(name for name in dict.fromkeys(schema.names) if name not in (image_column, *texts))
+    return Layout(image_column, texts, class_names, unused)
 
 
 def _check_column(schema: Any, path: str, key: str, name: str, fits: Callable[[Any], bool]) -> None:

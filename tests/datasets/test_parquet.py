@@ -1,7 +1,6 @@
 """Parquet files as the Hugging Face Hub has them: splits, columns, random access, and damage by name."""
 
 import json
-import logging
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -139,12 +138,15 @@ def test_splits_by_file_names(tmp_path, cache):
         source_of(tmp_path, cache, "none")
 
 
-def test_files_of_no_split_are_named(tmp_path, cache, caplog):
+def test_what_is_left_out_is_named(tmp_path, cache):
+    """Files of no split beside others of some, and columns that describe nothing."""
     for number, name in enumerate(("train", "other")):
-        write(tmp_path / f"{name}.parquet", rows_of([number]))
-    with caplog.at_level(logging.WARNING):
-        source_of(tmp_path, cache, "train")
-    assert "1 file(s) are left out, such as 'other.parquet'" in caplog.text
+        write(tmp_path / f"{name}.parquet", rows_of([number], vector=lambda i: [0.5], mask=lambda i: b"x"))
+    files, columns = source_of(tmp_path, cache, "train").left_out.findings
+    assert (files.count, files.names) == (1, ("other.parquet",))
+    assert (columns.count, columns.names) == (2, ("vector", "mask"))
+    (columns,) = source_of(tmp_path, cache, "all").left_out.findings
+    assert columns.names == ("vector", "mask")
 
 
 @pytest.mark.parametrize("names", [("train-00000-of-00002", "train-00001-of-00002"), ("a", "b")])
