@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from imagen_jax.cli import sample, train
-from imagen_jax.cli.flags import CommandFlags, mesh_axes, prompt_guidance, stage_changes
+from imagen_jax.cli.flags import CommandFlags, mesh_axes, prompt_guidance, stage_changes, weights_choices
 from imagen_jax.errors import ConfigError
 from imagen_jax.parallel.mesh import make_mesh
 from tests.helpers.configs import base_config
@@ -64,6 +64,28 @@ def test_one_value_or_one_per_stage():
         {"num_inference_steps": 20, "sampler": "heun", "guidance_interval": (0.1, 0.9), "s_tmax": 9.0, **shared},
     ]
     assert prompt_guidance(args, 2, 5) is None
+
+
+def test_weights_for_all_stages_or_for_each():
+    assert weights_choices(given(), 2) == [{"step": None, "kind": "ema"}] * 2
+    assert weights_choices(given("--step=30", "--weights=raw"), 2) == [{"step": 30, "kind": "raw"}] * 2
+    args = given("--step=30, latest", "--weights=ema,raw")
+    assert weights_choices(args, 2) == [{"step": 30, "kind": "ema"}, {"step": None, "kind": "raw"}]
+
+
+@pytest.mark.parametrize(
+    "argument, message",
+    [
+        ("--step=1.5", "--step '1.5'"),
+        ("--step=last", "--step 'last'"),
+        ("--step=1,2,3", "--step has 3 values for 2 stages"),
+        ("--weights=best", "--weights 'best'"),
+        ("--weights=raw,", "--weights ''"),
+    ],
+)
+def test_invalid_weights(argument, message):
+    with pytest.raises(ConfigError, match=message):
+        weights_choices(given(argument), 2)
 
 
 def test_guidance_per_prompt():

@@ -1,6 +1,7 @@
 """All faults, each a function `(bench, trials) -> Result`."""
 
 import contextlib
+import logging
 import os
 import re
 import resource
@@ -16,6 +17,8 @@ import numpy as np
 from imagen_jax.errors import ConfigError
 from imagen_jax.io import checksums
 from imagen_jax.io.claims import LOCK_FILE
+from imagen_jax.pipelines import output_dir
+from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.checkpoints import Checkpoints
 from imagen_jax.training.optimizers import make_optimizer
@@ -415,6 +418,37 @@ def surroundings(bench, trials):
     return Result("a corrupt compilation cache; 64 open files; a port in use", 3, passed, f"difference {worst:g}")
 
 
+class _Warnings(logging.Handler):
+    """Counts warnings and errors, of whatever library."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.texts = []
+
+    def emit(self, record):
+        self.texts.append(record.getMessage())
+
+
+def sampled_while_training(bench, trials):
+    """Loads a stage again and again while it trains, saves each step and keeps one checkpoint."""
+    workdir, steps, warnings = bench.new_workdir("beside"), [], _Warnings()
+    logging.getLogger().addHandler(warnings)
+    try:
+        with Training(workdir, steps=10**6, save_every=1, keep_checkpoints=1, log_every=100) as training:
+            assert training.until(lambda: steps_in(workdir)), training.text()
+            for trial in range(trials):
+                choice = {"kind": ("ema", "raw")[trial % 2]}
+                pipeline = ImagenPipeline.from_pretrained([workdir], one_device(), weights=choice)
+                output_dir.stages_manifest(pipeline.stages)
+                steps.append(pipeline.stages[0].step)
+            assert training.process.poll() is None, training.text()
+    finally:
+        logging.getLogger().removeHandler(warnings)
+    passed = trials if steps == sorted(steps) and not warnings.texts else 0
+    output = f"steps {steps[0]} to {steps[-1]}; {len(warnings.texts)} warnings"
+    return Result("loaded while it trains, with one checkpoint kept", trials, passed, output)
+
+
 # fault -> (function, trials)
 ROWS = {
     "kill": (kill_at_random, 100),
@@ -436,6 +470,7 @@ ROWS = {
     "nan": (bad_gradients, 2),
     "model": (another_model, 1),
     "surroundings": (surroundings, 3),
+    "beside": (sampled_while_training, 20),
     "member": (killed_member, 2),
     "stalled_member": (stalled_member, 1),
     "processes": (other_processes, 3),

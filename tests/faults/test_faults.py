@@ -5,7 +5,7 @@ import pytest
 from tests.faults.harness import Bench
 from tests.faults.rows import ROWS
 
-TRIALS = {"flip": 200, "cut": 10, "mesh": 3, "model": 1}
+TRIALS = {"flip": 200, "cut": 10, "mesh": 3, "model": 1, "beside": 2}
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from imagen_jax.errors import ConfigError, TrainingError
+from imagen_jax.io import checksums
 from imagen_jax.pipelines.loading import load_stage
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.checkpoints import Checkpoints
@@ -262,3 +263,16 @@ def test_split_and_merge():
     trainable, frozen = split(params, ("c/d", "^e$"))
     assert (trainable, frozen) == ({"a": {"c": {"d": 2}}, "e": 3}, {"a": {"b": 1}})
     assert merge(trainable, frozen) == merge(frozen, trainable) == params
+
+
+def test_frozen_checksums_are_those_of_the_checkpoint(tuned, tmp_path):
+    """Damage to their own file costs nothing, and frozen parameters of another run are refused."""
+    folder = shutil.copytree(tuned, tmp_path / "tuned")
+    frozen = folder / "frozen" / "0"
+    (frozen / "SHA256SUMS").write_text("damaged")
+    jax.tree.map(np.testing.assert_array_equal, weights_of(folder), weights_of(tuned))
+    (frozen / "params" / "_METADATA").write_bytes((frozen / "params" / "_METADATA").read_bytes() + b" ")
+    checksums.write_shard(frozen, 0, checksums.list_files(frozen))
+    checksums.merge_shards(frozen, 1)
+    with pytest.raises(TrainingError, match="_METADATA"):
+        SavedWeights(folder)
