@@ -106,3 +106,12 @@ def test_claim_of_failed_release(bucket, fast):
     assert (bucket / "back" / ".lock").exists()
     with claims.claim(bucket / "back") as held:
         held.check()
+
+
+def test_damaged_lock_is_still_a_lock(tmp_path):
+    with claims.claim(tmp_path):
+        (tmp_path / claims.LOCK_FILE).write_bytes(b'{"pid": \xff\x80')
+        with pytest.raises(claims.ClaimedError, match="another process"), claims.claim(tmp_path):
+            pass
+    with claims.claim(tmp_path):
+        pass
