@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 def evaluation_manifest(
     stages: Sequence[TrainedStage], config: EvaluationConfig, captions: Iterable[str]
 ) -> dict[str, Any] | None:
-    """Returns all that decides the results, as JSON; None for stages that are not, or no longer, in a folder."""
+    """Returns all that decides the results, as JSON; None for stages that were not loaded from a folder."""
     try:
         by_index = stages_manifest(stages)
     except FileNotFoundError:

@@ -34,7 +34,7 @@ from imagen_jax.io import checksums, uploads
 from imagen_jax.io.bucket import BucketError
 from imagen_jax.parallel import multihost, runtime
 from imagen_jax.stages import saved_arrays
-from imagen_jax.stages.checkpoint_folder import FROZEN, BucketCheckpointFolder, checkpoint_folder
+from imagen_jax.stages.checkpoint_folder import FROZEN, BucketCheckpointFolder, CheckpointFolder, checkpoint_folder
 
 CHECKPOINTS = "checkpoints"
 _STATE_ITEMS = ("step", "params", "opt_state", "ema_params")
@@ -180,10 +180,8 @@ class Checkpoints:
             self._folder.delete(step)
 
     def _score(self, step: int) -> float:
-        try:
-            score = self.metadata(step)["score"]
-        except (OSError, ValueError, KeyError, TypeError):
-            score = None  # damaged, which is reported when it is restored
+        metadata = _verified_metadata(self._folder, step)  # None if it is damaged, which is reported at a restore
+        score = metadata.get("score") if metadata else None
         return score if score is not None and math.isfinite(score) else math.inf
 
     def metadata(self, step: int) -> dict[str, Any]:
@@ -462,8 +460,16 @@ def saved_metadata(workdir: Path) -> tuple[int, dict[str, Any]] | None:
         if steps == before:
             break  # those that could not be read are damaged, and were not deleted meanwhile
         for step in steps:
-            data = checksums.read_verified(folder.step(step), _ORBAX_METADATA)
-            if data is not None:
-                with contextlib.suppress(ValueError, KeyError, TypeError):
-                    return step, dict(json.loads(data)["custom_metadata"])
+            metadata = _verified_metadata(folder, step)
+            if metadata is not None:
+                return step, metadata
     return None
+
+
+def _verified_metadata(folder: CheckpointFolder, step: int) -> dict[str, Any] | None:
+    """Returns the metadata of a checkpoint; None if their file is damaged or gone."""
+    data = checksums.read_verified(folder.step(step), _ORBAX_METADATA)
+    try:
+        return None if data is None else dict(json.loads(data)["custom_metadata"])
+    except (ValueError, KeyError, TypeError):
+        return None

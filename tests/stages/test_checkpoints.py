@@ -160,6 +160,21 @@ def test_best_is_kept(tmp_path):
         assert steps_in(tmp_path) == (["2", "3"] if first == 1 else ["6"])
 
 
+def test_score_is_verified(tmp_path):
+    """A flipped bit makes no checkpoint the best."""
+    checkpoints = Checkpoints(tmp_path, keep=1, keep_best=True)
+    for step, score in enumerate([0.25, 0.75, 0.5], 1):
+        checkpoints.save(state_at(step), {}, CONFIG, score)
+        checkpoints.wait()
+        if step == 2:
+            metadata = tmp_path / "checkpoints" / "2" / "_CHECKPOINT_METADATA"
+            flipped = metadata.read_bytes().replace(b'"score": 0.75', b'"score": 0.05')
+            assert flipped != metadata.read_bytes()
+            metadata.write_bytes(flipped)
+    checkpoints.close()
+    assert steps_in(tmp_path) == ["1", "3"]
+
+
 def test_step_is_saved_once(tmp_path):
     save_steps(tmp_path, [1])
     before = contents(tmp_path)
