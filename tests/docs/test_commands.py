@@ -1,5 +1,6 @@
 """A reader types every block of every document, in order, and all of them run."""
 
+import itertools
 import json
 import re
 
@@ -13,6 +14,8 @@ from tests.helpers.reader.blocks import docstring_commands, read_blocks
 from tests.helpers.reader.desk import IMAGES, write_shard_folders
 from tests.helpers.reader.reader import Reader, start_worker
 
+# The Python page is run by test_examples.py.
+OTHERS = ("docs/python_api.md", "docs/buckets.md")
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "launch").glob("*.md")]
 DOCUMENTS = {str(path.relative_to(ROOT)): blocks for path in sorted(PAGES) if (blocks := read_blocks(path.read_text()))}
 # What a document takes to be there, made by the commands of others.
@@ -22,11 +25,22 @@ BEFORE = {
 
 
 def config_families():
-    """Returns the commands in the docstrings of configs, by family such as `shapes`; evaluations come last."""
+    """Returns the commands in the docstrings of configs, by family such as `configs/shapes`; evaluations come last."""
     families = {}
     for path in sorted((ROOT / "configs").glob("*.py"), key=lambda path: (path.stem.endswith("_eval"), path.stem)):
-        families.setdefault(path.stem.partition("_")[0], []).extend(docstring_commands(path.read_text()))
+        families.setdefault(f"configs/{path.stem.partition('_')[0]}", []).extend(docstring_commands(path.read_text()))
     return {name: blocks for name, blocks in families.items() if blocks}
+
+
+def documents_with_news():
+    """Returns the pages and families of configs, without those whose every command is in one before them."""
+    seen, kept = set(), {}
+    for name, blocks in (DOCUMENTS | config_families()).items():
+        new = {line for block in blocks for line in block.lines()} - seen
+        if name not in OTHERS and new:
+            kept[name] = blocks
+            seen |= new
+    return kept
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +55,14 @@ def reader(worker, tmp_path):
         yield reader
 
 
-# The Python page is run by test_examples.py.
-@pytest.mark.parametrize("name", sorted(DOCUMENTS.keys() - {"docs/python_api.md", "docs/buckets.md"}))
+@pytest.mark.parametrize("name", documents_with_news())
 def test_document(reader, name):
     if name == "docs/data.md":
         write_shard_folders(reader.checkout)
     if name in BEFORE:
         reader.type(BEFORE[name], "before")
     photos = contents(reader.checkout / "photos")
-    reader.read(DOCUMENTS[name], name)
+    reader.read(documents_with_news()[name], name)
     assert contents(reader.checkout / "photos") == photos
     if name == "docs/recipes.md":
         check_recipes(reader.checkout / "runs")
@@ -74,11 +87,6 @@ def test_bucket_document(bucket, worker, tmp_path):
     with Reader(tmp_path, worker | bucket.environment) as reader:
         reader.read(DOCUMENTS["docs/buckets.md"], "docs/buckets.md")
     assert as_path("gs://my-imagen/samples/images/0000.png").exists()
-
-
-@pytest.mark.parametrize("family", config_families())
-def test_config_docstrings(reader, family):
-    reader.read(config_families()[family], f"configs/{family}")
 
 
 LEFT_OVER = """
@@ -111,7 +119,7 @@ def get_config():
         ("```json\n{}\n```\n", "no file is named"),
         (f"`mine.py`:\n```python\n{LEFT_OVER}```\n```\nimagen config --config=mine.py\n```\n", "validation_fraction"),
     ],
-    ids=str,
+    ids=itertools.count(),
 )
 def test_wrong_document_fails(reader, text, message):
     with pytest.raises(AssertionError, match=re.escape(message)):

@@ -30,6 +30,12 @@ class Block(NamedTuple):
         names = re.findall(r"`([\w./-]+\.[a-z]+)`", self.before)
         return names[-1] if names else ""
 
+    def lines(self):
+        """Returns the code in lines without breaks, comments or alignment; the language is a part of each."""
+        joined = re.sub(r"\s+#.*$", "", self.code.replace("\\\n", " "), flags=re.MULTILINE)
+        lines = (" ".join(line.split()) for line in joined.splitlines())
+        return [("shell" if self.is_shell else self.language, line) for line in lines if line]
+
 
 def read_blocks(text):
     """Returns the fenced blocks of a Markdown text."""

@@ -3,7 +3,7 @@
 A command is checked as it is written first: its config is loaded with its overrides. Then a few overrides are added:
 
 - A side of an image becomes 8 × (log2 of it - 2): 32 is 24, 64 is 32, 1024 is 64. What fits together still does.
-- A network has one level, 8 channels and text attention in one place; a run has 2 steps of 8 images, on one device.
+- A network has one level, 8 channels and as few layers as it can; a run has 2 steps of 8 images, on one device.
 - Data are read as they are, but of rendered scenes there are 64. An evaluation has 4 images.
 
 Everything else stays: data sources and paths, the text encoder, objective, optimizer, sampler, and every flag.
@@ -24,7 +24,6 @@ MODEL = {
     "model.channels": 8,
     "model.head_channels": 8,
     "model.channel_mult": (1,),
-    "model.num_res_blocks": (1,),
     "model.cond_dim_mult": 1,
     "model.text_pool_heads": 4,
     "model.num_groups": 4,
@@ -80,12 +79,14 @@ def tiny_overrides(module, arguments):
     assert schema is StageConfig
     # a plan is for the devices and the batch that it names
     run = {} if module == "imagen_jax.cli.plan" else RUN
-    return MODEL | run | data | _attention(config) | _sizes(config)
+    return MODEL | run | data | _layers(config) | _sizes(config)
 
 
-def _attention(config):
-    middle = {"model.middle_attention_types": ("text",)} if config.model.network == "unet" else {}
-    return {"model.attention_types": ((),) if middle else (("text",),), **middle}
+def _layers(config):
+    layers = {"model.attention_types": ((),), "model.num_res_blocks": (1,)}
+    if config.model.network == "unet":
+        layers |= {"model.num_res_blocks": (0,), "model.middle_attention_types": ("text",)}
+    return layers
 
 
 def _sizes(config):

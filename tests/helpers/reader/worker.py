@@ -5,6 +5,7 @@ arguments it runs that one, which is how the processes of a multi-host run are s
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -50,13 +51,21 @@ def run_imagen(arguments):
     name = arguments[0] if arguments else ""
     if name in app.COMMANDS:
         arguments = [name, *small(f"imagen_jax.cli.{name}", arguments[1:])]
-    app.main(arguments)
+    return app.main(arguments)
 
 
 def run_module(name, arguments):
     """Runs `python -m NAME ARGUMENTS…`."""
-    sys.argv = [name, *small(name, arguments)]
+    package = importlib.util.find_spec(name)
+    if package is None:
+        print(f"error: there is no module {name}", file=sys.stderr)
+        return 1
+    module = importlib.import_module(f"{name}.__main__" if package.submodule_search_locations else name)
+    if hasattr(module, "define_flags"):
+        app.run(module, small(module.__name__, arguments))
+    sys.argv = [name, *arguments]
     runpy.run_module(name, run_name="__main__", alter_sys=True)
+    return 0
 
 
 def small(module, arguments):
