@@ -77,7 +77,7 @@ def _parquet(config: ParquetKeys, split: str, image_size: int | Size) -> Source:
 
 
 def _mixture(config: MixtureKeys, split: str, image_size: int | Size) -> Source:
-    sources = {name: _open_source(part, split, image_size) for name, part in config.parts.items()}
+    sources = {name: open_source(part, split, image_size) for name, part in config.parts.items()}
     return MixtureSource(sources, {name: part.weight for name, part in config.parts.items()})
 
 
@@ -103,13 +103,13 @@ def make_source(config: DataConfig | PartConfig, split: str, image_size: int | S
     Raises:
         ConfigError: the source cannot be opened, or has no such split.
     """
-    source = _open_source(config, split, image_size)
+    source = open_source(config, split, image_size)
     warn_left_out(source)
     return source
 
 
-def _open_source(config: DataConfig | PartConfig, split: str, image_size: int | Size) -> Source:
-    """Returns a split of a config's source. Raises ConfigError."""
+def open_source(config: DataConfig | PartConfig, split: str, image_size: int | Size) -> Source:
+    """Returns a split of a config's source, as `make_source`, without a word about what it leaves out."""
     try:
         config = map_paths(config, expand_user)
         source = SOURCES[config.source](config, split, image_size)

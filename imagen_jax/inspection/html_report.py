@@ -63,7 +63,7 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("records", f"{report['records']:,}, of which {report['scanned']:,} were scanned"),
         ("unreadable", f"{report['unreadable']:,} ({_percentage(report['unreadable'], report['scanned'])})"),
         *[("", f"{file['name']}: {file['reason']}") for file in report["unreadable_files"][:_MAX_UNREADABLE]],
-        *[("not used", _finding_text(finding)) for finding in report["left_out"]],
+        *[("note", _finding_text(finding)) for finding in report["left_out"]],
         ("captions", f"{captions['captions']:,}, of which {captions['distinct']:,} are distinct"),
         ("records without a caption", f"{captions['records_without']:,}"),
         ("records with several captions", f"{captions['records_with_several']:,}"),

@@ -18,7 +18,7 @@ from imagen_jax.data.record import Source
 from imagen_jax.data.transforms import Transform
 from imagen_jax.datasets.captions import check_captions
 from imagen_jax.datasets.from_config import make_transform
-from imagen_jax.datasets.registry import make_source
+from imagen_jax.datasets.registry import open_source
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.grid import image_grid, save_png
 from imagen_jax.inspection import html_report
@@ -62,7 +62,7 @@ def inspect(
         The contents of `report.json`.
 
     Raises:
-        ConfigError: the data cannot be opened, see `make_source` and `Transform`.
+        ConfigError: the data cannot be opened, see `open_source` and `Transform`.
     """
     config = load_config(config)
     out, split = as_path(out), split or config.data.split
@@ -70,7 +70,7 @@ def inspect(
     image_size = config.image_hw
     transform = make_transform(config.data, image_size, config.channels)
     max_corrupt = config.data.max_corrupt if isinstance(config.data, FileKeys) else 0.0
-    source = make_source(config.data, split, image_size)
+    source = open_source(config.data, split, image_size)
 
     scanned = scan(source, transform, _sample_indices(len(source), records, config.seed), config.data.threads)
 

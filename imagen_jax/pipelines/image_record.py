@@ -107,7 +107,7 @@ class ImageRecord(_Part):
         """Returns the sampling settings of each stage."""
         return [{key: _from_json(value) for key, value in stage.sampling.items()} for stage in self.stages]
 
-    def weights(self, folders: Sequence[str]) -> list[dict[str, Any]]:
+    def weights(self, folders: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]]:
         """Returns which weights of each stage folder to load: those of the image, or the newest if they are gone."""
         return [
             {"step": stage.step if has_checkpoint(as_path(folder), stage.step) else None, "kind": stage.weights}

@@ -87,7 +87,7 @@ def test_left_out_is_listed(inspected):
         ("file(s) not used", 1),
         ("image(s) without a caption", 4),
     ]
-    rows = [value for name, value in summary_rows(report) if name == "not used"]
+    rows = [value for name, value in summary_rows(report) if name == "note"]
     assert ".psd" in rows[0] and "image format" in rows[0]
     assert len(rows) == len(report["left_out"])
 
