@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 from imagen_jax.io.bucket import BucketPath
 from imagen_jax.io.paths import bucket_path
@@ -37,21 +39,28 @@ def _copy(folder: BucketPath, generations: dict[str, int]) -> Path:
     version = hashlib.sha256(repr((str(folder), sorted(generations.items()))).encode()).hexdigest()[:32]
     copy = Path(CACHE).expanduser() / version
 
-    def copy_file(name: str) -> None:
-        target = copy / name
-        if target.exists():
-            return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # several processes of this machine may copy it at the same time
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".", delete=False) as temporary:
-            try:
-                (folder / name).download(temporary)
-                temporary.close()
-                os.replace(temporary.name, target)
-            except BaseException:
-                os.unlink(temporary.name)
-                raise
+    def copy_missing(name: str) -> None:
+        if not (copy / name).exists():
+            copy_file(cast(Path, folder / name), copy / name)
 
     with ThreadPoolExecutor(_THREADS) as threads:
-        list(threads.map(copy_file, generations))
+        list(threads.map(copy_missing, generations))
     return copy
+
+
+def copy_file(file: Path, target: Path) -> None:
+    """Copies a file to a path on a local disk, atomically, and creates its folder. Raises OSError."""
+    bucket = bucket_path(file)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # several processes of this machine may copy it at the same time
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".", delete=False) as temporary:
+        try:
+            if bucket is None:
+                shutil.copyfile(file, temporary.name)
+            else:
+                bucket.download(temporary)
+            temporary.close()
+            os.replace(temporary.name, target)
+        except BaseException:
+            os.unlink(temporary.name)
+            raise

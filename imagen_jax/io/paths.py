@@ -85,16 +85,6 @@ def remove_tree(folder: Path, ignore_errors: bool = False) -> None:
             raise
 
 
-def copy_file(path: Path, target: Path) -> None:
-    """Copies a file to a local path. Raises OSError."""
-    bucket = bucket_path(path)
-    if bucket is None:
-        shutil.copyfile(path, target)
-        return
-    with target.open("wb") as file:
-        bucket.download(file)
-
-
 def forget_listings() -> None:
     """Lets fsspec, by which Orbax sees buckets, list folders again: it keeps what it has seen."""
     filesystem = fsspec.get_filesystem_class("gs")

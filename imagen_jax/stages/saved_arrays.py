@@ -25,7 +25,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 from imagen_jax.errors import ConfigError
 from imagen_jax.io import checksums
-from imagen_jax.io.paths import copy_file
+from imagen_jax.io.local_copy import copy_file
 from imagen_jax.parallel import multihost
 from imagen_jax.parallel.sharding import key_path
 from imagen_jax.stages.checkpoint_folder import CheckpointFolder
@@ -84,7 +84,6 @@ def copy(folder: Path, target: Path, items: set[str]) -> None:
     """Copies the files of some items, with those that describe the folder, to a local folder. Raises OSError."""
     names = [name for name in (*checksums.list_files(folder), checksums.MANIFEST) if _is_of(items, name)]
     for name in names:
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
         copy_file(folder / name, target / name)
 
 
