@@ -32,6 +32,7 @@ from imagen_jax.config.schema import StageConfig
 from imagen_jax.errors import ConfigError, TrainingError, is_out_of_space
 from imagen_jax.io import checksums, uploads
 from imagen_jax.io.bucket import BucketError
+from imagen_jax.io.claims import LOCK_FILE
 from imagen_jax.parallel import multihost, runtime
 from imagen_jax.stages import saved_arrays
 from imagen_jax.stages.checkpoint_folder import FROZEN, BucketCheckpointFolder, CheckpointFolder, checkpoint_folder
@@ -39,6 +40,7 @@ from imagen_jax.stages.checkpoint_folder import FROZEN, BucketCheckpointFolder, 
 CHECKPOINTS = "checkpoints"
 _STATE_ITEMS = ("step", "params", "opt_state", "ema_params")
 MAX_VANISHED = 50  # checkpoints that are deleted one after another before they are read
+_MAX_COPIED_BYTES = 2**30  # of a checkpoint that is copied before it has once been deleted too early
 _ORBAX_METADATA = "_CHECKPOINT_METADATA"
 _VERSIONED_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -74,6 +76,7 @@ class Checkpoints:
     ) -> None:
         self._folder = checkpoint_folder(workdir / CHECKPOINTS)
         self._frozen = checkpoint_folder(workdir / FROZEN)
+        self._lock = workdir / LOCK_FILE
         self._keep, self._keep_best = keep, keep_best
         self._continue_on_error, self._log = continue_on_error, log
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -297,6 +300,20 @@ class Checkpoints:
         there = self._folder.exists(folder) and self._folder.identity(folder) == self._identities.get(step)
         return multihost.all_gather_strings("" if there else "vanished")[0] != ""
 
+    def _may_vanish(self, step: int, items: set[str]) -> bool:
+        """Returns whether a run may be training in the folder, and its checkpoints are small enough to be copied.
+
+        Libraries below Orbax print a traceback where a file is gone. Large checkpoints are there for long.
+        """
+        try:
+            if self._keep is not None or not self._lock.read_bytes():
+                return False  # a run empties its lock at its end
+            return saved_arrays.size(self._folder.step(self._folder_of(step)), items) <= _MAX_COPIED_BYTES
+        except BucketError:
+            raise
+        except OSError:
+            return False
+
     def _copy(self, step: int, items: set[str]) -> None:
         """Copies a checkpoint to a temporary folder, which nobody deletes while it is read; if it can."""
         copy = Path(tempfile.mkdtemp(prefix="imagen_jax-"))
@@ -385,7 +402,7 @@ class Checkpoints:
         """
         self._identities[step] = self._folder.identity(self._folder_of(step))
         self._copies.pop(step, None)
-        if self._was_late and jax.process_count() == 1:
+        if jax.process_count() == 1 and (self._was_late or self._may_vanish(step, {*items, "step"})):
             self._copy(step, {*items, "step"})
         problems = saved_arrays.verify(self.path(step), {*items, "step"})
         if problems:

@@ -26,6 +26,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 from imagen_jax.errors import ConfigError
 from imagen_jax.io import checksums
 from imagen_jax.io.local_copy import copy_file
+from imagen_jax.io.paths import file_sizes
 from imagen_jax.parallel import multihost
 from imagen_jax.parallel.sharding import key_path
 from imagen_jax.stages.checkpoint_folder import CheckpointFolder
@@ -78,6 +79,11 @@ def verify(folder: Path, items: set[str], manifest: bytes | None = None) -> list
 def _is_of(items: set[str], name: str) -> bool:
     """Returns whether a file, by its path in the folder, is one of these items, or describes the folder."""
     return "/" not in name or name.split("/")[0] in items
+
+
+def size(folder: Path, items: set[str]) -> int:
+    """Returns the bytes of the files of some items. Raises OSError."""
+    return sum(count for name, count in file_sizes(folder).items() if _is_of(items, name))
 
 
 def copy(folder: Path, target: Path, items: set[str]) -> None:

@@ -1,7 +1,9 @@
 """A checkpoint that is deleted while it is read, at whatever moment, is no damage: the next one is read."""
 
+import gc
 import logging
 import re
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +116,22 @@ def test_next_one_is_read(workdir, save, abstract_and_state, monkeypatch, caplog
     expected = state_at(abstract_and_state[1], 3).ema_params
     jax.tree.map(np.testing.assert_array_equal, loaded, expected)
     assert not caplog.records
+
+
+def test_copy_is_read_while_a_run_trains(workdir, save, abstract_and_state, monkeypatch, tmp_path):
+    """So that what a library below does about a file that is gone is never seen; nothing is left of the copy."""
+    save(1, 2)
+    (workdir / ".lock").write_bytes(b"{}")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    weights = SavedWeights(workdir)
+    checkpoint_folder(workdir / "checkpoints").delete(2)
+    loaded = weights.load(abstract_and_state[0].params)
+    jax.tree.map(np.testing.assert_array_equal, loaded, state_at(abstract_and_state[1], 2).ema_params)
+    assert weights.step == 2
+    del weights
+    gc.collect()
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_endless_deletions_end(workdir, save, monkeypatch):
