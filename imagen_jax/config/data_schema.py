@@ -14,9 +14,9 @@ from imagen_jax.config.fields import (
     Group,
     PathText,
     SizeValue,
+    SuffixValue,
     Text,
     Texts,
-    all_of,
     key,
 )
 from imagen_jax.data.captions import CAPTION_FILES
@@ -83,13 +83,7 @@ class DigitsKeys(SourceKeys):
     source: Literal["digits"] = key("digits", "The data source.")
 
 
-def _is_suffix(value: str | tuple[str, ...]) -> bool:
-    suffixes = (value,) if isinstance(value, str) else value
-    return all(len(suffix) > 1 and suffix[0] in "._-" and not set("/, ") & set(suffix) for suffix in suffixes)
-
-
-SuffixValue = Annotated[Text | Texts, all_of(_is_suffix)]
-CAPTION_FILES_KEY = "What is a caption in a text file: each of its lines, or the whole file."
+_CAPTION_FILES_TEXT = "What is a caption in a text file: each of its lines, or the whole file."
 
 
 class FolderKeys(SourceKeys):
@@ -103,7 +97,7 @@ class FolderKeys(SourceKeys):
         "Suffix of caption files, in place of the image's or after it; of several, the first that an image has counts.",
         expected="a suffix such as '.caption', or a tuple of them",
     )
-    caption_files: str = key("lines", CAPTION_FILES_KEY, choices=CAPTION_FILES)
+    caption_files: str = key("lines", _CAPTION_FILES_TEXT, choices=CAPTION_FILES)
     captions_from_file_names: bool = key(
         False, "Take the name of an image for its caption if it has no other; underscores become blanks."
     )
@@ -134,7 +128,7 @@ class WebDatasetKeys(SourceKeys):
         expected="a group of splits, not empty, each with a text or a tuple of texts",
         min_length=1,
     )
-    caption_files: str = key("lines", CAPTION_FILES_KEY, choices=CAPTION_FILES)
+    caption_files: str = key("lines", _CAPTION_FILES_TEXT, choices=CAPTION_FILES)
 
 
 class ParquetKeys(SourceKeys):

@@ -48,7 +48,7 @@ def key(
     return Field(default, description=text, json_schema_extra=extra, **limits)
 
 
-def all_of(check: Callable[[Any], bool]) -> AfterValidator:
+def _all_of(check: Callable[[Any], bool]) -> AfterValidator:
     """Makes a validator that refuses values for which `check` is false; the field's `expected` is the message."""
 
     def validated(value: Any) -> Any:
@@ -72,8 +72,13 @@ def _are_attention_types(value: tuple[str, ...]) -> bool:
     return all(kind in ATTENTION_TYPES for kind in value)
 
 
-SizeValue = Annotated[int | tuple[int, ...], all_of(_is_size)]
-Text = Annotated[str, all_of(lambda text: "\0" not in text)]
+def _is_suffix(value: str | tuple[str, ...]) -> bool:
+    suffixes = (value,) if isinstance(value, str) else value
+    return all(len(suffix) > 1 and suffix[0] in "._-" and not set("/, ") & set(suffix) for suffix in suffixes)
+
+
+SizeValue = Annotated[int | tuple[int, ...], _all_of(_is_size)]
+Text = Annotated[str, _all_of(lambda text: "\0" not in text)]
 Texts = tuple[Text, ...]
 
 
@@ -82,14 +87,15 @@ class IsPath:
 
 
 PathText = Annotated[Text, IsPath()]
-AttentionTypes = Annotated[tuple[str, ...], all_of(_are_attention_types)]
-Counts = Annotated[tuple[int, ...], all_of(lambda counts: all(0 <= count <= 256 for count in counts))]
-Multiples = Annotated[tuple[int, ...], all_of(lambda multiples: all(1 <= multiple <= 64 for multiple in multiples))]
-Levels = Annotated[tuple[float, float], all_of(lambda pair: 0 <= pair[0] <= pair[1] <= 1)]
-Interval = Annotated[tuple[float, float], all_of(lambda pair: 0 <= pair[0] < pair[1] <= 1)]
-Background = Annotated[int | tuple[int, int, int], all_of(_is_background)]
-SpikeFactor = Annotated[float, all_of(lambda factor: factor == 0 or factor > 1)]
-Devices = Annotated[int, all_of(lambda count: count == -1 or count > 0)]
+SuffixValue = Annotated[Text | Texts, _all_of(_is_suffix)]
+AttentionTypes = Annotated[tuple[str, ...], _all_of(_are_attention_types)]
+Counts = Annotated[tuple[int, ...], _all_of(lambda counts: all(0 <= count <= 256 for count in counts))]
+Multiples = Annotated[tuple[int, ...], _all_of(lambda multiples: all(1 <= multiple <= 64 for multiple in multiples))]
+Levels = Annotated[tuple[float, float], _all_of(lambda pair: 0 <= pair[0] <= pair[1] <= 1)]
+Interval = Annotated[tuple[float, float], _all_of(lambda pair: 0 <= pair[0] < pair[1] <= 1)]
+Background = Annotated[int | tuple[int, int, int], _all_of(_is_background)]
+SpikeFactor = Annotated[float, _all_of(lambda factor: factor == 0 or factor > 1)]
+Devices = Annotated[int, _all_of(lambda count: count == -1 or count > 0)]
 SIZE = f"an integer for a square, or a pair (height, width), each up to {MAX_SIDE}"
 KINDS = ", ".join(ATTENTION_TYPES)
 

@@ -181,6 +181,9 @@ def test_configs_are_immutable():
         ({"data.max_corrupt": -1.0}, "data.max_corrupt -1.0"),
         ({"data.validation_fraction": 2.0}, "data.validation_fraction 2.0"),
         ({"data.balance": {"column": "a", "weights": (("b", 0),)}}, "data.balance.weights"),
+        ({"data.caption_suffix": "caption"}, "data.caption_suffix 'caption'"),
+        ({"data.caption_suffix": (".txt", "../.txt")}, "data.caption_suffix"),
+        ({"data.caption_files": "paragraphs"}, "data.caption_files 'paragraphs'.* lines, whole"),
     ],
 )
 def test_data_of_files_are_checked(changes, match):
