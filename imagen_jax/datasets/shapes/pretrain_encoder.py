@@ -97,6 +97,10 @@ def pretrain(config: PretrainTextConfig, out: Path) -> dict[str, dict[str, float
 
 def _make_train_step(config: PretrainTextConfig) -> tuple[Callable, dict, Any]:
     """Returns (jitted step: (params, opt_state, batch) -> (params, opt_state, loss), params, opt_state)."""
+    if config.warmup_steps >= config.steps:
+        raise ConfigError(
+            f"config.warmup_steps {config.warmup_steps} must be less than config.steps {config.steps}: set it lower"
+        )
     count = sum(map(len, _ATTRIBUTES.values()))
     if config.encoder.d_model < count:
         raise ConfigError(

@@ -8,6 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from imagen_jax.config.load import load_config
+from imagen_jax.config.schema import PretrainTextConfig
+from imagen_jax.datasets.shapes.pretrain_encoder import _make_train_step
+from imagen_jax.errors import ConfigError
 from imagen_jax.text.encoder import SHAPES_ENCODER, load_encoder
 from imagen_jax.text.t5_weights import read_config
 
@@ -85,6 +89,12 @@ def test_pretrain_command(tmp_path):
     assert "role" in done.stdout
     embeddings, _ = load_encoder(str(tmp_path), length=16)(["a red circle"])
     assert embeddings.shape == (1, 16, 48)
+
+
+def test_warmup_without_decay_raises():
+    config = load_config("configs/pretrain_text.py:tiny", {"warmup_steps": 2, "steps": 2}, schema=PretrainTextConfig)
+    with pytest.raises(ConfigError, match="warmup_steps"):
+        _make_train_step(config)
 
 
 def test_narrow_encoder_raises(tmp_path):

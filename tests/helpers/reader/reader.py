@@ -94,7 +94,7 @@ class Reader:
             assert "Traceback" not in printed, f"{place}: {command}{printed}"
 
     def _as_printed(self, match):
-        values = re.findall(rf"{re.escape(match['flag'])}=(\S+)", self.printed)
+        values = re.findall(rf"{re.escape(match['flag'])}=(\S*[\w/])", self.printed)
         return f"{match['flag']}={values[-1]}" if values else match[0]
 
     def _use_python(self, block, place):

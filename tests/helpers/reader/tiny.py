@@ -47,7 +47,14 @@ RUN = {
     "mesh.spatial": 1,
 }
 EVALUATION = {"num_samples": 4, "batch_size": 4, "data.threads": 2, "data.prefetch": 2}
-PRETRAINING = {"steps": 2, "batch_size": 4, "data.pool": 2, "probe.train_captions": 64, "probe.test_captions": 64}
+PRETRAINING = {
+    "steps": 2,
+    "warmup_steps": 1,
+    "batch_size": 4,
+    "data.pool": 2,
+    "probe.train_captions": 64,
+    "probe.test_captions": 64,
+}
 
 
 def tiny_arguments(module, arguments):
