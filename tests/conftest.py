@@ -33,6 +33,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 # These files take longest: they are begun first, lest one core wait for the other at the end.
 LONGEST = (
+    "docs/test_commands.py",
     "training/test_step.py",
     "test_api.py",
     "pipelines/test_cascade.py",
@@ -40,7 +41,6 @@ LONGEST = (
     "launch/test_several_processes.py",
     "cli/test_commands.py",
     "training/test_image_kinds.py",
-    "docs/test_commands.py",
     "docs/test_examples.py",
     "diffusion/test_samplers.py",
     "planning/test_plan.py",
