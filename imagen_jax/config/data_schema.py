@@ -135,13 +135,15 @@ class ParquetKeys(SourceKeys):
     """Parquet files with images, as data sets on the Hugging Face Hub have them."""
 
     source: Literal["parquet"] = key("parquet", "The data source.")
-    path: Text = key("", "A Parquet file, a folder of them, or a pattern such as DIR/*.parquet; here or in a bucket.")
+    path: PathText = key(
+        "", "A Parquet file, a folder of them, or a pattern such as DIR/*.parquet; here or in a bucket."
+    )
     image_column: Text = key("image", "The column of images: structs {bytes, path}, or binary.", min_length=1)
     caption_column: Text = key("text", "The column of captions: text, or lists of text; '' has none.")
     validation_fraction: float = key(
         0.01, "Fraction of the rows for training in the validation split, if no file is named after it.", ge=0, le=1
     )
-    cache_dir: Text = key(
+    cache_dir: PathText = key(
         "~/.cache/imagen_jax/parquet", "A folder on a local disk for copies with random access.", min_length=1
     )
 

@@ -28,6 +28,7 @@ from imagen_jax.images import png
 from imagen_jax.io.changes import changes, flatten
 from imagen_jax.io.paths import as_path, bucket_path
 from imagen_jax.io.text import printable
+from imagen_jax.parallel import devices
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.pipelines.loading import TrainedStage
 from imagen_jax.pipelines.output_dir import stages_manifest
@@ -204,10 +205,10 @@ def _from_json(value: Any) -> Any:
 
 
 def _describe_devices(pipeline: ImagenPipeline) -> str:
-    """Returns number and kind of the devices and the mesh, such as "8 × cpu, data=8"."""
+    """Returns number and kind of the devices and the mesh, such as "8 × cpu in 1 process(es), data=8"."""
     mesh = pipeline.mesh
     axes = [f"{name}={size}" for name, size in mesh.shape.items() if size > 1]
-    return ", ".join([f"{mesh.size} × {mesh.devices.flat[0].device_kind}", *axes])
+    return ", ".join([devices.describe_devices(mesh.devices.flat), *axes])
 
 
 def read_record(name: str | os.PathLike[str]) -> ImageRecord:

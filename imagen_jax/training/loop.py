@@ -37,7 +37,7 @@ from imagen_jax.training.oom import explain_oom
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.preemption import StopRequest, stop_message
 from imagen_jax.training.progress_bar import ProgressBar, RunInfo
-from imagen_jax.training.resume import describe_changes
+from imagen_jax.training.resume import log_changes
 from imagen_jax.training.run_files import RunFiles
 from imagen_jax.training.skip_updates import SkippedUpdateMonitor
 from imagen_jax.training.state import Frozen, TrainState, abstract_parts, first_state
@@ -130,7 +130,7 @@ def _run(config: StageConfig, workdir: Path, make_task: TaskFn, stop: StopReques
     train_step = make_train_step(objective, config, optimizer, abstract, mesh)
     preview = task.make_preview()
 
-    files = RunFiles(workdir)
+    files = RunFiles(workdir, f"{workdir.name} on {devices.describe_devices(mesh.devices.flat)}")
     log = files.warn
     with contextlib.ExitStack() as stack:
         claim = stack.enter_context(lock_workdir(workdir))
@@ -155,20 +155,19 @@ def _run(config: StageConfig, workdir: Path, make_task: TaskFn, stop: StopReques
         else:
             state, saved = checkpoints.restore(abstract)
             frozen_params = load_frozen(workdir, abstract_frozen)
-            _log_changes(saved, config, state, num_examples, log)
+            log_changes(saved, config, state, num_examples, log)
             batches.set_state(_resume_position(saved, training, len(buckets), log))
 
         frozen = Frozen(networks, frozen_params)
         first = int(state.step)
-        writer = _open_writer(files, state, frozen, mesh)
+        writer = _open_writer(files, state, frozen)
         for message in left_out_of(buckets[0].source).messages():
             writer.log(message)
         goodput = Goodput(files, first, clock)
         monitor = _monitor_updates(config, buckets, first, batches.get_state()["next_index"], log)
         run = RunInfo(workdir.name, first, training.steps, training.batch_size, training.log_every)
         stuck = StuckMonitor(config, mesh)
-        watch = _call_all(monitor.update, stuck.update)
-        progress = ProgressBar(run, writer, buckets[0].corrupt, watch, goodput.metrics)
+        progress = ProgressBar(run, writer, buckets[0].corrupt, [monitor.update, stuck.update], goodput.metrics)
         stack.enter_context(Watchdog(clock, training.stall_seconds, workdir, log))
 
         for step in range(first + 1, training.steps + 1):
@@ -234,16 +233,13 @@ def _open_data(
     return buckets, batches
 
 
-def _open_writer(
-    files: RunFiles, state: TrainState, frozen: Frozen, mesh: jax.sharding.Mesh
-) -> MetricWriter | NullWriter:
+def _open_writer(files: RunFiles, state: TrainState, frozen: Frozen) -> MetricWriter | NullWriter:
     """Returns the writer of a run that resumes from a state; only the main process writes anything."""
     first = int(state.step)
     writer = MetricWriter(files, first) if multihost.is_main_process() else NullWriter()
     trained, rest = (sum(leaf.size for leaf in jax.tree.leaves(part)) for part in (state.params, frozen.params))
     parameters = f"{trained + rest:,} parameters" + (f" ({trained:,} trained, {rest:,} frozen)" if rest else "")
-    device_text = devices.describe_devices(mesh.devices.flat)
-    writer.log(f"{'resumed' if first else 'started'} at step {first}: {parameters}, {device_text}")
+    writer.log(f"{'resumed' if first else 'started'} at step {first}: {parameters}")
     if warning := devices.unused_accelerator():
         files.warn(warning)
     return writer
@@ -259,36 +255,6 @@ def _monitor_updates(
         lambda step: batch_record_names(buckets, size, seed, batch + step - first - 1),
         log,
     )
-
-
-def _call_all(*functions: Callable[[int, dict[str, float]], None]) -> Callable[[int, dict[str, float]], None]:
-    """Returns a function that gives a step and its metrics to several."""
-
-    def call(step: int, metrics: dict[str, float]) -> None:
-        for function in functions:
-            function(step, metrics)
-
-    return call
-
-
-def _log_changes(
-    saved: dict[str, Any],
-    config: StageConfig,
-    state: TrainState,
-    num_examples: list[int],
-    log: Callable[[str], None],
-) -> None:
-    """Logs what is different in a run that resumes, and whether there is anything left to train."""
-    lines = describe_changes(saved, config, state, num_examples)
-    if lines:
-        log(f"step {int(state.step)} was trained with another config or other data:")
-    for line in lines:
-        log(line)
-    if int(state.step) >= config.training.steps:
-        log(
-            f"training.steps {config.training.steps} is reached, the last checkpoint is of step {int(state.step)}: "
-            "nothing is trained; raise training.steps to train on"
-        )
 
 
 def _write_preview(step: int, preview: Preview, files: RunFiles, writer: MetricWriter | NullWriter) -> float:

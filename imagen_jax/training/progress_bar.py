@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -72,7 +72,7 @@ class ProgressBar:
         run: what to show.
         writer: records metrics and log lines.
         corrupt: the corrupt records found so far; each is named in the log once.
-        on_metrics: called with each step and its metrics when they are read.
+        on_metrics: functions that are called with each step and its metrics when they are read.
         times: returns where time was spent so far, to be recorded too.
     """
 
@@ -81,7 +81,7 @@ class ProgressBar:
         run: RunInfo,
         writer: MetricWriter | NullWriter,
         corrupt: CorruptRecords,
-        on_metrics: Callable[[int, dict[str, float]], None],
+        on_metrics: Sequence[Callable[[int, dict[str, float]], None]],
         times: Callable[[], dict[str, float]],
     ) -> None:
         self._run, self._writer, self._corrupt = run, writer, corrupt
@@ -116,7 +116,8 @@ class ProgressBar:
         self._pending = None
         # every step is read, though few are recorded: the device's queue stays one step long
         values = {name: float(value) for name, value in metrics.items() if not value.ndim}
-        self._on_metrics(step, values)
+        for call in self._on_metrics:
+            call(step, values)
         if "band_losses" in metrics:
             self._bins.add(*(np.asarray(metrics[name]) for name in ("band_losses", "band_counts")))
         if self._bar is None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from imagen_jax.config.load import from_json, to_json
+from imagen_jax.config.paths import map_paths
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.changes import changes, flatten
@@ -24,6 +26,35 @@ _MEANINGS = {
 }
 
 
+def log_changes(
+    saved: dict[str, Any],
+    config: StageConfig,
+    state: TrainState,
+    num_examples: Sequence[int],
+    log: Callable[[str], None],
+) -> None:
+    """Logs what is different in a run that resumes, and whether there is anything left to train.
+
+    Args:
+        saved: see `describe_changes`.
+        config: see `describe_changes`.
+        state: see `describe_changes`.
+        num_examples: see `describe_changes`.
+        log: gets each sentence.
+    """
+    step = int(state.step)
+    lines = describe_changes(saved, config, state, num_examples)
+    if lines:
+        log(f"step {step} was trained with another config or other data:")
+    for line in lines:
+        log(line)
+    if step >= config.training.steps:
+        log(
+            f"training.steps {config.training.steps} is reached, the last checkpoint is of step {step}: nothing is "
+            "trained; raise training.steps to train on"
+        )
+
+
 def describe_changes(
     saved: dict[str, Any], config: StageConfig, state: TrainState, num_examples: Sequence[int]
 ) -> list[str]:
@@ -39,7 +70,9 @@ def describe_changes(
         before: StageConfig = from_json(saved["config"])
     except ConfigError as error:
         return [f"the config in the checkpoint cannot be read, and is not compared: {error}"]
-    found = changes(flatten(to_json(before)), flatten(to_json(config)))
+    # `~/photos` and `/home/ann/photos` are the same
+    trees = [flatten(to_json(map_paths(one, os.path.expanduser))) for one in (before, config)]
+    found = changes(trees[0], trees[1])
     step = int(state.step)
     lines = [f"{change}{_meaning(key)}" for key, change in found.items()]
     lines += _learning_rate_changes(before, config, step, step - int(state.opt_state.skipped))

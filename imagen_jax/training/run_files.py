@@ -33,10 +33,12 @@ class RunFiles:
 
     Args:
         workdir: the stage's folder.
+        first_line: of what this run logs, whatever it logs first; empty for none.
     """
 
-    def __init__(self, workdir: Path) -> None:
+    def __init__(self, workdir: Path, first_line: str = "") -> None:
         self.workdir = workdir
+        self._first_line = first_line
         self._files: dict[str, AppendedFile] = {}
         self._failing: dict[str, tuple[str, int]] = {}  # what cannot be written -> the reason, and on which disk
         self._recovered: dict[str, int] = {}  # what is written again -> records that were lost
@@ -45,6 +47,9 @@ class RunFiles:
 
     def log(self, text: str) -> None:
         """Appends a line with the time to the run's log."""
+        first_line, self._first_line = self._first_line, ""
+        if first_line:
+            self.log(first_line)
         self.append(LOG_FILE, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n".encode(errors="backslashreplace"))
 
     def warn(self, text: str) -> None:

@@ -32,7 +32,7 @@ def metrics():
 
 def progress_of(records, broken=None):
     corrupt = broken or CorruptRecords("it", 10, 1.0)
-    return ProgressBar(RunInfo("it", 0, 3, 8, 1), records, corrupt, lambda step, values: None, dict)
+    return ProgressBar(RunInfo("it", 0, 3, 8, 1), records, corrupt, [], dict)
 
 
 def test_data_wait(monkeypatch):

@@ -40,6 +40,15 @@ def full(monkeypatch):
     return state
 
 
+def test_first_line_precedes_whatever_is_logged_first(tmp_path):
+    files = RunFiles(tmp_path, "it on 1 × cpu")
+    assert not (tmp_path / LOG_FILE).exists()
+    files.warn("a warning")
+    files.log("started")
+    lines = (tmp_path / LOG_FILE).read_text().splitlines()
+    assert [line.split(" ", 2)[2] for line in lines] == ["it on 1 × cpu", "a warning", "started"]
+
+
 def test_full_disk_is_said_once(tmp_path, full, caplog):
     files = RunFiles(tmp_path)
     writer = MetricWriter(files, 0)
