@@ -30,7 +30,9 @@ _ELLIPSIS = " ..."
 _RIGHT_TO_LEFT_MARK = "\u200f"
 # They have no glyph. Joiners and marks of direction belong to the spelling; overrides and isolates could disguise text.
 _CODE_POINT = re.compile(r"(\[U\+[0-9A-F]{4,6}\])")  # as `displayable` writes it
-_INVISIBLE = {"\u200b", "\u200c", "\u200d", "\u200e", _RIGHT_TO_LEFT_MARK, *map(chr, range(0xFE00, 0xFE10))}
+_JOINERS = {"\u200c", "\u200d", *map(chr, range(0xFE00, 0xFE10))}  # shape what is beside them
+_INVISIBLE = {"\u200b", "\u200e", _RIGHT_TO_LEFT_MARK, *_JOINERS}
+_IGNORED = "".join(_INVISIBLE)
 
 logger = logging.getLogger(__name__)
 
@@ -86,11 +88,27 @@ def displayable(text: str) -> str:
     text = "".join(c if c.isprintable() or c in _INVISIBLE or c.isspace() else "?" for c in text)
     text = text.translate(dict.fromkeys(range(0xE0100, 0xE01F0)))  # variants of ideographs, without a glyph
     missing = sorted({c for c in text if not _is_ignorable(c) and _find_font(c) is None})
-    if not missing:
-        return text
-    _warn_missing()
-    codes = {ord(c): f"[U+{ord(c):04X}]" for c in missing}
-    return text.translate(codes)
+    if missing:
+        _warn_missing()
+        text = text.translate({ord(c): f"[U+{ord(c):04X}]" for c in missing})
+    return _without_useless_joiners(text)
+
+
+def _without_useless_joiners(text: str) -> str:
+    """Returns a text without the joiners that a font lacks, or that are between characters of two fonts.
+
+    Such a group is laid out in one font, which has not all of it: even known characters would be boxes.
+    """
+    kept = ""
+    for index, character in enumerate(text):
+        if character in _JOINERS:
+            before, after = kept.rstrip(_IGNORED)[-1:], text[index:].lstrip(_IGNORED)[:1]
+            paths = {_find_font(c) for c in (before, after) if c and not c.isspace()}
+            path = paths.pop() if len(paths) == 1 else None
+            if path is None or not _open(path).get_char_index(ord(character)):
+                continue
+        kept += character
+    return kept
 
 
 @functools.cache

@@ -10,6 +10,10 @@ from imagen_jax.errors import ConfigError
 from tests.helpers.cli import run_command
 from tests.helpers.configs import ROOT
 
+LEFT_OVER = (
+    "data.caption_column, data.caption_suffix, data.captions_from_file_names, data.path and data.validation_fraction "
+    "do not go"
+)
 FOLDER = ROOT / "configs" / "folder_base.py"
 SHARDS = {"train": "shards", "validation": "shards"}
 
@@ -29,7 +33,7 @@ def problems(source, **arguments):
 
 def test_all_keys_of_a_group_in_one_sentence():
     (problem,) = problems(with_source("webdataset", shards=SHARDS))
-    assert "data.caption_column, data.path and data.validation_fraction do not go" in problem
+    assert LEFT_OVER in problem
     assert (
         "data.source 'webdataset'" in problem
         and "shards" in problem
@@ -113,5 +117,5 @@ def test_every_command_refuses_alike(command, tmp_path, monkeypatch, capsys):
     assert run_command(command[0], "--config=mine.py", *command[1:]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "data.caption_column, data.path and data.validation_fraction do not go" in error
+    assert LEFT_OVER in error
     assert not (tmp_path / "out").exists()

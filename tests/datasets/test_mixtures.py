@@ -250,12 +250,12 @@ def by_the_docs(tmp_path, monkeypatch):
         message = {"caption": "someone", "gender": "man" if number % 10 else "woman"}
         members = [("0.png", encode_image(number)), ("0.json", json.dumps(message).encode())]
         write_tar(tmp_path / "shards" / f"{number:05d}.tar", members)
-    write_shards(tmp_path / "photos", [4, 4])
-    write_shards(tmp_path / "held_out", [2])
+    write_shards(tmp_path / "photos/train", [4, 4])
+    write_shards(tmp_path / "photos/test", [2])
     monkeypatch.setenv("HOME", str(tmp_path))  # copies of Parquet files go there
-    (tmp_path / "DIR").mkdir()
+    (tmp_path / "paintings").mkdir()
     rows = [{"image": encode_image(number), "text": f"picture {number}"} for number in range(40)]
-    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "DIR" / "train-00000-of-00001.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "paintings" / "train-00000-of-00001.parquet")
     (tmp_path / "drawings").mkdir()
     for number in range(300):
         (tmp_path / "drawings" / f"{number}.png").write_bytes(encode_image(number))

@@ -20,6 +20,10 @@ PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "launch").g
 DOCUMENTS = {str(path.relative_to(ROOT)): blocks for path in sorted(PAGES) if (blocks := read_blocks(path.read_text()))}
 # What a document takes to be there, made by the commands of others.
 BEFORE = {
+    "docs/sampling.md": (
+        "imagen train --config=configs/shapes_base.py --workdir=runs/demo/base; "
+        "imagen train --config=configs/shapes_sr.py --workdir=runs/demo/sr"
+    ),
     "docs/training.md": "imagen train --config=configs/imagen_base_64.py:400m --workdir=runs/base",
 }
 

@@ -158,3 +158,14 @@ def test_fonts_of_the_extra():
     texts = ["狐", "日本語", "한국어", "हिन्दी", "ไทย", "বাংলা", "தமிழ்", "አማርኛ", "🦊"]
     assert [displayable(text) for text in texts] == texts
     assert len({ink(text).tobytes() for text in [*texts, "狗"]}) == len(texts) + 1
+
+
+@pytest.mark.parametrize("joiner", ["\u200d", "\ufe0f", "\ufe0f\u200d"])
+def test_joiners_between_fonts_are_left_out(fonts, tmp_path, joiner):
+    """Matplotlib warns, which fails a test, where a group of joined characters is in no font as a whole."""
+    write_font(tmp_path / "cats.ttf", "狐猫")
+    fonts(tmp_path / "cats.ttf")
+    for text in (f"?{joiner}狐", f"狐{joiner}a", f"狐{joiner}猫", f"狐{joiner}", joiner):
+        assert joiner not in displayable(text)
+        render_lines(text, WIDTH, SIZE, 2)
+    assert displayable("می\u200cخواهم") == "می\u200cخواهم"

@@ -87,6 +87,7 @@ def test_colors_stay_as_the_run_began(tmp_path, caplog, version):
     if version == 1:
         del tree["data"]["transform"]["convert_profile"]
     (tmp_path / "config.json").write_text(json.dumps(tree))
+    (tmp_path / "config.json.sha256").unlink()
     for _ in range(2):
         resumed = keep_own_values(tmp_path, folder_config())
         assert resumed == began

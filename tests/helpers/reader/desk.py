@@ -7,6 +7,9 @@ import json
 import shutil
 import sys
 
+import pyarrow
+import pyarrow.parquet as parquet
+
 from imagen_jax.datasets.folder import _split_of_path
 from imagen_jax.text.encoder import SHAPES_ENCODER
 from tests.helpers.archives import encode_image, write_tar
@@ -121,8 +124,11 @@ def _write_photo(path, number):
 
 
 def write_shard_folders(checkout):
-    """Writes the shards that docs/data.md names."""
+    """Writes the shards, the drawings and the Parquet file that docs/data.md names."""
     for name in (*(f"shards/{number:05d}" for number in range(100)), "photos/train/0", "photos/test/0"):
         members = [("0.png", encode_image(0, (64, 70))), ("0.txt", b"picture 0"), ("1.png", encode_image(9, (70, 64)))]
         write_tar(checkout / f"{name}.tar", members)
     write_photos(checkout / "drawings")
+    rows = [{"image": encode_image(number, (64, 70)), "text": f"picture {number}"} for number in range(8)]
+    (checkout / "paintings/data").mkdir(parents=True)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), checkout / "paintings/data/train-00000-of-00001.parquet")
