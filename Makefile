@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.complete
 PARITY := .venv-parity
 PEERS := .venv-peers
+HEIF := .cache/heif
 AUDIT := .venv-audit
 RUN := runs/demo
 PHASES := setup format-check lint shell types imports docs pytest
@@ -18,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP_LOCKED := $(BIN)/python -m pip install --no-deps --no-build-isolation --use-pep517 --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults parity goldens peers lock audit licenses format clean $(PHASES)
+.PHONY: help demo test faults heif parity goldens peers lock audit licenses format clean $(PHASES)
 
 help: ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -85,6 +86,10 @@ pytest: $(SETUP) ## run the tests on every core; make pytest ARGS='-n 0 -k name'
 faults: $(SETUP) ## break training in every way that docs/fault_tolerance.md tells of (40 minutes); make faults ARGS='kill=20 flip=500'
 	$(BIN)/python -m tests.faults $(ARGS)
 
+heif: $(SETUP) ## run the tests of HEIC images, with pillow-heif beside what is locked
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target=$(HEIF) 'pillow-heif>=1.1'
+	PYTHONPATH=$(HEIF) $(BIN)/python -m pytest --numprocesses=0 -rs tests/images tests/data tests/datasets/test_folder.py $(ARGS)
+
 parity: $(PARITY)/.complete ## run samplers, weights and T5 beside diffusers and transformers; print the differences
 	JAX_PLATFORMS=cpu $(PARITY)/bin/python -m tests.goldens --compare
 
@@ -98,7 +103,8 @@ peers: $(PEERS)/.complete ## time training and sampling beside diffusers and ima
 FOR_TPUS := --python-version=3.11 --python-platform=x86_64-manylinux_2_31 --generate-hashes --no-header --no-annotate \
 	--quiet
 
-LOCKED_EXTRAS := --extra=dev --extra=docs --extra=data --extra=demo --extra=fonts --extra=gcs
+# Not pillow-heif: its wheels contain x265, which is under the GPL. Who installs the extra `data` chooses that.
+LOCKED_EXTRAS := --extra=dev --extra=docs --extra=data --extra=demo --extra=fonts --extra=gcs --no-emit-package=pillow-heif
 lock: ## resolve requirements.lock again (needs uv); make lock ARGS=--upgrade moves to the newest versions
 	uv pip compile setup.py $(LOCKED_EXTRAS) --universal --python-version=3.11 --fork-strategy=fewest --generate-hashes \
 		--custom-compile-command='make lock' --quiet --output-file=requirements.lock $(ARGS)

@@ -16,6 +16,9 @@ from packaging.utils import canonicalize_name
 
 from imagen_jax.io.atomic import atomic_write
 
+# Not in the lock: its wheels contain x265 (GPL), which its metadata do not say. Who installs the extra chooses that.
+NOT_LOCKED = {"pillow-heif"}
+
 DOCUMENT = Path("docs/licenses.md")
 KNOWN = re.compile(r"Apache|MIT|BSD|ISC|Zlib|Mozilla|MPL|Python Software Foundation|PSF", re.IGNORECASE)
 # matches LGPL and AGPL too
@@ -23,7 +26,9 @@ REFUSED = re.compile(r"GPL|General Public", re.IGNORECASE)
 HEADER = """# Licenses
 
 `make licenses` writes this table: all packages that imagen_jax needs to run, with their dependencies, and the license
-that each names in its metadata. It fails at an unknown license and at one of the GPL family. Test tools are left out.
+that each names in its metadata. It fails at an unknown license and at one of the GPL family. Test tools are left out,
+and so is pillow-heif of the extra `data`, which decodes HEIC images: its wheels contain libheif and libde265 (LGPL) and
+x265 (GPL). It is not in `requirements.lock`; imagen_jax runs without it.
 
 | package | version | license |
 |---|---|---|
@@ -37,6 +42,8 @@ def find_packages(root: str) -> list[Distribution]:
     while pending:
         requirement = pending.pop()
         name = canonicalize_name(requirement.name)
+        if name in NOT_LOCKED:
+            continue
         for extra in {"", *requirement.extras}:
             if (name, extra) not in seen:
                 seen.add((name, extra))
