@@ -54,7 +54,7 @@ def test_a_training_run_leaves_all_that_a_person_wants_to_see(base_folder):
         assert curve.width > 300
         assert len(np.unique(np.asarray(curve))) > 10
     log = (base_folder / "log.txt").read_text().splitlines()
-    assert "started at step 0" in log[0]
+    assert "8 × cpu" in log[0] and "started at step 0" in log[1]
     for step in range(1, STEPS + 1):
         assert any(f"step {step}: " in line and "loss" in line and "data_wait" in line for line in log)
     assert not any("corrupt" in line for line in log)
