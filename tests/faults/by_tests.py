@@ -55,7 +55,7 @@ TESTED = {
     "captions": run_tests(
         "captions that are empty, long, unusual Unicode, or invalid Unicode", "text/test_tokenizer.py"
     ),
-    "left out": run_tests(
+    "left_out": run_tests(
         "captions in other encodings or under other names; a data set without any; files that are not used",
         "data/test_captions.py",
         "data/test_left_out.py",
