@@ -24,6 +24,7 @@ _MARKS = (
 )
 # The escape sequences of ISO-2022 (JP, KR, CN), whose bytes are ASCII; no caption has them.
 _ISO_2022 = re.compile(rb"\x1b\$([@AB]|[()*+][A-Z])")
+_MIN_CONTROLS = 3  # a few may be slips in a short caption
 _FIX = "save it as UTF-8, for example by `iconv -f ENCODING -t UTF-8`"
 # blank lines between others, headings and list items of Markdown, lines that end within a sentence
 _PARAGRAPHS = re.compile(r"\S[ \t]*\n[ \t]*\n\s*\S|^#{1,6} \S|^\s*([-*•]|\d+\.) \S|[,;]\s*\n\s*\S", re.MULTILINE)
@@ -56,7 +57,19 @@ def decode_text(data: bytes, is_complete: bool = True) -> str:
         ) from error
     if encoding == "utf-8" and _ISO_2022.search(data):
         raise EncodingError(f"is text in ISO-2022, not UTF-8: {_FIX}")
+    if encoding == "utf-8" and _is_mostly_control(text):
+        raise EncodingError(f"looks like UTF-16 or UTF-32 without a byte order mark, or is not text: {_FIX}")
     return text
+
+
+def _is_mostly_control(text: str) -> bool:
+    """Returns whether a third of a text, but for NULs at its end, are control characters.
+
+    Of Cyrillic, Greek or Arabic letters in UTF-16, every second byte is one; of UTF-32, three of four are NULs.
+    """
+    counted = text.rstrip("\0")
+    controls = sum(character < " " and not character.isspace() for character in counted)
+    return controls >= _MIN_CONTROLS and 3 * controls >= len(counted)
 
 
 def _lacks_mark(data: bytes) -> bool:

@@ -95,3 +95,11 @@ def test_json_captions():
     assert parse_json('{"caption": "é"}'.encode("utf-16")) == {"caption": "é"}
     with pytest.raises(EncodingError):
         parse_json('{"caption": "é"}'.encode("cp1252"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("text", ["красная лиса", "αλεπού στο χιόνι", "a fox in the snow"])
+def test_text_without_its_mark_is_refused(encoding, text):
+    with pytest.raises(EncodingError):
+        decode_text(text.encode(encoding))
+    assert decode_text(text.encode()) == text
