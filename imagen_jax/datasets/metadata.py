@@ -111,9 +111,15 @@ def _kohya_rows(data: bytes, path: str, caption_column: str) -> dict[str, Row]:
     return rows
 
 
+def _decode_lines(data: bytes) -> str:
+    """Returns a text; lines that all end with a carriage return alone, as of old Macs, end with line feeds."""
+    text = decode_text(data)
+    return text if "\n" in text else text.replace("\r", "\n")
+
+
 def _json_rows(data: bytes) -> Iterator[Mapping[str, Any]]:
     """Yields the object on each line; empty lines are skipped."""
-    for line in decode_text(data).split("\n"):  # not splitlines: strings may contain other line separators
+    for line in _decode_lines(data).split("\n"):  # not splitlines: strings may contain other line separators
         if line.strip():
             cells = json.loads(line)
             if not isinstance(cells, dict):
@@ -123,7 +129,7 @@ def _json_rows(data: bytes) -> Iterator[Mapping[str, Any]]:
 
 def _csv_rows(data: bytes) -> Iterator[Mapping[str, Any]]:
     """Yields the rows below the header."""
-    text = decode_text(data)
+    text = _decode_lines(data)
     excel = _EXCEL_DELIMITER.match(text)
     text = text[excel.end() :] if excel else text
     delimiter, has_blanks = _csv_format(text.split("\n", 1)[0].rstrip("\r"))

@@ -6,6 +6,7 @@ import pytest
 
 from imagen_jax.data.record import CorruptRecordError, Record
 from imagen_jax.datasets.captions import SourceCaptions, no_captions_reason, warn_unreadable
+from imagen_jax.datasets.folder import FolderSource
 from imagen_jax.errors import ConfigError
 from imagen_jax.inspection.inspect import inspect
 from imagen_jax.stages.precompute_text import embed
@@ -128,3 +129,18 @@ def test_captions_under_another_suffix_are_hinted_at(tmp_path):
     with pytest.raises(ConfigError, match="--config.data.caption_suffix=.caption"):
         train(folder_config(tmp_path), tmp_path / "out")
     embed(folder_config(tmp_path, **{"data.caption_suffix": ".caption"}), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("metadata.csv", "file_name,text\rfox.png,a fox\rcat.png,a cat\r"),
+        ("metadata.jsonl", '{"file_name": "fox.png", "text": "a fox"}\r{"file_name": "cat.png", "text": "a cat"}\r'),
+    ],
+)
+def test_metadata_with_carriage_returns_alone(tmp_path, name, text):
+    for image in ("fox.png", "cat.png"):
+        (tmp_path / image).write_bytes(encode_image(0))
+    (tmp_path / name).write_bytes(text.encode())
+    source = FolderSource(str(tmp_path), "all", 0.0, "text")
+    assert [source.captions(i) for i in range(2)] == [("a cat",), ("a fox",)]
