@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import struct
-import tempfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from imagen_jax.io import storage
+from imagen_jax.io.atomic import replacing
 
 _MAGIC = b"imagen_jax rows 1"
 _FOOTER = struct.Struct(f"<{len(_MAGIC)}sQI")  # magic, number of rows, CRC-32 of the index
@@ -93,25 +93,20 @@ class RowCopy:
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Writes a copy, atomically: it appears when it is complete. Raises OSError, and what `rows` does."""
     index, position = [], 0
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as temporary:
-        try:
-            for row in rows:
-                description = json.dumps(row.description).encode()
-                image = b"" if row.image is None else row.image
-                checksum = zlib.crc32(description, zlib.crc32(image))
-                length = NO_IMAGE if row.image is None else len(image)
-                index.append((position, length, len(description), checksum))
-                temporary.write(image)
-                temporary.write(description)
-                position += len(image) + len(description)
-            data = np.array(index, _INDEX_DTYPE).reshape(-1, 4).tobytes()
-            temporary.write(data + _FOOTER.pack(_MAGIC, len(index), zlib.crc32(data)))
-            temporary.flush()
-            os.fsync(temporary.fileno())
-            os.replace(temporary.name, path)
-        except BaseException:
-            os.unlink(temporary.name)
-            raise
+    with replacing(path) as file:
+        for row in rows:
+            description = json.dumps(row.description).encode()
+            image = b"" if row.image is None else row.image
+            checksum = zlib.crc32(description, zlib.crc32(image))
+            length = NO_IMAGE if row.image is None else len(image)
+            index.append((position, length, len(description), checksum))
+            file.write(image)
+            file.write(description)
+            position += len(image) + len(description)
+        data = np.array(index, _INDEX_DTYPE).reshape(-1, 4).tobytes()
+        file.write(data + _FOOTER.pack(_MAGIC, len(index), zlib.crc32(data)))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def remove_unfinished(path: Path) -> None:

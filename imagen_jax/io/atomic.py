@@ -6,13 +6,15 @@ it is complete.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from imagen_jax.io.paths import bucket_path
 
@@ -33,6 +35,23 @@ def atomic_write(path: Path, data: bytes) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Yields a file that takes the place of one on a disk when the block is left, unless it raises.
+
+    Several processes may do so at the same time, also on several machines: each writes a file of its own.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as temporary:
+        try:
+            yield temporary
+            temporary.close()
+            os.replace(temporary.name, path)
+        except BaseException:
+            os.unlink(temporary.name)
+            raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -6,13 +6,12 @@ They are in CACHE, each version of a file or folder in a folder of its own, and 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
+from imagen_jax.io.atomic import replacing
 from imagen_jax.io.bucket import BucketPath
 from imagen_jax.io.paths import bucket_path
 
@@ -51,16 +50,9 @@ def _copy(folder: BucketPath, generations: dict[str, int]) -> Path:
 def copy_file(file: Path, target: Path) -> None:
     """Copies a file to a path on a local disk, atomically, and creates its folder. Raises OSError."""
     bucket = bucket_path(file)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # several processes of this machine may copy it at the same time
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".", delete=False) as temporary:
-        try:
-            if bucket is None:
-                shutil.copyfile(file, temporary.name)
-            else:
-                bucket.download(temporary)
-            temporary.close()
-            os.replace(temporary.name, target)
-        except BaseException:
-            os.unlink(temporary.name)
-            raise
+    with replacing(target) as temporary:
+        if bucket is not None:
+            bucket.download(temporary)
+        else:
+            with file.open("rb") as source:
+                shutil.copyfileobj(source, temporary)

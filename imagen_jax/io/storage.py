@@ -9,7 +9,6 @@ import collections
 import heapq
 import os
 import stat
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from imagen_jax.errors import ConfigError, missing_extra_error
+from imagen_jax.io.atomic import replacing
 from imagen_jax.io.paths import expand_user
 
 _BUCKET_PREFIX = "gs://"
@@ -212,17 +212,8 @@ def write_file(path: str, data: bytes) -> None:
     if is_remote(path):
         _open_filesystem(path)[0].pipe_file(path, data)
         return
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # several processes, also on other machines, may write it at the same time
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as temporary:
-        try:
-            temporary.write(data)
-            temporary.close()
-            os.replace(temporary.name, target)
-        except BaseException:
-            os.unlink(temporary.name)
-            raise
+    with replacing(Path(path)) as file:
+        file.write(data)
 
 
 def file_version(path: str) -> FileVersion:
