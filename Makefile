@@ -104,7 +104,8 @@ FOR_TPUS := --python-version=3.11 --python-platform=x86_64-manylinux_2_31 --gene
 	--quiet
 
 # Not pillow-heif: its wheels contain x265, which is under the GPL. Who installs the extra `data` chooses that.
-LOCKED_EXTRAS := --extra=dev --extra=docs --extra=data --extra=demo --extra=fonts --extra=gcs --no-emit-package=pillow-heif
+LOCKED_EXTRAS := --extra=dev --extra=docs --extra=data --extra=demo --extra=fonts --extra=gcs --extra=serve \
+	--no-emit-package=pillow-heif
 lock: ## resolve requirements.lock again (needs uv); make lock ARGS=--upgrade moves to the newest versions
 	uv pip compile setup.py $(LOCKED_EXTRAS) --universal --python-version=3.11 --fork-strategy=fewest --generate-hashes \
 		--custom-compile-command='make lock' --quiet --output-file=requirements.lock $(ARGS)

