@@ -96,6 +96,7 @@ setup(
         "imagen_jax": ["py.typed"],
         "imagen_jax.configs": ["*.txt"],
         "imagen_jax.datasets.shapes": ["encoder/*"],
+        "imagen_jax.pipelines": ["cascades/**/*"],
     },
     install_requires=CORE,
     extras_require=EXTRAS,

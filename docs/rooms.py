@@ -15,7 +15,8 @@ PICTURE = DOCS / "images" / "rooms.svg"
 
 CONTENTS = {
     "cli": "the imagen commands: flags, print, exit codes",
-    "planning": "compiles for TPUs that are not attached",
+    "planning": "compiles for absent TPUs",
+    "publishing": "cascades for others",
     "training": "the loop, optimizers, fault handling",
     "evaluation": "judges, scores, diagnostics, previews",
     "pipelines": "ImagenPipeline: prompts to images",

@@ -29,6 +29,7 @@ COMMANDS = {
     "train": "train one stage from a config file",
     "sample": "generate images from prompts",
     "evaluate": "score a cascade on the captions of a data set",
+    "publish": "write a cascade into one folder for others, or push it to the Hugging Face Hub",
     "embed": "compute the text embeddings of a data set once",
     "inspect": "check a data set before training on it",
     "prepare": "write a data set that comes with the package",

@@ -50,10 +50,14 @@ def run(args: CommandFlags) -> None:
 
     config = args.load_config(EvaluationConfig)
     check_judge(config)
-    folders = args.stage_folders()
+    folders = args.stage_folders(weights=False)
     changes = stage_changes(args, len(folders))
     pipeline = ImagenPipeline.from_pretrained(
-        folders, mesh_axes(args), changes, text_cache=args.text_cache, weights=weights_choices(args, len(folders))
+        args.stage_names(),
+        mesh_axes(args),
+        changes,
+        text_cache=args.text_cache,
+        weights=weights_choices(args, len(folders)),
     )
     result = evaluate(pipeline, config, args.output_folder("runs/scores"), overwrite=args.overwrite)
     if result is not None:

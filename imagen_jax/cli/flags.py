@@ -125,10 +125,20 @@ class CommandFlags:
         """Returns the config of `--config` with the overrides applied, typed by a schema. Raises ConfigError."""
         return load_config(self.required("config", "configs/shapes_base.py"), self.overrides, schema=schema)
 
-    def stage_folders(self) -> list[Path]:
-        """Returns the folders of `--stages`. Raises ConfigError if there are none."""
+    def stage_names(self) -> list[str]:
+        """Returns what `--stages` names, see `find_stages`. Raises ConfigError if it is missing."""
         names = self.required("stages", "runs/base,runs/sr").split(",")
-        return [as_path(name.strip()) for name in names if name.strip()]
+        return [name.strip() for name in names if name.strip()]
+
+    def stage_folders(self, weights: bool = True) -> list[Path]:
+        """Returns the folders of the stages of `--stages`; without weights, these need not be there yet.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        from imagen_jax.pipelines.find_stages import find_stages
+
+        return find_stages(self.stage_names(), weights=weights, text_encoder=weights)
 
     def output_folder(self, example: str) -> Path:
         """Returns the folder of `--out`, created if needed. Raises ConfigError if it is missing or not writable."""
@@ -171,8 +181,13 @@ def define_config(values: flags.FlagValues, help_text: str) -> None:
 
 
 def define_stages(values: flags.FlagValues) -> None:
-    """Defines `--stages`, the folders of a cascade."""
-    define_path(values, "stages", None, "Stage folders, the base first, separated by commas.", separator=",")
+    """Defines `--stages`, what to sample from."""
+    help_text = (
+        "The cascade: stage folders, the base first, separated by commas; a folder that holds them; a folder of "
+        "`imagen publish`; ORG/NAME or ORG/NAME@REVISION on the Hugging Face Hub; or `shapes`, which ships with the "
+        "package."
+    )
+    define_path(values, "stages", None, help_text, separator=",")
 
 
 def define_weights(values: flags.FlagValues) -> None:
@@ -188,7 +203,7 @@ def define_weights(values: flags.FlagValues) -> None:
         "weights",
         None,
         "`ema`, the moving average of the parameters, by default, or `raw`, the parameters themselves; one for all "
-        "stages or one for each.",
+        "stages or one for each. Published stages have one of the two.",
         flag_values=values,
     )
 
@@ -200,7 +215,7 @@ def weights_choices(args: CommandFlags, stages: int) -> list[dict[str, Any]]:
         ConfigError: a flag has another number of values than 1 and `stages`, or a value that it does not take.
     """
     steps = [None] * stages if args.step is None else _per_stage("step", args.step, stages, _STEP)
-    kinds = ["ema"] * stages if args.weights is None else _per_stage("weights", args.weights, stages, _WEIGHTS)
+    kinds = [None] * stages if args.weights is None else _per_stage("weights", args.weights, stages, _WEIGHTS)
     return [{"step": step, "kind": kind} for step, kind in zip(steps, kinds, strict=True)]
 
 

@@ -104,13 +104,17 @@ def _from_flags(args: CommandFlags) -> tuple[ImagenPipeline, SampleRequest]:
     from imagen_jax.pipelines.texts import make_texts
 
     prompts = read_prompts(args.prompts, args.prompts_file)
-    folders = args.stage_folders()
+    folders = args.stage_folders(weights=False)
     scales = prompt_guidance(args, len(folders), len(prompts))
     changes = stage_changes(args, len(folders), with_guidance=scales is None)
     negative = None if args.negative_prompt is None else [text.strip() for text in args.negative_prompt.split(";")]
     texts = make_texts(prompts, negative)
     pipeline = ImagenPipeline.from_pretrained(
-        folders, mesh_axes(args), changes, text_cache=args.text_cache, weights=weights_choices(args, len(folders))
+        args.stage_names(),
+        mesh_axes(args),
+        changes,
+        text_cache=args.text_cache,
+        weights=weights_choices(args, len(folders)),
     )
     size = pipeline.as_size(args.height, args.width)
     return pipeline, SampleRequest(texts, args.seed, args.batch_size, scales, size)
@@ -123,7 +127,7 @@ def _like(args: CommandFlags) -> tuple[ImagenPipeline, SampleRequest]:
 
     what = f"--like {printable(args.like)!r}"
     record = image_record.read_record(args.like)
-    folders = args.stage_folders()
+    folders = args.stage_folders(weights=False)
     image_record.check_stage_count(record, len(folders), what)
     changes = [
         {**before, **change}
@@ -132,7 +136,7 @@ def _like(args: CommandFlags) -> tuple[ImagenPipeline, SampleRequest]:
     is_chosen = args.other_model or args.step is not None or args.weights is not None
     weights = weights_choices(args, len(folders)) if is_chosen else record.weights(folders)
     pipeline = ImagenPipeline.from_pretrained(
-        folders, mesh_axes(args), changes, text_cache=args.text_cache, weights=weights
+        args.stage_names(), mesh_axes(args), changes, text_cache=args.text_cache, weights=weights
     )
     if not args.other_model:
         image_record.check_same_model(record, pipeline.stages, what)

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,6 +100,33 @@ def commit(temporary: Path, path: Path) -> None:
     _fsync(temporary)
     os.replace(temporary, path)
     _fsync(path.parent)
+
+
+def commit_folder(temporary: Path, folder: Path) -> None:
+    """Renames a temporary folder after syncing its contents to disk; a folder that has its name is deleted.
+
+    Both are on the same disk. A kill between the renames leaves the old folder as `.NAME.replaced`.
+
+    Raises:
+        OSError: a file cannot be synced, or a folder not be renamed.
+    """
+    for path in [*temporary.rglob("*"), temporary]:
+        _fsync(path)
+    temporary.chmod(_new_folder_mode())
+    replaced = folder.with_name(f".{folder.name}.replaced")
+    if folder.is_dir():
+        shutil.rmtree(replaced, ignore_errors=True)
+        os.replace(folder, replaced)
+    os.replace(temporary, folder)
+    _fsync(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _new_folder_mode() -> int:
+    """Returns the permissions of a new folder; those of `tempfile` are for the owner only."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o777 & ~mask
 
 
 def _fsync(path: Path) -> None:

@@ -85,6 +85,11 @@ def _read_sums(file: Path) -> dict[str, str]:
     return _parse_sums(file.read_bytes(), file.name)
 
 
+def listed(folder: Path) -> list[str]:
+    """Returns the files that a folder's manifest lists. Raises OSError, and ValueError for a malformed line."""
+    return list(_read_sums(folder / MANIFEST))
+
+
 def _parse_sums(data: bytes, name: str = MANIFEST) -> dict[str, str]:
     sums = {}
     for number, line in enumerate(data.decode().split("\n")[:-1], 1):

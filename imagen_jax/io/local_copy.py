@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
@@ -19,10 +20,18 @@ CACHE = "~/.cache/imagen_jax/buckets"
 _THREADS = 8
 
 
-def local_folder(folder: Path) -> Path:
-    """Returns a folder with the same files on a local disk: itself, or a copy of one in a bucket. Raises OSError."""
+def local_folder(folder: Path, included: Callable[[str], bool] = lambda name: True) -> Path:
+    """Returns a folder with the same files on a local disk: itself, or a copy of one in a bucket.
+
+    Args:
+        folder: the folder.
+        included: whether a file is needed, by its path in the folder; of a bucket, no others are copied.
+
+    Raises:
+        OSError: a file cannot be read, or the copy cannot be written.
+    """
     path = bucket_path(folder)
-    return folder if path is None else _copy(path, path.generations())
+    return folder if path is None else _copy(path, path.generations(), included)
 
 
 def local_file(file: Path) -> Path:
@@ -33,7 +42,7 @@ def local_file(file: Path) -> Path:
     return _copy(path.parent, {path.name: path.stat().generation}) / path.name
 
 
-def _copy(folder: BucketPath, generations: dict[str, int]) -> Path:
+def _copy(folder: BucketPath, generations: dict[str, int], included: Callable[[str], bool] = lambda name: True) -> Path:
     """Copies files of a folder, named by paths relative to it; complete ones are kept."""
     version = hashlib.sha256(repr((str(folder), sorted(generations.items()))).encode()).hexdigest()[:32]
     copy = Path(CACHE).expanduser() / version
@@ -43,7 +52,7 @@ def _copy(folder: BucketPath, generations: dict[str, int]) -> Path:
             copy_file(cast(Path, folder / name), copy / name)
 
     with ThreadPoolExecutor(_THREADS) as threads:
-        list(threads.map(copy_missing, generations))
+        list(threads.map(copy_missing, filter(included, generations)))
     return copy
 
 

@@ -110,21 +110,31 @@ def with_shardings(shapes: Any, mesh: Mesh | AbstractMesh, rules: ShardingRules 
 
 
 def load_params(shapes: Any, read: ReadSliceFn, mesh: Mesh) -> Any:
-    """Loads parameters with the shardings of `param_shardings`.
-
-    Each process reads the slices that its devices need, one array after another, so that host memory stays within these
-    slices and what reading one array takes.
+    """Loads parameters with the shardings of `param_shardings`, see `load_slices`.
 
     Args:
         shapes: nested dicts of `jax.ShapeDtypeStruct`.
         read: returns a slice of the array at a path, in any dtype.
         mesh: the mesh.
+    """
+    return load_slices(with_shardings(shapes, mesh), read)
+
+
+def load_slices(abstract: Any, read: ReadSliceFn) -> Any:
+    """Loads arrays.
+
+    Each process reads the slices that its devices need, one array after another, so that host memory stays within these
+    slices and what reading one array takes.
+
+    Args:
+        abstract: nested dicts of `jax.ShapeDtypeStruct` with shardings.
+        read: returns a slice of the array at a path, in any dtype.
 
     Returns:
-        Nested dicts of arrays, in the dtypes of `shapes`.
+        Nested dicts of arrays, in the dtypes of `abstract`.
     """
 
-    def load(path: tuple, leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.Array:
+    def load(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         slices: dict[tuple, np.ndarray] = {}  # devices with the same slice share its data
 
         def read_slice(index: Index | None) -> np.ndarray:
@@ -135,10 +145,10 @@ def load_params(shapes: Any, read: ReadSliceFn, mesh: Mesh) -> Any:
                 slices[bounds] = np.asarray(values, leaf.dtype, order="C")
             return slices[bounds]
 
-        array = jax.make_array_from_callback(leaf.shape, sharding, read_slice, dtype=leaf.dtype)
+        array = jax.make_array_from_callback(leaf.shape, leaf.sharding, read_slice, dtype=leaf.dtype)
         return jax.block_until_ready(array)  # otherwise slices pile up on the host until they are transferred
 
-    return jax.tree_util.tree_map_with_path(load, shapes, param_shardings(shapes, mesh))
+    return jax.tree_util.tree_map_with_path(load, abstract)
 
 
 def replicate_conv_kernels(params: Any, mesh: Mesh | AbstractMesh) -> Any:

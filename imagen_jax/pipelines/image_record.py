@@ -34,7 +34,7 @@ from imagen_jax.pipelines.loading import TrainedStage
 from imagen_jax.pipelines.output_dir import stages_manifest
 from imagen_jax.pipelines.request import SampleRequest
 from imagen_jax.pipelines.texts import Texts
-from imagen_jax.stages.checkpoints import has_checkpoint
+from imagen_jax.stages.stage_folder import has_step
 
 KEYWORD = "imagen_jax"
 SUMMARY_KEYWORD = "parameters"  # the habit of other tools: prompt, negative prompt, then a line of settings
@@ -111,7 +111,7 @@ class ImageRecord(_Part):
     def weights(self, folders: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]]:
         """Returns which weights of each stage folder to load: those of the image, or the newest if they are gone."""
         return [
-            {"step": stage.step if has_checkpoint(as_path(folder), stage.step) else None, "kind": stage.weights}
+            {"step": stage.step if has_step(as_path(folder), stage.step) else None, "kind": stage.weights}
             for stage, folder in zip(self.stages, folders, strict=True)
         ]
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,14 @@ from imagen_jax.config.schema import SamplingConfig
 from imagen_jax.diffusion.keys import MAX_INDEX, check_seed
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import Size, image_dtype, to_uint
-from imagen_jax.io.paths import as_path
 from imagen_jax.parallel import multihost, runtime
 from imagen_jax.parallel.batching import pad_batch, padded_size
 from imagen_jax.parallel.mesh import make_mesh, num_batch_shards
 from imagen_jax.parallel.sharding import param_shardings
+from imagen_jax.pipelines.find_stages import find_stages
 from imagen_jax.pipelines.loading import (
     TrainedStage,
     check_chain,
-    find_stages,
     load_stage,
     make_encoders,
     read_chain,
@@ -114,23 +113,22 @@ class ImagenPipeline:
         """Loads a cascade, also while it is trained. Weights of text encoders are loaded at first use.
 
         Args:
-            stages: stage folders, base first; or one folder that holds them, such as "runs/demo".
+            stages: a cascade: one that ships with the package, "shapes"; a name on the Hugging Face Hub, "ORG/NAME" or
+                "ORG/NAME@REVISION"; a folder of `imagen publish` or `save_pretrained`, also in a bucket; a folder of
+                stage folders, such as "runs/demo". Or several such names, or stage folders, base first.
             mesh: the devices that sample, as a mesh or as sizes of its axes, such as `{"data": 2, "fsdp": 4}`.
             sampling: for each stage, sampling settings that replace those of its config.
             text_encoder: whether to open the text encoders; without them, calls need `prompt_embeds`.
             text_cache: a folder of embeddings from `imagen embed`: prompts in it are looked up, not encoded.
             weights: which weights to load, such as `{"step": 1000, "kind": "raw"}`, for all stages or for each; by
-                default the EMA, `"ema"`, of the newest checkpoint.
+                default the EMA, `"ema"`, of the newest checkpoint, or what was published.
 
         Raises:
-            ConfigError: a folder holds no stage, or no checkpoint of the given step, the stages do not chain, or a
-                text encoder cannot be opened.
+            ConfigError: a name leads nowhere, a folder holds no stage, or no checkpoint of the given step, a published
+                file is damaged, the stages do not chain, or a text encoder cannot be opened.
             TrainingError: every checkpoint of a stage is damaged.
         """
-        if isinstance(stages, (str, os.PathLike)):
-            folders = find_stages(as_path(stages))
-        else:
-            folders = [as_path(folder) for folder in stages]
+        folders = find_stages(stages, text_encoder=text_encoder)
         choices = read_choices(weights, len(folders))
         mesh = _as_mesh(mesh)
         configs = read_chain(folders, sampling)
@@ -142,6 +140,27 @@ class ImagenPipeline:
             for folder, config, encoder, choice in zip(folders, configs, encoders, choices, strict=True)
         ]
         return cls(loaded, mesh, encoders)
+
+    def save_pretrained(self, folder: str | Path, **settings: Any) -> None:
+        """Publishes the cascade, as `imagen publish` does: `from_pretrained` loads the folder, here and elsewhere.
+
+        Args:
+            folder: a new folder, also in a bucket.
+            **settings: attributes of `publishing.publish.PublishSettings`, such as `license="apache-2.0"`,
+                `push="ORG/NAME"` or `overwrite=True`.
+
+        Raises:
+            ConfigError: a setting cannot work, or the folder has other files.
+            TypeError: a setting is unknown.
+        """
+        # not by an import: the room is above this one, and sees pipelines as any caller does
+        publishing = importlib.import_module("imagen_jax.publishing.publish")
+        publishing.publish(self, folder, publishing.PublishSettings(**settings))
+
+    @property
+    def text_encoders(self) -> tuple[PromptEncoder | None, ...]:
+        """The text encoder of each stage, the same object for stages that share it; None without any."""
+        return self._encoders
 
     @property
     def image_size(self) -> Size:

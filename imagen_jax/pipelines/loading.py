@@ -15,11 +15,10 @@ from imagen_jax.config.schema import StageConfig, TextConfig
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import format_size
 from imagen_jax.parallel.sharding import with_shardings
-from imagen_jax.stages.checkpoints import CHECKPOINTS, saved_config
 from imagen_jax.stages.stage import Stage, build
+from imagen_jax.stages.stage_folder import open_weights, read_config
 from imagen_jax.stages.text import PromptEncoder, make_cached_encoder, make_encoder
-from imagen_jax.stages.weights import ITEMS, LATEST_EMA, SavedWeights, WeightsChoice
-from imagen_jax.stages.workdir import CONFIG_FILE, read_config
+from imagen_jax.stages.weights import LATEST_EMA, WeightsChoice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +32,8 @@ class TrainedStage:
         folder: where the stage was loaded from.
         weights: "ema" or "raw".
         checksum: identifies the checkpoint, see `SavedWeights`; "" without one.
+        config_digest: identifies the config that the weights were trained with, where the stage's own does not: that of
+            a published stage names no files of the machine that trained it.
     """
 
     stage: Stage
@@ -41,6 +42,7 @@ class TrainedStage:
     folder: Path = Path()
     weights: str = "ema"
     checksum: str = ""
+    config_digest: str = ""
 
 
 def check_chain(configs: Sequence[StageConfig]) -> None:
@@ -91,31 +93,6 @@ def read_choices(weights: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
     return [WeightsChoice.from_mapping(choice) for choice in by_stage]
 
 
-def find_stages(folder: Path) -> list[Path]:
-    """Returns the stage folders of a cascade: the folder itself if it is one, else those in it, smallest image first.
-
-    Raises:
-        ConfigError: there is no such folder, or no stage in it.
-    """
-    if _is_stage(folder):
-        return [folder]
-    if not folder.is_dir():
-        raise ConfigError(f"stage folder {str(folder)!r} does not exist: give the --workdir of a training run")
-    found = [
-        path.parent for path in sorted(folder.glob(f"*/{CHECKPOINTS}")) if path.is_dir() and _is_stage(path.parent)
-    ]
-    if not found:
-        raise ConfigError(
-            f"{str(folder)!r} is not a stage folder and has none in it: give the --workdir of a training run, or a "
-            "folder of such folders"
-        )
-    return sorted(found, key=lambda path: read_config(path, lambda text: None).image_hw)
-
-
-def _is_stage(folder: Path) -> bool:
-    return (folder / CONFIG_FILE).is_file() or saved_config(folder) is not None
-
-
 def load_stage(
     workdir: Path,
     config: StageConfig,
@@ -126,20 +103,20 @@ def load_stage(
     """Loads a stage with weights of its folder, in which a run may train.
 
     Args:
-        workdir: the folder of a training run.
+        workdir: the folder of a training run, or of a published stage.
         config: the folder's config, perhaps with other sampling settings.
         mesh: where the weights go.
         text_width: D of the text encoder's embeddings; by default that which the weights were trained with.
-        weights: which ones; by default the EMA of the newest checkpoint.
+        weights: which ones; by default the EMA of the newest checkpoint, or those that were published.
 
     Raises:
         ConfigError: the folder has no such checkpoint, or one of another model.
         TrainingError: every checkpoint is damaged.
     """
-    saved = SavedWeights(workdir, ITEMS[weights.kind], weights.step)
+    saved = open_weights(workdir, weights)
     stage = build(config, saved.text_width if text_width is None else text_width)
     params = saved.load(with_shardings(jax.eval_shape(stage.init, jax.random.key(0)), mesh))
-    return TrainedStage(stage, params, saved.step, workdir, weights.kind, saved.checksum)
+    return TrainedStage(stage, params, saved.step, workdir, saved.kind, saved.checksum, saved.config_digest)
 
 
 def make_encoders(configs: Sequence[StageConfig], mesh: Mesh, cache: str | Path | None = None) -> list[PromptEncoder]:
@@ -153,13 +130,21 @@ def make_encoders(configs: Sequence[StageConfig], mesh: Mesh, cache: str | Path 
     Raises:
         ConfigError: an encoder cannot be opened, or the cache is not one of its embeddings.
     """
-    made: dict[tuple[str, int, str], PromptEncoder] = {}
-    for config in configs:
-        text = config.text
-        key = text.model, text.length, text.dtype
-        if key not in made:
-            made[key] = _make_encoder(text, mesh, cache)
-    return [made[config.text.model, config.text.length, config.text.dtype] for config in configs]
+    # a fingerprint that one stage has is checked for all that name the same encoder and have none
+    known = {_encoder_key(config.text): config.text.fingerprint for config in configs if config.text.fingerprint}
+    made: dict[TextConfig, PromptEncoder] = {}
+    encoders = []
+    for text in (config.text for config in configs):
+        fingerprint = text.fingerprint or known.get(_encoder_key(text), "")
+        text = text.with_changes(fingerprint=fingerprint, cache="")
+        if text not in made:
+            made[text] = _make_encoder(text, mesh, cache)
+        encoders.append(made[text])
+    return encoders
+
+
+def _encoder_key(text: TextConfig) -> tuple[str, int, str]:
+    return text.model, text.length, text.dtype
 
 
 def _make_encoder(config: TextConfig, mesh: Mesh, cache: str | Path | None) -> PromptEncoder:

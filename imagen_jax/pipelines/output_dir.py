@@ -10,7 +10,6 @@ run are not mistaken for them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from imagen_jax.io.atomic import read_json, write_json
 from imagen_jax.io.changes import changes, flatten
 from imagen_jax.pipelines.loading import TrainedStage
 from imagen_jax.pipelines.request import SampleRequest
+from imagen_jax.stages.published import config_digest
 
 MANIFEST = "samples.json"
 SHEET = "samples.png"
@@ -75,16 +75,11 @@ def _stage_manifest(trained: TrainedStage) -> dict[str, Any]:
     manifest = {
         "step": trained.step,
         "checkpoint": trained.checksum,
-        "config": _digest(config),
+        "config": trained.config_digest or config_digest(config),
         "sampling": sampling,
     }
     # only where they are not the usual ones, so that folders of versions without the choice are continued
     return manifest if trained.weights == "ema" else {**manifest, "weights": trained.weights}
-
-
-def _digest(value: Any) -> str:
-    """Returns the SHA-256 of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def image_path(folder: Path, index: int) -> Path:

@@ -24,11 +24,12 @@ class WeightsChoice(NamedTuple):
 
     Attributes:
         step: the step of the checkpoint; None for the newest.
-        kind: "ema" for the moving average, "raw" for the parameters that are trained.
+        kind: "ema" for the moving average, "raw" for the parameters that are trained; None for the moving average, or
+            for what was published.
     """
 
     step: int | None = None
-    kind: str = "ema"
+    kind: str | None = None
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> WeightsChoice:
@@ -36,7 +37,7 @@ class WeightsChoice(NamedTuple):
         for name in values.keys() - set(cls._fields):
             raise unknown_name_error("weights: key", name, cls._fields)
         choice = cls(**values)
-        if choice.kind not in ITEMS:
+        if choice.kind is not None and choice.kind not in ITEMS:
             raise unknown_name_error("weights", choice.kind, ITEMS)
         if choice.step is not None and (
             isinstance(choice.step, bool) or not isinstance(choice.step, (int, np.integer))
@@ -64,6 +65,7 @@ class SavedWeights:
     Attributes:
         workdir: the stage's folder.
         step: the step of the checkpoint; after `load`, of that which was loaded.
+        kind: "ema" or "raw".
         checksum: SHA-256 of the files beside its arrays, one of which Orbax gives the time of the save.
         shapes: all parameters, as nested dicts of array metadata with `shape` and `dtype`.
 
@@ -74,6 +76,7 @@ class SavedWeights:
 
     def __init__(self, workdir: Path, item: str = "ema_params", step: int | None = None) -> None:
         self.workdir, self._item, self._chosen_step = workdir, item, step
+        self.kind = next(kind for kind, name in ITEMS.items() if name == item)
         self._checkpoints = Checkpoints(workdir)
         self._checkpoints.close()
         if step is None and self._checkpoints.latest_step is None:
@@ -90,6 +93,11 @@ class SavedWeights:
     def _describe(self, step: int) -> tuple[Any, dict[str, Any]]:
         shapes = saved_arrays.shapes(self._checkpoints.path(step))[self._item]
         return shapes, self._checkpoints.metadata(step)["config"]
+
+    @property
+    def config_digest(self) -> str:
+        """Is empty: the config of the folder identifies itself."""
+        return ""
 
     @property
     def text_width(self) -> int:

@@ -108,19 +108,36 @@ def load_encoder(model: str, length: int, dtype: Any = jnp.float32) -> TextEncod
     Raises:
         ConfigError: the name is not known, the folder is not a complete T5, or the download fails.
     """
-    if model == "random":
+    folder = encoder_folder(model)
+    if folder is None:
         return random_encoder(seed=0, length=length, dtype=dtype)
+    return folder_encoder(folder, length=length, dtype=dtype)
+
+
+def encoder_folder(model: str) -> Path | None:
+    """Returns the folder with the files of the text encoder named `model`, see `load_encoder`; None for "random".
+
+    Raises:
+        ConfigError: there is no such encoder, or the download fails.
+    """
+    if model == "random":
+        return None
     if model == "shapes":
-        return folder_encoder(SHAPES_ENCODER, length=length, dtype=dtype)
+        return SHAPES_ENCODER
     if is_bucket(model):
-        return folder_encoder(_copy_of_bucket(model), length=length, dtype=dtype)
+        return _copy_of_bucket(model)
     folder = as_path(model)
     if folder.is_file():
         raise ConfigError(
             f"text encoder {model!r} is a file, expected a folder with config.json, tokenizer files and safetensors: "
             "give that folder; weights in other files are not supported"
         )
-    return folder_encoder(folder if folder.is_dir() else hub_folder(model), length=length, dtype=dtype)
+    return folder if folder.is_dir() else hub_folder(model)
+
+
+def is_local_folder(model: str) -> bool:
+    """Returns whether `model`, see `load_encoder`, names a folder of this machine, and not what others have too."""
+    return model not in ("random", "shapes") and not is_bucket(model) and as_path(model).is_dir()
 
 
 def load_tokenizer(model: str, length: int) -> Tokenizer:

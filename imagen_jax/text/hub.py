@@ -4,6 +4,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from imagen_jax.errors import ConfigError
+from imagen_jax.io.tensor_files import INDEX_FILE
 from imagen_jax.text.t5_weights import conversion_command, weight_files
 from imagen_jax.text.tokenizer import FILES as TOKENIZER_FILES
 
@@ -28,6 +29,12 @@ def hub_folder(name: str) -> Path:
     if folder is None:
         folder = _download(name)
     return folder
+
+
+def encoder_files(folder: Path) -> list[str]:
+    """Returns the files of the encoder in a folder, without any others that are there. Raises ConfigError."""
+    others = ("config.json", *TOKENIZER_FILES, INDEX_FILE)
+    return [*(path.name for path in weight_files(folder)), *(name for name in others if (folder / name).is_file())]
 
 
 def check_repo_id(name: str) -> None:

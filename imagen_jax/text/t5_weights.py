@@ -1,23 +1,20 @@
 """Reads and writes Hugging Face T5 folders: config.json and safetensors, as encoder fields and parameters.
 
-`tensor_names` maps parameter paths to tensor names, and `_TensorFiles` reads parts of tensors. Nothing is unpickled,
-and torch is not needed.
+`tensor_names` maps parameter paths to tensor names. Nothing is unpickled, and torch is not needed.
 """
 
-import contextlib
 import json
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flax import traverse_util
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import atomic_write, read_json, write_json
+from imagen_jax.io.tensor_files import INDEX_FILE, SINGLE_FILE, TensorFiles, pickle_files, tensor_paths
 from imagen_jax.models.t5 import T5Encoder
 from imagen_jax.parallel.sharding import Index, ParamPath, ReadSliceFn
 
@@ -41,9 +38,7 @@ _CONFIG_DEFAULTS = {
     "relative_attention_max_distance": 128,
     "layer_norm_epsilon": 1e-6,
 }
-_MAX_HEADER = 2**22  # bytes of a safetensors file's header; a T5's has less than 100,000
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _MAX_LISTED = 5  # tensors that an error lists
 _EMBEDDING = "shared.weight"
 _EMBEDDING_ALIAS = "encoder.embed_tokens.weight"  # the same tensor again, or the only one in some encoder-only files
@@ -106,83 +101,18 @@ def tensor_names(encoder: T5Encoder) -> dict[ParamPath, tuple[str, bool]]:
     return names
 
 
-class _TensorFiles:
-    """The safetensors files of a folder. The constructor reads their headers, `read` a part of one tensor.
-
-    Attributes:
-        shapes: tensor name -> shape as stored.
-        dtypes: tensor name -> dtype in the notation of safetensors, such as "BF16".
-
-    Raises:
-        ConfigError: there are no such files, one is damaged, or there are only pickled weights.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._paths: dict[str, Path] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, str] = {}
-        for path in weight_files(folder):
-            with _open_safetensors(path) as file:
-                for name in file.keys():  # noqa: SIM118  safe_open is not a mapping
-                    stored = file.get_slice(name)
-                    self._paths[name] = path
-                    self.shapes[name], self.dtypes[name] = tuple(stored.get_shape()), stored.get_dtype()
-
-    def read(self, name: str, index: Index) -> np.ndarray:
-        """Returns a part of one tensor, in its stored dtype and layout."""
-        # reopened each time: pages read from a mapped file count as resident memory while it is open
-        with _open_safetensors(self._paths[name]) as file:
-            return file.get_slice(name)[index]
-
-
-@contextlib.contextmanager
-def _open_safetensors(path: Path) -> Iterator[Any]:
-    """Opens a safetensors file.
-
-    The library checks that offsets are within the file and do not overlap, and that sizes match shapes and dtypes.
-
-    Raises:
-        ConfigError: the file is damaged or cannot be read.
-    """
-    try:
-        _check_header(path)
-        with safe_open(path, framework="numpy") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{path} is not a complete safetensors file ({error}): copy it again") from error
-
-
-def _check_header(path: Path) -> None:
-    """Raises ConfigError if the header is longer than that of any encoder: parsing takes many times its size."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-    if length > _MAX_HEADER:
-        raise ConfigError(f"{path} declares a header of {length:,} bytes, more than {_MAX_HEADER:,}: copy it again")
-
-
 def weight_files(folder: Path) -> list[Path]:
     """Returns model.safetensors, or the files that model.safetensors.index.json lists. Raises ConfigError."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if index.is_file():
-        try:
-            names = sorted(set(read_json(index)["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ConfigError(f"{index} is not a safetensors index ({error!r}): copy it again") from error
-        absent = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
-        if absent:
-            raise ConfigError(f"{index} names files that are not in {folder}: {', '.join(absent)}: copy them there")
-        return [folder / name for name in names]
-    pickled = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    paths = tensor_paths(folder)
+    if paths:
+        return paths
+    pickled = pickle_files(path.name for path in folder.glob("*"))
     if pickled:
         raise ConfigError(
             f"{folder} has only pickled weights ({', '.join(pickled)}), expected safetensors: unpickling can run code"
             f" from the file; if you trust its author, run once where torch is installed: {conversion_command(folder)}"
         )
-    raise ConfigError(
-        f"{folder} has neither model.safetensors nor model.safetensors.index.json: copy the weights there"
-    )
+    raise ConfigError(f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}: copy the weights there")
 
 
 def conversion_command(folder: Path) -> str:
@@ -194,7 +124,7 @@ def conversion_command(folder: Path) -> str:
     return f"python -c {shlex.quote(code)}"
 
 
-def _check_tensors(folder: Path, files: _TensorFiles, expected: dict[str, tuple[int, ...]]) -> None:
+def _check_tensors(folder: Path, files: TensorFiles, expected: dict[str, tuple[int, ...]]) -> None:
     """Raises ConfigError that lists missing, unexpected, misshapen and quantized tensors; ignores the decoder."""
     problems = [f"missing {name}" for name in expected if name not in files.shapes]
     for name, shape in files.shapes.items():
@@ -227,7 +157,7 @@ def parameter_reader(folder: Path, encoder: T5Encoder, shapes: dict) -> ReadSlic
     """
     flat_shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(shapes).items()}
     names = tensor_names(encoder)
-    files = _TensorFiles(folder)
+    files = TensorFiles(weight_files(folder))
     if _EMBEDDING not in files.shapes and _EMBEDDING_ALIAS in files.shapes:
         names["token_embedding", "embedding"] = (_EMBEDDING_ALIAS, False)
     expected = {name: flat_shapes[path][::-1] if flip else flat_shapes[path] for path, (name, flip) in names.items()}

@@ -13,11 +13,12 @@ from imagen_jax.config.load import to_json
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.changes import changes, flatten
-from imagen_jax.io.paths import as_path
+from imagen_jax.pipelines.find_stages import find_stages
+from imagen_jax.stages.published import PublishedWeights
 from imagen_jax.stages.saved_arrays import describe
+from imagen_jax.stages.stage_folder import open_weights, read_config
 from imagen_jax.stages.trainable import merge, select
-from imagen_jax.stages.weights import ITEMS, SavedWeights
-from imagen_jax.stages.workdir import read_config
+from imagen_jax.stages.weights import SavedWeights, WeightsChoice
 from imagen_jax.training.state import InitFn, init_params
 
 _MAX_LISTED = 5
@@ -41,15 +42,15 @@ class StartingPoint:
     def __init__(self, config: StageConfig, everything: Any) -> None:
         self._config, self._everything = config, everything
         self._taken: set[str] = set()
-        self._weights: SavedWeights | None = None
+        self._weights: SavedWeights | PublishedWeights | None = None
         if config.training.init_from:
-            self._open(as_path(config.training.init_from))
+            self._open(config.training.init_from)
 
-    def _open(self, folder: Path) -> None:
-        """Compares the parameters of a stage's folder to the network's."""
+    def _open(self, name: str) -> None:
+        """Compares the parameters of a stage to the network's."""
         training = self._config.training
-        self._source_config = _read_source(folder)
-        self._weights = SavedWeights(folder, ITEMS[training.init_weights])
+        folder, self._source_config = _read_source(name)
+        self._weights = open_weights(folder, WeightsChoice(kind=training.init_weights))
         self._stored, self._needed = describe(self._weights.shapes, ""), describe(self._everything, "")
         both = self._stored.keys() & self._needed.keys()
         self._taken = {path for path in both if self._stored[path] == self._needed[path]}
@@ -111,9 +112,13 @@ class StartingPoint:
         return [change for key, change in changes(before, now).items() if key.startswith(_MEANING)]
 
 
-def _read_source(folder: Path) -> StageConfig:
-    """Returns the config of a folder to start from. Raises ConfigError that names the key."""
+def _read_source(name: str) -> tuple[Path, StageConfig]:
+    """Returns the folder of a stage to start from, and its config. Raises ConfigError that names the key."""
     try:
-        return read_config(folder)
+        folders = find_stages(name, text_encoder=False)
+        if len(folders) > 1:
+            names = ", ".join(f"{name}/{folder.name}" for folder in folders)
+            raise ConfigError(f"{name!r} has {len(folders)} stages: give one of them: {names}")
+        return folders[0], read_config(folders[0])
     except ConfigError as error:
         raise ConfigError(*(f"training.init_from: {problem}" for problem in error.problems)) from error

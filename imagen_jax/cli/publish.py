@@ -1,0 +1,100 @@
+"""Publish a cascade: `imagen publish --stages=DIR,DIR --license=apache-2.0 --out=DIR [--push=ORG/NAME]`.
+
+Writes one folder with all that others need: `OUT/model_index.json`; for each stage its config and its EMA weights as
+safetensors; the text encoder by name and fingerprint, or inside; `OUT/SHA256SUMS`; `OUT/samples.png`, a grid of
+samples; and `OUT/README.md`, a model card with the header of the Hugging Face Hub, written from the configs and the
+results of `imagen evaluate`. `ImagenPipeline.from_pretrained` and `--stages` of every command take such a folder.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from imagen_jax.cli.flags import (
+    CommandFlags,
+    define_mesh,
+    define_path,
+    define_stages,
+    define_weights,
+    mesh_axes,
+    weights_choices,
+)
+from imagen_jax.errors import ConfigError
+from imagen_jax.io.paths import as_path
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of the command."""
+    define_stages(values)
+    define_path(values, "out", None, "The folder to write: a new one, also in a bucket.")
+    flags.DEFINE_string("name", "", "Name of the cascade in its card; that of OUT by default.", flag_values=values)
+    flags.DEFINE_string(
+        "license",
+        "",
+        "License of the weights: its identifier on the Hub, such as apache-2.0, its name, or its address.",
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "text_encoder",
+        None,
+        "Whether the files of the text encoder are inside; by default if they are in a folder of this machine.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "max_shard_size", "4GB", "Weights in one file; more are split into several, with an index.", flag_values=values
+    )
+    define_path(
+        values,
+        "evaluation",
+        None,
+        "The OUT of `imagen evaluate` of these stages, or its scores.json; by default that beside the stage folders.",
+    )
+    flags.DEFINE_string(
+        "prompts",
+        None,
+        "Prompts of the sample grid, separated by semicolons; captions of the data set by default.",
+        flag_values=values,
+    )
+    flags.DEFINE_string("push", "", "ORG/NAME on the Hugging Face Hub to push the folder to.", flag_values=values)
+    flags.DEFINE_boolean("private", False, "With --push: create a private repository.", flag_values=values)
+    flags.DEFINE_boolean(
+        "overwrite", False, "Replace a published cascade in OUT, and on the Hub with --push.", flag_values=values
+    )
+    define_weights(values)
+    define_mesh(values)
+
+
+def run(args: CommandFlags) -> None:
+    """Publishes the cascade."""
+    from imagen_jax.pipelines.imagen import ImagenPipeline
+    from imagen_jax.publishing.publish import PublishSettings, check_out, check_settings, publish
+
+    out = args.required("out", "runs/cascade")
+    settings = PublishSettings(
+        name=args.name,
+        license=args.license,
+        text_encoder=args.text_encoder,
+        max_shard_size=_read_size(args.max_shard_size),
+        evaluation=args.evaluation,
+        prompts=[text.strip() for text in (args.prompts or "").split(";") if text.strip()],
+        overwrite=args.overwrite,
+        push=args.push,
+        private=args.private,
+    )
+    check_settings(settings)
+    check_out(as_path(out), settings.overwrite)
+    folders = args.stage_folders(weights=False)
+    pipeline = ImagenPipeline.from_pretrained(
+        args.stage_names(), mesh_axes(args), weights=weights_choices(args, len(folders))
+    )
+    print(publish(pipeline, out, settings).summary())
+
+
+def _read_size(text: str) -> int:
+    """Returns the bytes of a size such as 4GB. Raises ConfigError."""
+    from huggingface_hub.serialization._base import parse_size_to_int
+
+    try:
+        return parse_size_to_int(text)
+    except ValueError as error:
+        raise ConfigError(f"--max_shard_size {text!r} is not a size: give for example 4GB or 500MB") from error

@@ -1,0 +1,116 @@
+"""Safetensors files: their headers, and any part of their tensors. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from imagen_jax.errors import ConfigError
+from imagen_jax.io.atomic import read_json
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"  # which of several files has which tensor
+_MAX_HEADER = 2**22  # bytes of a file's header; a T5's has less than 100,000
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+
+
+class TensorFiles:
+    """The tensors of some files. The constructor reads headers, `read` a part of one tensor.
+
+    Args:
+        paths: the files, on a disk.
+
+    Attributes:
+        shapes: tensor name -> shape as stored.
+        dtypes: tensor name -> dtype in the notation of safetensors, such as "BF16".
+        files: tensor name -> the name of its file.
+
+    Raises:
+        ConfigError: a file is damaged.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._paths: dict[str, Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
+        for path in paths:
+            with _open_safetensors(path) as file:
+                for name in file.keys():  # noqa: SIM118  safe_open is not a mapping
+                    stored = file.get_slice(name)
+                    self._paths[name] = path
+                    self.shapes[name], self.dtypes[name] = tuple(stored.get_shape()), stored.get_dtype()
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The name of the file that each tensor is in."""
+        return {name: path.name for name, path in self._paths.items()}
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """Returns a part of one tensor, in its stored dtype and layout."""
+        # reopened each time: pages read from a mapped file count as resident memory while it is open
+        with _open_safetensors(self._paths[name]) as file:
+            return file.get_slice(name)[index]
+
+
+@contextlib.contextmanager
+def _open_safetensors(path: Path) -> Iterator[Any]:
+    """Opens a safetensors file.
+
+    The library checks that offsets are within the file and do not overlap, and that sizes match shapes and dtypes.
+
+    Raises:
+        ConfigError: the file is damaged or cannot be read.
+    """
+    try:
+        _check_header(path)
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{path} is not a complete safetensors file ({error}): copy it again") from error
+
+
+def _check_header(path: Path) -> None:
+    """Raises ConfigError if the header is longer than that of any model: parsing takes many times its size."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > _MAX_HEADER:
+        raise ConfigError(f"{path} declares a header of {length:,} bytes, more than {_MAX_HEADER:,}: copy it again")
+
+
+def tensor_paths(folder: Path) -> list[Path]:
+    """Returns model.safetensors, or the files that model.safetensors.index.json lists; [] if there is neither.
+
+    Raises:
+        ConfigError: the index is damaged, or lists files that are not in the folder.
+    """
+    single, index = folder / SINGLE_FILE, folder / INDEX_FILE
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        return []
+    names = sorted(set(read_weight_map(index).values()))
+    absent = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+    if absent:
+        raise ConfigError(f"{index} names files that are not in {folder}: {', '.join(absent)}: copy them there")
+    return [folder / name for name in names]
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Returns the file name of each tensor in an index. Raises ConfigError if the index is damaged."""
+    try:
+        weight_map = read_json(index)["weight_map"]
+        if not all(isinstance(name, str) for name in (*weight_map.keys(), *weight_map.values())):
+            raise TypeError("weight_map is not of names")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ConfigError(f"{index} is not a safetensors index ({error!r}): copy it again") from error
+    return weight_map
+
+
+def pickle_files(names: Iterable[str]) -> list[str]:
+    """Returns those of some files, by their names, that hold pickled weights, sorted."""
+    return sorted(name for name in names if name.lower().endswith(_PICKLES))

@@ -1,0 +1,278 @@
+"""Publishes a cascade: one folder with all that others need to sample from it, see `stages/published.py`.
+
+The folder is written beside its place and renamed when it is complete, or uploaded with its index last: a process that
+is killed leaves nothing that loads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import logging
+import math
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import jax
+
+from imagen_jax.config.load import to_json
+from imagen_jax.datasets.captions import FirstCaptions, SourceCaptions
+from imagen_jax.datasets.registry import make_source
+from imagen_jax.errors import ConfigError
+from imagen_jax.images.grid import image_grid, save_png
+from imagen_jax.io import checksums
+from imagen_jax.io.atomic import atomic_write, commit_folder, write_json
+from imagen_jax.io.bucket import BucketPath
+from imagen_jax.io.local_copy import local_folder
+from imagen_jax.io.paths import as_path, bucket_path, check_writable, file_sizes
+from imagen_jax.pipelines.find_stages import CASCADES
+from imagen_jax.pipelines.hub import HubName
+from imagen_jax.pipelines.imagen import ImagenPipeline
+from imagen_jax.pipelines.loading import TrainedStage
+from imagen_jax.publishing.card import CardFacts, model_card
+from imagen_jax.publishing.evaluation import Evaluation, find_evaluation
+from imagen_jax.publishing.push import check_push, push
+from imagen_jax.publishing.stage_files import portable_config, write_stage
+from imagen_jax.publishing.text_encoders import EncoderPlan, copy_encoders, plan_encoders
+from imagen_jax.stages.published import FORMAT, INDEX, CascadeIndex, StageEntry, config_digest, is_published
+
+CARD = "README.md"
+GRID = "samples.png"
+MAX_SHARD_SIZE = 4 * 10**9  # bytes
+_NUM_SAMPLES = 16  # of the grid
+_MAX_PROMPTS = 100
+_SEED = 0  # of the grid
+# not by an import, which would count as one of every room that the package's own module names
+_VERSION = importlib.import_module("imagen_jax").__version__
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishSettings:
+    """How a cascade is published.
+
+    Attributes:
+        name: of the cascade; "" for that of its folder.
+        license: of the weights, by its identifier on the Hub, such as "apache-2.0", its name, or its address; "" for
+            none.
+        text_encoder: whether the files of the text encoder are inside; None for those that no name leads others to.
+        max_shard_size: bytes of tensors in a file.
+        evaluation: folder or scores.json of `imagen evaluate` of the same weights, for the model card; None to look
+            for it beside the stage folders.
+        prompts: of the sample grid; () for the first captions of the evaluation, or of the validation split.
+        overwrite: whether a published cascade in the folder, or on the Hub, is replaced.
+        push: ORG/NAME on the Hugging Face Hub to push to; "" for none.
+        private: whether a new repository there is private.
+    """
+
+    name: str = ""
+    license: str = ""
+    text_encoder: bool | None = None
+    max_shard_size: int = MAX_SHARD_SIZE
+    evaluation: str | Path | None = None
+    prompts: Sequence[str] = ()
+    overwrite: bool = False
+    push: str = ""
+    private: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedCascade:
+    """What `publish` has written: `files`, their `size` in bytes, and the address of the commit on the Hub, or ""."""
+
+    out: Path
+    files: int
+    size: int
+    url: str = ""
+
+    def summary(self) -> str:
+        """Returns the result as lines of text."""
+        lines = [f"{self.out}: {self.files} files, {self.size:,} bytes; {CARD} describes the cascade"]
+        return "\n".join([*lines, f"pushed: {self.url}"] if self.url else lines)
+
+
+def publish(
+    pipeline: ImagenPipeline, out: str | Path, settings: PublishSettings = PublishSettings()
+) -> PublishedCascade:
+    """Writes a published cascade.
+
+    Args:
+        pipeline: the cascade; its sampling settings become the defaults.
+        out: the folder, also in a bucket.
+        settings: see `PublishSettings`.
+
+    Raises:
+        ConfigError: a setting cannot work, the folder has other files, or the evaluation is of other weights.
+        TrainingError: the push failed; the folder is complete.
+        OSError: a file cannot be written.
+    """
+    folder = as_path(out)
+    check_settings(settings)
+    check_out(folder, settings.overwrite, pipeline.stages)
+    target = check_push(settings.push, settings.private, settings.overwrite) if settings.push else None
+    evaluation = find_evaluation(pipeline.stages, settings.evaluation)
+    texts = [trained.stage.config.text for trained in pipeline.stages]
+    encoders = plan_encoders(texts, pipeline.text_encoders, settings.text_encoder)
+    prompts = list(settings.prompts) or _default_prompts(pipeline.stages, evaluation)
+    temporary = _temporary_folder(folder)
+    try:
+        _write_stages(temporary, pipeline.stages, encoders, settings)
+        copy_encoders(encoders, temporary)
+        _write_grid(temporary / GRID, pipeline, prompts)
+        name = settings.name or folder.name
+        facts = CardFacts(
+            name=name,
+            loads_as=_loads_as(folder, target),
+            license=settings.license,
+            stages=pipeline.stages,
+            encoders=[plan.entry for plan in encoders],
+            evaluation=evaluation,
+            prompts=prompts,
+            seed=_SEED,
+            software=_VERSION,
+        )
+        atomic_write(temporary / CARD, model_card(facts).encode())
+        _write_index(temporary, name, pipeline.stages, encoders)
+        sizes = file_sizes(temporary)
+        _put(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    url = "" if target is None else push(local_folder(folder), target, settings.private)
+    return PublishedCascade(folder, len(sizes), sum(sizes.values()), url)
+
+
+def check_settings(settings: PublishSettings) -> None:
+    """Raises ConfigError for settings that cannot work, whatever the cascade is."""
+    if settings.max_shard_size < 1:
+        raise ConfigError(f"max_shard_size {settings.max_shard_size} is not at least 1 byte: give for example 4GB")
+    if len(settings.prompts) > _MAX_PROMPTS:
+        raise ConfigError(f"there are {len(settings.prompts)} prompts, and the sample grid has at most {_MAX_PROMPTS}")
+    if "\n" in settings.license or "\n" in settings.name:
+        raise ConfigError("the name and the license are single lines: give the address of the license's text")
+    if jax.process_count() > 1:
+        raise ConfigError(f"there are {jax.process_count()} processes, and publishing runs in one: start it once")
+    if settings.private and not settings.push:
+        raise ConfigError("--private is for --push alone: give --push=ORG/NAME, or leave it out")
+
+
+def check_out(folder: Path, overwrite: bool, stages: Sequence[TrainedStage] = ()) -> None:
+    """Checks that a cascade can be written to a folder, before anything is computed for it.
+
+    Raises:
+        ConfigError: it is not writable, has files that are not those of a published cascade, or a cascade that is not
+            to be replaced, or from which the stages were loaded.
+    """
+    what = f"--out {str(folder)!r}"
+    if not folder.name or folder.name == "..":
+        raise ConfigError(f"{what} has no name of its own: give a new folder, such as runs/cascade")
+    try:
+        check_writable(folder.parent)
+        if folder.is_file():
+            raise ConfigError(f"{what} is a file: give a new folder")
+        is_used = folder.is_dir() and any(True for _ in folder.iterdir())
+        is_cascade = is_used and is_published(folder)
+    except OSError as error:
+        raise ConfigError(f"{what} cannot be written ({error.strerror}): give another folder") from error
+    if is_used and not is_cascade:
+        raise ConfigError(f"{what} has files that are not those of a published cascade: give a new folder")
+    if is_cascade and not overwrite:
+        raise ConfigError(f"{what} has a published cascade: give a new folder, or --overwrite to replace it")
+    if any(trained.folder.absolute().is_relative_to(folder.absolute()) for trained in stages):
+        raise ConfigError(f"{what} is where the stages are loaded from: give a new folder")
+
+
+def _default_prompts(stages: Sequence[TrainedStage], evaluation: Evaluation | None) -> list[str]:
+    """Returns the first captions of the evaluation's data or, without one, of the last stage's validation split."""
+    config = stages[-1].stage.config
+    data, split = config.data, config.data.validation_split
+    if evaluation is not None:
+        data, split = evaluation.config.data, evaluation.config.data.split
+    try:
+        source = SourceCaptions([make_source(data, split, config.image_hw)])
+        return list(FirstCaptions(source, _NUM_SAMPLES))
+    except (ConfigError, OSError) as error:
+        raise ConfigError(
+            f"the data set of the stages cannot be read for captions of the sample grid ({error}): give --prompts="
+            "'FIRST PROMPT; SECOND PROMPT'"
+        ) from error
+
+
+def _temporary_folder(folder: Path) -> Path:
+    """Returns a new folder to write a cascade in: beside its place, or on a local disk for a bucket."""
+    if bucket_path(folder) is not None:
+        return Path(tempfile.mkdtemp(prefix="imagen_jax-"))
+    parent = folder.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    for leftover in parent.glob(f".{folder.name}.unfinished-*"):
+        logger.warning("%s was left by a publish that did not finish, if none is running: delete it", leftover)
+    return Path(tempfile.mkdtemp(prefix=f".{folder.name}.unfinished-", dir=parent))
+
+
+def _write_stages(
+    folder: Path, stages: Sequence[TrainedStage], encoders: Sequence[EncoderPlan], settings: PublishSettings
+) -> None:
+    """Writes the folder of each stage."""
+    for index, (trained, encoder) in enumerate(zip(stages, encoders, strict=True)):
+        config = portable_config(trained.stage.config, encoder.entry)
+        write_stage(folder / f"stage_{index}", config, trained.params, settings.max_shard_size)
+
+
+def _write_grid(path: Path, pipeline: ImagenPipeline, prompts: Sequence[str]) -> None:
+    images = pipeline(prompts, seed=_SEED).images
+    save_png(image_grid(images, prompts, math.ceil(math.sqrt(len(prompts)))), path)
+
+
+def _write_index(folder: Path, name: str, stages: Sequence[TrainedStage], encoders: Sequence[EncoderPlan]) -> None:
+    """Writes the index, and the checksums of all files, which complete the folder."""
+    entries = [
+        StageEntry(
+            folder=f"stage_{index}",
+            step=trained.step,
+            weights=trained.weights,
+            checkpoint=trained.checksum or _weights_checksum(folder / f"stage_{index}"),
+            config=trained.config_digest or config_digest(to_json(trained.stage.config)),
+            text_encoder=encoder.entry,
+        )
+        for index, (trained, encoder) in enumerate(zip(stages, encoders, strict=True))
+    ]
+    index = CascadeIndex(
+        _class_name="ImagenPipeline", _imagen_jax_version=_VERSION, format=FORMAT, name=name, stages=entries
+    )
+    write_json(folder / INDEX, index.to_json())
+    checksums.write_shard(folder, 0, checksums.list_files(folder))
+    checksums.merge_shards(folder, 1)
+
+
+def _weights_checksum(folder: Path) -> str:
+    """Returns what identifies weights that are of no checkpoint: the SHA-256 of their files."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _loads_as(folder: Path, target: HubName | None) -> str:
+    """Returns the name by which others load the cascade."""
+    if target is not None:
+        return target.repo
+    return folder.name if folder.absolute().parent == CASCADES else str(folder.name)
+
+
+def _put(temporary: Path, folder: Path) -> None:
+    """Puts a complete folder in its place; a cascade that is there is removed."""
+    bucket = bucket_path(folder)
+    if bucket is None:
+        commit_folder(temporary, folder.absolute())
+        return
+    names = list(file_sizes(temporary))
+    cast(BucketPath, folder / INDEX).unlink(missing_ok=True)  # from now on, the old one does not load
+    for old in bucket.tree():
+        if old not in names:
+            (bucket / old).unlink(missing_ok=True)
+    for name in sorted(names, key=lambda name: name == INDEX):
+        (bucket / name).upload(str(temporary / name))

@@ -1,0 +1,78 @@
+"""Writes what a published cascade has of a stage: its config, and its weights as safetensors."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors.numpy import save_file
+
+from imagen_jax.config.load import to_json
+from imagen_jax.config.paths import map_paths
+from imagen_jax.config.schema import StageConfig
+from imagen_jax.io.atomic import write_json
+from imagen_jax.io.bucket import is_bucket
+from imagen_jax.io.tensor_files import INDEX_FILE, SINGLE_FILE
+from imagen_jax.stages.published import CONFIG, SEPARATOR, TextEncoderEntry
+
+
+def portable_config(config: StageConfig, encoder: TextEncoderEntry) -> StageConfig:
+    """Returns a stage's config without what only the machine that trained it knows: of paths, their last parts.
+
+    Args:
+        config: as it was trained.
+        encoder: its text encoder, whose fingerprint it gets.
+    """
+    changes = {"text.model": encoder.model, "text.fingerprint": encoder.fingerprint, "text.cache": ""}
+    return map_paths(config, portable_path).with_changes(changes)
+
+
+def portable_path(path: str) -> str:
+    """Returns a path's last part if it begins at the root, a home folder or a bucket, or leaves the working directory.
+
+    Names of another kind, such as that of a data set of TFDS, stay as they are.
+    """
+    pure = PurePosixPath(path)
+    is_place = pure.is_absolute() or path.startswith("~") or is_bucket(path) or ".." in pure.parts
+    return pure.name if is_place else path
+
+
+def write_stage(folder: Path, config: StageConfig, params: Any, max_shard_size: int) -> None:
+    """Writes a stage's config and weights to a new folder, one file of weights after another.
+
+    Args:
+        folder: on a disk.
+        config: see `portable_config`.
+        params: nested dicts of arrays, on any devices of this process.
+        max_shard_size: bytes of tensors in a file; a larger tensor has a file of its own.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    write_json(folder / CONFIG, to_json(config))
+    flat = traverse_util.flatten_dict(params, sep=SEPARATOR)
+    split = split_state_dict_into_shards_factory(
+        flat,
+        get_storage_size=lambda array: array.nbytes,
+        filename_pattern=SINGLE_FILE.replace(".", "{suffix}.", 1),
+        max_shard_size=max_shard_size,
+    )
+    for file, names in split.filename_to_tensors.items():
+        # save_file writes the memory of an array, whatever its strides are
+        tensors = {name: np.ascontiguousarray(jax.device_get(flat[name])) for name in names}
+        save_file(tensors, folder / file, metadata={"format": "flax"})
+        _make_readable(folder / file)
+    if split.is_sharded:
+        write_json(folder / INDEX_FILE, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
+
+
+def _make_readable(file: Path) -> None:
+    """Gives a file the permissions of any new one: safetensors makes it readable for its owner only."""
+    mask = os.umask(0)
+    os.umask(mask)
+    file.chmod(0o666 & ~mask)
