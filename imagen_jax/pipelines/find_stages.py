@@ -91,8 +91,8 @@ class _Finder:
                 return self._on_hub(repository, only)
         raise ConfigError(
             f"{printable(str(name))!r} does not exist as a stage folder, is none of the cascades that ship with the "
-            f"package ({', '.join(SHIPPED)}), and is not ORG/NAME, a name on the Hugging Face Hub: give the --workdir of "
-            "a training run, a folder of imagen publish, or such a name"
+            f"package ({', '.join(SHIPPED)}), and is not ORG/NAME, a name on the Hugging Face Hub: give the --workdir "
+            "of a training run, a folder of imagen publish, or such a name"
         )
 
     def _in_folder(self, folder: Path) -> list[Path]:
@@ -173,6 +173,6 @@ def _is_run_folder(folder: Path) -> bool:
 def _file_error(path: Path) -> ConfigError:
     pickled = ": unpickling weights can run code" if pickle_files([path.name]) else ""
     return ConfigError(
-        f"{printable(str(path))!r} is a file, and stages are folders{pickled}: give the --workdir of a training run, or "
-        "a folder of imagen publish"
+        f"{printable(str(path))!r} is a file, and stages are folders{pickled}: give the --workdir of a training run, "
+        "or a folder of imagen publish"
     )

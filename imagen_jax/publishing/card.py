@@ -195,7 +195,7 @@ def _describe_data(data: DataConfig) -> str:
 
 
 def _training(facts: CardFacts) -> str:
-    rows = {
+    rows: dict[str, list[str]] = {
         "image size": [format_height_width(config.image_hw) for config in facts.configs],
         "starts from": [
             format_height_width(config.low_res_hw) if config.is_super_resolution else "noise"
@@ -227,7 +227,7 @@ def _training(facts: CardFacts) -> str:
 def _sampling(facts: CardFacts) -> str:
     settings = [config.sampling for config in facts.configs]
     names = ("sampler", "num_inference_steps", "guidance_scale", "threshold", "aug_level")
-    rows = {name: [f"{getattr(sampling, name)}" for sampling in settings] for name in names}
+    rows: dict[str, list[str]] = {name: [str(getattr(sampling, name)) for sampling in settings] for name in names}
     return "## Sampling defaults\n\n" + _by_stage(facts, rows)
 
 

@@ -233,7 +233,7 @@ def _write_index(folder: Path, name: str, stages: Sequence[TrainedStage], encode
         StageEntry(
             folder=f"stage_{index}",
             step=trained.step,
-            weights=trained.weights,
+            weights="raw" if trained.weights == "raw" else "ema",
             checkpoint=trained.checksum or _weights_checksum(folder / f"stage_{index}"),
             config=trained.config_digest or config_digest(to_json(trained.stage.config)),
             text_encoder=encoder.entry,
