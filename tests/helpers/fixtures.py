@@ -2,6 +2,7 @@
 
 import pytest
 
+from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.stages import stage as stages
 from imagen_jax.training.loop import train
 from tests.helpers.configs import base_config, sr_config
@@ -32,4 +33,13 @@ def sr_folder(tmp_path_factory):
 def trained_without_a_break(tmp_path_factory, name, config):
     folder = tmp_path_factory.mktemp("unbroken") / name
     train(config, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def published_folder(base_folder, sr_folder, tmp_path_factory):
+    """Both stages in one folder, whose weights are split over several files."""
+    folder = tmp_path_factory.mktemp("published") / "tiny"
+    pipeline = ImagenPipeline.from_pretrained([base_folder, sr_folder])
+    pipeline.save_pretrained(folder, license="apache-2.0", prompts=["a red circle", "a ring"], max_shard_size=20_000)
     return folder
