@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP_LOCKED := $(BIN)/python -m pip install --no-deps --no-build-isolation --use-pep517 --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults heif parity goldens peers lock audit licenses format clean $(PHASES)
+.PHONY: help demo shapes test faults heif parity goldens peers lock audit licenses format clean $(PHASES)
 
 help: ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,19 @@ demo: $(SETUP) ## train a small cascade on this machine, draw with it, and score
 	@echo '  $(RUN)/base, $(RUN)/sr  the trained stages: loss.png, log.txt, previews/, checkpoints/, tensorboard/'
 	@echo 'Draw your own: $(BIN)/imagen sample --stages=$(RUN)/base,$(RUN)/sr \'
 	@echo "  --prompts='a large green ring; a red circle above a blue cross' --out=runs/mine"
+
+# The command that made imagen_jax/pipelines/cascades/shapes.
+SHAPES := runs/shapes
+shapes: $(SETUP) ## train the cascade that ships with the package, score it, and publish it there (hours)
+	@mkdir -p $(SHAPES); XLA_FLAGS="$$XLA_FLAGS --xla_cpu_multi_thread_eigen=false" \
+		$(BIN)/imagen train --config=configs/shapes_sr.py:long --workdir=$(SHAPES)/sr >$(SHAPES)/sr.out 2>&1 & other=$$!; \
+		trap 'kill $$other 2>/dev/null' EXIT INT TERM; \
+		$(BIN)/imagen train --config=configs/shapes_base.py:long --workdir=$(SHAPES)/base || exit 1; \
+		wait $$other || { cat $(SHAPES)/sr.out; exit 1; }
+	$(BIN)/imagen evaluate --stages=$(SHAPES)/base,$(SHAPES)/sr --config=configs/shapes_eval.py \
+		--config.num_samples=2048 --out=$(SHAPES) --overwrite
+	$(BIN)/imagen publish --stages=$(SHAPES)/base,$(SHAPES)/sr --evaluation=$(SHAPES) --license=apache-2.0 \
+		--out=imagen_jax/pipelines/cascades/shapes --overwrite
 
 test: ## every check: format, lint, types, layers contract, tests
 	@for phase in $(PHASES); do \

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import zipfile
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from imagen_jax.cli import app
 from imagen_jax.cli.flags import CommandFlags
 from imagen_jax.config.schema import EvaluationConfig
 from imagen_jax.errors import ConfigError
+from imagen_jax.pipelines.find_stages import SHIPPED
 from imagen_jax.stages import stage_sampler
 from tests.helpers.cli import run_command
 from tests.helpers.configs import ROOT, base_config, contents, one_device
@@ -219,6 +221,9 @@ def test_installed_wheel_samples_and_has_configs(tmp_path):
     subprocess.run([*pip, "wheel", *build, "--wheel-dir", tmp_path, source], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", wheel], check=True)
+    shipped = [file for file in zipfile.ZipFile(wheel).infolist() if "/pipelines/cascades/" in file.filename]
+    assert 0 < sum(file.file_size for file in shipped) <= 4 * 10**6
+    assert {path.name for path in (ROOT / "imagen_jax/pipelines/cascades").iterdir()} == set(SHIPPED)
     extract_old_stages(tmp_path / "runs")
     lines = (
         "import imagen_jax, imagen_jax.configs.shapes_base as base\n"
@@ -226,6 +231,9 @@ def test_installed_wheel_samples_and_has_configs(tmp_path):
         "assert imagen_jax.load_config('configs/shapes_base.py:tiny').image_size == 32\n"
         "pipe = imagen_jax.ImagenPipeline.from_pretrained(['runs/base', 'runs/sr'])\n"
         "print(pipe('a red circle', seed=0).images.shape)\n"
+        "shipped = imagen_jax.ImagenPipeline.from_pretrained('shapes', text_encoder=False)\n"
+        "assert all('site' in str(trained.folder) for trained in shipped.stages)\n"
+        "assert shipped.image_size == (64, 64)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     ended = subprocess.run(

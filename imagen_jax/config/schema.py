@@ -252,7 +252,9 @@ class TrainingConfig(Group):
         expected="a tuple of regular expressions such as ('attention', '^out/'), () to train everything",
     )
     init_from: PathText = key(
-        "", "The folder of a trained stage whose weights a new run starts from; empty for random ones."
+        "",
+        "The stage whose weights a new run starts from: its folder, or one of a published cascade, such as "
+        "shapes/stage_0; empty for random ones.",
     )
     init_weights: str = key("ema", "Which weights of init_from to take.", choices=("ema", "raw"))
     init_partial: bool = key(
