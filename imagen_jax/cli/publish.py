@@ -8,6 +8,8 @@ results of `imagen evaluate`. `ImagenPipeline.from_pretrained` and `--stages` of
 
 from __future__ import annotations
 
+import re
+
 from absl import flags
 
 from imagen_jax.cli.flags import (
@@ -21,6 +23,9 @@ from imagen_jax.cli.flags import (
 )
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.paths import as_path
+from imagen_jax.io.text import printable
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # as the Hub counts
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -92,9 +97,7 @@ def run(args: CommandFlags) -> None:
 
 def _read_size(text: str) -> int:
     """Returns the bytes of a size such as 4GB. Raises ConfigError."""
-    from huggingface_hub.serialization._base import parse_size_to_int
-
-    try:
-        return parse_size_to_int(text)
-    except ValueError as error:
-        raise ConfigError(f"--max_shard_size {text!r} is not a size: give for example 4GB or 500MB") from error
+    match = re.fullmatch(r"(\d{1,15})(B|KB|MB|GB|TB)", text.strip().upper())
+    if match is None:
+        raise ConfigError(f"--max_shard_size {printable(text)!r} is not a size: give for example 4GB or 500MB")
+    return int(match[1]) * _UNITS[match[2]]
