@@ -25,9 +25,9 @@ from imagen_jax.io.atomic import write_json
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.pipelines.loading import TrainedStage, load_stage
 from imagen_jax.stages.checkpoints import Checkpoints
+from imagen_jax.stages.stage_folder import read_config
 from imagen_jax.stages.stage_sampler import NoiseSource, StageSampler, make_request
 from imagen_jax.stages.text import PromptEncoder, make_encoder
-from imagen_jax.stages.stage_folder import read_config
 from imagen_jax.training.loop import train
 
 Figures = dict[str, Any]  # serializable as JSON
