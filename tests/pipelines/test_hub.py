@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import constants, hf_api
 
 from imagen_jax.errors import ConfigError, TrainingError
-from imagen_jax.pipelines.find_stages import find_stages
+from imagen_jax.pipelines.find_stages import CASCADES, find_stages
 from imagen_jax.pipelines.hub import HubName, parse_name
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.stages.published import INDEX
@@ -21,6 +21,7 @@ from tests.helpers.configs import contents, one_device
 
 pytest_plugins = ("tests.helpers.fixtures",)
 NAME = "ann/tiny"
+SHIPPED = CASCADES / "shapes"
 PROMPTS = ["a ring"]
 
 
@@ -70,12 +71,12 @@ def refused(name):
     return str(error.value)
 
 
-def test_only_what_is_needed_is_downloaded(hub, published_folder):
-    hub.add(NAME, published_folder, **{"stage_0/extra.bin": b"pickled", "big.ckpt": b"pickled"})
+def test_only_what_is_needed_is_downloaded(hub):
+    hub.add(NAME, SHIPPED, **{"stage_0/extra.bin": b"pickled", "big.ckpt": b"pickled"})
     find_stages(NAME, weights=False)
     assert hub.downloaded() == {INDEX, "SHA256SUMS", "stage_0/config.json", "stage_1/config.json"}
     find_stages(f"{NAME}/stage_1")
-    names = {str(path.relative_to(published_folder)) for path in published_folder.rglob("*") if path.is_file()}
+    names = {str(path.relative_to(SHIPPED)) for path in SHIPPED.rglob("*") if path.is_file()}
     expected = {name for name in names if name.startswith("stage_1/")}
     assert hub.downloaded() == expected | {INDEX, "SHA256SUMS", "stage_0/config.json"}
     find_stages(NAME)
@@ -88,17 +89,17 @@ def test_images_are_equal_to_the_bit(hub, published_folder):
     np.testing.assert_array_equal(*images)
 
 
-def test_revisions(hub, published_folder):
-    first = hub.add(NAME, published_folder)
+def test_revisions(hub):
+    first = hub.add(NAME, SHIPPED)
     hub.repositories[NAME].refs["v1"] = first
-    hub.add(NAME, published_folder, **{INDEX: b"{}"})
+    hub.add(NAME, SHIPPED, **{INDEX: b"{}"})
     assert len(find_stages(f"{NAME}@v1")) == len(find_stages(f"{NAME}@{first}")) == 2
     assert INDEX in refused(NAME)
     assert "no branch, tag or commit 'v2'" in refused(f"{NAME}@v2")
 
 
-def test_the_cache_serves_without_a_network(hub, published_folder, monkeypatch):
-    hub.add(NAME, published_folder)
+def test_the_cache_serves_without_a_network(hub, monkeypatch):
+    hub.add(NAME, SHIPPED)
     stages = find_stages(NAME)
     hub.repositories.clear()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -106,20 +107,20 @@ def test_the_cache_serves_without_a_network(hub, published_folder, monkeypatch):
     assert "$HF_HUB_OFFLINE is set" in refused("ann/other")
 
 
-def test_damaged_downloads_are_named(hub, published_folder):
-    path = next((published_folder / "stage_0").glob("*.safetensors"))
+def test_damaged_downloads_are_named(hub):
+    path = next((SHIPPED / "stage_0").glob("*.safetensors"))
     name, data = f"stage_0/{path.name}", bytearray(path.read_bytes())
     data[-1] ^= 1
-    hub.add(NAME, published_folder, **{name: bytes(data)})
+    hub.add(NAME, SHIPPED, **{name: bytes(data)})
     with pytest.raises(ConfigError, match=name):
         ImagenPipeline.from_pretrained(NAME)
-    hub.add(NAME, published_folder, **{name: None})
+    hub.add(NAME, SHIPPED, **{name: None})
     assert name in refused(NAME)
 
 
-def test_checksums_lead_to_no_other_files(hub, published_folder):
-    sums = (published_folder / "SHA256SUMS").read_bytes() + b"0" * 64 + b"  stage_0/../../secret\n"
-    hub.add(NAME, published_folder, SHA256SUMS=sums, secret=b"")
+def test_checksums_lead_to_no_other_files(hub):
+    sums = (SHIPPED / "SHA256SUMS").read_bytes() + b"0" * 64 + b"  stage_0/../../secret\n"
+    hub.add(NAME, SHIPPED, SHA256SUMS=sums, secret=b"")
     find_stages(NAME)
     assert "secret" not in hub.downloaded()
     with pytest.raises(ConfigError):
@@ -184,13 +185,13 @@ def test_push_needs_a_token(hub, published_folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_endpoint_is_that_of_the_environment(hub, published_folder, tmp_path):
+def test_the_endpoint_is_that_of_the_environment(hub, tmp_path):
     """The one test in a process of its own: the library reads these variables when it is imported."""
-    hub.add(NAME, published_folder)
+    hub.add(NAME, SHIPPED)
     lines = f"from imagen_jax.pipelines.find_stages import find_stages; print(*find_stages({NAME!r}), sep='\\n')"
     variables = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
     output = subprocess.check_output([sys.executable, "-c", lines], env=variables, text=True)
     stages = [pathlib.Path(line) for line in output.splitlines()]
     assert [stage.name for stage in stages] == ["stage_0", "stage_1"]
     assert all(stage.is_relative_to(tmp_path / "home") for stage in stages)
-    assert json.loads((stages[0] / "config.json").read_text())["image_size"] == 8
+    assert json.loads((stages[0] / "config.json").read_text())["image_size"] == 32

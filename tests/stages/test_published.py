@@ -12,12 +12,12 @@ from imagen_jax.config.load import to_json
 from imagen_jax.errors import ConfigError
 from imagen_jax.io import checksums
 from imagen_jax.parallel.sharding import with_shardings
-from imagen_jax.pipelines.find_stages import find_stages
+from imagen_jax.pipelines.find_stages import CASCADES, find_stages
+from imagen_jax.publishing.stage_files import write_stage
 from imagen_jax.stages.published import INDEX, PublishedWeights
 from imagen_jax.stages.stage_folder import read_config
 from tests.helpers.configs import one_device
 
-pytest_plugins = ("tests.helpers.fixtures",)
 FLIPS = 12  # in each file
 
 
@@ -33,9 +33,23 @@ def loaded(folder):
     return result
 
 
+@pytest.fixture(scope="module")
+def split_folder(tmp_path_factory):
+    """The cascade that ships, with its weights in several files."""
+    folder = tmp_path_factory.mktemp("published") / "tiny"
+    for stage in find_stages("shapes"):
+        weights = PublishedWeights(stage)
+        params = weights.load(with_shardings(weights.shapes, one_device()))
+        write_stage(folder / stage.name, read_config(stage), params, max_shard_size=500_000)
+    for name in (INDEX, "README.md", "samples.png"):
+        shutil.copy(CASCADES / "shapes" / name, folder)
+    sign(folder)
+    return folder
+
+
 @pytest.fixture
-def folder(published_folder, tmp_path):
-    return shutil.copytree(published_folder, tmp_path / "tiny")
+def folder(split_folder, tmp_path):
+    return shutil.copytree(split_folder, tmp_path / "tiny")
 
 
 def refused(folder):
@@ -180,13 +194,20 @@ def test_a_header_of_gigabytes_is_refused(folder):
     assert path.name in refused(folder)
 
 
-def test_only_what_was_published_can_be_chosen(published_folder):
-    stage = published_folder / "stage_0"
-    with pytest.raises(ConfigError, match="step 6 alone, not 3"):
+def test_split_weights_are_those_of_one_file(split_folder):
+    configs, shipped = zip(*((config, arrays) for config, _, _, _, arrays in loaded("shapes")), strict=True)
+    assert (configs, shipped) == tuple(zip(*((c, arrays) for c, _, _, _, arrays in loaded(split_folder)), strict=True))
+    assert len(list((split_folder / "stage_0").glob("*.safetensors"))) > 2
+
+
+def test_only_what_was_published_can_be_chosen(split_folder):
+    stage = split_folder / "stage_0"
+    step = PublishedWeights(stage, kind="ema").step
+    with pytest.raises(ConfigError, match=f"step {step} alone, not 3"):
         PublishedWeights(stage, step=3)
     with pytest.raises(ConfigError, match="ema weights alone"):
         PublishedWeights(stage, kind="raw")
-    assert PublishedWeights(stage, kind="ema", step=6).step == 6
+    assert PublishedWeights(stage, kind="ema", step=step).step == step
 
 
 def test_weights_of_another_network_are_refused(folder):
