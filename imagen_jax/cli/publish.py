@@ -46,7 +46,10 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_string(
-        "max_shard_size", "4GB", "Weights in one file; more are split into several, with an index.", flag_values=values
+        "max_shard_size",
+        "4GB",
+        "Size of weights above which they are split into several parts, with an index.",
+        flag_values=values,
     )
     define_path(
         values,
@@ -60,7 +63,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "Prompts of the sample grid, separated by semicolons; captions of the data set by default.",
         flag_values=values,
     )
-    flags.DEFINE_string("push", "", "ORG/NAME on the Hugging Face Hub to push the folder to.", flag_values=values)
+    flags.DEFINE_string("push", "", "ORG/NAME on the Hugging Face Hub to push the cascade to.", flag_values=values)
     flags.DEFINE_boolean("private", False, "With --push: create a private repository.", flag_values=values)
     flags.DEFINE_boolean(
         "overwrite", False, "Replace a published cascade in OUT, and on the Hub with --push.", flag_values=values
