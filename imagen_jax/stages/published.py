@@ -323,7 +323,7 @@ def _weight_files(folder: Path) -> list[Path]:
         )
     foreign = sorted(set(names) - set(weights) - {CONFIG, INDEX_FILE})
     if foreign:
-        raise ConfigError(f"{folder} has files that are not those of a stage: {printable(', '.join(foreign))}")
+        raise _damaged(cascade, [f"{checksums.MANIFEST} lists {part}/{name}, which no stage has" for name in foreign])
     _verify_part(cascade, part)
     if not weights:
         raise ConfigError(f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}: copy the cascade again")
