@@ -1,0 +1,233 @@
+// The page: brings its parts together.
+
+import {
+  ConnectionError, connection, getJson, isReady, onTokenNeeded, postFile, postJob, reachable, takeTokenFromAddress,
+} from "./api.js";
+import { $, announce, el, show, toast } from "./dom.js";
+import * as form from "./form.js";
+import * as gallery from "./gallery.js";
+import * as jobs from "./jobs.js";
+import * as viewer from "./viewer.js";
+
+let attempt = null; // the submission under way: {stopped, wake}
+
+// ---- submission
+
+async function submit() {
+  if (attempt) return;
+  const request = form.read();
+  if (!request) return;
+  attempt = { stopped: false, wake: () => {} };
+  $("generate").setAttribute("aria-busy", "true");
+  // the same key with every try: the server accepts the job once
+  const body = { ...request, idempotency_key: randomKey() };
+  try {
+    const job = await trySubmitting(body);
+    if (job) {
+      form.clearMessage();
+      jobs.follow(job);
+      if (matchMedia("(max-width: 60rem)").matches) $("jobs").scrollIntoView({ behavior: "smooth", block: "start" });
+    }
+  } catch (error) {
+    form.message(form.inWords(error.message), { error: true });
+    form.pointAtParam(error.param);
+  } finally {
+    attempt = null;
+    $("generate").removeAttribute("aria-busy");
+  }
+}
+
+/** Sends a job, again while the server is full or away. Returns it, or null when that was stopped. */
+async function trySubmitting(body) {
+  let keepTrying = false;
+  for (;;) {
+    try {
+      return await postJob(body);
+    } catch (error) {
+      if (error instanceof ConnectionError) {
+        form.message("The server cannot be reached. This is sent as soon as it can.", { buttons: [stopButton()] });
+        await Promise.race([reachable(), stopped()]);
+      } else if (error.status === 429 || error.status === 503) {
+        keepTrying = await waitForRoom(error, keepTrying);
+        if (!keepTrying) return null;
+      } else {
+        throw error;
+      }
+      if (attempt.stopped) {
+        form.clearMessage();
+        return null;
+      }
+    }
+  }
+}
+
+/** Says when to try again. Returns whether to, at that time: as asked by the button, now or at an earlier refusal. */
+async function waitForRoom(error, agreed) {
+  const until = Date.now() + 1000 * (error.retryAfter ?? 5);
+  const mine = attempt;
+  const keep = el("button", { type: "button", onclick: () => { mine.agreed = true; keep.remove(); } }, "Keep trying for me");
+  mine.agreed = agreed;
+  const words = form.message("", { error: true, buttons: [...(agreed ? [] : [keep]), stopButton()] });
+  const reason = error.message.replace(/\s*(please )?(try|retry)\b.*again.*$/i, "").trim() || "The server is busy.";
+  announce(`${reason} Try again in ${Math.ceil(error.retryAfter ?? 5)} seconds.`);
+  while (Date.now() < until && !mine.stopped) {
+    const seconds = Math.ceil((until - Date.now()) / 1000);
+    words.textContent = `${reason} ${mine.agreed ? "Trying" : "Try"} again in ${seconds} s.`;
+    await Promise.race([new Promise((resolve) => { setTimeout(resolve, 250); }), stopped()]);
+  }
+  if (!mine.agreed && !mine.stopped) form.message(`${reason} There may be room now: press Generate again.`, { error: true });
+  return mine.agreed || mine.stopped;
+}
+
+const stopped = () => new Promise((resolve) => { attempt.wake = resolve; });
+
+function stop() {
+  if (!attempt) return false;
+  attempt.stopped = true;
+  attempt.wake();
+  return true;
+}
+
+function stopButton() {
+  return el("button", { type: "button", className: "quiet", onclick: () => { stop(); $("prompt").focus(); } }, "Stop");
+}
+
+/** Returns a random key; `crypto.randomUUID` is missing on plain HTTP from another machine. */
+function randomKey() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+// ---- settings again
+
+function reuse(job, index) {
+  const image = job.images[index] ?? {};
+  form.fill({
+    prompt: image.prompt ?? job.prompts[0], negative_prompt: job.negative_prompt, seed: image.seed, count: 1,
+    settings: job.settings, height: job.height, width: job.width,
+  });
+  toast("Settings filled in");
+  $("prompt").focus();
+  scrollTo({ top: 0, behavior: "smooth" });
+}
+
+async function reuseFile(file) {
+  if (!file) return;
+  try {
+    const made = await postFile(file);
+    form.fill({ ...made, count: 1 });
+    $("prompt").focus();
+    scrollTo({ top: 0, behavior: "smooth" });
+    if (made.same_model) toast("Settings filled in");
+    else form.message("Another model made this image. Its settings are filled in; the image will look different.");
+  } catch (error) {
+    const name = file.name ? `“${file.name.slice(0, 60)}”: ` : "";
+    form.message(`${name}${error.message}`, { error: true });
+  }
+}
+
+function setUpFiles() {
+  $("from-file").onclick = () => $("file").click();
+  $("file").onchange = () => { reuseFile($("file").files[0]); $("file").value = ""; };
+  const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
+  let depth = 0; // dragenter and dragleave come for every element on the way
+  addEventListener("dragenter", (event) => { if (hasFiles(event)) { depth += 1; show($("drop"), true); } });
+  addEventListener("dragleave", (event) => { if (hasFiles(event) && (depth -= 1) <= 0) { depth = 0; show($("drop"), false); } });
+  addEventListener("dragover", (event) => { if (hasFiles(event)) event.preventDefault(); });
+  addEventListener("drop", (event) => {
+    if (!hasFiles(event)) return;
+    event.preventDefault();
+    depth = 0;
+    show($("drop"), false);
+    document.querySelector("dialog[open]")?.close();
+    reuseFile(event.dataTransfer.files[0]);
+  });
+  addEventListener("paste", (event) => {
+    const file = [...(event.clipboardData?.files ?? [])].find((one) => one.type === "image/png");
+    if (file) { event.preventDefault(); reuseFile(file); }
+  });
+}
+
+// ---- token, connection, keys
+
+function askForToken(refused) {
+  const dialog = $("token-dialog");
+  show($("token-error"), refused);
+  $("token-error").textContent = "That token is not right.";
+  $("token").value = "";
+  return new Promise((resolve) => {
+    let token = null;
+    $("token-form").onsubmit = () => { token = $("token").value.trim() || null; };
+    $("token-cancel").onclick = () => dialog.close();
+    dialog.addEventListener("close", () => resolve(token), { once: true });
+    dialog.showModal();
+    $("token").focus();
+  });
+}
+
+function setUpConnection() {
+  connection.addEventListener("change", () => {
+    show($("banner"), connection.lost);
+    $("banner").textContent = "Connection lost. Trying again; your jobs go on.";
+    if (!connection.lost) { announce("Connected again"); watchReadiness(); }
+  });
+}
+
+async function watchReadiness() {
+  const ready = await isReady();
+  const state = $("server-state");
+  show(state, !ready);
+  state.textContent = "Getting ready";
+  state.title = "The server is compiling. Jobs are accepted, and start when it is done.";
+  if (!ready) setTimeout(watchReadiness, 2000);
+}
+
+function setUpKeys() {
+  addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || event.isComposing || event.defaultPrevented) return;
+    if (document.querySelector("dialog[open]")) return; // which closes
+    if (event.target.type === "search" && event.target.value) return; // which is emptied
+    if (!stop()) jobs.cancelFirst();
+  });
+}
+
+// ---- start
+
+async function start() {
+  takeTokenFromAddress();
+  onTokenNeeded(askForToken);
+  form.setUpForm(submit);
+  viewer.setUpViewer({ reuse });
+  setUpFiles();
+  setUpConnection();
+  setUpKeys();
+  watchReadiness();
+  const cascade = await untilAnswered("v1/cascade");
+  if (cascade) {
+    $("cascade-name").textContent = cascade.name;
+    form.setCascade(cascade);
+    viewer.setCascade(cascade);
+    gallery.setExamples(cascade.examples);
+  }
+  const open = (job, index) => viewer.open(job, job.images.find((image) => image.index === index));
+  await jobs.setUpJobs({ ended: gallery.historyChanged, open, reuse });
+  await gallery.setUpGallery({
+    open: viewer.openKey, openJob: (job) => viewer.open(job, null), compare: viewer.compare,
+    example: (prompt) => { form.fill({ prompt }); submit(); },
+  });
+}
+
+async function untilAnswered(path) {
+  for (;;) {
+    try {
+      return await getJson(path);
+    } catch (error) {
+      if (!(error instanceof ConnectionError)) {
+        form.message(error.message, { error: true });
+        return null;
+      }
+      await reachable();
+    }
+  }
+}
+
+start();
