@@ -16,7 +16,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
@@ -219,10 +219,32 @@ def read_record(name: str | os.PathLike[str]) -> ImageRecord:
     """
     path, what = as_path(name), f"image {printable(str(name))!r}"
     try:
-        text = _read_text(path)
-        tree = None if text is None else json.loads(text)
+        if bucket_path(path) is not None:
+            return _parse(io.BytesIO(path.read_bytes()), what)
+        with path.open("rb") as file:
+            return _parse(file, what)
     except OSError as error:
         raise ConfigError(f"{what} cannot be read ({error.strerror or error})") from error
+
+
+def parse_record(data: bytes, what: str) -> ImageRecord:
+    """Returns what made an image; its pixels are not decoded, and memory is bounded for any input.
+
+    Args:
+        data: of a PNG file.
+        what: the image, for messages.
+
+    Raises:
+        ConfigError: it is not a PNG of `imagen sample`, or its text is damaged.
+    """
+    return _parse(io.BytesIO(data), what)
+
+
+def _parse(file: BinaryIO, what: str) -> ImageRecord:
+    """Returns what made the image of an open file. Raises ConfigError and OSError."""
+    try:
+        text = png.read_text(file, KEYWORD)
+        tree = None if text is None else json.loads(text)
     except RecursionError as error:
         raise ConfigError(f"{what} cannot be used: its text {KEYWORD!r} is nested too deeply") from error
     except ValueError as error:
@@ -243,14 +265,6 @@ def read_record(name: str | os.PathLike[str]) -> ImageRecord:
             f"{what} cannot be used: its text {KEYWORD!r} is not one of imagen sample "
             f"({printable(where)[:80]}: {first['msg']})"
         ) from error
-
-
-def _read_text(path: Path) -> str | None:
-    """Returns the record's text. Raises OSError and ValueError."""
-    if bucket_path(path) is not None:
-        return png.read_text(io.BytesIO(path.read_bytes()), KEYWORD)
-    with path.open("rb") as file:
-        return png.read_text(file, KEYWORD)
 
 
 def check_stage_count(record: ImageRecord, count: int, name: str) -> None:
