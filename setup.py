@@ -97,6 +97,7 @@ setup(
         "imagen_jax.configs": ["*.txt"],
         "imagen_jax.datasets.shapes": ["encoder/*"],
         "imagen_jax.pipelines": ["cascades/**/*"],
+        "imagen_jax.serving": ["*.css", "page/*"],
     },
     install_requires=CORE,
     extras_require=EXTRAS,

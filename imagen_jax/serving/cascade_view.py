@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import typing
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -13,6 +15,9 @@ from imagen_jax.config.schema import SamplingConfig
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.serving.http_limits import HttpLimits
 from imagen_jax.serving.views import finite
+
+# not by an import, which would count as one of every room that the package's own module names
+VERSION = importlib.import_module("imagen_jax").__version__
 
 
 class SettingView(BaseModel):
@@ -56,19 +61,20 @@ class CascadeView(BaseModel):
     """The cascade."""
 
     name: str
-    version: str = Field(description="Of the software.")
+    version: str = Field(description="Of this package.")
     stages: list[StageView] = Field(description="Base first.")
     limits: LimitsView
+    examples: list[str] = Field(description="Prompts to begin with.")
     negative_prompt: bool = Field(description="Whether a negative prompt has an effect with the default settings.")
 
 
-def cascade_view(pipeline: ImagenPipeline, name: str, version: str, limits: HttpLimits) -> CascadeView:
+def cascade_view(pipeline: ImagenPipeline, name: str, examples: Sequence[str], limits: HttpLimits) -> CascadeView:
     """Returns the description of a cascade."""
     stages = [_stage_view(trained) for trained in pipeline.stages]
     scales = [trained.stage.config.sampling.guidance_scale for trained in pipeline.stages]
     return CascadeView(
         name=name,
-        version=version,
+        version=VERSION,
         stages=[_with_max_steps(stage, limits) for stage in stages],
         limits=LimitsView(
             max_prompts=limits.prompts,
@@ -79,6 +85,7 @@ def cascade_view(pipeline: ImagenPipeline, name: str, version: str, limits: Http
             max_side=limits.side,
             max_upload_bytes=limits.upload_bytes,
         ),
+        examples=list(examples),
         negative_prompt=any(scale != 1 for scale in scales),
     )
 
@@ -94,7 +101,9 @@ def _stage_view(trained: Any) -> StageView:
 
 def _setting(name: str, field: FieldInfo, value: Any) -> SettingView:
     extra = typing.cast(dict[str, Any], field.json_schema_extra)
-    limits = {key: getattr(bound, key) for bound in field.metadata for key in ("ge", "gt", "le", "lt") if hasattr(bound, key)}
+    limits = {
+        key: getattr(bound, key) for bound in field.metadata for key in ("ge", "gt", "le", "lt") if hasattr(bound, key)
+    }
     return SettingView(
         name=name,
         type=_type(field.annotation, extra["choices"]),
@@ -118,7 +127,9 @@ def _type(annotation: Any, choices: list[Any]) -> Any:
 def _with_max_steps(stage: StageView, limits: HttpLimits) -> StageView:
     """Returns a stage whose number of steps is limited as the server's."""
     settings = [
-        setting.model_copy(update={"maximum": float(limits.steps)}) if setting.name == "num_inference_steps" else setting
+        setting.model_copy(update={"maximum": float(limits.steps)})
+        if setting.name == "num_inference_steps"
+        else setting
         for setting in stage.settings
     ]
     return stage.model_copy(update={"settings": settings})

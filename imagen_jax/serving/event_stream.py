@@ -8,6 +8,8 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
+
 from imagen_jax.serving.jobs import Job, JobImage
 from imagen_jax.serving.service import Service
 from imagen_jax.serving.views import image_view
@@ -65,7 +67,8 @@ async def server_sent(service: Service, job: Job) -> AsyncIterator[bytes]:
     """Yields the state of a job and then its events, as server-sent events, until it or the server ends."""
     events = Events(service, job.id)
     try:
-        current = service.engine.get(job.id) or job  # after the subscription: nothing is missed between the two
+        # after the subscription: nothing is missed between the two
+        current = await run_in_threadpool(service.engine.get, job.id) or job
         yield _RETRY + _encode("job", service.view(current).model_dump())
         if current.status in FINAL:
             yield _encode(current.status, service.view(current).model_dump())

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from imagen_jax.errors import ConfigError
@@ -20,6 +20,14 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_
 _SENTENCES = {
     404: "there is nothing at this address: /openapi.json lists what there is",
     405: "this address does not take this method: /openapi.json lists those that it takes",
+}
+
+
+_EXAMPLE: dict[str, Any] = {
+    "message": "count is 0: give an integer from 1 to 64",
+    "type": "invalid_request_error",
+    "param": "count",
+    "code": None,
 }
 
 
@@ -37,20 +45,7 @@ class ErrorBody(BaseModel):
 
     error: ErrorDetail
 
-    model_config = {
-        "json_schema_extra": {
-            "examples": [
-                {
-                    "error": {
-                        "message": "count is 0: give an integer from 1 to 64",
-                        "type": "invalid_request_error",
-                        "param": "count",
-                        "code": None,
-                    }
-                }
-            ]
-        }
-    }
+    model_config = ConfigDict(json_schema_extra={"examples": [{"error": _EXAMPLE}]})
 
 
 class HttpError(Exception):
@@ -97,6 +92,7 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
         413: "The body is too large.",
         415: "The body is of another type than this address takes.",
         429: "The queue is full, or this client has too many streams: `Retry-After` has the seconds to wait.",
+        500: "The job has failed, or the server has a bug; the message says which.",
         503: "The server is stopping, or its worker has failed: `Retry-After` has the seconds to wait.",
     }
     return {status: {"model": ErrorBody, "description": texts[status]} for status in statuses}

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import h11
@@ -74,14 +73,14 @@ def url(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
-def make_server(app: ASGIApp, limits: HttpLimits, metrics: HttpMetrics, proxies: str = "") -> uvicorn.Config:
+def make_server(app: ASGIApp, limits: HttpLimits, metrics: HttpMetrics, proxies: Sequence[str] = ()) -> uvicorn.Config:
     """Returns the settings of uvicorn.
 
     Args:
         app: that answers.
         limits: of connections.
         metrics: where dropped connections are counted.
-        proxies: addresses of reverse proxies whose X-Forwarded headers are believed, separated by commas.
+        proxies: addresses of reverse proxies whose X-Forwarded headers are believed.
     """
 
     def protocol(*args: Any, **kwargs: Any) -> _BoundedProtocol:
@@ -91,14 +90,15 @@ def make_server(app: ASGIApp, limits: HttpLimits, metrics: HttpMetrics, proxies:
 
     return uvicorn.Config(
         app,
-        http=protocol,  # type: ignore[arg-type]  # called with keywords, as a class would be
+        log_level="critical",  # what it logs of requests is counted and logged here
+        http=protocol,
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=bool(proxies),
-        forwarded_allow_ips=proxies,
+        forwarded_allow_ips=list(proxies),
         timeout_keep_alive=limits.keep_alive_seconds,
         h11_max_incomplete_event_size=limits.header_bytes,
     )

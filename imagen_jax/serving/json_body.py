@@ -22,7 +22,9 @@ def parse(body: bytes) -> Any:
     def bounded(kind: type[int] | type[float]) -> Any:
         def read(text: str) -> int | float:
             if len(text) > _MAX_DIGITS:
-                raise HttpError(400, f"the body has the number {text[:20]}… of {len(text):,} characters: give a shorter")
+                raise HttpError(
+                    400, f"the body has the number {text[:20]}… of {len(text):,} characters: give a shorter"
+                )
             return kind(text)
 
         return read

@@ -12,6 +12,13 @@ from prometheus_client.registry import Collector
 _METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 
+# the engine's numbers, see `Engine.stats`
+_GAUGES = {
+    "ready": "Whether the worker takes jobs, 1 or 0.",
+    "queued": "Images that wait.",
+}
+_COUNTERS: dict[str, str] = {}
+
 
 class HttpMetrics:
     """Counts requests.
@@ -36,7 +43,10 @@ class HttpMetrics:
             registry=self._registry,
         )
         self._rejected = Counter(
-            "imagen_http_rejected", "Requests refused, by the status of the response.", ["status"], registry=self._registry
+            "imagen_http_rejected",
+            "Requests refused, by the status of the response.",
+            ["status"],
+            registry=self._registry,
         )
         self._dropped = Counter(
             "imagen_http_connections_dropped",
@@ -63,3 +73,24 @@ class HttpMetrics:
     def text(self) -> bytes:
         """Returns all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
+
+
+class _EngineCollector(Collector):
+    """Reads the engine's numbers when metrics are asked for.
+
+    Args:
+        stats: see `HttpMetrics`.
+    """
+
+    def __init__(self, stats: Callable[[], Mapping[str, Any]]) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterable[Metric]:
+        """Yields a metric for each of the engine's numbers that is known here."""
+        stats = self._stats()
+        for name, text in _GAUGES.items():
+            if name in stats:
+                yield GaugeMetricFamily(f"imagen_{name}", text, value=float(stats[name]))
+        for name, text in _COUNTERS.items():
+            if name in stats:
+                yield CounterMetricFamily(f"imagen_{name}", text, value=float(stats[name]))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -91,7 +90,8 @@ class Observer:
     def _add_headers(self, path: str, headers: MutableHeaders) -> None:
         is_page = path == "/" or path.startswith(OPEN_FOLDERS) or path == "/docs"
         headers.setdefault("content-security-policy", _PAGE_POLICY if is_page else _DATA_POLICY)
-        headers.setdefault("cache-control", "no-store")
+        # files of the page are asked for again each time, by their ETag
+        headers.setdefault("cache-control", "no-cache" if is_page else "no-store")
         for key, value in self._headers.items():
             headers.setdefault(key, value)
 
@@ -163,7 +163,11 @@ class Guard:
             )
         authorization = [value for name, value in scope["headers"] if name == b"authorization"]
         index = self._tokens.index(authorization[0]) if len(authorization) == 1 else None
-        if self._tokens.are_needed and index is None and not self._is_open(scope["method"], path, scope["query_string"]):
+        if (
+            self._tokens.are_needed
+            and index is None
+            and not self._is_open(scope["method"], path, scope["query_string"])
+        ):
             given = "the token is wrong" if authorization else "a token is missing"
             raise HttpError(
                 401,

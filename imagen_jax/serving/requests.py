@@ -68,6 +68,11 @@ Integer = Annotated[int, _expect(_is_integer, "an integer")]
 Texts = Annotated[
     str | list[str], _expect(_is_texts, "text, or a list of texts"), _schema(_TEXT, {"type": "array", "items": _TEXT})
 ]
+Seed = Annotated[
+    Any,
+    _expect(_is_seed, "an integer in [0, 2^64), or null for a random one"),
+    _schema(_INTEGER, _DECIMAL, _NULL),
+]
 Seeds = Annotated[
     Any,
     _expect(_is_seeds, "an integer in [0, 2^64), a list of them, or null for random ones"),
@@ -98,24 +103,26 @@ class JobBody(BaseModel):
         },
     )
     prompts: Texts = Field(description="A prompt, or several.")
-    negative_prompt: Text | None = Field(None, description="What the images should not show.")
-    count: Integer = Field(1, description="Images for each prompt, each with a seed of its own.")
+    negative_prompt: Text | None = Field(default=None, description="What the images should not show.")
+    count: Integer = Field(default=1, description="Images for each prompt, each with a seed of its own.")
     seeds: Seeds = Field(
-        None,
+        default=None,
         description="Seeds in [0, 2^64), one for each image, the images of a prompt one after the other; or one, which "
         "the first image has, the next one has the next integer and so on; null for random ones. A string of digits is "
         "a number, too: JavaScript has no integers beyond 2^53.",
     )
     settings: Settings = Field(
-        None,
+        default=None,
         description="Sampling settings in place of the cascade's, see `/v1/cascade`: an object for all stages, or one "
         "for each stage.",
     )
-    height: Integer | None = Field(None, description="Of the images in pixels; null for the cascade's.")
-    width: Integer | None = Field(None, description="Likewise.")
-    priority: Integer = Field(0, description="Of this client's jobs, those with a higher one are first; -100 to 100.")
+    height: Integer | None = Field(default=None, description="Of the images in pixels; null for the cascade's.")
+    width: Integer | None = Field(default=None, description="Likewise.")
+    priority: Integer = Field(
+        default=0, description="Of this client's jobs, those with a higher one are first; -100 to 100."
+    )
     idempotency_key: Text | None = Field(
-        None,
+        default=None,
         description="A name of this request: sent again, it returns the same job, and none is added. The header "
         "Idempotency-Key is the same.",
     )
@@ -145,7 +152,9 @@ def to_request(body: JobBody, stages: int, limits: HttpLimits, key: str | None =
     images = len(prompts) * body.count
     if images > limits.images:
         raise HttpError(
-            400, f"{len(prompts)} prompts × count {body.count} are {images} images: ask for {limits.images} at most", "count"
+            400,
+            f"{len(prompts)} prompts × count {body.count} are {images} images: ask for {limits.images} at most",
+            "count",
         )
     check_range("priority", body.priority, -100, 100)
     for name in ("height", "width"):
@@ -161,6 +170,7 @@ def to_request(body: JobBody, stages: int, limits: HttpLimits, key: str | None =
         width=body.width,
         priority=body.priority,
         idempotency_key=_key(body.idempotency_key, key),
+        seeds_are_random=body.seeds is None,
     )
 
 
@@ -206,7 +216,9 @@ def read_seeds(value: Any, images: int) -> list[int]:
     if not isinstance(value, list):
         return [(seeds[0] + index) % (MAX_SEED + 1) for index in range(images)]
     if len(seeds) != images:
-        raise HttpError(400, f"seeds has {len(seeds)} seeds for {images} images: give one for each, or one integer", "seeds")
+        raise HttpError(
+            400, f"seeds has {len(seeds)} seeds for {images} images: give one for each, or one integer", "seeds"
+        )
     return seeds
 
 
@@ -243,6 +255,8 @@ def _key(in_body: str | None, in_header: str | None) -> str | None:
     key = in_body if in_header is None else in_header
     if key is not None and not (1 <= len(key) <= _MAX_KEY and key.isascii() and key.isprintable()):
         raise HttpError(
-            400, f"idempotency_key is not 1 to {_MAX_KEY} printable ASCII characters: give for example a UUID", "idempotency_key"
+            400,
+            f"idempotency_key is not 1 to {_MAX_KEY} printable ASCII characters: give for example a UUID",
+            "idempotency_key",
         )
     return key

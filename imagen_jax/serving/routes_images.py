@@ -42,7 +42,9 @@ def images_router(service: Service) -> APIRouter:
         response_class=FileResponse,
         responses={200: {"content": {"image/png": {}}, "description": "A PNG."}, **responses(401, 404)},
     )
-    def get_image(name: Annotated[str, Path(description="From the `url` of an image.")], request: Request) -> FileResponse:
+    def get_image(
+        name: Annotated[str, Path(description="From the `url` of an image.")], request: Request
+    ) -> FileResponse:
         """Returns a PNG, whose text chunks have the prompt, the seed and all settings."""
         path = service.engine.image_path(name) if _NAME.fullmatch(name) else None
         if path is None or not _may_see(service, name, request):

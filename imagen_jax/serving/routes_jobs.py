@@ -8,6 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
 
 from imagen_jax.serving.event_stream import FINAL, server_sent
 from imagen_jax.serving.http_errors import HttpError, responses
@@ -76,7 +77,7 @@ def jobs_router(service: Service) -> APIRouter:
     )
     async def follow_job(job_id: JobId, request: Request) -> StreamingResponse:
         client = client_of(request)
-        job = service.find(job_id, client)
+        job = await run_in_threadpool(service.find, job_id, client)
         slot = contextlib.ExitStack()
         slot.enter_context(service.stream(client))
 
@@ -138,7 +139,9 @@ def history_router(service: Service) -> APIRouter:
         """Removes a job that has ended, and its images."""
         job = service.find(job_id, client_of(request))
         if job.status not in FINAL:
-            raise HttpError(409, f"the job is {job.status}: cancel it first, by DELETE /v1/jobs/ID", code="job_is_active")
+            raise HttpError(
+                409, f"the job is {job.status}: cancel it first, by DELETE /v1/jobs/ID", code="job_is_active"
+            )
         service.engine.delete(job_id)
         return Response(status_code=204)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from fastapi import Request
 
@@ -15,7 +16,7 @@ from imagen_jax.serving.auth import Tokens
 from imagen_jax.serving.engine import Engine
 from imagen_jax.serving.http_errors import HttpError
 from imagen_jax.serving.http_limits import HttpLimits
-from imagen_jax.serving.jobs import Job, JobRequest, QueueFullError
+from imagen_jax.serving.jobs import Job, JobRequest, QueueFullError, StorageError
 from imagen_jax.serving.metrics import HttpMetrics
 from imagen_jax.serving.views import JobView, job_view
 
@@ -30,6 +31,7 @@ class Service:
         engine: that does the work.
         pipeline: the cascade that it samples from.
         name: of the cascade, as clients see it.
+        examples: prompts to begin with.
         tokens: that clients need.
         limits: of requests.
         metrics: of HTTP.
@@ -38,11 +40,13 @@ class Service:
     engine: Engine
     pipeline: ImagenPipeline
     name: str
+    examples: Sequence[str]
     tokens: Tokens
     limits: HttpLimits
     metrics: HttpMetrics
 
     def __post_init__(self) -> None:
+        self.started = time.time()
         self.closing = asyncio.Event()
         self._streams: Counter[str] = Counter()
 
@@ -58,7 +62,7 @@ class Service:
         """Adds a job to the queue, or returns the one that the same request has added before.
 
         Raises:
-            HttpError: the queue is full, or the server is stopping.
+            HttpError: the queue or the disk is full, or the server is stopping.
             ConfigError: the cascade cannot do what is asked.
         """
         if self.closing.is_set():
@@ -73,12 +77,16 @@ class Service:
                 code="queue_full",
                 headers={"retry-after": str(seconds)},
             ) from error
+        except StorageError as error:
+            raise HttpError(503, str(error), code="storage", headers={"retry-after": "60"}) from error
 
     def find(self, job_id: str, client: str) -> Job:
         """Returns a job. Raises HttpError if there is none, or it belongs to another client with a token of its own."""
         job = self.engine.get(job_id)
         if job is None or not self.may_see(job, client):
-            raise HttpError(404, "there is no job of this id: /v1/history lists those that there are", code="no_such_job")
+            raise HttpError(
+                404, "there is no job of this id: /v1/history lists those that there are", code="no_such_job"
+            )
         return job
 
     def may_see(self, job: Job, client: str) -> bool:
@@ -97,11 +105,10 @@ class Service:
         if self.closing.is_set():
             raise stopping_error()
         if self._streams[client] >= self.limits.streams_per_client or self._streams.total() >= self.limits.streams:
-            whose = f"this client has {self._streams[client]}" if self._streams[client] else "there are"
+            whose = "this client has" if self._streams[client] >= self.limits.streams_per_client else "all clients have"
             raise HttpError(
                 429,
-                f"{whose} event streams open, and more are not allowed: close some, or ask GET /v1/jobs/ID from time to "
-                "time",
+                f"{whose} as many event streams open as are allowed: close some, or ask GET /v1/jobs/ID instead",
                 code="too_many_streams",
                 headers={"retry-after": "5"},
             )
