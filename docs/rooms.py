@@ -18,7 +18,6 @@ CONTENTS = {
     "serving": "imagen serve: queue, HTTP API, page",
     "planning": "compiles for absent TPUs",
     "publishing": "cascades for others",
-    "serving": "a server: queue, batches, HTTP, page",
     "training": "the loop, optimizers, fault handling",
     "evaluation": "judges, scores, diagnostics, previews",
     "pipelines": "ImagenPipeline: prompts to images",

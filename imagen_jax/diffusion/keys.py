@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -51,6 +53,24 @@ def key_from_seed(seed: int) -> jax.Array:
     # the pair of words occurs once in keys of Threefry, twice in those of other generators
     pairs = jax.random.key_data(key).size // 2
     return jax.random.wrap_key_data(jnp.tile(jnp.array([high, low], jnp.uint32), pairs))
+
+
+def keys_from_seeds(seeds: Sequence[int]) -> jax.Array:
+    """Returns the random keys of N seeds, [N], see `key_from_seed`; nothing is compiled for other seeds.
+
+    Raises:
+        ConfigError: a seed is not an integer in [0, 2^64).
+    """
+    words = np.array([divmod(check_seed(seed), _WORD) for seed in seeds], np.uint32)
+    data: Any = np.tile(words, (1, _key_size() // 2))  # a host array: nothing is compiled for it
+    return jax.random.wrap_key_data(data)
+
+
+@functools.cache
+def _key_size() -> int:
+    """Returns how many words the key of JAX's default generator has."""
+    size: int = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).size
+    return size
 
 
 def seed_entropy(seed: int, index: int) -> tuple[int, ...]:

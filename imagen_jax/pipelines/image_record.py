@@ -15,7 +15,6 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import jax
@@ -98,7 +97,7 @@ class ImageRecord(_Part):
 
     @model_validator(mode="after")
     def _check(self) -> ImageRecord:
-        if self.batch.row >= self.batch.size or self.batch.row > self.index:
+        if self.batch.row >= self.batch.size:
             raise ValueError("batch.row is outside the batch")
         if self.guidance is not None and len(self.guidance) != len(self.stages):
             raise ValueError("guidance has another number of scales than there are stages")
@@ -142,12 +141,13 @@ class Recorder:
         if request.texts.embeds is not None or request.texts.negative_embeds is not None:
             return {}
         negative, scales = request.texts.negative_prompts, request.guidance_scale
+        seed, index = request.noise(position)
         record = {
             "format": _FORMAT,
             "prompt": request.texts.prompts[position],
             "negative_prompt": None if negative is None else negative[position],
-            "seed": int(request.seed),
-            "index": request.first_index + position,
+            "seed": int(seed),
+            "index": index,
             "guidance": None if scales is None else [float(scale) for scale in scales[:, position]],
             "size": None if request.size is None else list(request.size),
             "stages": [
@@ -311,8 +311,11 @@ def like_request(record: ImageRecord, alone: int | None = None) -> SampleRequest
     if record.guidance is not None:
         guidance = np.repeat(np.array(record.guidance, np.float32)[:, None], batch.size, axis=1)
     size = None if record.size is None else (record.size[0], record.size[1])
+    seed: int | list[int] = record.seed
     first = record.index - batch.row
-    return SampleRequest(Texts(prompts, negative), record.seed, batch.size, guidance, size, first, batch.row)
+    if first < 0:  # the images of its batch had seeds of their own
+        seed, first = [record.seed] * batch.size, record.index
+    return SampleRequest(Texts(prompts, negative), seed, batch.size, guidance, size, first, batch.row)
 
 
 def warn_if_elsewhere(record: ImageRecord, pipeline: ImagenPipeline) -> None:

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from imagen_jax.config.schema import SamplingConfig
-from imagen_jax.diffusion.keys import MAX_INDEX, check_seed
+from imagen_jax.diffusion.keys import MAX_INDEX
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import Size, image_dtype, to_uint
 from imagen_jax.parallel import multihost, runtime
@@ -197,7 +197,7 @@ class ImagenPipeline:
         prompts: str | Sequence[str] | None = None,
         *,
         negative_prompt: str | Sequence[str] | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         num_inference_steps: int | Sequence[int] | None = None,
         guidance_scale: float | Sequence[float] | np.ndarray | None = None,
         sampler: str | Sequence[str] | None = None,
@@ -220,7 +220,8 @@ class ImagenPipeline:
             prompts: one prompt or N of them.
             negative_prompt: what images should not show, one text or one for each prompt: it stands in the place of
                 the unconditional text of guidance.
-            seed: of the noise, in [0, 2^64); the same seed gives the same images at any batch size and on any mesh.
+            seed: of the noise, in [0, 2^64); the same seed gives the same images at any batch size and on any mesh, up
+                to rounding. Or a seed for each prompt: each image is then what its seed gives to a single prompt.
             num_inference_steps: steps of the sampler.
             guidance_scale: of classifier-free guidance (arXiv:2207.12598), 1 for none; or float [stages, N], one for
                 each stage and prompt.
@@ -336,7 +337,7 @@ class ImagenPipeline:
         Yields:
             The index of the batch's first prompt, and the images of every stage, uint8 or uint16 [B, H, W, C] each.
         """
-        self._check(request)
+        self.check(request)
         count, batch_size = len(request.texts.prompts), request.batch_size
         size = self.padded_batch(count, batch_size)
         batches = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
@@ -350,12 +351,12 @@ class ImagenPipeline:
                 count = batch.stop - batch.start
                 yield batch.start, [multihost.all_gather(stage_images)[:count] for stage_images in images]
 
-    def _check(self, request: SampleRequest) -> None:
+    def check(self, request: SampleRequest) -> None:
         """Raises ConfigError if a request does not fit this pipeline."""
         if request.batch_size < 1:
             raise ConfigError(f"batch_size {request.batch_size} is not at least 1")
-        check_seed(request.seed)
-        last_index = request.first_index + len(request.texts.prompts) - 1
+        request.check_seeds()
+        last_index = max(request.noise(position)[1] for position in (0, len(request.texts.prompts) - 1))
         if not 0 <= request.first_index <= last_index <= MAX_INDEX:
             raise ConfigError(
                 f"samples {request.first_index} to {last_index} are asked for, and indices are within [0, 2^32): "
@@ -384,6 +385,7 @@ class ImagenPipeline:
     def _sample_batch(self, request: SampleRequest, batch: slice, size: int, tell: Callback) -> list[jax.Array]:
         """Returns the images of every stage for a batch padded to `size`, integers on the devices."""
         texts, null_texts = encode_batch(request.texts, self._encoders, self.stages, batch, size, self.mesh)
+        seeds, indices = zip(*(request.noise(batch.start + row) for row in range(size)), strict=True)
         image_size = base_size([trained.stage.config for trained in self.stages], request.size)
         images: list[jax.Array] = []
         low_res: jax.Array | None = None
@@ -392,7 +394,7 @@ class ImagenPipeline:
             stage_request = StageRequest(
                 texts[index],
                 null_texts[index],
-                stage_keys(request.seed, request.first_index + batch.start, size, index, self.mesh),
+                stage_keys(seeds, indices, index, self.mesh),
                 low_res,
                 None if scales is None else pad_batch(np.asarray(scales[index, batch], np.float32), size, 1),
                 image_size if index == 0 else None,

@@ -45,10 +45,10 @@ def run_manifest(stages: Sequence[TrainedStage], request: SampleRequest) -> dict
     """
     scales, texts, positions = request.guidance_scale, request.texts, request.positions
     manifest: dict[str, Any] = {
-        "seed": int(request.seed),
+        "seed": [int(seed) for seed in request.seed] if isinstance(request.seed, Sequence) else int(request.seed),
         "stages": stages_manifest(stages),
         "guidance": None if scales is None else scales[:, positions].tolist(),
-        "prompts": {image_path(Path(), request.first_index + i).name: texts.prompts[i] for i in positions},
+        "prompts": {image_path(Path(), request.number(i)).name: texts.prompts[i] for i in positions},
     }
     # only where they are given, so that folders of versions without them are continued
     if texts.negative_prompts is not None:

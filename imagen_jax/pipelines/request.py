@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from imagen_jax.diffusion.keys import check_seed
+from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import Size, to_uint
 from imagen_jax.parallel import multihost
 from imagen_jax.pipelines.texts import Texts
@@ -19,17 +21,18 @@ class SampleRequest:
 
     Attributes:
         texts: of N images.
-        seed: of the noise.
+        seed: of the noise; or a seed for each image, which then has the index `first_index` among the samples of its
+            own seed, wherever it is in the request.
         batch_size: images to sample at once.
         guidance_scale: float [stages, N], in place of the scales of the configs; None for those.
         size: (height, width) of the last stage's images; None for those of its config.
-        first_index: the index of the first sample; its noise is a function of seed and index.
+        first_index: the index of the first sample; the noise of a sample is a function of its seed and index.
         only: the position of the one image that is wanted; None for all. The others fill its batch: it is sampled as
             an image was before, in a batch of the same size, and so equal to the bit.
     """
 
     texts: Texts
-    seed: int = 0
+    seed: int | Sequence[int] = 0
     batch_size: int = 64
     guidance_scale: np.ndarray | None = None
     size: Size | None = None
@@ -40,6 +43,30 @@ class SampleRequest:
     def positions(self) -> Sequence[int]:
         """The positions of the images that are wanted."""
         return range(len(self.texts.prompts)) if self.only is None else [self.only]
+
+    def noise(self, position: int) -> tuple[int, int]:
+        """Returns the seed and the index that decide the noise of the image at a position, or of padding after it."""
+        if not isinstance(self.seed, Sequence):
+            return self.seed, self.first_index + position
+        return self.seed[position] if position < len(self.seed) else 0, self.first_index
+
+    def check_seeds(self) -> None:
+        """Raises ConfigError if a seed is out of range, or there is another number of them than images."""
+        if not isinstance(self.seed, Sequence) or isinstance(self.seed, str):
+            check_seed(self.seed)
+            return
+        if len(self.seed) != len(self.texts.prompts):
+            raise ConfigError(
+                f"seed has {len(self.seed)} values for {len(self.texts.prompts)} images: give one for all, or one for "
+                "each"
+            )
+        for seed in self.seed:
+            check_seed(seed)
+
+    def number(self, position: int) -> int:
+        """Returns the number in the name of an image's file: that of its sample; counted, if images have own seeds."""
+        number = self.positions.index(position) if isinstance(self.seed, Sequence) else position
+        return self.first_index + number
 
 
 @dataclasses.dataclass(frozen=True)

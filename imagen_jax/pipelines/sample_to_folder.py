@@ -66,14 +66,14 @@ def sample_to_folder(
     if multihost.is_main_process():
         manifest = output_dir.run_manifest(pipeline.stages, request)
         output_dir.prepare(out, manifest, overwrite)
-        pending[positions] = output_dir.missing_images(out, [request.first_index + i for i in request.positions])
+        pending[positions] = output_dir.missing_images(out, [request.number(i) for i in request.positions])
         recorder = Recorder(pipeline, request, manifest["stages"])
     # as the main process sees it: the folder may be on its machine alone
     pending = multihost.broadcast_from_main(pending)
     for first, by_stage in pipeline.iter_batches(request, pending):
         if multihost.is_main_process():
             rows = {row: image for row, image in enumerate(by_stage[-1]) if pending[first + row]}
-            indices = {row: request.first_index + first + row for row in rows}
+            indices = {row: request.number(first + row) for row in rows}
             texts = {indices[row]: recorder.texts(first, row, image.shape) for row, image in rows.items()}
             output_dir.save(out, {indices[row]: image for row, image in rows.items()}, texts)
     if not multihost.is_main_process():
@@ -84,6 +84,6 @@ def sample_to_folder(
 
 def _save_sheet(out: Path, request: SampleRequest, positions: np.ndarray, columns: int) -> None:
     """Writes the grid of some images."""
-    images = np.stack([read_png(output_dir.image_path(out, request.first_index + int(i))) for i in positions])
+    images = np.stack([read_png(output_dir.image_path(out, request.number(int(i)))) for i in positions])
     prompts = [request.texts.prompts[i] for i in positions]
     save_png(image_grid(images, prompts, columns or math.ceil(math.sqrt(len(prompts)))), out / output_dir.SHEET)

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from imagen_jax.config.load import to_json
 from imagen_jax.config.schema import SamplingConfig
 from imagen_jax.diffusion import samplers
-from imagen_jax.diffusion.keys import key_from_seed
+from imagen_jax.diffusion.keys import MAX_INDEX, keys_from_seeds
 from imagen_jax.diffusion.samplers import SamplerState, StepInputs
 from imagen_jax.images.array import Size, image_dtype, to_float, to_uint
 from imagen_jax.parallel import multihost, runtime
@@ -75,16 +75,23 @@ class StageRequest:
     z: jax.Array | None = None
 
 
-@functools.partial(jax.jit, static_argnames="count")
-def _fold_in_indices(root: jax.Array, first: jax.Array, stage_index: jax.Array, count: int) -> jax.Array:
-    indices = first + jnp.arange(count, dtype=jnp.uint32)
-    keys = jax.vmap(lambda index: jax.random.fold_in(root, index))(indices)
+@jax.jit
+def _fold_in_indices(roots: jax.Array, indices: jax.Array, stage_index: jax.Array) -> jax.Array:
+    keys = jax.vmap(jax.random.fold_in)(roots, indices)
     return jax.random.key_data(jax.vmap(lambda key: jax.random.fold_in(key, stage_index))(keys))
 
 
-def stage_keys(seed: int, first_index: int, count: int, stage_index: int, mesh: Mesh) -> jax.Array:
-    """Returns the keys [count] of samples `first_index`, … in the stage with an index in the cascade, on a mesh."""
-    data = np.asarray(_fold_in_indices(key_from_seed(seed), np.uint32(first_index), stage_index, count))
+def stage_keys(seeds: Sequence[int], indices: Sequence[int], stage_index: int, mesh: Mesh) -> jax.Array:
+    """Returns the keys [B] of samples in the stage with an index in the cascade, on a mesh.
+
+    Args:
+        seeds: of each sample.
+        indices: of each sample among those of its seed, modulo 2^32.
+        stage_index: of the stage.
+        mesh: the devices.
+    """
+    wrapped = np.asarray([index & MAX_INDEX for index in indices], np.uint32)
+    data = np.asarray(_fold_in_indices(keys_from_seeds(seeds), wrapped, np.int32(stage_index)))
     return jax.random.wrap_key_data(shard_host_batch({"keys": data}, "batch ...", mesh)["keys"])
 
 
@@ -134,7 +141,7 @@ def make_request(
     return StageRequest(
         text,
         repeat_text(encoder.null_text(stage.config.diffusion.null_text), size, mesh),
-        stage_keys(noise.seed, noise.first_index, size, noise.stage_index, mesh),
+        stage_keys([noise.seed] * size, range(noise.first_index, noise.first_index + size), noise.stage_index, mesh),
         images,
         None if guidance_scale is None else pad_batch(np.asarray(guidance_scale, np.float32), size, 1),
     )

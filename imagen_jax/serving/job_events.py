@@ -1,0 +1,98 @@
+"""The events of jobs, from the worker to whoever follows: bounded, and never waited for."""
+
+from __future__ import annotations
+
+import collections
+import threading
+from collections.abc import Callable
+
+from imagen_jax.serving.jobs import Event
+
+_LATEST = ("queued", "step", "preview")  # of these, one that was not fetched yet is replaced by the next one
+
+
+class Subscription:
+    """The events of a job from now on; for one reader.
+
+    A slow reader loses what newer events replace: previews, steps and positions. Images and the end it always gets.
+
+    Args:
+        hub: that it is of.
+        job_id: of the job.
+        notify: called when there is an event, in any thread; it must not wait.
+    """
+
+    def __init__(self, hub: EventHub, job_id: str, notify: Callable[[], None] | None) -> None:
+        self._hub, self._job_id, self._notify = hub, job_id, notify
+        self._events: collections.OrderedDict[object, Event] = collections.OrderedDict()
+        self._changed = threading.Condition()
+        self._is_closed = False
+
+    def get(self, timeout: float | None = None) -> Event | None:
+        """Returns the next event; None if there is none within `timeout` seconds, or it is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._events or self._is_closed, timeout)
+            return self._events.popitem(last=False)[1] if self._events else None
+
+    def put(self, event: Event) -> bool:
+        """Adds an event; returns whether one that was not fetched was replaced."""
+        is_latest = event.name in _LATEST
+        with self._changed:
+            if self._is_closed:
+                return False
+            is_replaced = is_latest and self._events.pop(event.name, None) is not None
+            self._events[event.name if is_latest else object()] = event
+            self._changed.notify()
+        if self._notify is not None:
+            self._notify()
+        return is_replaced
+
+    def close(self) -> None:
+        """Ends it; `get` returns None from then on."""
+        self._hub.remove(self._job_id, self)
+        with self._changed:
+            self._is_closed = True
+            self._events.clear()
+            self._changed.notify_all()
+
+
+class EventHub:
+    """All subscriptions, by job."""
+
+    def __init__(self) -> None:
+        self.dropped_previews = 0
+        self._lock = threading.Lock()
+        self._by_job: dict[str, list[Subscription]] = {}
+
+    def subscribe(self, job_id: str, notify: Callable[[], None] | None = None) -> Subscription:
+        """Returns the events of a job from now on."""
+        subscription = Subscription(self, job_id, notify)
+        with self._lock:
+            self._by_job.setdefault(job_id, []).append(subscription)
+        return subscription
+
+    def remove(self, job_id: str, subscription: Subscription) -> None:
+        """Forgets a subscription."""
+        with self._lock:
+            others = [other for other in self._by_job.get(job_id, []) if other is not subscription]
+            if others:
+                self._by_job[job_id] = others
+            else:
+                self._by_job.pop(job_id, None)
+
+    def followed(self) -> set[str]:
+        """Returns the ids of the jobs that anybody follows."""
+        with self._lock:
+            return set(self._by_job)
+
+    def publish(self, job_id: str, event: Event) -> None:
+        """Passes an event on to all who follow a job."""
+        with self._lock:
+            subscriptions = list(self._by_job.get(job_id, []))
+        for subscription in subscriptions:
+            self.dropped_previews += subscription.put(event) and event.name == "preview"
+
+    def count(self) -> int:
+        """Returns the number of subscriptions."""
+        with self._lock:
+            return sum(map(len, self._by_job.values()))
