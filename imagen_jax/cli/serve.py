@@ -77,6 +77,22 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "examples", None, "Prompts that the page offers to begin with, separated by semicolons.", flag_values=values
     )
+    flags.DEFINE_list(
+        "batch_sizes",
+        [],
+        "Images to sample at once, such as 1,4,16; batches are filled up to one of them. By default, as the devices need.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "max_queued_images",
+        1024,
+        "Images that may wait; of one client, half of them.",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "max_queued_jobs", 512, "Jobs that may wait; of one client, half of them.", lower_bound=1, flag_values=values
+    )
     define_weights(values)
     define_text_cache(values)
     define_mesh(values)
@@ -88,7 +104,7 @@ def run(args: CommandFlags) -> None:
     for module in ("fastapi", "uvicorn", "prometheus_client"):
         require(module, "serve")
     from imagen_jax.pipelines.imagen import ImagenPipeline
-    from imagen_jax.serving.engine import Engine
+    from imagen_jax.serving.engine import Engine, QueueLimits
     from imagen_jax.serving.http_server import bind
     from imagen_jax.serving.serve import ServeSettings, check_access, serve
 
@@ -113,7 +129,9 @@ def run(args: CommandFlags) -> None:
             text_cache=args.text_cache,
             weights=weights_choices(args, len(folders)),
         )
-        serve(Engine(pipeline, out), pipeline, bound, settings)
+        limits = QueueLimits(images=args.max_queued_images, jobs=args.max_queued_jobs)
+        engine = Engine(pipeline, out, batch_sizes=_batch_sizes(args.batch_sizes), limits=limits)
+        serve(engine, pipeline, bound, settings)
 
 
 def _cascade_name(names: list[str]) -> str:
@@ -145,6 +163,14 @@ def _tokens(args: CommandFlags) -> list[str]:
     source = f"${_TOKEN_VARIABLE}" if args.token is None else "--token"
     tokens = [] if text is None else text.split(",")
     return [check_token(token, source) for token in tokens]
+
+
+def _batch_sizes(texts: list[str]) -> list[int] | None:
+    """Returns the numbers of `--batch_sizes`; None for the default. Raises ConfigError."""
+    try:
+        return [int(text) for text in texts] or None
+    except ValueError as error:
+        raise ConfigError(f"--batch_sizes {','.join(texts)!r} are not integers: give for example 1,4,16") from error
 
 
 def _split(text: str, separator: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
@@ -15,7 +16,7 @@ from starlette.types import ASGIApp
 
 from imagen_jax.serving.api_page import api_page
 from imagen_jax.serving.cascade_view import VERSION
-from imagen_jax.serving.http_errors import add_handlers
+from imagen_jax.serving.http_errors import add_handlers, responses
 from imagen_jax.serving.middleware import OPEN_PATHS, BodyReader, Guard, Observer
 from imagen_jax.serving.routes_images import images_router
 from imagen_jax.serving.routes_jobs import history_router, jobs_router
@@ -67,7 +68,7 @@ def make_app(service: Service, access: Access) -> ASGIApp:
         app.include_router(make_router(service))
     add_handlers(app)
     _add_page(app)
-    _describe_tokens(app)
+    _complete_document(app)
     guarded: ASGIApp = Guard(BodyReader(app, service.limits), service.tokens, access.hosts, access.origins)
     if access.origins:
         guarded = CORSMiddleware(
@@ -77,7 +78,7 @@ def make_app(service: Service, access: Access) -> ASGIApp:
             allow_headers=["authorization", "content-type", "idempotency-key"],
             expose_headers=["location", "retry-after"],
         )
-    return Observer(guarded, service.metrics, cors=bool(access.origins))
+    return Observer(guarded, service.metrics, service.closing.is_set, cors=bool(access.origins))
 
 
 def _add_page(app: FastAPI) -> None:
@@ -104,10 +105,10 @@ def _add_page(app: FastAPI) -> None:
     app.mount("/page", files)
 
 
-def _describe_tokens(app: FastAPI) -> None:
-    """Adds to the OpenAPI document what the guard asks for, which no route knows of."""
+def _complete_document(app: FastAPI) -> None:
+    """Adds to the OpenAPI document what surrounds the routes, and what they do not know of: tokens and errors."""
 
-    def openapi() -> dict[str, object]:
+    def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = get_openapi(
                 title=app.title,
@@ -116,18 +117,28 @@ def _describe_tokens(app: FastAPI) -> None:
                 routes=app.routes,
                 tags=app.openapi_tags,
             )
-            document["components"]["securitySchemes"] = {
+            components = document["components"]
+            components["securitySchemes"] = {
                 "token": {"type": "http", "scheme": "bearer", "description": "A token of the server, if it has any."}
             }
             for path, methods in document["paths"].items():
                 for operation in methods.values():
-                    # validation errors are 400 here
-                    operation["responses"].pop("422", None)
-                    if path not in OPEN_PATHS:
-                        operation["security"] = [{"token": []}, {}]
+                    _complete_operation(operation, is_open=path in OPEN_PATHS)
             for name in ("HTTPValidationError", "ValidationError"):
-                document["components"]["schemas"].pop(name, None)
+                components["schemas"].pop(name, None)
             app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documents say
+
+
+def _complete_operation(operation: dict[str, Any], is_open: bool) -> None:
+    """Adds the errors that every route has, and whether it needs a token."""
+    answers = operation["responses"]
+    answers.pop("422", None)  # what FastAPI takes for a status of its own is 400 here
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
+    for status, entry in responses(403, 500, 503, *(() if is_open else (401,))).items():
+        answers.setdefault(str(status), {"description": entry["description"], "content": content})
+    operation["responses"] = dict(sorted(answers.items()))
+    if not is_open:
+        operation["security"] = [{"token": []}, {}]

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.text import printable
 
+_STOP_RETRY_SECONDS = 30  # after which a server that stops may have started again
 MAX_SHOWN = 80  # characters of a value in a message
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _SENTENCES = {
@@ -86,7 +87,7 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     texts = {
         400: "The request is wrong: its message says what, and how to fix it.",
         401: "The token is missing or wrong.",
-        403: "The request comes from a web page of another site.",
+        403: "The request comes from a web page of another site, or names another host.",
         404: "There is no such thing, or it belongs to another client.",
         409: "It is in a state that does not allow this.",
         413: "The body is too large.",
@@ -96,6 +97,16 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
         503: "The server is stopping, or its worker has failed: `Retry-After` has the seconds to wait.",
     }
     return {status: {"model": ErrorBody, "description": texts[status]} for status in statuses}
+
+
+def stopping_error() -> HttpError:
+    """Returns the error for what a server that stops does not begin."""
+    return HttpError(
+        503,
+        f"the server is stopping; jobs that it has are kept: try again in {_STOP_RETRY_SECONDS} seconds",
+        code="stopping",
+        headers={"retry-after": str(_STOP_RETRY_SECONDS)},
+    )
 
 
 def shown(value: object) -> str:

@@ -91,7 +91,7 @@ def make_server(app: ASGIApp, limits: HttpLimits, metrics: HttpMetrics, proxies:
     return uvicorn.Config(
         app,
         log_level="critical",  # what it logs of requests is counted and logged here
-        http=protocol,
+        http=protocol,  # type: ignore[arg-type]  # called with keywords, as a class would be
         ws="none",
         lifespan="off",
         log_config=None,
@@ -119,7 +119,7 @@ class Server(uvicorn.Server):
         config.timeout_graceful_shutdown = 5  # seconds for responses after the work has ended
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         """Lets signals stop the server; uvicorn's own would raise them again, and so end the process by them."""
         if threading.current_thread() is not threading.main_thread():
             yield

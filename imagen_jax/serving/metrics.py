@@ -12,12 +12,31 @@ from prometheus_client.registry import Collector
 _METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 
-# the engine's numbers, see `Engine.stats`
+# the engine's numbers by key, see `Engine.stats`: name and text of the metric
 _GAUGES = {
-    "ready": "Whether the worker takes jobs, 1 or 0.",
-    "queued": "Images that wait.",
+    "ready": ("ready", "Whether jobs are taken from the queue."),
+    "waits_for_disk": ("waits_for_disk", "Whether images cannot be written."),
+    "queued": ("queued_images", "Images that wait."),
+    "queued_jobs": ("queued_jobs", "Jobs that wait."),
+    "clients": ("queued_clients", "Clients whose jobs wait."),
+    "running_jobs": ("running_jobs", "Jobs of the batch that is sampled."),
+    "running_images": ("running_images", "Images of the batch that is sampled."),
+    "seconds_per_image": (
+        "seconds_per_image",
+        "Seconds for an image with the cascade's own settings, as measured last.",
+    ),
+    "subscriptions": ("subscriptions", "Jobs that are followed or waited for, counted for each follower."),
 }
-_COUNTERS: dict[str, str] = {}
+_COUNTERS = {
+    "images": ("images", "Images sampled and kept."),
+    "batches": ("batches", "Batches sampled."),
+    "rows": ("batch_rows", "Images in batches, with those that only fill them up."),
+    "failed_batches": ("failed_batches", "Batches that have failed."),
+    "seconds": ("sampling_seconds", "Seconds that the devices were busy."),
+    "compilations": ("compilations", "Programs compiled."),
+    "compilations_after_warm_up": ("compilations_after_warm_up", "Of them, those after the server was ready."),
+    "dropped_previews": ("dropped_previews", "Previews that slow clients have missed."),
+}
 
 
 class HttpMetrics:
@@ -86,11 +105,13 @@ class _EngineCollector(Collector):
         self._stats = stats
 
     def collect(self) -> Iterable[Metric]:
-        """Yields a metric for each of the engine's numbers that is known here."""
+        """Yields a metric for each of the engine's numbers."""
         stats = self._stats()
-        for name, text in _GAUGES.items():
-            if name in stats:
-                yield GaugeMetricFamily(f"imagen_{name}", text, value=float(stats[name]))
-        for name, text in _COUNTERS.items():
-            if name in stats:
-                yield CounterMetricFamily(f"imagen_{name}", text, value=float(stats[name]))
+        for key, (name, text) in _GAUGES.items():
+            yield GaugeMetricFamily(f"imagen_{name}", text, value=float(stats[key]))
+        for key, (name, text) in _COUNTERS.items():
+            yield CounterMetricFamily(f"imagen_{name}", text, value=float(stats[key]))
+        jobs = GaugeMetricFamily("imagen_jobs", "Jobs of the queue and the history, by status.", labels=["status"])
+        for status, count in stats["jobs"].items():
+            jobs.add_metric([status], count)
+        yield jobs

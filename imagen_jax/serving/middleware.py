@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from imagen_jax.io.text import printable
 from imagen_jax.serving import json_body
 from imagen_jax.serving.auth import Tokens, host_name, is_same_site
-from imagen_jax.serving.http_errors import HttpError
+from imagen_jax.serving.http_errors import HttpError, stopping_error
 from imagen_jax.serving.http_limits import HttpLimits
 from imagen_jax.serving.metrics import HttpMetrics
 
@@ -49,11 +49,12 @@ class Observer:
     Args:
         app: what is observed.
         metrics: where requests are counted.
+        is_stopping: returns whether the server stops, and may be without its engine.
         cors: whether other origins may read responses.
     """
 
-    def __init__(self, app: ASGIApp, metrics: HttpMetrics, cors: bool = False) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(self, app: ASGIApp, metrics: HttpMetrics, is_stopping: Callable[[], bool], cors: bool = False) -> None:
+        self._app, self._metrics, self._is_stopping = app, metrics, is_stopping
         self._headers = {key: value for key, value in _HEADERS.items() if not (cors and key.startswith("cross-origin"))}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,11 +77,16 @@ class Observer:
         try:
             await self._app(scope, receive, observed)
         except Exception:
-            error_id = secrets.token_hex(6)
-            logger.exception("error %s in %s %s", error_id, printable(scope["method"]), _path(scope))
+            if self._is_stopping():
+                failure = stopping_error()
+            else:
+                error_id = secrets.token_hex(6)
+                logger.exception("error %s in %s %s", error_id, printable(scope["method"]), _path(scope))
+                failure = HttpError(
+                    500, f"this is a bug of the server; its log has it as error {error_id}", code=error_id
+                )
             if not status:
-                message = f"this is a bug of the server; its log has it as error {error_id}"
-                await HttpError(500, message, code=error_id).response()(scope, receive, observed)
+                await failure.response()(scope, receive, observed)
         seconds = time.monotonic() - start
         route = getattr(scope.get("route"), "path", "none")
         # 499, as nginx has it, for a client that left before there was a response

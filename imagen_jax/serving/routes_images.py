@@ -40,7 +40,7 @@ def images_router(service: Service) -> APIRouter:
         "/v1/images/{name}",
         summary="Get an image",
         response_class=FileResponse,
-        responses={200: {"content": {"image/png": {}}, "description": "A PNG."}, **responses(401, 404)},
+        responses={200: {"content": {"image/png": {}}, "description": "A PNG."}, **responses(404)},
     )
     def get_image(
         name: Annotated[str, Path(description="From the `url` of an image.")], request: Request
@@ -55,7 +55,7 @@ def images_router(service: Service) -> APIRouter:
     @router.post(
         "/v1/settings",
         summary="Read the settings of an image",
-        responses=responses(400, 401, 403, 413, 415),
+        responses=responses(400, 413, 415),
         openapi_extra={
             "requestBody": {
                 "required": True,

@@ -34,7 +34,7 @@ def jobs_router(service: Service) -> APIRouter:
         "/v1/jobs",
         status_code=202,
         summary="Add a job to the queue",
-        responses=responses(400, 401, 403, 413, 415, 429, 503),
+        responses=responses(400, 413, 415, 429, 503),
     )
     def add_job(
         body: JobBody,
@@ -50,12 +50,12 @@ def jobs_router(service: Service) -> APIRouter:
         response.headers["location"] = f"/v1/jobs/{job.id}"
         return service.view(job)
 
-    @router.get("/v1/jobs/{job_id}", summary="Look at a job", responses=responses(401, 404))
+    @router.get("/v1/jobs/{job_id}", summary="Look at a job", responses=responses(404))
     def get_job(job_id: JobId, request: Request) -> JobView:
         """Returns a job: where it is in the queue, its progress, its images."""
         return service.view(service.find(job_id, client_of(request)))
 
-    @router.delete("/v1/jobs/{job_id}", summary="Cancel a job", responses=responses(401, 403, 404, 409))
+    @router.delete("/v1/jobs/{job_id}", summary="Cancel a job", responses=responses(404, 409))
     def cancel_job(job_id: JobId, request: Request) -> JobView:
         """Cancels a job that is queued, or running: it stops within some steps. Images that are done are kept."""
         job = service.find(job_id, client_of(request))
@@ -72,7 +72,7 @@ def jobs_router(service: Service) -> APIRouter:
         response_class=StreamingResponse,
         responses={
             200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "The events."},
-            **responses(401, 404, 429, 503),
+            **responses(404, 429, 503),
         },
     )
     async def follow_job(job_id: JobId, request: Request) -> StreamingResponse:
@@ -113,7 +113,7 @@ def history_router(service: Service) -> APIRouter:
     """Returns the routes of the history."""
     router = APIRouter(tags=["history"])
 
-    @router.get("/v1/history", summary="List jobs", responses=responses(400, 401))
+    @router.get("/v1/history", summary="List jobs", responses=responses(400))
     def list_history(
         request: Request,
         query: Annotated[str, Query(description="Words that prompts have; empty for all jobs.")] = "",
@@ -133,7 +133,7 @@ def history_router(service: Service) -> APIRouter:
         status_code=204,
         response_class=Response,
         summary="Remove a job with its images",
-        responses=responses(401, 403, 404, 409),
+        responses=responses(404, 409),
     )
     def remove_job(job_id: JobId, request: Request) -> Response:
         """Removes a job that has ended, and its images."""

@@ -12,10 +12,10 @@ from starlette.concurrency import run_in_threadpool
 
 from imagen_jax.errors import unknown_name_error
 from imagen_jax.serving.event_stream import FINAL, Events
-from imagen_jax.serving.http_errors import HttpError, responses, shown
+from imagen_jax.serving.http_errors import HttpError, responses, shown, stopping_error
 from imagen_jax.serving.jobs import Job, JobRequest
 from imagen_jax.serving.requests import Integer, JobBody, Seed, Settings, Text, to_request
-from imagen_jax.serving.service import Service, client_of, stopping_error
+from imagen_jax.serving.service import Service, client_of
 
 _SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
 _POLL_SECONDS = 1.0  # between looks at whether the client is still there
@@ -115,7 +115,7 @@ def openai_router(service: Service) -> APIRouter:
     @router.post(
         "/v1/images/generations",
         summary="Generate images",
-        responses=responses(400, 401, 403, 404, 409, 413, 415, 429, 500, 503),
+        responses=responses(400, 404, 409, 413, 415, 429, 503),
     )
     async def generate(
         body: GenerationBody,
@@ -134,12 +134,12 @@ def openai_router(service: Service) -> APIRouter:
         job = await _wait(service, job, request, is_kept=idempotency_key is not None)
         return await run_in_threadpool(_view, service, job, body.response_format == "b64_json", request)
 
-    @router.get("/v1/models", summary="List models", responses=responses(401))
+    @router.get("/v1/models", summary="List models")
     def list_models() -> ModelsView:
         """Returns the one model that there is: the cascade."""
         return ModelsView(data=[_model(service)])
 
-    @router.get("/v1/models/{model:path}", summary="Look at a model", responses=responses(401, 404))
+    @router.get("/v1/models/{model:path}", summary="Look at a model", responses=responses(404))
     def get_model(model: Annotated[str, Path(description="Its id.", examples=["shapes"])]) -> ModelView:
         """Returns the model of this id."""
         _check_model(service, model)
@@ -212,7 +212,8 @@ async def _wait(service: Service, job: Job, request: Request, is_kept: bool) -> 
     events = Events(service, job.id)
     try:
         # after the subscription: nothing is missed between the two
-        job = await run_in_threadpool(service.engine.get, job.id) or job
+        current = await run_in_threadpool(service.engine.get, job.id)
+        job = current or job
         deadline = service.limits.wait_seconds
         while job.status not in FINAL:
             event = await events.next(_POLL_SECONDS)

@@ -10,8 +10,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 
 from imagen_jax.serving.cascade_view import CascadeView, cascade_view
-from imagen_jax.serving.http_errors import HttpError, responses
-from imagen_jax.serving.service import Service, stopping_error
+from imagen_jax.serving.http_errors import HttpError, responses, stopping_error
+from imagen_jax.serving.service import Service
 
 
 class HealthView(BaseModel):
@@ -32,7 +32,7 @@ def server_router(service: Service) -> APIRouter:
     router = APIRouter(tags=["server"])
     cascade = cascade_view(service.pipeline, service.name, service.examples, service.limits)
 
-    @router.get("/v1/cascade", summary="Describe the cascade", responses=responses(401))
+    @router.get("/v1/cascade", summary="Describe the cascade")
     def get_cascade() -> CascadeView:
         """Returns the stages of the cascade with all their settings, and what a job may ask for."""
         return cascade
@@ -59,7 +59,6 @@ def server_router(service: Service) -> APIRouter:
         response_class=PlainTextResponse,
         responses={
             200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "In Prometheus' format."},
-            **responses(401),
         },
     )
     def get_metrics() -> Response:

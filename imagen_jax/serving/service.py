@@ -14,13 +14,11 @@ from fastapi import Request
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.serving.auth import Tokens
 from imagen_jax.serving.engine import Engine
-from imagen_jax.serving.http_errors import HttpError
+from imagen_jax.serving.http_errors import HttpError, stopping_error
 from imagen_jax.serving.http_limits import HttpLimits
 from imagen_jax.serving.jobs import Job, JobRequest, QueueFullError, StorageError
 from imagen_jax.serving.metrics import HttpMetrics
 from imagen_jax.serving.views import JobView, job_view
-
-STOP_RETRY_SECONDS = 30  # after which a server that stops may have started again
 
 
 @dataclasses.dataclass
@@ -121,16 +119,6 @@ class Service:
             if not self._streams[client]:
                 del self._streams[client]
             self.metrics.streams.dec()
-
-
-def stopping_error() -> HttpError:
-    """Returns the error for what a server that stops does not begin."""
-    return HttpError(
-        503,
-        f"the server is stopping; jobs that it has are kept: try again in {STOP_RETRY_SECONDS} seconds",
-        code="stopping",
-        headers={"retry-after": str(STOP_RETRY_SECONDS)},
-    )
 
 
 def client_of(request: Request) -> str:
