@@ -59,6 +59,7 @@ export function reachable() {
 
 let askForToken = null; // set by the page: async (reason) => token or null
 let asking = null;
+let declined = false; // then nothing asks again by itself
 
 export function onTokenNeeded(ask) {
   askForToken = ask;
@@ -75,6 +76,11 @@ export function takeTokenFromAddress() {
   history.replaceState(null, "", location.pathname + location.search + (rest && `#${rest}`));
 }
 
+/** Lets the next request that needs a token ask for it, also where it was not given before. */
+export function mayAskForToken() {
+  declined = false;
+}
+
 export function hasToken() {
   return sessionStorage.getItem(TOKEN_KEY) !== null;
 }
@@ -82,8 +88,10 @@ export function hasToken() {
 async function newToken(refused) {
   const current = sessionStorage.getItem(TOKEN_KEY);
   if (current !== null && current !== refused) return current; // another request has asked meanwhile
+  if (declined) return null;
   asking ??= askForToken(refused !== null).finally(() => { asking = null; });
   const token = await asking;
+  declined = token === null;
   if (token !== null) sessionStorage.setItem(TOKEN_KEY, token);
   return token;
 }
@@ -119,7 +127,8 @@ async function asError(response) {
     // a proxy's answer, or a body that broke off: the status says enough
   }
   const after = Number(response.headers.get("Retry-After"));
-  const message = typeof error.message === "string" && error.message ? asSentence(error.message) : sentenceFor(response.status);
+  const said = response.status !== 401 && typeof error.message === "string" && error.message; // 401: of headers, for programs
+  const message = said ? asSentence(error.message) : sentenceFor(response.status);
   return new ApiError(response.status, message, error.param ?? null, after > 0 ? after : null);
 }
 
@@ -129,7 +138,7 @@ function asSentence(message) {
 }
 
 function sentenceFor(status) {
-  if (status === 401 || status === 403) return "The server needs a token.";
+  if (status === 401 || status === 403) return "This server needs a token.";
   if (status === 404) return "The server does not have this any more.";
   if (status === 413) return "This is larger than the server accepts.";
   if (status === 429) return "The server is busy.";
@@ -173,18 +182,29 @@ export async function isReady() {
 
 // ---- images: their addresses are signed where a token is needed, and expire
 
-/** Shows an image of a job in an <img>; with a new address if the one that is known has expired. */
+/** Shows an image of a job in an <img>; once more, by its newest address, if it cannot be loaded. */
 export function setImage(img, jobId, image) {
   img.onerror = async () => {
     img.onerror = null;
-    const job = await getJson(`v1/jobs/${encodeURIComponent(jobId)}`).catch(() => null);
-    const url = job?.images.find(({ index }) => index === image.index)?.url;
-    if (url && url !== image.url) {
-      image.url = url;
-      img.src = url;
-    }
+    const url = await newestUrl(jobId, image.index);
+    if (!url) return;
+    image.url = url;
+    if (img.isConnected) img.src = url;
   };
   img.src = image.url;
+}
+
+/** Returns where an image is by now, as soon as the server can be reached; undefined if there is none. */
+async function newestUrl(jobId, index) {
+  for (;;) {
+    try {
+      const job = await getJson(`v1/jobs/${encodeURIComponent(jobId)}`);
+      return job.images.find((image) => image.index === index)?.url;
+    } catch (error) {
+      if (!(error instanceof ConnectionError)) return undefined;
+      await reachable();
+    }
+  }
 }
 
 /** Returns an image as a blob. */

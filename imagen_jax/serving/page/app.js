@@ -1,7 +1,7 @@
 // The page: brings its parts together.
 
 import {
-  ConnectionError, connection, getJson, isReady, onTokenNeeded, postFile, postJob, reachable, takeTokenFromAddress,
+  ConnectionError, connection, getJson, isReady, mayAskForToken, onTokenNeeded, postFile, postJob, reachable, takeTokenFromAddress,
 } from "./api.js";
 import { $, announce, el, show, toast } from "./dom.js";
 import * as form from "./form.js";
@@ -9,6 +9,7 @@ import * as gallery from "./gallery.js";
 import * as jobs from "./jobs.js";
 import * as viewer from "./viewer.js";
 
+let description = null; // of the cascade
 let attempt = null; // the submission under way: {stopped, wake}
 
 // ---- submission
@@ -17,6 +18,7 @@ async function submit() {
   if (attempt) return;
   const request = form.read();
   if (!request) return;
+  mayAskForToken();
   attempt = { stopped: false, wake: () => {} };
   $("generate").setAttribute("aria-busy", "true");
   // the same key with every try: the server accepts the job once
@@ -24,6 +26,7 @@ async function submit() {
   try {
     const job = await trySubmitting(body);
     if (job) {
+      if (!description) loadCascade(); // the token was given just now
       form.clearMessage();
       jobs.follow(job);
       if (matchMedia("(max-width: 60rem)").matches) $("jobs").scrollIntoView({ behavior: "smooth", block: "start" });
@@ -82,10 +85,9 @@ async function waitForRoom(error, agreed) {
 const stopped = () => new Promise((resolve) => { attempt.wake = resolve; });
 
 function stop() {
-  if (!attempt) return false;
+  if (!attempt) return;
   attempt.stopped = true;
   attempt.wake();
-  return true;
 }
 
 function stopButton() {
@@ -112,7 +114,10 @@ function reuse(job, index) {
 
 async function reuseFile(file) {
   if (!file) return;
+  mayAskForToken();
   try {
+    const most = description?.limits.max_upload_bytes ?? Infinity;
+    if (file.size > most) throw new Error(`This file is larger than ${Math.floor(most / 2 ** 20)} MiB: give a PNG that was made here.`);
     const made = await postFile(file);
     form.fill({ ...made, count: 1 });
     $("prompt").focus();
@@ -147,7 +152,7 @@ function setUpFiles() {
   });
 }
 
-// ---- token, connection, keys
+// ---- token, connection
 
 function askForToken(refused) {
   const dialog = $("token-dialog");
@@ -181,15 +186,6 @@ async function watchReadiness() {
   if (!ready) setTimeout(watchReadiness, 2000);
 }
 
-function setUpKeys() {
-  addEventListener("keydown", (event) => {
-    if (event.key !== "Escape" || event.isComposing || event.defaultPrevented) return;
-    if (document.querySelector("dialog[open]")) return; // which closes
-    if (event.target.type === "search" && event.target.value) return; // which is emptied
-    if (!stop()) jobs.cancelFirst();
-  });
-}
-
 // ---- start
 
 async function start() {
@@ -199,15 +195,8 @@ async function start() {
   viewer.setUpViewer({ reuse });
   setUpFiles();
   setUpConnection();
-  setUpKeys();
   watchReadiness();
-  const cascade = await untilAnswered("v1/cascade");
-  if (cascade) {
-    $("cascade-name").textContent = cascade.name;
-    form.setCascade(cascade);
-    viewer.setCascade(cascade);
-    gallery.setExamples(cascade.examples);
-  }
+  await loadCascade();
   const open = (job, index) => viewer.open(job, job.images.find((image) => image.index === index));
   await jobs.setUpJobs({ ended: gallery.historyChanged, open, reuse });
   await gallery.setUpGallery({
@@ -216,14 +205,20 @@ async function start() {
   });
 }
 
-async function untilAnswered(path) {
-  for (;;) {
+/** Fits the page to the cascade; where that needs a token that is not given, once it is. */
+async function loadCascade() {
+  while (!description) {
     try {
-      return await getJson(path);
+      description = await getJson("v1/cascade");
+      $("cascade-name").textContent = description.name;
+      form.setCascade(description);
+      viewer.setCascade(description);
+      gallery.setExamples(description.examples);
     } catch (error) {
       if (!(error instanceof ConnectionError)) {
-        form.message(error.message, { error: true });
-        return null;
+        const again = el("button", { type: "button", onclick: () => location.reload() }, "Try again");
+        form.message(error.message, { error: true, buttons: [again] });
+        return;
       }
       await reachable();
     }

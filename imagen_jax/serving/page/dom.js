@@ -35,12 +35,23 @@ export function show(node, visible) {
 
 /** Says something to screen readers. */
 export function announce(text) {
-  $("announcer").textContent = text;
+  $("announcer").textContent = "";
+  toTop($("announcer"));
+  setTimeout(() => { $("announcer").textContent = text; }, 50); // the same text again is said again
+}
+
+/** Puts a node where it is seen and read: an open dialog hides what is outside of it. */
+function toTop(node) {
+  const parent = [...document.querySelectorAll("dialog[open]")].at(-1) ?? document.body;
+  if (node.parentElement === parent) return;
+  parent.append(node);
+  if (parent !== document.body) parent.addEventListener("close", () => document.body.append(node), { once: true });
 }
 
 /** Shows a short message that leaves by itself; errors stay longer. */
 export function toast(text, { error = false } = {}) {
   const node = el("p", { className: error ? "toast error" : "toast" }, text);
+  toTop($("toasts"));
   $("toasts").append(node);
   setTimeout(() => node.remove(), error ? 9000 : 3000);
 }

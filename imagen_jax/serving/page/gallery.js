@@ -1,6 +1,6 @@
 // The history: pages of jobs, newest first, with a search; the tiles of their images, and which are selected.
 
-import { ConnectionError, getJson, reachable, setImage } from "./api.js";
+import { connection, getJson, setImage } from "./api.js";
 import { $, announce, dateTime, el, icon, plural, show, toast } from "./dom.js";
 import { anyFollowed, hasEnded, isFollowed, onCardsChanged } from "./jobs.js";
 
@@ -34,7 +34,8 @@ export async function setUpGallery(given) {
   new IntersectionObserver((entries) => { if (entries.some((one) => one.isIntersecting)) more(); }, { rootMargin: "400px" })
     .observe($("more"));
   tabs.onmessage = refresh;
-  setInterval(() => { if (!document.hidden) refresh(); }, REFRESH_MS);
+  setInterval(() => { if (!document.hidden && !connection.lost) refresh(); }, REFRESH_MS);
+  connection.addEventListener("change", () => { if (!connection.lost) refresh(); });
   document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
   $("selection-compare").onclick = () => handlers.compare([...selected.values()]);
   $("selection-clear").onclick = clearSelection;
@@ -74,13 +75,8 @@ const address = (before) => {
 
 async function refresh() {
   const mine = generation;
-  let page;
-  try {
-    page = await getJson(address(null));
-  } catch (error) {
-    if (error instanceof ConnectionError) reachable().then(refresh);
-    return;
-  }
+  const page = await getJson(address(null)).catch(() => null); // it is asked for again when the server is back
+  if (!page) return;
   if (mine !== generation) return;
   const ids = new Set(page.jobs.map((job) => job.id));
   const oldest = page.jobs.at(-1)?.created ?? -Infinity;

@@ -1,12 +1,16 @@
-// The jobs of this tab: followed by events until they end, shown as cards, continued after a reload or a lost connection.
+// The jobs of this browser: each tab follows them by events until they end and shows them as cards, also after a reload,
+// in a tab that is opened later, and after the connection was lost.
 
 import { ApiError, ConnectionError, cancelJob, getJson, jobEvents, reachable, setImage } from "./api.js";
 import { $, announce, duration, el, icon, plural, seedButton, toast } from "./dom.js";
 
-const JOBS_KEY = "imagen-jobs";
+const JOBS_KEY = "imagen-jobs"; // of this tab: its cards
+const ACTIVE_KEY = "imagen-active"; // of all tabs: jobs that have not ended
 const POLL_MS = 3000; // jobs that wait behind the one whose events are read: browsers allow few connections
+const MAX_PAUSE = 5; // seconds, however long the server asks for when it stops: it may be back sooner
 const ENDED = ["done", "canceled", "failed"];
 
+const put = new Set(); // ids of cards that were put away
 const cards = new Map(); // id → {job, card, previews, parts}, in the order of submission
 const handlers = { ended: () => {}, open: () => {}, reuse: () => {} };
 let cardsChanged = () => {};
@@ -14,34 +18,51 @@ let streamed = null; // {id, abort} of the job whose events are read
 
 export const hasEnded = (job) => ENDED.includes(job.status);
 
-/** Continues what this tab followed before a reload. Handlers: ended(job), open(job, index), reuse(job, index). */
+/** Continues what was followed before a reload, or in other tabs. Handlers: ended(job), open(job, index), reuse(job, index). */
 export async function setUpJobs(given) {
   Object.assign(handlers, given);
   setInterval(pollWaiting, POLL_MS);
   addEventListener("pagehide", () => streamed?.abort.abort());
   addEventListener("pageshow", (event) => { if (event.persisted) stream(); });
-  let ids = [];
+  addEventListener("storage", (event) => { if (event.key === ACTIVE_KEY) resumeAll(activeIds()); });
+  await resumeAll([...new Set([...readIds(sessionStorage, JOBS_KEY), ...activeIds()])]);
+}
+
+const activeIds = () => readIds(localStorage, ACTIVE_KEY);
+
+function readIds(storage, key) {
   try {
-    ids = JSON.parse(sessionStorage.getItem(JOBS_KEY)) ?? [];
+    const ids = JSON.parse(storage.getItem(key));
+    return Array.isArray(ids) ? ids : [];
   } catch {
-    // written by something else: nothing to continue
+    return []; // written by something else: nothing to continue
   }
+}
+
+function setActive(id, active) {
+  const others = activeIds().filter((other) => other !== id);
+  localStorage.setItem(ACTIVE_KEY, JSON.stringify(active ? [...others, id] : others));
+}
+
+async function resumeAll(ids) {
   for (const id of ids) await resume(id);
   stream();
 }
 
 async function resume(id) {
-  for (;;) {
+  while (!cards.has(id) && !put.has(id)) {
     try {
-      addCard(await getJson(`v1/jobs/${encodeURIComponent(id)}`));
-      return;
+      const job = await getJson(`v1/jobs/${encodeURIComponent(id)}`);
+      if (hasEnded(job)) setActive(id, false);
+      if (!cards.has(id)) addCard(job);
     } catch (error) {
-      if (error instanceof ConnectionError) await reachable();
-      else if (error instanceof ApiError && error.status === 404) return;
-      else {
-        toast(error.message, { error: true });
-        return;
+      if (error instanceof ConnectionError) {
+        await reachable();
+        continue;
       }
+      if (error.status === 404) setActive(id, false);
+      else toast(error.message, { error: true });
+      return;
     }
   }
 }
@@ -49,7 +70,8 @@ async function resume(id) {
 /** Follows a job that was just accepted; cards of older ones that have ended make room. */
 export function follow(job) {
   for (const [id, entry] of cards) if (hasEnded(entry.job)) dismiss(id);
-  addCard(job);
+  if (!hasEnded(job)) setActive(job.id, true);
+  if (!cards.has(job.id)) addCard(job);
   announce(`Accepted. ${statusText({ job })}`);
   stream();
 }
@@ -64,16 +86,10 @@ export function onCardsChanged(action) {
 
 /** Takes an ended job's card away. */
 export function dismiss(id) {
+  put.add(id);
   cards.get(id)?.card.remove();
   cards.delete(id);
   remember();
-}
-
-/** Cancels the first of this tab's jobs that has not ended. Returns whether there was one. */
-export function cancelFirst() {
-  const entry = [...cards.values()].find(({ job }) => !hasEnded(job));
-  if (entry) cancel(entry);
-  return Boolean(entry);
 }
 
 function remember() {
@@ -105,7 +121,7 @@ async function recover(entry, error) {
   else if (error instanceof ApiError && error.status === 404) {
     update(entry, { ...entry.job, status: "failed", error: "The server does not know this job any more." });
   } else {
-    await pause((error.retryAfter ?? 3) * 1000);
+    await pause(Math.min(error.retryAfter ?? 3, MAX_PAUSE) * 1000);
   }
 }
 
@@ -171,7 +187,10 @@ function update(entry, job, { quiet = false } = {}) {
   for (const image of job.images) cell(entry, image);
   say(entry, ended);
   setTitle();
-  if (ended) handlers.ended(job);
+  if (ended) {
+    setActive(job.id, false);
+    handlers.ended(job);
+  }
 }
 
 function setButtons(entry, node) {

@@ -14,7 +14,8 @@ export function setUpViewer(given) {
   Object.assign(handlers, given);
   for (const dialog of document.querySelectorAll("dialog")) {
     dialog.addEventListener("click", (event) => {
-      if (event.target === dialog || event.target.closest("[data-close]")) dialog.close();
+      if (event.target.closest("[data-close]")) dialog.close();
+      else if (event.target === dialog && isOutside(event, dialog)) dialog.close();
     });
   }
   $("viewer-previous").onclick = () => step(-1);
@@ -27,6 +28,12 @@ export function setUpViewer(given) {
   $("viewer-reuse").onclick = () => { $("viewer").close(); handlers.reuse(current.job, current.image?.index ?? 0); };
   $("viewer-select").onclick = toggleSelected;
   $("viewer-delete").onclick = remove;
+}
+
+/** Returns whether a click was beside a dialog: on its backdrop, not on the space around what it has. */
+function isOutside({ clientX: x, clientY: y }, dialog) {
+  const { left, right, top, bottom } = dialog.getBoundingClientRect();
+  return x < left || x > right || y < top || y > bottom;
 }
 
 export function setCascade(description) {
