@@ -126,7 +126,9 @@ class Recorder:
 
     def __init__(self, pipeline: ImagenPipeline, request: SampleRequest, stages: Mapping[str, Any]) -> None:
         self._request, self._stages = request, [stages[key] for key in sorted(stages, key=int)]
-        self._batch_size = pipeline.padded_batch(len(request.texts.prompts), request.batch_size)
+        # an isolated image is the same in the smallest batch
+        count = 1 if request.isolated else len(request.texts.prompts)
+        self._batch_size = pipeline.padded_batch(count, request.batch_size)
         self._devices = _describe_devices(pipeline)
 
     def texts(self, first: int, row: int, shape: Sequence[int]) -> dict[str, str]:
@@ -154,7 +156,7 @@ class Recorder:
                 {**stage, "sampling": {key: _to_json(value) for key, value in stage["sampling"].items()}}
                 for stage in self._stages
             ],
-            "batch": {"size": self._batch_size, "row": row},
+            "batch": {"size": self._batch_size, "row": 0 if request.isolated else row},
             "devices": self._devices,
             "software": f"{_VERSION}, jax {jax.__version__}",
         }

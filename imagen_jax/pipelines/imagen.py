@@ -6,10 +6,12 @@ the mesh. Images stay on the devices, in float, from stage to stage.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import importlib
 import logging
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,10 +46,12 @@ from imagen_jax.pipelines.request import (
 from imagen_jax.pipelines.sizes import base_size, check_size
 from imagen_jax.pipelines.texts import as_prompts, encode_batch, make_texts, required
 from imagen_jax.stages.sampling import SAMPLING_MESH
+from imagen_jax.stages.stage import Stage
 from imagen_jax.stages.stage_sampler import StageRequest, StageSampler, stage_keys
 from imagen_jax.stages.text import PromptEncoder
 from imagen_jax.text.encoder import TextCondition
 
+_MAX_SAMPLERS = 64  # with other settings, that are kept
 _SKIPPED_SIZE = 2  # sizes of small batches are powers of two but this one: few programs, little padding
 
 logger = logging.getLogger(__name__)
@@ -97,7 +101,8 @@ class ImagenPipeline:
         self._samplers = [StageSampler(trained.stage, self.mesh) for trained in self.stages]
         self._by_mesh: dict[Mesh, ImagenPipeline] = {}  # this pipeline on other devices
         # samplers with other settings, by stage and settings; shared by all pipelines made from this one
-        self._cache: dict[tuple[int, SamplingConfig], StageSampler] = {}
+        self._cache: collections.OrderedDict[tuple[int, SamplingConfig], StageSampler] = collections.OrderedDict()
+        self._cache_lock = threading.Lock()
 
     @classmethod
     def from_pretrained(
@@ -291,14 +296,22 @@ class ImagenPipeline:
         stages, samplers = [], []
         for index, (trained, changes) in enumerate(zip(self.stages, by_stage, strict=True)):
             stage = trained.stage.with_sampling(changes)
-            key = (index, stage.config.sampling)
-            if key not in self._cache:
-                unchanged = key[1] == trained.stage.config.sampling
-                self._cache[key] = self._samplers[index] if unchanged else StageSampler(stage, self.mesh)
+            unchanged = stage.config.sampling == trained.stage.config.sampling
             stages.append(dataclasses.replace(trained, stage=stage))
-            samplers.append(self._cache[key])
+            samplers.append(self._samplers[index] if unchanged else self._cached_sampler(index, stage))
         other.stages, other._samplers = tuple(stages), samplers
         return other
+
+    def _cached_sampler(self, index: int, stage: Stage) -> StageSampler:
+        """Returns the sampler of a stage with its settings; those used last are kept."""
+        key = (index, stage.config.sampling)
+        with self._cache_lock:
+            if key not in self._cache:
+                self._cache[key] = StageSampler(stage, self.mesh)
+            self._cache.move_to_end(key)
+            while len(self._cache) > _MAX_SAMPLERS:
+                self._cache.popitem(last=False)
+            return self._cache[key]
 
     def _on(self, mesh: Mesh) -> ImagenPipeline:
         """Returns this pipeline on other devices; weights are copied once for each mesh."""
@@ -384,7 +397,9 @@ class ImagenPipeline:
 
     def _sample_batch(self, request: SampleRequest, batch: slice, size: int, tell: Callback) -> list[jax.Array]:
         """Returns the images of every stage for a batch padded to `size`, integers on the devices."""
-        texts, null_texts = encode_batch(request.texts, self._encoders, self.stages, batch, size, self.mesh)
+        texts, null_texts = encode_batch(
+            request.texts, self._encoders, self.stages, batch, size, self.mesh, request.isolated
+        )
         seeds, indices = zip(*(request.noise(batch.start + row) for row in range(size)), strict=True)
         image_size = base_size([trained.stage.config for trained in self.stages], request.size)
         images: list[jax.Array] = []
@@ -398,8 +413,9 @@ class ImagenPipeline:
                 low_res,
                 None if scales is None else pad_batch(np.asarray(scales[index, batch], np.float32), size, 1),
                 image_size if index == 0 else None,
+                isolated=request.isolated,
             )
-            for walk in sampler.walk(trained.params, stage_request):
+            for walk in sampler.walk(trained.params, stage_request, request.steps_per_call):
                 count = batch.stop - batch.start
                 tell(SamplingProgress(index, walk.step, walk.steps, batch.start, count, walk.state.x_hat))
             low_res = sampler.finish(walk.state)

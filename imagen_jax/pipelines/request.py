@@ -13,6 +13,7 @@ from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import Size, to_uint
 from imagen_jax.parallel import multihost
 from imagen_jax.pipelines.texts import Texts
+from imagen_jax.stages.stage_sampler import STEPS_PER_CALL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,9 @@ class SampleRequest:
         first_index: the index of the first sample; the noise of a sample is a function of its seed and index.
         only: the position of the one image that is wanted; None for all. The others fill its batch: it is sampled as
             an image was before, in a batch of the same size, and so equal to the bit.
+        isolated: whether each image is computed by itself, and so equal to the bit in any batch, see `StageRequest`;
+            slower where devices need batches to be busy.
+        steps_per_call: steps between two calls of a callback; images do not depend on it.
     """
 
     texts: Texts
@@ -38,6 +42,8 @@ class SampleRequest:
     size: Size | None = None
     first_index: int = 0
     only: int | None = None
+    isolated: bool = False
+    steps_per_call: int = STEPS_PER_CALL
 
     @property
     def positions(self) -> Sequence[int]:

@@ -132,6 +132,7 @@ def encode_batch(
     batch: slice,
     size: int,
     mesh: Mesh,
+    isolated: bool = False,
 ) -> tuple[list[TextCondition], list[TextCondition]]:
     """Returns the text and the null text of a batch for each stage, [size, L, D]; each encoder encodes them once.
 
@@ -142,6 +143,7 @@ def encode_batch(
         batch: which of the images.
         size: of the batch, with padding.
         mesh: the devices.
+        isolated: whether each text is encoded by itself, see `SampleRequest`.
 
     Raises:
         ConfigError: an encoder is needed, and there is none.
@@ -152,13 +154,21 @@ def encode_batch(
             return [_place(text, batch, size, mesh) for text in embeds]
         assert prompts is not None
         padded = pad_batch(list(prompts[batch]), size, "")
-        encode = functools.cache(lambda encoder: encoder(padded))
+        encode = functools.cache(lambda encoder: _encode_each(encoder, padded) if isolated else encoder(padded))
         return [encode(required(encoder)) for encoder in encoders]
 
     if texts.has_negative:
         return encoded(texts.prompts, texts.embeds), encoded(texts.negative_prompts, texts.negative_embeds)
     null = [_null_text(trained, encoder) for trained, encoder in zip(stages, encoders, strict=True)]
     return encoded(texts.prompts, texts.embeds), [repeat_text(text, size, mesh) for text in null]
+
+
+def _encode_each(encoder: PromptEncoder, prompts: Sequence[str]) -> TextCondition:
+    """Returns prompts encoded in batches of one for each device, each prompt once."""
+    rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+    text = encoder.on_host(list(rows), 1)
+    each = TextCondition(*(array[[rows[prompt] for prompt in prompts]] for array in text))
+    return _place(each, slice(None), len(prompts), encoder.mesh)
 
 
 def required(encoder: PromptEncoder | None) -> PromptEncoder:

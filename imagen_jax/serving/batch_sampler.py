@@ -1,15 +1,25 @@
-"""Samples batches of the images of jobs, in few sizes, and measures how long they take."""
+"""Samples batches of the images of jobs, in few sizes, and measures how long they take.
+
+An image must not depend on what shares its batch. XLA's programs for a whole batch do not have this property on CPUs:
+what an image is rounded to depends on the size of the batch, and on its place in it. There, images are isolated: each
+device computes those of a batch one after the other, by operations that are the same for every size and place, so that
+sizes can be mixed. On accelerators batches are computed together, all in one size, if a trial before the first job
+shows that the place in a batch makes no difference to the bit; else they are isolated, too.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from imagen_jax.errors import ConfigError
+from imagen_jax.parallel.batching import padded_size
 from imagen_jax.parallel.mesh import num_batch_shards
 from imagen_jax.pipelines.image_record import Recorder
 from imagen_jax.pipelines.imagen import ImagenPipeline
@@ -19,6 +29,9 @@ from imagen_jax.serving.plans import JobPlan, Program, batch_request, default_re
 
 _SMOOTHING = 0.2  # share of a new measurement in the running mean
 _GUESS_SECONDS = 1.0  # for an image, until one was sampled
+_MAX_MANIFESTS = 64
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,23 +60,38 @@ class BatchSampler:
 
     Args:
         pipeline: the cascade.
-        sizes: of batches.
+        sizes: of batches; the largest alone is used unless images are isolated.
+        isolated: whether images are; None to decide as said above.
+
+    Attributes:
+        isolated: whether images are.
 
     Raises:
         ConfigError: a size is not positive.
     """
 
-    def __init__(self, pipeline: ImagenPipeline, sizes: Sequence[int]) -> None:
+    def __init__(self, pipeline: ImagenPipeline, sizes: Sequence[int], isolated: bool | None = None) -> None:
         if not sizes or min(sizes) < 1:
             raise ConfigError(f"batch sizes are {list(sizes)}: give one or more sizes of at least 1")
         shards = num_batch_shards(pipeline.mesh)
-        self.sizes = sorted({-(-size // shards) * shards for size in sizes})
+        self.isolated = pipeline.mesh.devices.flat[0].platform == "cpu" if isolated is None else isolated
+        self._all_sizes = sorted({padded_size(size, shards) for size in sizes})
         self.seconds = 0.0  # spent in all
         self.batches = 0
         self.rows = 0  # of all batches, with padding
         self._pipeline = pipeline
         self._default = make_plan(pipeline, default_request(len(pipeline.stages)))
         self._seconds_per_cost: float | None = None
+        self._manifests: dict[Any, dict[str, Any]] = {}
+
+    @property
+    def sizes(self) -> list[int]:
+        """The sizes that are used, in ascending order."""
+        return self._all_sizes if self.isolated else self._all_sizes[-1:]
+
+    def is_default(self, program: Program) -> bool:
+        """Returns whether a program is compiled before the first job."""
+        return dataclasses.replace(program, negative=False) == self._default.program
 
     def cost(self, plan: JobPlan) -> float:
         """Returns the cost of an image, in images of the cascade's own settings."""
@@ -77,17 +105,37 @@ class BatchSampler:
         """Returns how many of the images that wait for a program to take: the largest size that they fill, or all."""
         area = math.prod(program.size) / math.prod(self._pipeline.image_size)
         # images that are larger than the cascade's own are fewer at once, as memory is limited
-        allowed = [size for size in self.sizes if size * area <= max(self.sizes)] or self.sizes[:1]
+        allowed = [size for size in self.sizes if size * area <= self.sizes[-1]] or self.sizes[:1]
         filled = [size for size in allowed if size <= available]
         return max(filled) if filled else min(available, allowed[0])
 
     def warm_up(self, is_wanted: Callable[[], bool]) -> None:
         """Compiles the programs of the cascade's own settings in all sizes; ends early if it is not wanted any more."""
+        if not self.isolated and is_wanted() and not self._places_agree():
+            logger.warning("images of a batch of %d depend on their places in it: they are isolated", self.sizes[-1])
+            self.isolated = True
         for size in self.sizes:
             for _ in range(2):  # the second time measures
                 if is_wanted():
                     self._seconds_per_cost = None
                     self.sample([(self._default, 0)] * size, lambda progress: progress.sampling.preview())
+
+    def _places_agree(self) -> bool:
+        """Returns whether images of a batch are equal to the bit when their places are others."""
+        size = self.sizes[-1]
+        request = dataclasses.replace(self._default.request, seeds=list(range(size)))
+        plan = dataclasses.replace(self._default, request=request)
+        samples = []
+        for shift in (0, 1, size // 2):
+            order = np.roll(np.arange(size), shift)
+            x_hats: dict[int, np.ndarray] = {}
+
+            def keep(progress: BatchProgress, x_hats: dict[int, np.ndarray] = x_hats) -> None:
+                x_hats[progress.sampling.stage] = np.asarray(progress.sampling.x_hat)
+
+            self.sample([(plan, int(index)) for index in order], keep)
+            samples.append([x_hat[np.argsort(order)] for x_hat in x_hats.values()])
+        return all(np.array_equal(*pair) for other in samples[1:] for pair in zip(samples[0], other, strict=True))
 
     def sample(
         self, rows: Sequence[tuple[JobPlan, int]], callback: Callable[[BatchProgress], object]
@@ -99,19 +147,28 @@ class BatchSampler:
             callback: called every few steps; an exception that it raises ends the walk.
         """
         size = min(size for size in self.sizes if size >= len(rows))
-        plan, request, start = rows[0][0], batch_request(rows, size), time.monotonic()
+        plan, request, start = rows[0][0], batch_request(rows, size, self.isolated), time.monotonic()
         before = np.cumsum([0.0, *plan.stage_costs]) / sum(plan.stage_costs)
 
         def tell(progress: SamplingProgress) -> None:
             share = before[progress.stage + 1] - before[progress.stage]
             callback(BatchProgress(float(before[progress.stage] + share * progress.step / progress.steps), progress))
 
-        recorder = Recorder(plan.pipeline, request, stages_manifest(plan.pipeline.stages))
+        recorder = Recorder(plan.pipeline, request, self._manifest(plan))
         ((_, stages),) = plan.pipeline.iter_batches(request, callback=tell)
         self._measure(time.monotonic() - start, size, len(rows) * self.cost(plan))
         return [
             SampledImage(stages[-1][row], recorder.texts(0, row, stages[-1][row].shape)) for row in range(len(rows))
         ]
+
+    def _manifest(self, plan: JobPlan) -> dict[str, Any]:
+        """Returns which stages a plan samples from and how, see `stages_manifest`; that of the last plans is kept."""
+        settings = plan.program.settings
+        if settings not in self._manifests:
+            if len(self._manifests) >= _MAX_MANIFESTS:
+                self._manifests.clear()
+            self._manifests[settings] = stages_manifest(plan.pipeline.stages)
+        return self._manifests[settings]
 
     def _measure(self, seconds: float, size: int, cost: float) -> None:
         self.seconds += seconds

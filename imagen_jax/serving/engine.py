@@ -26,12 +26,13 @@ from imagen_jax.images.grid import save_png
 from imagen_jax.io.claims import ClaimedError, claim
 from imagen_jax.io.paths import bucket_path
 from imagen_jax.pipelines.imagen import ImagenPipeline
+from imagen_jax.pipelines.request import SamplingProgress
 from imagen_jax.serving.batch_sampler import BatchProgress, BatchSampler, SampledImage
 from imagen_jax.serving.compilations import CompilationCounter
 from imagen_jax.serving.fair_queue import FairQueue, QueuedJob
 from imagen_jax.serving.job_events import EventHub, Subscription
 from imagen_jax.serving.jobs import Event, Job, JobImage, JobRequest, QueueFullError, Status, StorageError
-from imagen_jax.serving.plans import JobPlan, make_plan
+from imagen_jax.serving.plans import STEPS_PER_CALL, JobPlan, make_plan
 from imagen_jax.serving.previews import png_base64
 from imagen_jax.serving.store import Store, image_name
 
@@ -39,6 +40,7 @@ _ID_BYTES = 12  # 16 characters
 _NAME = re.compile(r"([A-Za-z0-9_-]{16})-([0-9]{1,6})\.png")
 _STOP_RETRY_SECONDS = 30.0
 _DISK_PAUSE_SECONDS = (0.5, 30.0)  # between attempts to write, from the first to the longest
+_PREVIEWS = 8  # of each stage, at most about so many
 _JOIN_SECONDS = 10.0  # for the worker to notice that it is to stop, after the time it was given
 
 logger = logging.getLogger(__name__)
@@ -115,7 +117,7 @@ class Engine:
         self._warm_up = warm_up
         self._hub = EventHub()
         self._compilations = CompilationCounter()
-        self._warm_compilations = 0
+        self._warm_compilations = self._unexpected_compilations = 0
         self._changed = threading.Condition(threading.RLock())
         self._submitting = threading.Lock()
         self._queue, self._active = FairQueue(), dict[str, _ActiveJob]()
@@ -334,7 +336,9 @@ class Engine:
         - `jobs`: in the database, by status.
         - `images`: kept by this process; `batches`, `rows`: sampled, with padding; `failed_batches`.
         - `seconds`: the devices were busy; `seconds_per_image`: of the cascade's own settings, as measured last.
-        - `compilations`: programs compiled in all; `compilations_after_warm_up`: of them after it.
+        - `compilations`: programs that the worker has compiled, or loaded from the compilation cache;
+          `compilations_on_demand`: of them after the warm-up, for other settings or sizes than the cascade's own;
+          `compilations_unexpected`: for its own, which the warm-up should have compiled.
         - `subscriptions`: open; `dropped_previews`: that slow ones lost.
         """
         with self._changed:
@@ -348,7 +352,8 @@ class Engine:
                 "running_jobs": len(running),
                 "running_images": sum(active.sampling for active in running),
             }
-        warm = self._warm_compilations if self._is_ready else self._compilations.count
+        compilations, unexpected = self._compilations.count, self._unexpected_compilations
+        warm = self._warm_compilations if self._is_ready else compilations
         return numbers | {
             "jobs": self._store.count(),
             "images": self._images,
@@ -357,8 +362,9 @@ class Engine:
             "failed_batches": self._failed_batches,
             "seconds": self._sampler.seconds,
             "seconds_per_image": self._sampler.seconds_for(1.0),
-            "compilations": self._compilations.count,
-            "compilations_after_warm_up": self._compilations.count - warm,
+            "compilations": compilations,
+            "compilations_on_demand": compilations - warm - unexpected,
+            "compilations_unexpected": unexpected,
             "subscriptions": self._hub.count(),
             "dropped_previews": self._hub.dropped_previews,
         }
@@ -382,7 +388,6 @@ class Engine:
             batch = self._queue.take(self._sampler.choose_size)
             for job, _ in batch:
                 self._active[job.id].sampling += 1
-        self._until_written(lambda: self._store.start({job.id for job, _ in batch}), [job.id for job, _ in batch])
         self._publish_positions()
         return batch
 
@@ -407,7 +412,9 @@ class Engine:
             batch = [(job, index) for job, index in batch if job.id in self._active]
         if not batch:
             return
+        compilations = self._compilations.count
         try:
+            self._until_written(lambda: self._store.start(jobs), list(jobs))
             images = self._sampler.sample(rows, lambda progress: self._on_progress(batch, progress))
             self._keep(batch, images)
         except _StopSampling:
@@ -418,6 +425,8 @@ class Engine:
         except Exception as error:
             self._on_failure(batch, error)
         finally:
+            if self._sampler.is_default(rows[0][0].program):
+                self._unexpected_compilations += self._compilations.count - compilations
             with self._changed:
                 for job_id in jobs:
                     if job_id in self._active:
@@ -437,14 +446,14 @@ class Engine:
             for job_id, members in rows.items():
                 self._active[job_id].progress = self._job_progress(job_id, progress, len(members), rest)
         followed = rows.keys() & self._hub.followed()
-        if not followed:
-            return
-        previews = progress.sampling.preview()
+        previews = progress.sampling.preview() if followed and _is_shown(progress.sampling) else None
         for job_id in followed:
             where = self.progress(job_id)
             if where is None:
                 continue
             self._hub.publish(job_id, Event("step", where))
+            if previews is None:
+                continue
             images = [{"index": index, "png": png_base64(previews[row])} for row, index in rows[job_id]]
             self._hub.publish(
                 job_id, Event("preview", {"stage": where["stage"], "step": where["step"], "images": images})
@@ -549,6 +558,12 @@ class Engine:
             self._until_written(lambda: self._end(job_id, "failed", error), [job_id])
 
 
+def _is_shown(sampling: SamplingProgress) -> bool:
+    """Returns whether there is a preview of this step: of about eight in each stage, and of its last one."""
+    every = max(STEPS_PER_CALL, sampling.steps // _PREVIEWS)
+    return sampling.step == sampling.steps or sampling.step // every > (sampling.step - STEPS_PER_CALL) // every
+
+
 def default_batch_sizes(pipeline: ImagenPipeline) -> tuple[int, ...]:
     """Returns how many images are sampled at once."""
-    return (1,)
+    return (1, 4, 16) if pipeline.mesh.devices.flat[0].platform == "cpu" else (8,)

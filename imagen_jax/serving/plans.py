@@ -16,6 +16,8 @@ from imagen_jax.pipelines.texts import Texts
 from imagen_jax.serving.jobs import JobRequest
 from imagen_jax.stages.sampling import is_guided
 
+STEPS_PER_CALL = 2  # after which a batch can be ended, and tells where it is
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -87,12 +89,13 @@ def default_request(stages: int) -> JobRequest:
     return JobRequest([""], None, 1, [0], [{} for _ in range(stages)])
 
 
-def batch_request(rows: Sequence[tuple[JobPlan, int]], size: int) -> SampleRequest:
+def batch_request(rows: Sequence[tuple[JobPlan, int]], size: int, isolated: bool) -> SampleRequest:
     """Returns the request that samples images of jobs as one batch.
 
     Args:
         rows: plan of the job and index of the image, of each; plans have the same program.
         size: of the batch; rows are repeated to fill it.
+        isolated: whether each image is computed by itself, see `SampleRequest`.
     """
     rows = [*rows, *[rows[0]] * (size - len(rows))]
     program = rows[0][0].program
@@ -103,4 +106,6 @@ def batch_request(rows: Sequence[tuple[JobPlan, int]], size: int) -> SampleReque
         batch_size=size,
         guidance_scale=np.array([plan.scales for plan, _ in rows], np.float32).T,
         size=None if program.size == rows[0][0].pipeline.image_size else program.size,
+        isolated=isolated,
+        steps_per_call=STEPS_PER_CALL,
     )

@@ -63,6 +63,8 @@ class StageRequest:
         size: (height, width) of the images, by default those of the config, or of `low_res` scaled.
         times: [steps + 1], in place of those of the settings.
         z: [B, H, W, C] at the first time, in place of standard Gaussian noise.
+        isolated: whether each device computes its images one after the other, each by the same operations: an image is
+            then equal to the bit in any batch. In one batch together, its rounding depends on its place.
     """
 
     text: TextCondition
@@ -73,6 +75,7 @@ class StageRequest:
     size: Size | None = None
     times: np.ndarray | None = None
     z: jax.Array | None = None
+    isolated: bool = False
 
 
 @jax.jit
@@ -147,6 +150,20 @@ def make_request(
     )
 
 
+class _Variant(NamedTuple):
+    """What the programs of a stage are compiled for besides its settings.
+
+    Attributes:
+        guided: whether there is guidance.
+        isolated: see `StageRequest`.
+        size: (height, width) of the images; for each, programs are kept or forgotten by themselves.
+    """
+
+    guided: bool
+    isolated: bool
+    size: Size
+
+
 class _Programs(NamedTuple):
     """The compiled parts of a walk: its start, and steps of it."""
 
@@ -154,18 +171,22 @@ class _Programs(NamedTuple):
     advance: jax.stages.Wrapped
 
 
-def _compile_programs(stage: Stage, settings: SamplingConfig, mesh: Mesh, guided: bool) -> _Programs:
+def _compile_programs(stage: Stage, settings: SamplingConfig, mesh: Mesh, variant: _Variant) -> _Programs:
     stage = stage.with_mesh(mesh)
     sampler, images = make_sampler(settings, stage.schedule), batch_sharding(mesh, IMAGE)
+    of_batch = functools.partial(_one_by_one if variant.isolated else _together, num_batch_shards(mesh))
 
     def start(keys: jax.Array, low_res: jax.Array | None, z: jax.Array | None, level: jax.Array, size: Size) -> Any:
-        start_keys, step_keys, aug_keys = split_keys(keys)
-        condition = {} if low_res is None else low_res_condition(stage, low_res, level, aug_keys)
-        if z is None:
-            z = samplers.gaussian_noise(start_keys, 0, (*size, stage.config.channels))
+        def start_images(keys: jax.Array, low_res: jax.Array | None, z: jax.Array | None) -> Any:
+            start_keys, step_keys, aug_keys = split_keys(keys)
+            condition = {} if low_res is None else low_res_condition(stage, low_res, level, aug_keys)
+            if z is None:
+                z = samplers.gaussian_noise(start_keys, 0, (*size, stage.config.channels))
+            return samplers.start_walk(z), condition, step_keys
+
+        state, condition, step_keys = of_batch(start_images, keys, low_res, z)
         # both arrays: the first steps take over their memory
-        state = jax.lax.with_sharding_constraint(samplers.start_walk(z), images)
-        return state, condition, step_keys
+        return jax.lax.with_sharding_constraint(state, images), condition, step_keys
 
     def advance(
         params: Any, state: SamplerState, conditions: Conditions, numbers: StepInputs, span: jax.Array
@@ -173,8 +194,12 @@ def _compile_programs(stage: Stage, settings: SamplingConfig, mesh: Mesh, guided
         first, last, steps = span
         params = replicate_conv_kernels(params, mesh)
         ends = jnp.stack([numbers["t"][0], numbers["s"][steps - 1]])
-        denoise = make_denoise_fn(stage, settings, guided, params, conditions, ends, steps)
-        return samplers.walk(sampler, denoise, state, numbers, conditions.keys, span=(first, last)), last
+
+        def advance_images(state: SamplerState, conditions: Conditions) -> SamplerState:
+            denoise = make_denoise_fn(stage, settings, variant.guided, params, conditions, ends, steps)
+            return samplers.walk(sampler, denoise, state, numbers, conditions.keys, span=(first, last))
+
+        return of_batch(advance_images, state, conditions), last
 
     options = runtime.compiler_options(mesh)
     state: Any = SamplerState(images, images)  # type: ignore[arg-type]  # shardings in the place of arrays
@@ -184,19 +209,37 @@ def _compile_programs(stage: Stage, settings: SamplingConfig, mesh: Mesh, guided
     )
 
 
+def _together(shards: int, function: Any, *batch: Any) -> Any:
+    """Returns a function of a batch."""
+    return function(*batch)
+
+
+def _one_by_one(shards: int, function: Any, *batch: Any) -> Any:
+    """Returns a function of a batch, computed in parts that have one example of each of the mesh's batch shards."""
+
+    def split(array: jax.Array) -> jax.Array:
+        return array.reshape(shards, -1, *array.shape[1:]).swapaxes(0, 1)
+
+    def join(array: jax.Array) -> jax.Array:
+        return array.swapaxes(0, 1).reshape(-1, *array.shape[2:])
+
+    parts = jax.tree.map(split, batch)
+    return jax.tree.map(join, jax.lax.map(lambda part: function(*part), parts))
+
+
 _programs: collections.OrderedDict[Any, _Programs] = collections.OrderedDict()
 _programs_lock = threading.Lock()
 
 
-def _get_programs(stage: Stage, mesh: Mesh, guided: bool) -> _Programs:
+def _get_programs(stage: Stage, mesh: Mesh, variant: _Variant) -> _Programs:
     """Returns the programs of a stage with its settings, shared with every equal stage of this process."""
     settings = stage.config.sampling.model_copy(update=_DYNAMIC)
     config = to_json(stage.config)
     described = json.dumps({name: config[name] for name in ("image_size", "low_res_size", "channels", "diffusion")})
-    key = (stage.network, stage.schedule.name, described, stage.text_width, settings, mesh, guided)
+    key = (stage.network, stage.schedule.name, described, stage.text_width, settings, mesh, variant)
     with _programs_lock:
         if key not in _programs:
-            _programs[key] = _compile_programs(stage, settings, mesh, guided)
+            _programs[key] = _compile_programs(stage, settings, mesh, variant)
         _programs.move_to_end(key)
         while len(_programs) > _MAX_PROGRAMS:
             _programs.popitem(last=False)
@@ -232,6 +275,7 @@ class StageSampler:
         check_rows(stage.config, mesh.shape["spatial"])
         self._stage, self._mesh, self._settings = stage, mesh, stage.config.sampling
         self._sampler = make_sampler(self._settings, stage.schedule)
+        self._own_programs: dict[_Variant, _Programs] = {}
 
     @functools.cached_property
     def _times(self) -> np.ndarray:
@@ -269,10 +313,10 @@ class StageSampler:
         scales = request.guidance_scale
         if scales is None:
             scales = np.full(batch, self._settings.guidance_scale, np.float32)
-        programs = _get_programs(self._stage, self._mesh, is_guided(self._settings, scales))
         size = self._stage.image_shape[:2] if request.size is None else request.size
         if request.low_res is not None:
             size = enlarged_size(self._stage, request.low_res)
+        programs = self._get_programs(_Variant(is_guided(self._settings, scales), request.isolated, size))
         level = np.float32(self._settings.aug_level)
         state, condition, keys = programs.start(request.keys, request.low_res, request.z, level, size=size)
         scale = shard_host_batch({"scale": np.asarray(scales, np.float32)}, VECTOR, self._mesh)["scale"]
@@ -287,6 +331,15 @@ class StageSampler:
                 pending.block_until_ready()
             pending = done
             yield StageWalk(last, steps, state)
+
+    def _get_programs(self, variant: _Variant) -> _Programs:
+        """Returns the programs; those for the stage's own size are kept as long as this sampler is."""
+        if variant in self._own_programs:
+            return self._own_programs[variant]
+        programs = _get_programs(self._stage, self._mesh, variant)
+        if variant.size == self._stage.image_shape[:2]:
+            self._own_programs[variant] = programs
+        return programs
 
     def finish(self, state: SamplerState) -> jax.Array:
         """Returns the images of a state, float32 [B, H, W, C] in [-1, 1], on the device."""
