@@ -14,8 +14,8 @@ from tests.helpers.reader.blocks import docstring_commands, read_blocks
 from tests.helpers.reader.desk import IMAGES, write_shard_folders
 from tests.helpers.reader.reader import Reader, start_worker
 
-# The Python page is run by test_examples.py.
-OTHERS = ("docs/python_api.md", "docs/buckets.md")
+# The Python page is run by test_examples.py, that of the server by tests/serving/test_http.py.
+OTHERS = ("docs/python_api.md", "docs/buckets.md", "docs/serving.md")
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "launch").glob("*.md")]
 DOCUMENTS = {str(path.relative_to(ROOT)): blocks for path in sorted(PAGES) if (blocks := read_blocks(path.read_text()))}
 DEMO = (

@@ -5,8 +5,12 @@ import io
 import json
 import random
 import re
+import shlex
+import shutil
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 from contextlib import ExitStack
@@ -17,9 +21,15 @@ import openai
 import pytest
 from PIL import Image
 
+from imagen_jax.cli import serve as serve_command
+from imagen_jax.cli.flags import CommandFlags
 from imagen_jax.images import png
 from imagen_jax.pipelines.image_record import parse_record
 from imagen_jax.serving.http_limits import HttpLimits
+from imagen_jax.serving.serve import ServeSettings, check_access
+from tests.helpers.configs import ROOT
+from tests.helpers.reader.blocks import read_blocks
+from tests.helpers.reader.shell import split_commands
 from tests.helpers.servers import read_events, serve
 
 TOKEN, OTHER_TOKEN = "first-token-of-the-tests", "second-token-of-the-tests"
@@ -665,6 +675,31 @@ def test_examples_of_the_document_work(client, document):
     for name, path in {"JobBody": "/v1/jobs", "GenerationBody": "/v1/images/generations"}.items():
         for example in document["components"]["schemas"][name]["examples"]:
             assert client.post(path, json=example).status_code in (200, 202)
+
+
+def test_page_of_the_documents_works(server, tmp_path, monkeypatch):
+    """Each command of docs/serving.md runs: curl and Python ask this server, and servers of their own only parse."""
+    monkeypatch.chdir(tmp_path)
+    asked = 0
+    for block in read_blocks((ROOT / "docs/serving.md").read_text()):
+        code = block.code.replace("http://127.0.0.1:8000", server.url).replace('api_key="none"', f'api_key="{TOKEN}"')
+        if block.language == "python":
+            own = code.replace("httpx.Client(", f"httpx.Client(headers={bearer(TOKEN)}, timeout=120, ")
+            exec(compile(own, "docs/serving.md", "exec"), {})
+            asked += 1
+        for command in split_commands(code) if block.is_shell else ():
+            if command.startswith("imagen serve"):
+                args = CommandFlags(serve_command)
+                args.parse(shlex.split(command)[2:])
+                assert args.stage_folders()
+                check_access(args.host, ServeSettings("shapes", tokens=serve_command._tokens(args)))
+            elif command.startswith("curl") and shutil.which("curl"):
+                own = command.replace("curl", f"curl --fail -H 'Authorization: Bearer {TOKEN}'", 1)
+                subprocess.run(["bash", "-c", own], check=True, capture_output=True)
+                asked += 1
+            elif command.startswith("python"):
+                subprocess.run(["bash", "-c", command.replace("python", sys.executable, 1)], check=True)
+    assert asked >= 2
 
 
 def test_description_has_every_route(server, document):
