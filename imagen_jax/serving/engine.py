@@ -24,7 +24,7 @@ from typing import Any
 from imagen_jax.errors import ConfigError, is_out_of_space
 from imagen_jax.images.grid import save_png
 from imagen_jax.io.claims import ClaimedError, claim
-from imagen_jax.io.paths import bucket_path
+from imagen_jax.io.paths import as_path, bucket_path
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.pipelines.request import SamplingProgress
 from imagen_jax.serving.batch_sampler import BatchProgress, BatchSampler, SampledImage
@@ -109,7 +109,7 @@ class Engine:
         limits: QueueLimits | None = None,
         warm_up: bool = True,
     ) -> None:
-        self._out = Path(out)
+        self._out = as_path(out)
         self._limits = QueueLimits() if limits is None else limits
         pipeline.set_progress_bar_config(disable=True)
         self._pipeline = pipeline
