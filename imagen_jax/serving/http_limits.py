@@ -12,6 +12,7 @@ class HttpLimits:
     Attributes:
         body_bytes: of a JSON body, however it is sent.
         upload_bytes: of a PNG whose settings are read.
+        all_bodies_bytes: of all bodies that are there at once.
         header_bytes: of a request line with its headers.
         header_seconds: for a request line and its headers to arrive, from the first byte or the connection on.
         body_seconds: for a body to arrive.
@@ -32,6 +33,7 @@ class HttpLimits:
 
     body_bytes: int = 2**20
     upload_bytes: int = 2**25
+    all_bodies_bytes: int = 2**28
     header_bytes: int = 2**14
     header_seconds: float = 10
     body_seconds: float = 60

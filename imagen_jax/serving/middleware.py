@@ -206,55 +206,70 @@ class BodyReader:
 
     def __init__(self, app: ASGIApp, limits: HttpLimits) -> None:
         self._app, self._limits = app, limits
+        self._held = 0  # bytes of all bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request."""
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in BODIES:
             return await self._app(scope, receive, send)
+        body = bytearray()
         try:
-            body = await self._read(scope, receive)
-            if body is None:  # the client has left
-                return
-            self._check(scope, body)
+            self._check_type(scope)
+            if not await self._read(scope, receive, body):
+                return  # the client has left
+            if BODIES[scope["path"]] == _JSON:
+                json_body.parse(bytes(body))
+            await self._app(scope, _replay(bytes(body), receive), send)
         except HttpError as error:
-            return await error.response()(scope, receive, send)
-        is_read = False
+            await error.response()(scope, receive, send)
+        finally:
+            self._held -= len(body)
 
-        async def replay() -> Message:
-            nonlocal is_read
-            if is_read:
-                return await receive()  # waits until the client leaves
-            is_read = True
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        await self._app(scope, replay, send)
-
-    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
-        """Returns the body; None if the client leaves before its end. Raises HttpError if it is too large."""
-        limit = self._limits.upload_bytes if BODIES[scope["path"]] == _PNG else self._limits.body_bytes
-        length = Headers(scope=scope).get("content-length", "0")
-        too_large = HttpError(413, f"the body is larger than {limit:,} bytes: send a smaller one", code="too_large")
-        if length.isdecimal() and (len(length) > 15 or int(length) > limit):
-            raise too_large
-        parts, size = [], 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > limit:
-                raise too_large
-            if not message.get("more_body", False):
-                return b"".join(parts)
-
-    def _check(self, scope: Scope, body: bytes) -> None:
-        """Raises HttpError for a body of the wrong type, or JSON that cannot be used."""
+    def _check_type(self, scope: Scope) -> None:
+        """Raises HttpError for a body of another type than the address takes."""
         kind = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
         expected = BODIES[scope["path"]]
         # a page of another site can send other types without asking the browser first
         if kind != expected:
             given = f"the body is of type {printable(kind)[:80]!r}" if kind else "the request has no Content-Type"
             raise HttpError(415, f"{given}: send {expected} with this header")
-        if expected == _JSON:
-            json_body.parse(body)
+
+    async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> bool:
+        """Reads into `body`; returns whether the client has sent all of it.
+
+        Raises:
+            HttpError: it is too large, or there are too many bodies at once.
+        """
+        limit = self._limits.upload_bytes if BODIES[scope["path"]] == _PNG else self._limits.body_bytes
+        length = Headers(scope=scope).get("content-length", "0")
+        too_large = HttpError(413, f"the body is larger than {limit:,} bytes: send a smaller one", code="too_large")
+        if length.isdecimal() and (len(length) > 15 or int(length) > limit):
+            raise too_large
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return False
+            part = message.get("body", b"")
+            body += part
+            self._held += len(part)
+            if len(body) > limit:
+                raise too_large
+            if self._held > self._limits.all_bodies_bytes:
+                text = "the server has too many bodies of requests at once: try again in some seconds"
+                raise HttpError(503, text, code="too_many_bodies", headers={"retry-after": "5"})
+            if not message.get("more_body", False):
+                return True
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Returns what receives a body that was read, and then that the client leaves."""
+    is_read = False
+
+    async def replay() -> Message:
+        nonlocal is_read
+        if is_read:
+            return await receive()
+        is_read = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay

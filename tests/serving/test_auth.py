@@ -82,6 +82,6 @@ def test_sites():
     assert is_same_site("http://a.example:8000", "A.example:8000", [])
     assert is_same_site("https://b.example", "a.example", ["https://b.example"])
     assert is_same_site("https://b.example", "a.example", ["*"])
-    for origin in ("https://b.example", "null", "", "[", "http://a.example:80", "https://b.example.evil.example"):
+    for origin in ("https://c.example", "null", "", "[", "http://a.example:80", "https://b.example.evil.example"):
         assert not is_same_site(origin, "a.example:8000", ["https://b.example"])
     assert not is_same_site("null", "", [])
