@@ -1,0 +1,389 @@
+"""The page in chromium, as people use it."""
+
+import io
+import re
+import signal
+
+import httpx
+import pytest
+from PIL import Image
+
+from tests.helpers.servers import serve
+from tests.page.conftest import AXE, PHONE, WIDE
+
+expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: run make page").expect
+
+LONG = {"num_inference_steps": 1000}
+JOB = "article.job"
+
+
+@pytest.fixture(autouse=True)
+def no_jobs_left(request):
+    """Cancels what a test has left running, so that the next one need not wait for it."""
+    yield
+    if "server" not in request.fixturenames:
+        return
+    url = request.getfixturevalue("server").url
+    for job in httpx.get(f"{url}/v1/history").json()["jobs"]:
+        if job["status"] in ("queued", "running"):
+            httpx.delete(f"{url}/v1/jobs/{job['id']}")
+
+
+def draw(tab, prompt, long=False, **fields):
+    """Types a prompt and draws; `fields` has other fields by their ids. Returns the card of the job."""
+    if long:
+        if tab.locator("#settings").get_attribute("open") is None:
+            tab.locator("#settings > summary").click()
+        tab.fill("#s0-num_inference_steps", str(LONG["num_inference_steps"]))
+    for name, value in fields.items():
+        tab.fill(f"#{name}", str(value))
+    tab.fill("#prompt", prompt)
+    tab.press("#prompt", "Enter")
+    card = tab.locator(JOB, has_text=prompt.split("\n")[0])
+    card.wait_for()
+    return card
+
+
+def watched(card):
+    """Returns a card of a job that takes long, once there is a preview of it."""
+    expect(card).to_have_attribute("data-status", "running")
+    expect(card.locator(".job-images img").first).to_have_attribute("src", _starts_with("data:image/png;base64,"))
+    return card
+
+
+def _starts_with(text):
+    return re.compile("^" + re.escape(text))
+
+
+def drop(tab, name, data, kind="image/png"):
+    """Drops a file on the page."""
+    transfer = tab.evaluate_handle(
+        """([name, bytes, type]) => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([new Uint8Array(bytes)], name, { type }));
+            return transfer;
+        }""",
+        [name, list(data), kind],
+    )
+    for event in ("dragenter", "dragover", "drop"):
+        tab.dispatch_event("main", event, {"dataTransfer": transfer})
+
+
+def png_of(server, job, index=0):
+    return httpx.get(server.url + job["images"][index]["url"]).content
+
+
+def loaded(image):
+    """Asserts that an image of the page has its pixels."""
+    image.wait_for()
+    assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") == 64
+
+
+def history_prompts(tab):
+    return tab.locator("#gallery .caption").all_inner_texts()
+
+
+def test_draws_with_previews_and_shows_the_seed(tab):
+    card = watched(draw(tab, "a green triangle", long=True))
+    expect(card.locator("progress")).to_have_attribute("value", _starts_with("0."))
+    expect(card.locator(".job-state")).to_have_text(_starts_with("Stage 1 of 2, step "))
+    expect(card.locator(".job-left")).to_have_text(_starts_with("about "))
+    card.get_by_role("button", name="Cancel").click()
+    tab.get_by_role("button", name="Back to defaults").click()
+    card = draw(tab, "a green cross", count=2)
+    expect(card).to_have_attribute("data-status", "done")
+    expect(card.locator(".job-state")).to_have_text(_starts_with("2 images in "))
+    for image in card.locator("img").all():
+        loaded(image)
+    expect(card.get_by_role("button", name="Copy seed")).to_have_count(2)
+    assert history_prompts(tab)[:2] == ["a green cross"] * 2
+    assert tab.title() == "Imagen"
+
+
+def test_cancel(tab, server):
+    card = watched(draw(tab, "a gray ring", long=True))
+    card.get_by_role("button", name="Cancel").click()
+    expect(card).to_have_attribute("data-status", "canceled")
+    expect(tab.locator("#gallery .tile").first).to_contain_text("Canceled")
+    assert httpx.get(f"{server.url}/v1/history").json()["jobs"][0]["status"] == "canceled"
+
+
+def test_reload_in_mid_job(tab):
+    watched(draw(tab, "an orange square", long=True, seed=5))
+    tab.reload()
+    card = watched(tab.locator(JOB, has_text="an orange square"))
+    assert tab.input_value("#prompt") == "an orange square"
+    assert tab.input_value("#seed") == "5"
+    card.get_by_role("button", name="Cancel").click()
+    expect(card).to_have_attribute("data-status", "canceled")
+
+
+def test_two_tabs_show_the_same_job(client):
+    first = client.open()
+    second = client.open()
+    watched(draw(first, "a purple ring", long=True))
+    third = client.open()
+    for tab in (second, third):
+        watched(tab.locator(JOB, has_text="a purple ring"))
+    third.locator(JOB).get_by_role("button", name="Cancel").click()
+    for tab in (first, second, third):
+        expect(tab.locator(JOB)).to_have_attribute("data-status", "canceled")
+
+
+@pytest.mark.parametrize("way", ["dropped", "chosen"])
+def test_a_png_brings_its_settings_back(tab, server, made, way):
+    data = png_of(server, made[1])
+    if way == "dropped":
+        drop(tab, "image.png", data)
+    else:
+        tab.set_input_files("#file", {"name": "image.png", "mimeType": "image/png", "buffer": data})
+    expect(tab.locator("#prompt")).to_have_value("two blue squares")
+    expect(tab.locator("#prompt")).to_be_focused()
+    assert tab.input_value("#negative") == "a ring"
+    assert tab.input_value("#seed") == str(2**64 - 3)
+    assert tab.input_value("#s0-num_inference_steps") == "4"
+    expect(tab.locator("#settings-changed")).to_have_text("1 changed")
+    expect(tab.locator("#drop")).to_be_hidden()
+    # the same settings give the same pixels
+    tab.press("#prompt", "Enter")
+    card = tab.locator(JOB)
+    expect(card).to_have_attribute("data-status", "done")
+    url = card.locator("img").get_attribute("src")
+    assert pixels(httpx.get(server.url + url).content) == pixels(data)
+
+
+def pixels(data):
+    return Image.open(io.BytesIO(data)).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("photo.jpg", b"\xff\xd8\xff\xe0\0\x10JFIF\0" * 9), ("empty.png", b""), ("cut.png", b"\x89PNG\r\n\x1a\n\0\0\0")],
+)
+def test_a_foreign_file_gets_one_sentence(client, name, data):
+    client.expect_failed_requests("status of 400")
+    tab = client.open()
+    tab.fill("#prompt", "kept")
+    drop(tab, name, data, "")
+    message = tab.locator("#form-message")
+    expect(message).to_be_visible()
+    text = message.inner_text()
+    assert text.startswith(f"“{name}”: ")
+    assert text.endswith(".")
+    assert "\n" not in text
+    assert tab.input_value("#prompt") == "kept"
+
+
+def test_html_in_a_prompt_is_text(tab):
+    prompt = "<img src=x onerror=alert(1)><b>a red</b> circle"
+    card = draw(tab, prompt)
+    expect(card).to_have_attribute("data-status", "done")
+    assert card.locator(".prompt").inner_text() == prompt
+    card.locator(".picture").click()
+    assert tab.locator("#viewer-prompt").inner_text() == prompt
+    assert tab.locator("b").count() == 0
+    tab.keyboard.press("Escape")
+    tab.locator("#gallery .tile .picture").first.click()
+    assert tab.locator("#viewer-prompt").inner_text() == prompt
+
+
+def test_keyboard_only(tab, made):
+    tab.keyboard.press("Tab")
+    expect(tab.locator(".skip")).to_be_focused()
+    order = []
+    for _ in range(9):
+        tab.keyboard.press("Tab")
+        order.append(tab.evaluate("document.activeElement.id || document.activeElement.tagName.toLowerCase()"))
+    expected = ["a", "prompt", "negative", "count", "seed", "seed-random", "summary", "generate", "from-file"]
+    assert order == expected
+    for _ in range(7):
+        tab.keyboard.press("Shift+Tab")
+    tab.keyboard.type("a red ring")
+    tab.keyboard.press("Enter")
+    card = tab.locator(JOB)
+    expect(card).to_have_attribute("data-status", "done")
+    expect(tab.locator("#announcer")).to_contain_text("Done: 1 image")
+    card.locator(".picture").focus()
+    tab.keyboard.press("Enter")
+    expect(tab.locator("#viewer-prompt")).to_be_focused()
+    tab.keyboard.press("ArrowRight")
+    expect(tab.locator("#viewer-prompt")).not_to_have_text("a red ring")
+    tab.keyboard.press("ArrowLeft")
+    expect(tab.locator("#viewer-prompt")).to_have_text("a red ring")
+    tab.keyboard.press("Escape")
+    expect(card.locator(".picture")).to_be_focused()
+
+
+def test_copies_the_seed(tab, made):
+    tab.locator("#gallery .picture[title^='two blue squares']").first.click()
+    viewer = tab.locator("#viewer")
+    viewer.get_by_role("button", name="Copy seed").click()
+    expect(viewer.get_by_role("status").filter(has_text="Seed copied")).to_be_visible()
+    assert tab.evaluate("navigator.clipboard.readText()") == str(2**64 - 3)
+
+
+def test_compares_two(tab, made):
+    for prompt in ("two blue squares", "a red circle"):
+        tile = tab.locator("#gallery .tile", has=tab.locator(f".picture[title^='{prompt}']")).first
+        tile.hover()
+        tile.get_by_role("checkbox").check(force=True)
+    tab.get_by_role("button", name="Compare", exact=True).click()
+    table = tab.locator("#compare table")
+    for image in table.locator("img").all():
+        loaded(image)
+    rows = {row.locator("th").inner_text(): row.locator("td").all_inner_texts() for row in table.locator("tr").all()}
+    assert rows["Prompt"] == ["two blue squares", "a red circle"]
+    assert rows["Negative prompt"] == ["a ring", "none"]
+    assert rows["Stage 1: sampling steps"] == ["4", "8"]
+    assert "Stage 1: sampler" not in rows
+    tab.keyboard.press("Escape")
+    expect(tab.locator("#compare")).to_be_hidden()
+    tab.get_by_role("button", name="Clear").click()
+    expect(tab.locator("#selection")).to_be_hidden()
+
+
+def test_uses_settings_again_downloads_and_deletes(tab, server):
+    card = draw(tab, "a blue triangle", negative="a circle", seed=2**64 - 1)
+    expect(card).to_have_attribute("data-status", "done")
+    for field in ("prompt", "negative", "seed"):
+        tab.fill(f"#{field}", "")
+    card.locator(".picture").click()
+    with tab.expect_download() as download:
+        tab.locator("#viewer-download").click()
+    assert download.value.suggested_filename == f"imagen_{2**64 - 1}.png"
+    assert download.value.path().read_bytes().startswith(b"\x89PNG")
+    tab.get_by_role("button", name="Use these settings").last.click()
+    assert tab.input_value("#prompt") == "a blue triangle"
+    assert tab.input_value("#negative") == "a circle"
+    assert tab.input_value("#seed") == str(2**64 - 1)
+    card.locator(".picture").click()
+    tab.locator("#viewer-delete").click()
+    tab.locator("#confirm-yes").click()
+    expect(card).to_have_count(0)
+    jobs = httpx.get(f"{server.url}/v1/history", params={"query": "a blue triangle"}).json()["jobs"]
+    assert jobs == []
+
+
+def test_searches_the_history(tab, made):
+    tab.fill("#search", "BLUE squares")
+    expect(tab.locator("#gallery .caption").first).to_have_text("two blue squares")
+    expect(tab.locator("#gallery .caption", has_text="red circle")).to_have_count(0)
+    tab.fill("#search", "no such <b>thing</b>")
+    expect(tab.locator("#no-match")).to_have_text("No prompt has “no such <b>thing</b>” in it.")
+    tab.fill("#search", "")
+    expect(tab.locator("#gallery .caption", has_text="a red circle").first).to_be_visible()
+
+
+def test_history_has_pages(tab, server):
+    for index in range(40):
+        job = httpx.post(f"{server.url}/v1/jobs", json={"prompts": f"page test {index}", "settings": [LONG, {}]}).json()
+        httpx.delete(f"{server.url}/v1/jobs/{job['id']}")
+    tab.fill("#search", "page test")
+    tab.locator("#gallery .caption", has_text="page test 39").wait_for()
+    tab.locator("#gallery .tile").last.scroll_into_view_if_needed()
+    expect(tab.locator("#gallery .tile")).to_have_count(40)
+    expect(tab.locator("#more")).to_be_hidden()
+
+
+def test_a_wrong_value_is_named_at_its_field(client):
+    client.expect_failed_requests("status of 400")
+    tab = client.open()
+    tab.locator("#generate").click()
+    expect(tab.locator("#prompt")).to_be_focused()
+    tab.fill("#prompt", "a red circle")
+    tab.fill("#seed", "-1")
+    tab.locator("#generate").click()
+    expect(tab.locator("#seed")).to_have_attribute("aria-invalid", "true")
+    tab.fill("#seed", "")
+    tab.locator("#settings > summary").click()
+    tab.locator("#stages summary").first.click()
+    tab.fill("#s0-guidance_interval", "0.5, 0.5")
+    tab.locator("#generate").click()
+    expect(tab.locator("#form-message")).to_contain_text("two different numbers")
+    expect(tab.locator("#s0-guidance_interval")).to_be_focused()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [WIDE, PHONE, {"width": 320, "height": 640}], ids=["wide", "phone", "small"])
+def test_fits_and_is_accessible(new_client, server, made, scheme, viewport):
+    is_phone = viewport is not WIDE
+    client = new_client(
+        server.url, viewport, color_scheme=scheme, has_touch=is_phone, is_mobile=is_phone, reduced_motion="reduce"
+    )
+    tab = client.open()
+    tab.locator("#gallery img").first.wait_for()
+    background = tab.evaluate("getComputedStyle(document.body).backgroundColor").removeprefix("rgb(").rstrip(")")
+    assert (max(map(int, background.split(","))) < 64) == (scheme == "dark")
+    check_view(tab)
+    tab.locator("#settings > summary").click()
+    for summary in tab.locator("#stages summary").all():
+        summary.click()
+    tab.fill("#seed", "x")
+    card = draw(tab, "long " * 60 + "w" * 90, seed="", negative="an" + "other" * 40)
+    expect(card).to_have_attribute("data-status", "done")
+    check_view(tab)
+    tab.locator("#gallery .picture").first.click()
+    check_view(tab)
+    tab.locator("#viewer-select").click()
+    tab.locator("#viewer-next").click()
+    tab.locator("#viewer-select").click()
+    tab.locator("#viewer [data-close]").click()
+    check_view(tab)
+    tab.locator("#selection-compare").click()
+    check_view(tab)
+    assert tab.evaluate("document.getAnimations().length") == 0
+
+
+def check_view(tab):
+    """Asserts that nothing is wider than the window, and that axe-core, where it is installed, finds nothing."""
+    assert tab.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    if not AXE.exists():
+        return
+    tab.evaluate(AXE.read_text())
+    result = tab.evaluate("axe.run({ resultTypes: ['violations'] })")
+    assert [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in result["violations"]] == []
+
+
+def test_token_full_queue_and_kill(new_client, tmp_path):
+    token = "a token of many characters"[:26].replace(" ", "-")
+    flags = ("--stages=shapes", f"--token={token}", "--max_queued_jobs=2")
+    with serve(tmp_path, *flags) as server:
+        client = new_client(server.url)
+        for pattern in ("status of 401", "status of 429", "status of 503", "net::ERR_"):
+            client.expect_failed_requests(pattern)
+        tab = client.context.new_page()
+        tab.goto(server.url)
+        tab.get_by_role("button", name="Not now").click()
+        expect(tab.locator("#form-message")).to_contain_text("This server needs a token.")
+        tab.get_by_role("button", name="Try again").click()
+        tab.get_by_label("Token", exact=True).fill("wrong")
+        tab.get_by_role("button", name="Continue").click()
+        expect(tab.locator("#token-error")).to_be_visible()
+        tab.get_by_label("Token", exact=True).fill(token)
+        tab.get_by_role("button", name="Continue").click()
+        tab.locator("#cascade-name", has_text="shapes").wait_for()
+
+        first = watched(draw(tab, "first", long=True, seed=1))
+        draw(tab, "second", long=True)
+        tab.fill("#prompt", "third")
+        tab.press("#prompt", "Enter")
+        message = tab.locator("#form-message")
+        expect(message).to_contain_text("Try again in ")
+        message.get_by_role("button", name="Keep trying for me").click()
+        tab.locator(JOB, has_text="second").get_by_role("button", name="Cancel").click()
+        third = tab.locator(JOB, has_text="third")
+        third.wait_for()
+        third.get_by_role("button", name="Cancel").click()
+
+        tab.get_by_role("button", name="Back to defaults").click()
+        first.get_by_role("button", name="Cancel").click()
+        expect(first).to_have_attribute("data-status", "canceled")
+        card = watched(draw(tab, "in the middle", count=2, **{"s0-num_inference_steps": 400}))
+        server.process.send_signal(signal.SIGKILL)
+        server.process.wait()
+        expect(tab.locator("#banner")).to_have_text("Connection lost. Trying again; your jobs go on.")
+        with serve(tmp_path, *flags, f"--port={server.url.rpartition(':')[2]}"):
+            expect(tab.locator("#banner")).to_be_hidden()
+            expect(card).to_have_attribute("data-status", "done")
+            for image in card.locator("img").all():
+                loaded(image)
