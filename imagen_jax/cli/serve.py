@@ -80,7 +80,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_list(
         "batch_sizes",
         [],
-        "Images to sample at once, such as 1,4,16; batches are filled up to one of them. By default, as the devices need.",
+        "Images to sample at once, such as 1,4,16; batches are filled up to one of them. By default, what is fastest.",
         flag_values=values,
     )
     flags.DEFINE_integer(
@@ -119,6 +119,7 @@ def run(args: CommandFlags) -> None:
         proxies=args.trusted_proxies,
     )
     check_access(args.host, settings)
+    batch_sizes = _batch_sizes(args.batch_sizes)
     out = args.output_folder("runs/serve")
     folders = args.stage_folders(weights=False)
     with bind(args.host, args.port) as bound:  # before anything that takes long
@@ -130,7 +131,7 @@ def run(args: CommandFlags) -> None:
             weights=weights_choices(args, len(folders)),
         )
         limits = QueueLimits(images=args.max_queued_images, jobs=args.max_queued_jobs)
-        engine = Engine(pipeline, out, batch_sizes=_batch_sizes(args.batch_sizes), limits=limits)
+        engine = Engine(pipeline, out, batch_sizes=batch_sizes, limits=limits)
         serve(engine, pipeline, bound, settings)
 
 

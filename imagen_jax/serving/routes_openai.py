@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import time
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Path, Request
@@ -214,20 +215,20 @@ async def _wait(service: Service, job: Job, request: Request, is_kept: bool) -> 
         # after the subscription: nothing is missed between the two
         current = await run_in_threadpool(service.engine.get, job.id)
         job = current or job
-        deadline = service.limits.wait_seconds
+        begun = looked = time.monotonic()
         while job.status not in FINAL:
             event = await events.next(_POLL_SECONDS)
-            if service.closing.is_set():
-                raise stopping_error()
             if event is not None and event.name in FINAL:
                 job = event.data
-            elif event is None:
-                deadline -= _POLL_SECONDS
+            elif service.closing.is_set():
+                raise stopping_error()
+            elif time.monotonic() - looked >= _POLL_SECONDS:
+                looked = time.monotonic()
                 if await request.is_disconnected():
                     if not is_kept:
                         await run_in_threadpool(service.engine.cancel, job.id)
                     raise HttpError(499, "the client has left")
-                if deadline <= 0:
+                if looked - begun >= service.limits.wait_seconds:
                     raise _not_done(job)
     finally:
         events.close()
