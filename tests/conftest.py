@@ -46,6 +46,7 @@ LONGEST = (
     "planning/test_plan.py",
     "training/test_bucket_runs.py",
     "training/test_resume.py",
+    "serving/test_http.py",
     "stages/test_old_stages.py",
     "faults/test_faults.py",
     "training/test_training_from_cache.py",
