@@ -320,7 +320,7 @@ def test_wrong_token_for_openai_client(server):
     "headers",
     [
         {},
-        bearer(""),
+        {"authorization": "Bearer"},
         bearer("wrong"),
         bearer(TOKEN[:-1]),
         bearer(f"{TOKEN}x"),
@@ -447,9 +447,8 @@ def test_large_body_is_refused(client, path):
     refusal(client.post(path, content=parts, headers=kind), 413, code="too_large")
 
 
-@pytest.mark.parametrize("length", [2**40, 10**30])
-def test_promised_body_is_not_awaited(server, length):
-    assert raw(server, head("/v1/jobs", f"Content-Length: {length}")).startswith(b"HTTP/1.1 413")
+def test_promised_body_is_not_awaited(server):
+    assert raw(server, head("/v1/jobs", f"Content-Length: {2**40}")).startswith(b"HTTP/1.1 413")
 
 
 @pytest.mark.parametrize(
@@ -460,6 +459,7 @@ def test_promised_body_is_not_awaited(server, length):
         b"GET /" + b"x" * 2 * LIMITS.header_bytes,
         head("/v1/jobs", "Content-Length: 1", "Content-Length: 2"),
         head("/v1/jobs", "Content-Length: -1"),
+        head("/v1/jobs", f"Content-Length: {10**30}"),
         head("/v1/jobs", "Transfer-Encoding: gzip"),
         head("/v1/jobs", "Transfer-Encoding: chunked") + b"zz\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
@@ -554,7 +554,6 @@ def finish_url(client):
 
 
 NASTY = [
-    "..",
     "%2e%2e",
     "..%2f..%2fjobs.sqlite",
     "....//",
@@ -595,9 +594,10 @@ def test_text_of_users_is_only_text(client, server, text):
 
 def test_streams_are_limited(client, other, server, busy):
     with ExitStack() as stack:
+        streams = []
         for _ in range(LIMITS.streams_per_client):
-            stream = stack.enter_context(client.stream("GET", f"/v1/jobs/{busy}/events"))
-            assert next(stream.iter_lines()).startswith("retry")
+            streams.append(stack.enter_context(client.stream("GET", f"/v1/jobs/{busy}/events")).iter_lines())
+            assert next(streams[-1]).startswith("retry")
         response = client.get(f"/v1/jobs/{busy}/events")
         refusal(response, 429, code="too_many_streams")
         assert int(response.headers["retry-after"]) > 0
@@ -624,16 +624,22 @@ NAMES = [
 ]  # fmt: skip
 
 
+# values that no setting has: other values of some would compile programs
+NO_SETTING = [None, "x", "\x00", [], {}, {"a": 1}, [[]], -(2**70), "inf\n"]
+
+
 def test_random_bodies_never_break_the_server(client, server):
     rng = random.Random(0)
-    settings = [name for name in client.get("/v1/cascade").json()["stages"][0]["settings"]]
+    settings = [setting["name"] for setting in client.get("/v1/cascade").json()["stages"][0]["settings"]]
     statuses = set()
-    for number in range(400):
+    for number in range(250):
         path = rng.choice(["/v1/jobs", "/v1/jobs", "/v1/images/generations"])
         body = {"prompts" if path == "/v1/jobs" else "prompt": PROMPT, "settings": dict(QUICK)}
         for _ in range(rng.choice([1, 1, 2, 3])):
-            if rng.random() < 0.4:
-                body["settings"] = {**QUICK, rng.choice(settings)["name"]: rng.choice(VALUES)}
+            if rng.random() < 0.2:
+                body["settings"] = {"num_inference_steps": rng.choice(VALUES)}
+            elif rng.random() < 0.3:
+                body["settings"] = {**QUICK, rng.choice(settings): rng.choice(NO_SETTING)}
             else:
                 body[rng.choice(NAMES)] = rng.choice(VALUES)
         response = client.post(path, json=body)
