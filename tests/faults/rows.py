@@ -29,6 +29,7 @@ from tests.faults.harness import Result, Training, leftovers, losses, resumed_st
 from tests.faults.in_bucket import kill_in_bucket
 from tests.faults.inputs import killed_embedding, mutated_configs
 from tests.faults.long_runs import blocking_saves, flat_memory, goodput_under_kills
+from tests.faults.serving import killed_server
 from tests.faults.several import killed_member, other_devices, other_processes, stalled_member
 from tests.faults.tiny import SAVE_EVERY, STEPS, get_config
 from tests.helpers.configs import contents, eight_devices, one_device, restored, split_devices
@@ -479,6 +480,7 @@ ROWS = {
     "embed": (killed_embedding, 20),
     "memory": (flat_memory, 10_000),
     "blocking": (blocking_saves, 4),
+    "server": (killed_server, 20),
     "goodput": (goodput_under_kills, 3),
     **{name: (row, 1) for name, row in TESTED.items()},
 }
