@@ -33,7 +33,7 @@ async function submit() {
     }
   } catch (error) {
     form.message(form.inWords(error.message), { error: true });
-    form.pointAtParam(error.param);
+    form.pointAtField(error);
   } finally {
     attempt = null;
     $("generate").removeAttribute("aria-busy");

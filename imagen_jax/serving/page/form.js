@@ -241,18 +241,27 @@ function pointAt(node) {
   node.focus();
 }
 
-/** Points at the field that an error of the server names, such as "settings.0.eta". */
-export function pointAtParam(param) {
+/** Points at the field that an error of the server is about: its param, such as "settings[0].eta", or its message says. */
+export function pointAtField({ param, message: words }) {
   const text = String(param ?? "");
-  const [, stage, name] = /^settings[.[](\d+)\]?\.(\w+)/.exec(text) ?? [];
+  const [, stage, name] = /^settings\[(\d+)\]\.(\w+)/.exec(text) ?? [];
   const simple = { prompts: "prompt", negative_prompt: "negative", seeds: "seed", count: "count", height: "height", width: "width" };
-  const node = name ? $(`s${stage}-${name}`) : $(simple[/^\w+/.exec(text)?.[0]]);
+  const setting = /^sampling\.(\w+)/i.exec(words)?.[1]; // of a stage that it does not name: it is one that was changed
+  const size = /^size /i.test(words) ? "width" : null;
+  const node = $(name ? `s${stage}-${name}` : (simple[/^\w+/.exec(text)?.[0]] ?? size)) ?? changedControl(setting);
   if (node) pointAt(node);
+}
+
+function changedControl(name) {
+  const found = controls.map((stage) => stage.get(name)).filter(Boolean);
+  return (found.find((control) => !same(control.read(), control.setting.default)) ?? found[0])?.node;
 }
 
 /** Returns an error of the server with settings named as they are labeled here. */
 export function inWords(text) {
-  return text.replace(/\b[Ss]ettings\[(\d+)\]\.(\w+)/g, (_, stage, name) => `Stage ${Number(stage) + 1}: ${settingLabel(name).toLowerCase()}`);
+  return text
+    .replace(/\bsettings\[(\d+)\]\.(\w+)/gi, (_, stage, name) => `Stage ${Number(stage) + 1}: ${settingLabel(name).toLowerCase()}`)
+    .replace(/\bsampling\.(\w+)/gi, (_, name) => settingLabel(name));
 }
 
 /** Shows a message below the form, with buttons. Returns the node of its text. */
