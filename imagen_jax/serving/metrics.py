@@ -33,8 +33,15 @@ _COUNTERS = {
     "rows": ("batch_rows", "Images in batches, with those that only fill them up."),
     "failed_batches": ("failed_batches", "Batches that have failed."),
     "seconds": ("sampling_seconds", "Seconds that the devices were busy."),
-    "compilations": ("compilations", "Programs compiled."),
-    "compilations_after_warm_up": ("compilations_after_warm_up", "Of them, those after the server was ready."),
+    "compilations": ("compilations", "Programs compiled, or loaded from the compilation cache."),
+    "compilations_on_demand": (
+        "compilations_on_demand",
+        "Of them, for other settings or sizes than the cascade's own.",
+    ),
+    "compilations_unexpected": (
+        "compilations_unexpected",
+        "Of them, for the cascade's own settings after the server was ready: there should be none.",
+    ),
     "dropped_previews": ("dropped_previews", "Previews that slow clients have missed."),
 }
 
