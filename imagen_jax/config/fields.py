@@ -16,6 +16,7 @@ MAX_SIDE = 8192
 MAX_CHANNELS = 2**16
 MAX_COUNT = 2**40
 MAX_EXAMPLES = 2**63 - 1
+MAX_FLOAT = 3e38  # float32 and bfloat16 hold little more; beyond it a number would be infinite on the device
 
 
 def key(
@@ -107,6 +108,14 @@ class Group(BaseModel):
 
     @field_validator("*")
     @classmethod
+    def _check_overflow(cls, value: Any) -> Any:
+        """Refuses a finite number that float32 does not hold; keys that may be infinite say so themselves."""
+        if is_too_large(value):
+            raise ValueError("expected")
+        return value
+
+    @field_validator("*")
+    @classmethod
     def _check_choice(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuses a value that is not among the field's choices."""
         extra = cls.model_fields[str(info.field_name)].json_schema_extra
@@ -134,6 +143,11 @@ class Group(BaseModel):
         from imagen_jax.config.load import change
 
         return change(self, {**(changes or {}), **more})
+
+
+def is_too_large(value: Any) -> bool:
+    """Returns whether a value is a finite number that float32 does not hold."""
+    return isinstance(value, (int, float)) and MAX_FLOAT < abs(value) < float("inf")
 
 
 def groups_in(annotation: Any) -> list[type[Group]]:

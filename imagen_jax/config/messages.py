@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from imagen_jax.config.fields import Group, groups_in
+from imagen_jax.config.fields import MAX_FLOAT, Group, groups_in, is_too_large
 from imagen_jax.config.migrations import OLD_VALUES, RENAMED
 from imagen_jax.config.schema import MAX_COUNT
 from imagen_jax.errors import ConfigError
@@ -170,7 +170,8 @@ def _wrong_value(key: str, value: Any, field: FieldInfo | None, schema: type[Gro
         return f"{key}.{name} {given}: choose one of {names}"
     if value is MISSING:
         return f"{key} is missing: give {expected(field)}"
-    return f"{key} {shown(value)} is not valid: expected {expected(field)}"
+    limit = f", up to {MAX_FLOAT:g}, as float32 holds" if field.annotation is float and is_too_large(value) else ""
+    return f"{key} {shown(value)} is not valid: expected {expected(field)}{limit}"
 
 
 def expected(field: FieldInfo | None) -> str:

@@ -1,81 +1,21 @@
-"""From the bytes of caption files to captions, in folders as in tar shards.
-
-Text is UTF-8, or UTF-16 or UTF-32 if it begins with their byte order mark. Other encodings cannot be told apart: their
-text is an error, never guessed at or trained on with replacement characters.
-"""
+"""From the text of caption files, or JSON, to captions: in folders as in tar shards."""
 
 from __future__ import annotations
 
-import codecs
+import collections
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+from imagen_jax.data.encodings import FIX, EncodingError, decode_text
 
 CAPTION_FILES = ("lines", "whole")
 
-# UTF-32's mark first: it begins with that of UTF-16
-_MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-    (codecs.BOM_UTF8, "utf-8-sig"),
-)
-# The escape sequences of ISO-2022 (JP, KR, CN), whose bytes are ASCII; no caption has them.
-_ISO_2022 = re.compile(rb"\x1b\$([@AB]|[()*+][A-Z])")
-_MIN_CONTROLS = 3  # a few may be slips in a short caption
-_FIX = "save it as UTF-8, for example by `iconv -f ENCODING -t UTF-8`"
+# what is not text at the ends of a caption: blanks, and the NULs of fields of a fixed length
+_PADDING = "\0" + "".join(filter(str.isspace, map(chr, range(0x3001))))
 # blank lines between others, headings and list items of Markdown, lines that end within a sentence
 _PARAGRAPHS = re.compile(r"\S[ \t]*\n[ \t]*\n\s*\S|^#{1,6} \S|^\s*([-*•]|\d+\.) \S|[,;]\s*\n\s*\S", re.MULTILINE)
-
-
-class EncodingError(ValueError):
-    """Text in another encoding; the message continues a sentence that begins with the file's name."""
-
-
-def decode_text(data: bytes, is_complete: bool = True) -> str:
-    """Returns the text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
-
-    Args:
-        data: the bytes of a file.
-        is_complete: False if they are the beginning of a longer file, which may end within a character.
-
-    Raises:
-        EncodingError: the text is in another encoding.
-    """
-    encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), "utf-8")
-    if encoding == "utf-8" and _lacks_mark(data):
-        raise EncodingError(f"looks like UTF-16 without a byte order mark, about every second byte is 0: {_FIX}")
-    try:
-        text = codecs.getincrementaldecoder(encoding)("strict").decode(data, is_complete)
-    except UnicodeDecodeError as error:
-        line, byte = data.count(b"\n", 0, error.start) + 1, data[error.start : error.start + 1].hex()
-        name = "UTF-8" if encoding.startswith("utf-8") else encoding.upper()
-        raise EncodingError(
-            f"is not {name} text, byte 0x{byte} at position {error.start:,}, line {line:,}: {_FIX}"
-        ) from error
-    if encoding == "utf-8" and _ISO_2022.search(data):
-        raise EncodingError(f"is text in ISO-2022, not UTF-8: {_FIX}")
-    if encoding == "utf-8" and _is_mostly_control(text):
-        raise EncodingError(f"looks like UTF-16 or UTF-32 without a byte order mark, or is not text: {_FIX}")
-    return text
-
-
-def _is_mostly_control(text: str) -> bool:
-    """Returns whether a third of a text, but for NULs at its end, are control characters.
-
-    Of Cyrillic, Greek or Arabic letters in UTF-16, every second byte is one; of UTF-32, three of four are NULs.
-    """
-    counted = text.rstrip("\0")
-    controls = sum(character < " " and not character.isspace() for character in counted)
-    return controls >= _MIN_CONTROLS and 3 * controls >= len(counted)
-
-
-def _lacks_mark(data: bytes) -> bool:
-    """Returns whether many bytes are 0, nearly all of them at even or at odd positions: UTF-16 with Latin letters."""
-    even, odd = data[0::2].count(0), data[1::2].count(0)
-    return len(data) >= 4 and 4 * (even + odd) >= len(data) and min(even, odd) <= 0.1 * max(even, odd)
 
 
 def split_captions(
@@ -89,8 +29,26 @@ def split_captions(
             tokenizer has no token for them and reads them as blanks.
         split_lines: splits a text into lines.
     """
-    captions = [" ".join(text.split())] if caption_files == "whole" else split_lines(text)
-    return tuple(caption.strip() for caption in captions if caption.strip())
+    return clean_captions([" ".join(text.split())] if caption_files == "whole" else split_lines(text))
+
+
+def clean_captions(captions: Iterable[str]) -> tuple[str, ...]:
+    """Returns captions without the blanks and NULs at their ends, and without blank ones.
+
+    Raises:
+        ValueError: one has half of a surrogate pair, as JSON may: texts that are cut within an emoji.
+    """
+    cleaned = (caption.strip(_PADDING) for caption in captions)
+    kept = tuple(caption for caption in cleaned if caption)
+    for caption in kept:
+        try:
+            caption.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"its caption {caption[:100]!r} has half of a surrogate pair, {caption[error.start]!r}, which is not "
+                "text: remove it"
+            ) from error
+    return kept
 
 
 def is_one_text(text: str) -> bool:
@@ -99,27 +57,49 @@ def is_one_text(text: str) -> bool:
 
 
 def json_captions(metadata: Any, keys: tuple[str, ...] = ("captions", "caption")) -> list[str]:
-    """Returns the captions in a JSON object: the value of the first key that it has, a text or a list of texts.
+    """Returns the captions in a JSON object: the first value that is not blank, a text or a list of texts.
 
     Raises:
         ValueError: they are not text, or the metadata are not an object.
     """
     if not isinstance(metadata, dict):
         raise ValueError(f"a {type(metadata).__name__}, expected an object")
-    value = next((metadata[key] for key in keys if key in metadata), None) or []
-    captions = value if isinstance(value, list) else [value]
-    if not all(isinstance(caption, str) for caption in captions):
-        raise ValueError(f"{value!r} as caption, expected text")
-    return captions
+    for value in (metadata.get(key) or [] for key in keys):
+        captions = value if isinstance(value, list) else [value]
+        if not all(isinstance(caption, str) for caption in captions):
+            raise ValueError(f"{value!r} as caption, expected text")
+        if any(caption.strip(_PADDING) for caption in captions):
+            return captions
+    return []
 
 
 def json_columns(metadata: Mapping[str, Any]) -> dict[str, str]:
     """Returns the numbers and strings of a JSON object, as columns."""
-    return {key: str(value) for key, value in metadata.items() if isinstance(value, (str, int, float))}
+    return {key: str(value) for key, value in metadata.items() if isinstance(value, (str, int, float, Repeated))}
+
+
+class Repeated(list[Any]):
+    """The values of a key or column that an object or a row has several times."""
+
+
+def join_repeated(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns keys with their values; all different ones, but for empty ones, of a key that is there several times."""
+    if len(unique := dict(pairs)) == len(pairs):
+        return unique
+    values = collections.defaultdict(list)
+    for key, value in pairs:
+        if value not in values[key]:
+            values[key].append(value)
+    joined = {}
+    for key, different in values.items():
+        filled = [value for value in different if value not in (None, "")] or different
+        flat = [item for value in filled for item in (value if isinstance(value, list) else [value])]
+        joined[key] = filled[0] if len(filled) == 1 else Repeated(flat)
+    return joined
 
 
 def parse_json(data: bytes) -> Any:
-    """Returns the JSON in UTF-8, UTF-16 or UTF-32.
+    """Returns the JSON in UTF-8, UTF-16 or UTF-32; a key that an object has several times has all its values.
 
     Raises:
         EncodingError: it is in another encoding.
@@ -127,7 +107,7 @@ def parse_json(data: bytes) -> Any:
         RecursionError: it is nested too deeply.
     """
     try:
-        return json.loads(data)
+        return json.loads(data, object_pairs_hook=join_repeated)
     except UnicodeDecodeError as error:
         decode_text(data)
-        raise EncodingError(f"is not UTF-8 text: {_FIX}") from error
+        raise EncodingError(f"is not UTF-8 text: {FIX}") from error

@@ -15,7 +15,8 @@ import posixpath
 from collections.abc import Collection, Mapping, Sequence
 from typing import SupportsIndex
 
-from imagen_jax.data.captions import EncodingError, decode_text, json_captions, parse_json, split_captions
+from imagen_jax.data.captions import json_captions, parse_json, split_captions
+from imagen_jax.data.encodings import EncodingError, decode_text
 from imagen_jax.data.left_out import LeftOut
 from imagen_jax.data.record import CorruptRecordError, Record
 from imagen_jax.datasets.caption_files import CaptionFiles, normalized

@@ -7,7 +7,8 @@ import posixpath
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TypeVar
 
-from imagen_jax.data.captions import EncodingError, is_one_text
+from imagen_jax.data.captions import is_one_text
+from imagen_jax.data.encodings import EncodingError
 from imagen_jax.data.left_out import LeftOut
 from imagen_jax.data.record import CorruptRecordError
 from imagen_jax.datasets.caption_files import caseless

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 import posixpath
@@ -17,7 +18,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from imagen_jax.data.captions import EncodingError, decode_text, json_captions, json_columns, parse_json
+from imagen_jax.data.captions import Repeated, clean_captions, join_repeated, json_captions, json_columns, parse_json
+from imagen_jax.data.encodings import EncodingError, decode_text
 from imagen_jax.errors import ConfigError, require
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -77,8 +79,7 @@ def read_rows(data: bytes, path: str, caption_column: str) -> dict[str, Row]:
             others = {column: str(value) for column, value in cells.items() if value is not None}
             others.pop(_FILE_NAME)
             others.pop(caption_column, None)
-            known = rows.get(name, EMPTY_ROW)
-            rows[name] = Row(known.captions + _parse_captions(cells.get(caption_column)), {**known.columns, **others})
+            _add_row(rows, name, _parse_captions(cells.get(caption_column)), others)
             number += 1
     except EncodingError as error:
         raise ConfigError(f"{path} {error}") from error
@@ -91,19 +92,26 @@ def read_rows(data: bytes, path: str, caption_column: str) -> dict[str, Row]:
     return rows
 
 
+def _add_row(rows: dict[str, Row], name: str, captions: tuple[str, ...], columns: Mapping[str, str]) -> None:
+    """Adds a row of an image, whose captions follow those of its other rows."""
+    known = rows.get(name, EMPTY_ROW)
+    rows[name] = Row(known.captions + captions, {**known.columns, **columns})
+
+
 def _kohya_rows(data: bytes, path: str, caption_column: str) -> dict[str, Row]:
     """Returns the rows of a file of sd-scripts: an object for each image, with `caption`, `tags` or both.
 
     The images are named with or without suffix, by absolute paths or relative ones.
     """
-    rows = {}
+    rows: dict[str, Row] = {}
     try:
         tree = parse_json(data)
         if not isinstance(tree, dict):
             raise ValueError(f"it is a {type(tree).__name__}, expected an object for each image")
-        for name, cells in tree.items():
-            captions = json_captions(cells, (caption_column, *_KOHYA_CAPTIONS))
-            rows[_path_in_row(name)] = Row(_parse_captions(captions), json_columns(cells))
+        for name, value in tree.items():
+            for cells in value if isinstance(value, Repeated) else [value]:
+                captions = json_captions(cells, (caption_column, *_KOHYA_CAPTIONS))
+                _add_row(rows, _path_in_row(name), clean_captions(captions), json_columns(cells))
     except EncodingError as error:
         raise ConfigError(f"{path} {error}") from error
     except (ValueError, RecursionError) as error:
@@ -121,7 +129,7 @@ def _json_rows(data: bytes) -> Iterator[Mapping[str, Any]]:
     """Yields the object on each line; empty lines are skipped."""
     for line in _decode_lines(data).split("\n"):  # not splitlines: strings may contain other line separators
         if line.strip():
-            cells = json.loads(line)
+            cells = json.loads(line, object_pairs_hook=join_repeated)
             if not isinstance(cells, dict):
                 raise ValueError(f"{line[:50]!r} is not an object")
             yield cells
@@ -134,20 +142,20 @@ def _csv_rows(data: bytes) -> Iterator[Mapping[str, Any]]:
     text = text[excel.end() :] if excel else text
     delimiter, has_blanks = _csv_format(text.split("\n", 1)[0].rstrip("\r"))
     lines = io.StringIO(text, newline="")
-    reader = csv.DictReader(lines, delimiter=delimiter, skipinitialspace=has_blanks, strict=True)
-    columns = reader.fieldnames or ()
+    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=has_blanks, strict=True)
+    columns = next(reader, [])
     if columns and _FILE_NAME not in columns:
         raise ValueError(
             f"it has no column {_FILE_NAME}, but {', '.join(map(repr, columns))}: name the columns in the first line, "
             f"one of them {_FILE_NAME}"
         )
-    for cells in reader:
-        if None in cells:
+    for cells in filter(None, reader):
+        if len(cells) > len(columns):
             raise ValueError(
                 f"it has more cells than there are columns: put texts with {delimiter!r} in quotes, such as "
                 f'a.jpg{delimiter}"a fox{delimiter} in snow"'
             )
-        yield cells
+        yield join_repeated([*itertools.zip_longest(columns, cells)])
 
 
 def _csv_format(header: str) -> tuple[str, bool]:
@@ -163,7 +171,8 @@ def _parquet_rows(data: bytes) -> Iterator[Mapping[str, Any]]:
     """Yields the rows, read in batches."""
     parquet = require("pyarrow.parquet", "data")
     for batch in parquet.ParquetFile(io.BytesIO(data)).iter_batches():
-        yield from batch.to_pylist()
+        for cells in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            yield join_repeated([*zip(batch.schema.names, cells, strict=True)])
 
 
 def _path_in_row(name: Any) -> str:
@@ -186,4 +195,4 @@ def _parse_captions(cell: Any) -> tuple[str, ...]:
     for text in texts:
         if not isinstance(text, str):
             raise ValueError(f"its caption {text!r} is not a string")
-    return tuple(text.strip() for text in texts if text.strip())
+    return clean_captions(texts)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, SupportsIndex
 import numpy as np
 from tqdm import tqdm
 
+from imagen_jax.data.captions import clean_captions
 from imagen_jax.data.left_out import LeftOut
 from imagen_jax.data.record import CorruptRecordError, Record
 from imagen_jax.datasets import parquet_files
@@ -123,7 +124,7 @@ class ParquetSource:
     def _captions(self, description: dict[str, Any]) -> tuple[str, ...]:
         cell = description["texts"].get(self._columns.caption, [])
         texts = cell if isinstance(cell, list) else [str(cell)]
-        return tuple(text.strip() for text in texts if text and text.strip())
+        return clean_captions(text for text in texts if text)
 
     def _other_columns(self, description: dict[str, Any]) -> dict[str, str]:
         cells = description["texts"].items()

@@ -22,14 +22,28 @@ class RowMatches(NamedTuple):
     """The images of rows.
 
     Attributes:
-        images: path of the image by name in the row.
+        images: path of the image by name in the row; each image once.
         inexact: names in rows that are not the path of their image in another Unicode form.
         missing: names in rows that no image, or more than one, fits.
+        surplus: names in rows whose image another row fits better, or as well before them.
     """
 
     images: dict[str, str]
     inexact: list[str]
     missing: list[str]
+    surplus: list[str]
+
+
+class _Fit(NamedTuple):
+    """An image that fits the name in a row.
+
+    Attributes:
+        image: its path.
+        distance: how many better ways to fit the name have been tried.
+    """
+
+    image: str
+    distance: int
 
 
 class ImageNames:
@@ -54,20 +68,25 @@ class ImageNames:
         names = list(names)
         exact = {name: path for name in names if (path := posixpath.join(folder, name)) in self._files}
         if len(exact) == len(names):
-            return RowMatches(exact, [], [])
-        used = set(exact.values())
-        others = {}
-        for name in names:
-            if name not in exact:
-                similar = self._similar(name, folder)
-                if similar and similar not in used:
-                    others[name] = similar
+            return RowMatches(exact, [], [], [])
+        others = {name: fit for name in names if name not in exact and (fit := self._similar(name, folder))}
         if not exact and not others:
             others = self._match_moved(names, folder)
+        used = set(exact.values())
+        images = dict(exact)
+        for name in sorted(others, key=lambda name: others[name].distance):
+            if others[name].image not in used:
+                images[name] = others[name].image
+                used.add(others[name].image)
         return RowMatches(
-            {**exact, **others},
-            [name for name, path in others.items() if normalized(posixpath.join(folder, name)) != normalized(path)],
+            images,
+            [
+                name
+                for name in others
+                if name in images and normalized(posixpath.join(folder, name)) != normalized(images[name])
+            ],
             [name for name in names if name not in exact and name not in others],
+            [name for name in others if name not in images],
         )
 
     def hint(self, name: str) -> str:
@@ -80,7 +99,7 @@ class ImageNames:
             return f"; {name!r} would fit as {' or '.join(map(repr, sorted(same_stem)[:_MAX_HINTS]))}"
         return f"; the images have names such as {min(self._images)!r}"
 
-    def _match_moved(self, names: list[str], folder: str) -> dict[str, str]:
+    def _match_moved(self, names: list[str], folder: str) -> dict[str, _Fit]:
         """Returns the images of rows none of which fits: below a folder that is not there, or relative to the top.
 
         The same leading folders are dropped from all names: those that they have in common.
@@ -98,18 +117,21 @@ class ImageNames:
                     return matched
         return {}
 
-    def _similar(self, name: str, folder: str) -> str | None:
+    def _similar(self, name: str, folder: str) -> _Fit | None:
         """Returns the one image that fits a name best; None if none does."""
+        distance = 0
         for variant in _variants(name):
             if variant.startswith(("/", "../")):
                 continue
             path = posixpath.join(folder, variant)
             if path in self._images:
-                return path
+                return _Fit(path, distance)
             for form, by_form in self._forms():
+                distance += 1
                 found = by_form.get(form(path), [])
                 if len(found) == 1:
-                    return found[0]
+                    return _Fit(found[0], distance)
+            distance += 1
         return None
 
     def _forms(self) -> list[tuple[Callable[[str], str], Mapping[str, list[str]]]]:

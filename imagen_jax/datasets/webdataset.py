@@ -15,14 +15,8 @@ from typing import Any, SupportsIndex
 import numpy as np
 from tqdm import tqdm
 
-from imagen_jax.data.captions import (
-    EncodingError,
-    decode_text,
-    json_captions,
-    json_columns,
-    parse_json,
-    split_captions,
-)
+from imagen_jax.data.captions import clean_captions, json_captions, json_columns, parse_json, split_captions
+from imagen_jax.data.encodings import EncodingError, decode_text
 from imagen_jax.data.left_out import LeftOut
 from imagen_jax.data.record import CorruptRecordError, Record
 from imagen_jax.datasets import tar, tar_index
@@ -105,27 +99,27 @@ class WebDatasetSource:
     def _read_description(self, shard: str, extents: np.ndarray) -> tuple[tuple[str, ...], dict[str, str]]:
         """Returns (captions, columns) of the example at extents [3, 2] of a shard.
 
-        The captions are those of its text; without a text they are `captions` or `caption` of its metadata. The columns
-        are the numbers and strings of the metadata.
+        The captions are those of its text; without a text, or with a blank one, they are `captions` or `caption` of its
+        metadata. The columns are the numbers and strings of the metadata.
 
         Raises:
             CorruptRecordError: the text is in another encoding, or the metadata are not a JSON object.
         """
         metadata: dict[str, Any] = {}
-        captions: Sequence[str] = ()
+        captions: tuple[str, ...] = ()
         if extents[METADATA, 1]:
             name, data = _read_member(shard, extents[METADATA])
             try:
                 metadata = parse_json(data)
-                captions = json_captions(metadata)
+                captions = clean_captions(json_captions(metadata))
             except EncodingError as error:
                 raise CorruptRecordError(f"{shard}/{name}", str(error)) from error
             except (ValueError, RecursionError) as error:
                 raise CorruptRecordError(f"{shard}/{name}", f"is not valid JSON metadata: {error}") from error
         if extents[TEXT, 1]:
             name, text = _read_text((shard, extents[TEXT]))
-            captions = split_captions(text, self._caption_files, lambda text: text.split("\n"))
-        return tuple(caption.strip() for caption in captions if caption.strip()), json_columns(metadata)
+            captions = split_captions(text, self._caption_files, lambda text: text.split("\n")) or captions
+        return captions, json_columns(metadata)
 
     def __repr__(self) -> str:
         return f"WebDatasetSource({self._place})"

@@ -149,6 +149,16 @@ def test_types_are_strict(key, value):
         base_config(**{key: value})
 
 
+def test_numbers_fit_float32():
+    config = base_config()
+    floats = [key for key, field in keys_of(StageConfig, config.to_dict()) if field.annotation is float]
+    assert len(floats) > 20
+    for key in floats:
+        with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
+            base_config(**{key: 1e300})
+    assert base_config(**{"model.skip_scale": 1e30}).model.skip_scale == 1e30
+
+
 @pytest.mark.parametrize("key", ["seed", "data.seed"])
 def test_seeds_have_64_bits(key):
     assert base_config(**{key: 2**64 - 1}).to_dict()
