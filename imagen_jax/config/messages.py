@@ -21,7 +21,7 @@ MISSING = object()
 def problems(error: ValidationError, tree: Any, schema: type[Group]) -> list[str]:
     """Returns one sentence for each wrong key of a tree, nested dicts, that does not fit a schema."""
     found: dict[str, str] = {}
-    foreign: dict[tuple[str, ...], list[str]] = {}
+    foreign: dict[tuple[tuple[str, ...], type[Group]], list[str]] = {}
     for detail in error.errors(include_url=False):
         cause = detail.get("ctx", {}).get("error")
         if isinstance(cause, ConfigError):  # of `fit`: the values by themselves are right
@@ -31,20 +31,23 @@ def problems(error: ValidationError, tree: Any, schema: type[Group]) -> list[str
         if detail["type"] in ("extra_forbidden", "invalid_key"):
             name = str(detail["loc"][-1])
             unknown = ".".join([*path, name])
-            if unknown not in RENAMED and any(name in group.model_fields for group in _groups_at(schema, path)):
-                foreign.setdefault(tuple(path), []).append(name)
+            groups = _groups_at(schema, path)
+            if unknown not in RENAMED and any(name in group.model_fields for group in groups):
+                # the tree may name no source: the default one is in the location
+                group = next(group for group in groups if tag(group) == detail["loc"][-2])
+                foreign.setdefault((tuple(path), group), []).append(name)
             else:
                 found[unknown] = unknown_key(unknown, schema, tree)
         else:
             found.setdefault(key, _wrong_value(key, _value_at(tree, path), field, schema))
-    found |= {".".join([*path, names[0]]): _foreign_keys(path, names, schema, tree) for path, names in foreign.items()}
+    for (path_of_group, group), names in foreign.items():
+        others = _groups_at(schema, path_of_group)
+        found[".".join([*path_of_group, names[0]])] = _foreign_keys(path_of_group, names, group, others)
     return [found[key] for key in sorted(found)]
 
 
-def _foreign_keys(path: Sequence[str], names: Sequence[str], schema: type[Group], tree: Any) -> str:
-    """Returns the sentence on keys of a group that other sources or networks have, and that of the config has not."""
-    groups, value = _groups_at(schema, path), _value_at(tree, [*path])
-    (group,) = _chosen(groups, value)
+def _foreign_keys(path: Sequence[str], names: Sequence[str], group: type[Group], groups: Sequence[type[Group]]) -> str:
+    """Returns the sentence on keys at a path that others of its groups have, and the one that is chosen has not."""
     choice = "network" if "network" in group.model_fields else "source"
     shared = set.intersection(*(set(other.model_fields) for other in groups))
     own = ", ".join(name for name in group.model_fields if name not in shared)

@@ -86,7 +86,7 @@ def join_repeated(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """Returns keys with their values; all different ones, but for empty ones, of a key that is there several times."""
     if len(unique := dict(pairs)) == len(pairs):
         return unique
-    values = collections.defaultdict(list)
+    values: dict[str, list[Any]] = collections.defaultdict(list)
     for key, value in pairs:
         if value not in values[key]:
             values[key].append(value)

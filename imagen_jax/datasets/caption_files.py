@@ -52,6 +52,22 @@ class CaptionFiles:
         """Returns the caption file of an image; None if it has none."""
         return self._exact(image) or self._others.get(image)
 
+    def surplus(self, images: Iterable[str], captioned: Collection[str]) -> list[str]:
+        """Returns the unused files with the names of images all of which have other captions.
+
+        Args:
+            images: the images.
+            captioned: those that have captions.
+        """
+        stems: dict[bool, set[str]] = {True: set(), False: set()}
+        for image in images if self.unused else ():
+            stems[image in captioned].update(map(caseless, _stems(image)))
+        certain = stems[True] - stems[False]
+        endings = [caseless(suffix) for suffix in self._suffixes]
+        return [
+            file for file in self.unused if any(caseless(file).removesuffix(ending) in certain for ending in endings)
+        ]
+
     def _exact(self, image: str) -> str | None:
         names = (stem + suffix for suffix in self._suffixes for stem in _stems(image))
         return next((name for name in names if name in self._files), None)

@@ -15,15 +15,15 @@ import posixpath
 from collections.abc import Collection, Mapping, Sequence
 from typing import SupportsIndex
 
-from imagen_jax.data.captions import json_captions, parse_json, split_captions
+from imagen_jax.data.captions import clean_captions, json_captions, parse_json, split_captions
 from imagen_jax.data.encodings import EncodingError, decode_text
 from imagen_jax.data.left_out import LeftOut
 from imagen_jax.data.record import CorruptRecordError, Record
 from imagen_jax.datasets.caption_files import CaptionFiles, normalized
 from imagen_jax.datasets.file_kinds import is_unread
-from imagen_jax.datasets.folder_findings import note_files, note_one_text, user_files
+from imagen_jax.datasets.folder_findings import note_files, note_one_text, note_skipped, user_files
 from imagen_jax.datasets.metadata import EMPTY_ROW, KOHYA_FILES, Row, is_metadata_file, read_rows, reading_order
-from imagen_jax.datasets.row_names import ImageNames
+from imagen_jax.datasets.row_names import ImageNames, RowMatches
 from imagen_jax.errors import ConfigError, unknown_name_error
 from imagen_jax.images.formats import image_suffixes
 from imagen_jax.io.storage import DEAD_LINK, Folder
@@ -87,8 +87,7 @@ class FolderSource:
         except ConfigError as error:
             raise ConfigError(f"config.data.path: {error}") from error
         listing = self._folder.list_tree()
-        for reason, skipped in listing.skipped.items():
-            self.left_out.add(path, "link(s) or folder(s) not read", reason, sorted(skipped))
+        note_skipped(listing.skipped, path, self.left_out)
         self._sizes, self._dead_links = listing.sizes, listing.skipped.get(DEAD_LINK, [])
         files = frozenset(user_files(listing.sizes, path, self.left_out))
         images = frozenset(name for name in files if name.lower().endswith(image_suffixes()))
@@ -133,7 +132,7 @@ class FolderSource:
             if _is_json(file):
                 metadata = parse_json(self._read(file, _MAX_JSON_BYTES))
                 captions = json_captions(metadata, (self._caption_column, "captions", "caption"))
-                return tuple(caption.strip() for caption in captions if caption.strip())
+                return clean_captions(captions)
             return split_captions(self._read_text(file), self._rules.files)
         except EncodingError as error:
             raise CorruptRecordError(file, str(error)) from error
@@ -159,6 +158,8 @@ class FolderSource:
             ConfigError: a file is invalid, or the files name images and none of them is there.
         """
         rows: dict[str, Row] = {}
+        file_of: dict[str, str] = {}  # by image, the metadata file that counts
+        read: dict[str, RowMatches] = {}
         # a row may name any file, also a hidden one or one with another suffix, but for those that are never read
         names = ImageNames(frozenset(name for name in self._sizes if not is_unread(name)), images)
         problems = []
@@ -174,35 +175,48 @@ class FolderSource:
             matches = names.match(described, posixpath.dirname(file))
             if described and not matches.images:
                 problems.append(_mismatch(f"{self._path}/{file}", matches.missing, names))
-            place = f"{self._path}/{file}"
-            pairs = [f"{name} for {matches.images[name]}" for name in matches.inexact]
-            self.left_out.add(place, "row(s) read for an image of another name", "no other image fits them", pairs)
-            if matches.missing:
-                reason = f"no image, or more than one, has their name{names.hint(matches.missing[0])}"
-                self.left_out.add(place, "row(s) not used", reason, matches.missing)
+            read[file] = matches
             rows.update((image, described[name]) for name, image in matches.images.items())
+            file_of.update(dict.fromkeys(matches.images.values(), file))
         if problems and not rows:
             raise ConfigError(*problems)
+        for file, matches in read.items():
+            replaced = [name for name, image in matches.images.items() if file_of[image] != file]
+            self._note_rows(f"{self._path}/{file}", matches, set(replaced), names)
         return rows
+
+    def _note_rows(self, place: str, matches: RowMatches, replaced: Collection[str], names: ImageNames) -> None:
+        """Counts in `left_out` the rows of a metadata file that are not used, or read for an image of another name."""
+        what = "row(s) not used"
+        pairs = [f"{name} for {matches.images[name]}" for name in matches.inexact if name not in replaced]
+        self.left_out.add(place, "row(s) read for an image of another name", "no other image fits them", pairs)
+        if matches.missing:
+            reason = f"no image, or more than one, has their name{names.hint(matches.missing[0])}"
+            self.left_out.add(place, what, reason, matches.missing)
+        self.left_out.add(place, what, "other rows fit their images as well or better", matches.surplus)
+        reason = "another metadata file, nearer to their images or of a later step, counts for them"
+        self.left_out.add(place, what, reason, sorted(replaced))
 
     def _note_files(self, files: Collection[str], images: Collection[str]) -> None:
         """Counts in `left_out` what is not used of the folder's files, and the images without a caption."""
+        file_of = {image: file for image in images if (file := self._caption_files.file(image))}
+        in_rows = {image for image in images if self._rows.get(image, EMPTY_ROW).captions}
         used = set(images).union(filter(is_metadata_file, files), self._caption_files.unused, self._dead_links)
-        used.update(file for image in images if (file := self._caption_files.file(image)))
-        without = [
-            image
-            for image in images
-            if not self._caption_files.file(image) and not self._rows.get(image, EMPTY_ROW).captions
-        ]
+        used.update(file_of.values())
+        without = [image for image in images if image not in file_of and image not in in_rows]
         left_out, place = self.left_out, self._path
         note_files([name for name in files if name not in used], without, place, left_out)
+        texts = dict.fromkeys(file for image, file in file_of.items() if image not in in_rows)
+        surplus = self._caption_files.surplus(images, in_rows.union(file_of))
+        what = "caption file(s) not used"
         reason = "no image that is read has their name, or several nearly have it"
-        left_out.add(place, "caption file(s) not used", reason, self._caption_files.unused)
+        left_out.add(place, what, reason, sorted(set(self._caption_files.unused).difference(surplus)))
+        reason = "their images have other caption files, or rows of metadata, which count first"
+        left_out.add(place, what, reason, sorted({*surplus, *file_of.values()}.difference(texts)))
         if not self._rules.from_file_names:
             reason = f"they are examples without text, of {len(images):,} images"
             left_out.add(place, "image(s) without a caption", reason, without)
         if self._rules.files == "lines":
-            texts = dict.fromkeys(file for image in images if (file := self._caption_files.file(image)))
             files_of_lines = [file for file in texts if not _is_json(file)]
             note_one_text(files_of_lines, lambda file: (file, self._read_text(file)), place, left_out)
 

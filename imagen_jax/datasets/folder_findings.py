@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import posixpath
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from imagen_jax.data.captions import is_one_text
@@ -33,6 +33,12 @@ def user_files(files: Iterable[str], place: str, left_out: LeftOut) -> list[str]
     for reason, names in others.items():
         left_out.add(place, NOT_USED, reason, names)
     return kept
+
+
+def note_skipped(skipped: Mapping[str, Collection[str]], place: str, left_out: LeftOut) -> None:
+    """Counts the links and folders that a listing has skipped, by reason."""
+    for reason, names in skipped.items():
+        left_out.add(place, "link(s) or folder(s) not read", reason, sorted(names))
 
 
 def note_files(others: Sequence[str], without: Sequence[str], place: str, left_out: LeftOut) -> None:

@@ -32,7 +32,7 @@ from imagen_jax.io import storage
 logger = logging.getLogger(__name__)
 
 _THREADS = 8  # that read what files are
-_ALL, _TRAIN, _VALIDATION = "all", "train", "validation"
+_ALL, _VALIDATION = "all", "validation"
 
 
 class ParquetColumns(NamedTuple):
@@ -71,13 +71,18 @@ class ParquetSource:
             raise ConfigError(f"config.data.cache_dir {cache_dir!r} is in a bucket: give a folder on a local disk")
         self._path, self._split, self._columns = path, split, columns
         self.left_out = LeftOut()
-        files = parquet_files.list_files(os.path.expanduser(path))
-        files, fraction_of = _files_of_split(files, path, split, self.left_out)
+        files = parquet_files.list_files(os.path.expanduser(path), os.path.expanduser(cache_dir), self.left_out)
+        fraction_of = ""
+        if split != _ALL:
+            files, fraction_of = parquet_files.files_of_split(files, path, split, self.left_out)
         self.files = list(files.values())
         self._copies = _load_copies(self.files, columns, Path(cache_dir).expanduser(), self.left_out)
         self._starts = np.cumsum([0, *map(len, self._copies)])  # of each file's rows, and the number of all
         self._rows = np.arange(self._starts[-1])
-        if fraction_of:
+        if fraction_of and len(self._rows) == 1 and 0 < validation_fraction < 1:
+            reason = "there are no others: validation shows nothing that training has not seen"
+            self.left_out.add(path, "row(s) trained on and validated on", reason, (), 1)
+        elif fraction_of:
             drawn = _draw_rows(list(files), [len(copy) for copy in self._copies], validation_fraction)
             self._rows = np.flatnonzero(drawn == (fraction_of == _VALIDATION))
             logger.info(
@@ -139,29 +144,6 @@ def _checked(name: str, read: Any) -> Any:
         return read()
     except (FileNotFoundError, ValueError) as error:  # other errors of disks may be temporary: they end the run
         raise CorruptRecordError(name, f"cannot be read: {error}; start again to copy its file once more") from error
-
-
-def _files_of_split(files: dict[str, str], path: str, split: str, left_out: LeftOut) -> tuple[dict[str, str], str]:
-    """Returns the files of a split by name, and which part of their rows it is: "" for all of them.
-
-    Raises:
-        ConfigError: there are none.
-    """
-    if split == _ALL:
-        return files, ""
-    split, splits = parquet_files.normal_split(split), dict[str, dict[str, str]]()
-    for name, file in files.items():
-        splits.setdefault(parquet_files.split_of(name), {})[name] = file
-    unnamed = splits.pop("", {})
-    if _TRAIN not in splits and unnamed:
-        splits[_TRAIN], unnamed = unnamed, {}
-    reason = "they, and their folders, are named after no split, as others are: rename them, or set data.split to 'all'"
-    left_out.add(path, "Parquet file(s) not used", reason, unnamed)
-    has_validation = _VALIDATION in splits
-    chosen = splits.get(_TRAIN if split == _VALIDATION and not has_validation else split)
-    if chosen is None:
-        raise ConfigError(f"{path} has no files for the split {split!r}: it has {', '.join(splits)}, and all")
-    return chosen, split if split in (_TRAIN, _VALIDATION) and not has_validation else ""
 
 
 def _draw_rows(names: list[str], counts: list[int], fraction: float) -> np.ndarray:

@@ -6,11 +6,14 @@ Images are stored as the Hugging Face Hub has them: a column of structs `{bytes,
 from __future__ import annotations
 
 import json
+import os
 import posixpath
 import re
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
+from imagen_jax.data.left_out import LeftOut
+from imagen_jax.datasets.folder_findings import note_files, note_skipped, user_files
 from imagen_jax.datasets.row_copy import Row
 from imagen_jax.errors import ConfigError, require
 from imagen_jax.io import storage
@@ -26,6 +29,7 @@ _NUMBERED = re.compile(r"(.+)-\d{5}-of-\d{5}")  # train-00000-of-00003
 _SEPARATORS = re.compile(r"[-._ 0-9]+")
 _URL_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _GLOB = re.compile(r"[*?\[]")
+_USUAL_SPLITS = ("train", "validation", "test")
 _BATCH_ROWS = 32  # that are decoded at a time: as many images are in memory
 _MAX_LISTED = 20
 _KINDS = {"image_column": "images, which are binary or structs {bytes, path}", "caption_column": "text"}
@@ -47,11 +51,13 @@ class Layout(NamedTuple):
     unused: tuple[str, ...]
 
 
-def list_files(path: str) -> dict[str, str]:
+def list_files(path: str, cache_dir: str, left_out: LeftOut) -> dict[str, str]:
     """Returns the Parquet files that a path stands for, by name relative to its folder, sorted.
 
     Args:
         path: a file, a folder that is searched recursively, or a pattern with `*`; local, or `gs://`.
+        cache_dir: the folder for copies; it may be in the folder, and is no part of it.
+        left_out: gets the other files.
 
     Raises:
         ConfigError: there is no such file.
@@ -61,24 +67,74 @@ def list_files(path: str) -> dict[str, str]:
             f"config.data.path {path!r} is a web address, which is never followed: download the files, as by "
             "`hf download USER/NAME --repo-type=dataset --local-dir=DIR`, and give the folder"
         )
-    if _GLOB.search(path):
+    if storage.is_pattern(path):
         folder = posixpath.dirname(path[: _GLOB.search(path).start()])  # type: ignore[union-attr]
-        files = [file for file in storage.glob_files(path) if file.endswith(SUFFIX)]
-        named = {posixpath.relpath(file, folder or "."): file for file in files}
-    elif path.endswith(SUFFIX) and storage.is_file(path):
+        named = {posixpath.relpath(file, folder or "."): file for file in storage.glob_files(path)}
+    elif _is_parquet(path) and storage.is_file(path):
         named = {posixpath.basename(path): path}
     else:
-        sizes = storage.Folder(path).list_tree().sizes
-        named = {name: posixpath.join(path, name) for name in sizes if name.endswith(SUFFIX)}
-    named = {name: named[name] for name in sorted(named) if not any(part.startswith(".") for part in name.split("/"))}
-    if not named:
-        raise ConfigError(f"config.data.path {path!r} has no Parquet file: give a file, a folder or DIR/*.parquet")
-    return named
+        listing = storage.Folder(path).list_tree()
+        note_skipped(listing.skipped, path, left_out)
+        copies = posixpath.relpath(os.path.realpath(cache_dir), os.path.realpath(path))
+        named = {name: posixpath.join(path, name) for name in listing.sizes if not name.startswith(f"{copies}/")}
+    kept = user_files(named, path, left_out)
+    files = {name: named[name] for name in kept if _is_parquet(name)}
+    note_files([name for name in kept if name not in files], (), path, left_out)
+    if not files:
+        unused = "".join(f"; {message}" for message in left_out.messages())
+        raise ConfigError(
+            f"config.data.path {path!r} has no Parquet file: give a file, a folder or DIR/*.parquet{unused}"
+        )
+    return files
+
+
+def files_of_split(files: dict[str, str], path: str, split: str, left_out: LeftOut) -> tuple[dict[str, str], str]:
+    """Returns the files of a split by name, and the part of their rows, "train" or "validation"; "" for all of them.
+
+    Files named after no split are those for training if none are named after it; so are those of one other split, but
+    for validation and test, if there are no others.
+
+    Args:
+        files: of all splits, by name.
+        path: `config.data.path`.
+        split: one that files are named after, "train" or "validation".
+        left_out: gets the files that no split has.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    split, splits = normal_split(split), dict[str, dict[str, str]]()
+    for name, file in files.items():
+        splits.setdefault(split_of(name), {})[name] = file
+    unnamed = splits.pop("", {})
+    if "train" not in splits and unnamed:
+        splits["train"], unnamed = unnamed, {}
+    reason = "they, and their folders, are named after no split, as others are: rename them, or set data.split to 'all'"
+    left_out.add(path, "Parquet file(s) not used", reason, unnamed)
+    others = [name for name in splits if name not in _USUAL_SPLITS]
+    if "train" not in splits and len(others) == 1:
+        splits["train"] = splits.pop(others[0])
+        split = "train" if split == others[0] else split
+    for name in others:
+        if name != split and name in splits:
+            reason = f"they are the split {name!r}: to use them, set data.split to {name!r}, or to 'all'"
+            left_out.add(path, "Parquet file(s) not used", reason, splits[name])
+    has_validation = "validation" in splits
+    chosen = splits.get("train" if split == "validation" and not has_validation else split)
+    if chosen is None:
+        raise ConfigError(
+            f"{path} has no files for the split {split!r}: set data.split to {', '.join(map(repr, splits))} or 'all'"
+        )
+    return chosen, split if split in ("train", "validation") and not has_validation else ""
+
+
+def _is_parquet(name: str) -> bool:
+    return name.lower().endswith(SUFFIX)
 
 
 def split_of(name: str) -> str:
     """Returns the split that a file is named after, in its own name or in that of a folder; "" if there is none."""
-    *folders, file = name.removesuffix(SUFFIX).split("/")
+    *folders, file = name[: -len(SUFFIX)].split("/")
     numbered = _NUMBERED.fullmatch(file)
     if numbered:
         return normal_split(numbered[1])
@@ -222,7 +278,8 @@ def _has_images(field: Any) -> bool:
     if types.is_struct(kind):
         names = [kind.field(number).name for number in range(kind.num_fields)]
         return "bytes" in names and _has_images(kind.field("bytes"))
-    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+    is_binary = types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+    return is_binary or types.is_fixed_size_binary(kind)
 
 
 def _has_texts(field: Any, class_names: Collection[str]) -> bool:

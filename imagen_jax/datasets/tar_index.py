@@ -13,9 +13,11 @@ import json
 import logging
 import math
 import os
+import posixpath
 import re
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +25,7 @@ import numpy as np
 from imagen_jax.data.left_out import LeftOut
 from imagen_jax.datasets import tar
 from imagen_jax.datasets.file_kinds import is_unread, system_reason, unread_reason
+from imagen_jax.datasets.folder_findings import NOT_USED, note_skipped, user_files
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.formats import image_suffixes
 from imagen_jax.io import storage
@@ -49,11 +52,14 @@ _CACHE_FOLDER = "~/.cache/imagen_jax/shards"
 # Bytes per read while a shard is indexed. Local: a header and a short text. Remote: images too, because a request takes
 # longer than the transfer.
 _LOCAL_WINDOW, _REMOTE_WINDOW = 2048, 1 << 23
+_SUFFIX, _INDEX_SUFFIX = ".tar", ".index"
 _COMPRESSION_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 _BRACE_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _URL_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:")
 
 _NOT_USED = "member(s) not used"
+_COMPRESSED = "compressed tar files have no random access: decompress them to plain tar"
+_BELOW = "tar files in folders below are not read: name their folders in data.shards too"
 
 
 class ShardIndex(NamedTuple):
@@ -69,28 +75,70 @@ class ShardIndex(NamedTuple):
     left_out: LeftOut
 
 
-def expand_shards(shards: str | Sequence[str]) -> list[str]:
+def expand_shards(shards: str | Sequence[str], left_out: LeftOut) -> list[str]:
     """Returns the tar files that names stand for.
 
     Args:
-        shards: tar files, with ranges such as `{00000..00099}` in their names, or folders of tar files.
+        shards: tar files, with ranges such as `{00000..00099}` or `*` and `?` in their names, or folders of tar files.
+        left_out: gets the files of the folders that are not used.
 
     Raises:
-        ConfigError: a name is a command or a web address, or has an invalid range; there are no files; or a file is
-            named twice.
+        ConfigError: a name is a command or a web address, has an invalid range, or stands for no tar file; or a file
+            is named twice.
     """
     patterns = [expand_user(pattern) for pattern in ([shards] if isinstance(shards, str) else shards)]
     names = [name for pattern in patterns for name in _expand_braces(pattern)]
-    files = [file for name in names for file in ([name] if name.endswith(".tar") else storage.list_files(name, ".tar"))]
-    if not files:
-        raise ConfigError(
-            f"there is no shard in {patterns!r}: give tar files, shards/{{00000..00099}}.tar, or a folder"
-        )
+    files = [file for name in names for file in _files_of(name, left_out)]
     if len(set(files)) < len(files):
         raise ConfigError(
             f"the shards {patterns!r} name a file twice, and its examples would count twice: name it once"
         )
     return files
+
+
+def _files_of(name: str, left_out: LeftOut) -> list[str]:
+    """Returns the tar files that a name without ranges stands for. Raises ConfigError if there are none."""
+    if _is_tar(name) and not storage.is_pattern(name):
+        return [name]
+    if storage.is_folder(name):
+        files = _files_in(name, left_out)
+    else:
+        files = [file for file in storage.glob_files(name) if _is_tar(file)]
+    if not files:
+        unused = "".join(f"; {message}" for message in left_out.messages())
+        raise ConfigError(
+            f"there is no shard in {name!r}: give tar files, shards/{{00000..00099}}.tar, or a folder of them{unused}"
+        )
+    return files
+
+
+def _files_in(folder: str, left_out: LeftOut) -> list[str]:
+    """Returns the sorted tar files directly in a folder; what else is there is counted in `left_out`."""
+    listing = storage.Folder(folder).list_tree()
+    note_skipped(listing.skipped, folder, left_out)
+    names = user_files((name for name in listing.sizes if not _is_index(name)), folder, left_out)
+    unused = collections.defaultdict(list)
+    files = []
+    for name in names:
+        if not _is_tar(name):
+            is_compressed = ".tar." in name.lower() or name.lower().endswith(".tgz")
+            unused[_COMPRESSED if is_compressed else unread_reason(name)].append(name)
+        elif "/" in name:
+            unused[_BELOW].append(name)
+        else:
+            files.append(posixpath.join(folder, name) if storage.is_remote(folder) else str(Path(folder, name)))
+    for reason, others in unused.items():
+        left_out.add(folder, NOT_USED, reason, others)
+    return files
+
+
+def _is_tar(name: str) -> bool:
+    return name.lower().endswith(_SUFFIX)
+
+
+def _is_index(name: str) -> bool:
+    """Returns whether a file is the saved index of a shard."""
+    return name.endswith(_INDEX_SUFFIX) and _is_tar(name.removesuffix(_INDEX_SUFFIX))
 
 
 def _expand_braces(pattern: str) -> list[str]:
@@ -298,7 +346,7 @@ def _index_paths(shard: str) -> tuple[str, str]:
     """Returns where the index of a shard may be saved, the preferred path first."""
     full_path = shard if storage.is_remote(shard) else os.path.realpath(shard)
     name = hashlib.sha256(os.fsencode(full_path)).hexdigest()[:32]
-    return f"{shard}.index", os.path.join(os.path.expanduser(_CACHE_FOLDER), f"{name}.index")
+    return f"{shard}{_INDEX_SUFFIX}", os.path.join(os.path.expanduser(_CACHE_FOLDER), f"{name}.index")
 
 
 def _save_index(shard: str, version: storage.FileVersion, index: ShardIndex) -> None:

@@ -34,7 +34,7 @@ class WebDatasetSource:
     """The examples of shards, in order, with random access.
 
     Args:
-        names: tar files, with ranges such as `{00000..00099}` in their names, or folders of tar files.
+        names: tar files, with ranges such as `{00000..00099}` or `*` and `?` in their names, or folders of tar files.
         caption_files: whether a caption is a line of a text or the "whole" text, see `split_captions`.
 
     Raises:
@@ -43,13 +43,14 @@ class WebDatasetSource:
 
     def __init__(self, names: str | Sequence[str], caption_files: str = "lines") -> None:
         self._caption_files = caption_files
-        self.shards = tar_index.expand_shards(names)
+        self.left_out = LeftOut()
+        self.shards = tar_index.expand_shards(names, self.left_out)
         with ThreadPoolExecutor(_THREADS) as pool:
             loaded = pool.map(tar_index.load_index, self.shards)
             indices = list(tqdm(loaded, desc="shards", total=len(self.shards), delay=2.0, mininterval=1.0, leave=False))
         self._extents = [index.extents for index in indices]
         self._starts = np.cumsum([0, *map(len, self._extents)])  # index of each shard's first example, and the length
-        self.left_out = LeftOut().merge((index.left_out for index in indices), place=self._place)
+        self.left_out.merge((index.left_out for index in indices), place=self._place)
         if not len(self):
             unused = "".join(f"; {message}" for message in self.left_out.messages())
             raise ConfigError(f"{self!r} has no image: a shard needs members such as 000012.jpg and 000012.txt{unused}")

@@ -6,6 +6,7 @@ A local file is opened for each read, so that threads need no lock and many file
 from __future__ import annotations
 
 import collections
+import glob
 import heapq
 import os
 import stat
@@ -200,10 +201,31 @@ def is_file(path: str) -> bool:
     return _open_filesystem(path)[0].isfile(path)
 
 
+def is_folder(path: str) -> bool:
+    """Returns whether there is a folder."""
+    filesystem, root = _open_filesystem(path)
+    return filesystem.isdir(root)
+
+
+def is_pattern(path: str) -> bool:
+    """Returns whether a path has `*`, `?` or `[…]`, and nothing has it as its name."""
+    return glob.has_magic(path) and not (is_file(path) or is_folder(path))
+
+
 def glob_files(pattern: str) -> list[str]:
-    """Returns the sorted paths of the files that a pattern with `*`, `?`, `[…]` or `**` stands for."""
+    """Returns the sorted paths of the files that a pattern with `*`, `?`, `[…]` or `**` stands for.
+
+    Names of folders that are there are no patterns, whatever characters they have.
+    """
     filesystem, _ = _open_filesystem(pattern)
-    names = [name for name, entry in filesystem.glob(pattern, detail=True).items() if entry["type"] == "file"]
+    parts = pattern.split("/")
+    for i, part in enumerate(parts):
+        if glob.has_magic(part):
+            if not is_folder("/".join(pattern.split("/")[: i + 1])):
+                break
+            parts[i] = glob.escape(part)
+    found = filesystem.glob("/".join(parts), detail=True)
+    names = [name for name, entry in found.items() if entry["type"] == "file"]
     return sorted(_BUCKET_PREFIX + name if is_remote(pattern) else name for name in names)
 
 
@@ -226,14 +248,6 @@ def file_version(path: str) -> FileVersion:
         raise FileNotFoundError(path)
     status = os.stat(path)
     return FileVersion(status.st_size, str(status.st_mtime_ns))
-
-
-def list_files(folder: str, suffix: str) -> list[str]:
-    """Returns the sorted paths of the files directly in a folder whose names end in `suffix`."""
-    if is_remote(folder):
-        names = _open_filesystem(folder)[0].glob(f"{folder.rstrip('/')}/*{suffix}")
-        return sorted(_BUCKET_PREFIX + name for name in names)
-    return sorted(str(path) for path in Path(folder).glob(f"*{suffix}"))
 
 
 def _open_filesystem(path: str) -> tuple[Any, str]:

@@ -119,3 +119,12 @@ def test_every_command_refuses_alike(command, tmp_path, monkeypatch, capsys):
     assert error.count("\n") == 1
     assert LEFT_OVER in error
     assert not (tmp_path / "out").exists()
+
+
+def test_keys_of_a_source_that_is_misspelled():
+    """The keys are compared with those of the default source."""
+    tree = {"data": {"soource": "folder", "path": "x", "caption_column": "text"}}
+    with pytest.raises(ConfigError) as raised:
+        load_config(tree)
+    text = " ".join(raised.value.problems)
+    assert "data.soource is not a key" in text and "do not go with data.source 'shapes'" in text

@@ -4,7 +4,8 @@ import codecs
 
 import pytest
 
-from imagen_jax.data.captions import EncodingError, decode_text, is_one_text, json_captions, parse_json, split_captions
+from imagen_jax.data.captions import clean_captions, is_one_text, json_captions, parse_json, split_captions
+from imagen_jax.data.encodings import EncodingError, decode_text
 
 TEXT = "a café, 猫 and \U0001f469\u200d\U0001f4bb\r\nline two\0\n"
 
@@ -31,9 +32,7 @@ def test_unicode_is_read(data):
         assert TEXT.startswith(decode_text(data[:cut], is_complete=False))
 
 
-@pytest.mark.parametrize(
-    "text", ["", "\0", "a\0", "a\0b", "a\ufeff\u202e", "\x1b[31mred\x1b[0m", "$B and (B", "x" * 10**6]
-)
+@pytest.mark.parametrize("text", ["", "a\0", "a\0b", "a\ufeff\u202e", "\x1b[31mred\x1b[0m", "$B and (B", "x" * 10**6])
 def test_odd_text_is_read(text):
     assert decode_text(text.encode()) == text
 
@@ -45,6 +44,12 @@ def test_odd_text_is_read(text):
         "猫と赤い円".encode("shift_jis"),
         "猫と赤い円".encode("euc_jp"),
         "猫と赤い円".encode("iso2022_jp"),
+        "红色的圆".encode("hz"),
+        "红色的圆".encode("utf-7"),
+        "un café au lait".encode("utf-7"),
+        "größer, schöner".encode("utf-7"),
+        "красный круг".encode("utf-7"),
+        "a fox \U0001f98a in snow".encode("utf-7"),
         "红色的圆".encode("gb18030"),
         "красный круг".encode("koi8_r"),
         "a red disc".encode("utf-16-le"),
@@ -58,6 +63,39 @@ def test_odd_text_is_read(text):
 def test_other_encodings_are_refused(data):
     with pytest.raises(EncodingError, match="UTF-8"):
         decode_text(data)
+
+
+@pytest.mark.parametrize("data", [b"\0", bytes(4096), codecs.BOM_UTF16_LE + bytes(8), b"\0 \0\n\0"])
+def test_nothing_but_nuls_is_refused(data):
+    with pytest.raises(EncodingError, match="NUL"):
+        decode_text(data)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("a cat+dog", "1+1=2", "C++", "rock+roll", "50+years", "Canon+EF-lens", "Super+Mario-kart", "Nikon+D850"),
+        *("https://a.org/?q=red+fox+snow", "(+info)", "1girl+solo-focus", "~{", "~{a fox}~", "8k+HDR-photo", "+1 -1"),
+    ],
+)
+def test_text_that_resembles_other_encodings_is_read(text):
+    assert decode_text(text.encode()) == text
+
+
+def test_captions_are_text():
+    """Without the NULs of fields of a fixed length, and never with half of a character."""
+    assert clean_captions(["a fox\0\0", "\0 \0", " \u3000", "\0a\0b "]) == ("a fox", "a\0b")
+    assert split_captions("a fox\0\n\0\n", "lines") == ("a fox",)
+    for text in ("\ud83e", "a fox \ud83e", "\udd8a!"):
+        with pytest.raises(ValueError, match="half of a surrogate pair"):
+            clean_captions(["a", text])
+    assert clean_captions(json_captions(parse_json(b'{"caption": "\\ud83e\\udd8a"}'))) == ("\U0001f98a",)
+
+
+def test_repeated_json_keys_keep_all_captions():
+    tree = parse_json(b'{"caption": "a", "n": 1, "caption": ["b", "a"], "caption": "", "n": 1}')
+    assert json_captions(tree) == ["a", "b", "a"]
+    assert tree["n"] == 1
 
 
 def test_lines_and_whole():
@@ -88,7 +126,8 @@ def test_one_text_of_several_lines(text, expected):
 def test_json_captions():
     assert json_captions({"caption": "x", "captions": ["y", "z"]}) == ["y", "z"]
     assert json_captions({"caption": "x", "text": "t"}, ("text", "caption")) == ["t"]
-    assert json_captions({"caption": None}) == json_captions({}) == []
+    assert json_captions({"caption": None}) == json_captions({}) == json_captions({"caption": " "}) == []
+    assert json_captions({"captions": ["", " "], "caption": "x"}) == ["x"]  # blank ones hide no others
     for wrong in ([], {"caption": 7}, {"captions": ["a", 1]}):
         with pytest.raises(ValueError):
             json_captions(wrong)

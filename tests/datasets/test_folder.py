@@ -351,8 +351,10 @@ def test_caption_file_of_the_nearest_name(tmp_path):
         "c.png": (),  # two fit
         "d.png": (),
     }
-    ((count, _, _),) = findings(source, "caption file(s) not used")
-    assert count == 4
+    assert [names for _, names, _ in findings(source, "caption file(s) not used")] == [
+        ("c.TXT", "e.txt"),
+        ("b.gif.TXT",),
+    ]
     assert findings(source, "image(s) without")[0][:2] == (2, ("c.png", "d.png"))
 
 
@@ -470,6 +472,64 @@ def test_metadata_rows_without_an_image_are_counted(tmp_path):
     # two images fit two of the rows, none the others
     ((count, names, _),) = findings(source, "row(s) not used")
     assert (count, names) == (4, ("gone.png", "b", "c.PNG"))
+
+
+@pytest.mark.parametrize(
+    "best, other", [("fox", "FOX.JPG"), ("fox", "FOX"), ("FOX.JPG", "Fox.Jpg"), ("gone/fox.jpg", "gone/FOX.JPG")]
+)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_one_of_two_rows_for_an_image_counts(tmp_path, best, other, is_first):
+    """The one that fits better, or the first; the other is counted, not said to be read."""
+    if best.casefold() == other.casefold() == "fox.jpg" and not is_first:
+        best, other = other, best
+    put(tmp_path, "fox.jpg")
+    rows = (best, other) if is_first else (other, best)
+    (tmp_path / "metadata.csv").write_text("file_name,text\n" + "".join(f"{row},{row}\n" for row in rows))
+    source = folder_source(tmp_path)
+    assert captions(source) == {"fox.jpg": (best,)}
+    assert [(count, names) for count, names, _ in findings(source, "row(s) not used")] == [(1, (other,))]
+    assert [names for _, names, _ in findings(source, "row(s) read")] == [(f"{best} for fox.jpg",)]
+
+
+def test_rows_that_another_metadata_file_replaces_are_counted(tmp_path):
+    for image in ("a.png", "d/b.png"):
+        put(tmp_path, image)
+    (tmp_path / "meta_cap.json").write_text(json.dumps({"a": {"caption": "old"}, "d/B": {"caption": "far"}}))
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,new\n")
+    (tmp_path / "d" / "metadata.csv").write_text("file_name,text\nb.png,near\n")
+    source = folder_source(tmp_path)
+    assert captions(source) == {"a.png": ("new",), "d/b.png": ("near",)}
+    ((count, names, reason),) = findings(source, "row(s) not used")
+    assert (count, names) == (2, ("a", "d/B")) and "another metadata file" in reason
+    assert findings(source, "row(s) read") == []
+
+
+def test_caption_files_that_lose_are_named_with_the_reason(tmp_path):
+    for image in ("a.png", "b.png", "c.png", "d.png", "d.gif"):
+        put(tmp_path, image)
+    for name in ("a.txt", "b.txt", "b.caption", "c.txt", "c.png.txt", "d.txt", "e.txt"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,row\nd.png,row\n")
+    source = rules_source(tmp_path, ".caption", ".txt")
+    expected = {"a.png": "row", "b.png": "b.caption", "c.png": "c.txt", "d.gif": "d.txt", "d.png": "row"}
+    assert captions(source) == {image: (caption,) for image, caption in expected.items()}
+    found = {names: reason for _, names, reason in findings(source, "caption file(s) not used")}
+    assert found.keys() == {("e.txt",), ("a.txt", "b.txt", "c.png.txt")}
+    assert "no image" in found["e.txt",] and "other caption files" in found["a.txt", "b.txt", "c.png.txt"]
+
+
+@pytest.mark.parametrize("column, expected", [("text", ("a fox", "in snow")), ("note", ("x",))])
+def test_repeated_columns_keep_all_captions(tmp_path, column, expected):
+    put(tmp_path, "a.png")
+    (tmp_path / "metadata.csv").write_text("file_name,text,note,text,note\na.png,a fox,x,in snow,x\n")
+    assert captions(folder_source(tmp_path, column=column)) == {"a.png": expected}
+
+
+def test_captions_with_half_an_emoji_are_corrupt(tmp_path):
+    put(tmp_path, "a.png")
+    (tmp_path / "a.json").write_text('{"caption": "a fox \\ud83e"}')
+    with pytest.raises(CorruptRecordError, match="^a.json: .*half of a surrogate pair"):
+        rules_source(tmp_path, ".json").captions(0)
 
 
 def test_rows_may_name_files_that_are_not_found_otherwise(tmp_path):

@@ -46,7 +46,7 @@ ODD = {  # names of images that are whole, and what is in the file of their capt
     b"-rf": b"",
 }
 METADATA = [
-    '{"file_name": "whole.png", "text": ["\ud800 alone", "a\u2028b", ""], "score": NaN}'.replace("\ud800", "\\ud800"),
+    '{"file_name": "whole.png", "text": ["a\u2028b", ""], "score": NaN}',
     json.dumps({"file_name": "n" * 5000 + ".png", "text": "of a name that is too long"}),
     json.dumps({"file_name": "whole.png/in a file.png", "text": "x"}),
     json.dumps({"file_name": "..\\..\\outside.png", "text": "x"}),
@@ -134,6 +134,7 @@ REFUSED = {
     "a path that leads out": ("metadata.jsonl", b'{"file_name": "../a.png", "text": "x"}', "is outside of the folder"),
     "an absolute path": ("metadata.jsonl", b'{"file_name": "/etc/passwd", "text": "x"}', "is outside of the folder"),
     "half a character": ("metadata.jsonl", b'{"file_name": "\\ud800.png", "text": "x"}', "is not a path"),
+    "half an emoji": ("metadata.jsonl", b'{"file_name": "a.png", "text": "\\ud800 alone"}', "half of a surrogate pair"),
     "depth": ("metadata.jsonl", b'{"file_name": "a.png", "text": ' + b"[" * 10**5 + b"]" * 10**5 + b"}", "recursion"),
     "half a row": ("metadata.jsonl", b'{"file_name": "a.png", "text": "x"}\n{"file_na', "at row 2"),
     "another encoding": ("metadata.jsonl", '{"file_name": "a.png"}'.encode("utf-16-le"), "without a byte order mark"),

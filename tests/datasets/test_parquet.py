@@ -29,6 +29,9 @@ from tests.helpers.memory import rise_of_memory
 from tests.helpers.orders import assert_order_holds
 
 
+LENGTH = 1000  # of images in a column of a fixed length
+
+
 @pytest.fixture
 def cache(tmp_path):
     return tmp_path / "cache"
@@ -73,15 +76,16 @@ def test_rows_in_any_order(tmp_path, cache):
             source[i]
 
 
-@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(LENGTH)])
 @pytest.mark.parametrize("is_struct", [True, False])
 def test_kinds_of_image_columns(tmp_path, cache, kind, is_struct):
     kind = pa.struct([("bytes", kind), ("path", pa.string())]) if is_struct else kind
-    cells = [{"bytes": encode_image(i), "path": None} if is_struct else encode_image(i) for i in range(3)]
+    images = [encode_image(i).ljust(LENGTH, b"\0") for i in range(3)]
+    cells = [{"bytes": image, "path": None} if is_struct else image for image in images]
     schema = pa.schema([("img", kind), ("text", pa.string())])
     rows = [{"img": cell, "text": f"picture {i}"} for i, cell in enumerate(cells)]
     source = source_of(write(tmp_path / "a.parquet", rows, schema), cache, image="img")
-    assert [source[i].image for i in range(3)] == [encode_image(i) for i in range(3)]
+    assert [source[i].image for i in range(3)] == images
 
 
 def test_captions_and_columns(tmp_path, cache):
@@ -134,8 +138,56 @@ def test_splits_by_file_names(tmp_path, cache):
     expected = {"train": [0], "validation": [1], "valid": [1], "test": [2], "extra": [3], "all": [3, 4, 2, 0, 1]}
     for split, numbers in expected.items():
         assert numbers_of(source_of(tmp_path, cache, split)) == numbers
-    with pytest.raises(ConfigError, match="no files for the split 'none': it has extra, test, train, validation, and"):
+    with pytest.raises(
+        ConfigError,
+        match="no files for the split 'none': set data.split to 'extra', 'test', 'train', 'validation' or 'all'",
+    ):
         source_of(tmp_path, cache, "none")
+    ((finding),) = source_of(tmp_path, cache, "test").left_out.findings[1:]
+    assert finding.names == ("extra-00000-of-00001.parquet",) and "data.split to 'extra'" in finding.reason
+    assert len(source_of(tmp_path, cache, "extra").left_out.findings) == 1
+
+
+def test_files_of_one_other_split_are_for_training(tmp_path, cache):
+    """As those of a data set that has no split but one of its own name."""
+    for number in range(2):
+        write(tmp_path / f"coco-0000{number}-of-00002.parquet", rows_of(range(6 * number, 6 * number + 6)))
+    train, validation, own, every = (
+        numbers_of(source_of(tmp_path, cache, split)) for split in ("train", "validation", "coco", "all")
+    )
+    assert validation and sorted(train + validation) == every == [*range(12)]
+    assert own == train
+    write(tmp_path / "laion-00000-of-00001.parquet", rows_of([12]))
+    with pytest.raises(ConfigError, match="no files for the split 'train': set data.split to 'coco', 'laion' or 'all'"):
+        source_of(tmp_path, cache, "train")
+
+
+def test_one_row_is_in_both_splits(tmp_path, cache):
+    write(tmp_path / "a.parquet", rows_of([7]))
+    for split in ("train", "validation"):
+        source = source_of(tmp_path, cache, split)
+        assert numbers_of(source) == [7]
+        assert [finding.what for finding in source.left_out.findings] == ["row(s) trained on and validated on"]
+    assert source_of(tmp_path, cache, "all").left_out.findings == []
+
+
+def test_other_files_beside_parquet_are_counted(tmp_path, cache):
+    write(tmp_path / "A.PARQUET", rows_of([0]))
+    others = ("README.md", ".gitattributes", "images/a.jpg", "b.parquet.gz", ".cache/x.parquet")
+    for name in others:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "link").symlink_to("nowhere")
+    for _ in range(2):  # without copies in a folder within, and with them
+        source = source_of(tmp_path, cache)
+        assert numbers_of(source) == [0]
+        found = source.left_out.findings
+        assert {name for finding in found if finding.what == "file(s) not used" for name in finding.names} >= {*others}
+        assert sum(finding.count for finding in found if finding.what == "file(s) not used") == len(others) + 1
+        assert ("link",) in [finding.names for finding in found if finding.what.startswith("link")]
+    (tmp_path / "images" / "README.md").write_text("x")
+    with pytest.raises(ConfigError, match="has no Parquet file.*README.md"):
+        source_of(tmp_path / "images", cache)
 
 
 def test_what_is_left_out_is_named(tmp_path, cache):
@@ -176,6 +228,12 @@ def test_patterns_and_single_files(tmp_path, cache):
     assert numbers_of(source_of(tmp_path / "a", cache)) == [0, 1]
     assert numbers_of(source_of(tmp_path / "*" / "train-1.parquet", cache)) == [0, 2]
     assert numbers_of(source_of(tmp_path / "b" / "train-1.parquet", cache)) == [2]
+    for number, name in enumerate(("c [1]/x.parquet", "c [1]/y[0].parquet")):
+        write(tmp_path / name, rows_of([number]))
+    assert numbers_of(source_of(tmp_path / "c [1]", cache)) == [0, 1]
+    assert numbers_of(source_of(tmp_path / "c [1]" / "*.parquet", cache)) == [0, 1]
+    assert numbers_of(source_of(tmp_path / "c [1]" / "y[0].parquet", cache)) == [1]
+    assert numbers_of(source_of(tmp_path / "[c]*" / "[x]*", cache)) == [0]
     with pytest.raises(ConfigError, match="has no Parquet file"):
         source_of(tmp_path / "c*" / "*.parquet", cache)
     with pytest.raises(ConfigError, match="is not a folder"):

@@ -16,6 +16,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from imagen_jax.config.load import load_config
 from imagen_jax.data.corrupt import CorruptRecords
 from imagen_jax.data.dataset import ImageTextDataset
+from imagen_jax.data.left_out import LeftOut
 from imagen_jax.data.record import CorruptRecordError
 from imagen_jax.data.transforms import Transform
 from imagen_jax.datasets import tar_index
@@ -86,6 +87,47 @@ def test_captions_and_columns_of_members(tmp_path):
     assert source.columns(0) == source[0].columns == {"caption": "not this", "woman": "True", "score": "0.5"}
 
 
+def test_blank_texts_hide_no_metadata(tmp_path):
+    metadata = b'{"captions": "", "caption": "a fox"}'
+    members = [(f"{i}.{suffix}", data) for i in range(3) for suffix, data in (("png", b"1"), ("json", metadata))]
+    source = source_of(tmp_path, *members, ("0.txt", b""), ("1.txt", b" \n\t"))
+    assert [source.captions(i) for i in range(3)] == [("a fox",)] * 3
+
+
+def test_other_files_beside_shards_are_counted(tmp_path):
+    write_shards(tmp_path, [1])
+    write_tar(tmp_path / "00001.TAR", example(1))
+    write_tar(tmp_path / "below" / "00002.tar", example(2))
+    others = ("00003.tar.gz", "4.tgz", "00000_stats.json", "00000.parquet", "._00000.tar", "below/x.txt")
+    for name in others:
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    source = WebDatasetSource(str(tmp_path))
+    assert len(source) == 2
+    found = WebDatasetSource(str(tmp_path)).left_out.findings  # again, beside the saved indices
+    unused = {name: finding.reason for finding in found if finding.what == "file(s) not used" for name in finding.names}
+    assert unused.keys() == {*others, "below/00002.tar"}
+    assert "decompress" in unused["00003.tar.gz"] and "decompress" in unused["4.tgz"]
+    assert "data.shards" in unused["below/00002.tar"]
+    assert ("loop",) in [finding.names for finding in found if finding.reason == storage.LINK_LOOP]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "a.tar.gz").write_bytes(b"x")
+    for name in ("empty", "empty/a.tar.gz", "00000_stats.json"):
+        with pytest.raises(ConfigError, match=f"there is no shard in .*{name}"):
+            WebDatasetSource([str(tmp_path / "00000.tar"), str(tmp_path / name)])
+
+
+def test_patterns_of_shards(tmp_path):
+    folder = tmp_path / "set [1]"
+    write_shards(folder, [1, 1, 1])
+    (folder / "notes.txt").write_text("x")
+    for pattern, count in (("*.tar", 3), ("0000[01].tar", 2), ("0000?.tar", 3), ("*", 3), ("{00000..00001}.tar", 2)):
+        assert len(WebDatasetSource(str(folder / pattern))) == count
+    assert len(WebDatasetSource(f"{tmp_path}/*/00000.tar")) == 1
+    with pytest.raises(ConfigError, match="there is no shard in"):
+        WebDatasetSource(str(folder / "x*.tar"))
+
+
 def test_shard_is_indexed_once(tmp_path, monkeypatch):
     write_shards(tmp_path / "shards", [4, 4])
     first = WebDatasetSource(str(tmp_path / "shards"))
@@ -116,7 +158,7 @@ def test_index_falls_back_to_cache_folder(tmp_path, monkeypatch, cache):
 
     monkeypatch.setattr(storage, "write_file", refuse)
     before = contents(tmp_path / "shards")
-    load_index(expand_shards(str(tmp_path / "shards"))[0])
+    load_index(expand_shards(str(tmp_path / "shards"), LeftOut())[0])
     assert contents(tmp_path / "shards") == before
     assert len(list(cache.iterdir())) == 1
     monkeypatch.setattr(tar_index, "_build_index", None)
@@ -384,6 +426,10 @@ def test_too_many_members_raise(tmp_path, monkeypatch):
         ("a.json", b"[" * 100_000, "is not valid JSON metadata"),
         ("a.json", b"\xff", "is not UTF-8 text"),
         ("a.json", b'{"caption": 7}', "7 as caption, expected text"),
+        ("a.json", b'{"caption": "a fox \\ud83e"}', "half of a surrogate pair"),
+        ("a.txt", bytes(100), "NUL"),
+        ("a.txt", "ein Fuchs, größer".encode("utf-7"), "UTF-7"),
+        ("a.txt", "红色的圆".encode("hz"), "HZ"),
     ],
 )
 def test_invalid_captions_are_corrupt_records(tmp_path, name, data, message):
