@@ -28,7 +28,6 @@ from tests.helpers.configs import config_of
 from tests.helpers.memory import rise_of_memory
 from tests.helpers.orders import assert_order_holds
 
-
 LENGTH = 1000  # of images in a column of a fixed length
 
 
@@ -143,7 +142,7 @@ def test_splits_by_file_names(tmp_path, cache):
         match="no files for the split 'none': set data.split to 'extra', 'test', 'train', 'validation' or 'all'",
     ):
         source_of(tmp_path, cache, "none")
-    ((finding),) = source_of(tmp_path, cache, "test").left_out.findings[1:]
+    (finding,) = source_of(tmp_path, cache, "test").left_out.findings[1:]
     assert finding.names == ("extra-00000-of-00001.parquet",) and "data.split to 'extra'" in finding.reason
     assert len(source_of(tmp_path, cache, "extra").left_out.findings) == 1
 
@@ -193,7 +192,7 @@ def test_other_files_beside_parquet_are_counted(tmp_path, cache):
 def test_what_is_left_out_is_named(tmp_path, cache):
     """Files of no split beside others of some, and columns that describe nothing."""
     for number, name in enumerate(("train", "other")):
-        write(tmp_path / f"{name}.parquet", rows_of([number], vector=lambda i: [0.5], mask=lambda i: b"x"))
+        write(tmp_path / f"{name}.parquet", rows_of([number, 9], vector=lambda i: [0.5], mask=lambda i: b"x"))
     files, columns = source_of(tmp_path, cache, "train").left_out.findings
     assert (files.count, files.names) == (1, ("other.parquet",))
     assert (columns.count, columns.names) == (2, ("vector", "mask"))
@@ -228,12 +227,12 @@ def test_patterns_and_single_files(tmp_path, cache):
     assert numbers_of(source_of(tmp_path / "a", cache)) == [0, 1]
     assert numbers_of(source_of(tmp_path / "*" / "train-1.parquet", cache)) == [0, 2]
     assert numbers_of(source_of(tmp_path / "b" / "train-1.parquet", cache)) == [2]
-    for number, name in enumerate(("c [1]/x.parquet", "c [1]/y[0].parquet")):
+    for number, name in enumerate(("d [1]/x.parquet", "d [1]/y[0].parquet")):
         write(tmp_path / name, rows_of([number]))
-    assert numbers_of(source_of(tmp_path / "c [1]", cache)) == [0, 1]
-    assert numbers_of(source_of(tmp_path / "c [1]" / "*.parquet", cache)) == [0, 1]
-    assert numbers_of(source_of(tmp_path / "c [1]" / "y[0].parquet", cache)) == [1]
-    assert numbers_of(source_of(tmp_path / "[c]*" / "[x]*", cache)) == [0]
+    assert numbers_of(source_of(tmp_path / "d [1]", cache)) == [0, 1]
+    assert numbers_of(source_of(tmp_path / "d [1]" / "*.parquet", cache)) == [0, 1]
+    assert numbers_of(source_of(tmp_path / "d [1]" / "y[0].parquet", cache)) == [1]
+    assert numbers_of(source_of(tmp_path / "[d]*" / "[x]*", cache)) == [0]
     with pytest.raises(ConfigError, match="has no Parquet file"):
         source_of(tmp_path / "c*" / "*.parquet", cache)
     with pytest.raises(ConfigError, match="is not a folder"):
