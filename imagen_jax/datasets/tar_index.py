@@ -89,6 +89,8 @@ def expand_shards(shards: str | Sequence[str], left_out: LeftOut) -> list[str]:
     patterns = [expand_user(pattern) for pattern in ([shards] if isinstance(shards, str) else shards)]
     names = [name for pattern in patterns for name in _expand_braces(pattern)]
     files = [file for name in names for file in _files_of(name, left_out)]
+    if not files:
+        raise ConfigError("config.data.shards is empty: give tar files, shards/{00000..00099}.tar, or a folder of them")
     if len(set(files)) < len(files):
         raise ConfigError(
             f"the shards {patterns!r} name a file twice, and its examples would count twice: name it once"

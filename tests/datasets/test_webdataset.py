@@ -399,6 +399,8 @@ def test_damaged_shard_raises(tmp_path):
 def test_no_examples_raise(tmp_path):
     with pytest.raises(ConfigError, match="there is no shard in"):
         WebDatasetSource(str(tmp_path / "nothing"))
+    with pytest.raises(ConfigError, match="shards is empty"):
+        WebDatasetSource(())
     with pytest.raises(ConfigError, match="has no image"):
         source_of(tmp_path, ("a.txt", b"said"))
     shutil.copy(tmp_path / "s.tar", tmp_path / "t.tar")
