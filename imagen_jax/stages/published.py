@@ -158,12 +158,15 @@ def read_index(folder: Path) -> CascadeIndex:
 def listed_files(folder: Path, parts: Collection[str]) -> list[str]:
     """Returns the files of some folders of a cascade, such as `stage_0`, that its checksums list.
 
-    Raises ConfigError if the checksums are missing or damaged.
+    Raises ConfigError if the checksums are missing or damaged, or lead out of the folder.
     """
     try:
         names = checksums.listed(folder)
     except (OSError, ValueError) as error:
         raise _damaged(folder, [f"{checksums.MANIFEST} is missing or damaged ({error})"]) from error
+    outside = [name for name in names if name.startswith("/") or ".." in name.split("/")]
+    if outside:
+        raise _damaged(folder, [f"{checksums.MANIFEST} lists {name}, which is not in the cascade" for name in outside])
     return sorted(name for name in names if name.partition("/")[0] in parts and name.count("/") == 1)
 
 

@@ -121,10 +121,8 @@ def test_damaged_downloads_are_named(hub):
 def test_checksums_lead_to_no_other_files(hub):
     sums = (SHIPPED / "SHA256SUMS").read_bytes() + b"0" * 64 + b"  stage_0/../../secret\n"
     hub.add(NAME, SHIPPED, SHA256SUMS=sums, secret=b"")
-    find_stages(NAME)
+    assert "secret" in refused(NAME)
     assert "secret" not in hub.downloaded()
-    with pytest.raises(ConfigError):
-        ImagenPipeline.from_pretrained(NAME)
 
 
 def test_wrong_names_and_models_of_others(hub, tmp_path):
