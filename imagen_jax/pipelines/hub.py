@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imagen_jax.errors import ConfigError, is_out_of_space
+from imagen_jax.io.checksums import MANIFEST
 from imagen_jax.io.tensor_files import pickle_files
 from imagen_jax.io.text import printable
 from imagen_jax.stages.published import INDEX
@@ -60,6 +61,11 @@ def fetch(name: HubName, files: Sequence[str]) -> Path:
     missing = [file for file in files if not (folder / file).is_file()]
     if INDEX in missing:
         raise _not_a_cascade(name)
+    if MANIFEST in missing:
+        raise ConfigError(
+            f"{name} on the Hugging Face Hub has no {MANIFEST}, or its download did not finish: give the name of a "
+            "cascade that imagen publish has written"
+        )
     if missing:
         raise ConfigError(
             f"{name} on the Hugging Face Hub lacks {printable(', '.join(missing[:5]))}, or the Hub cannot be reached "
