@@ -6,6 +6,7 @@ SETUP := $(VENV)/.complete
 PARITY := .venv-parity
 PEERS := .venv-peers
 HEIF := .cache/heif
+PAGE := .cache/page
 AUDIT := .venv-audit
 RUN := runs/demo
 PHASES := setup format-check lint shell types imports docs pytest
@@ -19,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP_LOCKED := $(BIN)/python -m pip install --no-deps --no-build-isolation --use-pep517 --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo shapes test faults heif parity goldens peers lock audit licenses format clean $(PHASES)
+.PHONY: help demo shapes test faults heif page parity goldens peers lock audit licenses format clean $(PHASES)
 
 help: ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -102,6 +103,12 @@ faults: $(SETUP) ## break training in every way that docs/fault_tolerance.md tel
 heif: $(SETUP) ## run the tests of HEIC images, with pillow-heif beside what is locked
 	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target=$(HEIF) 'pillow-heif>=1.1'
 	PYTHONPATH=$(HEIF) $(BIN)/python -m pytest --numprocesses=0 -rs tests/images tests/data tests/datasets/test_folder.py $(ARGS)
+
+# Not in requirements.lock: playwright's wheel has a Node.js of 100 MB. axe-core is used where npm is there.
+page: $(SETUP) ## test the page of imagen serve in chromium, Debian's or $$CHROMIUM; make page ARGS=--screenshots draws its images
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target=$(PAGE) 'playwright>=1.49,<2' 'pyee>=12,<14' 'greenlet>=3.1,<4'
+	npm install --silent --no-audit --no-fund --prefix=$(PAGE) 'axe-core@^4.10' || echo 'without axe-core: npm is missing, or failed'
+	PYTHONPATH=$(PAGE) $(BIN)/python -m pytest --numprocesses=0 -rs tests/page $(ARGS)
 
 parity: $(PARITY)/.complete ## run samplers, weights and T5 beside diffusers and transformers; print the differences
 	JAX_PLATFORMS=cpu $(PARITY)/bin/python -m tests.goldens --compare

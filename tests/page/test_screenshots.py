@@ -1,0 +1,75 @@
+"""Writes the images of docs/web_page.md: `make page ARGS=--screenshots`."""
+
+import io
+
+import pytest
+from PIL import Image
+
+from tests.helpers.configs import ROOT
+from tests.page.conftest import PHONE, WIDE
+
+pytestmark = pytest.mark.screenshots
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed: run make page")
+
+PROMPTS = (
+    "a large red circle above a small blue square",
+    "a yellow ring to the left of a green triangle on a black background",
+    "a purple cross in the center on a gray background",
+    "two small orange squares on a blue background",
+)
+MOST_BYTES = 150_000
+_PAUSE = 1000  # milliseconds for transitions and images
+
+
+def write(tab, name):
+    """Writes what a tab shows to docs/images, in 256 colors."""
+    tab.wait_for_timeout(_PAUSE)
+    image = Image.open(io.BytesIO(tab.screenshot())).convert("RGB")
+    path = ROOT / "docs" / "images" / f"serve_{name}.png"
+    image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    assert path.stat().st_size <= MOST_BYTES
+
+
+def draw(tab, prompt, count):
+    tab.fill("#count", str(count))
+    tab.fill("#prompt", prompt)
+    tab.press("#prompt", "Enter")
+    card = tab.locator("article.job", has_text=prompt)
+    card.wait_for()
+    return card
+
+
+def finish(tab, prompt, count):
+    draw(tab, prompt, count)
+    tab.locator("article.job[data-status=done]", has_text=prompt).wait_for()
+
+
+def test_screenshots(new_client, server):
+    tab = new_client(server.url, WIDE).open()
+    for prompt in PROMPTS[::-1]:
+        finish(tab, prompt, 4)
+    write(tab, "light")
+    for prompt in PROMPTS[:2]:
+        tile = tab.locator("#gallery .tile", has=tab.locator(f".picture[title^='{prompt}']")).first
+        tile.hover()
+        tile.get_by_role("checkbox").check(force=True)
+    tab.locator("#selection-compare").click()
+    write(tab, "compare")
+
+    tab = new_client(server.url, PHONE, color_scheme="light", is_mobile=True, has_touch=True).open()
+    finish(tab, PROMPTS[1], 2)
+    tab.locator("article.job").evaluate("card => card.scrollIntoView({ behavior: 'instant' })")
+    write(tab, "phone")
+
+    tab = new_client(server.url, WIDE, color_scheme="dark").open()
+    tab.locator("#settings > summary").click()
+    tab.fill("#s0-num_inference_steps", "1000")
+    tab.fill("#s1-num_inference_steps", "1000")
+    tab.locator("#settings > summary").click()
+    card = draw(tab, PROMPTS[2], 3)
+    tab.locator("article.job[data-status=running] .job-images img:not([hidden])").first.wait_for()
+    tab.locator("article.job .job-left", has_text="left").wait_for()
+    tab.wait_for_timeout(3 * _PAUSE)
+    write(tab, "dark")
+    card.get_by_role("button", name="Cancel").click()
+    tab.locator("article.job[data-status=canceled]").wait_for()
