@@ -10,6 +10,8 @@ shows that the place in a batch makes no difference to the bit; else they are is
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import logging
 import math
 import time
@@ -88,6 +90,11 @@ class BatchSampler:
     def sizes(self) -> list[int]:
         """The sizes that are used, in ascending order."""
         return self._all_sizes if self.isolated else self._all_sizes[-1:]
+
+    @property
+    def cascade(self) -> str:
+        """A digest of the weights and the settings of the cascade."""
+        return hashlib.sha256(json.dumps(self._manifest(self._default), sort_keys=True).encode()).hexdigest()
 
     def is_default(self, program: Program) -> bool:
         """Returns whether a program is compiled before the first job."""

@@ -156,19 +156,30 @@ class Engine:
             ) from error
         try:
             self._store = self._resources.enter_context(contextlib.closing(Store(self._out)))
-            for job in self._store.recover():
-                self._restore(job)
+            self._restore_all()
         except BaseException:
             self._resources.close()
             raise
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
+    def _restore_all(self) -> None:
+        """Puts the jobs of an earlier process into the queue."""
+        jobs = self._store.recover()
+        before = self._store.swap_fact("cascade", self._sampler.cascade)
+        if jobs and before not in (None, self._sampler.cascade):
+            logger.warning(
+                "%d jobs were accepted for another cascade, or other settings of it: they are sampled from this one",
+                len(jobs),
+            )
+        for job in jobs:
+            self._restore(job)
+
     def _restore(self, job: Job) -> None:
         """Puts a job of an earlier process into the queue."""
         try:
             self._enqueue(job, make_plan(self._pipeline, job.request))
-        except ConfigError as error:  # it is now another cascade
+        except ValueError as error:  # it is now another cascade: a ConfigError, or another number of stages
             self._store.finish(job.id, "failed", f"after a restart, the cascade cannot do what the job asks: {error}")
 
     def stop(self, timeout: float) -> None:
@@ -373,7 +384,10 @@ class Engine:
         """Runs in the worker's thread until the engine stops."""
         with self._compilations:
             if self._warm_up:
-                self._sampler.warm_up(lambda: not self._is_stopping)
+                try:
+                    self._sampler.warm_up(lambda: not self._is_stopping)
+                except Exception:  # jobs of other settings or sizes may still work
+                    logger.exception("the cascade's own settings cannot be sampled")
             self._warm_compilations = self._compilations.count
             self._is_ready = True
             while batch := self._next_batch():

@@ -155,11 +155,12 @@ class Store:
         with self._read_lock:
             return self._reader.execute(query, values).fetchall()
 
-    def fact(self, name: str, value: str) -> str:
-        """Returns what is kept under a name; `value` is kept if there is nothing yet."""
+    def swap_fact(self, name: str, value: str) -> str | None:
+        """Keeps a value under a name; returns the one before it, or None."""
         with self._transaction() as database:
-            database.execute("INSERT OR IGNORE INTO facts VALUES (?, ?)", (name, value))
-            return str(database.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()[0])
+            row = database.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+            database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+        return None if row is None else str(row[0])
 
     def add(self, job: Job) -> Job:
         """Keeps a new job, or returns the one of the same client with the same idempotency key.

@@ -23,8 +23,8 @@ def start(shapes, tmp_path):
     """Starts engines, which are stopped at the end of the test."""
     with contextlib.ExitStack() as stack:
 
-        def start(out=tmp_path, **settings):
-            engine = Engine(shapes, out, **({"batch_sizes": SIZES, "warm_up": False} | settings))
+        def start(out=tmp_path, pipeline=shapes, **settings):
+            engine = Engine(pipeline, out, **({"batch_sizes": SIZES, "warm_up": False} | settings))
             engine.start()
             stack.callback(engine.stop, 60)
             return engine
@@ -341,6 +341,16 @@ def test_stop_puts_back_and_start_continues(held, start, shapes, tmp_path, monke
     # what there was is not sampled again
     now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "images").iterdir()}
     assert {name: now[name] for name in kept} == kept
+
+
+def test_jobs_of_another_cascade_are_sampled_from_this_one(held, start, shapes, caplog):
+    engine = held.start()
+    job = engine.submit(request(), "a").id
+    engine.stop(0)
+    start().stop(0)
+    assert "another cascade" not in caplog.text
+    again = start(pipeline=shapes.with_settings([{"num_inference_steps": 2}, {}]))
+    assert "1 jobs were accepted for another cascade" in caplog.text and again.get(job).status == "queued"
 
 
 def test_two_servers_do_not_share_a_folder(start, tmp_path):
