@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from imagen_jax.serving.api_page import api_page
 from imagen_jax.serving.cascade_view import VERSION
 from imagen_jax.serving.http_errors import add_handlers, responses
-from imagen_jax.serving.middleware import OPEN_PATHS, BodyReader, Guard, Observer
+from imagen_jax.serving.middleware import OPEN_PATHS, BodyReader, Failures, Guard, Observer
 from imagen_jax.serving.routes_images import images_router
 from imagen_jax.serving.routes_jobs import history_router, jobs_router
 from imagen_jax.serving.routes_openai import openai_router
@@ -67,6 +67,7 @@ def make_app(service: Service, access: Access) -> ASGIApp:
     for make_router in (jobs_router, images_router, history_router, openai_router, server_router):
         app.include_router(make_router(service))
     add_handlers(app)
+    app.add_middleware(Failures, is_stopping=service.closing.is_set)
     _add_page(app)
     _complete_document(app)
     guarded: ASGIApp = Guard(BodyReader(app, service.limits), service.tokens, access.hosts, access.origins)
@@ -78,7 +79,7 @@ def make_app(service: Service, access: Access) -> ASGIApp:
             allow_headers=["authorization", "content-type", "idempotency-key"],
             expose_headers=["location", "retry-after"],
         )
-    return Observer(guarded, service.metrics, service.closing.is_set, cors=bool(access.origins))
+    return Observer(guarded, service.metrics, cors=bool(access.origins))
 
 
 def _add_page(app: FastAPI) -> None:

@@ -44,17 +44,16 @@ logger = logging.getLogger(__name__)
 
 
 class Observer:
-    """Writes one log line and the metrics of each request, adds security headers, and reports bugs by an id.
+    """Writes one log line and the metrics of each request, and adds security headers.
 
     Args:
         app: what is observed.
         metrics: where requests are counted.
-        is_stopping: returns whether the server stops, and may be without its engine.
         cors: whether other origins may read responses.
     """
 
-    def __init__(self, app: ASGIApp, metrics: HttpMetrics, is_stopping: Callable[[], bool], cors: bool = False) -> None:
-        self._app, self._metrics, self._is_stopping = app, metrics, is_stopping
+    def __init__(self, app: ASGIApp, metrics: HttpMetrics, cors: bool = False) -> None:
+        self._app, self._metrics = app, metrics
         self._headers = {key: value for key, value in _HEADERS.items() if not (cors and key.startswith("cross-origin"))}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,19 +73,7 @@ class Observer:
             size += len(message.get("body", b""))
             await send(message)
 
-        try:
-            await self._app(scope, receive, observed)
-        except Exception:
-            if self._is_stopping():
-                failure = stopping_error()
-            else:
-                error_id = secrets.token_hex(6)
-                logger.exception("error %s in %s %s", error_id, printable(scope["method"]), _path(scope))
-                failure = HttpError(
-                    500, f"this is a bug of the server; its log has it as error {error_id}", code=error_id
-                )
-            if not status:
-                await failure.response()(scope, receive, observed)
+        await self._app(scope, receive, observed)
         seconds = time.monotonic() - start
         route = getattr(scope.get("route"), "path", "none")
         # 499, as nginx has it, for a client that left before there was a response
@@ -124,6 +111,39 @@ def _log(scope: Scope, status: int, size: int, seconds: float) -> None:
 
 def _address(scope: Scope) -> str:
     return (scope.get("client") or ("",))[0]
+
+
+class Failures:
+    """Answers for routes that fail: by an id that the log has, too.
+
+    Args:
+        app: the routes.
+        is_stopping: returns whether the server stops, and may be without its engine.
+    """
+
+    def __init__(self, app: ASGIApp, is_stopping: Callable[[], bool]) -> None:
+        self._app, self._is_stopping = app, is_stopping
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request."""
+        is_begun = False
+
+        async def observed(message: Message) -> None:
+            nonlocal is_begun
+            is_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, observed)
+        except Exception:
+            failure = stopping_error()
+            if not self._is_stopping():
+                error_id = secrets.token_hex(6)
+                logger.exception("error %s in %s %s", error_id, printable(scope["method"]), _path(scope))
+                message = f"this is a bug of the server; its log has it as error {error_id}"
+                failure = HttpError(500, message, code=error_id)
+            if not is_begun:  # else the connection is closed in the middle
+                await failure.response()(scope, receive, send)
 
 
 class Guard:

@@ -132,6 +132,7 @@ def history_router(service: Service) -> APIRouter:
         "/v1/history/{job_id}",
         status_code=204,
         response_class=Response,
+        response_description="It is removed.",
         summary="Remove a job with its images",
         responses=responses(404, 409),
     )

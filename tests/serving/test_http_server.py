@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import socket
 import threading
 
@@ -10,7 +11,7 @@ import pytest
 from imagen_jax.errors import ConfigError
 from imagen_jax.serving.http_limits import HttpLimits
 from imagen_jax.serving.http_server import Server, bind, make_server, url
-from imagen_jax.serving.middleware import BodyReader
+from imagen_jax.serving.middleware import BodyReader, Failures
 from imagen_jax.serving.serve import ServeSettings, check_access
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -201,3 +202,20 @@ def test_all_bodies_together_are_bounded():
 
     assert asyncio.run(all_at_once(5)) == [200] * 5
     assert set(asyncio.run(all_at_once(20))) == {200, 503}
+
+
+@pytest.mark.parametrize("is_stopping, status", [(False, 500), (True, 503)])
+def test_failure_has_an_id_and_no_details(caplog, is_stopping, status):
+    async def failing(scope, receive, send):
+        raise ValueError("a detail")
+
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/\x1b"}
+    asyncio.run(Failures(failing, lambda: is_stopping)(scope, None, send))
+    error = json.loads(sent[1]["body"])["error"]
+    assert sent[0]["status"] == status and "detail" not in error["message"]
+    assert is_stopping or (error["code"] in caplog.text and "a detail" in caplog.text and "\x1b" not in caplog.text)
