@@ -236,6 +236,7 @@ function refuse(node, text) {
 
 function pointAt(node) {
   for (let fold = node.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
+  (node.closest(".pair") ?? node.closest(".field")).after($("form-message")); // where it is seen
   node.setAttribute("aria-invalid", "true");
   node.setAttribute("aria-errormessage", "form-message");
   node.focus();
@@ -268,6 +269,7 @@ export function inWords(text) {
 export function message(text, { error = false, buttons = [] } = {}) {
   const node = $("form-message");
   node.className = error ? "message error" : "message";
+  $("form").append(node);
   const words = el("p", {}, text);
   node.replaceChildren(words, ...buttons);
   show(node, true);

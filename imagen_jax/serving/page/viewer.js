@@ -188,12 +188,12 @@ export function compare(entries) {
     setImage(img, job.id, image);
     return el("td", {}, img);
   });
-  const table = el("table", {}, el("caption", { className: "sr-only" }, "Images and how they differ"),
+  const table = el("table", { "aria-label": "Images and how they differ" },
     el("tbody", {}, el("tr", { className: "images" }, el("th", { scope: "row" }, el("span", { className: "sr-only" }, "Image")), ...images),
       ...different.map(({ name, values }) => el("tr", {}, el("th", { scope: "row" }, name),
         ...values.map((value) => el("td", {}, value === "" ? el("span", { className: "muted" }, "none") : el("span", { dir: "auto" }, value)))))));
   const seeds = different.find(({ name }) => name === "Seed");
-  table.style.setProperty("--columns", entries.length);
+  $("compare").style.setProperty("--columns", entries.length);
   $("compare-body").replaceChildren(table);
   $("compare-same").textContent = different.length
     ? `The same for all: ${rows.length - different.length} of ${rows.length} settings${seeds ? "" : ", the seed among them"}.`
