@@ -44,8 +44,17 @@ class Server:
         self._file.close()
 
     def url(self):
-        """Waits until the server says where it is; returns that."""
-        return _until(lambda: re.search(r"http://127\.0\.0\.1:\d+", self._log_file.read_text()), self.process)[0]
+        """Waits until the server answers; returns where it is."""
+        url = _until(lambda: re.search(r"http://127\.0\.0\.1:\d+", self._log_file.read_text()), self.process)[0]
+
+        def answers():
+            try:
+                return urllib.request.urlopen(f"{url}/healthz", timeout=TIMEOUT).read()
+            except OSError:  # it says where it will be before it listens
+                return None
+
+        _until(answers, self.process)
+        return url
 
     def ask(self, path, body=None):
         """Returns the response to a request, bytes."""
