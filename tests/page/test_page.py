@@ -23,10 +23,15 @@ def no_jobs_left(request):
     yield
     if "server" not in request.fixturenames:
         return
-    url = request.getfixturevalue("server").url
-    for job in httpx.get(f"{url}/v1/history").json()["jobs"]:
-        if job["status"] in ("queued", "running"):
-            httpx.delete(f"{url}/v1/jobs/{job['id']}")
+    cancel_all(request.getfixturevalue("server").url)
+
+
+def cancel_all(url, token=""):
+    """Cancels all jobs that have not ended."""
+    with httpx.Client(headers={"Authorization": f"Bearer {token}"} if token else {}) as http:
+        for job in http.get(f"{url}/v1/history").json()["jobs"]:
+            if job["status"] in ("queued", "running"):
+                http.delete(f"{url}/v1/jobs/{job['id']}")
 
 
 def draw(tab, prompt, long=False, **fields):
@@ -34,7 +39,8 @@ def draw(tab, prompt, long=False, **fields):
     if long:
         if tab.locator("#settings").get_attribute("open") is None:
             tab.locator("#settings > summary").click()
-        tab.fill("#s0-num_inference_steps", str(LONG["num_inference_steps"]))
+        for stage in range(2):
+            tab.fill(f"#s{stage}-num_inference_steps", str(LONG["num_inference_steps"]))
     for name, value in fields.items():
         tab.fill(f"#{name}", str(value))
     tab.fill("#prompt", prompt)
@@ -363,7 +369,7 @@ def test_token_full_queue_and_kill(new_client, tmp_path):
         tab.get_by_role("button", name="Continue").click()
         tab.locator("#cascade-name", has_text="shapes").wait_for()
 
-        first = watched(draw(tab, "first", long=True, seed=1))
+        watched(draw(tab, "first", long=True, seed=1))
         draw(tab, "second", long=True)
         tab.fill("#prompt", "third")
         tab.press("#prompt", "Enter")
@@ -371,13 +377,10 @@ def test_token_full_queue_and_kill(new_client, tmp_path):
         expect(message).to_contain_text("Try again in ")
         message.get_by_role("button", name="Keep trying for me").click()
         tab.locator(JOB, has_text="second").get_by_role("button", name="Cancel").click()
-        third = tab.locator(JOB, has_text="third")
-        third.wait_for()
-        third.get_by_role("button", name="Cancel").click()
+        tab.locator(JOB, has_text="third").wait_for()
+        cancel_all(server.url, token)
 
         tab.get_by_role("button", name="Back to defaults").click()
-        first.get_by_role("button", name="Cancel").click()
-        expect(first).to_have_attribute("data-status", "canceled")
         card = watched(draw(tab, "in the middle", count=2, **{"s0-num_inference_steps": 400}))
         server.process.send_signal(signal.SIGKILL)
         server.process.wait()
