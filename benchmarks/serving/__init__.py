@@ -1,0 +1,1 @@
+"""How `imagen serve` does under load and under attack, as in docs/serving.md."""
