@@ -90,7 +90,7 @@ types: $(SETUP) ## check the types
 imports: $(SETUP) ## check that imports go down the layers only
 	$(BIN)/lint-imports
 
-docs: $(SETUP) ## build the documentation site into build/docs; warnings are errors
+docs: $(SETUP) ## build the documentation site into build/docs, and run the notebook; warnings are errors
 	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs build/docs
 
 # Tests of one file stay together: they share what they compile and train. Those that take longest begin (conftest.py).

@@ -87,6 +87,7 @@ setup(
     name="imagen_jax",
     version="0.2.0",
     description="Imagen: photorealistic text-to-image diffusion in JAX and Flax",
+    url="https://github.com/-owner-/imagen_jax",
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",

@@ -15,7 +15,7 @@ project = "imagen_jax"
 author = "The imagen_jax authors"
 project_copyright = author
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["plans", "claims"]
 html_theme = "furo"
 html_title = "imagen_jax"
@@ -29,12 +29,20 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 myst_heading_anchors = 3
 
+# Each build runs the notebook, which has no outputs in the repository. A cell that fails is an error of the build.
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_in_temp = True
+nb_execution_timeout = 1200  # seconds for a cell: to train takes a minute, and several on a loaded machine
+nb_output_stderr = "remove"  # progress bars and times, which differ from build to build
+
 # Pages that stand elsewhere in the repository; docs/ has a stub for each.
 PAGES = {
     "index": "README.md",
     "launch": "launch/README.md",
     "contributing": "CONTRIBUTING.md",
     "changelog": "CHANGELOG.md",
+    "notebook": "notebooks/quickstart.ipynb",
 }
 
 
@@ -58,6 +66,9 @@ def read_page(app: Sphinx, docname: str, source: list[str]) -> None:
     path = ROOT / PAGES.get(docname, f"docs/{docname}.md")
     if docname in PAGES:
         app.env.note_dependency(str(path))
+        if path.suffix == ".ipynb":  # it shows what the package does, so it is run again when that changes
+            for file in (*ROOT.glob("imagen_jax/**/*.py"), *ROOT.glob("configs/*.py")):
+                app.env.note_dependency(str(file))
         table_of_contents = source[0] if docname == "index" else ""
         source[0] = path.read_text(encoding="utf-8") + table_of_contents
     source[0] = re.sub(r"(!?)\[([^]]*)]\(([^)\s]+)\)", lambda link: _rewrite(link, path.parent), source[0])
@@ -72,7 +83,7 @@ def _rewrite(link: re.Match[str], folder: Path) -> str:
     path = (folder / file).resolve()
     for docname, page in PAGES.items():
         if path == ROOT / page:
-            return f"[{text}]({docname}.md{hash_sign}{anchor})"
+            return f"[{text}]({docname}{path.suffix}{hash_sign}{anchor})"
     if path.is_relative_to(ROOT / "docs"):
         return f"{image}[{text}]({path.relative_to(ROOT / 'docs')}{hash_sign}{anchor})"
     return text
