@@ -8,6 +8,11 @@ rendered correctly in everything they claim.
 `:wide` has 32×48 images (height × width), `:transparent` RGBA images without a background. `:tiny` is narrower and
 compiles and runs in seconds, for tests.
 
+`:long` is the base stage of the cascade that ships with the package, which `make shapes` trains: wider and with 20,000
+steps, 65 minutes on 2 cores that other programs used too. Of 2,048 held-out captions, 97.7% are fully correct with 8
+sampling steps, 98.5% with 12; 98.0% with 8 and guidance 2.0. Most of the others ask for a green ring, which training
+never shows.
+
 Quality after some minutes depends on the number of updates, not on the size of the network: hence one level of 4×4
 patches, few channels and batches of 16. Position embeddings (model.positions) let two text attention layers find the
 words about a place; residual blocks then draw it.
@@ -28,7 +33,7 @@ import ml_collections
 
 from imagen_jax.config.load import default_config
 
-VARIANTS = ("", "wide", "transparent", "tiny")
+VARIANTS = ("", "long", "wide", "transparent", "tiny")
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -46,6 +51,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.optimizer.ema_decay = 0.998
     config.training.update(batch_size=16, steps=6000, log_every=25, save_every=1000, preview_every=1000)
     config.sampling.update(num_inference_steps=8, guidance_scale=1.5, threshold="static")
+    if variant == "long":
+        config.model.update(channels=72, head_channels=18)
+        config.optimizer.ema_decay = 0.9995
+        config.training.update(steps=20_000, log_every=100, save_every=2000, preview_every=4000)
+        config.sampling.num_inference_steps = 12
     if variant == "tiny":
         config.model.update(channels=16, middle_attention_types=("self+text",))
         config.optimizer.update(warmup_steps=10)

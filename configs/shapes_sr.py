@@ -3,7 +3,9 @@
     imagen train --config=configs/shapes_sr.py --workdir=runs/sr
 
 `:wide` and `:transparent` enlarge the images of those variants of shapes_base.py, 32×48 to 64×96 and RGBA. `:tiny` is
-narrower, has text attention, and compiles and runs in seconds, for tests.
+narrower, has text attention, and compiles and runs in seconds, for tests. `:long` is the one of the cascade that ships
+with the package, which `make shapes` trains: wider, with 16,000 steps. Backgrounds then deviate by 1.4 of 255 from
+their mean (root mean square), instead of 2.6 after 1,700 steps; sampling settings change that by less than 0.1.
 
 The objective was measured among nine, after 250 steps (docs/claims.md): the mean squared error of x_hat is 0.0071 for x
 with sigmoid weighting and 0.0068 with simple, at best 0.0093 for v and 0.0147 for eps.
@@ -17,7 +19,7 @@ import ml_collections
 
 from imagen_jax.config.load import default_config
 
-VARIANTS = ("", "wide", "transparent", "tiny")
+VARIANTS = ("", "long", "wide", "transparent", "tiny")
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -36,6 +38,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.optimizer.ema_decay = 0.995
     config.training.update(batch_size=16, steps=1700, log_every=25, save_every=1000, preview_every=1000)
     config.sampling.update(num_inference_steps=4, threshold="static", aug_level=0.05)
+    if variant == "long":
+        config.model.update(channels=56, head_channels=8)
+        config.optimizer.ema_decay = 0.999
+        config.training.update(steps=16_000, log_every=100, save_every=2000, preview_every=4000)
     if variant == "tiny":
         config.model.update(channels=16, middle_attention_types=("self+text",))
         config.optimizer.update(warmup_steps=10)

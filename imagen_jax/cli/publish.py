@@ -4,6 +4,7 @@ Writes one folder with all that others need: `OUT/model_index.json`; for each st
 safetensors; the text encoder by name and fingerprint, or inside; `OUT/SHA256SUMS`; `OUT/samples.png`, a grid of
 samples; and `OUT/README.md`, a model card with the header of the Hugging Face Hub, written from the configs and the
 results of `imagen evaluate`. `ImagenPipeline.from_pretrained` and `--stages` of every command take such a folder.
+Sampling settings that are given become those of the cascade.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from imagen_jax.cli.flags import (
     CommandFlags,
     define_mesh,
     define_path,
+    define_sampling,
     define_stages,
     define_weights,
     mesh_axes,
+    stage_changes,
     weights_choices,
 )
 from imagen_jax.errors import ConfigError
@@ -70,6 +73,7 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     define_weights(values)
     define_mesh(values)
+    define_sampling(values)
 
 
 def run(args: CommandFlags) -> None:
@@ -93,7 +97,10 @@ def run(args: CommandFlags) -> None:
     check_out(as_path(out), settings.overwrite)
     folders = args.stage_folders(weights=False)
     pipeline = ImagenPipeline.from_pretrained(
-        args.stage_names(), mesh_axes(args), weights=weights_choices(args, len(folders))
+        args.stage_names(),
+        mesh_axes(args),
+        stage_changes(args, len(folders)),
+        weights=weights_choices(args, len(folders)),
     )
     print(publish(pipeline, out, settings).summary())
 

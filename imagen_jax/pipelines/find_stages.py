@@ -32,7 +32,7 @@ from imagen_jax.stages.workdir import CONFIG_FILE
 
 # cascades that ship with the package, by name
 CASCADES = Path(__file__).parent / "cascades"
-SHIPPED = {"shapes": "one to four colored shapes on a white background, 64×64"}
+SHIPPED = {"shapes": "one to four colored shapes, 64×64"}
 _ONE_STAGE = re.compile(rf"(.+)/({STAGE_FOLDER.pattern})")
 
 logger = logging.getLogger(__name__)
