@@ -13,6 +13,7 @@ from PIL import Image
 from imagen_jax.datasets.captions import training_captions
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.pipelines import output_dir
+from imagen_jax.pipelines.find_stages import CASCADES
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.pipelines.loading import load_stage
 from imagen_jax.pipelines.request import SampleRequest
@@ -49,6 +50,15 @@ def run_in_two_processes(*arguments):
 
 def test_processes_read_rows_of_their_devices():
     run_in_two_processes("tests.launch.check_batch")
+
+
+def test_processes_read_slices_of_a_published_stage(tmp_path):
+    whole, damaged = (shutil.copytree(CASCADES / "shapes", tmp_path / name) for name in ("whole", "damaged"))
+    weights = damaged / "stage_0" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    run_in_two_processes("tests.launch.check_published", whole, damaged)
 
 
 @pytest.fixture(scope="module")

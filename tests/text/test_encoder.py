@@ -13,18 +13,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from imagen_jax.errors import ConfigError
-from imagen_jax.text.encoder import _RANDOM_CONFIG, load_encoder, parameter_shapes, random_encoder
+from imagen_jax.text.encoder import load_encoder, parameter_shapes, random_encoder
 from imagen_jax.text.t5_weights import conversion_command, read_config, save_folder
 from tests.helpers.configs import eight_devices, one_device, split_devices
+from tests.helpers.encoders import BYTE_T5
 
 CAPTIONS = ["red circle, blue square", "blue circle, red square", ""]
-CONFIG = {
-    "relative_attention_num_buckets": 32,
-    "relative_attention_max_distance": 128,
-    "layer_norm_epsilon": 1e-6,
-    "feed_forward_proj": "gated-gelu",
-    "relative_bias_per_layer": False,
-} | _RANDOM_CONFIG
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +28,7 @@ def encoder():
 
 @pytest.fixture
 def folder(tmp_path, encoder):
-    save_folder(tmp_path, CONFIG, encoder.params)
+    save_folder(tmp_path, BYTE_T5, encoder.params)
     return tmp_path
 
 
@@ -107,7 +101,7 @@ def test_fingerprint_of_copies_is_equal(encoder, folder):
     split_into_five(folder)
     assert fingerprint(folder) == result
     (folder / "model.safetensors.index.json").unlink()
-    save_folder(folder, CONFIG, jax.tree.map(lambda leaf: leaf.astype(ml_dtypes.bfloat16), encoder.params))
+    save_folder(folder, BYTE_T5, jax.tree.map(lambda leaf: leaf.astype(ml_dtypes.bfloat16), encoder.params))
     assert fingerprint(folder) == result
 
 
@@ -157,7 +151,7 @@ def split_into_five(folder):
 
 def test_sharded_files_and_devices_are_equal(tmp_path):
     """The matrices are large enough to be sharded on either axis, along and across the order of the file."""
-    fields = CONFIG | {"d_kv": 32, "num_heads": 8, "d_ff": 256, "num_layers": 1}
+    fields = BYTE_T5 | {"d_kv": 32, "num_heads": 8, "d_ff": 256, "num_layers": 1}
     rng = np.random.default_rng(0)
     params_drawn = jax.tree.map(
         lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(leaf.dtype), parameter_shapes(fields)
@@ -186,7 +180,7 @@ def test_sharded_files_and_devices_are_equal(tmp_path):
 @pytest.mark.parametrize("kind", ["relu", "gated-silu"])
 @pytest.mark.parametrize("bias_per_layer", [False, True])
 def test_round_trip_of_variants(tmp_path, kind, bias_per_layer):
-    fields = CONFIG | {"feed_forward_proj": kind, "relative_bias_per_layer": bias_per_layer}
+    fields = BYTE_T5 | {"feed_forward_proj": kind, "relative_bias_per_layer": bias_per_layer}
     rng = np.random.default_rng(0)
     params_drawn = jax.tree.map(lambda leaf: rng.random(leaf.shape, np.float32), parameter_shapes(fields))
     save_folder(tmp_path, fields, params_drawn)
@@ -316,7 +310,7 @@ def test_file_instead_of_folder_raises(tmp_path, name):
         load_encoder(str(tmp_path / name), length=32)
     with pytest.raises(ConfigError):
         load_encoder(str(tmp_path), length=32)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"} | CONFIG))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"} | BYTE_T5))
     with pytest.raises(ConfigError):
         load_encoder(str(tmp_path), length=32)
     assert not canary.exists()
