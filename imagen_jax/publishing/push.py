@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub import errors
 
 from imagen_jax.errors import ConfigError, TrainingError
+from imagen_jax.io.paths import file_sizes
 from imagen_jax.pipelines.hub import HubName, access_error, parse_name
 from imagen_jax.stages.published import INDEX
 
@@ -64,14 +67,14 @@ def push(folder: Path, name: HubName, private: bool) -> str:
         TrainingError: the Hub does not answer, or refuses the upload.
     """
     api = huggingface_hub.HfApi()
+    files = list(file_sizes(folder))
+    # not by upload_folder, which may commit what is uploaded so far
+    operations: list[Any] = [huggingface_hub.CommitOperationAdd(file, folder / file) for file in files]
     try:
         api.create_repo(name.repo, private=private or None, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=name.repo,
-            folder_path=folder,
-            commit_message=f"Publish {folder.name}",
-            delete_patterns=_REPLACED,
-        )
+        old = set(api.list_repo_files(name.repo)) - set(files)
+        operations += [huggingface_hub.CommitOperationDelete(file) for file in sorted(old) if _is_replaced(file)]
+        commit = api.create_commit(name.repo, operations, commit_message=f"Publish {folder.name}")
     except Exception as error:  # errors of the network and the Hub
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise TrainingError(
@@ -79,3 +82,7 @@ def push(folder: Path, name: HubName, private: bool) -> str:
             f"`hf upload {name.repo} {folder}`"
         ) from error
     return str(commit.commit_url)
+
+
+def _is_replaced(file: str) -> bool:
+    return any(fnmatch(file, pattern) for pattern in _REPLACED)

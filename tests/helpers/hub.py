@@ -86,6 +86,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 return self._json({"url": f"{self.server.url}/{name}"}, 409)
             private = bool(given.get("private")) or given.get("visibility") == "private"
             self.server.repositories[name] = Repository(private)
+            self.server.repositories[name].commit({".gitattributes": b""})  # as the Hub begins each
             return self._json({"url": f"{self.server.url}/{name}", "id": name})
         name = re.search(r"/(?:api/models/)?([^/]+/[^/]+?)(?:\.git)?/(?:preupload|info|commit)/", path)[1]
         repository = self.server.repositories[name]
