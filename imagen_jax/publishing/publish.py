@@ -29,8 +29,6 @@ from imagen_jax.io.atomic import atomic_write, commit_folder, write_json
 from imagen_jax.io.bucket import BucketPath
 from imagen_jax.io.local_copy import local_folder
 from imagen_jax.io.paths import as_path, bucket_path, check_writable, file_sizes
-from imagen_jax.pipelines.find_stages import CASCADES
-from imagen_jax.pipelines.hub import HubName
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.pipelines.loading import TrainedStage
 from imagen_jax.publishing.card import CardFacts, model_card
@@ -127,7 +125,7 @@ def publish(
         name = settings.name or folder.name
         facts = CardFacts(
             name=name,
-            loads_as=_loads_as(folder, target),
+            loads_as=folder.name if target is None else target.repo,
             license=settings.license,
             stages=pipeline.stages,
             encoders=[plan.entry for plan in encoders],
@@ -254,13 +252,6 @@ def _weights_checksum(folder: Path) -> str:
     for path in sorted(folder.glob("*.safetensors")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def _loads_as(folder: Path, target: HubName | None) -> str:
-    """Returns the name by which others load the cascade."""
-    if target is not None:
-        return target.repo
-    return folder.name if folder.absolute().parent == CASCADES else str(folder.name)
 
 
 def _put(temporary: Path, folder: Path) -> None:
