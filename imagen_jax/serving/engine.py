@@ -307,14 +307,15 @@ class Engine:
         if job is not None:
             self._hub.publish(job_id, Event(job.status, job))
 
-    def events(self, job_id: str, notify: Callable[[], None] | None = None) -> Subscription:
+    def events(self, job_id: str, notify: Callable[[], None] | None = None, previews: bool = True) -> Subscription:
         """Returns the events of a job from now on.
 
         Args:
             job_id: of the job.
             notify: called in any thread when there is one; it must not wait.
+            previews: whether previews are among them; where nobody wants any, none are made.
         """
-        return self._hub.subscribe(job_id, notify)
+        return self._hub.subscribe(job_id, notify, previews)
 
     def history(
         self, query: str = "", before: str | None = None, limit: int = 50, client: str | None = None
@@ -460,13 +461,14 @@ class Engine:
             for job_id, members in rows.items():
                 self._active[job_id].progress = self._job_progress(job_id, progress, len(members), rest)
         followed = rows.keys() & self._hub.followed()
-        previews = progress.sampling.preview() if followed and _is_shown(progress.sampling) else None
+        previewed = rows.keys() & self._hub.previewed()
+        previews = progress.sampling.preview() if previewed and _is_shown(progress.sampling) else None
         for job_id in followed:
             where = self.progress(job_id)
             if where is None:
                 continue
             self._hub.publish(job_id, Event("step", where))
-            if previews is None:
+            if previews is None or job_id not in previewed:
                 continue
             images = [{"index": index, "png": png_base64(previews[row])} for row, index in rows[job_id]]
             self._hub.publish(

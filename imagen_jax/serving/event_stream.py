@@ -25,13 +25,14 @@ class Events:
     Args:
         service: with the engine.
         job_id: of the job.
+        previews: whether previews are among them.
     """
 
-    def __init__(self, service: Service, job_id: str) -> None:
+    def __init__(self, service: Service, job_id: str, previews: bool = True) -> None:
         self._closing = service.closing
         self._loop = asyncio.get_running_loop()
         self._ready = asyncio.Event()
-        self._subscription = service.engine.events(job_id, notify=self._notify)
+        self._subscription = service.engine.events(job_id, notify=self._notify, previews=previews)
 
     def _notify(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended

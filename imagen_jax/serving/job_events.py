@@ -20,10 +20,11 @@ class Subscription:
         hub: that it is of.
         job_id: of the job.
         notify: called when there is an event, in any thread; it must not wait.
+        previews: whether the reader wants previews, which cost time to make.
     """
 
-    def __init__(self, hub: EventHub, job_id: str, notify: Callable[[], None] | None) -> None:
-        self._hub, self._job_id, self._notify = hub, job_id, notify
+    def __init__(self, hub: EventHub, job_id: str, notify: Callable[[], None] | None, previews: bool) -> None:
+        self._hub, self._job_id, self._notify, self.previews = hub, job_id, notify, previews
         self._events: collections.OrderedDict[object, Event] = collections.OrderedDict()
         self._changed = threading.Condition()
         self._is_closed = False
@@ -38,7 +39,7 @@ class Subscription:
         """Adds an event; returns whether one that was not fetched was replaced."""
         is_latest = event.name in _LATEST
         with self._changed:
-            if self._is_closed:
+            if self._is_closed or (event.name == "preview" and not self.previews):
                 return False
             is_replaced = is_latest and self._events.pop(event.name, None) is not None
             self._events[event.name if is_latest else object()] = event
@@ -64,9 +65,9 @@ class EventHub:
         self._lock = threading.Lock()
         self._by_job: dict[str, list[Subscription]] = {}
 
-    def subscribe(self, job_id: str, notify: Callable[[], None] | None = None) -> Subscription:
+    def subscribe(self, job_id: str, notify: Callable[[], None] | None = None, previews: bool = True) -> Subscription:
         """Returns the events of a job from now on."""
-        subscription = Subscription(self, job_id, notify)
+        subscription = Subscription(self, job_id, notify, previews)
         with self._lock:
             self._by_job.setdefault(job_id, []).append(subscription)
         return subscription
@@ -84,6 +85,11 @@ class EventHub:
         """Returns the ids of the jobs that anybody follows."""
         with self._lock:
             return set(self._by_job)
+
+    def previewed(self) -> set[str]:
+        """Returns the ids of the jobs of which anybody wants previews."""
+        with self._lock:
+            return {job_id for job_id, all_of in self._by_job.items() if any(each.previews for each in all_of)}
 
     def publish(self, job_id: str, event: Event) -> None:
         """Passes an event on to all who follow a job."""

@@ -210,7 +210,7 @@ async def _wait(service: Service, job: Job, request: Request, is_kept: bool) -> 
     Raises:
         HttpError: the job has failed or was canceled, the server stops, or it takes too long.
     """
-    events = Events(service, job.id)
+    events = Events(service, job.id, previews=False)
     try:
         # after the subscription: nothing is missed between the two
         current = await run_in_threadpool(service.engine.get, job.id)

@@ -50,3 +50,13 @@ def test_get_waits_until_there_is_an_event_or_it_is_closed():
     assert not reader.is_alive() and received[-1] is None
     hub.publish("job", Event("done", 2))
     assert subscription.get(0) is None and hub.followed() == set()
+
+
+def test_previews_are_for_those_who_want_them():
+    hub = EventHub()
+    waits, looks = hub.subscribe("job", previews=False), hub.subscribe("other")
+    assert hub.followed() == {"job", "other"} and hub.previewed() == {"other"}
+    for job_id in ("job", "other"):
+        hub.publish(job_id, Event("preview", 1))
+        hub.publish(job_id, Event("done", None))
+    assert names(waits) == [("done", None)] and names(looks) == [("preview", 1), ("done", None)]
