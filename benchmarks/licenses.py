@@ -20,7 +20,7 @@ from imagen_jax.io.atomic import atomic_write
 NOT_LOCKED = {"pillow-heif"}
 
 DOCUMENT = Path("docs/licenses.md")
-KNOWN = re.compile(r"Apache|MIT|BSD|ISC|Zlib|Mozilla|MPL|Python Software Foundation|PSF", re.IGNORECASE)
+KNOWN = re.compile(r"Apache|OFL|MIT|BSD|ISC|Zlib|Mozilla|MPL|Python Software Foundation|PSF", re.IGNORECASE)
 # matches LGPL and AGPL too
 REFUSED = re.compile(r"GPL|General Public", re.IGNORECASE)
 HEADER = """# Licenses
@@ -76,7 +76,7 @@ def table_rows(packages: list[Distribution]) -> list[str]:
 
 def main() -> None:
     """Writes the document. Exits with an error if a license is not permissive."""
-    packages = find_packages("imagen_jax[data,demo]")
+    packages = find_packages("imagen_jax[data,demo,fonts,gcs,serve]")
     refused = [
         f"{package.name} ({license_of(package)})" for package in packages if not is_permissive(license_of(package))
     ]
