@@ -202,7 +202,7 @@ def chain(tmp_path):
         (["--prompts= ; ;"], "no prompts"),
         (["--prompts_file=none.txt"], "--prompts_file 'none.txt'"),
         (["--prompts=a ring", "--stages="], "--stages is missing"),
-        (["--prompts=a ring", "--stages=runs/none"], "'runs/none' does not exist"),
+        (["--prompts=a ring", "--stages=runs/none"], "runs/none is not a folder on this machine"),
         (["--prompts=a ring", "--num_inference_steps=1,2,3"], "--num_inference_steps has 3 values for 2 stages"),
         (["--prompts=a ring", "--sampler=ddim,ddim,ddpm"], "--sampler has 3 values for 2 stages"),
         (["--prompts=a ring", "--guidance_scale=much"], "--guidance_scale 'much'"),

@@ -67,7 +67,7 @@ def test_one_value_or_one_per_stage():
 
 
 def test_weights_for_all_stages_or_for_each():
-    assert weights_choices(given(), 2) == [{"step": None, "kind": "ema"}] * 2
+    assert weights_choices(given(), 2) == [{"step": None, "kind": None}] * 2
     assert weights_choices(given("--step=30", "--weights=raw"), 2) == [{"step": 30, "kind": "raw"}] * 2
     args = given("--step=30, latest", "--weights=ema,raw")
     assert weights_choices(args, 2) == [{"step": 30, "kind": "ema"}, {"step": None, "kind": "raw"}]

@@ -352,7 +352,7 @@ def test_aug_noise_at_sampling(sr_stage, monkeypatch):
     settings = sr_stage.config.sampling.with_changes(aug_level=0.35)
     low_res = jax.random.uniform(jax.random.key(0), (64, 8, 8, 3), minval=-1)
     text = TextCondition(jnp.zeros((64, 2, 4)), jnp.zeros((64, 2), bool))
-    make_sample_fn(stage, settings)({}, text, text, stage_keys(SEED, 0, 64, 1, one_device()), low_res)
+    make_sample_fn(stage, settings)({}, text, text, stage_keys([SEED] * 64, range(64), 1, one_device()), low_res)
     ((given, level, eps),) = stage.conditions
     np.testing.assert_array_equal(given, low_res)
     np.testing.assert_allclose(level, 0.35)
@@ -461,7 +461,7 @@ def refused(folders, said, changes=None):
 
 def test_missing_stage_folder(tmp_path):
     refused([tmp_path / "none"], "does not exist")
-    refused([tmp_path], "is not a stage folder, it has no config.json")
+    refused([tmp_path], "is not a stage folder and has none in it")
 
 
 @pytest.mark.parametrize(
