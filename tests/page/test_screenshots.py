@@ -15,7 +15,7 @@ PROMPTS = (
     "a large red circle above a small blue square",
     "a yellow ring to the left of a green triangle on a black background",
     "a purple cross in the center on a gray background",
-    "two small orange squares on a blue background",
+    "two small orange squares on a tan background",
 )
 MOST_BYTES = 150_000
 VIEWPORT = {"width": 1180, "height": 760}
@@ -77,6 +77,7 @@ def test_screenshots(new_client, server):
     tab.locator("article.job[data-status=running] .job-images img:not([hidden])").first.wait_for()
     tab.locator("article.job .job-left", has_text="left").wait_for()
     tab.wait_for_timeout(3 * _PAUSE)
+    tab.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
     write(tab, "dark")
     card.get_by_role("button", name="Cancel").click()
     tab.locator("article.job[data-status=canceled]").wait_for()
