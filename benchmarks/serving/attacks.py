@@ -387,7 +387,7 @@ def _tokens(server: Server) -> str:
                 start = time.perf_counter()
                 counts[client.get("/v1/history", headers={"authorization": f"Bearer {token}"}).status_code] += 1
                 times[kind].append(time.perf_counter() - start)
-        odd = ("Basic eDp4", "Bearer", "Bearer ", f"Bearer {TOKEN} x", f"bearer{TOKEN}", f"Token {TOKEN}")
+        odd = ("Basic eDp4", "Bearer", f"Bearer {TOKEN} x", f"bearer{TOKEN}", f"Token {TOKEN}")
         for value in odd:
             counts[client.get("/v1/history", headers={"authorization": value}).status_code] += 1
     medians = {kind: statistics.median(values) for kind, values in times.items()}
