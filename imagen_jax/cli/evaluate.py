@@ -22,9 +22,7 @@ from imagen_jax.cli.flags import (
     define_stages,
     define_text_cache,
     define_weights,
-    mesh_axes,
-    stage_changes,
-    weights_choices,
+    load_pipeline,
 )
 from imagen_jax.config.schema import EvaluationConfig
 
@@ -46,19 +44,10 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(args: CommandFlags) -> None:
     """Scores the cascade, and prints the figures."""
     from imagen_jax.evaluation.evaluate import check_judge, evaluate
-    from imagen_jax.pipelines.imagen import ImagenPipeline
 
     config = args.load_config(EvaluationConfig)
     check_judge(config)
-    folders = args.stage_folders(weights=False)
-    changes = stage_changes(args, len(folders))
-    pipeline = ImagenPipeline.from_pretrained(
-        args.stage_names(),
-        mesh_axes(args),
-        changes,
-        text_cache=args.text_cache,
-        weights=weights_choices(args, len(folders)),
-    )
+    pipeline = load_pipeline(args, text_cache=args.text_cache)
     result = evaluate(pipeline, config, args.output_folder("runs/scores"), overwrite=args.overwrite)
     if result is not None:
         print(result.summary())

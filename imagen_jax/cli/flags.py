@@ -7,10 +7,10 @@ there are prompts, `--guidance_scale` may have such values for each of them, sep
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 from absl import flags
@@ -20,6 +20,9 @@ from imagen_jax.config.messages import expected
 from imagen_jax.config.schema import SamplingConfig, StageConfig
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.paths import as_path, check_writable, expand_user
+
+if TYPE_CHECKING:
+    from imagen_jax.pipelines.imagen import ImagenPipeline
 
 OVERRIDE = "--config."
 
@@ -318,6 +321,34 @@ def stage_changes(args: CommandFlags, stages: int, with_guidance: bool = True) -
         if args[name] is not None and (with_guidance or name != "guidance_scale")
     }
     return [{name: values[index] for name, values in columns.items()} for index in range(stages)]
+
+
+def load_pipeline(
+    args: CommandFlags,
+    changes: Sequence[Mapping[str, object]] | None = None,
+    weights: Sequence[Mapping[str, object]] | None = None,
+    text_cache: str | None = None,
+) -> ImagenPipeline:
+    """Loads the cascade of `--stages` onto the mesh of the flags.
+
+    Args:
+        args: the parsed flags.
+        changes: of the sampling settings of each stage; None for those of the flags.
+        weights: of each stage; None for those of the flags.
+        text_cache: a folder of embeddings.
+
+    Raises:
+        ConfigError: as `ImagenPipeline.from_pretrained`, or a flag has another number of values than there are stages.
+    """
+    from imagen_jax.pipelines.imagen import ImagenPipeline
+
+    if changes is None or weights is None:
+        stages = len(args.stage_folders(weights=False))
+        changes = stage_changes(args, stages) if changes is None else changes
+        weights = weights_choices(args, stages) if weights is None else weights
+    return ImagenPipeline.from_pretrained(
+        args.stage_names(), mesh_axes(args), changes, text_cache=text_cache, weights=weights
+    )
 
 
 def prompt_guidance(args: CommandFlags, stages: int, prompts: int) -> np.ndarray | None:

@@ -20,9 +20,7 @@ from imagen_jax.cli.flags import (
     define_sampling,
     define_stages,
     define_weights,
-    mesh_axes,
-    stage_changes,
-    weights_choices,
+    load_pipeline,
 )
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.paths import as_path
@@ -78,7 +76,6 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(args: CommandFlags) -> None:
     """Publishes the cascade."""
-    from imagen_jax.pipelines.imagen import ImagenPipeline
     from imagen_jax.publishing.publish import PublishSettings, check_out, check_settings, publish
 
     out = args.required("out", "runs/cascade")
@@ -95,14 +92,7 @@ def run(args: CommandFlags) -> None:
     )
     check_settings(settings)
     check_out(as_path(out), settings.overwrite)
-    folders = args.stage_folders(weights=False)
-    pipeline = ImagenPipeline.from_pretrained(
-        args.stage_names(),
-        mesh_axes(args),
-        stage_changes(args, len(folders)),
-        weights=weights_choices(args, len(folders)),
-    )
-    print(publish(pipeline, out, settings).summary())
+    print(publish(load_pipeline(args), out, settings).summary())
 
 
 def _read_size(text: str) -> int:

@@ -24,7 +24,7 @@ from imagen_jax.cli.flags import (
     define_stages,
     define_text_cache,
     define_weights,
-    mesh_axes,
+    load_pipeline,
     prompt_guidance,
     stage_changes,
     weights_choices,
@@ -99,7 +99,6 @@ def run(args: CommandFlags) -> None:
 
 def _from_flags(args: CommandFlags) -> tuple[ImagenPipeline, SampleRequest]:
     """Returns the cascade and the request that the flags describe."""
-    from imagen_jax.pipelines.imagen import ImagenPipeline
     from imagen_jax.pipelines.request import SampleRequest
     from imagen_jax.pipelines.texts import make_texts
 
@@ -109,13 +108,7 @@ def _from_flags(args: CommandFlags) -> tuple[ImagenPipeline, SampleRequest]:
     changes = stage_changes(args, len(folders), with_guidance=scales is None)
     negative = None if args.negative_prompt is None else [text.strip() for text in args.negative_prompt.split(";")]
     texts = make_texts(prompts, negative)
-    pipeline = ImagenPipeline.from_pretrained(
-        args.stage_names(),
-        mesh_axes(args),
-        changes,
-        text_cache=args.text_cache,
-        weights=weights_choices(args, len(folders)),
-    )
+    pipeline = load_pipeline(args, changes, weights_choices(args, len(folders)), args.text_cache)
     size = pipeline.as_size(args.height, args.width)
     return pipeline, SampleRequest(texts, args.seed, args.batch_size, scales, size)
 
@@ -123,7 +116,6 @@ def _from_flags(args: CommandFlags) -> tuple[ImagenPipeline, SampleRequest]:
 def _like(args: CommandFlags) -> tuple[ImagenPipeline, SampleRequest]:
     """Returns the cascade and the request that sample the image of `--like` again, with what other flags change."""
     from imagen_jax.pipelines import image_record
-    from imagen_jax.pipelines.imagen import ImagenPipeline
 
     what = f"--like {printable(args.like)!r}"
     record = image_record.read_record(args.like)
@@ -135,9 +127,7 @@ def _like(args: CommandFlags) -> tuple[ImagenPipeline, SampleRequest]:
     ]
     is_chosen = args.other_model or args.step is not None or args.weights is not None
     weights = weights_choices(args, len(folders)) if is_chosen else record.weights(folders)
-    pipeline = ImagenPipeline.from_pretrained(
-        args.stage_names(), mesh_axes(args), changes, text_cache=args.text_cache, weights=weights
-    )
+    pipeline = load_pipeline(args, changes, weights, args.text_cache)
     if not args.other_model:
         image_record.check_same_model(record, pipeline.stages, what)
     image_record.warn_if_elsewhere(record, pipeline)

@@ -24,9 +24,7 @@ from imagen_jax.cli.flags import (
     define_stages,
     define_text_cache,
     define_weights,
-    mesh_axes,
-    stage_changes,
-    weights_choices,
+    load_pipeline,
 )
 from imagen_jax.errors import ConfigError, require
 from imagen_jax.io.paths import as_path
@@ -103,7 +101,6 @@ def run(args: CommandFlags) -> None:
     """Serves the cascade."""
     for module in ("fastapi", "uvicorn", "prometheus_client"):
         require(module, "serve")
-    from imagen_jax.pipelines.imagen import ImagenPipeline
     from imagen_jax.serving.engine import Engine, QueueLimits
     from imagen_jax.serving.http_server import bind
     from imagen_jax.serving.serve import ServeSettings, check_access, serve
@@ -121,15 +118,8 @@ def run(args: CommandFlags) -> None:
     check_access(args.host, settings)
     batch_sizes = _batch_sizes(args.batch_sizes)
     out = args.output_folder("runs/serve")
-    folders = args.stage_folders(weights=False)
     with bind(args.host, args.port) as bound:  # before anything that takes long
-        pipeline = ImagenPipeline.from_pretrained(
-            names,
-            mesh_axes(args),
-            stage_changes(args, len(folders)),
-            text_cache=args.text_cache,
-            weights=weights_choices(args, len(folders)),
-        )
+        pipeline = load_pipeline(args, text_cache=args.text_cache)
         limits = QueueLimits(images=args.max_queued_images, jobs=args.max_queued_jobs)
         engine = Engine(pipeline, out, batch_sizes=batch_sizes, limits=limits)
         serve(engine, pipeline, bound, settings)
