@@ -112,7 +112,7 @@ def commit_folder(temporary: Path, folder: Path) -> None:
     """
     for path in [*temporary.rglob("*"), temporary]:
         _fsync(path)
-    temporary.chmod(_new_folder_mode())
+    temporary.chmod(new_mode(0o777))
     replaced = folder.with_name(f".{folder.name}.replaced")
     if folder.is_dir():
         shutil.rmtree(replaced, ignore_errors=True)
@@ -122,11 +122,14 @@ def commit_folder(temporary: Path, folder: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _new_folder_mode() -> int:
-    """Returns the permissions of a new folder; those of `tempfile` are for the owner only."""
+def new_mode(most: int) -> int:
+    """Returns the permissions that this process gives to what it makes: 0o777 for a folder, 0o666 for a file, at most.
+
+    For what `tempfile` and others make for its owner only.
+    """
     mask = os.umask(0)
     os.umask(mask)
-    return 0o777 & ~mask
+    return most & ~mask
 
 
 def _fsync(path: Path) -> None:

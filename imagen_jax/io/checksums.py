@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from imagen_jax.io.atomic import sha256_file
 from imagen_jax.io.bucket import BucketError
@@ -104,7 +105,12 @@ def top_level_checksum(manifest: bytes) -> str:
     """Returns the SHA-256 of a JSON object with those of the files directly in a folder, by the folder's manifest."""
     sums = {name: checksum for name, checksum in _parse_sums(manifest).items() if "/" not in name}
     sums[MANIFEST] = hashlib.sha256(manifest).hexdigest()
-    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+    return json_digest(sums)
+
+
+def json_digest(value: Any) -> str:
+    """Returns the SHA-256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def read_verified(folder: Path, name: str) -> bytes | None:

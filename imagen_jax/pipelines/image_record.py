@@ -8,7 +8,6 @@ has the main ones in the form that viewers of generated images show. Neither nam
 from __future__ import annotations
 
 import hashlib
-import importlib
 import io
 import json
 import logging
@@ -27,6 +26,7 @@ from imagen_jax.images import png
 from imagen_jax.io.changes import changes, flatten
 from imagen_jax.io.paths import as_path, bucket_path
 from imagen_jax.io.text import printable
+from imagen_jax.io.version import VERSION
 from imagen_jax.parallel import devices
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.pipelines.loading import TrainedStage
@@ -40,8 +40,7 @@ SUMMARY_KEYWORD = "parameters"  # the habit of other tools: prompt, negative pro
 _FORMAT = 1
 _MAX_BATCH = 2**16
 _HASH_LETTERS = 10  # of the models' hash in the summary
-# not by an import, which would count as one of every room that the package's own module names
-_VERSION = f"imagen_jax {importlib.import_module('imagen_jax').__version__}"
+_VERSION = f"imagen_jax {VERSION}"
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,12 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from imagen_jax.config.load import to_json
 from imagen_jax.config.schema import StageConfig, TextConfig
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import format_size
 from imagen_jax.parallel.sharding import with_shardings
+from imagen_jax.stages.published import config_digest
 from imagen_jax.stages.stage import Stage, build
 from imagen_jax.stages.stage_folder import open_weights, read_config
 from imagen_jax.stages.text import PromptEncoder, make_cached_encoder, make_encoder
@@ -32,8 +34,8 @@ class TrainedStage:
         folder: where the stage was loaded from.
         weights: "ema" or "raw".
         checksum: identifies the checkpoint, see `SavedWeights`; "" without one.
-        config_digest: identifies the config that the weights were trained with, where the stage's own does not: that of
-            a published stage names no files of the machine that trained it.
+        published_config: identifies the config that a published stage was trained with, whose own names no files of the
+            machine that trained it; "" for a stage of a run.
     """
 
     stage: Stage
@@ -42,7 +44,12 @@ class TrainedStage:
     folder: Path = Path()
     weights: str = "ema"
     checksum: str = ""
-    config_digest: str = ""
+    published_config: str = ""
+
+    @property
+    def config_digest(self) -> str:
+        """What identifies the config that the weights were trained with, see `published.config_digest`."""
+        return self.published_config or config_digest(to_json(self.stage.config))
 
 
 def check_chain(configs: Sequence[StageConfig]) -> None:
@@ -116,7 +123,7 @@ def load_stage(
     saved = open_weights(workdir, weights)
     stage = build(config, saved.text_width if text_width is None else text_width)
     params = saved.load(with_shardings(jax.eval_shape(stage.init, jax.random.key(0)), mesh))
-    return TrainedStage(stage, params, saved.step, workdir, saved.kind, saved.checksum, saved.config_digest)
+    return TrainedStage(stage, params, saved.step, workdir, saved.kind, saved.checksum, saved.published_config)
 
 
 def make_encoders(configs: Sequence[StageConfig], mesh: Mesh, cache: str | Path | None = None) -> list[PromptEncoder]:

@@ -25,7 +25,6 @@ from imagen_jax.io.atomic import read_json, write_json
 from imagen_jax.io.changes import changes, flatten
 from imagen_jax.pipelines.loading import TrainedStage
 from imagen_jax.pipelines.request import SampleRequest
-from imagen_jax.stages.published import config_digest
 
 MANIFEST = "samples.json"
 SHEET = "samples.png"
@@ -70,13 +69,11 @@ def stages_manifest(stages: Sequence[TrainedStage]) -> dict[str, Any]:
 
 def _stage_manifest(trained: TrainedStage) -> dict[str, Any]:
     """Returns which stage it is, and how it is sampled."""
-    config = to_json(trained.stage.config)
-    sampling = config.pop("sampling")
     manifest = {
         "step": trained.step,
         "checkpoint": trained.checksum,
-        "config": trained.config_digest or config_digest(config),
-        "sampling": sampling,
+        "config": trained.config_digest,
+        "sampling": to_json(trained.stage.config)["sampling"],
     }
     # only where they are not the usual ones, so that folders of versions without the choice are continued
     return manifest if trained.weights == "ema" else {**manifest, "weights": trained.weights}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib
 import logging
 import math
 import shutil
@@ -19,7 +18,6 @@ from typing import cast
 
 import jax
 
-from imagen_jax.config.load import to_json
 from imagen_jax.datasets.captions import FirstCaptions, SourceCaptions
 from imagen_jax.datasets.registry import make_source
 from imagen_jax.errors import ConfigError
@@ -29,6 +27,7 @@ from imagen_jax.io.atomic import atomic_write, commit_folder, write_json
 from imagen_jax.io.bucket import BucketPath
 from imagen_jax.io.local_copy import local_folder
 from imagen_jax.io.paths import as_path, bucket_path, check_writable, file_sizes
+from imagen_jax.io.version import VERSION
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.pipelines.loading import TrainedStage
 from imagen_jax.publishing.card import CardFacts, model_card
@@ -36,7 +35,7 @@ from imagen_jax.publishing.evaluation import Evaluation, find_evaluation
 from imagen_jax.publishing.push import check_push, push
 from imagen_jax.publishing.stage_files import portable_config, write_stage
 from imagen_jax.publishing.text_encoders import EncoderPlan, copy_encoders, plan_encoders
-from imagen_jax.stages.published import FORMAT, INDEX, CascadeIndex, StageEntry, config_digest, is_published
+from imagen_jax.stages.published import FORMAT, INDEX, CascadeIndex, StageEntry, is_published
 
 CARD = "README.md"
 GRID = "samples.png"
@@ -44,8 +43,6 @@ MAX_SHARD_SIZE = 4 * 10**9  # bytes
 _NUM_SAMPLES = 16  # of the grid
 _MAX_PROMPTS = 100
 _SEED = 0  # of the grid
-# not by an import, which would count as one of every room that the package's own module names
-_VERSION = importlib.import_module("imagen_jax").__version__
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +129,7 @@ def publish(
             evaluation=evaluation,
             prompts=prompts,
             seed=_SEED,
-            software=_VERSION,
+            software=VERSION,
         )
         atomic_write(temporary / CARD, model_card(facts).encode())
         _write_index(temporary, name, pipeline.stages, encoders)
@@ -233,13 +230,13 @@ def _write_index(folder: Path, name: str, stages: Sequence[TrainedStage], encode
             step=trained.step,
             weights="raw" if trained.weights == "raw" else "ema",
             checkpoint=trained.checksum or _weights_checksum(folder / f"stage_{index}"),
-            config=trained.config_digest or config_digest(to_json(trained.stage.config)),
+            config=trained.config_digest,
             text_encoder=encoder.entry,
         )
         for index, (trained, encoder) in enumerate(zip(stages, encoders, strict=True))
     ]
     index = CascadeIndex(
-        _class_name="ImagenPipeline", _imagen_jax_version=_VERSION, format=FORMAT, name=name, stages=entries
+        _class_name="ImagenPipeline", _imagen_jax_version=VERSION, format=FORMAT, name=name, stages=entries
     )
     write_json(folder / INDEX, index.to_json())
     checksums.write_shard(folder, 0, checksums.list_files(folder))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,7 +14,7 @@ from safetensors.numpy import save_file
 from imagen_jax.config.load import to_json
 from imagen_jax.config.paths import map_paths
 from imagen_jax.config.schema import StageConfig
-from imagen_jax.io.atomic import write_json
+from imagen_jax.io.atomic import new_mode, write_json
 from imagen_jax.io.bucket import is_bucket
 from imagen_jax.io.tensor_files import INDEX_FILE, SINGLE_FILE
 from imagen_jax.stages.published import CONFIG, SEPARATOR, TextEncoderEntry
@@ -66,13 +65,6 @@ def write_stage(folder: Path, config: StageConfig, params: Any, max_shard_size: 
         # save_file writes the memory of an array, whatever its strides are
         tensors = {name: np.ascontiguousarray(jax.device_get(flat[name])) for name in names}
         save_file(tensors, folder / file, metadata={"format": "flax"})
-        _make_readable(folder / file)
+        (folder / file).chmod(new_mode(0o666))  # safetensors makes it readable for its owner only
     if split.is_sharded:
         write_json(folder / INDEX_FILE, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
-
-
-def _make_readable(file: Path) -> None:
-    """Gives a file the permissions of any new one: safetensors makes it readable for its owner only."""
-    mask = os.umask(0)
-    os.umask(mask)
-    file.chmod(0o666 & ~mask)

@@ -14,8 +14,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from imagen_jax.io.version import VERSION
 from imagen_jax.serving.api_page import api_page
-from imagen_jax.serving.cascade_view import VERSION
 from imagen_jax.serving.http_errors import add_handlers, responses
 from imagen_jax.serving.middleware import OPEN_PATHS, BodyReader, Failures, Guard, Observer
 from imagen_jax.serving.routes_images import images_router

@@ -10,8 +10,6 @@ shows that the place in a batch makes no difference to the bit; else they are is
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 import math
 import time
@@ -21,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from imagen_jax.errors import ConfigError
+from imagen_jax.io.checksums import json_digest
 from imagen_jax.parallel.batching import padded_size
 from imagen_jax.parallel.mesh import num_batch_shards
 from imagen_jax.pipelines.image_record import Recorder
@@ -94,7 +93,7 @@ class BatchSampler:
     @property
     def cascade(self) -> str:
         """A digest of the weights and the settings of the cascade."""
-        return hashlib.sha256(json.dumps(self._manifest(self._default), sort_keys=True).encode()).hexdigest()
+        return json_digest(self._manifest(self._default))
 
     def is_default(self, program: Program) -> bool:
         """Returns whether a program is compiled before the first job."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import typing
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -12,12 +11,10 @@ from pydantic.fields import FieldInfo
 
 from imagen_jax.config.messages import expected
 from imagen_jax.config.schema import SamplingConfig
+from imagen_jax.io.version import VERSION
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.serving.http_limits import HttpLimits
 from imagen_jax.serving.views import finite
-
-# not by an import, which would count as one of every room that the package's own module names
-VERSION = importlib.import_module("imagen_jax").__version__
 
 
 class SettingView(BaseModel):

@@ -10,11 +10,10 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
-from imagen_jax.serving.jobs import Job, JobImage
+from imagen_jax.serving.jobs import FINAL, Job, JobImage
 from imagen_jax.serving.service import Service
 from imagen_jax.serving.views import image_view
 
-FINAL = ("done", "canceled", "failed")
 _HEARTBEAT = b": still here\n\n"
 _RETRY = b"retry: 2000\n\n"  # milliseconds after which a browser connects anew
 

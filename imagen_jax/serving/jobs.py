@@ -6,7 +6,8 @@ import dataclasses
 from typing import Any, Literal
 
 Status = Literal["queued", "running", "done", "canceled", "failed"]
-ACTIVE: tuple[Status, ...] = ("queued", "running")  # the others are final
+ACTIVE: tuple[Status, ...] = ("queued", "running")
+FINAL: tuple[Status, ...] = ("done", "canceled", "failed")
 
 
 @dataclasses.dataclass(frozen=True)

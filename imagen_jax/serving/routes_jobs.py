@@ -10,8 +10,9 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from imagen_jax.serving.event_stream import FINAL, server_sent
+from imagen_jax.serving.event_stream import server_sent
 from imagen_jax.serving.http_errors import HttpError, responses
+from imagen_jax.serving.jobs import FINAL
 from imagen_jax.serving.requests import JobBody, check_text, to_request
 from imagen_jax.serving.service import Service, client_of
 from imagen_jax.serving.views import HistoryView, JobView

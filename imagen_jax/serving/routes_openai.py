@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from imagen_jax.errors import unknown_name_error
-from imagen_jax.serving.event_stream import FINAL, Events
+from imagen_jax.serving.event_stream import Events
 from imagen_jax.serving.http_errors import HttpError, responses, shown, stopping_error
-from imagen_jax.serving.jobs import Job, JobRequest
+from imagen_jax.serving.jobs import FINAL, Job, JobRequest
 from imagen_jax.serving.requests import Integer, JobBody, Seed, Settings, Text, to_request
 from imagen_jax.serving.service import Service, client_of
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 import sqlite3
@@ -23,6 +22,7 @@ from typing import Any
 
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.grid import is_valid_png
+from imagen_jax.io.checksums import json_digest
 from imagen_jax.serving.jobs import ACTIVE, Job, JobImage, JobRequest, Status, StorageError
 
 DATABASE = "jobs.sqlite3"
@@ -71,7 +71,7 @@ def image_name(job_id: str, index: int) -> str:
 def request_digest(request: JobRequest) -> str:
     """Returns a digest of what a request asks for; random seeds are not asked for."""
     asked = dataclasses.asdict(request) | ({"seeds": None} if request.seeds_are_random else {})
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    return json_digest(asked)
 
 
 class Store:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, Field
 
 from imagen_jax.serving.auth import Tokens
-from imagen_jax.serving.jobs import Job, JobImage
-
-Status = Literal["queued", "running", "done", "canceled", "failed"]
+from imagen_jax.serving.jobs import Job, JobImage, Status
 
 
 class ProgressView(BaseModel):

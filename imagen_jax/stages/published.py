@@ -14,8 +14,6 @@ parameters, such as `down_0_res_0.conv_0.kernel`, and have the layout of Flax.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -41,6 +39,7 @@ from imagen_jax.parallel import multihost
 from imagen_jax.parallel.sharding import Index, ParamPath, load_slices
 from imagen_jax.stages import saved_arrays
 from imagen_jax.stages.trainable import param_paths, select
+from imagen_jax.stages.weights import text_width
 
 INDEX = "model_index.json"
 CONFIG = "config.json"
@@ -105,7 +104,7 @@ class CascadeIndex(_Part):
 def config_digest(config: dict[str, Any]) -> str:
     """Returns the SHA-256 of a stage's config as JSON, without its sampling settings."""
     settings = {key: value for key, value in config.items() if key != "sampling"}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return checksums.json_digest(settings)
 
 
 def is_published(folder: Path) -> bool:
@@ -264,7 +263,7 @@ class PublishedWeights:
         step: the training step of the weights.
         kind: "ema" or "raw".
         checksum: that of the checkpoint that was published.
-        config_digest: that of the config it was trained with.
+        published_config: that of the config it was trained with, see `config_digest`.
         shapes: all parameters, as nested dicts of `jax.ShapeDtypeStruct`.
 
     Raises:
@@ -278,7 +277,7 @@ class PublishedWeights:
         if kind not in (None, entry.weights):
             raise ConfigError(f"{folder} was published with the {entry.weights} weights alone, not with {kind}")
         self.workdir, self.step, self.kind = folder, entry.step, entry.weights
-        self.checksum, self.config_digest = entry.checkpoint, entry.config
+        self.checksum, self.published_config = entry.checkpoint, entry.config
         self._files = TensorFiles(_weight_files(folder))
         _check_weight_map(folder, self._files.files)
         self.shapes = _as_tree(folder, self._files)
@@ -287,7 +286,7 @@ class PublishedWeights:
     def text_width(self) -> int:
         """The width D of the text embeddings that the network was trained with."""
         try:
-            return self.shapes["conditioning"]["text_pooling"]["norm"]["scale"].shape[0]
+            return text_width(self.shapes)
         except (KeyError, IndexError, TypeError) as error:
             raise ConfigError(f"the weights in {self.workdir} are not those of a stage: publish it again") from error
 

@@ -51,6 +51,12 @@ class WeightsChoice(NamedTuple):
 LATEST_EMA = WeightsChoice()
 
 
+def text_width(shapes: Any) -> int:
+    """Returns the width D of text embeddings that a stage's network takes, from the shapes of its parameters."""
+    width: int = shapes["conditioning"]["text_pooling"]["norm"]["scale"].shape[0]
+    return width
+
+
 class SavedWeights:
     """The parameters of the latest checkpoint that passes verification, and the frozen ones of the run.
 
@@ -95,14 +101,14 @@ class SavedWeights:
         return shapes, self._checkpoints.metadata(step)["config"]
 
     @property
-    def config_digest(self) -> str:
-        """Is empty: the config of the folder identifies itself."""
+    def published_config(self) -> str:
+        """Is empty: the config of a run's folder identifies itself."""
         return ""
 
     @property
     def text_width(self) -> int:
         """The width D of the text embeddings that the network was trained with."""
-        return self.shapes["conditioning"]["text_pooling"]["norm"]["scale"].shape[0]
+        return text_width(self.shapes)
 
     def load(self, abstract: Any, partial: bool = False) -> Any:
         """Loads parameters.
