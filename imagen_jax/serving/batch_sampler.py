@@ -31,6 +31,7 @@ from imagen_jax.serving.plans import JobPlan, Program, batch_request, default_re
 _SMOOTHING = 0.2  # share of a new measurement in the running mean
 _GUESS_SECONDS = 1.0  # for an image, until one was sampled
 _MAX_MANIFESTS = 64
+_LONGEST_SECONDS = 5.0  # of a batch of more than the smallest size: other clients wait for it
 
 logger = logging.getLogger(__name__)
 
@@ -107,13 +108,25 @@ class BatchSampler:
         """Returns how long images take by what was measured."""
         return cost * (_GUESS_SECONDS if self._seconds_per_cost is None else self._seconds_per_cost)
 
-    def choose_size(self, program: Program, available: int) -> int:
-        """Returns how many of the images that wait for a program to take: the largest size that they fill, or all."""
+    def choose_size(self, program: Program, cost: float, available: int) -> int:
+        """Returns how many of the images that wait for a program to take: the largest size that they fill, or all.
+
+        Args:
+            program: of the images.
+            cost: of each, see `cost`.
+            available: how many wait.
+        """
         area = math.prod(program.size) / math.prod(self._pipeline.image_size)
-        # images that are larger than the cascade's own are fewer at once, as memory is limited
-        allowed = [size for size in self.sizes if size * area <= self.sizes[-1]] or self.sizes[:1]
+        # images that are larger than the cascade's own are fewer at once, as memory is limited; so are those that take
+        # long, as a batch that runs is not interrupted for another client
+        allowed = [
+            size for size in self.sizes if size * area <= self.sizes[-1] and self._is_short(size, cost)
+        ] or self.sizes[:1]
         filled = [size for size in allowed if size <= available]
         return max(filled) if filled else min(available, allowed[0])
+
+    def _is_short(self, size: int, cost: float) -> bool:
+        return self._seconds_per_cost is None or self.seconds_for(size * cost) <= _LONGEST_SECONDS
 
     def warm_up(self, is_wanted: Callable[[], bool]) -> None:
         """Compiles the programs of the cascade's own settings in all sizes; ends early if it is not wanted any more."""

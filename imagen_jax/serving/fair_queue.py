@@ -12,8 +12,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-# (program, its images that wait) -> how many of them make the next batch
-ChooseSize = Callable[[Any, int], int]
+# (program, cost of an image, how many wait) -> how many of them make the next batch
+ChooseSize = Callable[[Any, float, int], int]
 
 
 @dataclasses.dataclass
@@ -116,9 +116,9 @@ class FairQueue:
         self._now = min(self._times[client] for client in self._by_client)
         first = self._by_client[self._next_client(self._by_client)][0]
         if first.alone:
-            return [self._take_one(first) for _ in range(choose_size(first.program, len(first.pending)))]
+            return [self._take_one(first) for _ in range(choose_size(first.program, first.cost, len(first.pending)))]
         similar = [job for job in self._jobs.values() if job.program == first.program and not job.alone]
-        size = choose_size(first.program, sum(len(job.pending) for job in similar))
+        size = choose_size(first.program, first.cost, sum(len(job.pending) for job in similar))
         batch: list[tuple[QueuedJob, int]] = []
         while len(batch) < size:
             candidates = {

@@ -21,7 +21,7 @@ class Jobs:
         return job
 
     def take(self, size=1):
-        return [(job.id, index) for job, index in self.queue.take(lambda _, available: min(size, available))]
+        return [(job.id, index) for job, index in self.queue.take(lambda *args: min(size, args[-1]))]
 
     def clients(self, count):
         """Takes so many images one by one, and returns the client of each."""
@@ -93,8 +93,8 @@ def test_the_size_is_chosen_from_what_is_available(jobs):
     jobs.add("two", "b", 2)
     jobs.add("other", "b", 9, program="q")
     seen = []
-    jobs.queue.take(lambda program, available: seen.append((program, available)) or 1)
-    assert seen == [("p", 5)]
+    jobs.queue.take(lambda *args: seen.append(args) or 1)
+    assert seen == [("p", 1.0, 5)]
 
 
 def test_jobs_alone_share_no_batch(jobs):
