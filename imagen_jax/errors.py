@@ -33,6 +33,11 @@ class TrainingError(RuntimeError):
     """
 
 
+def first_line(error: object) -> str:
+    """Returns the first line of an error's message, to quote it in a sentence; the error's type if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), "").rstrip(".") or type(error).__name__
+
+
 def collect_errors(*checks: Callable[[], object]) -> None:
     """Runs every check, then raises one ConfigError with all problems found, so that they can be fixed at once."""
     problems: list[str] = []

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jax
 
-from imagen_jax.errors import ConfigError
+from imagen_jax.errors import ConfigError, first_line
 
 # names in $JAX_PLATFORMS -> the extra of this package that installs them
 _EXTRAS = {"cpu": "", "gpu": "gpu", "cuda": "gpu", "rocm": "", "tpu": "tpu"}
@@ -53,7 +53,7 @@ def unused_accelerator(root: Path = Path("/")) -> str:
     for name, extra, platform in (("NVIDIA GPU", "gpu", "cuda"), ("TPU", "tpu", "tpu")):
         if _has_device(extra, root):
             reason = _backend_errors().get(platform, "")
-            because = f" ({_first_line(reason)})" if reason else ""
+            because = f" ({first_line(reason)})" if reason else ""
             return (
                 f"this machine has a {name}, but JAX uses the CPU alone{because}: "
                 f"pip install 'imagen_jax[{extra}]', or set JAX_PLATFORMS=cpu if that is intended"
@@ -77,7 +77,7 @@ def backend_error(error: Exception, root: Path = Path("/")) -> ConfigError | Non
     unknown = [name for name in names if name not in _EXTRAS]
     if not any(text in failure.reason for text in _ABSENT):
         return ConfigError(
-            f"JAX cannot use {failure.platform}: {_first_line(failure.reason)}; end the process that uses it, mend its "
+            f"JAX cannot use {failure.platform}: {first_line(failure.reason)}; end the process that uses it, mend its "
             "driver, or set JAX_PLATFORMS=cpu"
         )
     if unknown:
@@ -125,7 +125,3 @@ def _has_device(extra: str, root: Path) -> bool:
     shown = any((root / "dev").glob("accel[0-9]*")) or any((root / "dev/vfio").glob("[0-9]*"))
     vendors = (root / "sys/bus/pci/devices").glob("*/vendor")
     return shown and any(file.read_text().strip() == _GOOGLE for file in vendors)
-
-
-def _first_line(text: str) -> str:
-    return next(iter(text.strip().splitlines()), "").rstrip(".")

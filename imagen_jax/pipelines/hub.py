@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from imagen_jax.errors import ConfigError, is_out_of_space
+from imagen_jax.errors import ConfigError, first_line, is_out_of_space
 from imagen_jax.io.checksums import MANIFEST
 from imagen_jax.io.tensor_files import pickle_files
 from imagen_jax.io.text import printable
@@ -116,9 +116,5 @@ def access_error(name: HubName, error: Exception) -> ConfigError:
             f"correct the name, or run `hf download {name.repo}` where there is a network, and copy "
             f"{constants.HF_HUB_CACHE}"
         )
-    return ConfigError(f"{what} ({_first_line(error)}): run the same command again, or give a folder")
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {printable(text)[:200]}" if text else type(error).__name__
+    reason = f"{type(error).__name__}: {printable(first_line(error))[:200]}"
+    return ConfigError(f"{what} ({reason}): run the same command again, or give a folder")

@@ -31,14 +31,22 @@ from imagen_jax.serving.batch_sampler import BatchProgress, BatchSampler, Sample
 from imagen_jax.serving.compilations import CompilationCounter
 from imagen_jax.serving.fair_queue import FairQueue, QueuedJob
 from imagen_jax.serving.job_events import EventHub, Subscription
-from imagen_jax.serving.jobs import Event, Job, JobImage, JobRequest, QueueFullError, Status, StorageError
+from imagen_jax.serving.jobs import (
+    STOP_RETRY_SECONDS,
+    Event,
+    Job,
+    JobImage,
+    JobRequest,
+    QueueFullError,
+    Status,
+    StorageError,
+)
 from imagen_jax.serving.plans import STEPS_PER_CALL, JobPlan, make_plan
 from imagen_jax.serving.previews import png_base64
 from imagen_jax.serving.store import Store, image_name
 
 _ID_BYTES = 12  # 16 characters
 _NAME = re.compile(r"([A-Za-z0-9_-]{16})-([0-9]{1,6})\.png")
-_STOP_RETRY_SECONDS = 30.0
 _DISK_PAUSE_SECONDS = (0.5, 30.0)  # between attempts to write, from the first to the longest
 _PREVIEWS = 8  # of each stage, at most about so many
 _JOIN_SECONDS = 10.0  # for the worker to notice that it is to stop, after the time it was given
@@ -219,7 +227,7 @@ class Engine:
         height, width = plan.program.size
         with self._submitting:
             if self._is_stopping or self._thread is None:
-                raise QueueFullError("the server is stopping", _STOP_RETRY_SECONDS)
+                raise QueueFullError("the server is stopping", STOP_RETRY_SECONDS)
             images = [
                 JobImage(index, request.prompt(index), seed, None, width, height)
                 for index, seed in enumerate(request.seeds)

@@ -14,8 +14,8 @@ from starlette.exceptions import HTTPException
 
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.text import printable
+from imagen_jax.serving.jobs import STOP_RETRY_SECONDS
 
-_STOP_RETRY_SECONDS = 30  # after which a server that stops may have started again
 MAX_SHOWN = 80  # characters of a value in a message
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _SENTENCES = {
@@ -103,9 +103,9 @@ def stopping_error() -> HttpError:
     """Returns the error for what a server that stops does not begin."""
     return HttpError(
         503,
-        f"the server is stopping; jobs that it has are kept: try again in {_STOP_RETRY_SECONDS} seconds",
+        f"the server is stopping; jobs that it has are kept: try again in {STOP_RETRY_SECONDS} seconds",
         code="stopping",
-        headers={"retry-after": str(_STOP_RETRY_SECONDS)},
+        headers={"retry-after": str(STOP_RETRY_SECONDS)},
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 Status = Literal["queued", "running", "done", "canceled", "failed"]
 ACTIVE: tuple[Status, ...] = ("queued", "running")
 FINAL: tuple[Status, ...] = ("done", "canceled", "failed")
+STOP_RETRY_SECONDS = 30  # after which a server that stops may have started again
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 from imagen_jax.config.load import to_json
 from imagen_jax.config.schema import StageConfig
-from imagen_jax.errors import ConfigError, TrainingError, is_out_of_space
+from imagen_jax.errors import ConfigError, TrainingError, first_line, is_out_of_space
 from imagen_jax.io import checksums, uploads
 from imagen_jax.io.bucket import BucketError
 from imagen_jax.io.claims import LOCK_FILE
@@ -161,7 +161,7 @@ class Checkpoints:
         folder = self._folder.path
         if not is_out_of_space(error):
             return TrainingError(
-                f"the checkpoint of step {step} could not be written to {folder}: {_first_line(error)}; those "
+                f"the checkpoint of step {step} could not be written to {folder}: {first_line(error)}; those "
                 "before it are intact, and the same command resumes from them"
             )
         older = self.latest_step
@@ -416,7 +416,7 @@ class Checkpoints:
         except (VanishedError, BucketError):
             raise
         except Exception as error:
-            return [f"its step cannot be read ({_first_line(error)})"], None
+            return [f"its step cannot be read ({first_line(error)})"], None
 
     def _quarantine(self, step: int, problems: list[str]) -> None:
         """Takes a damaged checkpoint out of use: a writer renames it, a reader ignores it."""
@@ -447,10 +447,6 @@ class Checkpoints:
             self.wait()
         finally:
             self._thread.shutdown()
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def has_checkpoint(workdir: Path, step: int | None = None) -> bool:

@@ -3,7 +3,7 @@
 from fnmatch import fnmatch
 from pathlib import Path
 
-from imagen_jax.errors import ConfigError
+from imagen_jax.errors import ConfigError, first_line
 from imagen_jax.io.tensor_files import INDEX_FILE
 from imagen_jax.text.t5_weights import conversion_command, weight_files
 from imagen_jax.text.tokenizer import FILES as TOKENIZER_FILES
@@ -81,7 +81,7 @@ def _download(name: str) -> Path:
         mirror = " (it is a mirror: the original has pickled weights only)" if name in SAFETENSORS_MIRRORS else ""
         raise ConfigError(
             f'text encoder "{name}" is neither a folder on this machine nor complete in the Hugging Face cache'
-            f" ({constants.HF_HUB_CACHE}), and cannot be downloaded ({_first_line(error)}): where there is a network,"
+            f" ({constants.HF_HUB_CACHE}), and cannot be downloaded ({first_line(error)}): where there is a network,"
             f" run {command} and copy the folder {name} to the working directory of this command, or set text.model to"
             f" its path{mirror}"
         ) from error
@@ -90,11 +90,6 @@ def _download(name: str) -> Path:
         f" {_mirror_hint(name)}if you trust the author, run once where torch is installed:"
         f" {_download_command(name, 'pytorch_model*.bin', name)} && {conversion_command(Path(name))}"
     )
-
-
-def _first_line(error: Exception) -> str:
-    """Returns the first line of an error's message."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _mirror_hint(name: str) -> str:
