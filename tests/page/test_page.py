@@ -240,7 +240,7 @@ def test_compares_two(tab, made):
     rows = {row.locator("th").inner_text(): row.locator("td").all_inner_texts() for row in table.locator("tr").all()}
     assert rows["Prompt"] == ["two blue squares", "a red circle"]
     assert rows["Negative prompt"] == ["a ring", "none"]
-    assert rows["Stage 1: sampling steps"] == ["4", "8"]
+    assert rows["Stage 1: sampling steps"] == ["4", "12"]
     assert "Stage 1: sampler" not in rows
     tab.keyboard.press("Escape")
     expect(tab.locator("#compare")).to_be_hidden()
@@ -281,14 +281,18 @@ def test_searches_the_history(tab, made):
 
 
 def test_history_has_pages(tab, server):
+    jobs = []
     for index in range(40):
         job = httpx.post(f"{server.url}/v1/jobs", json={"prompts": f"page test {index}", "settings": [LONG, {}]}).json()
         httpx.delete(f"{server.url}/v1/jobs/{job['id']}")
+        jobs.append(job["id"])
     tab.fill("#search", "page test")
     tab.locator("#gallery .caption", has_text="page test 39").wait_for()
     tab.locator("#gallery .tile").last.scroll_into_view_if_needed()
     expect(tab.locator("#gallery .tile")).to_have_count(40)
     expect(tab.locator("#more")).to_be_hidden()
+    for job in jobs:
+        httpx.delete(f"{server.url}/v1/history/{job}")
 
 
 def test_a_wrong_value_is_named_at_its_field(client):
