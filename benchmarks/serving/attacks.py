@@ -299,8 +299,9 @@ async def _garbage(server: Server) -> str:
 
 @contextlib.asynccontextmanager
 async def _waiting_job(server: Server) -> AsyncIterator[str]:
-    """Yields the id of a job that takes as long as the context lasts, and cancels it."""
-    async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+    """Yields the id of a job of an attacker that takes as long as the context lasts, and cancels it."""
+    transport = httpx.AsyncHTTPTransport(local_address="127.0.0.2")
+    async with httpx.AsyncClient(base_url=server.url, timeout=60, transport=transport) as client:
         body = {"prompts": ["a blue ring"] * 32, "settings": {"num_inference_steps": 1000}}
         job = (await client.post("/v1/jobs", json=body)).json()["id"]
         try:

@@ -163,10 +163,11 @@ class BatchSampler:
 
         Args:
             rows: plan of the job and index of the image, of each; plans have the same program.
-            callback: called every few steps; an exception that it raises ends the walk.
+            callback: called every few steps; an exception that it raises ends the walk. It may sample another batch.
         """
         size = min(size for size in self.sizes if size >= len(rows))
-        plan, request, start = rows[0][0], batch_request(rows, size, self.isolated), time.monotonic()
+        plan, request = rows[0][0], batch_request(rows, size, self.isolated)
+        start, others = time.monotonic(), self.seconds
         before = np.cumsum([0.0, *plan.stage_costs]) / sum(plan.stage_costs)
 
         def tell(progress: SamplingProgress) -> None:
@@ -175,7 +176,8 @@ class BatchSampler:
 
         recorder = Recorder(plan.pipeline, request, self._manifest(plan))
         ((_, stages),) = plan.pipeline.iter_batches(request, callback=tell)
-        self._measure(time.monotonic() - start, size, len(rows) * self.cost(plan))
+        # a callback may have sampled other batches
+        self._measure(time.monotonic() - start - (self.seconds - others), size, len(rows) * self.cost(plan))
         return [
             SampledImage(stages[-1][row], recorder.texts(0, row, stages[-1][row].shape)) for row in range(len(rows))
         ]

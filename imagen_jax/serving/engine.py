@@ -49,6 +49,7 @@ _ID_BYTES = 12  # 16 characters
 _NAME = re.compile(r"([A-Za-z0-9_-]{16})-([0-9]{1,6})\.png")
 _DISK_PAUSE_SECONDS = (0.5, 30.0)  # between attempts to write, from the first to the longest
 _PREVIEWS = 8  # of each stage, at most about so many
+_HASTE = 4.0  # how many times as long as another client's batch one has to take still, to let that one through
 _JOIN_SECONDS = 10.0  # for the worker to notice that it is to stop, after the time it was given
 
 logger = logging.getLogger(__name__)
@@ -134,6 +135,7 @@ class Engine:
         self._stop_time = 0.0  # on the monotonic clock
         self._images = 0  # sampled and kept by this process
         self._failed_batches = 0
+        self._lent: float | None = None  # seconds that the batch has given others; None while one of them has them
         self._resources = contextlib.ExitStack()
         self._thread: threading.Thread | None = None
 
@@ -400,6 +402,7 @@ class Engine:
             self._warm_compilations = self._compilations.count
             self._is_ready = True
             while batch := self._next_batch():
+                self._lent = 0.0
                 self._sample(batch)
 
     def _next_batch(self) -> list[tuple[QueuedJob, int]]:
@@ -408,11 +411,45 @@ class Engine:
             self._changed.wait_for(lambda: self._is_stopping or len(self._queue))
             if self._is_stopping:
                 return []
-            batch = self._queue.take(self._sampler.choose_size)
-            for job, _ in batch:
-                self._active[job.id].sampling += 1
+            batch = self._take()
         self._publish_positions()
         return batch
+
+    def _take(self) -> list[tuple[QueuedJob, int]]:
+        """Takes the next batch from the queue."""
+        batch = self._queue.take(self._sampler.choose_size)
+        for job, _ in batch:
+            self._active[job.id].sampling += 1
+        return batch
+
+    def _let_through(self, clients: set[str], spent: float, rest: float) -> None:
+        """Samples a batch of another client between two steps of one.
+
+        It has to be the other's turn, take far less than the rest, and need nothing compiled. Others get as much time
+        as the batch itself has had.
+
+        Args:
+            clients: of the batch.
+            spent: seconds that the batch has had.
+            rest: seconds that it takes still.
+        """
+        lent = self._lent
+        if lent is None:
+            return
+        with self._changed:
+            job = self._queue.first()
+            if job is None or job.client in clients or not self._sampler.is_default(job.program):
+                return
+            longest = self._sampler.seconds_for(min(len(job.pending), self._sampler.sizes[-1]) * job.cost)
+            if longest * _HASTE > rest or lent + longest > spent:
+                return
+            batch = self._take()
+        self._publish_positions()
+        before, self._lent = self._sampler.seconds, None
+        try:
+            self._sample(batch)
+        finally:
+            self._lent = lent + self._sampler.seconds - before
 
     def _publish_positions(self) -> None:
         """Tells the jobs that wait where they are, if somebody follows them."""
@@ -463,7 +500,8 @@ class Engine:
                 if job.id in self._active:
                     rows[job.id].append((row, index))
             cost = sum(job.cost for job, _ in batch)
-            rest = self._sampler.seconds_for(cost * (1 - progress.fraction))
+            seconds = self._sampler.seconds_for(cost)
+            spent, rest = seconds * progress.fraction, seconds * (1 - progress.fraction)
             if not rows or (self._is_stopping and time.monotonic() + rest > self._stop_time):
                 raise _StopSampling
             for job_id, members in rows.items():
@@ -482,6 +520,8 @@ class Engine:
             self._hub.publish(
                 job_id, Event("preview", {"stage": where["stage"], "step": where["step"], "images": images})
             )
+        if not self._is_stopping:
+            self._let_through({job.client for job, _ in batch}, spent, rest)
 
     def _job_progress(self, job_id: str, progress: BatchProgress, images: int, rest: float) -> dict[str, Any]:
         """Returns where a job is, of which so many images are in a batch that takes `rest` seconds more."""

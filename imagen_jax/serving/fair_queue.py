@@ -1,8 +1,10 @@
 """The order of the work: fair between clients, by priority within one, and batches of what one program can sample.
 
-Clients take turns by start-time fair queueing (Goyal et al., SIGCOMM 1996): each has a virtual time, which grows by the
-cost of what it gets, and the one whose time is lowest is next. One that was idle begins at the lowest time of the
-others, so that it has no credit for its absence. Not for several threads: the engine's lock guards it.
+Clients take turns by fair queueing (Goyal et al., SIGCOMM 1996): each has a virtual time, which grows by the cost of
+what it gets, and the one is next whose time would be lowest after its next image. So of two clients that have had as
+much, that with the cheaper image is first, which keeps the other waiting for less. One that was idle begins at the
+lowest time of the others, so that it has no credit for its absence. Not for several threads: the engine's lock guards
+it.
 """
 
 from __future__ import annotations
@@ -111,31 +113,35 @@ class FairQueue:
         Returns:
             (job, index of the image) of each; none if the queue is empty.
         """
-        if not self._jobs:
+        first = self.first()
+        if first is None:
             return []
         self._now = min(self._times[client] for client in self._by_client)
-        first = self._by_client[self._next_client(self._by_client)][0]
         if first.alone:
             return [self._take_one(first) for _ in range(choose_size(first.program, first.cost, len(first.pending)))]
         similar = [job for job in self._jobs.values() if job.program == first.program and not job.alone]
         size = choose_size(first.program, first.cost, sum(len(job.pending) for job in similar))
         batch: list[tuple[QueuedJob, int]] = []
         while len(batch) < size:
-            candidates = {
-                client: job
-                for client, jobs in self._by_client.items()
+            candidates = [
+                job
+                for jobs in self._by_client.values()
                 if (job := next((job for job in jobs if job.program == first.program and not job.alone), None))
-            }
-            batch.append(self._take_one(candidates[self._next_client(candidates)]))
+            ]
+            batch.append(self._take_one(self._next(candidates)))
         # times of clients that are gone are kept until all others have caught up
         self._times = {
             client: time for client, time in self._times.items() if client in self._by_client or time > self._now
         }
         return batch
 
-    def _next_client(self, clients: Iterable[str]) -> str:
-        """Returns the client with the lowest time; of several, the one whose job is oldest."""
-        return min(clients, key=lambda client: (self._times[client], self._by_client[client][0].number))
+    def first(self) -> QueuedJob | None:
+        """Returns the job whose turn it is; None if the queue is empty."""
+        return self._next([jobs[0] for jobs in self._by_client.values()]) if self._jobs else None
+
+    def _next(self, jobs: Iterable[QueuedJob]) -> QueuedJob:
+        """Returns the job, of one for each client, whose client is next; of several, the oldest."""
+        return min(jobs, key=lambda job: (self._times[job.client] + job.cost, job.number))
 
     def _take_one(self, job: QueuedJob) -> tuple[QueuedJob, int]:
         index = job.pending.popleft()
@@ -149,7 +155,7 @@ class FairQueue:
         times = {client: self._times[client] for client in self._by_client}
         jobs = {client: collections.deque(jobs) for client, jobs in self._by_client.items()}
         while jobs:
-            client = min(jobs, key=lambda client: (times[client], jobs[client][0].number))
+            client = min(jobs, key=lambda client: (times[client] + jobs[client][0].cost, jobs[client][0].number))
             job = jobs[client].popleft()
             times[client] += job.cost * len(job.pending)
             if not jobs[client]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import collections
 import threading
+import time
 from collections.abc import Callable
 
 from imagen_jax.serving.jobs import Event
 
 _LATEST = ("queued", "step", "preview")  # of these, one that was not fetched yet is replaced by the next one
+_STEP_SECONDS = 0.1  # between two steps that readers of a job are told of, at least
+_STEP_SECONDS_PER_READER = 0.001  # the same: with many, they would keep the server from all else
 
 
 class Subscription:
@@ -58,12 +61,13 @@ class Subscription:
 
 
 class EventHub:
-    """All subscriptions, by job."""
+    """All subscriptions, by job. Of steps that follow each other fast, readers are told of some, and of the last."""
 
     def __init__(self) -> None:
         self.dropped_previews = 0
         self._lock = threading.Lock()
         self._by_job: dict[str, list[Subscription]] = {}
+        self._step_times: dict[str, float] = {}  # when a step of a job was told last, on the monotonic clock
 
     def subscribe(self, job_id: str, notify: Callable[[], None] | None = None, previews: bool = True) -> Subscription:
         """Returns the events of a job from now on."""
@@ -80,6 +84,7 @@ class EventHub:
                 self._by_job[job_id] = others
             else:
                 self._by_job.pop(job_id, None)
+                self._step_times.pop(job_id, None)
 
     def followed(self) -> set[str]:
         """Returns the ids of the jobs that anybody follows."""
@@ -95,6 +100,12 @@ class EventHub:
         """Passes an event on to all who follow a job."""
         with self._lock:
             subscriptions = list(self._by_job.get(job_id, []))
+            if event.name == "step" and subscriptions:
+                now = time.monotonic()
+                pause = max(_STEP_SECONDS, _STEP_SECONDS_PER_READER * len(subscriptions))
+                if now < self._step_times.get(job_id, 0.0) + pause and event.data["step"] < event.data["steps"]:
+                    return
+                self._step_times[job_id] = now
         for subscription in subscriptions:
             self.dropped_previews += subscription.put(event) and event.name == "preview"
 

@@ -195,6 +195,20 @@ def test_clients_share_the_worker(held):
     assert held.batches[0].count(few) == 2
 
 
+def test_a_long_batch_lets_another_client_through(start, shapes):
+    engine = start(warm_up=True)
+    until(lambda: engine.ready)
+    long = [{"num_inference_steps": 300}] * 2
+    slow = engine.submit(request("a ring", "two blue squares", settings=long), "a").id
+    until(lambda: engine.progress(slow) is not None)
+    quick = [engine.submit(request(seed=seed), "b").id for seed in range(3)]
+    done = wait(engine, *quick)
+    assert engine.get(slow).status == "running"
+    for job in [*done, *wait(engine, slow)]:
+        check_images(engine, job, shapes)
+    assert engine.stats()["compilations_unexpected"] == 0
+
+
 def test_cancel(held):
     engine = held.start(batch_sizes=(1,))
     queued, running, other = (engine.submit(request(count=n, seed=n), "a").id for n in (1, 3, 1))

@@ -47,7 +47,18 @@ def test_clients_take_turns_by_images(jobs):
 def test_expensive_images_count_more(jobs):
     jobs.add("slow", "a", 4, cost=3)
     jobs.add("fast", "b", 9)
-    assert jobs.clients(8) == "abbbabbb"
+    assert jobs.clients(8) == "bbabbbab"
+
+
+def test_a_cheap_image_need_not_wait_for_the_expensive_ones_of_many(jobs):
+    for number in range(50):
+        jobs.add(f"slow {number}", f"client {number}", 8, cost=100)
+    jobs.take()
+    jobs.add("fast", "late", 300)
+    begun = [jobs.take()[0][0] for _ in range(150)]
+    # it is next until its images have cost as much as one of the others', and then they are
+    assert begun[:99] == ["fast"] * 99
+    assert not {"fast"} & {*begun[100:148]}
 
 
 def test_a_client_that_was_idle_has_no_credit(jobs):

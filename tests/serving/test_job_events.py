@@ -17,8 +17,9 @@ def test_events_reach_all_who_follow():
     hub, notified = EventHub(), []
     one, two = hub.subscribe("job", lambda: notified.append(1)), hub.subscribe("job")
     other = hub.subscribe("other")
-    hub.publish("job", Event("step", {"step": 1}))
-    assert names(one) == names(two) == [("step", {"step": 1})]
+    first = {"step": 1, "steps": 3}
+    hub.publish("job", Event("step", first))
+    assert names(one) == names(two) == [("step", first)]
     assert names(other) == [] and notified == [1]
     assert hub.followed() == {"job", "other"} and hub.count() == 3
 
@@ -27,12 +28,18 @@ def test_a_slow_reader_keeps_images_and_the_end():
     hub = EventHub()
     slow = hub.subscribe("job")
     for step in range(1000):
-        hub.publish("job", Event("step", step))
+        hub.publish("job", Event("step", {"step": step, "steps": 999}))
         hub.publish("job", Event("preview", step))
         if step % 500 == 0:
             hub.publish("job", Event("image", step))
     hub.publish("job", Event("done", None))
-    assert names(slow) == [("image", 0), ("image", 500), ("step", 999), ("preview", 999), ("done", None)]
+    assert names(slow) == [
+        ("image", 0),
+        ("image", 500),
+        ("step", {"step": 999, "steps": 999}),
+        ("preview", 999),
+        ("done", None),
+    ]
     assert hub.dropped_previews == 999
 
 
