@@ -1,7 +1,8 @@
 """Measure how long a newcomer waits for the first image: `python -m benchmarks.first_image`. Unix only.
 
-In an empty environment the package is installed from this checkout, and the cascade that ships with it draws one
-prompt, in a fresh process each time: first with an empty compilation cache, then with the one that the first left.
+In an empty environment the package is installed from this checkout, with and without compiling all modules of all
+packages for Python beforehand. From the latter the cascade that ships with it draws one prompt, in a fresh process each
+time: first with an empty compilation cache, then with the one that the first left.
 Seconds are those on the clock and those of the processor; other programs on the machine lengthen the first kind alone.
 """
 
@@ -37,16 +38,18 @@ def run(args: CommandFlags) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         environment = {key: text for key, text in os.environ.items() if not key.startswith(("PYTHON", "JAX"))}
-        python = folder / "venv/bin/python"
-        _row("an empty environment", [sys.executable, "-m", "venv", str(folder / "venv")], environment, folder)
-        install = [str(python), "-m", "pip", "install", "--quiet", str(ROOT)]
-        _row("`pip install .`", install, environment, folder)
+        for options in ([], ["--no-compile"]):
+            _row("an empty environment", [sys.executable, "-m", "venv", "--clear", "venv"], environment, folder)
+            command = ["pip", "install", *options]
+            python = folder / "venv/bin/python"
+            install = [str(python), "-m", *command, "--quiet", str(ROOT)]
+            _row(f"`{' '.join(command)} .`", install, environment, folder)
         for index in range(args.repeats):
             cached = environment | {"JAX_COMPILATION_CACHE_DIR": str(folder / f"cache-{index}")}
-            for what in ("first image, nothing compiled before", "first image, compiled before"):
-                out = folder / f"{what[-15:]}-{index}".replace(" ", "-")
+            for what in ("nothing compiled before", "compiled before"):
+                out = folder / f"{what}-{index}".replace(" ", "-")
                 sample = [str(python), "-m", "imagen_jax", "sample", "--stages=shapes", f"--prompts={PROMPT}"]
-                _row(what, [*sample, f"--out={out}"], cached, folder)
+                _row(f"first image, {what}", [*sample, f"--out={out}"], cached, folder)
                 if not any(out.rglob("*.png")):
                     raise AssertionError(f"there is no image in {out}")
 

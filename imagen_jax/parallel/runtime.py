@@ -20,6 +20,7 @@ _CPU_OPTIONS = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
 }
 COMPILATION_CACHE = "~/.cache/imagen_jax/xla"
+_MIN_COMPILE_SECONDS = 0.2  # jax's own limit, a second, leaves out the programs of a small cascade on a fast machine
 _M_ARENA_MAX = -8  # from glibc's malloc.h
 
 
@@ -87,8 +88,10 @@ def _is_known_option(name: str, value: str) -> bool:
 def enable_compilation_cache() -> None:
     """Keeps compiled programs on disk for later processes, in $JAX_COMPILATION_CACHE_DIR or COMPILATION_CACHE.
 
-    Only programs that took XLA over a second to compile are kept, by jax's default.
+    Those are kept that took XLA over `_MIN_COMPILE_SECONDS`, or as $JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS says.
     """
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_SECONDS)
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]  # known at run time only
         # without a writable home, each process compiles again; RuntimeError: there is no home at all
         with contextlib.suppress(OSError, RuntimeError):
