@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP_LOCKED := $(BIN)/python -m pip install --no-deps --no-build-isolation --use-pep517 --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo shapes test faults heif page parity goldens peers lock audit licenses format clean $(PHASES)
+.PHONY: help demo shapes test test-all faults heif page parity goldens peers lock audit licenses format clean $(PHASES)
 
 help: ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ test: ## every check: format, lint, types, layers contract, tests
 		$(MAKE) --no-print-directory $$phase || { echo "FAILED: $$phase"; exit 1; }; \
 		times="$$times  $$phase $$(($$(date +%s) - start)) s"; \
 	done; echo "Passed:$$times"
+
+test-all: ## the same, and the tests that `make test` leaves out, as they take long
+	@$(MAKE) --no-print-directory test ARGS="-m ''"
 
 setup: $(SETUP) ## build .venv from the lock, if that is not done
 

@@ -6,6 +6,7 @@ from imagen_jax.config.load import load_config
 
 
 @pytest.mark.parametrize("preset", [shapes_base, shapes_sr])
+@pytest.mark.slow
 def test_measure_on_all_devices(preset):
     config = load_config(preset.get_config("tiny"), {"mesh.data": -1, "mesh.fsdp": 2})
     measurement = training_speed.measure(config, steps=1, peak_flops=1e12)

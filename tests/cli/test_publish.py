@@ -49,6 +49,7 @@ def test_publish_reads_and_writes_a_bucket(bucket, published_folder, tmp_path, m
     assert run_command("sample", f"--stages={out}", "--prompts=a", f"--out={tmp_path / 'c'}") == 2
 
 
+@pytest.mark.slow
 def test_a_published_stage_is_where_training_starts(published_folder, base_folder, tmp_path):
     states = []
     for name, folder in (("a", published_folder / "stage_0"), ("b", base_folder)):

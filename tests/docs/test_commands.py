@@ -22,6 +22,8 @@ DEMO = (
     "imagen train --config=configs/shapes_base.py --workdir=runs/demo/base; "
     "imagen train --config=configs/shapes_sr.py --workdir=runs/demo/sr"
 )
+# Their commands are mostly those of other documents; those of launch/ are tested there, those of plans in planning/.
+SLOW = ("launch/README.md", "configs/imagen", "docs/pods.md")
 # What a document takes to be there, made by the commands of others.
 BEFORE = {
     "docs/publishing.md": DEMO,
@@ -61,7 +63,9 @@ def reader(worker, tmp_path):
         yield reader
 
 
-@pytest.mark.parametrize("name", documents_with_news())
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in documents_with_news()]
+)
 def test_document(reader, name):
     if name == "docs/data.md":
         write_shard_folders(reader.checkout)

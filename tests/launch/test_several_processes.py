@@ -150,6 +150,7 @@ def test_same_previews(single_folder, pair_folder):
     assert np.abs(pixels(single_folder / name) - pixels(pair_folder / name)).max() <= 1
 
 
+@pytest.mark.slow
 def test_fine_tuning(single_folder, tmp_path):
     """Both processes read the source, write their part of the frozen parameters, and merge them in previews."""
     changes = [f"--config.training.init_from={single_folder}", "--config.training.trainable=('^out/',)"]

@@ -365,7 +365,9 @@ def unstack_blocks(params):
     return unstacked
 
 
-@pytest.mark.parametrize("network, remat", [(UNet, "dots"), (EfficientUNet, "none")])
+@pytest.mark.parametrize(
+    "network, remat", [(UNet, "dots"), pytest.param(EfficientUNet, "none", marks=pytest.mark.slow)]
+)
 def test_scan_blocks_preserves_outputs_and_gradients(network, remat):
     """Also with dropout."""
     fields = {

@@ -223,6 +223,7 @@ def sharded_step():
 
 
 @pytest.mark.xla
+@pytest.mark.slow
 def test_executed_flops_match_model_flops(sharded_step):
     """A device must not compute convolutions for examples of others. First layers need no input gradient."""
     program, module = sharded_step

@@ -6,6 +6,7 @@ import sqlite3
 import time
 
 import numpy as np
+import pytest
 
 from imagen_jax.serving.engine import Engine
 from imagen_jax.serving.store import DATABASE
@@ -21,6 +22,7 @@ def kept(out):
     return {path.name: path.stat().st_mtime_ns for path in paths}
 
 
+@pytest.mark.slow
 def test_kills(shapes, tmp_path):
     rng, accepted, before = np.random.default_rng(0), {}, {}
     for trial in range(2):

@@ -99,7 +99,8 @@ def on_call(monkeypatch, place, do, when):
     "workdir, phase, when",
     [
         *(("disk", phase, when) for phase in PHASES for when in ("before", "after")),
-        *(("bucket", phase, "before") for phase in ("list", "hash", "shapes", "load")),
+        ("bucket", "load", "before"),
+        *(pytest.param("bucket", phase, "before", marks=pytest.mark.slow) for phase in ("list", "hash", "shapes")),
     ],
     indirect=["workdir"],
 )
@@ -134,6 +135,7 @@ def test_copy_is_read_while_a_run_trains(workdir, save, abstract_and_state, monk
     assert not list((tmp_path / "temporary").iterdir())
 
 
+@pytest.mark.slow
 def test_endless_deletions_end(workdir, save, monkeypatch):
     save(1)
     monkeypatch.setattr(checkpoints_room, "MAX_VANISHED", 3)

@@ -45,6 +45,7 @@ def killed_run(bucket_server, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_killed_run_equals_undisturbed(killed_run, undisturbed):
     assert difference(killed_run, undisturbed) == 0
 

@@ -55,6 +55,7 @@ def wide(tmp_path_factory):
     return [trained(folder / file, f"shapes_{file}.py", "wide") for file in ("base", "sr")]
 
 
+@pytest.mark.slow
 def test_wide_pictures(wide, tmp_path):
     pictures, grid = drawn(wide, tmp_path)
     for form, mode, pixels in pictures:
@@ -84,6 +85,7 @@ def test_pictures_with_transparency(tmp_path):
     assert preview(folder).std() > 10
 
 
+@pytest.mark.slow
 def test_gray_pictures_of_16_bits(tmp_path):
     folder = trained(tmp_path / "stage", "digits.py", "sixteen_bit")
     pictures, grid = drawn([folder], tmp_path / "out")

@@ -148,6 +148,7 @@ def test_full_captions(base, base_run):
 
 
 # (mesh axes, config changes, tolerance of the parameters against a step on one device without them)
+SLOW = ("data", "accumulation")
 VARIANTS = {
     "data": ({"data": 8, "fsdp": 1}, {}, 1e-5),
     "data and fsdp": ({"data": 2, "fsdp": 4}, {}, 1e-5),
@@ -187,7 +188,9 @@ def sharded_bytes(params):
     return sum(leaf.nbytes for leaf in jax.tree.leaves(params) if leaf.addressable_shards[0].data.size < leaf.size)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in VARIANTS]
+)
 def test_base_step_with_adam(base, base_run, first_steps, variant_run, variant):
     run = variant_run(variant)
     start = base_run.state()
@@ -287,8 +290,13 @@ def super_resolution_step(super_resolution):
     "axes, changes, tolerance",
     [
         ({"data": 2, "fsdp": 1, "spatial": 4}, {}, 1e-5),
-        ({"data": 1, "fsdp": 1}, {"training.grad_accum_steps": 4}, 1e-6),
-        ({"data": 1, "fsdp": 4}, {"training.grad_accum_steps": 2, "training.remat": "dots"}, 1e-5),
+        pytest.param({"data": 1, "fsdp": 1}, {"training.grad_accum_steps": 4}, 1e-6, marks=pytest.mark.slow),
+        pytest.param(
+            {"data": 1, "fsdp": 4},
+            {"training.grad_accum_steps": 2, "training.remat": "dots"},
+            1e-5,
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["data and spatial", "accumulation", "fsdp, accumulation and remat"],
 )

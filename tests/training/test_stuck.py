@@ -126,6 +126,7 @@ def test_training_below_frozen_zeros_ends(tmp_path):
         train(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_training_far_below_eps_ends(tmp_path):
     changes = {"optimizer.eps": 0.9, "optimizer.clip_norm": 1e-7, "training.steps": 30, "optimizer.decay_steps": 0}
     with pytest.raises(TrainingError, match="optimizer.clip_norm"):
