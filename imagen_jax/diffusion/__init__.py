@@ -24,6 +24,7 @@ from imagen_jax.diffusion.guidance import (
     rescale_guidance,
     static_threshold,
 )
+from imagen_jax.diffusion.inpainting import keep_known, resample
 from imagen_jax.diffusion.keys import key_from_seed
 from imagen_jax.diffusion.noise_augmentation import AugLevelDistribution
 from imagen_jax.diffusion.process import (
@@ -47,7 +48,9 @@ from imagen_jax.diffusion.samplers import (
     Churn,
     Sampler,
     SamplerConfig,
+    bdia,
     check_times,
+    continue_pair,
     ddim,
     ddpm,
     dpm_solver,
@@ -55,7 +58,6 @@ from imagen_jax.diffusion.samplers import (
     get_sampler,
     heun,
     sample_keys,
-    start_walk,
     walk,
 )
 from imagen_jax.diffusion.schedules import (
@@ -88,9 +90,11 @@ __all__ = [
     "add_noise",
     "alpha_from_logsnr",
     "append_dims",
+    "bdia",
     "check_tiles",
     "check_times",
     "classifier_free",
+    "continue_pair",
     "cosine_time",
     "ddim",
     "ddpm",
@@ -103,6 +107,7 @@ __all__ = [
     "get_threshold_fn",
     "get_timestep_schedule",
     "heun",
+    "keep_known",
     "key_from_seed",
     "learned_log_variance",
     "log_variance_bounds",
@@ -112,11 +117,11 @@ __all__ = [
     "posterior_mean",
     "predict_x0_and_eps",
     "prediction_target",
+    "resample",
     "rescale_guidance",
     "sample_keys",
     "sample_timesteps",
     "sigma_from_logsnr",
-    "start_walk",
     "static_threshold",
     "tiled_predict",
     "vlb_loss",

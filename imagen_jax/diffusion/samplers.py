@@ -42,12 +42,16 @@ StepInputs = dict[str, jax.Array]  # the numbers of each step, [steps] each, or 
 StepHook = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 VarianceType = Literal["small", "large", "learned"]
 VARIANCE_TYPES: tuple[str, ...] = get_args(VarianceType)
-SAMPLERS = ("ddpm", "ddim", "dpm_solver", "heun")
+SAMPLERS = ("ddpm", "ddim", "bdia", "dpm_solver", "heun")
 
 # Solvers of second order start at this log(alpha / sigma) or above. Cosine schedules go down to -10, where steps in
 # log(alpha / sigma) or sigma / alpha are so long that they spoil the following ones, and z carries no information about
 # the image. At the clean end solvers use the bound of the schedule.
 LAMBDA_MIN = -5.1
+
+# What is left, at the image, of a difference between z and what DDIM would find, at the noise: enough is damped for other
+# prompts than that of an inversion, and in an inversion rounding and the first difference grow by its inverse only.
+BDIA_DAMPING = 0.1
 
 
 class SamplerState(NamedTuple):
@@ -56,10 +60,12 @@ class SamplerState(NamedTuple):
     Attributes:
         z: z_t [B, ...] at the time reached.
         x_hat: the denoiser's last prediction [B, ...]; zeros before the first step.
+        before: z at the time before [B, ...], for samplers that remember it; else ().
     """
 
     z: jax.Array
     x_hat: jax.Array
+    before: Any = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +78,7 @@ class Sampler:
         step: (denoise_fn, state, numbers of the step, keys [B]) -> state at time s.
         deterministic: whether it adds no noise; it may then ascend.
         lambda_min: lowest log(alpha / sigma) that `times` starts from.
+        remembers: whether its states have z at the time before.
     """
 
     schedule: Schedule
@@ -79,6 +86,11 @@ class Sampler:
     step: Callable[[Any, SamplerState, StepInputs, jax.Array], SamplerState]
     deterministic: bool
     lambda_min: float = -math.inf
+    remembers: bool = False
+
+    def start(self, z: jax.Array, before: jax.Array | None = None) -> SamplerState:
+        """Returns the state before the first step, at z; `before`, of samplers that remember, see `continue_pair`."""
+        return SamplerState(z, jnp.zeros_like(z), (z if before is None else before) if self.remembers else ())
 
     def times(self, steps: int, spacing: str = "uniform", start: float = 1.0) -> jax.Array:
         """Returns the times of a walk from `start` to 0, [steps + 1], with a spacing of `TIMESTEP_SPACINGS`.
@@ -109,7 +121,7 @@ class Sampler:
         Raises:
             ConfigError: as `check_times`.
         """
-        return walk(self, denoise_fn, start_walk(z), self._checked_inputs(times), keys, on_step=on_step).z
+        return walk(self, denoise_fn, self.start(z), self._checked_inputs(times), keys, on_step=on_step).z
 
     def trajectory(self, denoise_fn: Any, z: jax.Array, times: Any, keys: jax.Array) -> SamplerState:
         """Returns z at all times but the first and x_hat of all steps, [steps, B, ...] each; as `__call__` else."""
@@ -118,17 +130,12 @@ class Sampler:
             state = self.step(denoise_fn, state, numbers, keys)
             return state, state
 
-        return jax.lax.scan(step, start_walk(z), self._checked_inputs(times))[1]
+        return jax.lax.scan(step, self.start(z), self._checked_inputs(times))[1]
 
     def _checked_inputs(self, times: Any) -> StepInputs:
         if not isinstance(times, jax.core.Tracer):
             check_times(np.asarray(times), self.deterministic)
         return self.inputs(jnp.asarray(times, jnp.float32))
-
-
-def start_walk(z: jax.Array) -> SamplerState:
-    """Returns the state before the first step."""
-    return SamplerState(z, jnp.zeros_like(z))
 
 
 def walk(
@@ -321,7 +328,7 @@ def ddim(schedule: Schedule, eta: float = 0.0, inversion_iterations: int = 1) ->
             return deterministic(z)
         if eta == 0:
             iterations = jnp.where(s > t, inversion_iterations, 1)
-            return jax.lax.fori_loop(0, iterations, lambda _, found: deterministic(found.z), start_walk(z))
+            return jax.lax.fori_loop(0, iterations, lambda _, found: deterministic(found.z), state)
         x_hat = denoise_fn(z, t)
         eps_hat = eps_from_x(x_hat, z, alpha_t, sigma_t)
         snr_ratio, renewed = transition_coefs(schedule.logsnr(t), schedule.logsnr(s))
@@ -333,6 +340,51 @@ def ddim(schedule: Schedule, eta: float = 0.0, inversion_iterations: int = 1) ->
         return SamplerState(alpha_s * x_hat + direction * eps_hat + fresh * noise, x_hat)
 
     return Sampler(schedule, _step_inputs, step, deterministic=eta == 0)
+
+
+def bdia(schedule: Schedule, damping: float = BDIA_DAMPING) -> Sampler:
+    """BDIA-DDIM, which is inverted exactly, up to rounding, with one evaluation a step (arXiv:2307.10829, Eq. 14).
+
+    A step of DDIM from z_t to z_s, to which the difference is added, times gamma, by which the step that led to z_t
+    missed z at the time before, r, as DDIM from z_t would find it. With 1 / gamma, it is its own inverse. The first
+    step is that of DDIM.
+
+    Args:
+        schedule: the noise schedule.
+        damping: in (0, 1], gamma to the power of the number of steps: how much of a difference at the noise is left at
+            the image.
+
+    Raises:
+        ConfigError: `damping` is not in (0, 1].
+    """
+    if not 0 < damping <= 1:
+        raise ConfigError(f"damping {damping} is not in (0, 1]: at 1 nothing is damped")
+
+    def inputs(times: jax.Array) -> StepInputs:
+        numbers = _step_inputs(times)
+        before = jnp.concatenate([times[:1], times[:-2]])
+        gamma = damping ** (1 / (len(times) - 1))
+        return numbers | {"r": before, "weight": jnp.where(numbers["s"] < numbers["t"], gamma, 1 / gamma)}
+
+    def step(denoise_fn: Any, state: SamplerState, numbers: StepInputs, keys: jax.Array) -> SamplerState:
+        z, t, s, r = state.z, numbers["t"], numbers["s"], numbers["r"]
+        x_hat = _predict_at(denoise_fn, schedule, z, t, jnp.where(t == 0, s, t))
+        eps_hat = eps_from_x(x_hat, z, schedule.alpha(t), schedule.sigma(t))
+        missed = state.before - (schedule.alpha(r) * x_hat + schedule.sigma(r) * eps_hat)
+        to_s = schedule.alpha(s) * x_hat + schedule.sigma(s) * eps_hat
+        # at the first step r is t, and nothing is missed
+        return SamplerState(to_s + jnp.where(r == t, 0.0, numbers["weight"] * missed), x_hat, z)
+
+    return Sampler(schedule, inputs, step, deterministic=True, remembers=True)
+
+
+def continue_pair(inputs: StepInputs) -> StepInputs:
+    """Returns the numbers of the steps of `bdia` for a walk whose first step leads to z that is known.
+
+    That is the `before` of its first state: z at the second time, as a walk in the other direction has left it.
+    """
+    before, weight = jnp.asarray(inputs["r"]), jnp.asarray(inputs["weight"])
+    return inputs | {"r": before.at[0].set(inputs["s"][0]), "weight": weight.at[0].set(1.0)}
 
 
 def dpm_solver(schedule: Schedule) -> Sampler:
@@ -430,6 +482,8 @@ def get_sampler(name: str, schedule: Schedule, config: SamplerConfig) -> Sampler
             return ddpm(schedule, config.variance_type)
         case "ddim":
             return ddim(schedule, config.eta, config.inversion_iterations)
+        case "bdia":
+            return bdia(schedule)
         case "dpm_solver":
             return dpm_solver(schedule)
         case "heun":

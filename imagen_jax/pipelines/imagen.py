@@ -12,7 +12,7 @@ import functools
 import importlib
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from imagen_jax.diffusion.keys import MAX_INDEX
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import Size, image_dtype, to_uint
 from imagen_jax.parallel import multihost, runtime
-from imagen_jax.parallel.batching import pad_batch, padded_size
+from imagen_jax.parallel.axes import IMAGE
+from imagen_jax.parallel.batching import pad_batch, padded_size, shard_host_batch
 from imagen_jax.parallel.mesh import make_mesh, num_batch_shards
 from imagen_jax.parallel.sharding import param_shardings
 from imagen_jax.pipelines.find_stages import find_stages
@@ -47,7 +48,7 @@ from imagen_jax.pipelines.sizes import base_size, check_size
 from imagen_jax.pipelines.texts import as_prompts, encode_batch, make_texts, required
 from imagen_jax.stages.sampling import SAMPLING_MESH
 from imagen_jax.stages.stage import Stage
-from imagen_jax.stages.stage_sampler import StageRequest, StageSampler, stage_keys
+from imagen_jax.stages.stage_sampler import StageRequest, StageSampler, stage_keys, strength_steps
 from imagen_jax.stages.text import PromptEncoder
 from imagen_jax.text.encoder import TextCondition
 
@@ -230,7 +231,7 @@ class ImagenPipeline:
             num_inference_steps: steps of the sampler.
             guidance_scale: of classifier-free guidance (arXiv:2207.12598), 1 for none; or float [stages, N], one for
                 each stage and prompt.
-            sampler: "ddpm", "ddim", "dpm_solver" or "heun".
+            sampler: "ddpm", "ddim", "bdia", "dpm_solver" or "heun".
             aug_level: noise in [0, 1] added to the low-resolution input of super-resolution stages.
             height: of the images in pixels, by default that of the last stage's config.
             width: likewise.
@@ -248,21 +249,46 @@ class ImagenPipeline:
         Raises:
             ConfigError: a setting is unknown, out of range, or has another number of values than there are stages.
         """
-        given = {
-            "num_inference_steps": num_inference_steps,
-            "guidance_scale": guidance_scale,
-            "sampler": sampler,
-            "aug_level": aug_level,
+        pipeline, request = self.make_request(
+            prompts,
+            negative_prompt=negative_prompt,
+            seed=seed,
+            height=height,
+            width=width,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            batch_size=batch_size,
+            mesh=mesh,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            sampler=sampler,
+            aug_level=aug_level,
             **settings,
-        }
-        widths = [trained.stage.text_width for trained in self.stages]
-        texts = make_texts(prompts, negative_prompt, prompt_embeds, negative_prompt_embeds, widths)
-        scales = _pop_prompt_scales(given, len(self.stages), len(texts.prompts))
-        request = SampleRequest(texts, seed, batch_size, scales, self.as_size(height, width))
-        pipeline = self if mesh is None else self._on(_as_mesh(mesh))
-        pipeline = pipeline.with_settings(self._settings_by_stage(given))
+        )
         images = pipeline.sample_all(request, callback)
         return ImagenPipelineOutput(images[-1], images)
+
+    def make_request(
+        self,
+        prompts: str | Sequence[str] | None = None,
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        seed: int | Sequence[int] = 0,
+        height: int | None = None,
+        width: int | None = None,
+        prompt_embeds: TextCondition | Sequence[TextCondition] | None = None,
+        negative_prompt_embeds: TextCondition | Sequence[TextCondition] | None = None,
+        batch_size: int = 16,
+        mesh: Mesh | Mapping[str, int] | None = None,
+        **settings: Any,
+    ) -> tuple[ImagenPipeline, SampleRequest]:
+        """Returns this pipeline with settings and on devices, and the request for its `sample_all`; as `__call__`."""
+        widths = [trained.stage.text_width for trained in self.stages]
+        texts = make_texts(prompts, negative_prompt, prompt_embeds, negative_prompt_embeds, widths)
+        scales = _pop_prompt_scales(settings, len(self.stages), len(texts.prompts))
+        request = SampleRequest(texts, seed, batch_size, scales, self.as_size(height, width))
+        pipeline = self if mesh is None else self._on(_as_mesh(mesh))
+        return pipeline.with_settings(self._settings_by_stage(settings)), request
 
     def _settings_by_stage(self, given: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Returns settings, each one value or one for each stage, as settings of each stage."""
@@ -350,19 +376,49 @@ class ImagenPipeline:
         Yields:
             The index of the batch's first prompt, and the images of every stage, uint8 or uint16 [B, H, W, C] each.
         """
+        yield from self._iter_batches(request, pending, callback, self._sample_batch)
+
+    def invert(self, request: SampleRequest, callback: Callback | None = None) -> list[tuple[np.ndarray, ...]]:
+        """Walks from the images that stages start with up to their noise, from which sampling returns to them.
+
+        Args:
+            request: with an image for each stage among its `starts`; the settings' samplers are deterministic.
+            callback: called every few steps of a stage.
+
+        Returns:
+            For every stage the noise [N, H, W, C]; for samplers that remember it, z at the time before, too.
+
+        Raises:
+            ConfigError: a sampler is not deterministic.
+        """
+        batches = [arrays for _, arrays in self._iter_batches(request, None, callback, self._invert_batch)]
+        stages: list[tuple[np.ndarray, ...]] = []
+        arrays = iter([np.concatenate(parts) for parts in zip(*batches, strict=True)])
+        for index in range(request.first_stage, len(self.stages)):
+            stages.append(tuple(next(arrays) for _ in range(1 + self._samplers[index].remembers)))
+        return stages
+
+    def _iter_batches(
+        self,
+        request: SampleRequest,
+        pending: np.ndarray | None,
+        callback: Callback | None,
+        run: Callable[[SampleRequest, slice, int, Callback], list[jax.Array]],
+    ) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """Yields what `run` returns for each batch, see `iter_batches`."""
         self.check(request)
         count, batch_size = len(request.texts.prompts), request.batch_size
         size = self.padded_batch(count, batch_size)
         batches = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
         if pending is not None:
             batches = [batch for batch in batches if pending[batch].any()]
-        steps = sum(trained.stage.config.sampling.num_inference_steps for trained in self.stages)
+        steps = sum(self._steps(request, index) for index in range(request.first_stage, len(self.stages)))
         bar_settings = {"desc": "sampling", "unit": " steps", "disable": not multihost.is_main_process()}
         with tqdm(total=len(batches) * steps, **(bar_settings | self._progress)) as bar:
             for number, batch in enumerate(batches):
-                images = self._sample_batch(request, batch, size, _Progress(bar, number * steps, callback))
+                arrays = run(request, batch, size, _Progress(bar, number * steps, callback))
                 count = batch.stop - batch.start
-                yield batch.start, [multihost.all_gather(stage_images)[:count] for stage_images in images]
+                yield batch.start, [multihost.all_gather(array)[:count] for array in arrays]
 
     def check(self, request: SampleRequest) -> None:
         """Raises ConfigError if a request does not fit this pipeline."""
@@ -397,30 +453,75 @@ class ImagenPipeline:
 
     def _sample_batch(self, request: SampleRequest, batch: slice, size: int, tell: Callback) -> list[jax.Array]:
         """Returns the images of every stage for a batch padded to `size`, integers on the devices."""
+        make = self._batch_requests(request, batch, size)
+        images: list[jax.Array] = []
+        low_res: jax.Array | None = None
+        for index in range(request.first_stage, len(self.stages)):
+            trained, sampler, stage_request = self.stages[index], self._samplers[index], make(index, low_res)
+            if stage_request.image is not None and stage_request.strength == 0:
+                low_res = stage_request.image
+            else:
+                for walk in sampler.walk(trained.params, stage_request, request.steps_per_call):
+                    count = batch.stop - batch.start
+                    tell(SamplingProgress(index, walk.step, walk.steps, batch.start, count, walk.state.x_hat))
+                low_res = sampler.finish(walk.state)
+            images.append(to_uint(low_res, image_dtype(trained.stage.config.sampling.bits, "sampling bits")))
+        return images
+
+    def _invert_batch(self, request: SampleRequest, batch: slice, size: int, tell: Callback) -> list[jax.Array]:
+        """Returns what `invert` says for a batch, one stage after the other, float on the devices."""
+        make = self._batch_requests(request, batch, size)
+        arrays: list[jax.Array] = []
+        low_res: jax.Array | None = None
+        for index in range(request.first_stage, len(self.stages)):
+            trained, sampler, stage_request = self.stages[index], self._samplers[index], make(index, low_res)
+            low_res = stage_request.image
+            up = dataclasses.replace(stage_request, image=None, z=low_res, times=sampler.times[::-1])
+            for walk in sampler.walk(trained.params, up, request.steps_per_call):
+                count = batch.stop - batch.start
+                tell(SamplingProgress(index, walk.step, walk.steps, batch.start, count, walk.state.x_hat))
+            arrays += [walk.state.z, *([walk.state.before] if sampler.remembers else [])]
+        return arrays
+
+    def _batch_requests(
+        self, request: SampleRequest, batch: slice, size: int
+    ) -> Callable[[int, jax.Array | None], StageRequest]:
+        """Returns what makes the request of a batch for the stage of an index, from the images of the one before it."""
         texts, null_texts = encode_batch(
             request.texts, self._encoders, self.stages, batch, size, self.mesh, request.isolated
         )
         seeds, indices = zip(*(request.noise(batch.start + row) for row in range(size)), strict=True)
         image_size = base_size([trained.stage.config for trained in self.stages], request.size)
-        images: list[jax.Array] = []
-        low_res: jax.Array | None = None
-        for index, (trained, sampler) in enumerate(zip(self.stages, self._samplers, strict=True)):
-            scales = request.guidance_scale
-            stage_request = StageRequest(
+
+        def put(array: np.ndarray | None) -> jax.Array | None:
+            if array is None:
+                return None
+            return shard_host_batch({"images": pad_batch(array[batch], size)}, IMAGE, self.mesh)["images"]
+
+        def make(index: int, low_res: jax.Array | None) -> StageRequest:
+            begin, scales = request.start(index), request.guidance_scale
+            return StageRequest(
                 texts[index],
                 null_texts[index],
                 stage_keys(seeds, indices, index, self.mesh),
-                low_res,
+                put(request.low_res) if index == request.first_stage else low_res,
                 None if scales is None else pad_batch(np.asarray(scales[index, batch], np.float32), size, 1),
                 image_size if index == 0 else None,
+                image=put(begin.image),
+                mask=put(begin.mask),
+                strength=begin.strength,
+                resample=begin.resample,
+                z=put(begin.z),
+                before=put(begin.before),
                 isolated=request.isolated,
             )
-            for walk in sampler.walk(trained.params, stage_request, request.steps_per_call):
-                count = batch.stop - batch.start
-                tell(SamplingProgress(index, walk.step, walk.steps, batch.start, count, walk.state.x_hat))
-            low_res = sampler.finish(walk.state)
-            images.append(to_uint(low_res, image_dtype(trained.stage.config.sampling.bits, "sampling bits")))
-        return images
+
+        return make
+
+    def _steps(self, request: SampleRequest, index: int) -> int:
+        """Returns how many steps a stage takes for a batch."""
+        steps, strength = self.stages[index].stage.config.sampling.num_inference_steps, request.start(index).strength
+        return strength_steps(steps, strength) if strength else 0
 
 
 def _as_mesh(mesh: Mesh | Mapping[str, int] | None) -> Mesh:
@@ -431,7 +532,7 @@ def _as_mesh(mesh: Mesh | Mapping[str, int] | None) -> Mesh:
 
 def _pop_prompt_scales(given: dict[str, Any], stages: int, count: int) -> np.ndarray | None:
     """Takes guidance scales [stages, count] out of the settings, if they have one for each prompt."""
-    if np.ndim(given["guidance_scale"]) != 2:
+    if np.ndim(given.get("guidance_scale", 1.0)) != 2:
         return None
     scales = np.asarray(given.pop("guidance_scale"), np.float32)
     if scales.shape != (stages, count):

@@ -17,6 +17,29 @@ from imagen_jax.stages.stage_sampler import STEPS_PER_CALL
 
 
 @dataclasses.dataclass(frozen=True)
+class StageStart:
+    """What a stage begins with in place of noise alone; arrays are [N, ...], of the images of a request.
+
+    Attributes:
+        image: float32 [N, H, W, C] in [-1, 1], of the stage's size; None for none.
+        mask: float32 [N, H, W, 1] in [0, 1]: 1 where pixels are drawn anew, 0 where those of `image` are kept; None for
+            everywhere.
+        strength: in [0, 1]: how much noise the image gets at first, and which share of the steps is taken. At 1 it is
+            noise alone; at 0 the image is returned.
+        resample: how often each step is taken, see `inpainting.resample`.
+        z: the noise [N, H, W, C], in place of that of the seed; None for that.
+        before: for `bdia`, z [N, H, W, C] at the second time, as an inversion has left it; None if it is not known.
+    """
+
+    image: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    strength: float = 1.0
+    resample: int = 1
+    z: np.ndarray | None = None
+    before: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class SampleRequest:
     """What to sample.
 
@@ -33,6 +56,10 @@ class SampleRequest:
         isolated: whether each image is computed by itself, and so equal to the bit in any batch, see `StageRequest`;
             slower where devices need batches to be busy.
         steps_per_call: steps between two calls of a callback; images do not depend on it.
+        starts: what each stage begins with; none for noise alone.
+        low_res: float32 [N, h, w, C] in [-1, 1]: images that the stage `first_stage` enlarges; None if that is the
+            base stage.
+        first_stage: index of the stage to begin with.
     """
 
     texts: Texts
@@ -44,6 +71,13 @@ class SampleRequest:
     only: int | None = None
     isolated: bool = False
     steps_per_call: int = STEPS_PER_CALL
+    starts: Sequence[StageStart] = ()
+    low_res: np.ndarray | None = None
+    first_stage: int = 0
+
+    def start(self, stage: int) -> StageStart:
+        """Returns what the stage of an index begins with."""
+        return self.starts[stage] if self.starts else StageStart()
 
     @property
     def positions(self) -> Sequence[int]:

@@ -15,6 +15,7 @@ from imagen_jax.config.fit import needs_variance
 from imagen_jax.config.schema import SamplingConfig
 from imagen_jax.diffusion import samplers
 from imagen_jax.diffusion.guidance import Guidance, get_threshold_fn
+from imagen_jax.diffusion.inpainting import keep_known
 from imagen_jax.diffusion.process import predict_x0_and_eps
 from imagen_jax.diffusion.schedules import Schedule, alpha_from_logsnr, cosine_time, sigma_from_logsnr
 from imagen_jax.diffusion.tiling import tiled_predict
@@ -58,6 +59,7 @@ class Conditions(NamedTuple):
         condition: from `Stage.augment_low_res`, or empty for a base stage.
         guidance_scale: float [B].
         keys: keys [B] for the noise of the steps.
+        known: `image` [B, H, W, C] and `mask` [B, H, W, 1], if only what is masked is drawn; else None.
     """
 
     text: TextCondition
@@ -65,6 +67,7 @@ class Conditions(NamedTuple):
     condition: dict[str, jax.Array]
     guidance_scale: jax.Array
     keys: jax.Array
+    known: dict[str, jax.Array] | None = None
 
 
 def make_sampler(settings: SamplingConfig, schedule: Schedule) -> samplers.Sampler:
@@ -196,7 +199,7 @@ def make_denoise_fn(
         )
         return (limit(x_hat), v) if needs_variance(settings) else limit(x_hat)
 
-    return denoise
+    return denoise if conditions.known is None else keep_known(denoise, **conditions.known)
 
 
 def _make_guidance(settings: SamplingConfig, scale: jax.Array) -> Guidance:

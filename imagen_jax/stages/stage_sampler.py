@@ -22,7 +22,9 @@ from jax.sharding import Mesh
 from imagen_jax.config.load import to_json
 from imagen_jax.config.schema import SamplingConfig
 from imagen_jax.diffusion import samplers
+from imagen_jax.diffusion.inpainting import resample
 from imagen_jax.diffusion.keys import MAX_INDEX, keys_from_seeds
+from imagen_jax.diffusion.process import add_noise
 from imagen_jax.diffusion.samplers import SamplerState, StepInputs
 from imagen_jax.images.array import Size, image_dtype, to_float, to_uint
 from imagen_jax.parallel import multihost, runtime
@@ -61,8 +63,15 @@ class StageRequest:
         low_res: the images that a super-resolution stage enlarges, float in [-1, 1]; None for a base stage.
         guidance_scale: float [B] in place of the settings' scale.
         size: (height, width) of the images, by default those of the config, or of `low_res` scaled.
-        times: [steps + 1], in place of those of the settings.
+        image: images [B, H, W, C] in [-1, 1] to begin with, with noise as `strength` says, and whose pixels outside of
+            `mask` are kept; None to begin with noise alone.
+        mask: [B, H, W, 1] in [0, 1]: 1 where pixels of `image` are drawn anew; None for everywhere.
+        strength: the time in (0, 1] at which the walk begins; it takes this share of the steps. At 1 it begins with
+            noise alone.
+        resample: how often each step is taken, see `inpainting.resample`.
+        times: [steps + 1], in place of those of the settings and of `strength`.
         z: [B, H, W, C] at the first time, in place of standard Gaussian noise.
+        before: for `bdia`, z at the second time, if it is known; see `samplers.continue_pair`.
         isolated: whether each device computes its images one after the other, each by the same operations: an image is
             then equal to the bit in any batch. In one batch together, its rounding depends on its place.
     """
@@ -73,9 +82,19 @@ class StageRequest:
     low_res: jax.Array | None = None
     guidance_scale: np.ndarray | None = None
     size: Size | None = None
+    image: jax.Array | None = None
+    mask: jax.Array | None = None
+    strength: float = 1.0
+    resample: int = 1
     times: np.ndarray | None = None
     z: jax.Array | None = None
+    before: jax.Array | None = None
     isolated: bool = False
+
+    @property
+    def known(self) -> dict[str, jax.Array] | None:
+        """See `Conditions`."""
+        return None if self.image is None or self.mask is None else {"image": self.image, "mask": self.mask}
 
 
 @jax.jit
@@ -96,6 +115,17 @@ def stage_keys(seeds: Sequence[int], indices: Sequence[int], stage_index: int, m
     wrapped = np.asarray([index & MAX_INDEX for index in indices], np.uint32)
     data = np.asarray(_fold_in_indices(keys_from_seeds(seeds), wrapped, np.int32(stage_index)))
     return jax.random.wrap_key_data(shard_host_batch({"keys": data}, "batch ...", mesh)["keys"])
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def start_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Returns the noise [B, *shape] that walks with keys [B] from `stage_keys` begin with."""
+    return samplers.gaussian_noise(split_keys(keys)[0], 0, shape)
+
+
+def strength_steps(num_inference_steps: int, strength: float) -> int:
+    """Returns how many of a sampler's steps are taken at a strength in (0, 1], see `StageRequest`; at least one."""
+    return max(1, round(num_inference_steps * strength))
 
 
 class NoiseSource(NamedTuple):
@@ -156,12 +186,24 @@ class _Variant(NamedTuple):
     Attributes:
         guided: whether there is guidance.
         isolated: see `StageRequest`.
+        resample: see `StageRequest`.
         size: (height, width) of the images; for each, programs are kept or forgotten by themselves.
     """
 
     guided: bool
     isolated: bool
+    resample: int
     size: Size
+
+
+class _Given(NamedTuple):
+    """The arrays [B, ...] that a walk starts from, see `StageRequest`; an image is given if noise is added to it."""
+
+    keys: jax.Array
+    low_res: jax.Array | None
+    z: jax.Array | None
+    image: jax.Array | None
+    before: jax.Array | None
 
 
 class _Programs(NamedTuple):
@@ -174,17 +216,22 @@ class _Programs(NamedTuple):
 def _compile_programs(stage: Stage, settings: SamplingConfig, mesh: Mesh, variant: _Variant) -> _Programs:
     stage = stage.with_mesh(mesh)
     sampler, images = make_sampler(settings, stage.schedule), batch_sharding(mesh, IMAGE)
+    if variant.resample > 1:
+        sampler = resample(sampler, variant.resample)
     of_batch = functools.partial(_one_by_one if variant.isolated else _together, num_batch_shards(mesh))
 
-    def start(keys: jax.Array, low_res: jax.Array | None, z: jax.Array | None, level: jax.Array, size: Size) -> Any:
-        def start_images(keys: jax.Array, low_res: jax.Array | None, z: jax.Array | None) -> Any:
-            start_keys, step_keys, aug_keys = split_keys(keys)
-            condition = {} if low_res is None else low_res_condition(stage, low_res, level, aug_keys)
+    def start(given: _Given, level: jax.Array, time: jax.Array, size: Size) -> Any:
+        def start_images(given: _Given) -> Any:
+            start_keys, step_keys, aug_keys = split_keys(given.keys)
+            condition = {} if given.low_res is None else low_res_condition(stage, given.low_res, level, aug_keys)
+            z = given.z
             if z is None:
                 z = samplers.gaussian_noise(start_keys, 0, (*size, stage.config.channels))
-            return samplers.start_walk(z), condition, step_keys
+            if given.image is not None:
+                z = add_noise(given.image, z, stage.schedule.alpha(time), stage.schedule.sigma(time))
+            return sampler.start(z, given.before), condition, step_keys
 
-        state, condition, step_keys = of_batch(start_images, keys, low_res, z)
+        state, condition, step_keys = of_batch(start_images, given)
         # both arrays: the first steps take over their memory
         return jax.lax.with_sharding_constraint(state, images), condition, step_keys
 
@@ -202,7 +249,8 @@ def _compile_programs(stage: Stage, settings: SamplingConfig, mesh: Mesh, varian
         return of_batch(advance_images, state, conditions), last
 
     options = runtime.compiler_options(mesh)
-    state: Any = SamplerState(images, images)  # type: ignore[arg-type]  # shardings in the place of arrays
+    before = images if sampler.remembers else ()
+    state: Any = SamplerState(images, images, before)  # type: ignore[arg-type]  # shardings in the place of arrays
     return _Programs(
         jax.jit(start, static_argnames="size"),
         jax.jit(advance, donate_argnums=1, out_shardings=(state, replicated(mesh)), compiler_options=options),
@@ -277,21 +325,34 @@ class StageSampler:
         self._sampler = make_sampler(self._settings, stage.schedule)
         self._own_programs: dict[_Variant, _Programs] = {}
 
+    @property
+    def remembers(self) -> bool:
+        """Whether states have z at the time before, see `samplers.SamplerState`."""
+        return self._sampler.remembers
+
     @functools.cached_property
-    def _times(self) -> np.ndarray:
+    def times(self) -> np.ndarray:
+        """The times of the settings, [steps + 1]."""
         settings, times = self._settings, jax.jit(self._sampler.times, static_argnums=(0, 1))
         return np.asarray(times(settings.num_inference_steps, settings.timestep_spacing))
 
-    def _numbers(self, times: np.ndarray) -> dict[str, np.ndarray]:
+    def _times_of(self, request: StageRequest) -> np.ndarray:
+        """Returns the times of a request that are not those of the settings."""
+        if request.times is not None:
+            return np.asarray(request.times, np.float32)
+        steps = strength_steps(self._settings.num_inference_steps, request.strength)
+        return np.asarray(self._sampler.times(steps, self._settings.timestep_spacing, request.strength))
+
+    def _numbers(self, times: np.ndarray) -> StepInputs:
         """Returns the numbers of the steps, padded so that another number of steps needs no other program."""
         samplers.check_times(times, self._sampler.deterministic)
         numbers = jax.jit(self._sampler.inputs)(times)
         padding = -(len(times) - 1) % _STEP_BLOCK
-        return {name: np.pad(np.asarray(values), (0, padding)) for name, values in numbers.items()}
+        return {name: jnp.pad(values, (0, padding)) for name, values in numbers.items()}
 
     @functools.cached_property
-    def _default_numbers(self) -> dict[str, np.ndarray]:
-        return self._numbers(self._times)
+    def _default_numbers(self) -> StepInputs:
+        return self._numbers(self.times)
 
     def walk(self, params: Any, request: StageRequest, steps_per_call: int = STEPS_PER_CALL) -> Iterator[StageWalk]:
         """Samples a batch, some steps at a time; the last state's z are the images.
@@ -306,8 +367,8 @@ class StageSampler:
         Raises:
             ConfigError: the request's times are not monotone.
         """
-        default = request.times is None
-        times = self._times if default else np.asarray(request.times, np.float32)
+        default = request.times is None and request.strength == 1
+        times = self.times if default else self._times_of(request)
         numbers = self._default_numbers if default else self._numbers(times)
         batch, steps = len(request.keys), len(times) - 1
         scales = request.guidance_scale
@@ -316,11 +377,15 @@ class StageSampler:
         size = self._stage.image_shape[:2] if request.size is None else request.size
         if request.low_res is not None:
             size = enlarged_size(self._stage, request.low_res)
-        programs = self._get_programs(_Variant(is_guided(self._settings, scales), request.isolated, size))
-        level = np.float32(self._settings.aug_level)
-        state, condition, keys = programs.start(request.keys, request.low_res, request.z, level, size=size)
+        guided = is_guided(self._settings, scales)
+        programs = self._get_programs(_Variant(guided, request.isolated, request.resample, size))
+        image = request.image if request.strength < 1 else None
+        given = _Given(request.keys, request.low_res, request.z, image, request.before)
+        if request.before is not None:
+            numbers = samplers.continue_pair(numbers)
+        state, condition, keys = programs.start(given, np.float32(self._settings.aug_level), times[0], size=size)
         scale = shard_host_batch({"scale": np.asarray(scales, np.float32)}, VECTOR, self._mesh)["scale"]
-        conditions = Conditions(request.text, request.null_text, condition, scale, keys)
+        conditions = Conditions(request.text, request.null_text, condition, scale, keys, request.known)
         pending = None
         for first in range(0, steps, steps_per_call):
             last = min(first + steps_per_call, steps)

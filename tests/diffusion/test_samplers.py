@@ -13,7 +13,7 @@ from imagen_jax.diffusion.samplers import (
     LAMBDA_MIN,
     Churn,
     SamplerConfig,
-    SamplerState,
+    bdia,
     ddim,
     ddpm,
     dpm_solver,
@@ -21,7 +21,6 @@ from imagen_jax.diffusion.samplers import (
     get_sampler,
     heun,
     sample_keys,
-    start_walk,
     walk,
 )
 from imagen_jax.diffusion.schedules import Schedule
@@ -46,6 +45,7 @@ SAMPLERS = {
     "ddim-0": ddim,
     "ddim-0.5": DDIM_HALF,
     "ddim-1": DDIM_1,
+    "bdia": bdia,
     "ddpm-large": DDPM_LARGE,
     "dpm_solver": dpm_solver,
     "heun": heun,
@@ -332,7 +332,7 @@ def test_known_image_is_recovered(sampler, steps):
     np.testing.assert_allclose(x, np.tile(MEAN, (3, 1)), atol=1e-3)
 
 
-@each_of("ddim-0", "dpm_solver", "heun")
+@each_of("ddim-0", "bdia", "dpm_solver", "heun")
 def test_deterministic_samplers_ignore_keys(sampler):
     z, keys = noise_and_keys(16, 1)
     same = [sample(sampler, mixture, COSINE, 12, z, k) for k in (keys, keys, sample_keys(77, jnp.arange(16)))]
@@ -473,8 +473,8 @@ def test_invalid_settings_raise(name, settings, match):
 
 
 @partial(jax.jit, static_argnames="sampler")
-def in_parts(sampler, z, x_hat, inputs, keys, first, last):
-    return walk(sampler, mixture(COSINE), SamplerState(z, x_hat), inputs, keys, span=(first, last))
+def in_parts(sampler, state, inputs, keys, first, last):
+    return walk(sampler, mixture(COSINE), state, inputs, keys, span=(first, last))
 
 
 @each_sampler
@@ -482,11 +482,11 @@ def test_chunked_walk_is_bit_exact(sampler):
     z, keys = noise_and_keys(16, 1)
     made = sampler(COSINE)
     inputs = made.inputs(made.times(21, usual_spacing(sampler)))
-    full = in_parts(made, *start_walk(z), inputs, keys, 0, 21)
+    full = in_parts(made, made.start(z), inputs, keys, 0, 21)
     for size in (1, 4, 8):
-        state = start_walk(z)
+        state = made.start(z)
         for first in range(0, 21, size):
-            state = in_parts(made, *state, inputs, keys, first, min(first + size, 21))
+            state = in_parts(made, state, inputs, keys, first, min(first + size, 21))
         np.testing.assert_array_equal(state.z, full.z)
         np.testing.assert_array_equal(state.x_hat, full.x_hat)
     assert np.abs(full.z - z).max() > 0.1
@@ -517,7 +517,7 @@ def test_start_from_a_noised_sample(sampler):
     np.testing.assert_array_equal(made.times(12, spacing, start=1.0), made.times(12, spacing))
 
 
-@each_of("ddim-0", "dpm_solver", "heun")
+@each_of("ddim-0", "bdia", "dpm_solver", "heun")
 def test_inversion_returns_to_the_image(sampler):
     x = np.asarray(sample(sampler, mixture, COSINE, 200, *noise_and_keys(256, 1)))
     made, keys = sampler(COSINE), noise_and_keys(256, 1)[1]

@@ -1,0 +1,445 @@
+"""Editing of images by a cascade that was trained to draw them: image to image, inpainting, outpainting and more.
+
+Every stage is given the image, and the mask, at its own size. All of it are requests to the pipeline's own samplers;
+the image of a call is, as ever, a function of what is given and of the seed, at any batch size and on any devices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from imagen_jax.errors import ConfigError
+from imagen_jax.images.array import Size, format_height_width, to_float
+from imagen_jax.images.inputs import as_images, as_masks
+from imagen_jax.images.masks import feather_mask, shrink_mask
+from imagen_jax.images.resize import resize
+from imagen_jax.parallel import multihost
+from imagen_jax.pipelines.imagen import ImagenPipeline, ImagenPipelineOutput
+from imagen_jax.pipelines.request import Callback, SampleRequest, StageStart
+from imagen_jax.pipelines.texts import as_prompts
+from imagen_jax.stages.stage_sampler import stage_keys, start_noise
+from imagen_jax.text.encoder import TextCondition
+
+_FEATHER = 1 / 32  # of the shorter side
+
+
+@dataclasses.dataclass(frozen=True)
+class Inversion:
+    """The noise of N images, and what it belongs to.
+
+    Attributes:
+        arrays: for each stage the noise [N, H, W, C] and, for `bdia`, z at the time before.
+        prompts: of the images.
+        settings: of the call.
+    """
+
+    arrays: list[tuple[np.ndarray, ...]]
+    prompts: list[str]
+    settings: dict[str, Any]
+
+
+class ImagenEditor:
+    """Edits images by the stages of a pipeline.
+
+    All methods take the keyword arguments of `ImagenPipeline.__call__`, such as `seed`, `guidance_scale`,
+    `negative_prompt` and `callback`, and raise what it raises. Images are PIL images or arrays uint8 [H, W, C]; with N
+    prompts, one image for all of them, or a sequence of N.
+
+    Args:
+        pipeline: the cascade, or one stage.
+    """
+
+    def __init__(self, pipeline: ImagenPipeline) -> None:
+        self._pipeline = pipeline
+
+    def image_to_image(
+        self,
+        image: Any,
+        prompt: str | Sequence[str],
+        strength: float | Sequence[float] = 0.6,
+        **settings: Any,
+    ) -> ImagenPipelineOutput:
+        """Draws images like an image (SDEdit, arXiv:2108.01073, Alg. 1): from it with noise, at each stage's size.
+
+        Args:
+            image: of the aspect of the images to sample, of any size.
+            prompt: of the new image.
+            strength: in [0, 1], for all stages or for each: how much noise is added, and which share of the steps is
+                taken. At 1 the image is not seen, and the result that of the pipeline alone, to the bit; at 0 it is
+                returned.
+            **settings: see above.
+
+        Raises:
+            ConfigError: the image is of another aspect, or cannot be used, or a strength is out of range.
+        """
+        call = _Call.of(self._pipeline, prompt, settings)
+        images = call.fit(as_images(image, call.channels))
+        strengths = call.by_stage(strength)
+        return call.sample([StageStart(call.at(images, index), strength=one) for index, one in enumerate(strengths)])
+
+    def inpaint(
+        self,
+        image: Any,
+        mask: Any,
+        prompt: str | Sequence[str],
+        strength: float | Sequence[float] = 1.0,
+        resample: int = 1,
+        feather: int | None = None,
+        **settings: Any,
+    ) -> ImagenPipelineOutput:
+        """Draws a part of an image anew, and leaves the rest as it is.
+
+        Args:
+            image: of the aspect of the images to sample.
+            mask: of the image's size, see `as_masks`: white is drawn anew.
+            prompt: of the whole image.
+            strength: see `image_to_image`; what is below the mask is not seen at 1.
+            resample: how often each step is taken (RePaint, arXiv:2201.09865): parts fit better, and it takes longer.
+            feather: pixels inside of the mask over which the new part is faded in; by default 1/32 of the shorter side.
+                Pixels outside are those of the image, to the bit, if it has the size of the result.
+            **settings: see above.
+
+        Raises:
+            ConfigError: as `image_to_image`; the mask has another size, or is all empty or full.
+        """
+        if resample < 1:
+            raise ConfigError(f"resample {resample} is not at least 1: it is how often each step is taken")
+        call = _Call.of(self._pipeline, prompt, settings)
+        images, masks = as_images(image, call.channels), as_masks(mask)
+        if masks.shape[1:3] != images.shape[1:3]:
+            raise ConfigError(
+                f"mask has {format_height_width(masks.shape[1:3])} pixels and image "
+                f"{format_height_width(images.shape[1:3])}: give both in the same size"
+            )
+        images, masks = call.fit(images), call.repeat(masks)
+        starts = [
+            StageStart(call.at(images, index), call.mask_at(masks, index), one, resample)
+            for index, one in enumerate(call.by_stage(strength))
+        ]
+        return call.keep(call.sample(starts), images, masks, feather)
+
+    def outpaint(
+        self,
+        image: Any,
+        canvas: Size,
+        prompt: str | Sequence[str],
+        position: Size | None = None,
+        resample: int = 1,
+        feather: int | None = None,
+        **settings: Any,
+    ) -> ImagenPipelineOutput:
+        """Draws what is around an image.
+
+        Args:
+            image: of at most the canvas's size.
+            canvas: (height, width) of the result in pixels, of any aspect that the stages can sample.
+            prompt: of the whole result.
+            position: (top, left) of the image on the canvas; by default it is in the middle.
+            resample: see `inpaint`.
+            feather: see `inpaint`.
+            **settings: see above.
+
+        Raises:
+            ConfigError: the image is not on the canvas, or fills it.
+        """
+        images = as_images(image, self._pipeline.stages[-1].stage.config.channels)
+        (height, width), (rows, columns) = canvas, images.shape[1:3]
+        top, left = ((height - rows) // 2, (width - columns) // 2) if position is None else position
+        if min(top, left) < 0 or top + rows > height or left + columns > width:
+            raise ConfigError(
+                f"an image of {format_height_width((rows, columns))} pixels at ({top}, {left}) is not on a canvas of "
+                f"{format_height_width(canvas)}: give a larger canvas, or another position"
+            )
+        whole = np.pad(
+            images, ((0, 0), (top, height - top - rows), (left, width - left - columns), (0, 0)), mode="edge"
+        )
+        mask = np.full(whole.shape[1:3], True)
+        mask[top : top + rows, left : left + columns] = False
+        return self.inpaint(
+            whole,
+            mask,
+            prompt,
+            resample=resample,
+            feather=feather,
+            height=height,
+            width=width,
+            **settings,
+        )
+
+    def variations(self, image: Any, count: int, strength: float | Sequence[float] = 0.5, **settings: Any) -> Any:
+        """Returns `count` images like an image, see `image_to_image`; `prompt`, if it is given, says what it shows."""
+        if count < 1:
+            raise ConfigError(f"count {count} is not at least 1")
+        prompt = as_prompts(settings.pop("prompt", ""), "prompt")
+        if len(prompt) != 1:
+            raise ConfigError(f"prompt has {len(prompt)} texts: give one, of what the image shows")
+        return self.image_to_image(image, prompt * count, strength, **settings)
+
+    def upscale(self, image: Any, prompt: str | Sequence[str], **settings: Any) -> ImagenPipelineOutput:
+        """Enlarges images by the super-resolution stages alone.
+
+        The first of them is that whose input has the image's size or, of a larger image, the last. Such an image is
+        enlarged in tiles of the stage's own size, if its settings have no others.
+
+        Args:
+            image: at least as large as the input of a super-resolution stage.
+            prompt: what it shows.
+            **settings: see above; `aug_level` is the noise added to it first.
+
+        Raises:
+            ConfigError: the pipeline has no super-resolution stage, or the image is too small for all.
+        """
+        stages = [trained.stage for trained in self._pipeline.stages]
+        uppers = [index for index, stage in enumerate(stages) if stage.is_super_resolution]
+        if not uppers:
+            raise ConfigError("the pipeline has no super-resolution stage to enlarge images with: load one")
+        images = as_images(image, stages[-1].config.channels)
+        size = images.shape[1:3]
+        exact = [index for index in uppers if stages[index].low_res_shape[:2] == size]
+        first = exact[0] if exact else uppers[-1]
+        low_res = stages[first].low_res_shape[:2]
+        if size[0] < low_res[0] or size[1] < low_res[1]:
+            raise ConfigError(
+                f"image has {format_height_width(size)} pixels, fewer than {format_height_width(low_res)}, which the "
+                "stage enlarges: give a larger one"
+            )
+        if not exact and "tile_size" not in settings and not any(stages[first].config.sampling.tile_hw):
+            tiles = [stage.image_shape[:2] if index >= first else 0 for index, stage in enumerate(stages)]
+            overlaps = [min(stage.image_shape[:2]) // 4 if index >= first else 0 for index, stage in enumerate(stages)]
+            settings |= {"tile_size": tiles, "tile_overlap": overlaps}
+        pipeline, request = self._pipeline.make_request(prompt, **_without_callback(settings))
+        count = len(request.texts.prompts)
+        low = np.asarray(to_float(jnp.asarray(_repeat(images, count, "image"))))
+        request = dataclasses.replace(request, low_res=low, first_stage=first)
+        samples = pipeline.sample_all(request, settings.get("callback"))
+        return ImagenPipelineOutput(samples[-1], samples)
+
+    def invert(self, image: Any, prompt: str | Sequence[str], exact: bool = True, **settings: Any) -> Inversion:
+        """Finds the noise from which sampling with the same prompt and settings returns the image.
+
+        Every stage is inverted at its own size. By default by `bdia`, which is exact up to rounding at any guidance
+        scale; otherwise by `ddim`, where each step is found by fixed-point iteration (arXiv:2309.04907).
+
+        Args:
+            image: of the aspect of the images to sample.
+            prompt: of what it shows.
+            exact: whether to use `bdia`.
+            **settings: see above; 50 steps by default, and `inversion_iterations=5` for `ddim`.
+
+        Raises:
+            ConfigError: as `image_to_image`; the sampler that is given adds noise.
+        """
+        settings = {"sampler": "bdia" if exact else "ddim", "eta": 0.0, "num_inference_steps": 50} | settings
+        if not exact:
+            settings = {"inversion_iterations": 5} | settings
+        call = _Call.of(self._pipeline, prompt, settings)
+        images = call.fit(as_images(image, call.channels))
+        starts = [StageStart(call.at(images, index)) for index in range(len(call.pipeline.stages))]
+        arrays = call.pipeline.invert(dataclasses.replace(call.request, starts=starts), call.callback)
+        return Inversion(arrays, as_prompts(prompt), _without_callback(settings))
+
+    def from_inversion(
+        self, inversion: Inversion, prompt: str | Sequence[str] | None = None, **settings: Any
+    ) -> ImagenPipelineOutput:
+        """Samples from the noise of an inversion: by default, its images come back.
+
+        Args:
+            inversion: from `invert`.
+            prompt: in place of that of the inversion.
+            **settings: in place of those of the inversion, such as `guidance_scale`.
+        """
+        call = _Call.of(self._pipeline, inversion.prompts if prompt is None else prompt, inversion.settings | settings)
+        starts = [
+            StageStart(
+                z=call.repeat(arrays[0], "inversion"),
+                before=call.repeat(arrays[1], "inversion") if arrays[1:] else None,
+            )
+            for arrays in inversion.arrays
+        ]
+        return call.sample(starts)
+
+    def interpolate(
+        self, first: Any, second: Any, count: int, prompt: str | None = None, **settings: Any
+    ) -> ImagenPipelineOutput:
+        """Returns `count` images on the way from one to another.
+
+        Args:
+            first: a seed, a prompt, or an image. The noise of seeds and of images is interpolated on the sphere, the
+                embeddings of prompts linearly.
+            second: another one of the same kind.
+            count: of images, both ends included; at least 2.
+            prompt: of the images, for seeds and for images.
+            **settings: see above. Between seeds and prompts, samplers that add noise add that of one seed.
+
+        Raises:
+            ConfigError: the ends are not of one kind, or the prompt is missing.
+        """
+        if count < 2:
+            raise ConfigError(f"count {count} is not at least 2: both ends are among the images")
+        shares = np.linspace(0.0, 1.0, count, dtype=np.float32)
+        kinds = {str if isinstance(end, str) else int if isinstance(end, int) else None for end in (first, second)}
+        if len(kinds) != 1:
+            raise ConfigError(
+                "interpolate needs two seeds, two prompts or two images, and was given one each of two kinds"
+            )
+        if kinds == {str}:
+            return self._between_prompts(first, second, shares, settings)
+        if not isinstance(prompt, str):
+            raise ConfigError(f"prompt is {prompt!r}: give the text that the images show")
+        if kinds == {int}:
+            return self._between_seeds(first, second, shares, prompt, settings)
+        inversion = self.invert([*_as_list(first), *_as_list(second)], [prompt] * 2, **settings)
+        arrays = [tuple(slerp(array[0], array[1], shares) for array in stage) for stage in inversion.arrays]
+        return self.from_inversion(dataclasses.replace(inversion, arrays=arrays), [prompt] * count)
+
+    def _between_prompts(
+        self, first: str, second: str, shares: np.ndarray, settings: Mapping[str, Any]
+    ) -> ImagenPipelineOutput:
+        embeds = []
+        for stage in range(len(self._pipeline.stages)):
+            ends = self._pipeline.encode_prompt([first, second], stage)
+            between = shares[:, None, None]
+            mixed = (1 - between) * ends.embeddings[0] + between * ends.embeddings[1]
+            # at the ends, the tokens of that prompt alone
+            mask = np.where(
+                shares[:, None] == 0, ends.mask[0], np.where(shares[:, None] == 1, ends.mask[1], ends.mask.any(0))
+            )
+            embeds.append(TextCondition(mixed, mask))
+        seed = settings.get("seed", 0)
+        seeds = seed if isinstance(seed, Sequence) else [seed] * len(shares)
+        return self._pipeline(None, prompt_embeds=embeds, **{**settings, "seed": seeds})
+
+    def _between_seeds(
+        self, first: int, second: int, shares: np.ndarray, prompt: str, settings: Mapping[str, Any]
+    ) -> ImagenPipelineOutput:
+        call = _Call.of(self._pipeline, [prompt] * len(shares), {**settings, "seed": [first] * len(shares)})
+        padded, starts = call.pipeline.padded_batch(2, 2), []
+        for index in range(len(call.pipeline.stages)):
+            keys = stage_keys([first, *[second] * (padded - 1)], [0] * padded, index, call.pipeline.mesh)
+            noise = multihost.all_gather(start_noise(keys, (*call.size_of(index), call.channels)))
+            starts.append(StageStart(z=slerp(noise[0], noise[1], shares)))
+        return call.sample(starts)
+
+
+def slerp(first: np.ndarray, second: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Returns arrays [N, ...] on the great circle from one [...] to another, at shares [N] from 0 to 1."""
+    cosine = np.sum(first * second) / max(np.linalg.norm(first) * np.linalg.norm(second), 1e-20)
+    angle = np.arccos(np.clip(cosine, -1.0, 1.0))
+    shares = shares.reshape(-1, *[1] * first.ndim)
+    if np.sin(angle) < 1e-4:  # nearly parallel
+        return (1 - shares) * first + shares * second
+    return ((np.sin((1 - shares) * angle) * first + np.sin(shares * angle) * second) / np.sin(angle)).astype(
+        first.dtype
+    )
+
+
+def _as_list(image: Any) -> list[Any]:
+    return list(image) if isinstance(image, Sequence) else [image]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """A pipeline with settings, a request for it, and how images are prepared for both."""
+
+    pipeline: ImagenPipeline
+    request: SampleRequest
+    callback: Callback | None
+
+    @classmethod
+    def of(cls, pipeline: ImagenPipeline, prompt: Any, settings: Mapping[str, Any]) -> _Call:
+        made, request = pipeline.make_request(prompt, **_without_callback(settings))
+        made.check(request)
+        return cls(made, request, settings.get("callback"))
+
+    @property
+    def channels(self) -> int:
+        return self.pipeline.stages[-1].stage.config.channels
+
+    @property
+    def count(self) -> int:
+        return len(self.request.texts.prompts)
+
+    @property
+    def size(self) -> Size:
+        """(height, width) of the last stage's images."""
+        return self.pipeline.image_size if self.request.size is None else self.request.size
+
+    def size_of(self, index: int) -> Size:
+        """Returns (height, width) of the images of a stage."""
+        own, last = self.pipeline.stages[index].stage.image_shape, self.pipeline.image_size
+        return self.size[0] * own[0] // last[0], self.size[1] * own[1] // last[1]
+
+    def by_stage(self, strength: float | Sequence[float]) -> list[float]:
+        """Returns the strength of each stage."""
+        stages = len(self.pipeline.stages)
+        strengths = [float(one) for one in strength] if isinstance(strength, Sequence) else [float(strength)] * stages
+        if len(strengths) != stages:
+            raise ConfigError(
+                f"strength has {len(strengths)} values for {stages} stages: give one for all, or one for each"
+            )
+        for one in strengths:
+            if not 0 <= one <= 1:
+                raise ConfigError(f"strength {one} is not in [0, 1]: 0 returns the image, 1 draws without it")
+        return strengths
+
+    def repeat(self, images: np.ndarray, name: str = "mask") -> np.ndarray:
+        return _repeat(images, self.count, name)
+
+    def fit(self, images: np.ndarray) -> np.ndarray:
+        """Returns an image for each prompt; raises ConfigError if their aspect is not that of the result."""
+        (rows, columns), (height, width) = images.shape[1:3], self.size
+        if rows * width != columns * height:
+            raise ConfigError(
+                f"image has {format_height_width((rows, columns))} pixels, which is not the aspect of the "
+                f"{format_height_width(self.size)} to sample: crop it, or give height and width"
+            )
+        return self.repeat(images, "image")
+
+    def at(self, images: np.ndarray, index: int) -> np.ndarray:
+        """Returns uint8 images as a stage gets them: of its size, in [-1, 1]."""
+        return np.asarray(resize(to_float(jnp.asarray(images)), *self.size_of(index)))
+
+    def mask_at(self, masks: np.ndarray, index: int) -> np.ndarray:
+        """Returns masks at the size of a stage."""
+        size = self.size_of(index)
+        if masks.shape[1] < size[0]:
+            masks = np.asarray(jax.image.resize(masks, (len(masks), *size, 1), "nearest"))
+        return shrink_mask(masks, size)
+
+    def sample(self, starts: Sequence[StageStart]) -> ImagenPipelineOutput:
+        """Samples the request, each stage from its start."""
+        images = self.pipeline.sample_all(dataclasses.replace(self.request, starts=starts), self.callback)
+        return ImagenPipelineOutput(images[-1], images)
+
+    def keep(
+        self, output: ImagenPipelineOutput, images: np.ndarray, masks: np.ndarray, feather: int | None
+    ) -> ImagenPipelineOutput:
+        """Returns samples with the pixels of the images wherever the masks are 0, and a soft border inside of them."""
+        if feather is None:
+            feather = round(min(self.size) * _FEATHER)
+        if feather < 0:
+            raise ConfigError(f"feather {feather} is not at least 0: it is a number of pixels")
+        last = len(self.pipeline.stages) - 1
+        drawn = output.images
+        highest = np.iinfo(drawn.dtype).max
+        soft = feather_mask(self.mask_at(masks, last), feather)
+        known = (self.at(images, last) + 1) * (highest / 2)
+        kept = np.round(np.clip(soft * drawn + (1 - soft) * known, 0, highest)).astype(drawn.dtype)
+        return ImagenPipelineOutput(kept, [*output.stages[:-1], kept])
+
+
+def _repeat(images: np.ndarray, count: int, name: str) -> np.ndarray:
+    """Returns `count` images, from so many or from one."""
+    if len(images) not in (1, count):
+        raise ConfigError(f"{name} has {len(images)} images for {count} prompts: give one for all, or one for each")
+    return images if len(images) == count else np.repeat(images, count, 0)
+
+
+def _without_callback(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name != "callback"}
