@@ -49,8 +49,8 @@ SAMPLERS = ("ddpm", "ddim", "bdia", "dpm_solver", "heun")
 # the image. At the clean end solvers use the bound of the schedule.
 LAMBDA_MIN = -5.1
 
-# What is left, at the image, of a difference between z and what DDIM would find, at the noise: enough is damped for other
-# prompts than that of an inversion, and in an inversion rounding and the first difference grow by its inverse only.
+# What is left at the image of a difference, at the noise, between z and what DDIM would find: enough is damped for
+# other prompts than that of an inversion, in which rounding and the first difference grow by the inverse of this only.
 BDIA_DAMPING = 0.1
 
 
