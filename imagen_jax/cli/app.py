@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "train": "train one stage from a config file",
     "sample": "generate images from prompts",
+    "edit": "edit images: image to image, inpainting, outpainting, variations, upscaling, inversion",
     "serve": "serve a cascade over HTTP, with a page and OpenAI's image API",
     "evaluate": "score a cascade on the captions of a data set",
     "publish": "write a cascade into one folder for others, or push it to the Hugging Face Hub",

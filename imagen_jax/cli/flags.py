@@ -283,6 +283,17 @@ def _read_size(text: str) -> int | tuple[int, int]:
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
+def read_size(text: str, name: str) -> tuple[int, int]:
+    """Returns (height, width) of a flag's text, such as 64x128. Raises ConfigError if it is not two numbers."""
+    try:
+        size = _read_size(text)
+    except ValueError:
+        size = 0
+    if not isinstance(size, tuple):
+        raise ConfigError(f"{name} {text!r} is not two numbers of pixels: give for example {name}=64x128")
+    return size
+
+
 def _read_step(text: str) -> int | None:
     return None if text == "latest" else int(text)
 

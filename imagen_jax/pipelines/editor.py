@@ -7,18 +7,23 @@ the image of a call is, as ever, a function of what is given and of the seed, at
 from __future__ import annotations
 
 import dataclasses
+import io
+import json
+import zipfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagen_jax.errors import ConfigError
+from imagen_jax.errors import ConfigError, first_line
 from imagen_jax.images.array import Size, format_height_width, to_float
 from imagen_jax.images.inputs import as_images, as_masks
 from imagen_jax.images.masks import feather_mask, shrink_mask
 from imagen_jax.images.resize import resize
+from imagen_jax.io.atomic import atomic_write
 from imagen_jax.parallel import multihost
 from imagen_jax.pipelines.imagen import ImagenPipeline, ImagenPipelineOutput
 from imagen_jax.pipelines.request import Callback, SampleRequest, StageStart
@@ -42,6 +47,29 @@ class Inversion:
     arrays: list[tuple[np.ndarray, ...]]
     prompts: list[str]
     settings: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Writes the inversion to an `.npz` file, which `load` reads."""
+        arrays = {f"stage_{i}_{j}": array for i, stage in enumerate(self.arrays) for j, array in enumerate(stage)}
+        about = json.dumps({"prompts": self.prompts, "settings": self.settings})
+        data = io.BytesIO()
+        np.savez_compressed(data, about=np.array(about), **arrays)  # type: ignore[arg-type]  # names of arrays
+        atomic_write(path, data.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> Inversion:
+        """Returns the inversion of a file. Raises ConfigError if it is not one that `save` has written."""
+        try:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+                about = json.loads(str(file["about"]))
+                names = sorted(name for name in file.files if name != "about")
+                stages = [[name for name in names if name.startswith(f"stage_{i}_")] for i in range(len(names))]
+                arrays = [tuple(file[name] for name in group) for group in stages if group]
+            return cls(arrays, about["prompts"], about["settings"])
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise ConfigError(
+                f"{str(path)!r} is not an inversion ({first_line(error)}): give a file of `save`"
+            ) from error
 
 
 class ImagenEditor:

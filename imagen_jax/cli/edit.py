@@ -1,0 +1,216 @@
+"""Edit images: `imagen edit --task=inpaint --stages=shapes --image=IN.png --mask=MASK.png --prompts='…' --out=DIR`.
+
+Tasks:
+  image_to_image  draws images like IMAGE, from it with noise: --strength, 0 for none of it and 1 for noise alone
+  inpaint         draws what is white in --mask anew: --strength, --resample, --feather
+  outpaint        draws what is around IMAGE: --canvas=64x128, --position=TOPxLEFT
+  variations      --count images like IMAGE: --strength
+  upscale         enlarges IMAGE by the super-resolution stages alone
+  interpolate     --count images from one end to the other: --ends='3;4' (seeds), 'a ring;a cross' (prompts) or files
+  invert          finds the noise of IMAGE, writes it to OUT/inversion.npz, and samples from it: the image comes back
+
+Writes `OUT/images/NNNN.png`, an image for each prompt; `OUT/samples.png`, a grid of what was given and of them; and
+`OUT/samples.json`, the edit and its settings. The same edit and seed give the same images at any batch size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from absl import flags
+
+from imagen_jax.cli.flags import (
+    CommandFlags,
+    define_mesh,
+    define_path,
+    define_sampling,
+    define_stages,
+    define_text_cache,
+    define_weights,
+    load_pipeline,
+    read_size,
+    stage_changes,
+)
+from imagen_jax.cli.sample import read_prompts
+from imagen_jax.diffusion.keys import MAX_SEED
+from imagen_jax.errors import ConfigError, unknown_name_error
+from imagen_jax.io.paths import as_path
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from imagen_jax.pipelines.editor import ImagenEditor
+
+TASKS = ("image_to_image", "inpaint", "outpaint", "variations", "upscale", "interpolate", "invert")
+# the flags of each task, besides those of all; True for those that it cannot do without
+_TASK_FLAGS = {
+    "image_to_image": {"image": True, "prompts": True, "strength": False},
+    "inpaint": {"image": True, "mask": True, "prompts": True, "strength": False, "resample": False, "feather": False},
+    "outpaint": {
+        "image": True,
+        "canvas": True,
+        "prompts": True,
+        "position": False,
+        "resample": False,
+        "feather": False,
+    },
+    "variations": {"image": True, "count": False, "strength": False, "prompts": False},
+    "upscale": {"image": True, "prompts": True},
+    "interpolate": {"ends": True, "count": False, "prompts": False},
+    "invert": {"image": True, "prompts": True, "exact": False},
+}
+_EXAMPLES = {
+    "image": "photo.png",
+    "mask": "mask.png",
+    "prompts": "'a red circle'",
+    "canvas": "64x128",
+    "ends": "'a ring;a cross'",
+}
+_DEFAULT_COUNT = 4
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_string("task", None, f"What to do: {', '.join(TASKS)}.", flag_values=values)
+    define_stages(values)
+    define_path(values, "image", None, "The image: a PNG, JPEG, WebP, BMP or TIFF file.")
+    define_path(values, "mask", None, "An image of the same size: what is white is drawn anew.")
+    flags.DEFINE_string("prompts", None, "What the images show; several, separated by semicolons.", flag_values=values)
+    define_path(values, "prompts_file", None, "A text file with a prompt on each line, instead of --prompts.")
+    flags.DEFINE_list("strength", None, "In [0, 1]; one for all stages, or one for each.", flag_values=values)
+    flags.DEFINE_integer("resample", None, "How often each step is taken (RePaint); 1 by default.", flag_values=values)
+    flags.DEFINE_integer("feather", None, "Pixels over which the new part is faded in.", flag_values=values)
+    flags.DEFINE_string("canvas", None, "HEIGHTxWIDTH of the result of outpainting.", flag_values=values)
+    flags.DEFINE_string("position", None, "TOPxLEFT of the image on it; in the middle by default.", flag_values=values)
+    flags.DEFINE_string(
+        "ends", None, "Two seeds, prompts or image files, separated by a semicolon.", flag_values=values
+    )
+    flags.DEFINE_integer("count", None, f"Images; {_DEFAULT_COUNT} by default.", lower_bound=1, flag_values=values)
+    flags.DEFINE_boolean("exact", None, "Whether to invert by bdia; by ddim otherwise.", flag_values=values)
+    define_path(values, "out", None, "The folder to write to.")
+    flags.DEFINE_integer("seed", 0, "Of the noise.", lower_bound=0, upper_bound=MAX_SEED, flag_values=values)
+    flags.DEFINE_integer("batch_size", 16, "Images to sample at once.", lower_bound=1, flag_values=values)
+    flags.DEFINE_boolean("overwrite", False, "Remove images of another run from OUT.", flag_values=values)
+    flags.DEFINE_string("negative_prompt", None, "What images should not show.", flag_values=values)
+    flags.DEFINE_integer("height", None, "Height of the images, in place of the config's.", flag_values=values)
+    flags.DEFINE_integer("width", None, "Width of the images, in place of the config's.", flag_values=values)
+    define_weights(values)
+    define_text_cache(values)
+    define_mesh(values)
+    define_sampling(values)
+
+
+def run(args: CommandFlags) -> None:
+    """Edits an image into a folder."""
+    task = _check_flags(args)
+    prompts = read_prompts(args.prompts, args.prompts_file) if args.prompts or args.prompts_file else None
+    files = {name: as_path(args[name]) for name in ("image", "mask") if args[name] is not None}
+    edit = {
+        name: args[name]
+        for name in (*_TASK_FLAGS[task], "negative_prompt", "seed", "height", "width")
+        if args[name] is not None and name not in ("image", "mask", "prompts")
+    }
+
+    from imagen_jax.images.files import read_image
+    from imagen_jax.pipelines import edit_to_folder
+    from imagen_jax.pipelines.editor import ImagenEditor
+
+    images = {name: read_image(path, f"--{name}") for name, path in files.items()}
+    ends = _read_ends(args.ends) if task == "interpolate" else []
+    changes = stage_changes(args, len(args.stage_folders(weights=False)))
+    # as arguments of the call: they stand above what a task sets by itself
+    settings = {name: [change[name] for change in changes] for name in changes[0]}
+    settings |= {name: args[name] for name in ("seed", "batch_size", "negative_prompt", "height", "width")}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    pipeline = load_pipeline(args, [{} for _ in changes], text_cache=args.text_cache)
+    out = args.output_folder("runs/edit")
+    digests = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+    sampling = {name: repr(value) for name, value in settings.items()}
+    edit_to_folder.prepare(
+        out, pipeline, {"task": task, "prompts": prompts, **edit, **digests, "settings": sampling}, args.overwrite
+    )
+    result = _edit(ImagenEditor(pipeline), task, args, images, ends, prompts, settings, out)
+    captions = [*(prompts or [])] if prompts and len(prompts) == len(result) else [task] * len(result)
+    given = [(np.asarray(image.convert("RGB")), name) for name, image in images.items()]
+    edit_to_folder.save(out, result, captions, given)
+    print(f"{len(result)} images: {out / 'samples.png'} shows them, {out / 'images'} has each")
+
+
+def _check_flags(args: CommandFlags) -> str:
+    """Returns the task. Raises ConfigError for one that is not known, and flags that are missing or not of it."""
+    task = args.required("task", "inpaint")
+    if task not in TASKS:
+        raise unknown_name_error("--task", task, TASKS)
+    own = _TASK_FLAGS[task]
+    for name, is_needed in own.items():
+        is_given = args[name] is not None or (name == "prompts" and args.prompts_file is not None)
+        if is_needed and not is_given:
+            raise ConfigError(f"--{name} is missing for --task={task}: give for example --{name}={_EXAMPLES[name]}")
+    for name in sorted({name for flags_of in _TASK_FLAGS.values() for name in flags_of} - own.keys()):
+        if args[name] is not None:
+            raise ConfigError(f"--{name} has no effect on --task={task}: leave it out")
+    return task
+
+
+def _edit(
+    editor: ImagenEditor,
+    task: str,
+    args: CommandFlags,
+    images: dict[str, Image],
+    ends: list[Any],
+    prompts: list[str] | None,
+    settings: dict[str, Any],
+    out: Path,
+) -> np.ndarray:
+    """Returns the images of a task, uint8 or uint16 [N, H, W, C]."""
+    own: dict[str, Any] = {name: args[name] for name in ("resample", "feather", "exact") if args[name] is not None}
+    if args.strength is not None:
+        own["strength"] = _read_strength(args.strength)
+    count = _DEFAULT_COUNT if args.count is None else args.count
+    match task:
+        case "image_to_image":
+            return editor.image_to_image(images["image"], prompts or [], **own, **settings).images
+        case "inpaint":
+            return editor.inpaint(images["image"], images["mask"], prompts or [], **own, **settings).images
+        case "outpaint":
+            canvas, position = read_size(args.canvas, "--canvas"), None
+            if args.position is not None:
+                position = read_size(args.position, "--position")
+            return editor.outpaint(images["image"], canvas, prompts or [], position, **own, **settings).images
+        case "variations":
+            described: dict[str, Any] = {"prompt": prompts} if prompts else {}
+            return editor.variations(images["image"], count, **own, **described, **settings).images
+        case "upscale":
+            return editor.upscale(images["image"], prompts or [], **settings).images
+        case "interpolate":
+            first, second = ends
+            return editor.interpolate(first, second, count, prompts[0] if prompts else None, **settings).images
+    inversion = editor.invert(images["image"], prompts or [], **own, **settings)
+    inversion.save(out / "inversion.npz")
+    return editor.from_inversion(inversion).images
+
+
+def _read_strength(parts: list[str]) -> list[float] | float:
+    try:
+        strengths = [float(part) for part in parts]
+    except ValueError as error:
+        raise ConfigError(f"--strength {','.join(parts)!r} is not a number in [0, 1], or one for each stage") from error
+    return strengths if len(strengths) > 1 else strengths[0]
+
+
+def _read_ends(text: str) -> list[Any]:
+    """Returns the ends of an interpolation: seeds if both are numbers, images if both are files, else prompts."""
+    from imagen_jax.images.files import read_image
+
+    ends = [part.strip() for part in text.split(";")]
+    if len(ends) != 2 or not all(ends):
+        raise ConfigError(f"--ends {text!r} are not two: give for example --ends={_EXAMPLES['ends']}")
+    if all(end.isdecimal() for end in ends):
+        return [int(end) for end in ends]
+    paths = [as_path(end) for end in ends]
+    if all(path.suffix and path.exists() for path in paths):
+        return [read_image(path, "--ends") for path in paths]
+    return ends

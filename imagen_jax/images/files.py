@@ -1,0 +1,53 @@
+"""Image files that a user names, read within bounds."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from imagen_jax.errors import ConfigError, first_line
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+MAX_PIXELS = 64 * 2**20
+
+
+def read_image(path: Path, name: str) -> Image.Image:
+    """Returns the image of a file, turned as its EXIF data say.
+
+    Args:
+        path: of the file, on a disk or in a bucket.
+        name: of the flag that names it, for messages.
+
+    Raises:
+        ConfigError: there is no such file, it is not an image of `FORMATS`, or it has too many pixels.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{name} {str(path)!r} cannot be read ({error.strerror or first_line(error)})") from error
+    return decode_image(data, f"{name} {str(path)!r}")
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """Returns the image of a file's bytes, as `read_image`; pixels are decoded only if the header tells of few enough.
+
+    Raises:
+        ConfigError: it is not an image of `FORMATS`, it is damaged, or it has too many pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ConfigError(
+                    f"{name} has {image.height}×{image.width} pixels, more than the {MAX_PIXELS // 2**20} Mi that are "
+                    "decoded: give a smaller image"
+                )
+            image.load()
+            return ImageOps.exif_transpose(image) or image
+    except ConfigError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise ConfigError(
+            f"{name} cannot be decoded as an image ({first_line(error)}): give a PNG, JPEG, WebP, BMP or TIFF file"
+        ) from error
