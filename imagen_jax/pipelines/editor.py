@@ -81,10 +81,13 @@ class ImagenEditor:
 
     Args:
         pipeline: the cascade, or one stage.
+
+    Attributes:
+        pipeline: as given.
     """
 
     def __init__(self, pipeline: ImagenPipeline) -> None:
-        self._pipeline = pipeline
+        self.pipeline = pipeline
 
     def image_to_image(
         self,
@@ -106,7 +109,7 @@ class ImagenEditor:
         Raises:
             ConfigError: the image is of another aspect, or cannot be used, or a strength is out of range.
         """
-        call = _Call.of(self._pipeline, prompt, settings)
+        call = _Call.of(self.pipeline, prompt, settings)
         images = call.fit(as_images(image, call.channels))
         strengths = call.by_stage(strength)
         return call.sample([StageStart(call.at(images, index), strength=one) for index, one in enumerate(strengths)])
@@ -138,7 +141,7 @@ class ImagenEditor:
         """
         if resample < 1:
             raise ConfigError(f"resample {resample} is not at least 1: it is how often each step is taken")
-        call = _Call.of(self._pipeline, prompt, settings)
+        call = _Call.of(self.pipeline, prompt, settings)
         images, masks = as_images(image, call.channels), as_masks(mask)
         if masks.shape[1:3] != images.shape[1:3]:
             raise ConfigError(
@@ -176,7 +179,7 @@ class ImagenEditor:
         Raises:
             ConfigError: the image is not on the canvas, or fills it.
         """
-        images = as_images(image, self._pipeline.stages[-1].stage.config.channels)
+        images = as_images(image, self.pipeline.stages[-1].stage.config.channels)
         (height, width), (rows, columns) = canvas, images.shape[1:3]
         top, left = ((height - rows) // 2, (width - columns) // 2) if position is None else position
         if min(top, left) < 0 or top + rows > height or left + columns > width:
@@ -223,7 +226,7 @@ class ImagenEditor:
         Raises:
             ConfigError: the pipeline has no super-resolution stage, or the image is too small for all.
         """
-        stages = [trained.stage for trained in self._pipeline.stages]
+        stages = [trained.stage for trained in self.pipeline.stages]
         uppers = [index for index, stage in enumerate(stages) if stage.is_super_resolution]
         if not uppers:
             raise ConfigError("the pipeline has no super-resolution stage to enlarge images with: load one")
@@ -241,7 +244,7 @@ class ImagenEditor:
             tiles = [stage.image_shape[:2] if index >= first else 0 for index, stage in enumerate(stages)]
             overlaps = [min(stage.image_shape[:2]) // 4 if index >= first else 0 for index, stage in enumerate(stages)]
             settings |= {"tile_size": tiles, "tile_overlap": overlaps}
-        pipeline, request = self._pipeline.make_request(prompt, **_without_callback(settings))
+        pipeline, request = self.pipeline.make_request(prompt, **_without_callback(settings))
         count = len(request.texts.prompts)
         low = np.asarray(to_float(jnp.asarray(_repeat(images, count, "image"))))
         request = dataclasses.replace(request, low_res=low, first_stage=first)
@@ -266,7 +269,7 @@ class ImagenEditor:
         settings = {"sampler": "bdia" if exact else "ddim", "eta": 0.0, "num_inference_steps": 50} | settings
         if not exact:
             settings = {"inversion_iterations": 5} | settings
-        call = _Call.of(self._pipeline, prompt, settings)
+        call = _Call.of(self.pipeline, prompt, settings)
         images = call.fit(as_images(image, call.channels))
         starts = [StageStart(call.at(images, index)) for index in range(len(call.pipeline.stages))]
         arrays = call.pipeline.invert(dataclasses.replace(call.request, starts=starts), call.callback)
@@ -282,7 +285,7 @@ class ImagenEditor:
             prompt: in place of that of the inversion.
             **settings: in place of those of the inversion, such as `guidance_scale`.
         """
-        call = _Call.of(self._pipeline, inversion.prompts if prompt is None else prompt, inversion.settings | settings)
+        call = _Call.of(self.pipeline, inversion.prompts if prompt is None else prompt, inversion.settings | settings)
         starts = [
             StageStart(
                 z=call.repeat(arrays[0], "inversion"),
@@ -322,16 +325,18 @@ class ImagenEditor:
             raise ConfigError(f"prompt is {prompt!r}: give the text that the images show")
         if kinds == {int}:
             return self._between_seeds(first, second, shares, prompt, settings)
-        inversion = self.invert([*_as_list(first), *_as_list(second)], [prompt] * 2, **settings)
+        # of one seed: the noise that is added to low-resolution images is the same for all
+        seed = settings.pop("seed", 0)
+        inversion = self.invert([*_as_list(first), *_as_list(second)], [prompt] * 2, seed=[seed] * 2, **settings)
         arrays = [tuple(slerp(array[0], array[1], shares) for array in stage) for stage in inversion.arrays]
-        return self.from_inversion(dataclasses.replace(inversion, arrays=arrays), [prompt] * count)
+        return self.from_inversion(dataclasses.replace(inversion, arrays=arrays), [prompt] * count, seed=[seed] * count)
 
     def _between_prompts(
         self, first: str, second: str, shares: np.ndarray, settings: Mapping[str, Any]
     ) -> ImagenPipelineOutput:
         embeds = []
-        for stage in range(len(self._pipeline.stages)):
-            ends = self._pipeline.encode_prompt([first, second], stage)
+        for stage in range(len(self.pipeline.stages)):
+            ends = self.pipeline.encode_prompt([first, second], stage)
             between = shares[:, None, None]
             mixed = (1 - between) * ends.embeddings[0] + between * ends.embeddings[1]
             # at the ends, the tokens of that prompt alone
@@ -341,12 +346,12 @@ class ImagenEditor:
             embeds.append(TextCondition(mixed, mask))
         seed = settings.get("seed", 0)
         seeds = seed if isinstance(seed, Sequence) else [seed] * len(shares)
-        return self._pipeline(None, prompt_embeds=embeds, **{**settings, "seed": seeds})
+        return self.pipeline(None, prompt_embeds=embeds, **{**settings, "seed": seeds})
 
     def _between_seeds(
         self, first: int, second: int, shares: np.ndarray, prompt: str, settings: Mapping[str, Any]
     ) -> ImagenPipelineOutput:
-        call = _Call.of(self._pipeline, [prompt] * len(shares), {**settings, "seed": [first] * len(shares)})
+        call = _Call.of(self.pipeline, [prompt] * len(shares), {**settings, "seed": [first] * len(shares)})
         padded, starts = call.pipeline.padded_batch(2, 2), []
         for index in range(len(call.pipeline.stages)):
             keys = stage_keys([first, *[second] * (padded - 1)], [0] * padded, index, call.pipeline.mesh)
