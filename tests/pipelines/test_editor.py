@@ -159,9 +159,7 @@ def test_the_same_at_any_batch_and_on_other_devices(editor, image, mask):
 
 
 def test_one_stage_alone(image):
-    editor = ImagenEditor(
-        ImagenPipeline.from_pretrained("shapes", one_device()).__class__([base_stage()], one_device())
-    )
+    editor = ImagenEditor(ImagenPipeline([loaded(one_device()).stages[0]], one_device()))
     small = image[::2, ::2].copy()
     np.testing.assert_array_equal(editor.image_to_image(small, PROMPT, 0.0).images[0], small)
     with pytest.raises(ConfigError, match="no super-resolution stage"):
