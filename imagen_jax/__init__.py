@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from imagen_jax.errors import ConfigError, TrainingError
     from imagen_jax.evaluation.evaluate import evaluate
     from imagen_jax.inspection.inspect import inspect
+    from imagen_jax.pipelines.editor import ImagenEditor
     from imagen_jax.pipelines.imagen import ImagenPipeline
     from imagen_jax.planning.plan import plan
     from imagen_jax.training.loop import train
@@ -22,6 +23,7 @@ __version__ = "0.2.0"
 
 _MODULES = {
     "ConfigError": "imagen_jax.errors",
+    "ImagenEditor": "imagen_jax.pipelines.editor",
     "ImagenPipeline": "imagen_jax.pipelines.imagen",
     "TrainingError": "imagen_jax.errors",
     "evaluate": "imagen_jax.evaluation.evaluate",
@@ -32,6 +34,7 @@ _MODULES = {
 }
 __all__ = [
     "ConfigError",
+    "ImagenEditor",
     "ImagenPipeline",
     "TrainingError",
     "diffusion",
