@@ -43,8 +43,9 @@ EXTRAS = {
     "demo": ["scikit-learn>=1.7", "fonttools>=4.55"],
     # fonts for labels beyond DejaVu Sans: most scripts of the world; Chinese, Japanese and Korean. Only data
     "fonts": ["manimgx-fonts>=2026.9", "noto-cjk-sans-otc>=0.0.1"],
-    # `imagen serve`: routes with their OpenAPI documents, an HTTP server, metrics; the queue is SQLite, of Python
-    "serve": ["fastapi>=0.115", "uvicorn>=0.34", "prometheus_client>=0.21"],
+    # `imagen serve`: routes with their OpenAPI documents, an HTTP server, metrics, forms with files (images that are
+    # edited, in OpenAI's API); the queue is SQLite, of Python
+    "serve": ["fastapi>=0.115", "uvicorn>=0.34", "prometheus_client>=0.21", "python-multipart>=0.0.20"],
     "tpu": ["jax[tpu]"],
     "plan": ["libtpu"],  # compiles for TPUs that are not attached
     "gpu": ["jax[cuda13]"],  # with an older driver: pip install 'jax[cuda12]' instead

@@ -102,7 +102,12 @@ def save_png(image: Image.Image | np.ndarray, path: Path, texts: Mapping[str, st
 
 def read_png(path: Path) -> np.ndarray:
     """Returns the image [H, W, C] of a file written by `save_png`; 16-bit color is reduced to its upper 8 bits."""
-    with Image.open(io.BytesIO(path.read_bytes()), formats=["PNG"]) as image:
+    return decode_png(path.read_bytes())
+
+
+def decode_png(data: bytes) -> np.ndarray:
+    """Returns the image [H, W, C] of the bytes of such a file."""
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
         pixels = np.asarray(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax.errors import ConfigError, first_line
-from imagen_jax.images.array import Size, format_height_width, to_float
+from imagen_jax.images.array import Size, format_height_width, scale_size, to_float
 from imagen_jax.images.inputs import as_images, as_masks
 from imagen_jax.images.masks import feather_mask, shrink_mask
 from imagen_jax.images.resize import resize
@@ -72,6 +72,46 @@ class Inversion:
             ) from error
 
 
+@dataclasses.dataclass(frozen=True)
+class PreparedEdit:
+    """An edit that is ready to be sampled: by `sample`, or in one batch with others, of whose images each is finished.
+
+    Attributes:
+        pipeline: with the settings of the call.
+        request: of N images, with what the stages begin with.
+        known: the pixels that are kept, float32 [N, H, W, C] in [-1, 1], of the size of the result; None for none.
+        drawn: the share of new pixels, float32 [N, H, W, 1] in [0, 1]; None for 1.
+    """
+
+    pipeline: ImagenPipeline
+    request: SampleRequest
+    known: np.ndarray | None = None
+    drawn: np.ndarray | None = None
+
+    @property
+    def size(self) -> Size:
+        """(height, width) of the result."""
+        last, request = self.pipeline.image_size, self.request
+        if request.low_res is None:
+            return last if request.size is None else request.size
+        low_res = self.pipeline.stages[request.first_stage].stage.low_res_shape
+        return scale_size(request.low_res.shape[1:3], low_res[:2], last)
+
+    def sample(self, callback: Callback | None = None) -> ImagenPipelineOutput:
+        """Samples the images."""
+        images = self.pipeline.sample_all(self.request, callback)
+        kept = self.finish(images[-1])
+        return ImagenPipelineOutput(kept, [*images[:-1], kept])
+
+    def finish(self, images: np.ndarray) -> np.ndarray:
+        """Returns samples of the last stage [N, H, W, C] with the known pixels in them."""
+        if self.known is None or self.drawn is None:
+            return images
+        highest = np.iinfo(images.dtype).max
+        kept = self.drawn * images + (1 - self.drawn) * (self.known + 1) * (highest / 2)
+        return np.round(np.clip(kept, 0, highest)).astype(images.dtype)
+
+
 class ImagenEditor:
     """Edits images by the stages of a pipeline.
 
@@ -109,10 +149,16 @@ class ImagenEditor:
         Raises:
             ConfigError: the image is of another aspect, or cannot be used, or a strength is out of range.
         """
+        return self.prepare_image_to_image(image, prompt, strength, **settings).sample(settings.get("callback"))
+
+    def prepare_image_to_image(
+        self, image: Any, prompt: str | Sequence[str], strength: float | Sequence[float], **settings: Any
+    ) -> PreparedEdit:
+        """Returns what `image_to_image` samples."""
         call = _Call.of(self.pipeline, prompt, settings)
         images = call.fit(as_images(image, call.channels))
         strengths = call.by_stage(strength)
-        return call.sample([StageStart(call.at(images, index), strength=one) for index, one in enumerate(strengths)])
+        return call.prepare([StageStart(call.at(images, index), strength=one) for index, one in enumerate(strengths)])
 
     def inpaint(
         self,
@@ -139,6 +185,21 @@ class ImagenEditor:
         Raises:
             ConfigError: as `image_to_image`; the mask has another size, or is all empty or full.
         """
+        return self.prepare_inpaint(image, mask, prompt, strength, resample, feather, **settings).sample(
+            settings.get("callback")
+        )
+
+    def prepare_inpaint(
+        self,
+        image: Any,
+        mask: Any,
+        prompt: str | Sequence[str],
+        strength: float | Sequence[float] = 1.0,
+        resample: int = 1,
+        feather: int | None = None,
+        **settings: Any,
+    ) -> PreparedEdit:
+        """Returns what `inpaint` samples."""
         if resample < 1:
             raise ConfigError(f"resample {resample} is not at least 1: it is how often each step is taken")
         call = _Call.of(self.pipeline, prompt, settings)
@@ -153,7 +214,7 @@ class ImagenEditor:
             StageStart(call.at(images, index), call.mask_at(masks, index), one, resample)
             for index, one in enumerate(call.by_stage(strength))
         ]
-        return call.keep(call.sample(starts), images, masks, feather)
+        return call.prepare(starts, call.at(images, -1), call.soften(masks, feather))
 
     def outpaint(
         self,
@@ -179,6 +240,21 @@ class ImagenEditor:
         Raises:
             ConfigError: the image is not on the canvas, or fills it.
         """
+        return self.prepare_outpaint(image, canvas, prompt, position, resample, feather, **settings).sample(
+            settings.get("callback")
+        )
+
+    def prepare_outpaint(
+        self,
+        image: Any,
+        canvas: Size,
+        prompt: str | Sequence[str],
+        position: Size | None = None,
+        resample: int = 1,
+        feather: int | None = None,
+        **settings: Any,
+    ) -> PreparedEdit:
+        """Returns what `outpaint` samples."""
         images = as_images(image, self.pipeline.stages[-1].stage.config.channels)
         (height, width), (rows, columns) = canvas, images.shape[1:3]
         top, left = ((height - rows) // 2, (width - columns) // 2) if position is None else position
@@ -192,7 +268,7 @@ class ImagenEditor:
         )
         mask = np.full(whole.shape[1:3], True)
         mask[top : top + rows, left : left + columns] = False
-        return self.inpaint(
+        return self.prepare_inpaint(
             whole,
             mask,
             prompt,
@@ -226,6 +302,10 @@ class ImagenEditor:
         Raises:
             ConfigError: the pipeline has no super-resolution stage, or the image is too small for all.
         """
+        return self.prepare_upscale(image, prompt, **settings).sample(settings.get("callback"))
+
+    def prepare_upscale(self, image: Any, prompt: str | Sequence[str], **settings: Any) -> PreparedEdit:
+        """Returns what `upscale` samples."""
         stages = [trained.stage for trained in self.pipeline.stages]
         uppers = [index for index, stage in enumerate(stages) if stage.is_super_resolution]
         if not uppers:
@@ -247,9 +327,7 @@ class ImagenEditor:
         pipeline, request = self.pipeline.make_request(prompt, **_without_callback(settings))
         count = len(request.texts.prompts)
         low = np.asarray(to_float(jnp.asarray(_repeat(images, count, "image"))))
-        request = dataclasses.replace(request, low_res=low, first_stage=first)
-        samples = pipeline.sample_all(request, settings.get("callback"))
-        return ImagenPipelineOutput(samples[-1], samples)
+        return PreparedEdit(pipeline, dataclasses.replace(request, low_res=low, first_stage=first))
 
     def invert(self, image: Any, prompt: str | Sequence[str], exact: bool = True, **settings: Any) -> Inversion:
         """Finds the noise from which sampling with the same prompt and settings returns the image.
@@ -293,7 +371,7 @@ class ImagenEditor:
             )
             for arrays in inversion.arrays
         ]
-        return call.sample(starts)
+        return call.prepare(starts).sample(call.callback)
 
     def interpolate(
         self, first: Any, second: Any, count: int, prompt: str | None = None, **settings: Any
@@ -357,7 +435,7 @@ class ImagenEditor:
             keys = stage_keys([first, *[second] * (padded - 1)], [0] * padded, index, call.pipeline.mesh)
             noise = multihost.all_gather(start_noise(keys, (*call.size_of(index), call.channels)))
             starts.append(StageStart(z=slerp(noise[0], noise[1], shares)))
-        return call.sample(starts)
+        return call.prepare(starts).sample(call.callback)
 
 
 def slerp(first: np.ndarray, second: np.ndarray, shares: np.ndarray) -> np.ndarray:
@@ -445,26 +523,19 @@ class _Call:
             masks = np.asarray(jax.image.resize(masks, (len(masks), *size, 1), "nearest"))
         return shrink_mask(masks, size)
 
-    def sample(self, starts: Sequence[StageStart]) -> ImagenPipelineOutput:
-        """Samples the request, each stage from its start."""
-        images = self.pipeline.sample_all(dataclasses.replace(self.request, starts=starts), self.callback)
-        return ImagenPipelineOutput(images[-1], images)
+    def prepare(
+        self, starts: Sequence[StageStart], known: np.ndarray | None = None, drawn: np.ndarray | None = None
+    ) -> PreparedEdit:
+        """Returns the request with the start of each stage, and what is kept of an image, see `PreparedEdit`."""
+        return PreparedEdit(self.pipeline, dataclasses.replace(self.request, starts=starts), known, drawn)
 
-    def keep(
-        self, output: ImagenPipelineOutput, images: np.ndarray, masks: np.ndarray, feather: int | None
-    ) -> ImagenPipelineOutput:
-        """Returns samples with the pixels of the images wherever the masks are 0, and a soft border inside of them."""
+    def soften(self, masks: np.ndarray, feather: int | None) -> np.ndarray:
+        """Returns masks at the size of the result, with a soft border inside of them."""
         if feather is None:
             feather = round(min(self.size) * _FEATHER)
         if feather < 0:
             raise ConfigError(f"feather {feather} is not at least 0: it is a number of pixels")
-        last = len(self.pipeline.stages) - 1
-        drawn = output.images
-        highest = np.iinfo(drawn.dtype).max
-        soft = feather_mask(self.mask_at(masks, last), feather)
-        known = (self.at(images, last) + 1) * (highest / 2)
-        kept = np.round(np.clip(soft * drawn + (1 - soft) * known, 0, highest)).astype(drawn.dtype)
-        return ImagenPipelineOutput(kept, [*output.stages[:-1], kept])
+        return feather_mask(self.mask_at(masks, -1), feather)
 
 
 def _repeat(images: np.ndarray, count: int, name: str) -> np.ndarray:

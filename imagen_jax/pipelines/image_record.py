@@ -65,6 +65,18 @@ class BatchRecord(_Part):
     row: int = Field(ge=0)
 
 
+class EditRecord(_Part):
+    """How an image was made from another one, see `ImagenEditor`: which is known by the SHA-256 of its file."""
+
+    kind: str = Field(max_length=100)
+    image: str = Field(max_length=100)
+    mask: str | None = Field(default=None, max_length=100)
+    strength: list[float] = Field(default_factory=list, max_length=100)
+    resample: int = 1
+    feather: int | None = None
+    position: list[int] | None = None
+
+
 class ImageRecord(_Part):
     """What made an image.
 
@@ -80,6 +92,7 @@ class ImageRecord(_Part):
         batch: the batch it was sampled in.
         devices: the devices that sampled it, and how they shared the work.
         software: versions of this package and of JAX.
+        edit: how it was made from another image; None for an image from a prompt alone.
     """
 
     format: int = Field(ge=_FORMAT, le=_FORMAT)
@@ -93,6 +106,7 @@ class ImageRecord(_Part):
     batch: BatchRecord
     devices: str = ""
     software: str = ""
+    edit: EditRecord | None = None
 
     @model_validator(mode="after")
     def _check(self) -> ImageRecord:
@@ -130,13 +144,16 @@ class Recorder:
         self._batch_size = pipeline.padded_batch(count, request.batch_size)
         self._devices = _describe_devices(pipeline)
 
-    def texts(self, first: int, row: int, shape: Sequence[int]) -> dict[str, str]:
+    def texts(
+        self, first: int, row: int, shape: Sequence[int], edit: Mapping[str, Any] | None = None
+    ) -> dict[str, str]:
         """Returns the texts of an image, by keyword; none for embeddings, and for a prompt too long for a file.
 
         Args:
             first: position of the batch's first image in the request.
             row: position of the image in its batch.
             shape: of the image, (H, W, C).
+            edit: how it was made from another one, with the fields of `EditRecord`.
         """
         request, position = self._request, first + row
         if request.texts.embeds is not None or request.texts.negative_embeds is not None:
@@ -159,6 +176,8 @@ class Recorder:
             "devices": self._devices,
             "software": f"{_VERSION}, jax {jax.__version__}",
         }
+        if edit is not None:
+            record["edit"] = dict(edit)
         texts = {SUMMARY_KEYWORD: _summary(record, shape), KEYWORD: _dumps(record)}
         if any(len(text.encode()) > png.MAX_TEXT_BYTES for text in texts.values()):
             logger.warning("image %d: its prompt is too long to be written into the file", record["index"])
@@ -303,7 +322,15 @@ def like_request(record: ImageRecord, alone: int | None = None) -> SampleRequest
     Args:
         record: of the image.
         alone: a batch size to use instead; the image is then equal up to rounding.
+
+    Raises:
+        ConfigError: it was made from another image, which its file does not have.
     """
+    if record.edit is not None:
+        raise ConfigError(
+            f"the image was made from another one ({printable(record.edit.kind)}), which its file does not have: edit "
+            "that one again, by ImagenEditor or imagen serve"
+        )
     batch = record.batch if alone is None else BatchRecord(size=alone, row=0)
     negative = None if record.negative_prompt is None else [record.negative_prompt] * batch.size
     prompts = [""] * batch.size

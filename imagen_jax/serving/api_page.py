@@ -57,9 +57,9 @@ def _operation(document: Mapping[str, Any], path: str, method: str, operation: M
 
 def _schema(document: Mapping[str, Any], title: str, schema: Mapping[str, Any]) -> str:
     """Returns a table of an object's fields, with an example if there is one."""
-    if "$ref" not in schema:
+    named = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+    if "properties" not in named:
         return ""
-    named = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
     required = named.get("required", ())
     rows = [
         _row(name, _type(field) + (", required" if name in required else ""), field.get("description", ""))

@@ -21,6 +21,7 @@ from imagen_jax.serving.middleware import OPEN_PATHS, BodyReader, Failures, Guar
 from imagen_jax.serving.routes_images import images_router
 from imagen_jax.serving.routes_jobs import history_router, jobs_router
 from imagen_jax.serving.routes_openai import openai_router
+from imagen_jax.serving.routes_openai_edits import edits_router
 from imagen_jax.serving.routes_server import server_router
 from imagen_jax.serving.service import Service
 
@@ -64,7 +65,7 @@ def make_app(service: Service, access: Access) -> ASGIApp:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for make_router in (jobs_router, images_router, history_router, openai_router, server_router):
+    for make_router in (jobs_router, images_router, history_router, openai_router, edits_router, server_router):
         app.include_router(make_router(service))
     add_handlers(app)
     app.add_middleware(Failures, is_stopping=service.closing.is_set)

@@ -162,7 +162,7 @@ class BatchSampler:
         """Samples images as one batch.
 
         Args:
-            rows: plan of the job and index of the image, of each; plans have the same program.
+            rows: plan of the job, with what it edits, and index of the image, of each; plans have the same program.
             callback: called every few steps; an exception that it raises ends the walk. It may sample another batch.
         """
         size = min(size for size in self.sizes if size >= len(rows))
@@ -178,9 +178,12 @@ class BatchSampler:
         ((_, stages),) = plan.pipeline.iter_batches(request, callback=tell)
         # a callback may have sampled other batches
         self._measure(time.monotonic() - start - (self.seconds - others), size, len(rows) * self.cost(plan))
-        return [
-            SampledImage(stages[-1][row], recorder.texts(0, row, stages[-1][row].shape)) for row in range(len(rows))
-        ]
+        sampled = []
+        for row, (plan, _) in enumerate(rows):
+            image, edit = plan.finish(stages[-1][row]), plan.request.edit
+            record = None if edit is None else dataclasses.asdict(edit)
+            sampled.append(SampledImage(image, recorder.texts(0, row, image.shape, record)))
+        return sampled
 
     def _manifest(self, plan: JobPlan) -> dict[str, Any]:
         """Returns which stages a plan samples from and how, see `stages_manifest`; that of the last plans is kept."""

@@ -52,6 +52,8 @@ class LimitsView(BaseModel):
     max_steps: int = Field(description="Sampling steps of a stage.")
     max_side: int = Field(description="Pixels of a side.")
     max_upload_bytes: int = Field(description="Of a PNG whose settings are read.")
+    max_edit_bytes: int = Field(description="Of a request with images to edit.")
+    max_edit_pixels: int = Field(description="Of an image to edit.")
 
 
 class CascadeView(BaseModel):
@@ -81,6 +83,8 @@ def cascade_view(pipeline: ImagenPipeline, name: str, examples: Sequence[str], l
             max_steps=limits.steps,
             max_side=limits.side,
             max_upload_bytes=limits.upload_bytes,
+            max_edit_bytes=limits.edit_bytes,
+            max_edit_pixels=limits.upload_pixels,
         ),
         examples=list(examples),
         negative_prompt=any(scale != 1 for scale in scales),

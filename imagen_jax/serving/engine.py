@@ -33,6 +33,7 @@ from imagen_jax.serving.fair_queue import FairQueue, QueuedJob
 from imagen_jax.serving.job_events import EventHub, Subscription
 from imagen_jax.serving.jobs import (
     STOP_RETRY_SECONDS,
+    EditInputs,
     Event,
     Job,
     JobImage,
@@ -46,7 +47,7 @@ from imagen_jax.serving.previews import png_base64
 from imagen_jax.serving.store import Store, image_name
 
 _ID_BYTES = 12  # 16 characters
-_NAME = re.compile(r"([A-Za-z0-9_-]{16})-([0-9]{1,6})\.png")
+_NAME = re.compile(r"([A-Za-z0-9_-]{16})-([0-9]{1,6}|image|mask)\.png")
 _DISK_PAUSE_SECONDS = (0.5, 30.0)  # between attempts to write, from the first to the longest
 _PREVIEWS = 8  # of each stage, at most about so many
 _HASTE = 4.0  # how many times as long as another client's batch one has to take still, to let that one through
@@ -188,7 +189,7 @@ class Engine:
     def _restore(self, job: Job) -> None:
         """Puts a job of an earlier process into the queue."""
         try:
-            self._enqueue(job, make_plan(self._pipeline, job.request))
+            self._enqueue(job, make_plan(self._pipeline, job.request, self._store.inputs(job.id)))
         except ValueError as error:  # it is now another cascade: a ConfigError, or another number of stages
             self._store.finish(job.id, "failed", f"after a restart, the cascade cannot do what the job asks: {error}")
 
@@ -215,17 +216,22 @@ class Engine:
                 logger.warning("%s; the next start puts jobs back", error)
             self._resources.close()
 
-    def submit(self, request: JobRequest, client: str) -> Job:
+    def submit(self, request: JobRequest, client: str, inputs: EditInputs | None = None) -> Job:
         """Adds a job to the queue; on return it is on the disk.
 
         The same request of a client with the same idempotency key is one job, which is returned.
+
+        Args:
+            request: what is asked for.
+            client: by whom.
+            inputs: what the job edits; it is kept with the job.
 
         Raises:
             ConfigError: the cascade cannot do what is asked, or the idempotency key is that of another request.
             QueueFullError: the queue has no room.
             StorageError: the job cannot be kept, such as on a full disk.
         """
-        plan = make_plan(self._pipeline, request)
+        plan = make_plan(self._pipeline, request, inputs)
         height, width = plan.program.size
         with self._submitting:
             if self._is_stopping or self._thread is None:
@@ -238,7 +244,7 @@ class Engine:
             job = Job(job_id, client, "queued", time.time(), None, None, request, images, None)
             if not self._is_known(request, client):
                 self._check_room(plan, client)
-            kept = self._store.add(job)
+            kept = self._store.add(job, inputs)
             if kept.id == job.id:
                 self._enqueue(job, plan)
         return kept
@@ -272,6 +278,8 @@ class Engine:
             queued = QueuedJob(
                 job.id, job.client, job.request.priority, self._numbers, plan.program, self._sampler.cost(plan), pending
             )
+            # many may wait: what they edit is read again for each batch
+            plan = dataclasses.replace(plan, edit=None)
             self._active[job.id] = _ActiveJob(plan, queued, len(job.images) - len(pending))
             self._queue.add(queued)
             self._changed.notify_all()
@@ -340,12 +348,17 @@ class Engine:
     def image_path(self, name: str) -> Path | None:
         """Returns the path of an image that is done; None if there is none of this name."""
         match = _NAME.fullmatch(name)
-        if match is None or name != image_name(match[1], int(match[2])):
+        if match is None or not match[2].isdecimal() or name != image_name(match[1], int(match[2])):
             return None
         return self._store.images / name if self._store.has_image(match[1], int(match[2])) else None
 
+    def input_file(self, name: str) -> bytes | None:
+        """Returns the PNG file of what a job edits, named `ID-image.png` or `ID-mask.png`; None if there is none."""
+        match = _NAME.fullmatch(name)
+        return None if match is None or match[2].isdecimal() else self._store.input_file(match[1], match[2])
+
     def image_owner(self, name: str) -> str | None:
-        """Returns whose job an image is of; None if there is none of this name."""
+        """Returns whose job an image or an input is of; None if there is none of this name."""
         match = _NAME.fullmatch(name)
         return None if match is None else self._store.owner(match[1])
 
@@ -475,6 +488,7 @@ class Engine:
         compilations = self._compilations.count
         try:
             self._until_written(lambda: self._store.start(jobs), list(jobs))
+            rows = self._with_inputs(batch, rows)
             images = self._sampler.sample(rows, lambda progress: self._on_progress(batch, progress))
             self._keep(batch, images)
         except _StopSampling:
@@ -491,6 +505,16 @@ class Engine:
                 for job_id in jobs:
                     if job_id in self._active:
                         self._active[job_id].sampling = 0
+
+    def _with_inputs(
+        self, batch: list[tuple[QueuedJob, int]], rows: list[tuple[JobPlan, int]]
+    ) -> list[tuple[JobPlan, int]]:
+        """Returns the rows of a batch with what their jobs edit."""
+        plans: dict[str, JobPlan] = {}
+        for (job, _), (plan, _) in zip(batch, rows, strict=True):
+            if plan.request.edit is not None and job.id not in plans:
+                plans[job.id] = make_plan(self._pipeline, plan.request, self._store.inputs(job.id))
+        return [(plans.get(job.id, plan), index) for (job, _), (plan, index) in zip(batch, rows, strict=True)]
 
     def _on_progress(self, batch: list[tuple[QueuedJob, int]], progress: BatchProgress) -> None:
         """Tells who follows the jobs of a batch. Raises _StopSampling if nobody waits for it, or the engine stops."""

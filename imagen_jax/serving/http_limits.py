@@ -10,7 +10,8 @@ class HttpLimits:
     """Bounds of requests; beyond them a request is refused by one sentence, or its connection is closed.
 
     Attributes:
-        body_bytes: of a JSON body, however it is sent.
+        body_bytes: of a JSON body, however it is sent, without the images in it.
+        edit_bytes: of a body with images: JSON with them in base64, or a form.
         upload_bytes: of a PNG whose settings are read.
         all_bodies_bytes: of all bodies that are there at once.
         header_bytes: of a request line with its headers.
@@ -25,6 +26,7 @@ class HttpLimits:
         prompt_length: characters of a prompt.
         steps: sampling steps of a stage.
         side: pixels of a side of an image.
+        upload_pixels: pixels of an image that is sent.
         streams: event streams at once.
         streams_per_client: of one client.
         heartbeat_seconds: between comments on a stream where nothing happens.
@@ -32,6 +34,7 @@ class HttpLimits:
     """
 
     body_bytes: int = 2**20
+    edit_bytes: int = 2**24
     upload_bytes: int = 2**25
     all_bodies_bytes: int = 2**28
     header_bytes: int = 2**14
@@ -46,6 +49,7 @@ class HttpLimits:
     prompt_length: int = 4000
     steps: int = 1000
     side: int = 4096
+    upload_pixels: int = 2**24
     streams: int = 1024
     streams_per_client: int = 32
     heartbeat_seconds: float = 15

@@ -3,12 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
+EditKind = Literal["image_to_image", "inpaint", "outpaint", "upscale"]
 Status = Literal["queued", "running", "done", "canceled", "failed"]
 ACTIVE: tuple[Status, ...] = ("queued", "running")
 FINAL: tuple[Status, ...] = ("done", "canceled", "failed")
 STOP_RETRY_SECONDS = 30  # after which a server that stops may have started again
+
+
+@dataclasses.dataclass(frozen=True)
+class EditRequest:
+    """How the images of a job are made from another one, see `ImagenEditor`.
+
+    Attributes:
+        kind: the method of the editor.
+        image: SHA-256 of the file of the image, as it was given.
+        mask: likewise of the mask; None for none.
+        strength: for each stage.
+        resample: how often each step is taken.
+        feather: pixels over which new parts are faded in; None for the editor's own choice.
+        position: (top, left) of the image on the canvas of an outpainting; None for the middle.
+    """
+
+    kind: EditKind
+    image: str
+    mask: str | None = None
+    strength: list[float] = dataclasses.field(default_factory=list)
+    resample: int = 1
+    feather: int | None = None
+    position: list[int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class EditInputs:
+    """The image and the mask of an edit, as PNG files; they are kept with the job."""
+
+    image: bytes
+    mask: bytes | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +59,7 @@ class JobRequest:
         priority: of a client's jobs, those of a higher one begin first.
         idempotency_key: a name of the request within its client; the same one twice is one job. None for none.
         seeds_are_random: whether they were chosen by the server; a request that is sent again then has others.
+        edit: how the images are made from another one; None for images from prompts alone.
     """
 
     prompts: list[str]
@@ -38,6 +72,13 @@ class JobRequest:
     priority: int = 0
     idempotency_key: str | None = None
     seeds_are_random: bool = False
+    edit: EditRequest | None = None
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> JobRequest:
+        """Returns the request of which `dataclasses.asdict` has made a tree."""
+        edit = tree.get("edit")
+        return cls(**{**tree, "edit": None if edit is None else EditRequest(**edit)})
 
     @property
     def images(self) -> int:

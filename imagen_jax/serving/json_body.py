@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from typing import Any
 
@@ -10,6 +11,14 @@ from imagen_jax.serving.http_errors import HttpError, shown
 
 _MAX_DIGITS = 400  # of a number: the largest double has 309
 _MAX_DEPTH = 32
+_FILE = re.compile(rb'"[A-Za-z0-9+/=:;,]{1024,}"')  # a long text in base64, which costs no more than its length
+
+
+def check_size(body: bytes | bytearray, limit: int) -> None:
+    """Raises HttpError for a JSON text that has more than `limit` bytes besides the files in it, in base64."""
+    if len(body) > limit and len(_FILE.sub(b'""', body)) > limit:
+        text = f"the body is larger than {limit:,} bytes, without the images in it: send a smaller one"
+        raise HttpError(413, text, code="too_large")
 
 
 def parse(body: bytes) -> Any:

@@ -18,12 +18,19 @@ from imagen_jax.serving.http_errors import HttpError, stopping_error
 from imagen_jax.serving.http_limits import HttpLimits
 from imagen_jax.serving.metrics import HttpMetrics
 
-_JSON, _PNG = "application/json", "image/png"
+_JSON, _PNG, _FORM = "application/json", "image/png", "multipart/form-data"
 OPEN_PATHS = ("/", "/healthz", "/readyz", "/openapi.json", "/docs", "/favicon.ico")
 OPEN_FOLDERS = ("/page/", "/docs/")
 SIGNED_FOLDER = "/v1/images/"
 # The addresses that take a body, with its type; the body of a request to another one is not read.
-BODIES = {"/v1/jobs": _JSON, "/v1/images/generations": _JSON, "/v1/settings": _PNG}
+BODIES = {
+    "/v1/jobs": _JSON,
+    "/v1/images/generations": _JSON,
+    "/v1/images/edits": _FORM,
+    "/v1/images/variations": _FORM,
+    "/v1/settings": _PNG,
+}
+_WITH_IMAGES = ("/v1/jobs", "/v1/images/edits", "/v1/images/variations")
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _MAX_LOGGED = 200  # characters of a path
 _PAGE_POLICY = (
@@ -238,6 +245,7 @@ class BodyReader:
             if not await self._read(scope, receive, body):
                 return  # the client has left
             if BODIES[scope["path"]] == _JSON:
+                json_body.check_size(body, self._limits.body_bytes)
                 json_body.parse(bytes(body))
             await self._app(scope, _replay(bytes(body), receive), send)
         except HttpError as error:
@@ -260,7 +268,10 @@ class BodyReader:
         Raises:
             HttpError: it is too large, or there are too many bodies at once.
         """
-        limit = self._limits.upload_bytes if BODIES[scope["path"]] == _PNG else self._limits.body_bytes
+        limits, path = self._limits, scope["path"]
+        limit = limits.upload_bytes if BODIES[path] == _PNG else limits.body_bytes
+        if path in _WITH_IMAGES:
+            limit = limits.edit_bytes
         length = Headers(scope=scope).get("content-length", "0")
         too_large = HttpError(413, f"the body is larger than {limit:,} bytes: send a smaller one", code="too_large")
         if length.isdecimal() and (len(length) > 15 or int(length) > limit):

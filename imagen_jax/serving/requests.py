@@ -16,7 +16,7 @@ from imagen_jax.diffusion.keys import MAX_SEED
 from imagen_jax.errors import unknown_name_error
 from imagen_jax.serving.http_errors import HttpError, shown
 from imagen_jax.serving.http_limits import HttpLimits
-from imagen_jax.serving.jobs import JobRequest
+from imagen_jax.serving.jobs import EditKind, JobRequest
 
 # A JavaScript number holds every integer below it, so that a page can show the seed that was chosen.
 _RANDOM_SEEDS = 2**53
@@ -57,11 +57,25 @@ def _is_settings(value: Any) -> bool:
     return isinstance(value, dict) or (isinstance(value, list) and all(isinstance(part, dict) for part in value))
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_numbers(value: Any) -> bool:
+    return _is_number(value) or (isinstance(value, list) and all(map(_is_number, value)))
+
+
+def _is_place(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(n, int) and abs(n) < 2**31 for n in value)
+
+
 def _schema(*kinds: Mapping[str, Any]) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [dict(kind) for kind in kinds]})
 
 
-_TEXT, _INTEGER, _OBJECT, _NULL = ({"type": kind} for kind in ("string", "integer", "object", "null"))
+_TEXT, _INTEGER, _NUMBER, _OBJECT, _NULL = (
+    {"type": kind} for kind in ("string", "integer", "number", "object", "null")
+)
 _DECIMAL = {"type": "string", "pattern": "^[0-9]+$"}
 Text = Annotated[str, _expect(lambda value: isinstance(value, str), "text")]
 Integer = Annotated[int, _expect(_is_integer, "an integer")]
@@ -83,6 +97,57 @@ Settings = Annotated[
     _expect(_is_settings, "an object of sampling settings for all stages, or a list with one for each stage"),
     _schema(_OBJECT, {"type": "array", "items": _OBJECT}, _NULL),
 ]
+Strength = Annotated[
+    Any,
+    _expect(_is_numbers, "a number from 0 to 1, or a list with one for each stage"),
+    _schema(_NUMBER, {"type": "array", "items": _NUMBER}, _NULL),
+]
+Position = Annotated[
+    Any,
+    _expect(_is_place, "a list [top, left] of two integers"),
+    _schema({"type": "array", "items": _INTEGER}, _NULL),
+]
+
+
+class EditBody(BaseModel):
+    """How images are made from another one."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"kind": "image_to_image", "image": "6tB0m2vP3nYcXq8e-0.png", "strength": 0.5}]
+        },
+    )
+    kind: EditKind = Field(
+        description="`image_to_image`: images like it; `inpaint`: what the mask covers is drawn anew; `outpaint`: what "
+        "is around it, on a canvas of `height` × `width`; `upscale`: the super-resolution stages alone enlarge it."
+    )
+    image: Text = Field(
+        description="A PNG or JPEG in base64, or the name of an image of this server, from its `url`. It has the "
+        "aspect of the images to sample, and is resized to them."
+    )
+    mask: Text | None = Field(
+        default=None,
+        description="Of `inpaint`: a PNG in base64 of the image's size. White is drawn anew, black is kept; or, "
+        "where it has transparent areas, these are drawn anew.",
+    )
+    strength: Strength = Field(
+        default=None,
+        description="How much changes, from 0 to 1, for all stages or for each: the noise that the image gets, and the "
+        "share of the steps that is taken. 0.6 for `image_to_image` and 1 for `inpaint`, where it is what was below "
+        "the mask that is not seen then, unless it is given.",
+    )
+    resample: Integer = Field(
+        default=1, description="Of `inpaint` and `outpaint`: how often each step is taken; 1 to 16. More fits better."
+    )
+    feather: Integer | None = Field(
+        default=None,
+        description="Of both: pixels inside of the mask over which new parts are faded in; 1/32 of the shorter side "
+        "unless it is given.",
+    )
+    position: Position = Field(
+        default=None, description="Of `outpaint`: [top, left] of the image on the canvas; null for the middle."
+    )
 
 
 class JobBody(BaseModel):
@@ -126,10 +191,13 @@ class JobBody(BaseModel):
         description="A name of this request: sent again, it returns the same job, and none is added. The header "
         "Idempotency-Key is the same.",
     )
+    edit: EditBody | None = Field(
+        default=None, description="How the images are made from another one; null for images from prompts alone."
+    )
 
 
 def to_request(body: JobBody, stages: int, limits: HttpLimits, key: str | None = None) -> JobRequest:
-    """Returns the engine's request for a body.
+    """Returns the engine's request for a body, without its edit, see `edits.with_edit`.
 
     Args:
         body: from a client.
@@ -145,7 +213,7 @@ def to_request(body: JobBody, stages: int, limits: HttpLimits, key: str | None =
         raise HttpError(400, f"prompts has {len(prompts)} prompts: give 1 to {limits.prompts}", "prompts")
     is_list = not isinstance(body.prompts, str)
     for index, prompt in enumerate(prompts):
-        check_prompt(prompt, f"prompts[{index}]" if is_list else "prompts", limits)
+        check_prompt(prompt, f"prompts[{index}]" if is_list else "prompts", limits, body.edit is not None)
     if body.negative_prompt is not None:
         check_prompt(body.negative_prompt, "negative_prompt", limits, may_be_empty=True)
     check_range("count", body.count, 1, limits.count)

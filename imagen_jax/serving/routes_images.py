@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
@@ -29,6 +29,9 @@ class SettingsView(BaseModel):
     settings: list[dict[str, Any]] = Field(description="Of each stage of the cascade that made it.")
     height: int | None = Field(description="Asked for; null for the cascade's.")
     width: int | None
+    edit: dict[str, Any] | None = Field(
+        description="How it was made from another image, which is known by the SHA-256 of its file; null if it was not."
+    )
     same_model: bool = Field(description="Whether it was sampled from the weights that this server has.")
 
 
@@ -42,15 +45,17 @@ def images_router(service: Service) -> APIRouter:
         response_class=FileResponse,
         responses={200: {"content": {"image/png": {}}, "description": "A PNG."}, **responses(404)},
     )
-    def get_image(
-        name: Annotated[str, Path(description="From the `url` of an image.")], request: Request
-    ) -> FileResponse:
-        """Returns a PNG, whose text chunks have the prompt, the seed and all settings."""
-        path = service.engine.image_path(name) if _NAME.fullmatch(name) else None
-        if path is None or not _may_see(service, name, request):
-            raise HttpError(404, "there is no image of this name: its job has its address", code="no_such_image")
+    def get_image(name: Annotated[str, Path(description="From the `url` of an image.")], request: Request) -> Response:
+        """Returns a PNG, whose text chunks have the prompt, the seed and all settings; or what a job has edited."""
         headers = {"cache-control": "private, max-age=31536000, immutable"}
-        return FileResponse(path, media_type="image/png", headers=headers)
+        if _NAME.fullmatch(name) and _may_see(service, name, request):
+            path = service.engine.image_path(name)
+            if path is not None:
+                return FileResponse(path, media_type="image/png", headers=headers)
+            data = service.engine.input_file(name)
+            if data is not None:
+                return Response(data, media_type="image/png", headers=headers)
+        raise HttpError(404, "there is no image of this name: its job has its address", code="no_such_image")
 
     @router.post(
         "/v1/settings",
@@ -73,10 +78,7 @@ def images_router(service: Service) -> APIRouter:
 
 def _may_see(service: Service, name: str, request: Request) -> bool:
     """Returns whether a client may see an image: one whose URL is signed may."""
-    if not service.tokens.are_several or "signature" in request.query_params:
-        return True
-    owner = service.engine.image_owner(name)
-    return owner == client_of(request)
+    return "signature" in request.query_params or service.may_see_image(name, client_of(request))
 
 
 def _settings_view(service: Service, data: bytes) -> SettingsView:
@@ -99,5 +101,6 @@ def _settings_view(service: Service, data: bytes) -> SettingsView:
         settings=[finite(part) for part in settings],
         height=height,
         width=width,
+        edit=None if record.edit is None else record.edit.model_dump(),
         same_model=is_same,
     )

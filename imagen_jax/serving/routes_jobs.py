@@ -35,7 +35,7 @@ def jobs_router(service: Service) -> APIRouter:
         "/v1/jobs",
         status_code=202,
         summary="Add a job to the queue",
-        responses=responses(400, 413, 415, 429, 503),
+        responses=responses(400, 404, 413, 415, 429, 503),
     )
     def add_job(
         body: JobBody,
@@ -47,7 +47,10 @@ def jobs_router(service: Service) -> APIRouter:
     ) -> JobView:
         """Adds a job, which survives a restart of the server, and returns it; GET or its events say how it goes."""
         asked = to_request(body, len(service.pipeline.stages), service.limits, idempotency_key)
-        job = service.submit(asked, client_of(request))
+        client, inputs = client_of(request), None
+        if body.edit is not None:
+            asked, inputs = service.edit(asked, body.edit, client)
+        job = service.submit(asked, client, inputs)
         response.headers["location"] = f"/v1/jobs/{job.id}"
         return service.view(job)
 

@@ -15,7 +15,7 @@ from imagen_jax.errors import unknown_name_error
 from imagen_jax.serving.event_stream import Events
 from imagen_jax.serving.http_errors import HttpError, responses, shown, stopping_error
 from imagen_jax.serving.jobs import FINAL, Job, JobRequest
-from imagen_jax.serving.requests import Integer, JobBody, Seed, Settings, Text, to_request
+from imagen_jax.serving.requests import EditBody, Integer, JobBody, Seed, Settings, Text, to_request
 from imagen_jax.serving.service import Service, client_of
 
 _SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
@@ -130,10 +130,10 @@ def openai_router(service: Service) -> APIRouter:
         Where the client leaves before they are done, its job is canceled, but for one with an idempotency key.
         """
         client = client_of(request)
-        asked = _to_request(body, service, idempotency_key)
+        asked = to_job_request(body, service, idempotency_key)
         job = await run_in_threadpool(service.submit, asked, client)
-        job = await _wait(service, job, request, is_kept=idempotency_key is not None)
-        return await run_in_threadpool(_view, service, job, body.response_format == "b64_json", request)
+        job = await wait(service, job, request, is_kept=idempotency_key is not None)
+        return await run_in_threadpool(generation_view, service, job, body, request)
 
     @router.get("/v1/models", summary="List models")
     def list_models() -> ModelsView:
@@ -159,8 +159,8 @@ def _check_model(service: Service, name: str) -> None:
         raise HttpError(404, error.problems[0], "model", "model_not_found")
 
 
-def _to_request(body: GenerationBody, service: Service, key: str | None) -> JobRequest:
-    """Returns the engine's request. Raises HttpError for what the server cannot do."""
+def to_job_request(body: GenerationBody, service: Service, key: str | None, edit: EditBody | None = None) -> JobRequest:
+    """Returns the engine's request, without its edit. Raises HttpError for what the server cannot do."""
     if body.model is not None:
         _check_model(service, body.model)
     for name, allowed in _FIXED.items():
@@ -177,6 +177,7 @@ def _to_request(body: GenerationBody, service: Service, key: str | None) -> JobR
         settings=body.settings,
         height=height,
         width=width,
+        edit=edit,
     )
     names = {"prompts": "prompt", "count": "n", "seeds": "seed", "height": "size", "width": "size"}
     try:
@@ -198,7 +199,7 @@ def _size(text: str | None) -> tuple[int | None, int | None]:
     return int(match[2]), int(match[1])
 
 
-async def _wait(service: Service, job: Job, request: Request, is_kept: bool) -> Job:
+async def wait(service: Service, job: Job, request: Request, is_kept: bool) -> Job:
     """Returns a job that is done.
 
     Args:
@@ -248,9 +249,9 @@ def _not_done(job: Job) -> HttpError:
     )
 
 
-def _view(service: Service, job: Job, in_body: bool, request: Request) -> GenerationView:
+def generation_view(service: Service, job: Job, body: GenerationBody, request: Request) -> GenerationView:
     """Returns the response for a job that is done."""
-    images = []
+    images, in_body = [], body.response_format == "b64_json"
     for image in job.images:
         assert image.file is not None
         if in_body:

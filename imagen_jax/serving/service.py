@@ -13,11 +13,13 @@ from fastapi import Request
 
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.serving.auth import Tokens
+from imagen_jax.serving.edits import read_files, with_edit
 from imagen_jax.serving.engine import Engine
 from imagen_jax.serving.http_errors import HttpError, stopping_error
 from imagen_jax.serving.http_limits import HttpLimits
-from imagen_jax.serving.jobs import Job, JobRequest, QueueFullError, StorageError
+from imagen_jax.serving.jobs import EditInputs, Job, JobRequest, QueueFullError, StorageError
 from imagen_jax.serving.metrics import HttpMetrics
+from imagen_jax.serving.requests import EditBody
 from imagen_jax.serving.views import JobView, job_view
 
 
@@ -56,7 +58,7 @@ class Service:
         """Finishes what runs, or puts it back."""
         self.engine.stop(timeout)
 
-    def submit(self, request: JobRequest, client: str) -> Job:
+    def submit(self, request: JobRequest, client: str, inputs: EditInputs | None = None) -> Job:
         """Adds a job to the queue, or returns the one that the same request has added before.
 
         Raises:
@@ -66,7 +68,7 @@ class Service:
         if self.closing.is_set():
             raise stopping_error()
         try:
-            return self.engine.submit(request, client)
+            return self.engine.submit(request, client, inputs)
         except QueueFullError as error:
             seconds = max(1, round(error.retry_after))
             raise HttpError(
@@ -86,6 +88,22 @@ class Service:
                 404, "there is no job of this id: /v1/history lists those that there are", code="no_such_job"
             )
         return job
+
+    def edit(self, request: JobRequest, body: EditBody, client: str) -> tuple[JobRequest, EditInputs]:
+        """Returns a request that edits, and what it edits. Raises HttpError and ConfigError, see `with_edit`."""
+        files = read_files(body, lambda name: self._find_file(name, client))
+        return with_edit(request, body, files, self.pipeline, self.limits)
+
+    def _find_file(self, name: str, client: str) -> bytes | None:
+        """Returns the file of an image, or of what a job edits, by its name; None if there is none that is seen."""
+        if not self.may_see_image(name, client):
+            return None
+        path = self.engine.image_path(name)
+        return self.engine.input_file(name) if path is None else path.read_bytes()
+
+    def may_see_image(self, name: str, client: str) -> bool:
+        """Returns whether a client may see an image, as `may_see`."""
+        return not self.tokens.are_several or self.engine.image_owner(name) == client
 
     def may_see(self, job: Job, client: str) -> bool:
         """Returns whether a client may see a job: where each has a token of its own, it sees its own alone."""

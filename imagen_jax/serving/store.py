@@ -1,6 +1,6 @@
 """The jobs of a server on a disk: one SQLite file, and the images beside it.
 
-    OUT/jobs.sqlite3          every job, and which of its images exist
+    OUT/jobs.sqlite3          every job, which of its images exist, and what it edits
     OUT/images/ID-INDEX.png   the images
 
 What is committed survives a kill and a loss of power: the write-ahead log is synced at each commit. An image is in the
@@ -23,13 +23,21 @@ from typing import Any
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.grid import is_valid_png
 from imagen_jax.io.checksums import json_digest
-from imagen_jax.serving.jobs import ACTIVE, Job, JobImage, JobRequest, Status, StorageError
+from imagen_jax.serving.jobs import ACTIVE, EditInputs, Job, JobImage, JobRequest, Status, StorageError
 
 DATABASE = "jobs.sqlite3"
 IMAGES = "images"
 _APPLICATION = 0x696D6A78  # "imjx", in the header of the file
-_VERSION = 1
+_VERSION = 2
 _WAIT_SECONDS = 10.0  # for a lock that a tool such as a backup holds
+_INPUTS = """
+CREATE TABLE inputs (
+    job INTEGER NOT NULL REFERENCES jobs (number) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    data BLOB NOT NULL,
+    PRIMARY KEY (job, name)
+);
+"""
 _SCHEMA = """
 CREATE TABLE jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -115,7 +123,7 @@ class Store:
         (tables,) = self._writer.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if not tables:
             script = f"PRAGMA application_id = {_APPLICATION}; PRAGMA user_version = {_VERSION};"
-            self._writer.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} {script} COMMIT;")
+            self._writer.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} {_INPUTS} {script} COMMIT;")
             return
         if application != _APPLICATION:
             raise ConfigError(f"{str(self._path)!r} is a database of another program: give another folder")
@@ -123,6 +131,8 @@ class Store:
             raise ConfigError(
                 f"{str(self._path)!r} was written by a later version of imagen_jax: update, or give another folder"
             )
+        if version < 2:  # before jobs could edit
+            self._writer.executescript(f"BEGIN IMMEDIATE; {_INPUTS} PRAGMA user_version = {_VERSION}; COMMIT;")
 
     def close(self) -> None:
         """Closes the database; what is in the write-ahead log goes into its file."""
@@ -162,8 +172,8 @@ class Store:
             database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
         return None if row is None else str(row[0])
 
-    def add(self, job: Job) -> Job:
-        """Keeps a new job, or returns the one of the same client with the same idempotency key.
+    def add(self, job: Job, inputs: EditInputs | None = None) -> Job:
+        """Keeps a new job with what it edits, or returns the one of the same client with the same idempotency key.
 
         Raises:
             ConfigError: that one asks for something else.
@@ -184,7 +194,7 @@ class Store:
                     return self._jobs(database, "id = ?", (row[0],))[0]
             words = "\n".join([*request.prompts, request.negative_prompt or ""]).casefold()
             image = job.images[0]
-            database.execute(
+            cursor = database.execute(
                 "INSERT INTO jobs (id, client, key, digest, status, created, request, height, width, words)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
@@ -200,7 +210,22 @@ class Store:
                     words,
                 ),
             )
+            files = {} if inputs is None else {"image": inputs.image, "mask": inputs.mask}
+            rows = [(cursor.lastrowid, name, data) for name, data in files.items() if data is not None]
+            database.executemany("INSERT INTO inputs VALUES (?, ?, ?)", rows)
         return job
+
+    def inputs(self, job_id: str) -> EditInputs | None:
+        """Returns what a job edits; None if it edits nothing."""
+        query = "SELECT name, data FROM inputs JOIN jobs ON job = number WHERE id = ?"
+        files = dict(self._select(query, (job_id,)))
+        return EditInputs(**files) if files else None
+
+    def input_file(self, job_id: str, name: str) -> bytes | None:
+        """Returns the PNG file of an "image" or a "mask" that a job edits; None if it has none."""
+        query = "SELECT data FROM inputs JOIN jobs ON job = number WHERE id = ? AND name = ?"
+        rows = self._select(query, (job_id, name))
+        return rows[0][0] if rows else None
 
     def find_key(self, client: str, key: str) -> Job | None:
         """Returns the job of a client with an idempotency key, if there is one."""
@@ -365,7 +390,7 @@ class Store:
         rows = database.execute(statement, values).fetchall()
         jobs = []
         for number, job_id, client, status, created, started, finished, text, height, width, error in rows:
-            request = JobRequest(**json.loads(text))
+            request = JobRequest.from_json(json.loads(text))
             found = {i for (i,) in database.execute("SELECT position FROM images WHERE job = ?", (number,))}
             images = [
                 JobImage(i, request.prompt(i), seed, image_name(job_id, i) if i in found else None, width, height)

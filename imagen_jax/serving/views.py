@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from imagen_jax.serving.auth import Tokens
-from imagen_jax.serving.jobs import Job, JobImage, Status
+from imagen_jax.serving.jobs import EditKind, Job, JobImage, Status
 
 
 class ProgressView(BaseModel):
@@ -36,6 +36,18 @@ class ImageView(BaseModel):
     height: int = Field(description="In pixels.")
 
 
+class EditView(BaseModel):
+    """How the images of a job are made from another one."""
+
+    kind: EditKind
+    image: str = Field(description="Where the image is, at the size that it is used at, as a PNG; as `url` of images.")
+    mask: str | None = Field(description="Where the mask is, likewise: white is drawn anew; null for none.")
+    strength: list[float] = Field(description="Of each stage.")
+    resample: int = Field(description="How often each step is taken.")
+    feather: int | None = Field(description="Pixels over which new parts are faded in; null for the default.")
+    position: list[int] | None = Field(description="[top, left] of the image on the canvas; null for the middle.")
+
+
 class JobView(BaseModel):
     """A job."""
 
@@ -53,6 +65,7 @@ class JobView(BaseModel):
     height: int | None
     width: int | None
     priority: int
+    edit: EditView | None = Field(description="How its images are made from another one; null for none.")
     progress: ProgressView | None = Field(description="Null unless it is running.")
     images: list[ImageView]
     error: str | None = Field(description="Why it has failed, one sentence.")
@@ -76,6 +89,7 @@ class JobView(BaseModel):
                     "height": None,
                     "width": None,
                     "priority": 0,
+                    "edit": None,
                     "progress": None,
                     "images": [
                         {
@@ -128,10 +142,27 @@ def job_view(job: Job, tokens: Tokens, position: int | None, progress: dict[str,
         height=request.height,
         width=request.width,
         priority=request.priority,
+        edit=_edit_view(job, tokens),
         progress=None if progress is None else ProgressView(**progress),
         images=[image_view(image, tokens) for image in job.images],
         error=job.error,
         events=f"/v1/jobs/{job.id}/events",
+    )
+
+
+def _edit_view(job: Job, tokens: Tokens) -> EditView | None:
+    edit = job.request.edit
+    if edit is None:
+        return None
+    image, mask = (tokens.sign(f"/v1/images/{job.id}-{name}.png") for name in ("image", "mask"))
+    return EditView(
+        kind=edit.kind,
+        image=image,
+        mask=None if edit.mask is None else mask,
+        strength=edit.strength,
+        resample=edit.resample,
+        feather=edit.feather,
+        position=edit.position,
     )
 
 

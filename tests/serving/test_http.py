@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 import openai
 import pytest
 from PIL import Image
@@ -311,6 +312,192 @@ def test_wrong_token_for_openai_client(server):
     ):
         stranger.images.generate(prompt=PROMPT)
     assert refused.value.code == "invalid_api_key"
+
+
+# ---- edits
+
+
+def picture(**changes):
+    """Returns a PNG file of 64×64 pixels in colors, with other settings of Pillow's `save`."""
+    rows, columns = np.indices((64, 64))
+    data = io.BytesIO()
+    Image.fromarray(np.stack([rows * 4, columns * 4, rows + columns], -1).astype(np.uint8)).save(
+        data, **{"format": "PNG"} | changes
+    )
+    return data.getvalue()
+
+
+def mask_file(transparent=False):
+    """Returns the PNG file of a mask of the upper left quarter: white, or transparent."""
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:32, :32] = 255
+    pixels = np.dstack([np.zeros((64, 64, 3), np.uint8), 255 - mask]) if transparent else mask
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "PNG")
+    return data.getvalue()
+
+
+def base64_of(data):
+    return base64.b64encode(data).decode()
+
+
+def check_kept(made, original):
+    """Asserts that all but the masked quarter is that of the original, and the quarter is not."""
+    made, original = (np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in (made, original))
+    kept = np.full((64, 64), True)
+    kept[:32, :32] = False
+    np.testing.assert_array_equal(made[kept], original[kept])
+    assert np.abs(made[4:28, 4:28].astype(int) - original[4:28, 4:28]).mean() > 5
+
+
+def test_job_edits_an_image_of_the_history(client, other):
+    first = finish(client, {"prompts": PROMPT, "settings": QUICK})["images"][0]
+    edit = {"kind": "inpaint", "image": first["url"], "mask": base64_of(mask_file())}
+    body = {"prompts": "a blue square", "count": 2, "seeds": 3, "settings": QUICK, "edit": edit}
+    job = finish(client, body)
+    original = client.get(first["url"]).content
+    for image in job["images"]:
+        check_kept(client.get(image["url"]).content, original)
+    assert job["edit"] | {"image": "", "mask": ""} == {
+        "kind": "inpaint", "image": "", "mask": "", "strength": [1.0, 1.0], "resample": 1, "feather": None,
+        "position": None,
+    }  # fmt: skip
+    assert pixels(client.get(job["edit"]["image"]).content) == pixels(original)
+    assert pixels(client.get(job["edit"]["mask"]).content) == pixels(mask_file())
+    made = client.get(job["images"][0]["url"]).content
+    settings = client.post("/v1/settings", content=made, headers={"content-type": "image/png"}).json()
+    assert (settings["edit"]["kind"], settings["prompt"]) == ("inpaint", "a blue square")
+    # what is edited belongs to the client, and is gone with the job
+    name = urlsplit(first["url"]).path.rpartition("/")[2]
+    response = other.post("/v1/jobs", json={**body, "edit": {**edit, "image": name}})
+    refusal(response, 404, "edit.image", "no_such_image")
+    path = urlsplit(job["edit"]["image"]).path
+    assert other.get(path).status_code == 404
+    again = finish(client, {**body, "edit": {"kind": "upscale", "image": path.rpartition("/")[2]}})
+    assert [image["width"] for image in again["images"]] == [128, 128]
+    assert client.delete(f"/v1/history/{job['id']}").status_code == 204
+    assert client.get(path).status_code == 404
+
+
+def test_job_edits_a_photo(client):
+    photo = Image.open(io.BytesIO(picture())).resize((640, 640))
+    data = io.BytesIO()
+    photo.save(data, "JPEG")
+    edit = {"kind": "image_to_image", "image": f"data:image/jpeg;base64,{base64_of(data.getvalue())}", "strength": 0.5}
+    job = client.post("/v1/jobs", json={"prompts": "", "settings": {"num_inference_steps": 8}, "edit": edit}).json()
+    with client.stream("GET", job["events"]) as stream:
+        events = [(name, json.loads(data)) for name, data in read_events(stream)]
+    assert events[-1][0] == "done" and "preview" in (name for name, _ in events)
+    assert {data["steps"] for name, data in events if name == "step"} == {4}
+
+
+@pytest.mark.parametrize(
+    "status, param, edit",
+    [
+        (400, "edit.image", {"kind": "image_to_image", "image": "no base64"}),
+        (400, "edit.image", {"kind": "image_to_image", "image": base64_of(b"GIF89a")}),
+        (400, "edit.image", {"kind": "image_to_image", "image": base64_of(png_file(size=(65000, 65000)))}),
+        (400, "edit.image", {"kind": "image_to_image", "image": base64_of(png_file(size=(4096, 4096)))}),
+        (400, "edit.image", {"kind": "image_to_image", "image": base64_of(picture()[:-20])}),
+        (404, "edit.image", {"kind": "image_to_image", "image": f"{'x' * 16}-0.png"}),
+        (404, "edit.image", {"kind": "image_to_image", "image": "jobs.png"}),
+        (400, "edit.mask", {"kind": "inpaint", "image": base64_of(picture())}),
+        (400, "edit.mask", {"kind": "inpaint", "image": base64_of(picture()), "mask": base64_of(png_file())}),
+        (400, None, {"kind": "image_to_image", "image": base64_of(picture()[:0])}),
+        (400, "edit.kind", {"kind": "x", "image": base64_of(picture())}),
+        (400, "edit.x", {"kind": "upscale", "image": base64_of(picture()), "x": 1}),
+        (400, "edit.strength", {"kind": "image_to_image", "image": base64_of(picture()), "strength": "1"}),
+    ],
+)
+def test_wrong_edit_is_refused(client, status, param, edit):
+    response = client.post("/v1/jobs", json={"prompts": PROMPT, "settings": QUICK, "edit": edit})
+    assert (response.status_code, response.json()["error"]["param"]) in ((status, param), (status, "edit.image"))
+
+
+def test_body_with_an_image_may_be_larger(client):
+    edit = {"kind": "image_to_image", "image": "A" * 3 * LIMITS.body_bytes}
+    refusal(client.post("/v1/jobs", json={"prompts": PROMPT, "edit": edit}), 400, "edit.image")
+    edit["image"] = "A" * LIMITS.edit_bytes
+    refusal(client.post("/v1/jobs", json={"prompts": PROMPT, "edit": edit}), 413, code="too_large")
+    for large in (["A" * 1000] * 2000, "é" * 2**20, [[]] * 2**19):
+        refusal(client.post("/v1/jobs", json={"prompts": large}), 413, code="too_large")
+    refusal(client.post("/v1/images/generations", json={"prompt": "A" * 2**21}), 413, code="too_large")
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+@pytest.mark.parametrize("transparent", [False, True])
+def test_openai_client_edits_images(official, transparent, as_list):
+    image = ("image.png", picture())
+    response = official.images.edit(
+        model="shapes",
+        image=[image] if as_list else image,
+        mask=("mask.png", mask_file(transparent)),
+        prompt="a blue square",
+        n=2,
+        size="64x64",
+        response_format="b64_json",
+        extra_body={"seed": 7},
+    )
+    files = [base64.b64decode(image.b64_json) for image in response.data]
+    assert [image.seed for image in response.data] == [7, 8]
+    for file in files:
+        check_kept(file, picture())
+        assert parse_record(file, "image").edit.kind == "inpaint"
+
+
+def test_openai_client_edits_transparent_areas(official):
+    image = Image.open(io.BytesIO(picture()))
+    image.putalpha(Image.open(io.BytesIO(mask_file())).point(lambda level: 255 - level))
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    made = official.images.edit(image=("image.png", data.getvalue()), prompt="a ring", response_format="b64_json")
+    check_kept(base64.b64decode(made.data[0].b64_json), picture())
+
+
+def test_openai_client_varies_images(official, server):
+    extensions = {"seed": 2**64 - 1, "settings": json.dumps({"num_inference_steps": 4})}
+    arguments = {"image": ("image.png", picture()), "n": 2, "extra_body": extensions}
+    varied = official.images.create_variation(**arguments)
+    edited = official.images.edit(prompt=" a ring", **arguments | {"extra_body": {**extensions, "strength": 0.25}})
+    for response, strength in ((varied, 0.5), (edited, 0.25)):
+        for image in response.data:
+            record = parse_record(httpx.get(image.url).content, "image")
+            assert (record.edit.kind, record.edit.strength) == ("image_to_image", [strength] * 2)
+            assert record.sampling()[0]["num_inference_steps"] == 4
+
+
+@pytest.mark.parametrize(
+    "param, arguments",
+    [
+        ("image", {"image": ("image.png", b"no image")}),
+        ("image", {"image": [("a.png", picture()), ("b.png", picture())]}),
+        ("mask", {"mask": ("mask.png", png_file())}),
+        ("prompt", {"prompt": " "}),
+        ("n", {"n": 0}),
+        ("size", {"size": "large"}),
+        ("strength", {"extra_body": {"strength": 2}}),
+        ("strength", {"extra_body": {"strength": "much"}}),
+        ("streng", {"extra_body": {"streng": 1}}),
+        ("background", {"background": "transparent"}),
+    ],
+)
+def test_openai_client_raises_its_own_errors_for_edits(official, param, arguments):
+    with pytest.raises(openai.BadRequestError) as refused:
+        official.images.edit(**{"image": ("image.png", picture()), "prompt": PROMPT, **arguments})
+    assert refused.value.param == param
+
+
+def test_wrong_form_is_refused(client, server):
+    kind = {"content-type": "multipart/form-data; boundary=x"}
+    for content in (b"", b"--x\r\n", b"--x\r\n\r\n--x--", b"\0" * 1000, b"--x" * 10_000):
+        assert client.post("/v1/images/edits", content=content, headers=kind).status_code == 400
+    assert client.post("/v1/images/edits", content=b"x", headers={"content-type": kind["content-type"][:19]}).is_error
+    refusal(client.post("/v1/images/edits", json={"prompt": PROMPT}), 415)
+    many = {f"field {number}": "x" for number in range(100)}
+    assert client.post("/v1/images/edits", data=many, files={"image": picture()}).status_code == 400
+    refusal(client.post("/v1/images/edits", data={"prompt": PROMPT, "image": "x"}, files={"mask": b""}), 400, "image")
+    large = {"image": bytes(LIMITS.edit_bytes)}
+    refusal(client.post("/v1/images/edits", files=large), 413, code="too_large")
 
 
 # ---- who may ask

@@ -1,0 +1,99 @@
+"""Images of strangers: decoded with bounds that are checked before any pixel is, one at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from imagen_jax.io.text import printable
+from imagen_jax.serving.http_errors import HttpError
+from imagen_jax.serving.http_limits import HttpLimits
+
+_FORMATS = ("PNG", "JPEG")
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by channels
+_DEEP = ("I", "F")  # first letters of modes with more than 8 bits per channel
+_decoding = threading.Lock()  # the memory for pixels is that of one image, however many are sent at once
+
+
+@dataclasses.dataclass(frozen=True)
+class UploadedImage:
+    """An image that was sent.
+
+    Attributes:
+        pixels: uint8 [H, W, C], upright; the colors of transparent areas are those in the file.
+        transparent: bool [H, W], of pixels that are seen through rather than seen; None where there are none.
+    """
+
+    pixels: np.ndarray
+    transparent: np.ndarray | None
+
+
+@contextlib.contextmanager
+def _opened(data: bytes, name: str, limits: HttpLimits) -> Iterator[Image.Image]:
+    """Yields the image of a file, of which only the header has been read, once its size is known to be allowed."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            width, height = image.size
+            if max(width, height) > limits.side or width * height > limits.upload_pixels:
+                raise HttpError(
+                    400,
+                    f"{name} has {height:,}×{width:,} pixels: give at most {limits.upload_pixels:,}, and "
+                    f"{limits.side:,} on a side",
+                    name,
+                )
+            yield image
+    except Image.DecompressionBombError as error:  # Pillow's own limit, which is far above
+        raise HttpError(400, f"{name} has more than {limits.upload_pixels:,} pixels: reduce it", name) from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        reason = printable(" ".join(str(error).split()))[:100]
+        raise HttpError(400, f"{name} is not a PNG or JPEG that can be read ({reason}): send another file", name) from (
+            error
+        )
+
+
+def read_image(data: bytes, name: str, channels: int, limits: HttpLimits) -> UploadedImage:
+    """Decodes the file of an image.
+
+    Args:
+        data: of a PNG or JPEG file.
+        name: of the field, for messages.
+        channels: of the result.
+        limits: of pixels.
+
+    Raises:
+        HttpError: the file cannot be read, is too large, or has more than 8 bits per channel.
+    """
+    with _decoding, _opened(data, name, limits) as opened:
+        if opened.mode.startswith(_DEEP):
+            raise HttpError(400, f"{name} has more than 8 bits per channel: save it with 8 bits", name)
+        image = ImageOps.exif_transpose(opened)
+        transparent = None
+        if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+            transparent = np.asarray(image.convert("RGBA").getchannel("A")) < 128
+        pixels = np.asarray(image.convert("RGB").convert(_MODES[channels]))
+    is_opaque = transparent is None or not transparent.any()
+    return UploadedImage(pixels if pixels.ndim == 3 else pixels[..., None], None if is_opaque else transparent)
+
+
+def read_mask(data: bytes, name: str, limits: HttpLimits) -> np.ndarray:
+    """Decodes the file of a mask, uint8 [H, W]: 255 where pixels are drawn anew.
+
+    Those are transparent, as OpenAI's API has it, or white, of a mask without transparent areas.
+
+    Args:
+        data: of a PNG or JPEG file.
+        name: of the field, for messages.
+        limits: of pixels.
+
+    Raises:
+        HttpError: as `read_image`.
+    """
+    mask = read_image(data, name, 1, limits)
+    is_drawn = mask.pixels[..., 0] >= 128 if mask.transparent is None else mask.transparent
+    return np.where(is_drawn, 255, 0).astype(np.uint8)

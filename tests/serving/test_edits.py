@@ -1,0 +1,284 @@
+"""Jobs that edit images: in batches with others, after kills, and with files of strangers."""
+
+import contextlib
+import hashlib
+import io
+import sqlite3
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagen_jax.errors import ConfigError
+from imagen_jax.images import png
+from imagen_jax.images.grid import decode_png, read_png
+from imagen_jax.pipelines import image_record
+from imagen_jax.pipelines.editor import ImagenEditor
+from imagen_jax.serving.edits import EditFiles, with_edit
+from imagen_jax.serving.engine import Engine
+from imagen_jax.serving.http_errors import HttpError
+from imagen_jax.serving.http_limits import HttpLimits
+from imagen_jax.serving.requests import EditBody
+from imagen_jax.serving.store import DATABASE
+from imagen_jax.serving.uploads import read_image, read_mask
+from tests.serving.jobs import request, until, wait
+from tests.serving.test_engine import Held, held, start  # noqa: F401  # fixtures
+
+LIMITS = HttpLimits()
+STEPS = [{"num_inference_steps": 4}, {"num_inference_steps": 2}]
+PROMPT = "a green ring on a black background"
+
+
+@pytest.fixture(scope="module")
+def image(shapes):
+    """A picture of the cascade, uint8 [64, 64, 3]."""
+    return shapes("a red circle on a white background", seed=1).images[0]
+
+
+@pytest.fixture(scope="module")
+def mask():
+    mask = np.zeros((64, 64), np.uint8)
+    mask[8:40, 16:56] = 255
+    return mask
+
+
+def file_of(pixels, kind="PNG", **settings):
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, kind, **settings)
+    return data.getvalue()
+
+
+def edited(pipeline, image, mask=None, seed=0, prompt=PROMPT, count=1, others=None, **fields):
+    """Returns a request that edits, and what it edits."""
+    body = EditBody(image="", **fields)
+    files = EditFiles(file_of(image), None if mask is None else file_of(mask))
+    asked = request(prompt, count=count, seed=seed, **{"settings": STEPS} | (others or {}))
+    return with_edit(asked, body, files, pipeline, LIMITS)
+
+
+def sampled_by_editor(pipeline, method, *arguments, **settings):
+    """Returns what a call of the editor alone gives."""
+    return getattr(ImagenEditor(pipeline), method)(
+        *arguments, **{"num_inference_steps": [4, 2], "seed": [0]} | settings
+    ).images[0]
+
+
+def test_edits_are_those_of_the_editor(held, shapes, image, mask):  # noqa: F811
+    """Jobs of several kinds that wait together: each image is that of a call alone, to the bit."""
+    engine = held.start(batch_sizes=(2,))
+    inverted = 255 - image
+    cases = [
+        edited(shapes, image, kind="image_to_image", strength=0.5, count=2),
+        edited(shapes, inverted, kind="image_to_image", strength=0.5, seed=5),
+        edited(shapes, image, mask, kind="inpaint", resample=2),
+        edited(shapes, inverted, mask.T.copy(), kind="inpaint", resample=2, seed=3, feather=0),
+        edited(shapes, image, kind="image_to_image", strength=[0.0, 1.0]),
+        edited(shapes, image[16:48, 16:48], kind="outpaint", position=[0, 32], resample=2),
+        edited(shapes, image[::2, ::2], kind="upscale"),
+        edited(shapes, image, kind="image_to_image", strength=0.5, others={"negative_prompt": "a square"}),
+    ]
+    expected = [
+        sampled_by_editor(shapes, "image_to_image", image, PROMPT, 0.5),
+        sampled_by_editor(shapes, "image_to_image", inverted, PROMPT, 0.5, seed=[5]),
+        sampled_by_editor(shapes, "inpaint", image, mask, PROMPT, resample=2),
+        sampled_by_editor(shapes, "inpaint", inverted, mask.T, PROMPT, resample=2, seed=[3], feather=0),
+        sampled_by_editor(shapes, "image_to_image", image, PROMPT, [0.0, 1.0]),
+        sampled_by_editor(shapes, "outpaint", image[16:48, 16:48], (64, 64), PROMPT, (0, 32), resample=2),
+        sampled_by_editor(shapes, "upscale", image[::2, ::2], PROMPT),
+        sampled_by_editor(shapes, "image_to_image", image, PROMPT, 0.5, negative_prompt="a square"),
+    ]
+    jobs = [engine.submit(asked, f"client {n % 2}", inputs) for n, (asked, inputs) in enumerate(cases)]
+    plain = engine.submit(request(PROMPT, settings=STEPS), "client 0")
+    held.go()
+    done = wait(engine, *(job.id for job in jobs), plain.id)
+    for job, one in zip(done, expected, strict=False):
+        assert (job.status, job.error) == ("done", None)
+        np.testing.assert_array_equal(read_png(engine.image_path(job.images[0].file)), one)
+    plain_image = read_png(engine.image_path(done[-1].images[0].file))
+    np.testing.assert_array_equal(plain_image, shapes(PROMPT, seed=[0], num_inference_steps=[4, 2]).images[0])
+    # images of one program share batches, also of several jobs, kinds and clients; those of others do not
+    batches = [{*batch} for batch in held.batches]
+    ids = [job.id for job in jobs]
+    assert {ids[0], ids[1]} in batches
+    masked, unlike = {ids[2], ids[3], ids[5]}, [ids[4], ids[6], ids[7], plain.id]
+    assert any(len(batch & masked) == 2 for batch in batches)
+    assert all({one} in batches for one in unlike)
+
+
+def test_record_says_what_edited_an_image(start, shapes, image):  # noqa: F811
+    engine = start()
+    asked, inputs = edited(shapes, image, kind="image_to_image", strength=[0.5, 0.25])
+    (job,) = wait(engine, engine.submit(asked, "a", inputs).id)
+    record = image_record.read_record(engine.image_path(job.images[0].file))
+    assert record.edit == image_record.EditRecord(
+        kind="image_to_image", image=hashlib.sha256(file_of(image)).hexdigest(), strength=[0.5, 0.25]
+    )
+    with pytest.raises(ConfigError, match="made from another one"):
+        image_record.like_request(record)
+
+
+def test_progress_and_previews_of_an_edit(held, shapes, image):  # noqa: F811
+    engine = held.start()
+    asked, inputs = edited(shapes, image[::2, ::2], kind="upscale", others={"settings": [{}, {}]})
+    job = engine.submit(asked, "a", inputs)
+    subscription = engine.events(job.id)
+    held.go()
+    events = []
+    while not events or events[-1].name != "done":
+        events.append(subscription.get(60))
+    steps = [event.data for event in events if event.name == "step"]
+    assert {step["stage"] for step in steps} == {1}  # the base stage is not asked
+    fractions = [step["fraction"] for step in steps]
+    assert fractions == sorted(fractions) and 0 < fractions[0] < fractions[-1] == 1
+    assert any(event.name == "preview" for event in events)
+    subscription.close()
+
+
+def test_what_is_edited_survives_and_is_deleted_with_the_job(held, shapes, image, mask, tmp_path):  # noqa: F811
+    """An engine that is abandoned before it samples: the next one has the image and the mask."""
+    first = held.start(out=tmp_path)
+    asked, inputs = edited(shapes, image, mask, kind="inpaint")
+    job = first.submit(asked, "a", inputs)
+    first.stop(60)
+    held.go()
+    engine = Engine(shapes, tmp_path, batch_sizes=(1,), warm_up=False)
+    engine.start()
+    try:
+        (job,) = wait(engine, job.id)
+        expected = sampled_by_editor(shapes, "inpaint", image, mask, PROMPT)
+        np.testing.assert_array_equal(read_png(engine.image_path(job.images[0].file)), expected)
+        kept = engine.input_file(f"{job.id}-image.png"), engine.input_file(f"{job.id}-mask.png")
+        assert kept == (inputs.image, inputs.mask)
+        assert engine.image_owner(f"{job.id}-mask.png") == "a"
+        assert engine.delete(job.id)
+        assert engine.input_file(f"{job.id}-image.png") is None
+    finally:
+        engine.stop(60)
+    with contextlib.closing(sqlite3.connect(tmp_path / DATABASE)) as database:
+        assert database.execute("SELECT count(*) FROM inputs").fetchone() == (0,)
+
+
+def test_database_of_before_edits_is_opened(shapes, tmp_path):
+    engine = Engine(shapes, tmp_path, batch_sizes=(1,), warm_up=False)
+    engine.start()
+    (before,) = wait(engine, engine.submit(request(settings=STEPS), "a").id)
+    engine.stop(60)
+    with contextlib.closing(sqlite3.connect(tmp_path / DATABASE)) as database:
+        database.executescript("DROP TABLE inputs; PRAGMA user_version = 1;")
+    engine = Engine(shapes, tmp_path, batch_sizes=(1,), warm_up=False)
+    engine.start()
+    try:
+        assert engine.get(before.id) == before
+        asked, inputs = edited(shapes, np.zeros((64, 64, 3), np.uint8), kind="image_to_image")
+        until(lambda: engine.ready)
+        assert engine.submit(asked, "a", inputs).request == asked
+    finally:
+        engine.stop(60)
+
+
+def test_an_idempotency_key_is_of_one_image(start, shapes, image):  # noqa: F811
+    engine = start()
+    key = {"idempotency_key": "k", "settings": STEPS}
+    asked, inputs = edited(shapes, image, kind="image_to_image", others=key)
+    job = engine.submit(asked, "a", inputs)
+    assert engine.submit(asked, "a", inputs).id == job.id
+    other, its_inputs = edited(shapes, 255 - image, kind="image_to_image", others=key)
+    with pytest.raises(ConfigError, match="idempotency_key"):
+        engine.submit(other, "a", its_inputs)
+
+
+def test_images_of_other_sizes_are_fitted(shapes, image, mask):
+    """A photo is kept at the size it is used at; a mask covers whatever it has covered of a pixel."""
+    large, large_mask = image.repeat(6, 0).repeat(6, 1), np.zeros((384, 384), np.uint8)
+    large_mask[100, 100] = 255
+    _, inputs = edited(shapes, large, large_mask, kind="inpaint")
+    np.testing.assert_array_equal(decode_png(inputs.image), image)
+    assert [*np.argwhere(decode_png(inputs.mask)[..., 0])[0]] == [16, 16]
+    _, inputs = edited(shapes, image[::2, ::2], mask[::2, ::2], kind="inpaint")
+    assert decode_png(inputs.image).shape == (64, 64, 3)
+    np.testing.assert_array_equal(decode_png(inputs.mask)[..., 0], mask)
+    _, inputs = edited(shapes, large, kind="upscale")
+    assert decode_png(inputs.image).shape == large.shape
+
+
+def test_another_aspect_is_refused(start, shapes, image):  # noqa: F811
+    asked, inputs = edited(shapes, image[:48], kind="image_to_image")
+    with pytest.raises(ConfigError, match="crop it, or give height and width"):
+        start().submit(asked, "a", inputs)
+
+
+def test_a_job_without_its_image_is_refused(start, shapes, image):  # noqa: F811
+    asked, _ = edited(shapes, image, kind="image_to_image")
+    with pytest.raises(ConfigError, match="missing"):
+        start().submit(asked, "a")
+
+
+@pytest.mark.parametrize(
+    "field, fields",
+    [
+        ("mask", {"kind": "inpaint"}),
+        ("strength", {"kind": "image_to_image", "strength": 1.5}),
+        ("strength", {"kind": "image_to_image", "strength": 0}),
+        ("strength", {"kind": "image_to_image", "strength": [0.5]}),
+        ("strength", {"kind": "upscale", "strength": 0.5}),
+        ("position", {"kind": "image_to_image", "position": [0, 0]}),
+        ("resample", {"kind": "outpaint", "resample": 17}),
+        ("feather", {"kind": "outpaint", "feather": -1}),
+    ],
+)
+def test_wrong_fields_are_named(shapes, image, field, fields):
+    with pytest.raises(HttpError) as refused:
+        edited(shapes, image, **fields)
+    assert (refused.value.status, refused.value.param) == (400, f"edit.{field}")
+
+
+@pytest.mark.parametrize("sides", [(65_000, 65_000), (4097, 1), (1, 4097), (4096, 4097)])
+def test_bombs_are_refused_by_their_headers(sides, monkeypatch):
+    def decode(*_):
+        raise AssertionError("pixels are decoded")
+
+    data = file_of(np.zeros((1, 1), np.uint8))
+    bomb = data[:16] + sides[0].to_bytes(4, "big") + sides[1].to_bytes(4, "big") + data[24:]
+    bomb = bomb[:29] + zlib.crc32(bomb[12:29]).to_bytes(4, "big") + bomb[33:]
+    monkeypatch.setattr(Image.Image, "convert", decode)
+    with pytest.raises(HttpError, match="pixels") as refused:
+        read_image(bomb, "image", 3, LIMITS)
+    assert refused.value.status == 400
+
+
+@pytest.mark.parametrize("cut", [0, 4, 30, 60, -20])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF"])
+def test_damaged_files_are_refused(image, kind, cut):
+    with pytest.raises(HttpError, match="not a PNG or JPEG that can be read") as refused:
+        read_image(file_of(image, kind)[:cut], "image", 3, LIMITS)
+    assert refused.value.param == "image"
+
+
+def test_files_of_every_mode_are_read(image):
+    gray = Image.fromarray(image).convert("L")
+    for mode in ("L", "P", "CMYK", "1"):
+        data = io.BytesIO()
+        Image.fromarray(image).convert(mode).save(data, "JPEG" if mode == "CMYK" else "PNG")
+        assert read_image(data.getvalue(), "image", 3, LIMITS).pixels.shape == image.shape
+    assert (read_image(file_of(np.asarray(gray)), "image", 1, LIMITS).pixels[..., 0] == np.asarray(gray)).all()
+    deep = png.encode(np.zeros((4, 4, 1), np.uint16))
+    with pytest.raises(HttpError, match="8 bits"):
+        read_image(deep, "image", 1, LIMITS)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned
+    turned = read_image(file_of(image, exif=exif), "image", 3, LIMITS).pixels
+    np.testing.assert_array_equal(turned, np.rot90(image, -1))
+
+
+def test_transparent_areas_are_drawn_anew(shapes, image, mask):
+    transparent = np.dstack([image, 255 - mask])
+    np.testing.assert_array_equal(read_mask(file_of(transparent), "mask", LIMITS), mask)
+    np.testing.assert_array_equal(read_mask(file_of(mask), "mask", LIMITS), mask)
+    files = EditFiles(file_of(transparent), file_of(transparent))
+    body = EditBody(kind="inpaint", image="")
+    _, inputs = with_edit(request(PROMPT), body, files, shapes, LIMITS)
+    np.testing.assert_array_equal(decode_png(inputs.image), image)
+    np.testing.assert_array_equal(decode_png(inputs.mask)[..., 0], mask)
+    with pytest.raises(HttpError, match="transparent"):
+        with_edit(request(PROMPT), EditBody(kind="image_to_image", image=""), files, shapes, LIMITS)
