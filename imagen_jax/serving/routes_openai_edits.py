@@ -25,6 +25,7 @@ _VARIATION_STRENGTH = 0.5
 _INTEGER = re.compile(r"-?[0-9]{1,20}")
 _JSON_FIELDS = ("settings", "strength", "stream")  # in a form, everything is text
 _INTEGER_FIELDS = ("n", "output_compression", "partial_images")
+_Key = Annotated[str | None, Header(description="A name of this request: sent again, it waits for the same job.")]
 _File = Annotated[bytes, WithJsonSchema({"type": "string", "format": "binary"})]
 
 
@@ -69,7 +70,6 @@ def _body(model: type[BaseModel]) -> dict[str, Any]:
 def edits_router(service: Service) -> APIRouter:
     """Returns the routes of OpenAI's API that edit images."""
     router = APIRouter(tags=["openai"])
-    key_header = Header(description="A name of this request: sent again, it waits for the same job.")
 
     @router.post(
         "/v1/images/edits",
@@ -77,7 +77,7 @@ def edits_router(service: Service) -> APIRouter:
         responses=responses(400, 404, 409, 413, 415, 429, 503),
         openapi_extra=_body(EditForm),
     )
-    async def edit(request: Request, idempotency_key: Annotated[str | None, key_header] = None) -> GenerationView:
+    async def edit(request: Request, idempotency_key: _Key = None) -> GenerationView:
         """Draws the masked part of an image anew, or changes all of it, and waits for the images; as generations."""
         return await _answer(service, await _read(request, EditForm, service), request, idempotency_key)
 
@@ -87,7 +87,7 @@ def edits_router(service: Service) -> APIRouter:
         responses=responses(400, 404, 409, 413, 415, 429, 503),
         openapi_extra=_body(VariationForm),
     )
-    async def vary(request: Request, idempotency_key: Annotated[str | None, key_header] = None) -> GenerationView:
+    async def vary(request: Request, idempotency_key: _Key = None) -> GenerationView:
         """Draws images like one, and waits for them; as generations."""
         return await _answer(service, await _read(request, VariationForm, service), request, idempotency_key)
 

@@ -4,6 +4,7 @@ import {
   ConnectionError, connection, getJson, isReady, mayAskForToken, onTokenNeeded, postFile, postJob, reachable, takeTokenFromAddress,
 } from "./api.js";
 import { $, announce, el, show, toast } from "./dom.js";
+import * as edit from "./edit.js";
 import * as form from "./form.js";
 import * as gallery from "./gallery.js";
 import * as jobs from "./jobs.js";
@@ -18,6 +19,15 @@ async function submit() {
   if (attempt) return;
   const request = form.read();
   if (!request) return;
+  if (edit.isEditing()) {
+    try {
+      request.edit = edit.read();
+    } catch (error) {
+      form.message(error.message, { error: true });
+      form.pointAtField({ param: "edit", message: "" });
+      return;
+    }
+  }
   mayAskForToken();
   attempt = { stopped: false, wake: () => {} };
   $("generate").setAttribute("aria-busy", "true");
@@ -107,9 +117,35 @@ function reuse(job, index) {
     prompt: image.prompt ?? job.prompts[0], negative_prompt: job.negative_prompt, seed: image.seed, count: 1,
     settings: job.settings, height: job.height, width: job.width,
   });
+  if (canEditAgain(job)) {
+    const size = { width: image.width ?? job.width, height: image.height ?? job.height };
+    edit.open({ url: job.edit.image, ...size }, { maskUrl: job.edit.mask, strength: Math.max(...job.edit.strength) })
+      .catch((error) => toast(`Its mask could not be loaded: ${error.message}`, { error: true }));
+  } else edit.close();
   toast("Settings filled in");
   $("prompt").focus();
   scrollTo({ top: 0, behavior: "smooth" });
+}
+
+/** Returns whether the form can ask for a job's edit: of kinds that it has. */
+const canEditAgain = (job) => job.edit && ["image_to_image", "inpaint"].includes(job.edit.kind);
+
+/** Begins to edit an image of a job, with its prompt and settings. */
+function editImage(job, image) {
+  form.fill({
+    prompt: image.prompt, negative_prompt: job.negative_prompt, seed: null, count: 1,
+    settings: job.settings, height: image.height, width: image.width,
+  });
+  edit.open(image);
+}
+
+async function editFile(file) {
+  if (!file) return;
+  try {
+    await edit.openFile(file);
+  } catch (error) {
+    form.message(`“${file.name.slice(0, 60)}”: ${error.message}`, { error: true });
+  }
 }
 
 async function reuseFile(file) {
@@ -120,9 +156,11 @@ async function reuseFile(file) {
     if (file.size > most) throw new Error(`This file is larger than ${Math.floor(most / 2 ** 20)} MiB: give a PNG that was made here.`);
     const made = await postFile(file);
     form.fill({ ...made, count: 1 });
+    edit.close();
     $("prompt").focus();
     scrollTo({ top: 0, behavior: "smooth" });
-    if (made.same_model) toast("Settings filled in");
+    if (made.edit) form.message("It was made from another image, which is not in the file. Its settings are filled in.");
+    else if (made.same_model) toast("Settings filled in");
     else form.message("Another model made this image. Its settings are filled in; the image will look different.");
   } catch (error) {
     const name = file.name ? `“${file.name.slice(0, 60)}”: ` : "";
@@ -133,18 +171,29 @@ async function reuseFile(file) {
 function setUpFiles() {
   $("from-file").onclick = () => $("file").click();
   $("file").onchange = () => { reuseFile($("file").files[0]); $("file").value = ""; };
+  $("edit-file").onclick = () => $("image-file").click();
+  $("image-file").onchange = () => { editFile($("image-file").files[0]); $("image-file").value = ""; };
   const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
   let depth = 0; // dragenter and dragleave come for every element on the way
   addEventListener("dragenter", (event) => { if (hasFiles(event)) { depth += 1; show($("drop"), true); } });
   addEventListener("dragleave", (event) => { if (hasFiles(event) && (depth -= 1) <= 0) { depth = 0; show($("drop"), false); } });
-  addEventListener("dragover", (event) => { if (hasFiles(event)) event.preventDefault(); });
+  const isToEdit = (event) => { // whether it is over that half of the page
+    const { left, right, top, bottom } = $("drop-edit").getBoundingClientRect();
+    return event.clientX >= left && event.clientX <= right && event.clientY >= top && event.clientY <= bottom;
+  };
+  addEventListener("dragover", (event) => {
+    if (!hasFiles(event)) return;
+    event.preventDefault();
+    $("drop").dataset.over = isToEdit(event) ? "edit" : "settings";
+  });
   addEventListener("drop", (event) => {
     if (!hasFiles(event)) return;
     event.preventDefault();
     depth = 0;
+    const use = isToEdit(event) ? editFile : reuseFile;
     show($("drop"), false);
     document.querySelector("dialog[open]")?.close();
-    reuseFile(event.dataTransfer.files[0]);
+    use(event.dataTransfer.files[0]);
   });
   addEventListener("paste", (event) => {
     const file = [...(event.clipboardData?.files ?? [])].find((one) => one.type === "image/png");
@@ -192,7 +241,8 @@ async function start() {
   takeTokenFromAddress();
   onTokenNeeded(askForToken);
   form.setUpForm(submit);
-  viewer.setUpViewer({ reuse });
+  viewer.setUpViewer({ reuse, edit: editImage });
+  edit.setUpEdit();
   setUpFiles();
   setUpConnection();
   watchReadiness();

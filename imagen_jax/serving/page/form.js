@@ -188,7 +188,7 @@ export function fill(values) {
   fitHeight($("negative"));
 }
 
-/** Returns the body of the form's request; null, with a message at the field, if something in it cannot be. */
+/** Returns the body of the form's request, without what it edits; null, with a message at the field, if something in it cannot be. */
 export function read() {
   clearMessage();
   const prompt = $("prompt").value.trim();
@@ -209,6 +209,12 @@ export function read() {
     ...size(),
   };
   return { ...body, seeds: seed ? BigInt(seed).toString() : null };
+}
+
+/** Returns {width, height} of the images that the form asks for. */
+export function imageSize() {
+  const last = cascade?.stages.at(-1) ?? { width: 64, height: 64 };
+  return { width: Number($("width").value || last.width), height: Number($("height").value || last.height) };
 }
 
 function size() {
@@ -246,7 +252,7 @@ function pointAt(node) {
 export function pointAtField({ param, message: words }) {
   const text = String(param ?? "");
   const [, stage, name] = /^settings\[(\d+)\]\.(\w+)/.exec(text) ?? [];
-  const simple = { prompts: "prompt", negative_prompt: "negative", seeds: "seed", count: "count", height: "height", width: "width" };
+  const simple = { prompts: "prompt", negative_prompt: "negative", seeds: "seed", count: "count", height: "height", width: "width", edit: "edit-mask" };
   const setting = /^sampling\.(\w+)/i.exec(words)?.[1]; // of a stage that it does not name: it is one that was changed
   const size = /^size /i.test(words) ? "width" : null;
   const node = $(name ? `s${stage}-${name}` : (simple[/^\w+/.exec(text)?.[0]] ?? size)) ?? changedControl(setting);

@@ -159,6 +159,7 @@ function addCard(job) {
     buttons: el("div", { className: "job-buttons" }),
   };
   const prompt = el("p", { className: "prompt clamp", dir: "auto", title: job.prompts[0] }, job.prompts[0]);
+  if (job.edit) prompt.prepend(el("span", { className: "badge" }, "Edit"), " ");
   const card = el("article", { className: "job", "aria-label": `Job: ${job.prompts[0].slice(0, 80)}` },
     el("div", { className: "job-head" }, prompt, parts.buttons),
     el("div", { className: "job-progress" }, el("div", { className: "job-line" }, parts.state, parts.left), parts.bar),

@@ -6,7 +6,7 @@ import { settingLabel } from "./form.js";
 import { deselectJob, historyChanged, isSelected, keyOf, pictures, select } from "./gallery.js";
 import { dismiss } from "./jobs.js";
 
-const handlers = { reuse: () => {} };
+const handlers = { reuse: () => {}, edit: () => {} };
 let cascade = null;
 let current = null; // {job, image}; image is null for a job without images
 
@@ -21,11 +21,14 @@ export function setUpViewer(given) {
   $("viewer-previous").onclick = () => step(-1);
   $("viewer-next").onclick = () => step(1);
   $("viewer").addEventListener("keydown", (event) => {
+    if (event.target === $("viewer-split")) return; // its own arrows
     if (event.key === "ArrowLeft") step(-1);
     if (event.key === "ArrowRight") step(1);
   });
   $("viewer-download").addEventListener("click", download);
   $("viewer-reuse").onclick = () => { $("viewer").close(); handlers.reuse(current.job, current.image?.index ?? 0); };
+  $("viewer-edit").onclick = () => { $("viewer").close(); handlers.edit(current.job, current.image); };
+  $("viewer-split").addEventListener("input", split);
   $("viewer-select").onclick = toggleSelected;
   $("viewer-delete").onclick = remove;
 }
@@ -82,7 +85,9 @@ function display(job, image) {
     img.width = image.width;
     img.height = image.height;
   }
+  displayBefore(job, image);
   show($("viewer-download"), image);
+  show($("viewer-edit"), image);
   show($("viewer-select"), image);
   $("viewer-prompt").textContent = prompt;
   $("viewer-facts").replaceChildren(...facts(job, image));
@@ -92,11 +97,29 @@ function display(job, image) {
   $("viewer-next").disabled = position < 0 || position >= pictures().length - 1;
 }
 
+/** Shows what an edit began with, over the image, up to where the slider is. */
+function displayBefore(job, image) {
+  const isPair = Boolean(image && job.edit && !["upscale", "outpaint"].includes(job.edit.kind));
+  for (const id of ["viewer-before", "viewer-line", "viewer-slider"]) show($(id), isPair);
+  $("viewer-before").removeAttribute("src");
+  if (!isPair) return;
+  $("viewer-before").src = job.edit.image;
+  $("viewer-before").alt = "Before the edit";
+  $("viewer-split").value = 50;
+  split();
+}
+
+function split() {
+  $("viewer-pair").style.setProperty("--split", `${$("viewer-split").value}%`);
+  $("viewer-split").setAttribute("aria-valuetext", `${$("viewer-split").value}% before`);
+}
+
 function facts(job, image) {
   const rows = [];
   const add = (name, ...value) => rows.push(el("div", {}, el("dt", {}, name), el("dd", {}, ...value)));
   if (!image) add("Status", job.error ?? { canceled: "Canceled", failed: "Failed" }[job.status] ?? job.status);
   if (job.negative_prompt) add("Negative prompt", el("span", { dir: "auto" }, job.negative_prompt));
+  if (job.edit) add("Edit", editText(job.edit));
   if (image) add("Seed", seedButton(image.seed));
   if (image) add("Size", `${image.width}×${image.height}`);
   const took = job.started && job.finished ? `, in\u00a0${duration(job.finished - job.started).replace(" ", "\u00a0")}` : "";
@@ -110,6 +133,14 @@ function facts(job, image) {
     add(name, [...main, ...changed].map((key) => phrase(key, settings[key])).join(", "));
   });
   return rows;
+}
+
+const EDITS = { image_to_image: "All of an image", inpaint: "A part of an image", outpaint: "Around an image", upscale: "An image, enlarged" };
+
+function editText({ kind, strength }) {
+  if (kind === "upscale") return EDITS[kind];
+  const shares = [...new Set(strength.map((one) => `${Math.round(one * 100)}%`))];
+  return `${EDITS[kind]}, strength ${shares.join(", ")}`;
 }
 
 function phrase(key, value) {
@@ -208,6 +239,7 @@ function comparisonRows(entries) {
     row("Prompt", ({ image }) => image.prompt),
     row("Negative prompt", ({ job }) => job.negative_prompt),
     row("Seed", ({ image }) => image.seed),
+    row("Edit", ({ job }) => job.edit && editText(job.edit)),
     row("Size", ({ image }) => `${image.width}×${image.height}`),
   ];
   const settings = new Map(entries.map(({ job }) => [job, effectiveSettings(job)]));
