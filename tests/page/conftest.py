@@ -13,7 +13,7 @@ import pytest
 from tests.helpers.servers import serve
 
 AXE = Path(__file__).parents[2] / ".cache" / "page" / "node_modules" / "axe-core" / "axe.min.js"
-PATIENCE = 120_000  # milliseconds, on a busy machine
+PATIENCE = 40_000  # milliseconds, on a busy machine
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 

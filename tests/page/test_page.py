@@ -5,6 +5,7 @@ import re
 import signal
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -61,8 +62,8 @@ def _starts_with(text):
     return re.compile("^" + re.escape(text))
 
 
-def drop(tab, name, data, kind="image/png"):
-    """Drops a file on the page."""
+def drop(tab, name, data, kind="image/png", to_edit=False):
+    """Drops a file on the page, on the half for settings or on that for editing."""
     transfer = tab.evaluate_handle(
         """([name, bytes, type]) => {
             const transfer = new DataTransfer();
@@ -72,7 +73,9 @@ def drop(tab, name, data, kind="image/png"):
         [name, list(data), kind],
     )
     for event in ("dragenter", "dragover", "drop"):
-        tab.dispatch_event("main", event, {"dataTransfer": transfer})
+        where = tab.locator("#drop-edit").bounding_box() if to_edit and event != "dragenter" else {"x": -9, "y": -9}
+        at = {"clientX": where["x"] + 9, "clientY": where["y"] + 9}
+        tab.dispatch_event("main", event, {"dataTransfer": transfer, **at})
 
 
 def png_of(server, job, index=0):
@@ -156,6 +159,156 @@ def test_a_png_brings_its_settings_back(tab, server, made, way):
     expect(card).to_have_attribute("data-status", "done")
     url = card.locator("img").get_attribute("src")
     assert pixels(httpx.get(server.url + url).content) == pixels(data)
+
+
+def edit_of(tab, made):
+    """Opens the first image of a job, and begins to edit it."""
+    tab.locator("#gallery .picture[title^='a red circle']").last.click()
+    tab.get_by_role("button", name="Edit this image").click()
+    expect(tab.locator("#edit-title")).to_be_focused()
+    assert tab.input_value("#prompt") == "a red circle"
+
+
+def paint(tab, *points):
+    """Paints from point to point, which are shares of the sides of the mask."""
+    tab.locator("#edit-mask").scroll_into_view_if_needed()
+    box = tab.locator("#edit-mask").bounding_box()
+    for number, (x, y) in enumerate(points):
+        tab.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=4)
+        if number == 0:
+            tab.mouse.down()
+    tab.mouse.up()
+
+
+def finished_job(tab, server, prompt):
+    """Returns the job of a prompt by the API, once its card says that it is done."""
+    expect(tab.locator(JOB, has_text=prompt)).to_have_attribute("data-status", "done")
+    return httpx.get(f"{server.url}/v1/history", params={"query": prompt}).json()["jobs"][0]
+
+
+def test_edits_a_part_of_an_image(tab, server, made):
+    edit_of(tab, made)
+    expect(tab.locator("#edit-strength-value")).to_have_text("60%")
+    paint(tab, (0.1, 0.25), (0.9, 0.25))
+    expect(tab.locator("#edit-painted")).to_have_text("13% of the image is drawn anew.")
+    expect(tab.locator("#edit-strength-value")).to_have_text("100%")
+    draw(tab, "a blue bar", seed=3)
+    job = finished_job(tab, server, "a blue bar")
+    assert (job["edit"]["kind"], job["edit"]["strength"]) == ("inpaint", [1, 1])
+    mask = np.asarray(Image.open(io.BytesIO(httpx.get(server.url + job["edit"]["mask"]).content)))
+    assert mask[16, 8:56].all() and not mask[32:].any()
+    before, after = (
+        np.asarray(Image.open(io.BytesIO(httpx.get(server.url + url).content)))
+        for url in (job["edit"]["image"], job["images"][0]["url"])
+    )
+    np.testing.assert_array_equal(after[mask == 0], before[mask == 0])
+    assert (after[mask > 0] != before[mask > 0]).any()
+    # the two, one over the other, and what separates them
+    tab.locator(JOB).locator(".picture").click()
+    loaded(tab.locator("#viewer-before"))
+    widths = []
+    for value in ("20", "80"):
+        tab.locator("#viewer-split").fill(value)
+        widths.append(tab.evaluate("getComputedStyle(document.getElementById('viewer-before')).clipPath"))
+    assert widths[0] != widths[1]
+    tab.locator("#viewer-split").press("ArrowRight")
+    expect(tab.locator("#viewer-split")).to_have_value("81")
+    expect(tab.locator("#viewer-prompt")).to_have_text("a blue bar")
+    # all of it again: the image, the mask and the strength
+    tab.locator("#edit-close").evaluate("button => button.click()")
+    expect(tab.locator("#edit")).to_be_hidden()
+    tab.locator("#viewer-reuse").click()
+    expect(tab.locator("#edit-painted")).to_have_text("14% of the image is drawn anew.")
+    draw(tab, "a blue bar again", seed=3)
+    again = finished_job(tab, server, "a blue bar again")
+    assert [again["edit"][name] for name in ("kind", "strength")] == ["inpaint", [1, 1]]
+    assert pixels(httpx.get(server.url + again["edit"]["mask"]).content) == mask.tobytes()
+
+
+def test_edits_by_keyboard(tab, made):
+    edit_of(tab, made)
+    painted = tab.locator("#edit-painted")
+    nothing = "Nothing is painted: all of the image changes."
+    expect(painted).to_have_text(nothing)
+    tab.locator("#edit-mask").focus()
+    tab.keyboard.press("ArrowRight")
+    expect(tab.locator("#announcer")).to_have_text("53% from the left, 50% from the top")
+    expect(tab.locator("#edit-brush")).to_be_visible()
+    tab.keyboard.press("Space")
+    expect(painted).to_have_text("2% of the image is drawn anew.")
+    for _ in range(8):
+        tab.keyboard.press("Shift+ArrowDown")
+    expect(painted).to_have_text("5% of the image is drawn anew.")
+    for _ in range(2):
+        tab.keyboard.press("Control+z")
+    expect(painted).to_have_text("4% of the image is drawn anew.")
+    tab.get_by_role("button", name="Invert").click()
+    expect(painted).to_have_text("95% of the image is drawn anew.")
+    tab.get_by_role("button", name="Clear", exact=True).click()
+    expect(painted).to_have_text(nothing)
+    for _ in range(20):
+        if tab.locator("#edit-undo").is_enabled():
+            tab.locator("#edit-undo").click()
+    expect(painted).to_have_text(nothing)
+    # all painted is none kept
+    tab.get_by_role("button", name="Invert").click()
+    tab.locator("#generate").click()
+    expect(tab.locator("#form-message")).to_contain_text("leave something as it is")
+    expect(tab.locator("#edit-mask")).to_be_focused()
+    tab.get_by_role("button", name="Erase").click()
+    tab.locator("#edit-mask").press("Enter")
+    expect(painted).to_have_text("98% of the image is drawn anew.")
+    tab.get_by_role("button", name="Stop editing").click()
+    expect(tab.locator("#prompt")).to_be_focused()
+    expect(tab.locator("#edit")).to_be_hidden()
+
+
+@pytest.mark.parametrize("way", ["dropped", "chosen"])
+def test_edits_a_picture(tab, server, made, way):
+    data = io.BytesIO()
+    Image.new("RGB", (300, 200), "orange").save(data, "JPEG")
+    if way == "dropped":
+        drop(tab, "photo.jpg", data.getvalue(), "image/jpeg", to_edit=True)
+    else:
+        tab.set_input_files("#image-file", {"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": data.getvalue()})
+    expect(tab.locator("#edit-title")).to_be_focused()
+    tab.locator("#edit-strength").fill("30")
+    draw(tab, f"an orange wall, {way}")
+    job = finished_job(tab, server, f"an orange wall, {way}")
+    assert (job["edit"]["kind"], job["edit"]["strength"]) == ("image_to_image", [0.3, 0.3])
+    size, pixel = (
+        (64, 64),
+        Image.open(io.BytesIO(httpx.get(server.url + job["edit"]["image"]).content)).getpixel((9, 9)),
+    )
+    assert size == (job["images"][0]["width"], job["images"][0]["height"])
+    assert np.abs(np.array(pixel) - (255, 165, 0)).max() < 4
+    tab.get_by_role("button", name="Stop editing").click()
+    draw(tab, f"a plain ring, {way}")
+    assert finished_job(tab, server, f"a plain ring, {way}")["edit"] is None
+
+
+def test_what_is_not_a_picture_cannot_be_edited(tab):
+    tab.set_input_files("#image-file", {"name": "a.txt", "mimeType": "text/plain", "buffer": b"text"})
+    expect(tab.locator("#form-message")).to_contain_text("“a.txt”: This is not an image that the browser can open.")
+    expect(tab.locator("#edit")).to_be_hidden()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [WIDE, {"width": 320, "height": 640}], ids=["wide", "small"])
+def test_editing_fits_and_is_accessible(new_client, server, made, scheme, viewport):
+    is_phone = viewport is not WIDE
+    client = new_client(
+        server.url, viewport, color_scheme=scheme, has_touch=is_phone, is_mobile=is_phone, reduced_motion="reduce"
+    )
+    tab = client.open()
+    edit_of(tab, made)
+    paint(tab, (0.3, 0.3), (0.6, 0.6))
+    check_view(tab)
+    draw(tab, "a ring that fits")
+    finished_job(tab, server, "a ring that fits")
+    tab.locator(JOB).locator(".picture").click()
+    loaded(tab.locator("#viewer-before"))
+    check_view(tab)
 
 
 def pixels(data):

@@ -7,6 +7,7 @@ from PIL import Image
 
 from tests.helpers.configs import ROOT
 from tests.page.conftest import PHONE
+from tests.page.test_page import paint
 
 pytestmark = pytest.mark.screenshots
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed: run make page")
@@ -17,6 +18,7 @@ PROMPTS = (
     "a purple cross in the center on a gray background",
     "two small orange squares on a tan background",
 )
+EDITED = "a red circle in the center on a gray background"
 MOST_BYTES = 150_000
 VIEWPORT = {"width": 1180, "height": 760}
 _PAUSE = 1000  # milliseconds for transitions and images
@@ -62,6 +64,14 @@ def test_screenshots(new_client, server):
         tile.get_by_role("checkbox").check(force=True)
     tab.locator("#selection-compare").click()
     write(tab, "compare", tab.locator("#compare"))
+
+    tab = new_client(server.url, VIEWPORT).open()
+    tab.locator(f"#gallery .picture[title^='{PROMPTS[2]}']").first.click()
+    tab.locator("#viewer-edit").click()
+    paint(tab, (0.4, 0.45), (0.4, 0.6), (0.6, 0.4), (0.6, 0.6), (0.5, 0.5), (0.35, 0.5), (0.65, 0.5))
+    tab.fill("#seed", "4")
+    finish(tab, EDITED, 1)
+    write(tab, "edit")
 
     tab = new_client(server.url, PHONE, color_scheme="light", is_mobile=True, has_touch=True).open()
     finish(tab, PROMPTS[1], 2)

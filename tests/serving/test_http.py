@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import threading
+import warnings
 import zlib
 from contextlib import ExitStack
 from urllib.parse import urlsplit
@@ -398,20 +399,20 @@ def test_job_edits_a_photo(client):
         (400, "edit.image", {"kind": "image_to_image", "image": base64_of(b"GIF89a")}),
         (400, "edit.image", {"kind": "image_to_image", "image": base64_of(png_file(size=(65000, 65000)))}),
         (400, "edit.image", {"kind": "image_to_image", "image": base64_of(png_file(size=(4096, 4096)))}),
-        (400, "edit.image", {"kind": "image_to_image", "image": base64_of(picture()[:-20])}),
+        (400, "edit.image", {"kind": "image_to_image", "image": base64_of(picture()[:-200])}),
         (404, "edit.image", {"kind": "image_to_image", "image": f"{'x' * 16}-0.png"}),
         (404, "edit.image", {"kind": "image_to_image", "image": "jobs.png"}),
         (400, "edit.mask", {"kind": "inpaint", "image": base64_of(picture())}),
         (400, "edit.mask", {"kind": "inpaint", "image": base64_of(picture()), "mask": base64_of(png_file())}),
-        (400, None, {"kind": "image_to_image", "image": base64_of(picture()[:0])}),
+        (400, "edit.image", {"kind": "image_to_image", "image": base64_of(picture()[:0])}),
         (400, "edit.kind", {"kind": "x", "image": base64_of(picture())}),
-        (400, "edit.x", {"kind": "upscale", "image": base64_of(picture()), "x": 1}),
+        (400, "x", {"kind": "upscale", "image": base64_of(picture()), "x": 1}),
         (400, "edit.strength", {"kind": "image_to_image", "image": base64_of(picture()), "strength": "1"}),
     ],
 )
 def test_wrong_edit_is_refused(client, status, param, edit):
     response = client.post("/v1/jobs", json={"prompts": PROMPT, "settings": QUICK, "edit": edit})
-    assert (response.status_code, response.json()["error"]["param"]) in ((status, param), (status, "edit.image"))
+    assert (response.status_code, response.json()["error"]["param"]) == (status, param)
 
 
 def test_body_with_an_image_may_be_larger(client):
@@ -457,7 +458,9 @@ def test_openai_client_edits_transparent_areas(official):
 def test_openai_client_varies_images(official, server):
     extensions = {"seed": 2**64 - 1, "settings": json.dumps({"num_inference_steps": 4})}
     arguments = {"image": ("image.png", picture()), "n": 2, "extra_body": extensions}
-    varied = official.images.create_variation(**arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of OpenAI's own models
+        varied = official.images.create_variation(**arguments)
     edited = official.images.edit(prompt=" a ring", **arguments | {"extra_body": {**extensions, "strength": 0.25}})
     for response, strength in ((varied, 0.5), (edited, 0.25)):
         for image in response.data:

@@ -162,6 +162,7 @@ async function loadMask(url) {
   await image.decode();
   const { width, height } = $("edit-mask");
   const context = maskContext();
+  context.imageSmoothingEnabled = false; // so that it becomes the same mask again
   context.drawImage(image, 0, 0, width, height);
   const pixels = context.getImageData(0, 0, width, height);
   for (let i = 0; i < pixels.data.length; i += 4) {
