@@ -30,17 +30,26 @@ def read_image(path: Path, name: str) -> Image.Image:
     return decode_image(data, f"{name} {str(path)!r}")
 
 
-def decode_image(data: bytes, name: str) -> Image.Image:
+def decode_image(
+    data: bytes, name: str, formats: tuple[str, ...] = FORMATS, max_pixels: int | None = None
+) -> Image.Image:
     """Returns the image of a file's bytes, as `read_image`; pixels are decoded only if the header tells of few enough.
 
+    Args:
+        data: of the file.
+        name: of the image, for messages.
+        formats: that it may have.
+        max_pixels: that it may have; by default `MAX_PIXELS`.
+
     Raises:
-        ConfigError: it is not an image of `FORMATS`, it is damaged, or it has too many pixels.
+        ConfigError: it is not an image of these formats, it is damaged, or it has too many pixels.
     """
+    most = MAX_PIXELS if max_pixels is None else max_pixels
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
+            if image.width * image.height > most:
                 raise ConfigError(
-                    f"{name} has {image.height}×{image.width} pixels, more than the {MAX_PIXELS // 2**20} Mi that are "
+                    f"{name} has {image.height}×{image.width} pixels, more than the {most // 2**20} Mi that are "
                     "decoded: give a smaller image"
                 )
             image.load()
@@ -49,5 +58,5 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         raise
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ConfigError(
-            f"{name} cannot be decoded as an image ({first_line(error)}): give a PNG, JPEG, WebP, BMP or TIFF file"
+            f"{name} cannot be decoded as an image ({first_line(error)}): give a file of {', '.join(formats)}"
         ) from error

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import threading
-from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from imagen_jax.io.text import printable
+from imagen_jax.errors import ConfigError
+from imagen_jax.images.files import decode_image
 from imagen_jax.serving.http_errors import HttpError
 from imagen_jax.serving.http_limits import HttpLimits
 
@@ -34,29 +32,6 @@ class UploadedImage:
     transparent: np.ndarray | None
 
 
-@contextlib.contextmanager
-def _opened(data: bytes, name: str, limits: HttpLimits) -> Iterator[Image.Image]:
-    """Yields the image of a file, of which only the header has been read, once its size is known to be allowed."""
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            width, height = image.size
-            if max(width, height) > limits.side or width * height > limits.upload_pixels:
-                raise HttpError(
-                    400,
-                    f"{name} has {height:,}×{width:,} pixels: give at most {limits.upload_pixels:,}, and "
-                    f"{limits.side:,} on a side",
-                    name,
-                )
-            yield image
-    except Image.DecompressionBombError as error:  # Pillow's own limit, which is far above
-        raise HttpError(400, f"{name} has more than {limits.upload_pixels:,} pixels: reduce it", name) from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        reason = printable(" ".join(str(error).split()))[:100]
-        raise HttpError(400, f"{name} is not a PNG or JPEG that can be read ({reason}): send another file", name) from (
-            error
-        )
-
-
 def read_image(data: bytes, name: str, channels: int, limits: HttpLimits) -> UploadedImage:
     """Decodes the file of an image.
 
@@ -69,16 +44,29 @@ def read_image(data: bytes, name: str, channels: int, limits: HttpLimits) -> Upl
     Raises:
         HttpError: the file cannot be read, is too large, or has more than 8 bits per channel.
     """
-    with _decoding, _opened(data, name, limits) as opened:
-        if opened.mode.startswith(_DEEP):
-            raise HttpError(400, f"{name} has more than 8 bits per channel: save it with 8 bits", name)
-        image = ImageOps.exif_transpose(opened)
+    with _decoding:
+        image = _decode(data, name, limits)
         transparent = None
         if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
             transparent = np.asarray(image.convert("RGBA").getchannel("A")) < 128
         pixels = np.asarray(image.convert("RGB").convert(_MODES[channels]))
     is_opaque = transparent is None or not transparent.any()
     return UploadedImage(pixels if pixels.ndim == 3 else pixels[..., None], None if is_opaque else transparent)
+
+
+def _decode(data: bytes, name: str, limits: HttpLimits) -> Image.Image:
+    try:
+        image = decode_image(data, name, _FORMATS, limits.upload_pixels)
+    except ConfigError as error:
+        raise HttpError(400, error.problems[0], name) from error
+    except Exception as error:  # Pillow's readers raise errors of their own for damaged files
+        raise HttpError(400, f"{name} is damaged ({type(error).__name__}): send a PNG or JPEG file", name) from error
+    if max(image.size) > limits.side:
+        text = f"{name} has {image.height:,}×{image.width:,} pixels: give at most {limits.side:,} on a side"
+        raise HttpError(400, text, name)
+    if image.mode.startswith(_DEEP):
+        raise HttpError(400, f"{name} has more than 8 bits per channel: save it with 8 bits", name)
+    return image
 
 
 def read_mask(data: bytes, name: str, limits: HttpLimits) -> np.ndarray:

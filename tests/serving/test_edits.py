@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from imagen_jax.errors import ConfigError
 from imagen_jax.images import png
@@ -233,7 +233,7 @@ def test_wrong_fields_are_named(shapes, image, field, fields):
     assert (refused.value.status, refused.value.param) == (400, f"edit.{field}")
 
 
-@pytest.mark.parametrize("sides", [(65_000, 65_000), (4097, 1), (1, 4097), (4096, 4097)])
+@pytest.mark.parametrize("sides", [(65_000, 65_000), (4096, 4097), (1, 2**31 - 1)])
 def test_bombs_are_refused_by_their_headers(sides, monkeypatch):
     def decode(*_):
         raise AssertionError("pixels are decoded")
@@ -241,18 +241,36 @@ def test_bombs_are_refused_by_their_headers(sides, monkeypatch):
     data = file_of(np.zeros((1, 1), np.uint8))
     bomb = data[:16] + sides[0].to_bytes(4, "big") + sides[1].to_bytes(4, "big") + data[24:]
     bomb = bomb[:29] + zlib.crc32(bomb[12:29]).to_bytes(4, "big") + bomb[33:]
-    monkeypatch.setattr(Image.Image, "convert", decode)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", decode)
     with pytest.raises(HttpError, match="pixels") as refused:
         read_image(bomb, "image", 3, LIMITS)
     assert refused.value.status == 400
 
 
+def test_long_sides_are_refused():
+    with pytest.raises(HttpError, match="4,096 on a side"):
+        read_image(file_of(np.zeros((1, 4097), np.uint8)), "image", 3, LIMITS)
+
+
 @pytest.mark.parametrize("cut", [0, 4, 30, 60, -200])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF"])
 def test_damaged_files_are_refused(image, kind, cut):
-    with pytest.raises(HttpError, match="not a PNG or JPEG that can be read") as refused:
+    with pytest.raises(HttpError, match="give a file of PNG, JPEG") as refused:
         read_image(file_of(image, kind)[:cut], "image", 3, LIMITS)
     assert refused.value.param == "image"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_files_with_random_bytes_are_read_or_refused(image, kind):
+    rng, exif = np.random.default_rng(0), Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "text" * 9
+    file = np.frombuffer(file_of(image, kind, exif=exif), np.uint8)
+    for _ in range(200):
+        damaged = file.copy()
+        places = rng.integers(len(file) if rng.random() < 0.5 else 200, size=rng.integers(1, 9))
+        damaged[places] = rng.integers(256, size=len(places))
+        with contextlib.suppress(HttpError):
+            assert read_image(damaged.tobytes(), "image", 3, LIMITS).pixels.dtype == np.uint8
 
 
 def test_files_of_every_mode_are_read(image):
