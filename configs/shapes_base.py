@@ -33,7 +33,7 @@ import ml_collections
 
 from imagen_jax.config.load import default_config
 
-VARIANTS = ("", "long", "wide", "transparent", "tiny")
+VARIANTS = ("", "long", "inpaint", "wide", "transparent", "tiny")
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -51,11 +51,15 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.optimizer.ema_decay = 0.998
     config.training.update(batch_size=16, steps=6000, log_every=25, save_every=1000, preview_every=1000)
     config.sampling.update(num_inference_steps=8, guidance_scale=1.5, threshold="static")
-    if variant == "long":
+    if variant in ("long", "inpaint"):
         config.model.update(channels=72, head_channels=18)
         config.optimizer.ema_decay = 0.9995
         config.training.update(steps=20_000, log_every=100, save_every=2000, preview_every=4000)
         config.sampling.num_inference_steps = 12
+    if variant == "inpaint":
+        config.inpainting.enabled = True
+        config.optimizer.learning_rate = 3e-3
+        config.training.update(init_from="shapes/stage_0", steps=4000, save_every=500, preview_every=2000)
     if variant == "tiny":
         config.model.update(channels=16, middle_attention_types=("self+text",))
         config.optimizer.update(warmup_steps=10)

@@ -8,13 +8,21 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from imagen_jax.diffusion.noise_augmentation import AugLevelDistribution
+from imagen_jax.diffusion.random_masks import MASK_KINDS, MaskDistribution
 from imagen_jax.diffusion.tiling import check_tiles
 from imagen_jax.errors import ConfigError, collect_errors
 from imagen_jax.images.array import Size, format_size
 from imagen_jax.parallel.sharding import check_sharding_rules
 
 if TYPE_CHECKING:
-    from imagen_jax.config.schema import ModelConfig, OptimizerConfig, SamplingConfig, StageConfig, TrainingConfig
+    from imagen_jax.config.schema import (
+        InpaintingConfig,
+        ModelConfig,
+        OptimizerConfig,
+        SamplingConfig,
+        StageConfig,
+        TrainingConfig,
+    )
 
 FILE_CHANNELS = (1, 3, 4)  # what image files are decoded to
 
@@ -31,6 +39,7 @@ def check_stage(config: StageConfig) -> None:
         partial(_check_buckets, config),
         partial(_check_optimizer, config.optimizer),
         partial(_check_training, config.training),
+        partial(_check_masks, config.inpainting),
         partial(_check_sampler, config),
         partial(_check_tiles, config),
         partial(_check_aug_level, config),
@@ -197,6 +206,12 @@ def _check_training(training: TrainingConfig) -> None:
         raise ConfigError(*problems)
 
 
+def _check_masks(inpainting: InpaintingConfig) -> None:
+    if inpainting.enabled and not any(getattr(inpainting, kind) for kind in MASK_KINDS):
+        keys = ", ".join(f"inpainting.{kind}" for kind in MASK_KINDS)
+        raise ConfigError(f"{keys} are all 0, and inpainting.enabled needs masks: set one of them above 0")
+
+
 def needs_variance(sampling: SamplingConfig) -> bool:
     """Returns whether the sampler uses variances that the network predicts."""
     return sampling.sampler == "ddpm" and sampling.variance_type == "learned"
@@ -245,3 +260,8 @@ def aug_level_distribution(config: StageConfig) -> AugLevelDistribution:
         mean=config.diffusion.aug_level_mean,
         std=config.diffusion.aug_level_std,
     )
+
+
+def mask_distribution(inpainting: InpaintingConfig) -> MaskDistribution:
+    """Returns the distribution of masks in training."""
+    return MaskDistribution(**{kind: getattr(inpainting, kind) for kind in MASK_KINDS})

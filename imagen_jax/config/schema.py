@@ -192,6 +192,24 @@ class DiffusionConfig(Group):
     )
 
 
+class InpaintingConfig(Group):
+    """Training to inpaint: the network also sees an image, without what is to be drawn, and a mask."""
+
+    enabled: bool = key(
+        False, "Whether the stage is trained to inpaint.", source="arXiv:2212.06909, Section 3.1 (new channels)"
+    )
+    everything: float = key(
+        0.2,
+        "How often the mask covers all of the image, as in sampling without one, relative to the other masks.",
+        ge=0,
+    )
+    boxes: float = key(
+        0.4, "How often it is one to three rectangles.", source="arXiv:2212.06909, Section 3.2 (boxes)", ge=0
+    )
+    strokes: float = key(0.2, "How often it is one to three strokes of a brush.", ge=0)
+    borders: float = key(0.2, "How often it is all but a rectangle, as in outpainting.", ge=0)
+
+
 class OptimizerConfig(Group):
     """The optimizer, its learning rate and the EMA of parameters."""
 
@@ -397,6 +415,7 @@ class StageConfig(Group):
     text: TextConfig = key(TextConfig(), "The text encoder.")
     model: ModelConfig = key(UNetConfig(), "The network.")
     diffusion: DiffusionConfig = key(DiffusionConfig(), "The diffusion process and objective.")
+    inpainting: InpaintingConfig = key(InpaintingConfig(), "Training to inpaint.")
     optimizer: OptimizerConfig = key(OptimizerConfig(), "The optimizer.")
     training: TrainingConfig = key(TrainingConfig(), "The training run.")
     mesh: MeshConfig = key(MeshConfig(), "The mesh of devices.")

@@ -27,6 +27,7 @@ METRIC_PREFIX = "validation_loss_at_noise/"
 # Values of `schedules.cosine_time`, from little noise to much.
 NOISE_LEVELS = tuple((i + 0.5) / 10 for i in range(10))
 SEED = 0
+_MASK_KEY = 2**16  # folded into an image's key; the noise has smaller numbers
 _AXES = {"image": IMAGE, **TEXT_CONDITION_AXES._asdict(), "keys": "batch ..."}
 
 ValidationLossFn = Callable[[Any, np.ndarray, TextCondition], np.ndarray]
@@ -35,8 +36,9 @@ ValidationLossFn = Callable[[Any, np.ndarray, TextCondition], np.ndarray]
 def make_validation_loss(stage: Stage, mesh: Mesh, batch_size: int) -> ValidationLossFn:
     """Returns a function `(params, images [N, H, W, C], text) -> losses [N, NOISE_LEVELS]`.
 
-    The loss is the training loss on full images without text dropout. The noise and the augmentation level of image i
-    depend on i alone, neither on the batch nor on the mesh, so that losses of different runs and steps are comparable.
+    The loss is the training loss on full images without text dropout. The noise, the augmentation level and the mask of
+    image i depend on i alone, neither on the batch nor on the mesh, so that losses of different runs and steps are
+    comparable.
 
     Args:
         stage: the stage to evaluate.
@@ -52,6 +54,9 @@ def make_validation_loss(stage: Stage, mesh: Mesh, batch_size: int) -> Validatio
             low_res = resize(x, *stage.low_res_shape[:2])
             aug_level = jax.vmap(lambda key: stage.aug_levels.sample(key, 1, stage.aug_schedule)[0])(keys)
             condition = stage.augment_low_res(low_res, aug_level, samplers.gaussian_noise(keys, 1, low_res.shape[1:]))
+        if stage.masks is not None:
+            mask_keys = jax.vmap(lambda key: jax.random.fold_in(key, _MASK_KEY))(keys)
+            condition |= stage.mask_known(x, stage.masks.sample(mask_keys, (x.shape[1], x.shape[2])))
         t = jnp.clip(stage.schedule.inverse_logsnr(logsnr_from_cosine_time(level)), 0.0, 1.0)
         eps = samplers.gaussian_noise(keys, 0, x.shape[1:])
         examples = DiffusionBatch(x, text, condition, jnp.broadcast_to(t, x.shape[:1]), eps)

@@ -27,6 +27,9 @@ from imagen_jax.models.layers import (
 from imagen_jax.parallel.axes import IMAGE
 from imagen_jax.parallel.scan_params import stack_name
 
+# what a stage that inpaints has besides the others; it starts at zero, where it has no effect (arXiv:2212.06909)
+KNOWN_STEM, KNOWN_SKIP = "known_stem", "known_skip"
+
 _ModuleMaker = Callable[..., Any]  # makes a module with a name
 ConstraintFn = Callable[[Any, Any], Any]  # applies sharding constraints to a pytree of features with named axes
 
@@ -170,6 +173,7 @@ class UNetBase(nn.Module):
         low_res: jax.Array | None = None,
         aug_level: jax.Array | None = None,
         dropout_keys: jax.Array | None = None,
+        known: jax.Array | None = None,
     ) -> jax.Array:
         """Returns the network's prediction.
 
@@ -181,6 +185,8 @@ class UNetBase(nn.Module):
             low_res: images [B, H, W, C] that condition a super-resolution stage, already resized to the size of z.
             aug_level: [B] in [0, 1], the augmentation level of `low_res`.
             dropout_keys: [B], one key per example; None for no dropout, outside of training.
+            known: [B, H, W, C + 1] for a stage that inpaints: the image, 0 where it is to be drawn, and the mask, which
+                is 1 there.
 
         Returns:
             Predictions [B, H, W, out_channels], float32; zero at initialization.
@@ -191,6 +197,11 @@ class UNetBase(nn.Module):
         )
         images = z if low_res is None else jnp.concatenate([z, low_res], axis=-1)
         x = conv(self.channels, "stem", self.dtype)(patchify(images.astype(self.dtype), self.patch_size))
+        if known is not None:
+            # as more input channels of the stem; apart from it, so that all that the stem has learned stays as it is
+            x += conv(self.channels, KNOWN_STEM, self.dtype, zero=True)(
+                patchify(known.astype(self.dtype), self.patch_size)
+            )
         if self.positions:
             x = LearnedPositionEmbedding(self.positions, self.dtype, name="positions")(x)
 
@@ -203,7 +214,10 @@ class UNetBase(nn.Module):
         if not self.input_skip:
             return x
         image, rest = jnp.split(x, [self.image_channels], axis=-1)
-        return jnp.concatenate([InputSkip(name="input_skip")(image, images, embedding), rest], axis=-1)
+        image = InputSkip(name="input_skip")(image, images, embedding)
+        if known is not None:
+            image = InputSkip(name=KNOWN_SKIP)(image, known[..., : self.image_channels], embedding)
+        return jnp.concatenate([image, rest], axis=-1)
 
     def backbone(self, x: jax.Array, context: BlockContext) -> jax.Array:
         """Returns features of the same height and width as the stem's, [B, H/patch, W/patch, channels]."""

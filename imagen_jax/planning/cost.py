@@ -51,13 +51,13 @@ def stage_cost(config: StageConfig, text_width: int) -> StageCost:
     return StageCost(num_params, _fine_tuning_flops(config, variables["params"], arguments))
 
 
-def _fine_tuning_flops(config: StageConfig, params: Any, arguments: list[jax.ShapeDtypeStruct]) -> int:
+def _fine_tuning_flops(config: StageConfig, params: Any, arguments: list[jax.ShapeDtypeStruct | None]) -> int:
     """Returns the operations of a forward and backward pass in which some parameters have no gradients."""
     # without what is computed again to save memory
     network = make_network(config.with_changes({"training.remat": "none"}))
 
     def total(trainable: Any, frozen: Any) -> jax.Array:
-        zeros = [jnp.zeros(argument.shape, argument.dtype) for argument in arguments]
+        zeros = jax.tree.map(lambda argument: jnp.zeros(argument.shape, argument.dtype), arguments)
         output = network.apply({"params": merge(trainable, frozen)}, *zeros)
         assert isinstance(output, jax.Array)
         return jnp.sum(output)

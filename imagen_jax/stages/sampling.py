@@ -24,7 +24,7 @@ from imagen_jax.parallel import runtime
 from imagen_jax.parallel.axes import IMAGE
 from imagen_jax.parallel.batching import batch_sharding
 from imagen_jax.parallel.sharding import replicate_conv_kernels
-from imagen_jax.stages.stage import Stage, check_rows
+from imagen_jax.stages.stage import CONDITION_AXES, Stage, check_rows
 from imagen_jax.text.encoder import TEXT_CONDITION_AXES, TextCondition
 
 SAMPLING_MESH = {"data": -1, "fsdp": 1, "spatial": 1}  # every device has full networks, and images of its own
@@ -41,7 +41,7 @@ class StageInputs(NamedTuple):
         z: noisy images z_t [B, H, W, C].
         logsnr: their log signal-to-noise ratio, a scalar.
         text: the text condition.
-        condition: from `Stage.augment_low_res`, or empty for a base stage.
+        condition: see `Stage.predict`.
     """
 
     z: jax.Array
@@ -56,7 +56,7 @@ class Conditions(NamedTuple):
     Attributes:
         text: the prompts.
         null_text: in their place in the unconditional half: the null text, or negative prompts.
-        condition: from `Stage.augment_low_res`, or empty for a base stage.
+        condition: see `start_condition`.
         guidance_scale: float [B].
         keys: keys [B] for the noise of the steps.
         known: `image` [B, H, W, C] and `mask` [B, H, W, 1], if only what is masked is drawn; else None.
@@ -111,10 +111,10 @@ def make_sample_fn(stage: Stage, settings: SamplingConfig) -> SampleFn:
     ) -> jax.Array:
         size = stage.image_shape[:2] if low_res is None else enlarged_size(stage, low_res)
         start_keys, step_keys, aug_keys = split_keys(keys)
-        condition = {} if low_res is None else low_res_condition(stage, low_res, settings.aug_level, aug_keys)
+        z = samplers.gaussian_noise(start_keys, 0, (*size, stage.config.channels))
+        condition = start_condition(stage, z.shape, low_res, settings.aug_level, aug_keys)
         scale = jnp.full(keys.shape, settings.guidance_scale, jnp.float32)
         conditions = Conditions(text, null_text, condition, scale, step_keys)
-        z = samplers.gaussian_noise(start_keys, 0, (*size, stage.config.channels))
         denoise = make_denoise_fn(stage, settings, guided, params, conditions, times)
         return jnp.clip(sampler(denoise, z, times, step_keys), -1.0, 1.0)
 
@@ -153,6 +153,30 @@ def low_res_condition(
     """Returns the low-resolution condition of images [B, h, w, C] at one augmentation level."""
     noise = samplers.gaussian_noise(keys, 0, low_res.shape[1:])
     return stage.augment_low_res(low_res, jnp.full(low_res.shape[:1], level, jnp.float32), noise)
+
+
+def start_condition(
+    stage: Stage,
+    shape: tuple[int, ...],
+    low_res: jax.Array | None,
+    level: jax.Array | float,
+    keys: jax.Array,
+    known: dict[str, jax.Array] | None = None,
+) -> dict[str, jax.Array]:
+    """Returns what a stage's network sees, besides z, during a walk.
+
+    Args:
+        stage: the stage.
+        shape: (B, H, W, C) of the images to sample.
+        low_res: images [B, h, w, C] that a super-resolution stage enlarges; None for a base stage.
+        level: their augmentation level.
+        keys: keys [B] for their noise.
+        known: see `Conditions`; None to sample full images. A stage that is not trained to inpaint does not see it.
+    """
+    condition = {} if low_res is None else low_res_condition(stage, low_res, level, keys)
+    if stage.masks is None:
+        return condition
+    return condition | (stage.unknown(shape) if known is None else stage.mask_known(**known))
 
 
 def enlarged_size(stage: Stage, low_res: jax.Array) -> Size:
@@ -226,11 +250,12 @@ def _make_predict_fn(stage: Stage, settings: SamplingConfig) -> PredictFn:
     def predict(
         params: Any, z: jax.Array, logsnr: jax.Array, text: TextCondition, condition: dict[str, jax.Array]
     ) -> tuple[jax.Array, jax.Array | None]:
-        def of_tile(z: jax.Array, *low_res: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-            here = condition | ({"low_res": low_res[0]} if low_res else {})
-            return stage.predict(params, z, logsnr, text, here)
+        images = [name for name in condition if CONDITION_AXES[name] == IMAGE]
 
-        return tiled_predict(of_tile, [z, condition["low_res"]] if condition else [z], tile, overlap)
+        def of_tile(z: jax.Array, *parts: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+            return stage.predict(params, z, logsnr, text, condition | dict(zip(images, parts, strict=True)))
+
+        return tiled_predict(of_tile, [z, *(condition[name] for name in images)], tile, overlap)
 
     return predict
 

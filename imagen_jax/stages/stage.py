@@ -16,11 +16,12 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from imagen_jax.config.fields import DTYPES
-from imagen_jax.config.fit import aug_level_distribution
+from imagen_jax.config.fit import aug_level_distribution, mask_distribution
 from imagen_jax.config.schema import SamplingConfig, StageConfig
 from imagen_jax.diffusion import schedules
 from imagen_jax.diffusion.noise_augmentation import AugLevelDistribution
 from imagen_jax.diffusion.process import PredictionType, add_noise
+from imagen_jax.diffusion.random_masks import MaskDistribution
 from imagen_jax.diffusion.schedules import Schedule, cosine_time
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import Size, format_size, scale_size
@@ -34,8 +35,9 @@ from imagen_jax.stages.text import make_encoder
 from imagen_jax.text.encoder import TEXT_CONDITION_AXES, TextCondition
 
 NETWORKS: dict[str, type[UNetBase]] = {"unet": UNet, "efficient_unet": EfficientUNet}
-# of `Stage.augment_low_res`
-CONDITION_AXES = {"low_res": IMAGE, "aug_level": VECTOR}
+# of `Stage.augment_low_res` and `Stage.mask_known`
+CONDITION_AXES = {"low_res": IMAGE, "aug_level": VECTOR, "known": IMAGE}
+_KNOWN_POSITION = 7  # among the arguments of a network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Stage:
         schedule: the noise schedule of training and, unless told otherwise, of sampling.
         aug_schedule: the noise schedule of the low-resolution condition.
         aug_levels: the distribution of its augmentation levels in training.
+        masks: the distribution of its masks in training; None for a stage that is not trained to inpaint.
     """
 
     config: StageConfig
@@ -57,6 +60,7 @@ class Stage:
     schedule: Schedule
     aug_schedule: Schedule
     aug_levels: AugLevelDistribution
+    masks: MaskDistribution | None = None
 
     @property
     def is_super_resolution(self) -> bool:
@@ -99,7 +103,7 @@ class Stage:
     def init(self, key: jax.Array) -> Any:
         """Returns random parameters, a plain nested dict; call it under `jax.jit` with `out_shardings`."""
         arguments = network_arguments(self.config, self.text_width, self.config.image_hw)
-        zeros = [jnp.zeros(argument.shape, argument.dtype) for argument in arguments]
+        zeros = jax.tree.map(lambda argument: jnp.zeros(argument.shape, argument.dtype), arguments)
         return self.network.init({"params": key}, *zeros)["params"]
 
     def predict(
@@ -118,7 +122,8 @@ class Stage:
             z: noisy images z_t [B, H, W, C].
             logsnr: their log signal-to-noise ratio [B].
             text: embeddings [B, L, D] and mask [B, L].
-            condition: from `augment_low_res`; empty for a base stage.
+            condition: from `augment_low_res` for a super-resolution stage, and from `mask_known` for one that inpaints;
+                otherwise empty.
             dropout_keys: one for each example [B]; None for no dropout.
 
         Returns:
@@ -136,6 +141,7 @@ class Stage:
             condition.get("low_res"),
             condition.get("aug_level"),
             dropout_keys,
+            condition.get("known"),
         )
         assert isinstance(output, jax.Array)  # no mutable collections: nothing else comes back
         channels = self.config.channels
@@ -161,6 +167,23 @@ class Stage:
             "aug_level": cosine_time(self.aug_schedule.logsnr(aug_level)),
         }
 
+    def mask_known(self, image: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+        """Returns what a stage that inpaints sees of an image (arXiv:2212.06909, Section 3.1).
+
+        Args:
+            image: [B, H, W, C] in [-1, 1].
+            mask: [B, H, W, 1] in [0, 1]; where it is above 0, nothing is seen.
+
+        Returns:
+            `known` [B, H, W, C + 1]: the image, 0 where it is to be drawn, and the mask, 1 there.
+        """
+        drawn = mask > 0
+        return {"known": jnp.concatenate([jnp.where(drawn, 0.0, image), drawn.astype(image.dtype)], axis=-1)}
+
+    def unknown(self, shape: tuple[int, ...]) -> dict[str, jax.Array]:
+        """Returns what `mask_known` gives for images of a shape (B, H, W, C) that are to be drawn in full."""
+        return self.mask_known(jnp.zeros(shape), jnp.ones((*shape[:-1], 1)))
+
 
 def build(config: StageConfig, text_width: int | None = None) -> Stage:
     """Returns the stage that a config describes.
@@ -179,6 +202,7 @@ def build(config: StageConfig, text_width: int | None = None) -> Stage:
         schedule=schedules.get_schedule(config.diffusion.schedule, config.diffusion.schedule_shift),
         aug_schedule=schedules.get_schedule(config.diffusion.aug_schedule, config.diffusion.aug_schedule_shift),
         aug_levels=aug_level_distribution(config),
+        masks=mask_distribution(config.inpainting) if config.inpainting.enabled else None,
     )
 
 
@@ -197,8 +221,8 @@ def make_network(config: StageConfig) -> UNetBase:
     )
 
 
-def network_arguments(config: StageConfig, text_width: int, size: Size) -> list[jax.ShapeDtypeStruct]:
-    """Returns the arguments of a config's network for one image of a size, as abstract arrays, in order.
+def network_arguments(config: StageConfig, text_width: int, size: Size) -> list[jax.ShapeDtypeStruct | None]:
+    """Returns the arguments of a config's network for one image of a size, as abstract arrays or None, in order.
 
     Args:
         config: the stage.
@@ -210,7 +234,12 @@ def network_arguments(config: StageConfig, text_width: int, size: Size) -> list[
     text = jax.ShapeDtypeStruct((1, config.text.length, text_width), jnp.float32)
     mask = jax.ShapeDtypeStruct((1, config.text.length), jnp.bool_)
     condition = [image, level] if config.is_super_resolution else []
-    return [image, level, text, mask, *condition]
+    arguments: list[jax.ShapeDtypeStruct | None] = [image, level, text, mask, *condition]
+    if not config.inpainting.enabled:
+        return arguments
+    known = jax.ShapeDtypeStruct((1, *size, config.channels + 1), jnp.float32)
+    # neither a low-resolution image, if there is none, nor dropout keys
+    return [*arguments, *[None] * (_KNOWN_POSITION - len(arguments)), known]
 
 
 def check_rows(config: StageConfig, spatial: int) -> None:

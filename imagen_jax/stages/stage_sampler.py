@@ -36,10 +36,10 @@ from imagen_jax.stages.sampling import (
     Conditions,
     enlarged_size,
     is_guided,
-    low_res_condition,
     make_denoise_fn,
     make_sampler,
     split_keys,
+    start_condition,
 )
 from imagen_jax.stages.stage import Stage, check_rows
 from imagen_jax.stages.text import PromptEncoder, repeat_text
@@ -65,7 +65,8 @@ class StageRequest:
         size: (height, width) of the images, by default those of the config, or of `low_res` scaled.
         image: images [B, H, W, C] in [-1, 1] to begin with, with noise as `strength` says, and whose pixels outside of
             `mask` are kept; None to begin with noise alone.
-        mask: [B, H, W, 1] in [0, 1]: 1 where pixels of `image` are drawn anew; None for everywhere.
+        mask: [B, H, W, 1] in [0, 1]: 1 where pixels of `image` are drawn anew; None for everywhere. A stage that is
+            trained to inpaint sees the image outside of it.
         strength: the time in (0, 1] at which the walk begins; it takes this share of the steps. At 1 it begins with
             noise alone.
         resample: how often each step is taken, see `inpainting.resample`.
@@ -197,13 +198,17 @@ class _Variant(NamedTuple):
 
 
 class _Given(NamedTuple):
-    """The arrays [B, ...] that a walk starts from, see `StageRequest`; an image is given if noise is added to it."""
+    """The arrays [B, ...] that a walk starts from, see `StageRequest`.
+
+    An image is given if noise is added to it, and what is known if the stage is trained to inpaint.
+    """
 
     keys: jax.Array
     low_res: jax.Array | None
     z: jax.Array | None
     image: jax.Array | None
     before: jax.Array | None
+    known: dict[str, jax.Array] | None
 
 
 class _Programs(NamedTuple):
@@ -223,10 +228,10 @@ def _compile_programs(stage: Stage, settings: SamplingConfig, mesh: Mesh, varian
     def start(given: _Given, level: jax.Array, time: jax.Array, size: Size) -> Any:
         def start_images(given: _Given) -> Any:
             start_keys, step_keys, aug_keys = split_keys(given.keys)
-            condition = {} if given.low_res is None else low_res_condition(stage, given.low_res, level, aug_keys)
             z = given.z
             if z is None:
                 z = samplers.gaussian_noise(start_keys, 0, (*size, stage.config.channels))
+            condition = start_condition(stage, z.shape, given.low_res, level, aug_keys, given.known)
             if given.image is not None:
                 z = add_noise(given.image, z, stage.schedule.alpha(time), stage.schedule.sigma(time))
             return sampler.start(z, given.before), condition, step_keys
@@ -283,7 +288,8 @@ def _get_programs(stage: Stage, mesh: Mesh, variant: _Variant) -> _Programs:
     """Returns the programs of a stage with its settings, shared with every equal stage of this process."""
     settings = stage.config.sampling.model_copy(update=_DYNAMIC)
     config = to_json(stage.config)
-    described = json.dumps({name: config[name] for name in ("image_size", "low_res_size", "channels", "diffusion")})
+    keys = ("image_size", "low_res_size", "channels", "diffusion", "inpainting")
+    described = json.dumps({name: config[name] for name in keys})
     key = (stage.network, stage.schedule.name, described, stage.text_width, settings, mesh, variant)
     with _programs_lock:
         if key not in _programs:
@@ -380,7 +386,8 @@ class StageSampler:
         guided = is_guided(self._settings, scales)
         programs = self._get_programs(_Variant(guided, request.isolated, request.resample, size))
         image = request.image if request.strength < 1 else None
-        given = _Given(request.keys, request.low_res, request.z, image, request.before)
+        seen = request.known if self._stage.masks is not None else None
+        given = _Given(request.keys, request.low_res, request.z, image, request.before, seen)
         if request.before is not None:
             numbers = samplers.continue_pair(numbers)
         state, condition, keys = programs.start(given, np.float32(self._settings.aug_level), times[0], size=size)

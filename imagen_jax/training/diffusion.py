@@ -23,6 +23,7 @@ from imagen_jax.training.objective import Batch, Metrics
 TRAINING_AXES = {"image": IMAGE, **FEATURE_AXES}
 # equal bins of the noise level in [0, 1] by which losses are reported; the last is almost pure noise
 NOISE_BINS = 5
+_MASK_KEY = 2**16  # folded into a step's key; the others are split from it, with small numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +86,8 @@ def make_diffusion_batch(
     dropped = null_text(stage.config.diffusion.null_text, encoder, encoder_params)
     text = drop_text(drop_key, text, dropped, stage.config.diffusion.cond_drop_prob)
     condition = _low_res_condition(stage, aug_key, x) if stage.is_super_resolution else {}
+    if stage.config.inpainting.enabled:
+        condition |= _known_condition(stage, jax.random.fold_in(key, _MASK_KEY), x)
 
     t = sample_timesteps(time_key, x.shape[0])
     dropout_keys = jax.random.split(dropout_key, x.shape[0]) if stage.config.model.dropout else None
@@ -128,3 +131,9 @@ def _low_res_condition(stage: Stage, key: jax.Array, x: jax.Array) -> dict[str, 
     low_res = resize(x, *scale_size(x.shape[1:3], stage.image_shape[:2], stage.low_res_shape[:2]))
     level = stage.aug_levels.sample(level_key, x.shape[0], stage.aug_schedule)
     return stage.augment_low_res(low_res, level, jax.random.normal(noise_key, low_res.shape))
+
+
+def _known_condition(stage: Stage, key: jax.Array, x: jax.Array) -> dict[str, jax.Array]:
+    """Returns what a stage that inpaints sees of targets x [B, H, W, C], outside of random masks."""
+    assert stage.masks is not None
+    return stage.mask_known(x, stage.masks.sample(jax.random.split(key, x.shape[0]), (x.shape[1], x.shape[2])))

@@ -1,4 +1,8 @@
-"""The parameters of a run's first step: random, or the weights of a trained stage as far as they fit."""
+"""The parameters of a run's first step: random, or the weights of a trained stage as far as they fit.
+
+A run that trains to inpaint starts from a stage that does not, too: what it has besides is 0, so that its first
+predictions are those of that stage.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from imagen_jax.config.load import to_json
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.changes import changes, flatten
+from imagen_jax.models.unet_base import KNOWN_SKIP, KNOWN_STEM
 from imagen_jax.pipelines.find_stages import find_stages
 from imagen_jax.stages.published import PublishedWeights
 from imagen_jax.stages.saved_arrays import describe
@@ -23,7 +28,9 @@ from imagen_jax.training.state import InitFn, init_params
 
 _MAX_LISTED = 5
 # groups of keys that decide what a network's inputs and outputs are
-_MEANING = ("image_size", "low_res_size", "channels", "text.model", "text.length", "diffusion.")
+_MEANING = ("image_size", "low_res_size", "channels", "text.model", "text.length", "diffusion.", "inpainting.")
+# parameters that start at 0, see `UNetBase`
+_INPAINTING = (f"{KNOWN_STEM}/", f"{KNOWN_SKIP}/")
 
 
 class StartingPoint:
@@ -35,7 +42,7 @@ class StartingPoint:
 
     Raises:
         ConfigError: the folder is not that of a trained stage, or has other parameters than the network:
-            all of them have to be there, or with `training.init_partial` at least one.
+            all of them have to be there but what `inpainting` adds, or with `training.init_partial` at least one.
         TrainingError: its files are damaged.
     """
 
@@ -54,7 +61,8 @@ class StartingPoint:
         self._stored, self._needed = describe(self._weights.shapes, ""), describe(self._everything, "")
         both = self._stored.keys() & self._needed.keys()
         self._taken = {path for path in both if self._stored[path] == self._needed[path]}
-        fits = self._taken == self._stored.keys() == self._needed.keys()
+        missing = {path for path in self._needed.keys() - self._stored.keys() if not path.startswith(_INPAINTING)}
+        fits = self._taken == self._stored.keys() and not missing
         if not fits and not training.init_partial:
             raise ConfigError(
                 f"training.init_from {training.init_from!r} does not fit the network: {self._comparison()}; give a "

@@ -1,0 +1,165 @@
+"""Random masks, on which a stage is trained to inpaint (arXiv:2212.06909, Section 3.2).
+
+All sizes are parts of the image's, so that the stages of a cascade learn the same task at their own sizes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from imagen_jax.errors import ConfigError
+from imagen_jax.images.array import Size
+
+MASK_KINDS = ("everything", "boxes", "strokes", "borders")
+
+_MAX_BOXES = 3
+_BOX_AREA = (0.02, 0.5)  # part of the image; the logarithm is uniform
+_BOX_ASPECT = (0.5, 2.0)  # likewise
+_MAX_STROKES = 3
+_STROKE_POINTS = 6
+_STROKE_STEP = (0.05, 0.3)  # in units of the shorter side
+_STROKE_RADIUS = (0.03, 0.12)  # likewise
+_KNOWN_SIDE = (0.25, 0.9)  # what a border leaves of a side
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskDistribution:
+    """A distribution of masks; the attributes are how often each kind is drawn, relative to their sum.
+
+    Attributes:
+        everything: all pixels, as in sampling without an image.
+        boxes: one to three rectangles.
+        strokes: one to three bent lines of a round brush.
+        borders: all but a rectangle, which mostly touches sides of the image, as in outpainting.
+
+    Raises:
+        ConfigError: a weight is negative or not finite, or all are 0.
+    """
+
+    everything: float
+    boxes: float
+    strokes: float
+    borders: float
+
+    def __post_init__(self) -> None:
+        weights = [getattr(self, kind) for kind in MASK_KINDS]
+        if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+            given = ", ".join(f"{kind} {weight}" for kind, weight in zip(MASK_KINDS, weights, strict=True))
+            raise ConfigError(f"{given} are not weights of masks: give finite numbers of at least 0, one above 0")
+
+    def sample(self, keys: jax.Array, size: Size) -> jax.Array:
+        """Samples masks, float32 [B, H, W, 1]: 1 where pixels are to be drawn, at least one, and 0 where not.
+
+        Args:
+            keys: PRNG keys [B]; each mask is a function of its own key.
+            size: (H, W), each at least 2.
+        """
+        logits = jnp.log(jnp.array([getattr(self, kind) for kind in MASK_KINDS], jnp.float32))
+
+        def sample_one(key: jax.Array) -> jax.Array:
+            kind_key, mask_key = jax.random.split(key)
+            # in a batch all of them are computed, which is cheap beside a network
+            return jax.lax.switch(
+                jax.random.categorical(kind_key, logits),
+                [
+                    lambda _: jnp.ones(size, bool),
+                    lambda key: random_boxes(key, size),
+                    lambda key: random_strokes(key, size),
+                    lambda key: random_borders(key, size),
+                ],
+                mask_key,
+            )
+
+        return jax.vmap(sample_one)(keys)[..., None].astype(jnp.float32)
+
+
+def random_boxes(key: jax.Array, size: Size) -> jax.Array:
+    """Returns one to three random rectangles within an image, bool [H, W], each of 2% to 50% of it."""
+    count_key, *keys = jax.random.split(key, 1 + _MAX_BOXES)
+    count = jax.random.randint(count_key, (), 1, _MAX_BOXES + 1)
+    boxes = [_random_box(key, size) & (index < count) for index, key in enumerate(keys)]
+    return jnp.stack(boxes).any(0)
+
+
+def _random_box(key: jax.Array, size: Size) -> jax.Array:
+    area_key, aspect_key, place_key = jax.random.split(key, 3)
+    area, aspect = _log_uniform(area_key, _BOX_AREA), _log_uniform(aspect_key, _BOX_ASPECT)
+    parts = jnp.stack([jnp.sqrt(area * aspect), jnp.sqrt(area / aspect)])
+    sides = jnp.array(size)
+    lengths = jnp.clip(jnp.round(parts * sides), 1, sides).astype(jnp.int32)
+    starts = jnp.floor(jax.random.uniform(place_key, (2,)) * (sides - lengths + 1)).astype(jnp.int32)
+    return _rectangle(starts, lengths, size)
+
+
+def random_borders(key: jax.Array, size: Size) -> jax.Array:
+    """Returns all but a random rectangle of an image, bool [H, W], as in outpainting.
+
+    The image continues in height, in width, or in both; in each it is at the start, at the end or anywhere.
+    """
+    axes_key, part_key, where_key, place_key = jax.random.split(key, 4)
+    sides = jnp.array(size)
+    continues = (jax.random.randint(axes_key, (), 1, 4) >> jnp.arange(2)) & 1  # 1, 2 or 3: at least one of both
+    low, high = _KNOWN_SIDE
+    parts = jax.random.uniform(part_key, (2,), minval=low, maxval=high)
+    lengths = jnp.where(continues, jnp.clip(jnp.round(parts * sides), 1, sides - 1), sides).astype(jnp.int32)
+    room = sides - lengths
+    anywhere = jnp.floor(jax.random.uniform(place_key, (2,)) * (room + 1)).astype(jnp.int32)
+    where = jax.random.randint(where_key, (2,), 0, 3)
+    return ~_rectangle(jnp.where(where == 0, 0, jnp.where(where == 1, room, anywhere)), lengths, size)
+
+
+def random_strokes(key: jax.Array, size: Size) -> jax.Array:
+    """Returns one to three strokes of a round brush over an image, bool [H, W]: walks of five bent segments each."""
+    count_key, *keys = jax.random.split(key, 1 + _MAX_STROKES)
+    count = jax.random.randint(count_key, (), 1, _MAX_STROKES + 1)
+    strokes = [_random_stroke(key, size) & (index < count) for index, key in enumerate(keys)]
+    return jnp.stack(strokes).any(0)
+
+
+def _random_stroke(key: jax.Array, size: Size) -> jax.Array:
+    start_key, angle_key, step_key, radius_key = jax.random.split(key, 4)
+    sides = jnp.array(size) / min(size)
+    start = jax.random.uniform(start_key, (2,)) * sides
+    # a walk that keeps about its direction
+    angles = jnp.cumsum(
+        jax.random.uniform(angle_key, (_STROKE_POINTS - 1,), minval=-1.0, maxval=1.0)
+        * jnp.array([math.pi] + [1.2] * (_STROKE_POINTS - 2))
+    )
+    low, high = _STROKE_STEP
+    steps = jax.random.uniform(step_key, (_STROKE_POINTS - 1, 1), minval=low, maxval=high)
+    walk = start + jnp.cumsum(steps * jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1), axis=0)
+    points = jnp.concatenate([start[None], jnp.clip(walk, 0, sides)])
+    low, high = _STROKE_RADIUS
+    # never thinner than what surely covers a pixel's center
+    radius = jnp.maximum(jax.random.uniform(radius_key, (), minval=low, maxval=high), 0.75 / min(size))
+    rows, columns = ((jnp.arange(side) + 0.5) / min(size) for side in size)
+    pixels = jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"), axis=-1)
+
+    def add(covered: jax.Array, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return covered | (_distance(pixels, *ends) <= radius), None
+
+    return jax.lax.scan(add, jnp.zeros(size, bool), (points[:-1], points[1:]))[0]
+
+
+def _distance(points: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
+    """Returns the distances of points [..., 2] from the segment between two points [2]."""
+    along = second - first
+    share = jnp.clip((points - first) @ along / jnp.maximum(along @ along, 1e-12), 0, 1)
+    return jnp.linalg.norm(points - first - share[..., None] * along, axis=-1)
+
+
+def _rectangle(starts: jax.Array, lengths: jax.Array, size: Size) -> jax.Array:
+    """Returns a rectangle, bool [H, W], from (top, left) and (height, width) in pixels."""
+    rows, columns = (jnp.arange(side) for side in size)
+    in_rows = (rows >= starts[0]) & (rows < starts[0] + lengths[0])
+    in_columns = (columns >= starts[1]) & (columns < starts[1] + lengths[1])
+    return in_rows[:, None] & in_columns
+
+
+def _log_uniform(key: jax.Array, limits: tuple[float, float]) -> jax.Array:
+    low, high = (math.log(limit) for limit in limits)
+    return jnp.exp(jax.random.uniform(key, (), minval=low, maxval=high))
