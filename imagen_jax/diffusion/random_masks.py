@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -79,10 +80,7 @@ class MaskDistribution:
 
 def random_boxes(key: jax.Array, size: Size) -> jax.Array:
     """Returns one to three random rectangles within an image, bool [H, W], each of 2% to 50% of it."""
-    count_key, *keys = jax.random.split(key, 1 + _MAX_BOXES)
-    count = jax.random.randint(count_key, (), 1, _MAX_BOXES + 1)
-    boxes = [_random_box(key, size) & (index < count) for index, key in enumerate(keys)]
-    return jnp.stack(boxes).any(0)
+    return _some_of(key, lambda key: _random_box(key, size), _MAX_BOXES)
 
 
 def _random_box(key: jax.Array, size: Size) -> jax.Array:
@@ -114,10 +112,7 @@ def random_borders(key: jax.Array, size: Size) -> jax.Array:
 
 def random_strokes(key: jax.Array, size: Size) -> jax.Array:
     """Returns one to three strokes of a round brush over an image, bool [H, W]: walks of five bent segments each."""
-    count_key, *keys = jax.random.split(key, 1 + _MAX_STROKES)
-    count = jax.random.randint(count_key, (), 1, _MAX_STROKES + 1)
-    strokes = [_random_stroke(key, size) & (index < count) for index, key in enumerate(keys)]
-    return jnp.stack(strokes).any(0)
+    return _some_of(key, lambda key: _random_stroke(key, size), _MAX_STROKES)
 
 
 def _random_stroke(key: jax.Array, size: Size) -> jax.Array:
@@ -143,6 +138,14 @@ def _random_stroke(key: jax.Array, size: Size) -> jax.Array:
         return covered | (_distance(pixels, *ends) <= radius), None
 
     return jax.lax.scan(add, jnp.zeros(size, bool), (points[:-1], points[1:]))[0]
+
+
+def _some_of(key: jax.Array, draw: Callable[[jax.Array], jax.Array], most: int) -> jax.Array:
+    """Returns the union of one to `most` masks [H, W] that a function draws with a key."""
+    count_key, draw_key = jax.random.split(key)
+    count = jax.random.randint(count_key, (), 1, most + 1)
+    masks = jax.vmap(draw)(jax.random.split(draw_key, most))
+    return (masks & (jnp.arange(most) < count)[:, None, None]).any(0)
 
 
 def _distance(points: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:

@@ -289,6 +289,7 @@ class Recorded:
         self.config, self.image_shape, self.schedule, self.prediction = stage.config, (16, 16, 3), stage.schedule, "v"
         self.asked, self.conditions, self.learns_variance = [], [], False
         self.is_super_resolution, self.aug_levels, self.low_res_shape = True, stage.aug_levels, (8, 8, 3)
+        self.masks = None
 
     def augment_low_res(self, low_res, level, eps):
         self.conditions.append((np.asarray(low_res), np.asarray(level), np.asarray(eps)))
