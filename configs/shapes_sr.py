@@ -45,7 +45,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant == "inpaint":
         config.inpainting.enabled = True
         config.optimizer.learning_rate = 3e-3
-        config.training.update(init_from="shapes/stage_1", steps=2500, save_every=500, preview_every=2000)
+        config.training.update(init_from="shapes/stage_1", steps=1500, save_every=500, preview_every=500)
     if variant == "tiny":
         config.model.update(channels=16, middle_attention_types=("self+text",))
         config.optimizer.update(warmup_steps=10)

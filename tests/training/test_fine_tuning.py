@@ -14,7 +14,9 @@ from imagen_jax.stages.checkpoints import Checkpoints
 from imagen_jax.stages.frozen import frozen_shapes, load_frozen, save_frozen
 from imagen_jax.stages.trainable import merge, param_paths, split
 from imagen_jax.stages.weights import SavedWeights
+from imagen_jax.text.encoder import TextCondition
 from imagen_jax.training import loop
+from imagen_jax.training.init_from import StartingPoint
 from imagen_jax.training.loop import train
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import abstract_parts
@@ -198,6 +200,50 @@ def test_partial_start(source, tmp_path):
     log = (tmp_path / "tuned" / "log.txt").read_text()
     assert f"{len(fitting)} of the network's {len(after)} arrays are taken" in log
     assert "left in the folder" not in log
+
+
+INPAINTING = {"inpainting.enabled": True, "training.trainable": ("^known_",)}
+
+
+def test_stage_that_inpaints_starts_as_its_parent(source):
+    """What it predicts at first, for any image and mask, is to the bit what the parent predicts."""
+    config = tuned_config(source, **INPAINTING)
+    stage, parent = stages.build(config), stages.build(tuned_config(source))
+    optimizer = make_optimizer(config.optimizer, config.training.steps)
+    trained, frozen = abstract_parts(stage.init, optimizer, one_device(), (), config.training.trainable)
+    everything = merge(trained.params, frozen)
+    messages = []
+    params = StartingPoint(config, everything).load(stage.init, messages.append)
+    old = {part: value for part, value in params.items() if not part.startswith("known_")}
+    assert_equal(dict(zip(param_paths(old), jax.tree.leaves(old), strict=True)), weights_of(source))
+    assert any("new in the network: known_skip" in message for message in messages)
+    assert any("inpainting.enabled" in message for message in messages)
+    x, mask = jax.random.normal(jax.random.key(0), (2, 8, 8, 3)), jax.numpy.ones((2, 8, 8, 1)).at[:, 2:].set(0)
+    text = TextCondition(jax.numpy.ones((2, 24, stage.text_width)), jax.numpy.ones((2, 24), bool))
+    arguments = x, jax.numpy.zeros(2), text
+    prediction = jax.jit(lambda params: stage.predict(params, *arguments, stage.mask_known(x, mask))[0])(params)
+    np.testing.assert_array_equal(prediction, jax.jit(lambda params: parent.predict(params, *arguments, {})[0])(old))
+
+
+def test_stage_that_inpaints_resumes(source, tmp_path):
+    """Its masks are a function of the step; what is frozen stays that of the parent."""
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    train(tuned_config(source, **INPAINTING), straight)
+    train(tuned_config(source, **INPAINTING, **{"training.steps": 3}), resumed)
+    train(tuned_config(source, **INPAINTING), resumed)
+    for item in ("ema_params", "params"):
+        after, before = weights_of(straight, item), weights_of(source)
+        assert_equal(weights_of(resumed, item), after)
+        assert all(np.array_equal(before[path], after[path]) for path in before)
+        assert all(np.abs(after[path]).max() > 0 for path in after.keys() - before.keys())
+
+
+def test_other_new_parts_are_refused(source, tmp_path):
+    """Only what `inpainting` adds may be missing in the parent."""
+    with pytest.raises(ConfigError, match=r"training\.init_from.*new in the network"):
+        changes = {"model.num_res_blocks": (2,), "training.trainable": (), "inpainting.enabled": True}
+        train(tuned_config(source, **changes), tmp_path / "tuned")
+    assert not (tmp_path / "tuned").exists()
 
 
 def test_start_on_other_meshes(source, tmp_path):
