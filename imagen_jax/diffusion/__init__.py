@@ -42,6 +42,7 @@ from imagen_jax.diffusion.process import (
     prediction_target,
     sample_timesteps,
 )
+from imagen_jax.diffusion.random_masks import MASK_KINDS, MaskDistribution
 from imagen_jax.diffusion.samplers import (
     SAMPLERS,
     VARIANCE_TYPES,
@@ -75,6 +76,7 @@ from imagen_jax.diffusion.vlb import vlb_loss
 
 __all__ = [
     "LOSS_WEIGHTINGS",
+    "MASK_KINDS",
     "PREDICTION_TYPES",
     "SAMPLERS",
     "SCHEDULES",
@@ -83,6 +85,7 @@ __all__ = [
     "AugLevelDistribution",
     "Churn",
     "Guidance",
+    "MaskDistribution",
     "Sampler",
     "SamplerConfig",
     "Schedule",

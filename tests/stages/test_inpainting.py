@@ -65,7 +65,9 @@ def test_image_is_seen_outside_of_the_mask_alone(base, images):
     known = np.asarray(stage.mask_known(jnp.asarray(images), jnp.asarray(MASK * 0.3))["known"])
     np.testing.assert_array_equal(known[..., :3], images * (MASK == 0))
     np.testing.assert_array_equal(known[..., 3:], MASK)
-    np.testing.assert_array_equal(stage.unknown((2, 4, 6, 3))["known"], np.float32([0, 0, 0, 1]) * np.ones((2, 4, 6, 4)))
+    np.testing.assert_array_equal(
+        stage.unknown((2, 4, 6, 3))["known"], np.float32([0, 0, 0, 1]) * np.ones((2, 4, 6, 4))
+    )
 
 
 @pytest.mark.parametrize("name", ["base", "super_resolution"])

@@ -225,6 +225,7 @@ def test_stage_that_inpaints_starts_as_its_parent(source):
     np.testing.assert_array_equal(prediction, jax.jit(lambda params: parent.predict(params, *arguments, {})[0])(old))
 
 
+@pytest.mark.slow
 def test_stage_that_inpaints_resumes(source, tmp_path):
     """Its masks are a function of the step; what is frozen stays that of the parent."""
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
