@@ -211,10 +211,10 @@ class ImagenEditor:
             )
         images, masks = call.fit(images), call.repeat(masks)
         starts = [
-            StageStart(call.at(images, index), call.mask_at(masks, index), one, resample)
+            StageStart(call.known_at(images, masks, index), call.mask_at(masks, index), one, resample)
             for index, one in enumerate(call.by_stage(strength))
         ]
-        return call.prepare(starts, call.at(images, -1), call.soften(masks, feather))
+        return call.prepare(starts, call.known_at(images, masks, -1), call.soften(masks, feather))
 
     def outpaint(
         self,
@@ -515,6 +515,17 @@ class _Call:
     def at(self, images: np.ndarray, index: int) -> np.ndarray:
         """Returns uint8 images as a stage gets them: of its size, in [-1, 1]."""
         return np.asarray(resize(to_float(jnp.asarray(images)), *self.size_of(index)))
+
+    def known_at(self, images: np.ndarray, masks: np.ndarray, index: int) -> np.ndarray:
+        """Returns images as `at` does, but for known pixels, which show nothing of what is to be drawn anew.
+
+        A pixel of a smaller image has something of all those near it: here, of those that are known.
+        """
+        known, size = jnp.asarray(masks == 0, jnp.float32), self.size_of(index)
+        seen = resize(to_float(jnp.asarray(images)) * known, *size)
+        share = resize(known, *size)
+        is_known = (self.mask_at(masks, index) == 0) & (np.asarray(share) > 0)
+        return np.where(is_known, np.asarray(seen / jnp.maximum(share, 1e-6)), self.at(images, index))
 
     def mask_at(self, masks: np.ndarray, index: int) -> np.ndarray:
         """Returns masks at the size of a stage."""
