@@ -82,7 +82,9 @@ def test_files_that_do_not_exist(source):
 
 
 def test_unknown_variants():
-    with pytest.raises(ConfigError, match="has no variant 'huge': give none, or :long, :inpaint, :wide, :transparent, :tiny"):
+    with pytest.raises(
+        ConfigError, match="has no variant 'huge': give none, or :long, :inpaint, :wide, :transparent, :tiny"
+    ):
         load_config(f"{BASE}:huge")
     with pytest.raises(ConfigError, match="takes no variant"):
         load_config(f"{ROOT / 'configs' / 'shapes_eval.py'}:huge", schema=EvaluationConfig)

@@ -1,5 +1,8 @@
 """Editing by the cascade that ships: what is kept is kept to the bit, and everything else is a function of the seed."""
 
+import dataclasses
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,7 +12,9 @@ from imagen_jax.datasets.shapes.scenes import Scene, SceneObject
 from imagen_jax.errors import ConfigError
 from imagen_jax.pipelines.editor import ImagenEditor, Inversion, slerp
 from imagen_jax.pipelines.imagen import ImagenPipeline
-from tests.helpers.configs import eight_devices, one_device
+from imagen_jax.pipelines.loading import TrainedStage
+from imagen_jax.stages.stage import build
+from tests.helpers.configs import FunctionNetwork, base_config, eight_devices, one_device, sr_config
 
 CIRCLE = SceneObject("circle", "red", "large", 0.3, 0.5, 0.21)
 SQUARE = SceneObject("square", "yellow", "small", 0.75, 0.5, 0.15)
@@ -156,6 +161,36 @@ def test_the_same_at_any_batch_and_on_other_devices(editor, image, mask):
     for other, batch_size in ((editor, 1), (ImagenEditor(loaded(eight_devices())), 8)):
         result = other.inpaint([image] * 3, [mask] * 3, prompts, batch_size=batch_size, **settings).images
         np.testing.assert_allclose(result.astype(int), expected, atol=1)
+
+
+def of_known_pixels(params, z, level, text, mask, low_res, aug_level, dropout_keys, known):
+    """Predicts the mean of the pixels that a stage sees; white where it sees none."""
+    seen = 1 - known[..., 3:]
+    count = seen.sum((1, 2), keepdims=True)
+    total = (known[..., :3] * seen).sum((1, 2), keepdims=True)
+    return z * 0 + jnp.where(count > 0, total / jnp.maximum(count, 1), 1.0)
+
+
+def test_stages_trained_to_inpaint_see_what_is_kept():
+    changes = {"inpainting.enabled": True, "diffusion.prediction_type": "x"}
+    stages = [
+        dataclasses.replace(build(config(**changes)), network=FunctionNetwork(of_known_pixels))
+        for config in (base_config, sr_config)
+    ]
+    pipe = ImagenPipeline([TrainedStage(stage, {}, 0) for stage in stages], one_device())
+    trained = ImagenEditor(pipe)
+    # the right half is not seen, nor is what the smaller stage would see of it
+    left = np.zeros((16, 16, 3), np.uint8)
+    left[:, :8], left[:, 8:] = (200, 100, 50), (0, 0, 255)
+    right_half = np.zeros((16, 16), bool)
+    right_half[:, 8:] = True
+    for images in trained.inpaint(left, right_half, "a ring", feather=0).stages:
+        assert np.abs(images.astype(int) - (200, 100, 50)).max() <= 3
+    (outpainted,) = trained.outpaint(left[:, :8], (16, 16), "a ring", (0, 0), feather=0).images
+    assert np.abs(outpainted.astype(int) - (200, 100, 50)).max() <= 3
+    # without a mask nothing is seen
+    for images in (pipe("a ring").images, trained.image_to_image(left, "a ring", 0.9).images):
+        assert images.min() >= 252
 
 
 def test_one_stage_alone(image):
