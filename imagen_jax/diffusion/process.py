@@ -139,10 +139,21 @@ def posterior_mean(x: jax.Array, z: jax.Array, logsnr_t: jax.Array, logsnr_s: ja
     return append_dims(snr_ratio * (alpha_s / alpha_t), z) * z + append_dims(renewed * alpha_s, x) * x
 
 
-def mse_per_example(prediction: jax.Array, target: jax.Array) -> jax.Array:
-    """Returns the mean squared error of each example, [B], over all other axes of [B, ...], in float32."""
+def mse_per_example(prediction: jax.Array, target: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Returns the mean squared error of each example, [B], over all other axes of [B, ...], in float32.
+
+    Args:
+        prediction: [B, ...].
+        target: of its shape.
+        mask: broadcasts to that shape: 1 where an error counts, anywhere in each example, and 0 where not; None for
+            everywhere.
+    """
     error = prediction.astype(jnp.float32) - target.astype(jnp.float32)
-    return jnp.mean(error**2, axis=tuple(range(1, error.ndim)))
+    axes = tuple(range(1, error.ndim))
+    if mask is None:
+        return jnp.mean(error**2, axis=axes)
+    counted = jnp.broadcast_to(mask.astype(jnp.float32), error.shape)
+    return jnp.sum(counted * error**2, axis=axes) / jnp.sum(counted, axis=axes)
 
 
 def loss_weight(

@@ -55,6 +55,9 @@ class Losses(NamedTuple):
 def diffusion_loss(stage: Stage, params: Any, batch: DiffusionBatch) -> Losses:
     """Returns the loss of each example (Eq. 1 of arXiv:2205.11487, for the stage's prediction type).
 
+    For a stage that inpaints it is the mean over the pixels that are to be drawn: the others are known, and sampling
+    puts them in place of what is predicted.
+
     If the variance is learned, `diffusion.vlb_weight` times the variational bound in bits is added; its gradient
     reaches only the variance (arXiv:2102.09672, Eq. 16).
 
@@ -70,6 +73,7 @@ def diffusion_loss(stage: Stage, params: Any, batch: DiffusionBatch) -> Losses:
     z = process.add_noise(x, eps, alpha, sigma)
     prediction, v = stage.predict(params, z, logsnr, text, condition, dropout_keys)
     target = process.prediction_target(x, eps, alpha, sigma, stage.prediction)
+    drawn = condition["known"][..., -1:] if "known" in condition else None
     weight = process.loss_weight(
         logsnr,
         stage.prediction,
@@ -78,7 +82,7 @@ def diffusion_loss(stage: Stage, params: Any, batch: DiffusionBatch) -> Losses:
         min_snr_gamma=settings.min_snr_gamma,
         sigma_data=settings.sigma_data,
     )
-    loss = weight * process.mse_per_example(prediction, target)
+    loss = weight * process.mse_per_example(prediction, target, drawn)
     if v is None:
         return Losses(loss, cosine_time(logsnr), None)
     x_hat, _ = process.predict_x0_and_eps(prediction, z, alpha, sigma, stage.prediction)
