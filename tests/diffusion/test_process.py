@@ -92,6 +92,13 @@ def test_mse_per_example():
     assert jnp.mean(losses) == 3.5
 
 
+def test_mse_where_a_mask_is_1():
+    prediction, target = jnp.asarray([[[[1.0, 2.0], [7.0, 8.0]]], [[[3.0, 4.0], [5.0, 6.0]]]]), jnp.zeros((2, 1, 2, 2))
+    mask = jnp.asarray([[[[1.0], [0.0]]], [[[1.0], [1.0]]]])
+    losses = mse_per_example(prediction, target, mask)
+    np.testing.assert_allclose(losses, [2.5, mse_per_example(prediction, target)[1]])
+
+
 def test_mse_is_float32():
     """In bfloat16 a sum of 4096 ones saturates at 256."""
     ones = jnp.ones((1, 64, 64, 1), jnp.bfloat16)

@@ -11,6 +11,7 @@ from imagen_jax.datasets.registry import make_source
 from imagen_jax.diffusion.guidance import Guidance
 from imagen_jax.errors import ConfigError
 from imagen_jax.stages import stage as stages
+from imagen_jax.stages.loss import DiffusionBatch, diffusion_loss
 from imagen_jax.stages.sampling import StageInputs, _make_predict_fn, guided_prediction
 from imagen_jax.stages.stage_sampler import NoiseSource, StageSampler, make_request
 from imagen_jax.stages.text import PromptEncoder, make_encoder
@@ -164,6 +165,22 @@ def test_training_examples(name, request):
     plain = draw(plain_stage)
     same = drawn._replace(condition={key: array for key, array in drawn.condition.items() if key != "known"})
     jax.tree.map(np.testing.assert_array_equal, same, plain)
+
+
+def test_loss_is_of_what_is_drawn(base, images):
+    """By a network that is wrong by 1 in known pixels and by 0.5 in the others, of which there are few or many."""
+    stage = base[0]
+
+    def apply(params, z, level, text, mask, low_res, aug_level, dropout_keys, known):
+        return images + jnp.where(known[..., 3:] > 0, 0.5, 1.0)
+
+    config = stage.config.with_changes({"diffusion.prediction_type": "x", "diffusion.loss_weighting": "simple"})
+    stage = dataclasses.replace(stage, config=config, network=FunctionNetwork(apply))
+    text = TextCondition(jnp.ones((3, 2, 4)), jnp.ones((3, 2), bool))
+    mask = jnp.stack([jnp.asarray(MASK[0]), jnp.ones((8, 8, 1)), jnp.zeros((8, 8, 1)).at[0, 0].set(1)])
+    condition = stage.mask_known(jnp.asarray(images), mask)
+    batch = DiffusionBatch(jnp.asarray(images), text, condition, jnp.full(3, 0.5), jnp.zeros((3, 8, 8, 3)))
+    np.testing.assert_allclose(diffusion_loss(stage, {}, batch).loss, 0.25, rtol=1e-5)
 
 
 def test_new_parts_have_no_effect_at_first(base, images):
