@@ -1,6 +1,7 @@
 """Jobs that edit images: in batches with others, after kills, and with files of strangers."""
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import sqlite3
@@ -58,14 +59,15 @@ def edited(pipeline, image, mask=None, seed=0, prompt=PROMPT, count=1, others=No
 
 
 def sampled_by_editor(pipeline, method, *arguments, **settings):
-    """Returns what a call of the editor alone gives."""
-    return getattr(ImagenEditor(pipeline), method)(
-        *arguments, **{"num_inference_steps": [4, 2], "seed": [0]} | settings
-    ).images[0]
+    """Returns what a call of the editor alone gives, of an image that is computed by itself."""
+    settings = {"num_inference_steps": [4, 2], "seed": [0]} | settings
+    prepared = getattr(ImagenEditor(pipeline), f"prepare_{method}")(*arguments, **settings)
+    isolated = dataclasses.replace(prepared.request, isolated=True)
+    return dataclasses.replace(prepared, request=isolated).sample().images[0]
 
 
 def test_edits_are_those_of_the_editor(held, shapes, image, mask):  # noqa: F811
-    """Jobs of several kinds that wait together: each image is that of a call alone, to the bit."""
+    """Jobs of several kinds that wait together: each image is that of a call alone, up to rounding."""
     engine = held.start(batch_sizes=(2,))
     inverted = 255 - image
     cases = [
@@ -94,7 +96,9 @@ def test_edits_are_those_of_the_editor(held, shapes, image, mask):  # noqa: F811
     done = wait(engine, *(job.id for job in jobs), plain.id)
     for job, one in zip(done, expected, strict=False):
         assert (job.status, job.error) == ("done", None)
-        np.testing.assert_array_equal(read_png(engine.image_path(job.images[0].file)), one)
+        image_of_job = read_png(engine.image_path(job.images[0].file))
+        np.testing.assert_allclose(image_of_job.astype(int), one, atol=1)
+        assert np.mean(image_of_job != one) < 0.001
     plain_image = read_png(engine.image_path(done[-1].images[0].file))
     np.testing.assert_array_equal(plain_image, shapes(PROMPT, seed=[0], num_inference_steps=[4, 2]).images[0])
     # images of one program share batches, also of several jobs, kinds and clients; those of others do not
