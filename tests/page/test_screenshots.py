@@ -68,9 +68,12 @@ def test_screenshots(new_client, server):
     tab = new_client(server.url, VIEWPORT).open()
     tab.locator(f"#gallery .picture[title^='{PROMPTS[2]}']").first.click()
     tab.locator("#viewer-edit").click()
-    paint(tab, (0.4, 0.45), (0.4, 0.6), (0.6, 0.4), (0.6, 0.6), (0.5, 0.5), (0.35, 0.5), (0.65, 0.5))
+    tab.locator("#edit-size").fill("40")
+    paint(tab, (0.4, 0.4), (0.6, 0.4), (0.6, 0.6), (0.4, 0.6), (0.4, 0.4))
     tab.fill("#seed", "4")
     finish(tab, EDITED, 1)
+    tab.evaluate("document.getElementById('form').scrollTo({ top: 0, behavior: 'instant' })")
+    tab.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
     write(tab, "edit")
 
     tab = new_client(server.url, PHONE, color_scheme="light", is_mobile=True, has_touch=True).open()
