@@ -15,6 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from imagen_jax.models.attention_control import AttentionControl
+
 
 def _sinusoidal_embedding(values: jax.Array, width: int) -> jax.Array:
     """Returns sines and cosines [B, width] of values [B] in [0, 1] (arXiv:1706.03762, Section 3.5).
@@ -255,6 +257,11 @@ def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array)
     return (products / weights_BNQS.sum(axis=-1, keepdims=True)).astype(value.dtype)
 
 
+def _attention_weights(query: jax.Array, key: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns the weights of queries [B, N, Q, K] over keys [B, N, S, K], float32 [B, N, Q, S]; see `_attend`."""
+    return _masked_softmax(jnp.einsum("bnqk,bnsk->bnqs", query / math.sqrt(query.shape[-1]), key), mask)
+
+
 class ConditioningEmbedding(nn.Module):
     """Embeds noise level, pooled text, and the augmentation level if any, as the conditioning vector [B, E]."""
 
@@ -383,7 +390,9 @@ class Attention(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, text: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, text: jax.Array, mask: jax.Array, control: AttentionControl | None = None
+    ) -> jax.Array:
         batch, height, width, channels = x.shape
         heads = channels // self.head_channels
 
@@ -406,7 +415,13 @@ class Attention(nn.Module):
             values.append(split(nn.Dense(channels, dtype=self.dtype, name="text_value")(text)))
             masks.append(mask)
         key_BNSK, value_BNSK = jnp.concatenate(keys, axis=2), jnp.concatenate(values, axis=2)
-        attended_BNQK = _attend(query_BNQK, key_BNSK, value_BNSK, jnp.concatenate(masks, axis=1)[:, None, None, :])
+        mask_BNQS = jnp.concatenate(masks, axis=1)[:, None, None, :]
+        if control is None:
+            attended_BNQK = _attend(query_BNQK, key_BNSK, value_BNSK, mask_BNQS)
+        else:
+            length = text.shape[1] if "text" in self.attention_type else 0
+            weights_BNQS = control.inject(_attention_weights(query_BNQK, key_BNSK, mask_BNQS), length)
+            attended_BNQK = jnp.einsum("bnqs,bnsk->bnqk", weights_BNQS.astype(self.dtype), value_BNSK)
         attended = attended_BNQK.transpose(0, 2, 1, 3).reshape(batch, height * width, channels)
         out = nn.Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(attended)
         x = x + out.reshape(x.shape)
@@ -438,11 +453,13 @@ class AttentionStack(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, text: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, text: jax.Array, mask: jax.Array, control: AttentionControl | None = None
+    ) -> jax.Array:
         for index, attention_type in enumerate(self.attention_types):
             name = attention_type.replace("+", "_") + f"_{index}"
             attention = Attention(
                 attention_type, self.head_channels, self.groups, self.mlp_ratio, self.dtype, name=name
             )
-            x = attention(x, text, mask)
+            x = attention(x, text, mask, control)
         return x

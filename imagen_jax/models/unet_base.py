@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from imagen_jax.models.attention_control import AttentionControl
 from imagen_jax.models.layers import (
     AdaGN,
     AttentionStack,
@@ -74,12 +75,14 @@ class BlockContext(NamedTuple):
         text: text embeddings [B, L, D].
         text_mask: bool [B, L], True where there is a token.
         dropout_keys: [B], one key per example; None for no dropout.
+        control: what attention layers take over from other examples; None for nothing.
     """
 
     embedding: jax.Array
     text: jax.Array
     text_mask: jax.Array
     dropout_keys: jax.Array | None
+    control: AttentionControl | None = None
 
     def dropout_keys_for(self, block_hash: jax.Array | int) -> jax.Array | None:
         """Returns the dropout keys [B] for the block with a hash of its name, or None without dropout."""
@@ -102,7 +105,9 @@ class _ScanBlock(nn.Module):
         x = self.make_res_block(name="res")(
             concat_skip(x, skip), context.embedding, context.dropout_keys_for(block_hash)
         )
-        x = self.constrain(self.make_attention(name="attend")(x, context.text, context.text_mask), IMAGE)
+        x = self.constrain(
+            self.make_attention(name="attend")(x, context.text, context.text_mask, context.control), IMAGE
+        )
         return x, x
 
 
@@ -174,6 +179,7 @@ class UNetBase(nn.Module):
         aug_level: jax.Array | None = None,
         dropout_keys: jax.Array | None = None,
         known: jax.Array | None = None,
+        control: AttentionControl | None = None,
     ) -> jax.Array:
         """Returns the network's prediction.
 
@@ -187,6 +193,7 @@ class UNetBase(nn.Module):
             dropout_keys: [B], one key per example; None for no dropout, outside of training.
             known: [B, H, W, C + 1] for a stage that inpaints: the image, 0 where it is to be drawn, and the mask, which
                 is 1 there.
+            control: what attention layers take over from other examples; None for nothing.
 
         Returns:
             Predictions [B, H, W, out_channels], float32; zero at initialization.
@@ -205,7 +212,7 @@ class UNetBase(nn.Module):
         if self.positions:
             x = LearnedPositionEmbedding(self.positions, self.dtype, name="positions")(x)
 
-        x = self.backbone(x, BlockContext(embedding, text, text_mask, dropout_keys))
+        x = self.backbone(x, BlockContext(embedding, text, text_mask, dropout_keys, control))
 
         x = AdaGN(self.num_groups, self.dtype, name="out_norm")(x, embedding)
         x = nn.swish(x)
@@ -232,7 +239,7 @@ class UNetBase(nn.Module):
 
     def _attention(self, x: jax.Array, context: BlockContext, kinds: tuple[str, ...], name: str) -> jax.Array:
         """Applies attention layers with the text."""
-        return self._make_attention(kinds)(name=name)(x, context.text, context.text_mask)
+        return self._make_attention(kinds)(name=name)(x, context.text, context.text_mask, context.control)
 
     def _level_blocks(
         self,

@@ -26,6 +26,7 @@ from imagen_jax.images.resize import resize
 from imagen_jax.io.atomic import atomic_write
 from imagen_jax.parallel import multihost
 from imagen_jax.pipelines.imagen import ImagenPipeline, ImagenPipelineOutput
+from imagen_jax.pipelines.prompt_edit import PromptEdit
 from imagen_jax.pipelines.request import Callback, SampleRequest, StageStart
 from imagen_jax.pipelines.texts import as_prompts
 from imagen_jax.stages.stage_sampler import stage_keys, start_noise
@@ -372,6 +373,51 @@ class ImagenEditor:
             for arrays in inversion.arrays
         ]
         return call.prepare(starts).sample(call.callback)
+
+    def edit(
+        self,
+        image: Any,
+        source_prompt: str | Sequence[str],
+        prompt: str | Sequence[str],
+        strength: float | Sequence[float] = 0.8,
+        *,
+        cross_steps: float = 0.8,
+        self_steps: float = 0.4,
+        blend: bool = True,
+        **settings: Any,
+    ) -> ImagenPipelineOutput:
+        """Changes what a changed prompt says of an image, and keeps the rest (prompt-to-prompt, arXiv:2208.01626).
+
+        The image, with noise, is walked to with its own prompt, and beside it, with the same noise, to the new one. The
+        second walk takes over the attention of the first, and is corrected by its error (virtual inversion,
+        arXiv:2312.04965): with equal prompts the image is returned. Where a stage has no attention, the correction and
+        the blending act alone.
+
+        Args:
+            image: of the aspect of the images to sample, of any size.
+            source_prompt: what the image shows.
+            prompt: what it is to show, best in the same words, such as "a blue circle" for "a red circle".
+            strength: see `image_to_image`.
+            cross_steps: in [0, 1]: the first share of the steps in which attention to words that both prompts share,
+                or to those in the same place, is that of the source. The layout is kept by it.
+            self_steps: in [0, 1]: likewise attention among pixels, in networks that have it.
+            blend: whether parts in which both prompts hardly differ are those of the image, to the bit if it has the
+                size of the result.
+            **settings: see above; `ddim` by default.
+
+        Raises:
+            ConfigError: as `image_to_image`; a share is out of range, or embeddings are given in place of prompts.
+        """
+        edit = PromptEdit.of(source_prompt, prompt, cross_steps, self_steps, blend)
+        call = _Call.of(self._pipeline, edit.texts, edit.settings(settings))
+        images = call.fit(np.repeat(_repeat(as_images(image, call.channels), len(edit.prompts), "image"), 2, 0))
+        starts = []
+        for index, one in enumerate(call.by_stage(strength)):
+            sources = call.at(images, index)
+            pairs = edit.pairs(call.pipeline.stages[index].stage, call.pipeline.text_encoders[index], sources)
+            starts.append(StageStart(sources, strength=one, pairs=pairs))
+        stages = [samples[1::2] for samples in call.sample(starts).stages]
+        return ImagenPipelineOutput(stages[-1], stages)
 
     def interpolate(
         self, first: Any, second: Any, count: int, prompt: str | None = None, **settings: Any

@@ -46,7 +46,7 @@ from imagen_jax.pipelines.request import (
 )
 from imagen_jax.pipelines.sizes import base_size, check_size
 from imagen_jax.pipelines.texts import as_prompts, encode_batch, make_texts, required
-from imagen_jax.stages.sampling import SAMPLING_MESH
+from imagen_jax.stages.sampling import PAIRS_AXES, SAMPLING_MESH, Pairs
 from imagen_jax.stages.stage import Stage
 from imagen_jax.stages.stage_sampler import StageRequest, StageSampler, stage_keys, strength_steps
 from imagen_jax.stages.text import PromptEncoder
@@ -498,6 +498,12 @@ class ImagenPipeline:
                 return None
             return shard_host_batch({"images": pad_batch(array[batch], size)}, IMAGE, self.mesh)["images"]
 
+        def put_pairs(pairs: Pairs | None) -> Pairs | None:
+            if pairs is None:
+                return None
+            padded = {name: pad_batch(np.asarray(array[batch]), size) for name, array in pairs._asdict().items()}
+            return Pairs(**shard_host_batch(padded, PAIRS_AXES._asdict(), self.mesh))
+
         def make(index: int, low_res: jax.Array | None) -> StageRequest:
             begin, scales = request.start(index), request.guidance_scale
             return StageRequest(
@@ -513,6 +519,7 @@ class ImagenPipeline:
                 resample=begin.resample,
                 z=put(begin.z),
                 before=put(begin.before),
+                pairs=put_pairs(begin.pairs),
                 isolated=request.isolated,
             )
 

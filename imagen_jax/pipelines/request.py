@@ -13,6 +13,7 @@ from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import Size, to_uint
 from imagen_jax.parallel import multihost
 from imagen_jax.pipelines.texts import Texts
+from imagen_jax.stages.sampling import Pairs
 from imagen_jax.stages.stage_sampler import STEPS_PER_CALL
 
 
@@ -29,6 +30,7 @@ class StageStart:
         resample: how often each step is taken, see `inpainting.resample`.
         z: the noise [N, H, W, C], in place of that of the seed; None for that.
         before: for `bdia`, z [N, H, W, C] at the second time, as an inversion has left it; None if it is not known.
+        pairs: how images are edited, each beside its source, arrays of NumPy; None for no editing.
     """
 
     image: np.ndarray | None = None
@@ -37,6 +39,7 @@ class StageStart:
     resample: int = 1
     z: np.ndarray | None = None
     before: np.ndarray | None = None
+    pairs: Pairs | None = None
 
 
 @dataclasses.dataclass(frozen=True)

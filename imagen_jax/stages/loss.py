@@ -71,7 +71,7 @@ def diffusion_loss(stage: Stage, params: Any, batch: DiffusionBatch) -> Losses:
     logsnr = stage.schedule.logsnr(t)
     alpha, sigma = alpha_from_logsnr(logsnr), sigma_from_logsnr(logsnr)
     z = process.add_noise(x, eps, alpha, sigma)
-    prediction, v = stage.predict(params, z, logsnr, text, condition, dropout_keys)
+    prediction, v = stage.predict(params, z, logsnr, text, condition, dropout_keys=dropout_keys)
     target = process.prediction_target(x, eps, alpha, sigma, stage.prediction)
     drawn = condition["known"][..., -1:] if "known" in condition else None
     weight = process.loss_weight(

@@ -16,12 +16,14 @@ from imagen_jax.config.schema import SamplingConfig
 from imagen_jax.diffusion import samplers
 from imagen_jax.diffusion.guidance import Guidance, get_threshold_fn
 from imagen_jax.diffusion.inpainting import keep_known
+from imagen_jax.diffusion.pair_editing import edit_pairs
 from imagen_jax.diffusion.process import predict_x0_and_eps
 from imagen_jax.diffusion.schedules import Schedule, alpha_from_logsnr, cosine_time, sigma_from_logsnr
 from imagen_jax.diffusion.tiling import tiled_predict
 from imagen_jax.images.array import Size, scale_size
+from imagen_jax.models.attention_control import AttentionControl
 from imagen_jax.parallel import runtime
-from imagen_jax.parallel.axes import IMAGE
+from imagen_jax.parallel.axes import IMAGE, VECTOR
 from imagen_jax.parallel.batching import batch_sharding
 from imagen_jax.parallel.sharding import replicate_conv_kernels
 from imagen_jax.stages.stage import CONDITION_AXES, Stage, check_rows
@@ -30,6 +32,7 @@ from imagen_jax.text.encoder import TEXT_CONDITION_AXES, TextCondition
 SAMPLING_MESH = {"data": -1, "fsdp": 1, "spatial": 1}  # every device has full networks, and images of its own
 # the arguments of a `SampleFn` after the parameters
 SAMPLING_AXES = (TEXT_CONDITION_AXES, TEXT_CONDITION_AXES, "batch ...", IMAGE)
+_SPREAD = 1 / 32  # of the shorter side, by which masks of what an edit changes are wider
 SampleFn = Callable[..., jax.Array]
 PredictFn = Callable[..., tuple[jax.Array, jax.Array | None]]
 
@@ -42,12 +45,40 @@ class StageInputs(NamedTuple):
         logsnr: their log signal-to-noise ratio, a scalar.
         text: the text condition.
         condition: see `Stage.predict`.
+        control: what attention takes over from other examples; None for nothing.
     """
 
     z: jax.Array
     logsnr: jax.Array
     text: TextCondition
     condition: dict[str, jax.Array]
+    control: AttentionControl | None = None
+
+
+class Pairs(NamedTuple):
+    """How images are edited, each beside its source: sources are at even rows, and after each the edited image.
+
+    Attributes:
+        image: the sources, [B, H, W, C] in [-1, 1].
+        alignment: [B, L, L], see `AttentionControl`, as the following.
+        text_steps: [B] in [0, 1]: in which first share of the steps attention to text is taken over.
+        pixel_steps: [B] in [0, 1]: likewise attention to pixels.
+        threshold: [B], see `edit_pairs`.
+    """
+
+    image: jax.Array
+    alignment: jax.Array
+    text_steps: jax.Array
+    pixel_steps: jax.Array
+    threshold: jax.Array
+
+    def control(self, progress: jax.Array) -> AttentionControl:
+        """Returns what attention takes over when this share of the steps is taken."""
+        shares = ((progress < steps).astype(jnp.float32) for steps in (self.text_steps, self.pixel_steps))
+        return AttentionControl(self.alignment, *shares)
+
+
+PAIRS_AXES: Any = Pairs(IMAGE, "batch ...", VECTOR, VECTOR, VECTOR)  # type: ignore[arg-type]  # names in the place of arrays
 
 
 class Conditions(NamedTuple):
@@ -60,6 +91,7 @@ class Conditions(NamedTuple):
         guidance_scale: float [B].
         keys: keys [B] for the noise of the steps.
         known: `image` [B, H, W, C] and `mask` [B, H, W, 1], if only what is masked is drawn; else None.
+        pairs: how images are edited beside their sources; else None.
     """
 
     text: TextCondition
@@ -68,6 +100,7 @@ class Conditions(NamedTuple):
     guidance_scale: jax.Array
     keys: jax.Array
     known: dict[str, jax.Array] | None = None
+    pairs: Pairs | None = None
 
 
 def make_sampler(settings: SamplingConfig, schedule: Schedule) -> samplers.Sampler:
@@ -210,19 +243,23 @@ def make_denoise_fn(
     count = len(ends) - 1 if steps is None else steps
 
     def predict_fn(inputs: StageInputs) -> tuple[jax.Array, jax.Array | None]:
-        return predict(params, inputs.z, inputs.logsnr, inputs.text, inputs.condition)
+        return predict(params, *inputs)
 
     def denoise(z: jax.Array, t: jax.Array) -> Any:
         logsnr = stage.schedule.logsnr(t)
         # the step's index among uniform times
         step = jnp.round((ends[0] - t) / (ends[0] - ends[-1]) * count)
-        inputs = StageInputs(z, logsnr, conditions.text, conditions.condition)
+        control = None if conditions.pairs is None else conditions.pairs.control(step / count)
+        inputs = StageInputs(z, logsnr, conditions.text, conditions.condition, control)
         prediction, v = guided_prediction(predict_fn, inputs, conditions.null_text, guidance, step)
         x_hat, _ = predict_x0_and_eps(
             prediction, z, alpha_from_logsnr(logsnr), sigma_from_logsnr(logsnr), stage.prediction
         )
         return (limit(x_hat), v) if needs_variance(settings) else limit(x_hat)
 
+    if conditions.pairs is not None:
+        spread = max(1, round(min(conditions.pairs.image.shape[1:3]) * _SPREAD))
+        return edit_pairs(denoise, conditions.pairs.image, conditions.pairs.threshold, spread)
     return denoise if conditions.known is None else keep_known(denoise, **conditions.known)
 
 
@@ -248,12 +285,18 @@ def _make_predict_fn(stage: Stage, settings: SamplingConfig) -> PredictFn:
         return stage.predict
 
     def predict(
-        params: Any, z: jax.Array, logsnr: jax.Array, text: TextCondition, condition: dict[str, jax.Array]
+        params: Any,
+        z: jax.Array,
+        logsnr: jax.Array,
+        text: TextCondition,
+        condition: dict[str, jax.Array],
+        control: AttentionControl | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
         images = [name for name in condition if CONDITION_AXES[name] == IMAGE]
 
         def of_tile(z: jax.Array, *parts: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-            return stage.predict(params, z, logsnr, text, condition | dict(zip(images, parts, strict=True)))
+            here = condition | dict(zip(images, parts, strict=True))
+            return stage.predict(params, z, logsnr, text, here, control)
 
         return tiled_predict(of_tile, [z, *(condition[name] for name in images)], tile, overlap)
 
@@ -279,9 +322,9 @@ def guided_prediction(
     Returns:
         The guided prediction, and the v of the conditional half: variances are not guided. None if not learned.
     """
-    z, logsnr, text, condition = inputs
+    z, logsnr, text, condition, control = inputs
     if guidance.is_identity:
-        return predict_fn(StageInputs(z, jnp.broadcast_to(logsnr, z.shape[:1]), text, condition))
+        return predict_fn(inputs._replace(logsnr=jnp.broadcast_to(logsnr, z.shape[:1])))
 
     def doubled(array: Any, other: Any) -> jax.Array:
         return jnp.concatenate([array, jnp.broadcast_to(other, array.shape).astype(array.dtype)])
@@ -292,6 +335,7 @@ def guided_prediction(
             jnp.broadcast_to(logsnr, (2 * z.shape[0],)),
             TextCondition(doubled(text.embeddings, null_text.embeddings), doubled(text.mask, null_text.mask)),
             {name: doubled(array, array) for name, array in condition.items()},
+            None if control is None else control.with_unconditional(),
         )
     )
     conditional, unconditional = jnp.split(both, 2)

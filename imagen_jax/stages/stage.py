@@ -26,6 +26,7 @@ from imagen_jax.diffusion.schedules import Schedule, cosine_time
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import Size, format_size, scale_size
 from imagen_jax.images.resize import resize
+from imagen_jax.models.attention_control import AttentionControl
 from imagen_jax.models.efficient_unet import EfficientUNet
 from imagen_jax.models.unet import UNet
 from imagen_jax.models.unet_base import UNetBase, no_constraint
@@ -113,6 +114,7 @@ class Stage:
         logsnr: jax.Array,
         text: TextCondition,
         condition: dict[str, jax.Array],
+        control: AttentionControl | None = None,
         dropout_keys: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """Predicts at z_t.
@@ -124,6 +126,7 @@ class Stage:
             text: embeddings [B, L, D] and mask [B, L].
             condition: from `augment_low_res` for a super-resolution stage, and from `mask_known` for one that inpaints;
                 otherwise empty.
+            control: what the attention of edited examples takes over from their sources; None for nothing.
             dropout_keys: one for each example [B]; None for no dropout.
 
         Returns:
@@ -142,6 +145,7 @@ class Stage:
             condition.get("aug_level"),
             dropout_keys,
             condition.get("known"),
+            control,
         )
         assert isinstance(output, jax.Array)  # no mutable collections: nothing else comes back
         channels = self.config.channels

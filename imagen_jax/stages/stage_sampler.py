@@ -34,6 +34,7 @@ from imagen_jax.parallel.mesh import num_batch_shards
 from imagen_jax.parallel.sharding import replicate_conv_kernels, replicated
 from imagen_jax.stages.sampling import (
     Conditions,
+    Pairs,
     enlarged_size,
     is_guided,
     make_denoise_fn,
@@ -73,6 +74,7 @@ class StageRequest:
         times: [steps + 1], in place of those of the settings and of `strength`.
         z: [B, H, W, C] at the first time, in place of standard Gaussian noise.
         before: for `bdia`, z at the second time, if it is known; see `samplers.continue_pair`.
+        pairs: how images are edited, each beside its source; None for no editing.
         isolated: whether each device computes its images one after the other, each by the same operations: an image is
             then equal to the bit in any batch. In one batch together, its rounding depends on its place.
     """
@@ -90,6 +92,7 @@ class StageRequest:
     times: np.ndarray | None = None
     z: jax.Array | None = None
     before: jax.Array | None = None
+    pairs: Pairs | None = None
     isolated: bool = False
 
     @property
@@ -392,7 +395,7 @@ class StageSampler:
             numbers = samplers.continue_pair(numbers)
         state, condition, keys = programs.start(given, np.float32(self._settings.aug_level), times[0], size=size)
         scale = shard_host_batch({"scale": np.asarray(scales, np.float32)}, VECTOR, self._mesh)["scale"]
-        conditions = Conditions(request.text, request.null_text, condition, scale, keys, request.known)
+        conditions = Conditions(request.text, request.null_text, condition, scale, keys, request.known, request.pairs)
         pending = None
         for first in range(0, steps, steps_per_call):
             last = min(first + steps_per_call, steps)
