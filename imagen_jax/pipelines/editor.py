@@ -379,7 +379,7 @@ class ImagenEditor:
         image: Any,
         source_prompt: str | Sequence[str],
         prompt: str | Sequence[str],
-        strength: float | Sequence[float] = 0.8,
+        strength: float | Sequence[float] = 0.7,
         *,
         cross_steps: float = 0.8,
         self_steps: float = 0.4,
@@ -403,13 +403,15 @@ class ImagenEditor:
             self_steps: in [0, 1]: likewise attention among pixels, in networks that have it.
             blend: whether parts in which both prompts hardly differ are those of the image, to the bit if it has the
                 size of the result.
-            **settings: see above; `ddim` by default.
+            **settings: see above; by default `ddim` with 16 steps, and guidance from the source prompt to the new one,
+                twice as strong as the stages' own.
 
         Raises:
             ConfigError: as `image_to_image`; a share is out of range, or embeddings are given in place of prompts.
         """
         edit = PromptEdit.of(source_prompt, prompt, cross_steps, self_steps, blend)
-        call = _Call.of(self._pipeline, edit.texts, edit.settings(settings))
+        scales = [trained.stage.config.sampling.guidance_scale for trained in self._pipeline.stages]
+        call = _Call.of(self._pipeline, edit.texts, edit.settings(settings, scales))
         images = call.fit(np.repeat(_repeat(as_images(image, call.channels), len(edit.prompts), "image"), 2, 0))
         starts = []
         for index, one in enumerate(call.by_stage(strength)):

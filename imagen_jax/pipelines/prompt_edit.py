@@ -79,8 +79,15 @@ class PromptEdit:
         """The prompts of the walks, [2N]: each source's, and after it the new one."""
         return [text for pair in zip(self.source_prompts, self.prompts, strict=True) for text in pair]
 
-    def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def settings(self, given: Mapping[str, Any], own_scales: Sequence[float]) -> dict[str, Any]:
         """Returns the settings of a call for its 2N walks: both walks of a pair have the same noise.
+
+        Guidance leads from the source prompt to the new one, if no other negative prompt is given. It then raises only
+        what differs, and scales are by default twice as far from 1.
+
+        Args:
+            given: settings of the call.
+            own_scales: the guidance scale of each stage's config.
 
         Raises:
             ConfigError: embeddings are given in place of prompts.
@@ -88,13 +95,18 @@ class PromptEdit:
         for name in ("prompt_embeds", "negative_prompt_embeds"):
             if given.get(name) is not None:
                 raise ConfigError(f"edit compares the words of prompts, and was given {name}: give prompts")
-        settings = {"sampler": "ddim"} | dict(given) | {"batch_size": 2 * given.get("batch_size", 16)}
-        seed = given.get("seed", 0)
+        settings = {"sampler": "ddim", "num_inference_steps": 16} | dict(given)
+        settings["batch_size"] = 2 * given.get("batch_size", 16)
+        if settings.get("guidance_scale") is None:
+            settings["guidance_scale"] = [1 + 2 * (scale - 1) for scale in own_scales]
+        if settings.get("negative_prompt") is None and np.any(np.asarray(settings["guidance_scale"]) != 1):
+            settings["negative_prompt"] = self.source_prompts
+        seed = settings.get("seed", 0)
         settings["seed"] = seed if isinstance(seed, Sequence) else [seed + index for index in range(len(self.prompts))]
         for name in _OF_EACH:
             if isinstance(settings.get(name), Sequence) and not isinstance(settings[name], str):
                 settings[name] = twice(settings[name])
-        if np.ndim(settings.get("guidance_scale", 1.0)) == 2:
+        if np.ndim(settings["guidance_scale"]) == 2:
             settings["guidance_scale"] = np.repeat(np.asarray(settings["guidance_scale"]), 2, axis=1)
         return settings
 
