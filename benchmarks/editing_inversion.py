@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -47,6 +48,14 @@ HEADER = (
 _NEAR = 0.1  # how far a detected object may be from its place, in x and y together, in units of the image's width
 _SHOWN = 8  # tasks in the picture
 
+_DEFAULT_STRENGTH = 0.7
+_ABLATIONS: dict[str, dict[str, Any]] = {
+    "no blending": {"blend": False},
+    "no attention taken over": {"cross_steps": 0.0, "self_steps": 0.0},
+    "neither": {"cross_steps": 0.0, "self_steps": 0.0, "blend": False},
+    "guidance from no text": {"negative_prompt": ""},
+}
+
 _Edit = Callable[[], np.ndarray]
 
 
@@ -68,7 +77,8 @@ def define_flags(values: flags.FlagValues) -> None:
     define_path(values, "out", "runs/editing_inversion", "A folder for a picture.")
     flags.DEFINE_integer("num_tasks", 128, "Images to edit.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("batch_size", 32, "Images at once.", lower_bound=1, flag_values=values)
-    flags.DEFINE_list("strengths", ["0.6", "0.7", "0.8"], "Strengths of edits.", flag_values=values)
+    flags.DEFINE_list("strengths", ["0.5", "0.6", "0.7", "0.8"], "Strengths of edits.", flag_values=values)
+    flags.DEFINE_bool("sizes", False, "Whether prompts say which object is large or small.", flag_values=values)
 
 
 def run(args: CommandFlags) -> None:
@@ -86,7 +96,9 @@ def run(args: CommandFlags) -> None:
         shown.append((way, result))
     rows = min(_SHOWN, len(tasks))
     texts = [
-        way if column else prompt_of(task.expected) for task in tasks[:rows] for column, (way, _) in enumerate(shown)
+        way if column else prompt_of(task.expected, args.sizes)
+        for task in tasks[:rows]
+        for column, (way, _) in enumerate(shown)
     ]
     grid = image_grid(np.stack([images[row] for row in range(rows) for _, images in shown]), texts, len(shown), cell=96)
     save_png(grid, args.output_folder("runs/editing_inversion") / "edits.png")
@@ -109,11 +121,12 @@ def recoloring_tasks(count: int, seed: int = 5) -> list[Task]:
     return tasks
 
 
-def prompt_of(scene: Scene) -> str:
-    """Returns a caption with the colors, shapes and background of two objects, and their relation."""
+def prompt_of(scene: Scene, sizes: bool) -> str:
+    """Returns a caption with the colors, shapes and background of two objects, their relation and, if asked, sizes."""
     first, second = scene.objects
     relation = spatial_relation((first.x, first.y), (second.x, second.y))
-    objects = [f"{_article(item.color)} {item.color} {item.shape}" for item in scene.objects]
+    words = [f"{item.size} {item.color}" if sizes else item.color for item in scene.objects]
+    objects = [f"{_article(word)} {word} {item.shape}" for word, item in zip(words, scene.objects, strict=True)]
     return f"{objects[0]} {relation} {objects[1]} on {_article(scene.background)} {scene.background} background"
 
 
@@ -161,19 +174,17 @@ def figures(tasks: list[Task], images: np.ndarray, edited: np.ndarray) -> list[s
 
 def _ways(editor: ImagenEditor, tasks: list[Task], images: np.ndarray, args: CommandFlags) -> dict[str, _Edit]:
     """Returns the ways to edit, by their names."""
-    sources, prompts = (
-        [prompt_of(scene) for scene in scenes] for scenes in zip(*((t.scene, t.expected) for t in tasks), strict=True)
-    )
+    sources = [prompt_of(task.scene, args.sizes) for task in tasks]
+    prompts = [prompt_of(task.expected, args.sizes) for task in tasks]
     batch = {"batch_size": args.batch_size}
 
     def image_to_image(strength: float) -> np.ndarray:
         return editor.image_to_image(images, prompts, strength, **batch).images
 
     def inversion() -> np.ndarray:
-        inverted = editor.invert(images, sources, **batch)
-        return editor.from_inversion(inverted, prompts).images
+        return editor.from_inversion(editor.invert(images, sources, **batch), prompts).images
 
-    def edit(strength: float, **settings: object) -> np.ndarray:
+    def edit(strength: float, **settings: Any) -> np.ndarray:
         return editor.edit(images, sources, prompts, strength, **settings, **batch).images
 
     strengths = [float(strength) for strength in args.strengths]
@@ -182,12 +193,9 @@ def _ways(editor: ImagenEditor, tasks: list[Task], images: np.ndarray, args: Com
         ways[f"`image_to_image`, strength {strength}"] = functools.partial(image_to_image, strength)
     ways["`invert`, then the new prompt"] = inversion
     for strength in strengths:
-        part = functools.partial(edit, strength)
-        ways[f"`edit`, strength {strength}, no attention, no blending"] = functools.partial(
-            part, cross_steps=0.0, self_steps=0.0, blend=False
-        )
-        ways[f"`edit`, strength {strength}, no blending"] = functools.partial(part, blend=False)
-        ways[f"`edit`, strength {strength}"] = part
+        ways[f"`edit`, strength {strength}"] = functools.partial(edit, strength)
+    for name, settings in _ABLATIONS.items():
+        ways[f"`edit`, {name}"] = functools.partial(edit, _DEFAULT_STRENGTH, **settings)
     return ways
 
 

@@ -95,7 +95,7 @@ class PromptEdit:
         for name in ("prompt_embeds", "negative_prompt_embeds"):
             if given.get(name) is not None:
                 raise ConfigError(f"edit compares the words of prompts, and was given {name}: give prompts")
-        settings = {"sampler": "ddim", "num_inference_steps": 16} | dict(given)
+        settings: dict[str, Any] = {"sampler": "ddim", "num_inference_steps": 16} | dict(given)
         settings["batch_size"] = 2 * given.get("batch_size", 16)
         if settings.get("guidance_scale") is None:
             settings["guidance_scale"] = [1 + 2 * (scale - 1) for scale in own_scales]
@@ -116,7 +116,8 @@ class PromptEdit:
         texts = zip(self.source_prompts, self.prompts, strict=True)
         alignment = np.stack(twice([align_tokens(tokenizer, source, prompt) for source, prompt in texts]))
         numbers = (self.cross_steps, self.self_steps, _THRESHOLD if self.blend else 0.0)
-        return Pairs(images, alignment, *(np.full(len(images), number, np.float32) for number in numbers))
+        arrays: Any = (images, alignment, *(np.full(len(images), number, np.float32) for number in numbers))
+        return Pairs(*arrays)
 
 
 def twice(values: Sequence[Item]) -> list[Item]:
