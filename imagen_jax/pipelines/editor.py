@@ -410,8 +410,8 @@ class ImagenEditor:
             ConfigError: as `image_to_image`; a share is out of range, or embeddings are given in place of prompts.
         """
         edit = PromptEdit.of(source_prompt, prompt, cross_steps, self_steps, blend)
-        scales = [trained.stage.config.sampling.guidance_scale for trained in self._pipeline.stages]
-        call = _Call.of(self._pipeline, edit.texts, edit.settings(settings, scales))
+        scales = [trained.stage.config.sampling.guidance_scale for trained in self.pipeline.stages]
+        call = _Call.of(self.pipeline, edit.texts, edit.settings(settings, scales))
         images = call.fit(np.repeat(_repeat(as_images(image, call.channels), len(edit.prompts), "image"), 2, 0))
         starts = []
         for index, one in enumerate(call.by_stage(strength)):
