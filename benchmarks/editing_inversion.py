@@ -48,7 +48,7 @@ HEADER = (
 _NEAR = 0.1  # how far a detected object may be from its place, in x and y together, in units of the image's width
 _SHOWN = 8  # tasks in the picture
 
-_DEFAULT_STRENGTH = 0.7
+_DEFAULT_STRENGTH = 0.5
 _ABLATIONS: dict[str, dict[str, Any]] = {
     "no blending": {"blend": False},
     "no attention taken over": {"cross_steps": 0.0, "self_steps": 0.0},

@@ -379,7 +379,7 @@ class ImagenEditor:
         image: Any,
         source_prompt: str | Sequence[str],
         prompt: str | Sequence[str],
-        strength: float | Sequence[float] = 0.7,
+        strength: float | Sequence[float] = 0.5,
         *,
         cross_steps: float = 0.8,
         self_steps: float = 0.4,

@@ -16,7 +16,7 @@ CIRCLE = SceneObject("circle", "red", "large", 0.25, 0.5, 0.21)
 SQUARE = SceneObject("square", "yellow", "small", 0.75, 0.5, 0.15)
 SOURCE = "a red circle left of a yellow square on a gray background"
 PROMPT = "a green circle left of a yellow square on a gray background"
-QUICK = {"num_inference_steps": [10, 4]}
+QUICK = {"strength": 0.7, "num_inference_steps": [10, 4]}
 
 
 @pytest.fixture(scope="module")
