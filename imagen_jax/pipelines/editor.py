@@ -418,7 +418,7 @@ class ImagenEditor:
             sources = call.at(images, index)
             pairs = edit.pairs(call.pipeline.stages[index].stage, call.pipeline.text_encoders[index], sources)
             starts.append(StageStart(sources, strength=one, pairs=pairs))
-        stages = [samples[1::2] for samples in call.sample(starts).stages]
+        stages = [samples[1::2] for samples in call.prepare(starts).sample(call.callback).stages]
         return ImagenPipelineOutput(stages[-1], stages)
 
     def interpolate(
