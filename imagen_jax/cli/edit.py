@@ -7,6 +7,7 @@ Tasks:
   variations      --count images like IMAGE: --strength
   upscale         enlarges IMAGE by the super-resolution stages alone
   interpolate     --count images from one end to the other: --ends='3;4' (seeds), 'a ring;a cross' (prompts) or files
+  edit            changes what --prompts says otherwise than --source_prompt, and keeps the rest: --strength
   invert          finds the noise of IMAGE, writes it to OUT/inversion.npz, and samples from it: the image comes back
 
 Writes `OUT/images/NNNN.png`, an image for each prompt; `OUT/samples.png`, a grid of what was given and of them; and
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
     from imagen_jax.pipelines.editor import ImagenEditor
 
-TASKS = ("image_to_image", "inpaint", "outpaint", "variations", "upscale", "interpolate", "invert")
+TASKS = ("image_to_image", "inpaint", "outpaint", "variations", "upscale", "interpolate", "edit", "invert")
 # the flags of each task, besides those of all; True for those that it cannot do without
 _TASK_FLAGS = {
     "image_to_image": {"image": True, "prompts": True, "strength": False},
@@ -60,12 +61,14 @@ _TASK_FLAGS = {
     "variations": {"image": True, "count": False, "strength": False, "prompts": False},
     "upscale": {"image": True, "prompts": True},
     "interpolate": {"ends": True, "count": False, "prompts": False},
+    "edit": {"image": True, "source_prompt": True, "prompts": True, "strength": False},
     "invert": {"image": True, "prompts": True, "exact": False},
 }
 _EXAMPLES = {
     "image": "photo.png",
     "mask": "mask.png",
     "prompts": "'a red circle'",
+    "source_prompt": "'a red circle'",
     "canvas": "64x128",
     "ends": "'a ring;a cross'",
 }
@@ -80,6 +83,7 @@ def define_flags(values: flags.FlagValues) -> None:
     define_path(values, "mask", None, "An image of the same size: what is white is drawn anew.")
     flags.DEFINE_string("prompts", None, "What the images show; several, separated by semicolons.", flag_values=values)
     define_path(values, "prompts_file", None, "A text file with a prompt on each line, instead of --prompts.")
+    flags.DEFINE_string("source_prompt", None, "What the image shows, for --task=edit.", flag_values=values)
     flags.DEFINE_list("strength", None, "In [0, 1]; one for all stages, or one for each.", flag_values=values)
     flags.DEFINE_integer("resample", None, "How often each step is taken (RePaint); 1 by default.", flag_values=values)
     flags.DEFINE_integer("feather", None, "Pixels over which the new part is faded in.", flag_values=values)
@@ -185,6 +189,8 @@ def _edit(
             return editor.variations(images["image"], count, **own, **described, **settings).images
         case "upscale":
             return editor.upscale(images["image"], prompts or [], **settings).images
+        case "edit":
+            return editor.edit(images["image"], args.source_prompt, prompts or [], **own, **settings).images
         case "interpolate":
             first, second = ends
             return editor.interpolate(first, second, count, prompts[0] if prompts else None, **settings).images

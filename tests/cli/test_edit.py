@@ -64,6 +64,15 @@ def test_other_tasks(files, tmp_path):
     assert (tmp_path / "invert/inversion.npz").exists()
 
 
+def test_edit_by_a_changed_prompt(files, tmp_path):
+    source = "--source_prompt=a red circle on a gray background"
+    images = edit(
+        files, tmp_path, "edit", source, "--prompts=a red circle on a gray background; a blue circle", "--seed=3"
+    )
+    np.testing.assert_array_equal(images[0], read_png(files / "image.png"))
+    assert np.any(images[1] != images[0])
+
+
 def test_another_edit_is_not_mixed_in(files, tmp_path):
     out = tmp_path / "out"
     edit(files, out, "image_to_image", PROMPT, "--strength=0")
