@@ -404,7 +404,7 @@ def recorded_noise(stage, batch, key, schedule=None):
     """Returns the network's z and its condition, as the loss of a super-resolution stage makes them."""
     seen = {}
 
-    def predict(params, z, logsnr, text, condition, dropout_key):
+    def predict(params, z, logsnr, text, condition, control=None, dropout_keys=None):
         seen.update(z=np.asarray(z), logsnr=np.asarray(logsnr))
         return z, None
 
