@@ -89,9 +89,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("feather", None, "Pixels over which the new part is faded in.", flag_values=values)
     flags.DEFINE_string("canvas", None, "HEIGHTxWIDTH of the result of outpainting.", flag_values=values)
     flags.DEFINE_string("position", None, "TOPxLEFT of the image on it; in the middle by default.", flag_values=values)
-    flags.DEFINE_string(
-        "ends", None, "Two seeds, prompts or image files, separated by a semicolon.", flag_values=values
-    )
+    define_path(values, "ends", None, "Two seeds, prompts or image files, separated by a semicolon.", separator=";")
     flags.DEFINE_integer("count", None, f"Images; {_DEFAULT_COUNT} by default.", lower_bound=1, flag_values=values)
     flags.DEFINE_boolean("exact", None, "Whether to invert by bdia; by ddim otherwise.", flag_values=values)
     define_path(values, "out", None, "The folder to write to.")
