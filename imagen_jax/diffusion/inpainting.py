@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from imagen_jax.diffusion.process import transition_coefs
-from imagen_jax.diffusion.samplers import Sampler, SamplerState, StepInputs, gaussian_noise
+from imagen_jax.diffusion.samplers import Sampler, SamplerState, StepInputs, gaussian_noise, map_x_hat
 from imagen_jax.diffusion.schedules import alpha_from_logsnr
 
 
@@ -29,14 +29,11 @@ def keep_known(denoise_fn: Any, image: jax.Array, mask: jax.Array) -> Any:
         mask: [B, H, W, 1] in [0, 1]: 1 where pixels are to be drawn, 0 where they are known.
     """
 
-    def denoise(z: jax.Array, t: jax.Array) -> Any:
-        predicted = denoise_fn(z, t)
-        x_hat, *others = predicted if isinstance(predicted, tuple) else (predicted,)
+    def keep(x_hat: jax.Array) -> jax.Array:
         # not by a weighted sum alone, which would round where nothing is drawn
-        kept = jnp.where(mask == 0, image, mask * x_hat + (1 - mask) * image)
-        return (kept, *others) if others else kept
+        return jnp.where(mask == 0, image, mask * x_hat + (1 - mask) * image)
 
-    return denoise
+    return map_x_hat(denoise_fn, keep)
 
 
 def resample(sampler: Sampler, repeats: int) -> Sampler:

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from imagen_jax.diffusion.samplers import map_x_hat
+
 
 def edit_pairs(denoise_fn: Any, image: jax.Array, threshold: jax.Array, spread: int) -> Any:
     """Returns a denoiser that predicts sources as they are, and edited images by what their text changes.
@@ -30,15 +32,12 @@ def edit_pairs(denoise_fn: Any, image: jax.Array, threshold: jax.Array, spread: 
     is_source = (rows % 2 == 0)[:, None, None, None]
     known = image[rows - rows % 2]
 
-    def denoise(z: jax.Array, t: jax.Array) -> Any:
-        predicted = denoise_fn(z, t)
-        x_hat, *others = predicted if isinstance(predicted, tuple) else (predicted,)
+    def edit(x_hat: jax.Array) -> jax.Array:
         change = x_hat - x_hat[rows - rows % 2]
         changed = _change_mask(change, threshold, spread)
-        edited = jnp.where(is_source | ~changed, known, jnp.clip(known + change, -1.0, 1.0))
-        return (edited, *others) if others else edited
+        return jnp.where(is_source | ~changed, known, jnp.clip(known + change, -1.0, 1.0))
 
-    return denoise
+    return map_x_hat(denoise_fn, edit)
 
 
 def _change_mask(change: jax.Array, threshold: jax.Array, spread: int) -> jax.Array:

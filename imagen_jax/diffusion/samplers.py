@@ -138,6 +138,19 @@ class Sampler:
         return self.inputs(jnp.asarray(times, jnp.float32))
 
 
+def map_x_hat(denoise_fn: Any, change: Callable[[jax.Array], jax.Array]) -> Any:
+    """Returns a denoiser, or a `VarianceFn`, whose x_hat is changed by a function; v stays as it is."""
+
+    def denoise(z: jax.Array, t: jax.Array) -> Any:
+        predicted = denoise_fn(z, t)
+        if not isinstance(predicted, tuple):
+            return change(predicted)
+        x_hat, v = predicted
+        return change(x_hat), v
+
+    return denoise
+
+
 def walk(
     sampler: Sampler,
     denoise_fn: Any,
@@ -378,13 +391,14 @@ def bdia(schedule: Schedule, damping: float = BDIA_DAMPING) -> Sampler:
     return Sampler(schedule, inputs, step, deterministic=True, remembers=True)
 
 
-def continue_pair(inputs: StepInputs) -> StepInputs:
+def continue_pair(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the numbers of the steps of `bdia` for a walk whose first step leads to z that is known.
 
     That is the `before` of its first state: z at the second time, as a walk in the other direction has left it.
     """
-    before, weight = jnp.asarray(inputs["r"]), jnp.asarray(inputs["weight"])
-    return inputs | {"r": before.at[0].set(inputs["s"][0]), "weight": weight.at[0].set(1.0)}
+    before, weight = np.array(inputs["r"]), np.array(inputs["weight"])
+    before[0], weight[0] = inputs["s"][0], 1.0
+    return inputs | {"r": before, "weight": weight}
 
 
 def dpm_solver(schedule: Schedule) -> Sampler:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from imagen_jax.config.schema import SamplingConfig
 from imagen_jax.diffusion.keys import MAX_INDEX
+from imagen_jax.diffusion.samplers import SamplerState
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import Size, image_dtype, to_uint
 from imagen_jax.parallel import multihost, runtime
@@ -461,10 +462,7 @@ class ImagenPipeline:
             if stage_request.image is not None and stage_request.strength == 0:
                 low_res = stage_request.image
             else:
-                for walk in sampler.walk(trained.params, stage_request, request.steps_per_call):
-                    count = batch.stop - batch.start
-                    tell(SamplingProgress(index, walk.step, walk.steps, batch.start, count, walk.state.x_hat))
-                low_res = sampler.finish(walk.state)
+                low_res = sampler.finish(self._walk(index, stage_request, request.steps_per_call, batch, tell))
             images.append(to_uint(low_res, image_dtype(trained.stage.config.sampling.bits, "sampling bits")))
         return images
 
@@ -474,14 +472,21 @@ class ImagenPipeline:
         arrays: list[jax.Array] = []
         low_res: jax.Array | None = None
         for index in range(request.first_stage, len(self.stages)):
-            trained, sampler, stage_request = self.stages[index], self._samplers[index], make(index, low_res)
+            sampler, stage_request = self._samplers[index], make(index, low_res)
             low_res = stage_request.image
             up = dataclasses.replace(stage_request, image=None, z=low_res, times=sampler.times[::-1])
-            for walk in sampler.walk(trained.params, up, request.steps_per_call):
-                count = batch.stop - batch.start
-                tell(SamplingProgress(index, walk.step, walk.steps, batch.start, count, walk.state.x_hat))
-            arrays += [walk.state.z, *([walk.state.before] if sampler.remembers else [])]
+            state = self._walk(index, up, request.steps_per_call, batch, tell)
+            arrays += [state.z, *([state.before] if sampler.remembers else [])]
         return arrays
+
+    def _walk(
+        self, index: int, stage_request: StageRequest, steps_per_call: int, batch: slice, tell: Callback
+    ) -> SamplerState:
+        """Returns the last state of a stage's walk, and tells where it is on the way."""
+        for walk in self._samplers[index].walk(self.stages[index].params, stage_request, steps_per_call):
+            count = batch.stop - batch.start
+            tell(SamplingProgress(index, walk.step, walk.steps, batch.start, count, walk.state.x_hat))
+        return walk.state
 
     def _batch_requests(
         self, request: SampleRequest, batch: slice, size: int

@@ -118,7 +118,7 @@ class BatchSampler:
         """
         area = math.prod(program.size) / math.prod(self._pipeline.image_size)
         # images that are larger than the cascade's own are fewer at once, as memory is limited; so are those that take
-        # long, as a batch that runs is not interrupted for another client
+        # long: few batches are let through between their steps
         allowed = [
             size for size in self.sizes if size * area <= self.sizes[-1] and self._is_short(size, cost)
         ] or self.sizes[:1]

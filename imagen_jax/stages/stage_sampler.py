@@ -352,15 +352,15 @@ class StageSampler:
         steps = strength_steps(self._settings.num_inference_steps, request.strength)
         return np.asarray(self._sampler.times(steps, self._settings.timestep_spacing, request.strength))
 
-    def _numbers(self, times: np.ndarray) -> StepInputs:
+    def _numbers(self, times: np.ndarray) -> dict[str, np.ndarray]:
         """Returns the numbers of the steps, padded so that another number of steps needs no other program."""
         samplers.check_times(times, self._sampler.deterministic)
         numbers = jax.jit(self._sampler.inputs)(times)
         padding = -(len(times) - 1) % _STEP_BLOCK
-        return {name: jnp.pad(values, (0, padding)) for name, values in numbers.items()}
+        return {name: np.pad(np.asarray(values), (0, padding)) for name, values in numbers.items()}
 
     @functools.cached_property
-    def _default_numbers(self) -> StepInputs:
+    def _default_numbers(self) -> dict[str, np.ndarray]:
         return self._numbers(self.times)
 
     def walk(self, params: Any, request: StageRequest, steps_per_call: int = STEPS_PER_CALL) -> Iterator[StageWalk]:
