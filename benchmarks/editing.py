@@ -19,11 +19,8 @@ from absl import flags
 from benchmarks import app
 from imagen_jax.cli.flags import (
     CommandFlags,
-    define_mesh,
     define_path,
-    define_sampling,
-    define_stages,
-    define_weights,
+    define_pipeline,
     load_pipeline,
 )
 from imagen_jax.datasets.shapes import captions, descriptions, detect, judge, render, scene_sampling
@@ -61,10 +58,7 @@ class Task:
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of the benchmark."""
-    define_stages(values)
-    define_weights(values)
-    define_mesh(values)
-    define_sampling(values)
+    define_pipeline(values)
     define_path(values, "out", "runs/editing", "A folder for pictures.")
     flags.DEFINE_integer("num_tasks", 512, "Tasks of each table.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("batch_size", 32, "Images at once.", lower_bound=1, flag_values=values)

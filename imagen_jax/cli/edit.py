@@ -25,18 +25,15 @@ from absl import flags
 
 from imagen_jax.cli.flags import (
     CommandFlags,
-    define_mesh,
+    define_images,
     define_path,
-    define_sampling,
-    define_stages,
+    define_pipeline,
     define_text_cache,
-    define_weights,
     load_pipeline,
     read_size,
     stage_changes,
 )
 from imagen_jax.cli.sample import read_prompts
-from imagen_jax.diffusion.keys import MAX_SEED
 from imagen_jax.errors import ConfigError, unknown_name_error
 from imagen_jax.io.paths import as_path
 
@@ -78,7 +75,7 @@ _DEFAULT_COUNT = 4
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
     flags.DEFINE_string("task", None, f"What to do: {', '.join(TASKS)}.", flag_values=values)
-    define_stages(values)
+    define_pipeline(values)
     define_path(values, "image", None, "The image: a PNG, JPEG, WebP, BMP or TIFF file.")
     define_path(values, "mask", None, "An image of the same size: what is white is drawn anew.")
     flags.DEFINE_string("prompts", None, "What the images show; several, separated by semicolons.", flag_values=values)
@@ -92,48 +89,37 @@ def define_flags(values: flags.FlagValues) -> None:
     define_path(values, "ends", None, "Two seeds, prompts or image files, separated by a semicolon.", separator=";")
     flags.DEFINE_integer("count", None, f"Images; {_DEFAULT_COUNT} by default.", lower_bound=1, flag_values=values)
     flags.DEFINE_boolean("exact", None, "Whether to invert by bdia; by ddim otherwise.", flag_values=values)
-    define_path(values, "out", None, "The folder to write to.")
-    flags.DEFINE_integer("seed", 0, "Of the noise.", lower_bound=0, upper_bound=MAX_SEED, flag_values=values)
-    flags.DEFINE_integer("batch_size", 16, "Images to sample at once.", lower_bound=1, flag_values=values)
-    flags.DEFINE_boolean("overwrite", False, "Remove images of another run from OUT.", flag_values=values)
+    define_images(values, batch_size=16)
     flags.DEFINE_string("negative_prompt", None, "What images should not show.", flag_values=values)
-    flags.DEFINE_integer("height", None, "Height of the images, in place of the config's.", flag_values=values)
-    flags.DEFINE_integer("width", None, "Width of the images, in place of the config's.", flag_values=values)
-    define_weights(values)
     define_text_cache(values)
-    define_mesh(values)
-    define_sampling(values)
 
 
 def run(args: CommandFlags) -> None:
     """Edits an image into a folder."""
     task = _check_flags(args)
     prompts = read_prompts(args.prompts, args.prompts_file) if args.prompts or args.prompts_file else None
-    files = {name: as_path(args[name]) for name in ("image", "mask") if args[name] is not None}
-    edit = {
-        name: args[name]
-        for name in (*_TASK_FLAGS[task], "negative_prompt", "seed", "height", "width")
-        if args[name] is not None and name not in ("image", "mask", "prompts")
-    }
+    own = {name: args[name] for name in _TASK_FLAGS[task] if args[name] is not None}
 
-    from imagen_jax.images.files import read_image
+    from imagen_jax.images.files import decode_image, read_bytes
     from imagen_jax.pipelines import edit_to_folder
     from imagen_jax.pipelines.editor import ImagenEditor
 
-    images = {name: read_image(path, f"--{name}") for name, path in files.items()}
+    files: dict[str, bytes] = {
+        name: read_bytes(as_path(own[name]), f"--{name}") for name in ("image", "mask") if name in own
+    }
+    images = {name: decode_image(data, f"--{name} {own[name]!r}") for name, data in files.items()}
     ends = _read_ends(args.ends) if task == "interpolate" else []
     changes = stage_changes(args, len(args.stage_folders(weights=False)))
     # as arguments of the call: they stand above what a task sets by itself
     settings = {name: [change[name] for change in changes] for name in changes[0]}
-    settings |= {name: args[name] for name in ("seed", "batch_size", "negative_prompt", "height", "width")}
-    settings = {name: value for name, value in settings.items() if value is not None}
+    settings |= {name: args[name] for name in ("seed", "negative_prompt", "height", "width") if args[name] is not None}
     pipeline = load_pipeline(args, [{} for _ in changes], text_cache=args.text_cache)
     out = args.output_folder("runs/edit")
-    digests = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
-    sampling = {name: repr(value) for name, value in settings.items()}
-    edit_to_folder.prepare(
-        out, pipeline, {"task": task, "prompts": prompts, **edit, **digests, "settings": sampling}, args.overwrite
-    )
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    # all but the batch size, which changes no image
+    edit: dict[str, Any] = {"task": task, **own, **digests, "prompts": prompts, "settings": settings}
+    edit_to_folder.prepare(out, pipeline, edit, args.overwrite)
+    settings["batch_size"] = args.batch_size
     result = _edit(ImagenEditor(pipeline), task, args, images, ends, prompts, settings, out)
     captions = [*(prompts or [])] if prompts and len(prompts) == len(result) else [task] * len(result)
     given = [(np.asarray(image.convert("RGB")), name) for name, image in images.items()]

@@ -16,12 +16,9 @@ from absl import flags
 from imagen_jax.cli.flags import (
     CommandFlags,
     define_config,
-    define_mesh,
     define_path,
-    define_sampling,
-    define_stages,
+    define_pipeline,
     define_text_cache,
-    define_weights,
     load_pipeline,
 )
 from imagen_jax.config.schema import EvaluationConfig
@@ -31,14 +28,11 @@ SEVERAL_PROCESSES = True
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
-    define_stages(values)
+    define_pipeline(values)
     define_config(values, "What to score, such as configs/shapes_eval.py.")
     define_path(values, "out", None, "The folder to write to.")
     flags.DEFINE_boolean("overwrite", False, "Remove results of another evaluation from OUT.", flag_values=values)
-    define_weights(values)
     define_text_cache(values)
-    define_mesh(values)
-    define_sampling(values)
 
 
 def run(args: CommandFlags) -> None:

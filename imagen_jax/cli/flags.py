@@ -18,6 +18,7 @@ from absl import flags
 from imagen_jax.config.load import Config, load_config
 from imagen_jax.config.messages import expected
 from imagen_jax.config.schema import SamplingConfig, StageConfig
+from imagen_jax.diffusion.keys import MAX_SEED
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.paths import as_path, check_writable, expand_user
 
@@ -255,6 +256,31 @@ def define_sampling(values: flags.FlagValues) -> None:
     for name, field in SamplingConfig.model_fields.items():
         help_text = f"Sampling: {field.description} Give {expected(field)}, one for all stages or one for each."
         flags.DEFINE_string(name, None, help_text, flag_values=values)
+
+
+def define_pipeline(values: flags.FlagValues) -> None:
+    """Defines the flags that `load_pipeline` reads: what to sample from, on which devices, with which settings."""
+    define_stages(values)
+    define_weights(values)
+    define_mesh(values)
+    define_sampling(values)
+
+
+def define_images(values: flags.FlagValues, batch_size: int) -> None:
+    """Defines the flags of a command that writes images to a folder; `batch_size` is how many at once by default."""
+    define_path(values, "out", None, "The folder to write to.")
+    flags.DEFINE_integer(
+        "seed",
+        0,
+        "In [0, 2^64); another seed gives other images.",
+        lower_bound=0,
+        upper_bound=MAX_SEED,
+        flag_values=values,
+    )
+    flags.DEFINE_integer("batch_size", batch_size, "Images to sample at once.", lower_bound=1, flag_values=values)
+    flags.DEFINE_boolean("overwrite", False, "Remove images of another run from OUT.", flag_values=values)
+    flags.DEFINE_integer("height", None, "Height of the images, in place of the config's.", flag_values=values)
+    flags.DEFINE_integer("width", None, "Width of the images, in place of the config's.", flag_values=values)
 
 
 class _Kind(NamedTuple):

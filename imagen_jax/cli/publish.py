@@ -15,11 +15,8 @@ from absl import flags
 
 from imagen_jax.cli.flags import (
     CommandFlags,
-    define_mesh,
     define_path,
-    define_sampling,
-    define_stages,
-    define_weights,
+    define_pipeline,
     load_pipeline,
 )
 from imagen_jax.errors import ConfigError
@@ -31,7 +28,7 @@ _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # as the
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
-    define_stages(values)
+    define_pipeline(values)
     define_path(values, "out", None, "The folder to write: a new one, also in a bucket.")
     flags.DEFINE_string("name", "", "Name of the cascade in its card; that of OUT by default.", flag_values=values)
     flags.DEFINE_string(
@@ -69,9 +66,6 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_boolean(
         "overwrite", False, "Replace a published cascade in OUT, and on the Hub with --push.", flag_values=values
     )
-    define_weights(values)
-    define_mesh(values)
-    define_sampling(values)
 
 
 def run(args: CommandFlags) -> None:

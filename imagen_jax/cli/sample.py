@@ -18,18 +18,15 @@ from absl import flags
 
 from imagen_jax.cli.flags import (
     CommandFlags,
-    define_mesh,
+    define_images,
     define_path,
-    define_sampling,
-    define_stages,
+    define_pipeline,
     define_text_cache,
-    define_weights,
     load_pipeline,
     prompt_guidance,
     stage_changes,
     weights_choices,
 )
-from imagen_jax.diffusion.keys import MAX_SEED
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.paths import as_path
 from imagen_jax.io.text import printable
@@ -44,7 +41,7 @@ _ESCAPED_COMMENT = re.compile(r"^\\(\\*#)")  # one backslash less
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
-    define_stages(values)
+    define_pipeline(values)
     flags.DEFINE_string("prompts", None, "The prompts, separated by semicolons.", flag_values=values)
     define_path(
         values,
@@ -56,32 +53,17 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_boolean(
         "other_model", False, "With --like: sample from other weights than those of the image.", flag_values=values
     )
-    define_path(values, "out", None, "The folder to write to.")
-    flags.DEFINE_integer(
-        "seed",
-        0,
-        "In [0, 2^64); another seed gives other images.",
-        lower_bound=0,
-        upper_bound=MAX_SEED,
-        flag_values=values,
-    )
-    flags.DEFINE_integer("batch_size", 64, "Images to sample at once.", lower_bound=1, flag_values=values)
+    define_images(values, batch_size=64)
     flags.DEFINE_integer(
         "columns", 0, "Columns of the grid; 0 for about as many as rows.", lower_bound=0, flag_values=values
     )
-    flags.DEFINE_boolean("overwrite", False, "Remove images of another run from OUT.", flag_values=values)
     flags.DEFINE_string(
         "negative_prompt",
         None,
         "What images should not show: one text for all prompts or, separated by semicolons, one for each.",
         flag_values=values,
     )
-    flags.DEFINE_integer("height", None, "Height of the images, in place of the config's.", flag_values=values)
-    flags.DEFINE_integer("width", None, "Width of the images, in place of the config's.", flag_values=values)
-    define_weights(values)
     define_text_cache(values)
-    define_mesh(values)
-    define_sampling(values)
 
 
 def run(args: CommandFlags) -> None:

@@ -18,12 +18,9 @@ from absl import flags
 
 from imagen_jax.cli.flags import (
     CommandFlags,
-    define_mesh,
     define_path,
-    define_sampling,
-    define_stages,
+    define_pipeline,
     define_text_cache,
-    define_weights,
     load_pipeline,
 )
 from imagen_jax.errors import ConfigError, require
@@ -40,7 +37,7 @@ _EXAMPLES = {
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of the command."""
-    define_stages(values)
+    define_pipeline(values)
     define_path(values, "out", None, "The folder of the queue, the history and the images, on a disk of this machine.")
     flags.DEFINE_string(
         "host", "127.0.0.1", "Address to listen at; 0.0.0.0 for all of this machine.", flag_values=values
@@ -91,10 +88,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "max_queued_jobs", 512, "Jobs that may wait; of one client, half of them.", lower_bound=1, flag_values=values
     )
-    define_weights(values)
     define_text_cache(values)
-    define_mesh(values)
-    define_sampling(values)
 
 
 def run(args: CommandFlags) -> None:

@@ -23,11 +23,15 @@ def read_image(path: Path, name: str) -> Image.Image:
     Raises:
         ConfigError: there is no such file, it is not an image of `FORMATS`, or it has too many pixels.
     """
+    return decode_image(read_bytes(path, name), f"{name} {str(path)!r}")
+
+
+def read_bytes(path: Path, name: str) -> bytes:
+    """Returns the bytes of the file of a flag. Raises ConfigError if it cannot be read."""
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{name} {str(path)!r} cannot be read ({error.strerror or first_line(error)})") from error
-    return decode_image(data, f"{name} {str(path)!r}")
 
 
 def decode_image(

@@ -7,6 +7,7 @@ OUT/samples.png       a grid of what was given and of them
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,7 +36,8 @@ def prepare(out: Path, pipeline: ImagenPipeline, edit: Mapping[str, Any], overwr
         ConfigError: it has images of another edit, or of samples, and `overwrite` is False.
     """
     if multihost.is_main_process():
-        output_dir.prepare(out, {"edit": dict(edit), "stages": output_dir.stages_manifest(pipeline.stages)}, overwrite)
+        manifest = {"edit": dict(edit), "stages": output_dir.stages_manifest(pipeline.stages)}
+        output_dir.prepare(out, json.loads(json.dumps(manifest)), overwrite)
 
 
 def save(out: Path, images: np.ndarray, captions: Sequence[str], given: Sequence[tuple[np.ndarray, str]]) -> None:
