@@ -7,110 +7,24 @@ the image of a call is, as ever, a function of what is given and of the seed, at
 from __future__ import annotations
 
 import dataclasses
-import io
-import json
-import zipfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagen_jax.errors import ConfigError, first_line
-from imagen_jax.images.array import Size, format_height_width, scale_size, to_float
+from imagen_jax.errors import ConfigError
+from imagen_jax.images.array import Size, format_height_width, to_float
 from imagen_jax.images.inputs import as_images, as_masks
-from imagen_jax.images.masks import feather_mask, shrink_mask
-from imagen_jax.images.resize import resize
-from imagen_jax.io.atomic import atomic_write
 from imagen_jax.parallel import multihost
+from imagen_jax.pipelines.edit_call import EditCall, PreparedEdit, repeat, without_callback
 from imagen_jax.pipelines.imagen import ImagenPipeline, ImagenPipelineOutput
+from imagen_jax.pipelines.inversion import Inversion, slerp
 from imagen_jax.pipelines.prompt_edit import PromptEdit
-from imagen_jax.pipelines.request import Callback, SampleRequest, StageStart
+from imagen_jax.pipelines.request import StageStart
 from imagen_jax.pipelines.texts import as_prompts
 from imagen_jax.stages.stage_sampler import stage_keys, start_noise
 from imagen_jax.text.encoder import TextCondition
-
-_FEATHER = 1 / 32  # of the shorter side
-
-
-@dataclasses.dataclass(frozen=True)
-class Inversion:
-    """The noise of N images, and what it belongs to.
-
-    Attributes:
-        arrays: for each stage the noise [N, H, W, C] and, for `bdia`, z at the time before.
-        prompts: of the images.
-        settings: of the call.
-    """
-
-    arrays: list[tuple[np.ndarray, ...]]
-    prompts: list[str]
-    settings: dict[str, Any]
-
-    def save(self, path: Path) -> None:
-        """Writes the inversion to an `.npz` file, which `load` reads."""
-        arrays = {f"stage_{i}_{j}": array for i, stage in enumerate(self.arrays) for j, array in enumerate(stage)}
-        about = json.dumps({"prompts": self.prompts, "settings": self.settings})
-        data = io.BytesIO()
-        np.savez_compressed(data, about=np.array(about), **arrays)  # type: ignore[arg-type]  # names of arrays
-        atomic_write(path, data.getvalue())
-
-    @classmethod
-    def load(cls, path: Path) -> Inversion:
-        """Returns the inversion of a file. Raises ConfigError if it is not one that `save` has written."""
-        try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-                about = json.loads(str(file["about"]))
-                names = sorted(name for name in file.files if name != "about")
-                stages = [[name for name in names if name.startswith(f"stage_{i}_")] for i in range(len(names))]
-                arrays = [tuple(file[name] for name in group) for group in stages if group]
-            return cls(arrays, about["prompts"], about["settings"])
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise ConfigError(
-                f"{str(path)!r} is not an inversion ({first_line(error)}): give a file of `save`"
-            ) from error
-
-
-@dataclasses.dataclass(frozen=True)
-class PreparedEdit:
-    """An edit that is ready to be sampled: by `sample`, or in one batch with others, of whose images each is finished.
-
-    Attributes:
-        pipeline: with the settings of the call.
-        request: of N images, with what the stages begin with.
-        known: the pixels that are kept, float32 [N, H, W, C] in [-1, 1], of the size of the result; None for none.
-        drawn: the share of new pixels, float32 [N, H, W, 1] in [0, 1]; None for 1.
-    """
-
-    pipeline: ImagenPipeline
-    request: SampleRequest
-    known: np.ndarray | None = None
-    drawn: np.ndarray | None = None
-
-    @property
-    def size(self) -> Size:
-        """(height, width) of the result."""
-        last, request = self.pipeline.image_size, self.request
-        if request.low_res is None:
-            return last if request.size is None else request.size
-        low_res = self.pipeline.stages[request.first_stage].stage.low_res_shape
-        return scale_size(request.low_res.shape[1:3], low_res[:2], last)
-
-    def sample(self, callback: Callback | None = None) -> ImagenPipelineOutput:
-        """Samples the images."""
-        images = self.pipeline.sample_all(self.request, callback)
-        kept = self.finish(images[-1])
-        return ImagenPipelineOutput(kept, [*images[:-1], kept])
-
-    def finish(self, images: np.ndarray) -> np.ndarray:
-        """Returns samples of the last stage [N, H, W, C] with the known pixels in them."""
-        if self.known is None or self.drawn is None:
-            return images
-        highest = np.iinfo(images.dtype).max
-        kept = self.drawn * images + (1 - self.drawn) * (self.known + 1) * (highest / 2)
-        return np.round(np.clip(kept, 0, highest)).astype(images.dtype)
 
 
 class ImagenEditor:
@@ -156,7 +70,7 @@ class ImagenEditor:
         self, image: Any, prompt: str | Sequence[str], strength: float | Sequence[float], **settings: Any
     ) -> PreparedEdit:
         """Returns what `image_to_image` samples."""
-        call = _Call.of(self.pipeline, prompt, settings)
+        call = EditCall.of(self.pipeline, prompt, settings)
         images = call.fit(as_images(image, call.channels))
         strengths = call.by_stage(strength)
         return call.prepare([StageStart(call.at(images, index), strength=one) for index, one in enumerate(strengths)])
@@ -203,7 +117,7 @@ class ImagenEditor:
         """Returns what `inpaint` samples."""
         if resample < 1:
             raise ConfigError(f"resample {resample} is not at least 1: it is how often each step is taken")
-        call = _Call.of(self.pipeline, prompt, settings)
+        call = EditCall.of(self.pipeline, prompt, settings)
         images, masks = as_images(image, call.channels), as_masks(mask)
         if masks.shape[1:3] != images.shape[1:3]:
             raise ConfigError(
@@ -211,11 +125,11 @@ class ImagenEditor:
                 f"{format_height_width(images.shape[1:3])}: give both in the same size"
             )
         images, masks = call.fit(images), call.repeat(masks)
-        starts = [
-            StageStart(call.known_at(images, masks, index), call.mask_at(masks, index), one, resample)
-            for index, one in enumerate(call.by_stage(strength))
-        ]
-        return call.prepare(starts, call.known_at(images, masks, -1), call.soften(masks, feather))
+        strengths = call.by_stage(strength)
+        own_masks = [call.mask_at(masks, index) for index in range(len(strengths))]
+        known = [call.known_at(images, masks, own, index) for index, own in enumerate(own_masks)]
+        starts = [StageStart(*parts, resample) for parts in zip(known, own_masks, strengths, strict=True)]
+        return call.prepare(starts, known[-1], call.soften(own_masks[-1], feather))
 
     def outpaint(
         self,
@@ -325,9 +239,9 @@ class ImagenEditor:
             tiles = [stage.image_shape[:2] if index >= first else 0 for index, stage in enumerate(stages)]
             overlaps = [min(stage.image_shape[:2]) // 4 if index >= first else 0 for index, stage in enumerate(stages)]
             settings |= {"tile_size": tiles, "tile_overlap": overlaps}
-        pipeline, request = self.pipeline.make_request(prompt, **_without_callback(settings))
+        pipeline, request = self.pipeline.make_request(prompt, **without_callback(settings))
         count = len(request.texts.prompts)
-        low = np.asarray(to_float(jnp.asarray(_repeat(images, count, "image"))))
+        low = np.asarray(to_float(jnp.asarray(repeat(images, count, "image"))))
         return PreparedEdit(pipeline, dataclasses.replace(request, low_res=low, first_stage=first))
 
     def invert(self, image: Any, prompt: str | Sequence[str], exact: bool = True, **settings: Any) -> Inversion:
@@ -348,11 +262,11 @@ class ImagenEditor:
         settings = {"sampler": "bdia" if exact else "ddim", "eta": 0.0, "num_inference_steps": 50} | settings
         if not exact:
             settings = {"inversion_iterations": 5} | settings
-        call = _Call.of(self.pipeline, prompt, settings)
+        call = EditCall.of(self.pipeline, prompt, settings)
         images = call.fit(as_images(image, call.channels))
         starts = [StageStart(call.at(images, index)) for index in range(len(call.pipeline.stages))]
         arrays = call.pipeline.invert(dataclasses.replace(call.request, starts=starts), call.callback)
-        return Inversion(arrays, as_prompts(prompt), _without_callback(settings))
+        return Inversion(arrays, as_prompts(prompt), without_callback(settings))
 
     def from_inversion(
         self, inversion: Inversion, prompt: str | Sequence[str] | None = None, **settings: Any
@@ -364,7 +278,9 @@ class ImagenEditor:
             prompt: in place of that of the inversion.
             **settings: in place of those of the inversion, such as `guidance_scale`.
         """
-        call = _Call.of(self.pipeline, inversion.prompts if prompt is None else prompt, inversion.settings | settings)
+        call = EditCall.of(
+            self.pipeline, inversion.prompts if prompt is None else prompt, inversion.settings | settings
+        )
         starts = [
             StageStart(
                 z=call.repeat(arrays[0], "inversion"),
@@ -411,8 +327,8 @@ class ImagenEditor:
         """
         edit = PromptEdit.of(source_prompt, prompt, cross_steps, self_steps, blend)
         scales = [trained.stage.config.sampling.guidance_scale for trained in self.pipeline.stages]
-        call = _Call.of(self.pipeline, edit.texts, edit.settings(settings, scales))
-        images = call.fit(np.repeat(_repeat(as_images(image, call.channels), len(edit.prompts), "image"), 2, 0))
+        call = EditCall.of(self.pipeline, edit.texts, edit.settings(settings, scales))
+        images = call.fit(np.repeat(repeat(as_images(image, call.channels), len(edit.prompts), "image"), 2, 0))
         starts = []
         for index, one in enumerate(call.by_stage(strength)):
             sources = call.at(images, index)
@@ -477,7 +393,7 @@ class ImagenEditor:
     def _between_seeds(
         self, first: int, second: int, shares: np.ndarray, prompt: str, settings: Mapping[str, Any]
     ) -> ImagenPipelineOutput:
-        call = _Call.of(self.pipeline, [prompt] * len(shares), {**settings, "seed": [first] * len(shares)})
+        call = EditCall.of(self.pipeline, [prompt] * len(shares), {**settings, "seed": [first] * len(shares)})
         padded, starts = call.pipeline.padded_batch(2, 2), []
         for index in range(len(call.pipeline.stages)):
             keys = stage_keys([first, *[second] * (padded - 1)], [0] * padded, index, call.pipeline.mesh)
@@ -486,123 +402,5 @@ class ImagenEditor:
         return call.prepare(starts).sample(call.callback)
 
 
-def slerp(first: np.ndarray, second: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Returns arrays [N, ...] on the great circle from one [...] to another, at shares [N] from 0 to 1."""
-    cosine = np.sum(first * second) / max(np.linalg.norm(first) * np.linalg.norm(second), 1e-20)
-    angle = np.arccos(np.clip(cosine, -1.0, 1.0))
-    shares = shares.reshape(-1, *[1] * first.ndim)
-    if np.sin(angle) < 1e-4:  # nearly parallel
-        return (1 - shares) * first + shares * second
-    return ((np.sin((1 - shares) * angle) * first + np.sin(shares * angle) * second) / np.sin(angle)).astype(
-        first.dtype
-    )
-
-
 def _as_list(image: Any) -> list[Any]:
     return list(image) if isinstance(image, Sequence) else [image]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Call:
-    """A pipeline with settings, a request for it, and how images are prepared for both."""
-
-    pipeline: ImagenPipeline
-    request: SampleRequest
-    callback: Callback | None
-
-    @classmethod
-    def of(cls, pipeline: ImagenPipeline, prompt: Any, settings: Mapping[str, Any]) -> _Call:
-        made, request = pipeline.make_request(prompt, **_without_callback(settings))
-        made.check(request)
-        return cls(made, request, settings.get("callback"))
-
-    @property
-    def channels(self) -> int:
-        return self.pipeline.stages[-1].stage.config.channels
-
-    @property
-    def count(self) -> int:
-        return len(self.request.texts.prompts)
-
-    @property
-    def size(self) -> Size:
-        """(height, width) of the last stage's images."""
-        return self.pipeline.image_size if self.request.size is None else self.request.size
-
-    def size_of(self, index: int) -> Size:
-        """Returns (height, width) of the images of a stage."""
-        own, last = self.pipeline.stages[index].stage.image_shape, self.pipeline.image_size
-        return self.size[0] * own[0] // last[0], self.size[1] * own[1] // last[1]
-
-    def by_stage(self, strength: float | Sequence[float]) -> list[float]:
-        """Returns the strength of each stage."""
-        stages = len(self.pipeline.stages)
-        strengths = [float(one) for one in strength] if isinstance(strength, Sequence) else [float(strength)] * stages
-        if len(strengths) != stages:
-            raise ConfigError(
-                f"strength has {len(strengths)} values for {stages} stages: give one for all, or one for each"
-            )
-        for one in strengths:
-            if not 0 <= one <= 1:
-                raise ConfigError(f"strength {one} is not in [0, 1]: 0 returns the image, 1 draws without it")
-        return strengths
-
-    def repeat(self, images: np.ndarray, name: str = "mask") -> np.ndarray:
-        return _repeat(images, self.count, name)
-
-    def fit(self, images: np.ndarray) -> np.ndarray:
-        """Returns an image for each prompt; raises ConfigError if their aspect is not that of the result."""
-        (rows, columns), (height, width) = images.shape[1:3], self.size
-        if rows * width != columns * height:
-            raise ConfigError(
-                f"image has {format_height_width((rows, columns))} pixels, which is not the aspect of the "
-                f"{format_height_width(self.size)} to sample: crop it, or give height and width"
-            )
-        return self.repeat(images, "image")
-
-    def at(self, images: np.ndarray, index: int) -> np.ndarray:
-        """Returns uint8 images as a stage gets them: of its size, in [-1, 1]."""
-        return np.asarray(resize(to_float(jnp.asarray(images)), *self.size_of(index)))
-
-    def known_at(self, images: np.ndarray, masks: np.ndarray, index: int) -> np.ndarray:
-        """Returns images as `at` does, but for known pixels, which show nothing of what is to be drawn anew.
-
-        A pixel of a smaller image has something of all those near it: here, of those that are known.
-        """
-        known, size = jnp.asarray(masks == 0, jnp.float32), self.size_of(index)
-        seen = resize(to_float(jnp.asarray(images)) * known, *size)
-        share = resize(known, *size)
-        is_known = (self.mask_at(masks, index) == 0) & (np.asarray(share) > 0)
-        return np.where(is_known, np.asarray(seen / jnp.maximum(share, 1e-6)), self.at(images, index))
-
-    def mask_at(self, masks: np.ndarray, index: int) -> np.ndarray:
-        """Returns masks at the size of a stage."""
-        size = self.size_of(index)
-        if masks.shape[1] < size[0]:
-            masks = np.asarray(jax.image.resize(masks, (len(masks), *size, 1), "nearest"))
-        return shrink_mask(masks, size)
-
-    def prepare(
-        self, starts: Sequence[StageStart], known: np.ndarray | None = None, drawn: np.ndarray | None = None
-    ) -> PreparedEdit:
-        """Returns the request with the start of each stage, and what is kept of an image, see `PreparedEdit`."""
-        return PreparedEdit(self.pipeline, dataclasses.replace(self.request, starts=starts), known, drawn)
-
-    def soften(self, masks: np.ndarray, feather: int | None) -> np.ndarray:
-        """Returns masks at the size of the result, with a soft border inside of them."""
-        if feather is None:
-            feather = round(min(self.size) * _FEATHER)
-        if feather < 0:
-            raise ConfigError(f"feather {feather} is not at least 0: it is a number of pixels")
-        return feather_mask(self.mask_at(masks, -1), feather)
-
-
-def _repeat(images: np.ndarray, count: int, name: str) -> np.ndarray:
-    """Returns `count` images, from so many or from one."""
-    if len(images) not in (1, count):
-        raise ConfigError(f"{name} has {len(images)} images for {count} prompts: give one for all, or one for each")
-    return images if len(images) == count else np.repeat(images, count, 0)
-
-
-def _without_callback(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name != "callback"}

@@ -13,7 +13,8 @@ from imagen_jax.config.schema import SamplingConfig
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import Size
 from imagen_jax.images.grid import decode_png
-from imagen_jax.pipelines.editor import ImagenEditor, PreparedEdit
+from imagen_jax.pipelines.edit_call import PreparedEdit
+from imagen_jax.pipelines.editor import ImagenEditor
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.pipelines.request import SampleRequest, StageStart
 from imagen_jax.pipelines.texts import Texts

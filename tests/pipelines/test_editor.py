@@ -10,8 +10,9 @@ from imagen_jax.datasets.shapes.detect import detect
 from imagen_jax.datasets.shapes.render import render
 from imagen_jax.datasets.shapes.scenes import Scene, SceneObject
 from imagen_jax.errors import ConfigError
-from imagen_jax.pipelines.editor import ImagenEditor, Inversion, slerp
+from imagen_jax.pipelines.editor import ImagenEditor
 from imagen_jax.pipelines.imagen import ImagenPipeline
+from imagen_jax.pipelines.inversion import Inversion, slerp
 from imagen_jax.pipelines.loading import TrainedStage
 from imagen_jax.stages.stage import build
 from tests.helpers.configs import FunctionNetwork, base_config, eight_devices, one_device, sr_config
