@@ -20,7 +20,8 @@ _CPU_OPTIONS = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
 }
 COMPILATION_CACHE = "~/.cache/imagen_jax/xla"
-_MIN_COMPILE_SECONDS = 0.2  # jax's own limit, a second, leaves out the programs of a small cascade on a fast machine
+# jax's own limit leaves out the programs of a small cascade on a fast machine
+_JAX_MIN_COMPILE_SECONDS, _MIN_COMPILE_SECONDS = 1.0, 0.2
 _M_ARENA_MAX = -8  # from glibc's malloc.h
 
 
@@ -88,10 +89,12 @@ def _is_known_option(name: str, value: str) -> bool:
 def enable_compilation_cache() -> None:
     """Keeps compiled programs on disk for later processes, in $JAX_COMPILATION_CACHE_DIR or COMPILATION_CACHE.
 
-    Those are kept that took XLA over `_MIN_COMPILE_SECONDS`, or as $JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS says.
+    Those are kept that took XLA over `_MIN_COMPILE_SECONDS`, unless jax is told otherwise, by
+    $JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS or by its config.
     """
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_SECONDS)
+    name = "jax_persistent_cache_min_compile_time_secs"
+    if name.upper() not in os.environ and getattr(jax.config, name) == _JAX_MIN_COMPILE_SECONDS:
+        jax.config.update(name, _MIN_COMPILE_SECONDS)
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]  # known at run time only
         # without a writable home, each process compiles again; RuntimeError: there is no home at all
         with contextlib.suppress(OSError, RuntimeError):
