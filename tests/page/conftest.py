@@ -141,3 +141,14 @@ def finished(url, job_id):
     with httpx.stream("GET", f"{url}/v1/jobs/{job_id}/events", timeout=300) as response:
         response.read()
     return httpx.get(f"{url}/v1/jobs/{job_id}").json()
+
+
+def paint(tab, *points):
+    """Paints from point to point, which are shares of the sides of the mask."""
+    tab.locator("#edit-mask").scroll_into_view_if_needed()
+    box = tab.locator("#edit-mask").bounding_box()
+    for number, (x, y) in enumerate(points):
+        tab.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=4)
+        if number == 0:
+            tab.mouse.down()
+    tab.mouse.up()

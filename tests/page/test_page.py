@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers.servers import serve
-from tests.page.conftest import AXE, PHONE, WIDE
+from tests.page.conftest import AXE, PHONE, WIDE, paint
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: run make page").expect
 
@@ -167,17 +167,6 @@ def edit_of(tab, made):
     tab.get_by_role("button", name="Edit this image").click()
     expect(tab.locator("#edit-title")).to_be_focused()
     assert tab.input_value("#prompt") == "a red circle"
-
-
-def paint(tab, *points):
-    """Paints from point to point, which are shares of the sides of the mask."""
-    tab.locator("#edit-mask").scroll_into_view_if_needed()
-    box = tab.locator("#edit-mask").bounding_box()
-    for number, (x, y) in enumerate(points):
-        tab.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=4)
-        if number == 0:
-            tab.mouse.down()
-    tab.mouse.up()
 
 
 def finished_job(tab, server, prompt):

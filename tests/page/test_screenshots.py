@@ -6,8 +6,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers.configs import ROOT
-from tests.page.conftest import PHONE
-from tests.page.test_page import paint
+from tests.page.conftest import PHONE, paint
 
 pytestmark = pytest.mark.screenshots
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed: run make page")
