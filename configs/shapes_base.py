@@ -59,9 +59,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         config.training.update(steps=20_000, log_every=100, save_every=2000, preview_every=4000)
         config.sampling.num_inference_steps = 12
     if variant == "inpaint":
-        config.inpainting.enabled = True
-        config.optimizer.learning_rate = 5e-3
-        config.training.update(init_from="shapes/stage_0", steps=4000, save_every=500, preview_every=2000)
+        config.inpainting.update(enabled=True, objects=1.0)
+        config.optimizer.update(learning_rate=3e-3, ema_decay=0.998)
+        config.training.update(init_from="shapes/stage_0", steps=6000, save_every=500, preview_every=2000)
     if variant == "tiny":
         config.model.update(channels=16, middle_attention_types=("self+text",))
         config.optimizer.update(warmup_steps=10)

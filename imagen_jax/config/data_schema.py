@@ -101,6 +101,11 @@ class FolderKeys(SourceKeys):
     captions_from_file_names: bool = key(
         False, "Take the name of an image for its caption if it has no other; underscores become blanks."
     )
+    objects_suffix: Text = key(
+        "",
+        "What follows an image's name, without its suffix, in that of its map of objects, such as '.objects.png' for "
+        "'fox.objects.png' beside 'fox.jpg'; empty if there are none.",
+    )
     validation_fraction: float = key(
         0.01, "Fraction of the images in the validation split, chosen by hashes of their paths.", ge=0, le=1
     )

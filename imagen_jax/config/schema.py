@@ -208,6 +208,17 @@ class InpaintingConfig(Group):
     )
     strokes: float = key(0.2, "How often it is one to three strokes of a brush.", ge=0)
     borders: float = key(0.2, "How often it is all but a rectangle, as in outpainting.", ge=0)
+    objects: float = key(
+        0.0,
+        "How often it is an object with a margin, by its form or its bounding box; needs data with maps of objects.",
+        source="arXiv:2212.06909, Section 3.2 (object masks)",
+        ge=0,
+    )
+
+    @property
+    def needs_objects(self) -> bool:
+        """Whether training needs maps of objects."""
+        return self.enabled and self.objects > 0
 
 
 class OptimizerConfig(Group):

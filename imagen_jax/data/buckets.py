@@ -13,7 +13,7 @@ from typing import SupportsIndex
 import numpy as np
 
 from imagen_jax.data.left_out import left_out_of
-from imagen_jax.data.record import CorruptRecordError, Record, Source
+from imagen_jax.data.record import CorruptRecordError, Record, Source, read_objects
 from imagen_jax.data.transforms import read_size
 from imagen_jax.images.array import Size, format_size
 
@@ -40,6 +40,10 @@ class BucketSource:
     def captions(self, index: SupportsIndex) -> tuple[str, ...]:
         """Returns the captions of record `index`."""
         return self._source.captions(int(self._indices[operator.index(index)]))
+
+    def objects(self, index: SupportsIndex) -> bytes | np.ndarray | None:
+        """Returns the map of objects of record `index`."""
+        return read_objects(self._source, int(self._indices[operator.index(index)]))
 
     def __repr__(self) -> str:
         return f"{self._source!r} at {format_size(self.size)}"

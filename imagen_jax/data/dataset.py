@@ -8,6 +8,7 @@ from typing import NamedTuple, SupportsIndex
 import numpy as np
 
 from imagen_jax.data.corrupt import CorruptRecords
+from imagen_jax.data.object_maps import check_objects, read_object_map
 from imagen_jax.data.record import CorruptRecordError, Record, Source
 from imagen_jax.data.transforms import Transform, crop_image
 from imagen_jax.errors import ConfigError
@@ -23,10 +24,12 @@ class Example(NamedTuple):
     Attributes:
         image: uint8 or uint16 [H, W, C]; until `ImageTextDataset.fit` it may be longer in one direction.
         captions: any number of captions; none for an unconditional example.
+        objects: the map of its objects, uint8 [H, W, 1] as long as the image; None if it was not asked for.
     """
 
     image: np.ndarray
     captions: tuple[str, ...]
+    objects: np.ndarray | None = None
 
 
 class ImageTextDataset:
@@ -38,9 +41,11 @@ class ImageTextDataset:
         transform: decodes image files; None for a source of decoded images.
         corrupt: counts the corrupt records and ends the run if there are too many; by default the first one does.
         crop_size: (height, width) of the random crops to train on; (0, 0) for full images.
+        objects: whether examples have maps of their objects.
 
     Raises:
-        ConfigError: the source is empty, its images have other channels or another dtype, or too many are corrupt.
+        ConfigError: the source is empty, its images have other channels or another dtype, too many are corrupt, or it
+            has no objects and is asked for them.
     """
 
     def __init__(
@@ -50,8 +55,10 @@ class ImageTextDataset:
         transform: Transform | None = None,
         corrupt: CorruptRecords | None = None,
         crop_size: Size = (0, 0),
+        objects: bool = False,
     ) -> None:
         self.source, self._transform, self._crop_size = source, transform, crop_size
+        self._objects = objects
         if not len(source):
             raise ConfigError(f"{source!r} is empty: there is nothing to train on")
         self.corrupt = corrupt or CorruptRecords(repr(source), len(source), max_fraction=0.0)
@@ -63,6 +70,8 @@ class ImageTextDataset:
             )
         if image.dtype not in IMAGE_DTYPES.values():
             raise ConfigError(f"images of {source!r} have dtype {image.dtype}, expected uint8 or uint16")
+        if objects:
+            check_objects(source, (image.shape[0], image.shape[1]))
 
     def __len__(self) -> int:
         return len(self.source)
@@ -102,7 +111,9 @@ class ImageTextDataset:
 
     def _load(self, index: SupportsIndex) -> Example:
         record = self.source[index]
-        return Example(decode_image(record, self._transform), record.captions)
+        image = decode_image(record, self._transform)
+        size = image.shape[0], image.shape[1]
+        return Example(image, record.captions, read_object_map(self.source, index, size) if self._objects else None)
 
     def _replacement(self, index: int, corrupt: CorruptRecordError) -> Example:
         # a random record, not the next one: corrupt files are often neighbors

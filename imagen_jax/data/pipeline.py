@@ -55,18 +55,25 @@ def training_batches(
         rows: the rows of each global batch that this process reads; None for all.
 
     Returns:
-        An iterator over dicts with `image`, uint8 or uint16 [rows, H, W, C] of full images or crops, and the arrays of
-        `text_features`, each with a leading axis [rows].
+        An iterator over dicts with `image`, uint8 or uint16 [rows, H, W, C] of full images or crops, the arrays of
+        `text_features`, each with a leading axis [rows], and `objects`, of the images' dtype [rows, H, W, 1], if the
+        examples have them.
     """
     rows = range(batch_size) if rows is None else rows
 
     def local_batches(dataset: ImageTextDataset) -> grain.MapDataset:
         def load(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
             example = dataset[index]
-            image = dataset.fit(example.image, rng)
+            image, channels = example.image, example.image.shape[-1]
+            if example.objects is not None:
+                # the map is cropped and mirrored as one more channel
+                image = np.concatenate([image, example.objects], axis=-1, dtype=image.dtype)
+            image = dataset.fit(image, rng)
             features = text_features(random_caption(example.captions, rng))
             # cropped last, so that a crop size changes neither flips nor captions
-            return {"image": dataset.training_crop(image, rng), **features}
+            image = dataset.training_crop(image, rng)
+            objects = {} if example.objects is None else {"objects": image[..., channels:]}
+            return {"image": image[..., :channels], **objects, **features}
 
         # the generator is a function of (seed, position): the same in every run, on any number of processes
         elements = training_order(dataset.source, seed).random_map(load)

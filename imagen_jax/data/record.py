@@ -34,8 +34,8 @@ class Record(NamedTuple):
 class Source(Protocol):
     """Random access to records. A record is a pure function of its index. Threads may share a source.
 
-    A source may also have a method `columns` (see `read_columns`) and an attribute `left_out`, what is in its place and
-    not used (see `left_out.py`).
+    A source may also have methods `columns` (see `read_columns`) and `objects` (see `object_maps.py`), and an attribute
+    `left_out`, what is in its place and not used (see `left_out.py`).
     """
 
     def __len__(self) -> int: ...
@@ -62,6 +62,16 @@ def read_columns(source: Source, index: SupportsIndex) -> Mapping[str, str]:
     """
     columns = getattr(source, "columns", None)
     return source[index].columns if columns is None else columns(index)
+
+
+def read_objects(source: Source, index: SupportsIndex) -> bytes | np.ndarray | None:
+    """Returns the map of a record's objects, a file or uint8 [H, W], see `object_maps.py`; None if there is none.
+
+    Raises:
+        CorruptRecordError: the record cannot be read.
+    """
+    objects = getattr(source, "objects", None)
+    return None if objects is None else objects(index)
 
 
 class CorruptRecordError(Exception):

@@ -63,6 +63,7 @@ class FolderSource:
         validation_fraction: the fraction, in [0, 1].
         caption_column: the caption column of metadata files.
         captions: where other captions are.
+        objects_suffix: what replaces an image's suffix in the name of its map of objects; empty if there are none.
 
     Raises:
         ConfigError: the folder does not exist or has no image; a metadata file is invalid or names no image.
@@ -75,12 +76,14 @@ class FolderSource:
         validation_fraction: float,
         caption_column: str,
         captions: CaptionRules = CaptionRules(),
+        objects_suffix: str = "",
     ) -> None:
         if not path:
             raise ConfigError("config.data.path is empty: give your folder of images, --config.data.path=DIR")
         if split not in _SPLITS:
             raise unknown_name_error("split", split, _SPLITS)
         self._path, self._split, self._caption_column, self._rules = path, split, caption_column, captions
+        self._objects_suffix = objects_suffix
         self.left_out = LeftOut()
         try:
             self._folder = Folder(path)
@@ -90,6 +93,8 @@ class FolderSource:
         note_skipped(listing.skipped, path, self.left_out)
         self._sizes, self._dead_links = listing.sizes, listing.skipped.get(DEAD_LINK, [])
         files = frozenset(user_files(listing.sizes, path, self.left_out))
+        self._maps = frozenset(name for name in files if objects_suffix and name.endswith(objects_suffix))
+        files -= self._maps
         images = frozenset(name for name in files if name.lower().endswith(image_suffixes()))
         self._rows = self._read_metadata(files, images)
         sorted_images = sorted(images.union(self._rows))
@@ -98,6 +103,7 @@ class FolderSource:
         if not sorted_images:
             unused = "".join(f"; {message}" for message in self.left_out.messages())
             raise ConfigError(f"{path} has no images: expected files that end in {', '.join(image_suffixes())}{unused}")
+        self._note_maps(sorted_images)
         self._images = self._select(sorted_images, validation_fraction)
 
     def __len__(self) -> int:
@@ -113,6 +119,11 @@ class FolderSource:
     def captions(self, index: SupportsIndex) -> tuple[str, ...]:
         """Returns the captions of image `index`."""
         return self._captions(self._images[operator.index(index)])
+
+    def objects(self, index: SupportsIndex) -> bytes | None:
+        """Returns the file with the map of objects of image `index`; None if it has none."""
+        name = self._map_of(self._images[operator.index(index)])
+        return self._read(name) if name in self._maps else None
 
     def columns(self, index: SupportsIndex) -> Mapping[str, str]:
         """Returns the columns of image `index`."""
@@ -219,6 +230,14 @@ class FolderSource:
         if self._rules.files == "lines":
             files_of_lines = [file for file in texts if not _is_json(file)]
             note_one_text(files_of_lines, lambda file: (file, self._read_text(file)), place, left_out)
+
+    def _map_of(self, image: str) -> str:
+        return posixpath.splitext(image)[0] + self._objects_suffix
+
+    def _note_maps(self, images: Collection[str]) -> None:
+        """Counts in `left_out` the maps of objects without an image."""
+        surplus = self._maps.difference(map(self._map_of, images))
+        self.left_out.add(self._path, "map(s) of objects not used", "no image has their name", sorted(surplus))
 
     def _select(self, images: list[str], validation_fraction: float) -> list[str]:
         """Returns the images of the split: all of them if a split of a few images has none.

@@ -13,7 +13,9 @@ from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import Size, parse_size
 
 
-def make_examples(config: DataConfig, split: str, image_size: int | Size, channels: int) -> ImageTextDataset:
+def make_examples(
+    config: DataConfig, split: str, image_size: int | Size, channels: int, objects: bool = False
+) -> ImageTextDataset:
     """Returns a split of a config's data set, at one image size.
 
     Args:
@@ -21,16 +23,17 @@ def make_examples(config: DataConfig, split: str, image_size: int | Size, channe
         split: of the source.
         image_size: (height, width), or one number for a square.
         channels: of the images.
+        objects: whether examples have maps of their objects.
 
     Raises:
-        ConfigError: the source cannot be opened, or its images do not fit.
+        ConfigError: the source cannot be opened, its images do not fit, or it has no objects.
     """
     source = make_source(config, split, image_size)
     transform = make_transform(config, image_size, channels)
     if transform is None or not isinstance(config, FileKeys):
-        return ImageTextDataset(source, channels, crop_size=config.crop_hw)
+        return ImageTextDataset(source, channels, crop_size=config.crop_hw, objects=objects)
     corrupt = CorruptRecords(repr(source), len(source), config.max_corrupt)
-    return ImageTextDataset(source, channels, transform, corrupt, config.crop_hw)
+    return ImageTextDataset(source, channels, transform, corrupt, config.crop_hw, objects)
 
 
 def make_transform(config: DataConfig, image_size: int | Size, channels: int) -> Transform | None:
@@ -41,7 +44,9 @@ def make_transform(config: DataConfig, image_size: int | Size, channels: int) ->
     return Transform(size=size, channels=channels, bits=config.bits, **config.transform.to_dict())
 
 
-def make_buckets(config: DataConfig, split: str, image_size: int | Size, channels: int) -> list[ImageTextDataset]:
+def make_buckets(
+    config: DataConfig, split: str, image_size: int | Size, channels: int, objects: bool = False
+) -> list[ImageTextDataset]:
     """Returns a split of a config's data set as one data set for each size: `image_size` and those of `data.buckets`.
 
     Each record goes to the size whose aspect ratio is nearest to its own. Arguments as for `make_examples`.
@@ -51,13 +56,13 @@ def make_buckets(config: DataConfig, split: str, image_size: int | Size, channel
     """
     others = config.bucket_hws
     if not others or not isinstance(config, FileKeys):
-        return [make_examples(config, split, image_size, channels)]
+        return [make_examples(config, split, image_size, channels, objects)]
     source = make_source(config, split, image_size)
     if isinstance(source, OrderedSource):
         raise ConfigError(f"data.buckets {others} go with no mixture and no balance, as {source!r} has: set it to ()")
     sizes = [parse_size(image_size, "image_size"), *others]
     corrupt = CorruptRecords(repr(source), len(source), config.max_corrupt)
     return [
-        ImageTextDataset(bucket, channels, make_transform(config, bucket.size, channels), corrupt)
+        ImageTextDataset(bucket, channels, make_transform(config, bucket.size, channels), corrupt, objects=objects)
         for bucket in split_into_buckets(source, sizes, config.threads)
     ]

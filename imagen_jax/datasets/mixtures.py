@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from imagen_jax.data.left_out import LeftOut, left_out_of
-from imagen_jax.data.record import CorruptRecordError, Record, Source, read_columns
+from imagen_jax.data.record import CorruptRecordError, Record, Source, read_columns, read_objects
 from imagen_jax.data.shuffle import child_seed, interleave, shuffled_epochs, training_order
 from imagen_jax.errors import ConfigError
 
@@ -64,6 +64,11 @@ class MixtureSource:
         """Returns the captions of record `index`."""
         part, i = self._locate(index)
         return self._parts[part].captions(i)
+
+    def objects(self, index: SupportsIndex) -> bytes | np.ndarray | None:
+        """Returns the map of objects of record `index`."""
+        part, i = self._locate(index)
+        return read_objects(self._parts[part], i)
 
     def columns(self, index: SupportsIndex) -> Mapping[str, str]:
         """Returns the columns of record `index`, which include the name of its part."""
@@ -122,6 +127,10 @@ class BalancedSource:
     def captions(self, index: SupportsIndex) -> tuple[str, ...]:
         """Returns the captions of record `index`."""
         return self._source.captions(index)
+
+    def objects(self, index: SupportsIndex) -> bytes | np.ndarray | None:
+        """Returns the map of objects of record `index`."""
+        return read_objects(self._source, index)
 
     def columns(self, index: SupportsIndex) -> Mapping[str, str]:
         """Returns the columns of record `index`."""

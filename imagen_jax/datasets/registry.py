@@ -54,7 +54,9 @@ def _folder(config: FolderKeys, split: str, image_size: int | Size) -> Source:
     suffix = config.caption_suffix
     suffixes = (suffix,) if isinstance(suffix, str) else suffix
     captions = CaptionRules(suffixes, config.caption_files, config.captions_from_file_names)
-    return FolderSource(config.path, split, config.validation_fraction, config.caption_column, captions)
+    return FolderSource(
+        config.path, split, config.validation_fraction, config.caption_column, captions, config.objects_suffix
+    )
 
 
 def _tfds(config: TfdsKeys, split: str, image_size: int | Size) -> Source:

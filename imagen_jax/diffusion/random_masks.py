@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import Size
 
-MASK_KINDS = ("everything", "boxes", "strokes", "borders")
+MASK_KINDS = ("everything", "boxes", "strokes", "borders", "objects")
 
 _MAX_BOXES = 3
 _BOX_AREA = (0.02, 0.5)  # part of the image; the logarithm is uniform
@@ -24,6 +24,8 @@ _MAX_STROKES = 3
 _STROKE_POINTS = 6
 _STROKE_STEP = (0.05, 0.3)  # in units of the shorter side
 _STROKE_RADIUS = (0.03, 0.12)  # likewise
+_BOX_MARGIN = (0.02, 0.15)  # on each side of an object's bounding box, in units of the image's shorter side
+_FORM_MARGIN = 0.04  # around an object's form, likewise
 _KNOWN_SIDE = (0.25, 0.9)  # what a border leaves of a side
 
 
@@ -36,6 +38,7 @@ class MaskDistribution:
         boxes: one to three rectangles.
         strokes: one to three bent lines of a round brush.
         borders: all but a rectangle, which mostly touches sides of the image, as in outpainting.
+        objects: an object of the image with a margin, by its form or its bounding box; boxes where there is none.
 
     Raises:
         ConfigError: a weight is negative or not finite, or all are 0.
@@ -45,6 +48,7 @@ class MaskDistribution:
     boxes: float
     strokes: float
     borders: float
+    objects: float = 0.0
 
     def __post_init__(self) -> None:
         weights = [getattr(self, kind) for kind in MASK_KINDS]
@@ -52,30 +56,35 @@ class MaskDistribution:
             given = ", ".join(f"{kind} {weight}" for kind, weight in zip(MASK_KINDS, weights, strict=True))
             raise ConfigError(f"{given} are not weights of masks: give finite numbers of at least 0, one above 0")
 
-    def sample(self, keys: jax.Array, size: Size) -> jax.Array:
+    def sample(self, keys: jax.Array, size: Size, objects: jax.Array | None = None) -> jax.Array:
         """Samples masks, float32 [B, H, W, 1]: 1 where pixels are to be drawn, at least one, and 0 where not.
 
         Args:
-            keys: PRNG keys [B]; each mask is a function of its own key.
+            keys: PRNG keys [B]; each mask is a function of its own key, and of its objects.
             size: (H, W), each at least 2.
+            objects: integers [B, H, W] in [0, 256), another one for each object and 0 where there is none; None for
+                images without objects.
         """
+        maps = jnp.zeros((keys.shape[0], *size), jnp.uint8) if objects is None else objects
         logits = jnp.log(jnp.array([getattr(self, kind) for kind in MASK_KINDS], jnp.float32))
 
-        def sample_one(key: jax.Array) -> jax.Array:
+        def sample_one(key: jax.Array, objects: jax.Array) -> jax.Array:
             kind_key, mask_key = jax.random.split(key)
             # in a batch all of them are computed, which is cheap beside a network
             return jax.lax.switch(
                 jax.random.categorical(kind_key, logits),
                 [
-                    lambda _: jnp.ones(size, bool),
-                    lambda key: random_boxes(key, size),
-                    lambda key: random_strokes(key, size),
-                    lambda key: random_borders(key, size),
+                    lambda *_: jnp.ones(size, bool),
+                    lambda key, _: random_boxes(key, size),
+                    lambda key, _: random_strokes(key, size),
+                    lambda key, _: random_borders(key, size),
+                    random_object,
                 ],
                 mask_key,
+                objects,
             )
 
-        return jax.vmap(sample_one)(keys)[..., None].astype(jnp.float32)
+        return jax.vmap(sample_one)(keys, maps)[..., None].astype(jnp.float32)
 
 
 def random_boxes(key: jax.Array, size: Size) -> jax.Array:
@@ -108,6 +117,45 @@ def random_borders(key: jax.Array, size: Size) -> jax.Array:
     anywhere = jnp.floor(jax.random.uniform(place_key, (2,)) * (room + 1)).astype(jnp.int32)
     where = jax.random.randint(where_key, (2,), 0, 3)
     return ~_rectangle(jnp.where(where == 0, 0, jnp.where(where == 1, room, anywhere)), lengths, size)
+
+
+def random_object(key: jax.Array, objects: jax.Array) -> jax.Array:
+    """Returns a random object of an image with a margin, bool [H, W]: by its form, or its bounding box, at equal odds.
+
+    Args:
+        key: PRNG key.
+        objects: integers [H, W] in [0, 256), see `MaskDistribution.sample`. Without an object the mask is that of
+            `random_boxes` with the same key.
+    """
+    size = objects.shape[0], objects.shape[1]
+    choice_key, kind_key, margin_key = jax.random.split(key, 3)
+    # every number has a place in a random order; of those in the image the first is taken
+    order = jax.random.permutation(choice_key, jnp.arange(1, 257)).at[0].set(0)[objects]
+    chosen = (order == order.max()) & (objects > 0)
+    low, high = _BOX_MARGIN
+    margins = jax.random.uniform(margin_key, (4,), minval=low, maxval=high) * min(size)
+    box = _bounding_box(chosen, jnp.round(margins).astype(jnp.int32))
+    mask = jnp.where(jax.random.bernoulli(kind_key), box, _dilate(chosen, max(1, round(_FORM_MARGIN * min(size)))))
+    return jnp.where(chosen.any(), mask, random_boxes(key, size))
+
+
+def _bounding_box(pixels: jax.Array, margins: jax.Array) -> jax.Array:
+    """Returns the bounding box of pixels, bool [H, W], enlarged by (top, left, bottom, right) where there is room."""
+    size = pixels.shape[0], pixels.shape[1]
+    within = []
+    for axis, side in enumerate(size):
+        places, there = jnp.arange(side), pixels.any(1 - axis)
+        start = jnp.where(there, places, side).min() - margins[axis]
+        end = jnp.where(there, places, -1).max() + margins[axis + 2]
+        within.append((places >= start) & (places <= end))
+    return within[0][:, None] & within[1]
+
+
+def _dilate(pixels: jax.Array, margin: int) -> jax.Array:
+    """Returns the pixels [H, W] that are at most `margin` rows and columns from one of these."""
+    for window in ((2 * margin + 1, 1), (1, 2 * margin + 1)):  # a row of maxima, then a column: a square
+        pixels = jax.lax.reduce_window(pixels, False, jax.lax.bitwise_or, window, (1, 1), "SAME")
+    return pixels
 
 
 def random_strokes(key: jax.Array, size: Size) -> jax.Array:

@@ -24,7 +24,7 @@ from imagen_jax.stages.stage import Stage
 from imagen_jax.stages.trainable import merge
 from imagen_jax.text.encoder import TextCondition, TextEncoder
 from imagen_jax.text.tokenizer import FEATURE_AXES
-from imagen_jax.training.diffusion import TRAINING_AXES, DiffusionObjective
+from imagen_jax.training.diffusion import DiffusionObjective
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import Frozen, abstract_parts
 from imagen_jax.training.step import make_train_step
@@ -66,11 +66,13 @@ def train_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder) -> P
     encoder_params = sharding.with_shardings(encoder.shapes, mesh)
     image_shape = (size, *config.training_hw, config.channels)
     image = jax.ShapeDtypeStruct(image_shape, image_dtype(config.data.bits, "config.data.bits"))
-    batch = _shard_batch({"image": image} | _text_inputs(size, encoder), TRAINING_AXES, mesh)
+    objects = {"objects": image.update(shape=(*image_shape[:-1], 1))} if config.inpainting.needs_objects else {}
+    objective = DiffusionObjective(stage, encoder)
+    batch = _shard_batch({"image": image} | objects | _text_inputs(size, encoder), objective.batch_axes, mesh)
 
     def lower() -> jax.stages.Lowered:
         assert isinstance(mesh, Mesh)
-        step = make_train_step(DiffusionObjective(stage, encoder), config, optimizer, abstract, mesh)
+        step = make_train_step(objective, config, optimizer, abstract, mesh)
         return step.lower(abstract, Frozen(encoder_params, frozen), batch)
 
     return Program(

@@ -35,11 +35,15 @@ class DiffusionObjective:
         encoder: the frozen text encoder.
     """
 
-    batch_axes: ClassVar[Any] = TRAINING_AXES
     example_axes: ClassVar[Any] = DIFFUSION_BATCH_AXES
 
     stage: Stage
     encoder: TextEncoder
+
+    @property
+    def batch_axes(self) -> Any:
+        """The names of the axes of a batch's arrays."""
+        return TRAINING_AXES | ({"objects": IMAGE} if self.stage.config.inpainting.needs_objects else {})
 
     def with_mesh(self, mesh: Mesh) -> DiffusionObjective:
         """Returns the objective with a network that shards its activations."""
@@ -77,7 +81,7 @@ def make_diffusion_batch(
         encoder: the frozen text encoder.
         encoder_params: its parameters.
         batch: `image` uint8 or uint16 [B, H, W, C], full images or crops; `tokens` int32 [B, L], or embeddings
-            [B, L, D] from a cache; `mask` bool [B, L].
+            [B, L, D] from a cache; `mask` bool [B, L]; `objects` [B, H, W, 1] if masks are drawn of them.
         key: the key of the step.
     """
     time_key, noise_key, drop_key, aug_key, dropout_key = jax.random.split(key, 5)
@@ -87,7 +91,7 @@ def make_diffusion_batch(
     text = drop_text(drop_key, text, dropped, stage.config.diffusion.cond_drop_prob)
     condition = _low_res_condition(stage, aug_key, x) if stage.is_super_resolution else {}
     if stage.config.inpainting.enabled:
-        condition |= _known_condition(stage, jax.random.fold_in(key, _MASK_KEY), x)
+        condition |= _known_condition(stage, jax.random.fold_in(key, _MASK_KEY), x, batch.get("objects"))
 
     t = sample_timesteps(time_key, x.shape[0])
     dropout_keys = jax.random.split(dropout_key, x.shape[0]) if stage.config.model.dropout else None
@@ -133,7 +137,11 @@ def _low_res_condition(stage: Stage, key: jax.Array, x: jax.Array) -> dict[str, 
     return stage.augment_low_res(low_res, level, jax.random.normal(noise_key, low_res.shape))
 
 
-def _known_condition(stage: Stage, key: jax.Array, x: jax.Array) -> dict[str, jax.Array]:
-    """Returns what a stage that inpaints sees of targets x [B, H, W, C], outside of random masks."""
+def _known_condition(stage: Stage, key: jax.Array, x: jax.Array, objects: jax.Array | None) -> dict[str, jax.Array]:
+    """Returns what a stage that inpaints sees of targets x [B, H, W, C], outside of random masks.
+
+    `objects` are maps of their objects [B, H, W, 1], or None.
+    """
     assert stage.masks is not None
-    return stage.mask_known(x, stage.masks.sample(jax.random.split(key, x.shape[0]), (x.shape[1], x.shape[2])))
+    size, maps = (x.shape[1], x.shape[2]), None if objects is None else objects[..., 0]
+    return stage.mask_known(x, stage.masks.sample(jax.random.split(key, x.shape[0]), size, maps))

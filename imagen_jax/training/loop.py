@@ -219,7 +219,8 @@ def _open_data(
     Raises:
         ConfigError: the data cannot be opened, or the task cannot be trained on them.
     """
-    buckets = make_buckets(config.data, config.data.split, config.image_hw, config.channels)
+    needs_objects = config.inpainting.needs_objects
+    buckets = make_buckets(config.data, config.data.split, config.image_hw, config.channels, needs_objects)
     task.check_sources([examples.source for examples in buckets])
     batches = training_batches(
         buckets,

@@ -42,6 +42,21 @@ def render(scene: Scene, resolution: int | Size, bits: int = 8, transparent: boo
     return canvas.reshape(height, width, channels)
 
 
+def object_map(scene: Scene, resolution: int | Size) -> np.ndarray:
+    """Returns which object covers at least half of each pixel, uint8 [H, W]: 1 for the first one, 0 for none.
+
+    Args:
+        scene: the scene.
+        resolution: side of a square image, or (height, width).
+    """
+    height, width = parse_size(resolution, "resolution")
+    objects = np.zeros((height, width), np.uint8)
+    for number, item in enumerate(scene.objects, 1):
+        box, cover = _cover(item, (height, width))
+        objects[box][cover >= 0.5] = number
+    return objects
+
+
 @functools.cache
 def _in_range(color: tuple[int, ...], highest: int) -> np.ndarray:
     """Rescales a color from [0, 255] to [0, highest]."""
@@ -51,18 +66,24 @@ def _in_range(color: tuple[int, ...], highest: int) -> np.ndarray:
 def _draw(canvas: np.ndarray, item: SceneObject, color: np.ndarray) -> None:
     """Composites the object over canvas [H, W, C] in place, within its bounding box."""
     height, width, channels = canvas.shape
+    (rows, columns), cover = _cover(item, (height, width))
+    over = np.repeat(cover, channels, axis=1)
+    if channels == 4:
+        # there is no background to mix the color with
+        over.reshape(*cover.shape, 4)[..., :3] = cover[..., None] > 0
+    box = canvas.reshape(height, width * channels)[rows, channels * columns.start : channels * columns.stop]
+    box[:] = box + over * (np.tile(color, cover.shape[1]) - box) + np.float32(0.5)
+
+
+def _cover(item: SceneObject, size: Size) -> tuple[tuple[slice, slice], np.ndarray]:
+    """Returns an object's bounding box in pixels, (rows, columns), and what fraction of each pixel there it covers."""
+    height, width = size
     x, y, radius = item.x * width, item.y * height, item.radius * min(height, width)
     left, right = max(math.floor(x - radius), 0), min(math.ceil(x + radius), width)
     top, bottom = max(math.floor(y - radius), 0), min(math.ceil(y + radius), height)
     dx = np.arange(left, right, dtype=np.float32) + np.float32(0.5 - x)
     dy = np.arange(top, bottom, dtype=np.float32) + np.float32(0.5 - y)
-    cover = coverage(item.shape, dx, dy, radius)
-    over = np.repeat(cover, channels, axis=1)
-    if channels == 4:
-        # there is no background to mix the color with
-        over.reshape(*cover.shape, 4)[..., :3] = cover[..., None] > 0
-    box = canvas.reshape(height, width * channels)[top:bottom, channels * left : channels * right]
-    box[:] = box + over * (np.tile(color, right - left) - box) + np.float32(0.5)
+    return (slice(top, bottom), slice(left, right)), coverage(item.shape, dx, dy, radius)
 
 
 def coverage(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from imagen_jax.data.record import Record
 from imagen_jax.datasets.shapes.captions import sample_caption
 from imagen_jax.datasets.shapes.descriptions import Description, sample_description
-from imagen_jax.datasets.shapes.render import render
+from imagen_jax.datasets.shapes.render import object_map, render
 from imagen_jax.datasets.shapes.scene_sampling import sample_scene
 from imagen_jax.datasets.shapes.scenes import DEFAULT_BACKGROUND, SPLITS, Scene
 from imagen_jax.diffusion.keys import check_seed
@@ -80,6 +80,10 @@ class ShapesSource:
         """Returns the single caption of example `index`."""
         rng = self._rng(index)
         return self._captions(self._scene(rng), rng)
+
+    def objects(self, index: SupportsIndex) -> np.ndarray:
+        """Returns the map of the objects of example `index`, see `object_map`."""
+        return object_map(self.scene(index), self.resolution)
 
     def scene(self, index: SupportsIndex) -> Scene:
         """Returns the scene of example `index`."""
