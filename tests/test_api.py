@@ -168,6 +168,7 @@ def test_train_sample_evaluate_in_one_process(tmp_path):
     assert json.loads((tmp_path / "scores" / "scores.json").read_text()) == scored.scores
 
 
+@pytest.mark.slow
 def test_commands_run_one_after_another(base_folder, sr_folder, tmp_path):
     """Flags of one command are unknown to the next, even where names are the same."""
     stages = f"--stages={base_folder},{sr_folder}"

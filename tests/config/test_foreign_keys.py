@@ -11,8 +11,8 @@ from tests.helpers.cli import run_command
 from tests.helpers.configs import ROOT
 
 LEFT_OVER = (
-    "data.caption_column, data.caption_suffix, data.captions_from_file_names, data.path and data.validation_fraction "
-    "do not go"
+    "data.caption_column, data.caption_suffix, data.captions_from_file_names, data.objects_suffix, data.path and "
+    "data.validation_fraction do not go"
 )
 FOLDER = ROOT / "configs" / "folder_base.py"
 SHARDS = {"train": "shards", "validation": "shards"}

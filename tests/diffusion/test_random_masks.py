@@ -41,7 +41,7 @@ def is_rectangle(pixels):
 
 
 @of_each_size
-@pytest.mark.parametrize("kind", MASK_KINDS[1:])
+@pytest.mark.parametrize("kind", ["boxes", "strokes", "borders"])
 def test_masks_are_neither_empty_nor_full(kind, size):
     drawn = masks(kind, size)
     assert drawn.shape == (COUNT, *size)
@@ -134,3 +134,43 @@ def test_sizes_are_parts_of_the_image(kind):
 def test_weights_are_checked(weights):
     with pytest.raises(ConfigError, match="weights of masks"):
         MaskDistribution(*weights)
+
+
+def object_maps():
+    """Maps [COUNT, 24, 32] of an L of number 7 and a rectangle of number 200."""
+    objects = np.zeros((24, 32), np.uint8)
+    objects[4:10, 4:6] = objects[8:10, 4:10] = 7
+    objects[14:18, 20:26] = 200
+    return np.repeat(objects[None], COUNT, axis=0)
+
+
+@functools.cache
+def masks_of_objects():
+    sample = jax.jit(
+        lambda keys, maps: MaskDistribution(0, 0, 0, 0, 1.0).sample(keys, (24, 32), maps), compiler_options=FAST_COMPILE
+    )
+    return np.asarray(sample(keys(), object_maps()))[..., 0] > 0
+
+
+def test_objects_are_covered_with_a_margin():
+    """One of the two, as likely as the other, by its form or by its bounding box."""
+    objects, drawn = object_maps()[0], masks_of_objects()
+    covered = {number: drawn[:, objects == number].all(1) for number in (7, 200)}
+    assert (covered[7] ^ covered[200]).all()
+    assert covered[7].mean() == pytest.approx(0.5, abs=0.07)
+    boxes = np.array([is_rectangle(mask) for mask in drawn])
+    assert boxes[covered[7]].mean() == pytest.approx(0.5, abs=0.1)
+    forms = drawn[covered[7] & ~boxes]
+    # 4% of 24 pixels are one
+    assert (forms == forms[0]).all()
+    assert forms[0].sum() == 4 * 8 + 4 * 8 - 4 * 4
+    rows = drawn[covered[7] & boxes].any(2)
+    margins = 4 - rows.argmax(1)
+    assert set(margins) == {0, 1, 2, 3, 4}
+
+
+def test_without_objects_boxes_are_drawn():
+    distribution = MaskDistribution(0, 0, 0, 0, 1.0)
+    empty = np.asarray(jax.jit(lambda keys: distribution.sample(keys, (24, 32)))(keys()[:50]))[..., 0]
+    assert all(0 < mask.mean() < 1 for mask in empty)
+    assert len({mask.tobytes() for mask in empty}) > 40

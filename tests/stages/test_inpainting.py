@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagen_jax.data.pipeline import training_batches
+from imagen_jax.datasets.from_config import make_examples
 from imagen_jax.datasets.registry import make_source
 from imagen_jax.diffusion.guidance import Guidance
+from imagen_jax.diffusion.random_masks import MASK_KINDS
 from imagen_jax.errors import ConfigError
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.loss import DiffusionBatch, diffusion_loss
@@ -16,7 +19,7 @@ from imagen_jax.stages.sampling import StageInputs, _make_predict_fn, guided_pre
 from imagen_jax.stages.stage_sampler import NoiseSource, StageSampler, make_request
 from imagen_jax.stages.text import PromptEncoder, make_encoder
 from imagen_jax.text.encoder import TextCondition
-from imagen_jax.training.diffusion import make_diffusion_batch
+from imagen_jax.training.diffusion import DiffusionObjective, make_diffusion_batch
 from tests.helpers.configs import FunctionNetwork, base_config, eight_devices, one_device, perturbed_params, sr_config
 
 ON = {"inpainting.enabled": True, "sampling.threshold": "none"}
@@ -167,6 +170,23 @@ def test_training_examples(name, request):
     jax.tree.map(np.testing.assert_array_equal, same, plain)
 
 
+def test_masks_of_objects_are_drawn_in_training():
+    """Each covers one of them; the batch says where they are."""
+    weights = {f"inpainting.{kind}": float(kind == "objects") for kind in MASK_KINDS}
+    stage = stages.build(base_config(**ON, **weights))
+    encoder = make_encoder(stage.config.text)
+    examples = make_examples(stage.config.data, "train", 8, 3, objects=True)
+    batches = training_batches(examples, encoder.tokenize.as_features, 16, seed=0, threads=1, prefetch=1)
+    batch = jax.tree.map(jnp.asarray, next(batches))
+    drawn = make_diffusion_batch(stage, encoder, encoder.params, batch, jax.random.key(0))
+    masks = np.asarray(drawn.condition["known"][..., 3]) > 0
+    objects = np.asarray(batch["objects"][..., 0])
+    for mask, there in zip(masks, objects, strict=True):
+        assert any(mask[there == number].all() for number in np.unique(there[there > 0]))
+    assert masks.mean() < 0.6
+    assert DiffusionObjective(stage, encoder).batch_axes.keys() == batch.keys()
+
+
 def test_loss_is_of_what_is_drawn(base, images):
     """By a network that is wrong by 1 in known pixels and by 0.5 in the others, of which there are few or many."""
     stage = base[0]
@@ -205,7 +225,7 @@ def test_new_parts_have_no_effect_at_first(base, images):
 
 
 def test_masks_are_needed():
-    none = {f"inpainting.{kind}": 0.0 for kind in ("everything", "boxes", "strokes", "borders")}
+    none = {f"inpainting.{kind}": 0.0 for kind in MASK_KINDS}
     base_config(**none)
     with pytest.raises(ConfigError, match=r"inpainting\.everything.*above 0"):
         base_config(**ON, **none)

@@ -47,7 +47,7 @@ def test_sample_the_same_images(folder):
             assert difference.mean() < 0.01
 
 
-@pytest.mark.parametrize("name", ["base", "sr"])
+@pytest.mark.parametrize("name", ["base", pytest.param("sr", marks=pytest.mark.slow)])
 def test_resume_to_the_same_parameters(folder, name):
     config = read_config(folder / name)
     expected, expected_position = restored(folder / name, config, eight_devices())

@@ -110,6 +110,7 @@ def test_wrong_buckets_are_sentences(bucket, capsys):
     assert sum("no-such-bucket" in line for line in lines) == 2 and "denies access" in lines[-1]
 
 
+@pytest.mark.slow
 def test_bucket_that_vanishes(bucket):
     """One sentence; what was saved is there when the bucket is back, and the run continues."""
     workdir = bucket / "vanished"

@@ -202,7 +202,7 @@ def test_partial_start(source, tmp_path):
     assert "left in the folder" not in log
 
 
-INPAINTING = {"inpainting.enabled": True, "training.trainable": ("^known_",)}
+INPAINTING = {"inpainting.enabled": True, "inpainting.objects": 1.0, "training.trainable": ("^known_",)}
 
 
 def test_stage_that_inpaints_starts_as_its_parent(source):

@@ -115,3 +115,21 @@ def test_downsampled_render_matches_small_render():
         error = np.abs(shrunk - small[i].image)
         assert error.mean() < 0.7 * len(source.scene(i).objects)  # all of it lies on their outlines
         assert error.max() < 64
+
+
+def test_object_map_has_a_number_for_each_object():
+    source = ShapesSource(0, "train", (48, 64), 40)
+    for index in range(40):
+        scene, objects, image = source.scene(index), source.objects(index), source[index].image
+        assert objects.shape == (48, 64)
+        assert sorted(np.unique(objects)) == list(range(len(scene.objects) + 1))
+        for number, item in enumerate(scene.objects, 1):
+            # pixels at an edge are mixed with the background
+            error = np.abs(image[objects == number].astype(float) - COLORS[item.color]).max(1)
+            assert np.mean(error < 3) > 0.5
+            rows, columns = (objects == number).nonzero()
+            center = item.y * 48 - 0.5, item.x * 64 - 0.5
+            middle = (rows.min() + rows.max()) / 2, (columns.min() + columns.max()) / 2
+            np.testing.assert_allclose(middle, center, atol=2)
+        error = np.abs(image[objects == 0].astype(float) - BACKGROUNDS[scene.background]).max(1)
+        assert np.mean(error < 3) > 0.9
