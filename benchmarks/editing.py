@@ -157,14 +157,19 @@ def _inpaint(editor: ImagenEditor, count: int, batch: int, out: Path) -> None:
     print("|---|---|---|---|---|---|---|")
     shown = [("given", images)]
 
+    def drawn() -> np.ndarray:
+        return editor.pipeline(prompts, seed=1, batch_size=batch).images
+
     def pasted() -> np.ndarray:
-        drawn = editor.pipeline(prompts, seed=1, batch_size=batch).images
-        return np.where(np.stack(masks)[..., None], drawn, images)
+        return np.where(np.stack(masks)[..., None], drawn(), images)
 
     def inpainted(repeats: int) -> np.ndarray:
         return editor.inpaint(images, masks, prompts, resample=repeats, seed=1, batch_size=batch).images
 
-    ways: dict[str, Callable[[], np.ndarray]] = {"drawn without the image, and pasted": pasted}
+    ways: dict[str, Callable[[], np.ndarray]] = {
+        "drawn without the image": drawn,
+        "drawn without the image, and pasted": pasted,
+    }
     for repeats in (1, 2, 4, 10):
         ways[f"known pixels in each step, resample={repeats}"] = functools.partial(inpainted, repeats)
     for way, draw in ways.items():

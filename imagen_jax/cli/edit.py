@@ -108,14 +108,16 @@ def run(args: CommandFlags) -> None:
         name: read_bytes(as_path(own[name]), f"--{name}") for name in ("image", "mask") if name in own
     }
     images = {name: decode_image(data, f"--{name} {own[name]!r}") for name, data in files.items()}
-    ends = _read_ends(args.ends) if task == "interpolate" else []
+    ends, end_files = _read_ends(args.ends) if task == "interpolate" else ([], [])
     changes = stage_changes(args, len(args.stage_folders(weights=False)))
     # as arguments of the call: they stand above what a task sets by itself
     settings = {name: [change[name] for change in changes] for name in changes[0]}
     settings |= {name: args[name] for name in ("seed", "negative_prompt", "height", "width") if args[name] is not None}
     pipeline = load_pipeline(args, [{} for _ in changes], text_cache=args.text_cache)
     out = args.output_folder("runs/edit")
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    digests: dict[str, Any] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    if end_files:
+        digests["ends"] = [hashlib.sha256(data).hexdigest() for data in end_files]
     # all but the batch size, which changes no image
     edit: dict[str, Any] = {"task": task, **own, **digests, "prompts": prompts, "settings": settings}
     edit_to_folder.prepare(out, pipeline, edit, args.overwrite)
@@ -191,16 +193,20 @@ def _read_strength(parts: list[str]) -> list[float] | float:
     return strengths if len(strengths) > 1 else strengths[0]
 
 
-def _read_ends(text: str) -> list[Any]:
-    """Returns the ends of an interpolation: seeds if both are numbers, images if both are files, else prompts."""
-    from imagen_jax.images.files import read_image
+def _read_ends(text: str) -> tuple[list[Any], list[bytes]]:
+    """Returns the ends of an interpolation: seeds if both are numbers, images if both are files, else prompts.
+
+    Beside them, the bytes of the files.
+    """
+    from imagen_jax.images.files import decode_image, read_bytes
+    from imagen_jax.images.formats import image_suffixes
 
     ends = [part.strip() for part in text.split(";")]
     if len(ends) != 2 or not all(ends):
         raise ConfigError(f"--ends {text!r} are not two: give for example --ends={_EXAMPLES['ends']}")
     if all(end.isdecimal() for end in ends):
-        return [int(end) for end in ends]
-    paths = [as_path(end) for end in ends]
-    if all(path.suffix and path.exists() for path in paths):
-        return [read_image(path, "--ends") for path in paths]
-    return ends
+        return [int(end) for end in ends], []
+    if not any(end.lower().endswith(image_suffixes()) for end in ends):
+        return ends, []
+    files = [read_bytes(as_path(end), "--ends") for end in ends]
+    return [decode_image(data, f"--ends {end!r}") for data, end in zip(files, ends, strict=True)], files

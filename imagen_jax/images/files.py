@@ -13,19 +13,6 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 MAX_PIXELS = 64 * 2**20
 
 
-def read_image(path: Path, name: str) -> Image.Image:
-    """Returns the image of a file, turned as its EXIF data say.
-
-    Args:
-        path: of the file, on a disk or in a bucket.
-        name: of the flag that names it, for messages.
-
-    Raises:
-        ConfigError: there is no such file, it is not an image of `FORMATS`, or it has too many pixels.
-    """
-    return decode_image(read_bytes(path, name), f"{name} {str(path)!r}")
-
-
 def read_bytes(path: Path, name: str) -> bytes:
     """Returns the bytes of the file of a flag. Raises ConfigError if it cannot be read."""
     try:
@@ -37,7 +24,7 @@ def read_bytes(path: Path, name: str) -> bytes:
 def decode_image(
     data: bytes, name: str, formats: tuple[str, ...] = FORMATS, max_pixels: int | None = None
 ) -> Image.Image:
-    """Returns the image of a file's bytes, as `read_image`; pixels are decoded only if the header tells of few enough.
+    """Returns the image of a file, turned as its EXIF data say; its header is read first.
 
     Args:
         data: of the file.

@@ -64,6 +64,17 @@ def test_other_tasks(files, tmp_path):
     assert (tmp_path / "invert/inversion.npz").exists()
 
 
+def test_interpolation_between_files_is_of_their_pixels(files, tmp_path):
+    """A file that changes under its name makes another edit."""
+    Image.fromarray(255 - read_png(files / "image.png")).save(files / "other.png")
+    ends = f"--ends={files / 'image.png'};{files / 'other.png'}"
+    arguments = ("edit", "--task=interpolate", *QUICK, PROMPT, ends, "--count=2", f"--out={tmp_path / 'out'}")
+    assert run_command(*arguments) == 0
+    assert len(set(json.loads((tmp_path / "out/samples.json").read_text())["edit"]["ends"])) == 2
+    Image.fromarray(read_png(files / "image.png")[:, ::-1]).save(files / "other.png")
+    assert run_command(*arguments) == 2
+
+
 def test_edit_by_a_changed_prompt(files, tmp_path):
     source = "--source_prompt=a red circle on a gray background"
     images = edit(
@@ -98,6 +109,7 @@ def test_another_edit_is_not_mixed_in(files, tmp_path):
         (["--task=inpaint", "--image=IMAGE", "--mask=SMALL", PROMPT], "32×64 pixels and image 64×64"),
         (["--task=outpaint", "--image=IMAGE", "--canvas=big", PROMPT], "--canvas 'big'"),
         (["--task=interpolate", "--ends=3", PROMPT], "are not two"),
+        (["--task=interpolate", "--ends=IMAGE;lost.png", PROMPT], "--ends 'lost.png' cannot be read"),
     ],
     ids=str,
 )

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from imagen_jax.errors import ConfigError
-from imagen_jax.images.files import decode_image, read_image
+from imagen_jax.images.files import decode_image, read_bytes
 from imagen_jax.images.inputs import as_images, as_masks
 from tests.helpers.archives import encode_image
 
@@ -71,18 +71,22 @@ def test_other_masks_are_refused(value, message):
         as_masks(value)
 
 
+def read(path):
+    return decode_image(read_bytes(path, "--image"), f"--image {str(path)!r}")
+
+
 def test_files(tmp_path):
     turned = Image.fromarray(RGB)
     exif = turned.getexif()
     exif[0x0112] = 6  # to be turned by 90°
     turned.save(tmp_path / "turned.png", exif=exif)
-    assert read_image(tmp_path / "turned.png", "--image").size == (4, 6)
+    assert read(tmp_path / "turned.png").size == (4, 6)
     for name, data in {"cut.jpg": encode_image(0, kind="JPEG")[:100], "text.png": b"hello", "empty.png": b""}.items():
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ConfigError, match=f"--image.*{name}.*cannot be decoded"):
-            read_image(tmp_path / name, "--image")
+            read(tmp_path / name)
     with pytest.raises(ConfigError, match="cannot be read"):
-        read_image(tmp_path / "none.png", "--image")
+        read(tmp_path / "none.png")
 
 
 def test_a_bomb_is_not_decoded(monkeypatch):
