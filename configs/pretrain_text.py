@@ -2,7 +2,8 @@
 
     imagen pretrain_text --config=configs/pretrain_text.py --out=DIR
 
-`:tiny` has the same form and takes seconds, for tests.
+`:figures` is that of the figures data set, for configs/figures_base.py and figures_sr.py: of all captions, held-out
+combinations included. `:tiny` has the same form and takes seconds, for tests.
 """
 
 import ml_collections
@@ -10,11 +11,14 @@ import ml_collections
 from imagen_jax.config.load import default_config
 from imagen_jax.config.schema import PretrainTextConfig
 
-VARIANTS = ("", "tiny")
+VARIANTS = ("", "figures", "tiny")
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = default_config(PretrainTextConfig)
+    if variant == "figures":
+        config.data.source = "figures"
+        config.steps = 1500
     if variant == "tiny":
         config.encoder.update(d_model=48, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
         config.data.update(max_length=24, pool=2)

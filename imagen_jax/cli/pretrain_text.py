@@ -1,4 +1,4 @@
-"""Train the text encoder of the shapes data set: `imagen pretrain_text --config=configs/pretrain_text.py --out=DIR`.
+"""Train the text encoder of shapes or figures: `imagen pretrain_text --config=configs/pretrain_text.py --out=DIR`.
 
 DIR becomes a Hugging Face T5 folder. The figures printed at the end are accuracies of linear probes on the embeddings.
 """
@@ -22,7 +22,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(args: CommandFlags) -> None:
     """Trains the encoder, writes it and probes it."""
-    from imagen_jax.datasets.shapes.pretrain_encoder import pretrain
+    from imagen_jax.datasets.pretrain_encoder import pretrain
 
     config = args.load_config(PretrainTextConfig)
     out = as_path(args.required("out", "runs/text"))

@@ -77,6 +77,14 @@ class ShapesKeys(SourceKeys):
     transparent: bool = key(False, "Render without a background, as RGBA.")
 
 
+class FiguresKeys(SourceKeys):
+    """The `figures` data set, people in garments, rendered on the fly."""
+
+    source: Literal["figures"] = key("figures", "The data source.")
+    seed: int = key(0, "Seed of the figures and captions.", ge=0, le=MAX_SEED)
+    num_examples: int = key(10_000_000, "Examples of each split.", unit="examples", ge=1, le=MAX_EXAMPLES)
+
+
 class DigitsKeys(SourceKeys):
     """Handwritten digits of scikit-learn."""
 
@@ -175,6 +183,10 @@ class ShapesPart(ShapesKeys, PartKeys):
     """A part of a mixture."""
 
 
+class FiguresPart(FiguresKeys, PartKeys):
+    """A part of a mixture."""
+
+
 class DigitsPart(DigitsKeys, PartKeys):
     """A part of a mixture."""
 
@@ -245,6 +257,10 @@ class ShapesData(ShapesKeys, LoadingKeys):
     """`data` of the `shapes` data set."""
 
 
+class FiguresData(FiguresKeys, LoadingKeys):
+    """`data` of the `figures` data set."""
+
+
 class DigitsData(DigitsKeys, LoadingKeys):
     """`data` of the digits."""
 
@@ -270,11 +286,11 @@ class MixtureData(MixtureKeys, FileKeys):
 
 
 PartConfig = Annotated[
-    ShapesPart | DigitsPart | FolderPart | TfdsPart | WebDatasetPart | ParquetPart | MixturePart,
+    ShapesPart | FiguresPart | DigitsPart | FolderPart | TfdsPart | WebDatasetPart | ParquetPart | MixturePart,
     Field(discriminator="source"),
 ]
 DataConfig = Annotated[
-    ShapesData | DigitsData | FolderData | TfdsData | WebDatasetData | ParquetData | MixtureData,
+    ShapesData | FiguresData | DigitsData | FolderData | TfdsData | WebDatasetData | ParquetData | MixtureData,
     Field(discriminator="source"),
 ]
 

@@ -1,7 +1,7 @@
 """Every config key once: type, default, range, unit, a sentence and its source.
 
 `StageConfig` describes one stage of the cascade, `EvaluationConfig` what a cascade is scored on, `PretrainTextConfig`
-the training of the text encoder of the shapes data set. Objects are immutable; `load.load_config` makes them, and
+the training of the text encoder of shapes or figures. Objects are immutable; `load.load_config` makes them, and
 `with_changes` makes others from them. The keys of `data` are in `data_schema.py`.
 """
 
@@ -503,8 +503,9 @@ class T5Config(Group):
 
 
 class CaptionsConfig(Group):
-    """The captions of the shapes data set to pretrain on."""
+    """The captions to pretrain on."""
 
+    source: str = key("shapes", "The data set that the captions are of.", choices=("shapes", "figures"))
     seed: int = key(1, "Seed of the captions; not that of the stages' data.", ge=0, le=MAX_SEED)
     splits: Texts = key(
         ("train", "held_out"),
@@ -524,7 +525,7 @@ class ProbeConfig(Group):
 
 
 class PretrainTextConfig(Group):
-    """The training of the text encoder of the shapes data set."""
+    """The training of the text encoder of the data set shapes, or of figures."""
 
     seed: int = key(0, "Seed of parameters and batches.", ge=0, le=MAX_SEED)
     encoder: T5Config = key(T5Config(), "The encoder.")

@@ -11,6 +11,7 @@ from typing import Any
 from imagen_jax.config.data_schema import (
     DataConfig,
     DigitsKeys,
+    FiguresKeys,
     FolderKeys,
     MixtureKeys,
     ParquetKeys,
@@ -22,6 +23,7 @@ from imagen_jax.config.data_schema import (
 from imagen_jax.config.paths import map_paths
 from imagen_jax.data.left_out import warn_left_out
 from imagen_jax.data.record import Source
+from imagen_jax.datasets.figures.source import FiguresSource
 from imagen_jax.datasets.folder import CaptionRules, FolderSource
 from imagen_jax.datasets.mixtures import BalancedSource, MixtureSource
 from imagen_jax.datasets.parquet import ParquetColumns, ParquetSource
@@ -41,6 +43,10 @@ def _shapes(config: ShapesKeys, split: str, image_size: int | Size) -> Source:
         bits=config.bits,
         transparent=config.transparent,
     )
+
+
+def _figures(config: FiguresKeys, split: str, image_size: int | Size) -> Source:
+    return FiguresSource(config.seed, split, image_size, config.num_examples, config.bits)
 
 
 def _digits(config: DigitsKeys, split: str, image_size: int | Size) -> Source:
@@ -85,6 +91,7 @@ def _mixture(config: MixtureKeys, split: str, image_size: int | Size) -> Source:
 
 SOURCES: dict[str, Callable[[Any, str, int | Size], Source]] = {
     "shapes": _shapes,
+    "figures": _figures,
     "digits": _digits,
     "folder": _folder,
     "tfds": _tfds,

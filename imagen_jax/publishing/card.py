@@ -189,7 +189,7 @@ def _data_names(data: Any) -> list[str]:
 
 def _describe_data(data: DataConfig) -> str:
     names = ", ".join(f"`{_code(name)}`" for name in _data_names(data))
-    if data.source in ("shapes", "digits"):
+    if data.source in ("shapes", "figures", "digits"):
         return f"{names}, a data set that comes with {LIBRARY}"
     return f'{names}, read as `data.source = "{data.source}"`'
 

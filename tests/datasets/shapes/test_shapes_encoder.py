@@ -10,7 +10,7 @@ import pytest
 
 from imagen_jax.config.load import load_config
 from imagen_jax.config.schema import PretrainTextConfig
-from imagen_jax.datasets.shapes.pretrain_encoder import _make_train_step
+from imagen_jax.datasets.pretrain_encoder import _make_train_step
 from imagen_jax.errors import ConfigError
 from imagen_jax.text.encoder import SHAPES_ENCODER, load_encoder
 from imagen_jax.text.t5_weights import read_config

@@ -1,4 +1,4 @@
-"""Trains the small text encoder of the shapes data set.
+"""Trains small text encoders on the captions of a data set that the package draws, such as that of `shapes`.
 
 A U-Net attends to the embedding of each byte of a caption, so each embedding should contain all relevant information,
 linearly. This is the task: the embedding of each byte is trained to one-hot encode the attributes of the object that
@@ -8,7 +8,6 @@ of these captions are independent, so the rest of a caption does not predict a m
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ import optax
 from tqdm import tqdm
 
 from imagen_jax.config.schema import PretrainTextConfig
-from imagen_jax.datasets.shapes.captions import MAX_BYTES, parse_caption, sample_caption
+from imagen_jax.datasets.byte_labels import Attributes, ByteLabels
+from imagen_jax.datasets.figures.byte_labels import FIGURES_LABELS
+from imagen_jax.datasets.shapes.byte_labels import SHAPES_LABELS
 from imagen_jax.datasets.shapes.linear_probe import linear_probe
-from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLORS, INVERSE_RELATION, POSITIONS, SHAPES, SIZES
-from imagen_jax.datasets.shapes.source import ShapesSource
 from imagen_jax.diffusion.keys import key_from_seed, seed_entropy
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import write_json
@@ -38,27 +37,7 @@ _Batch = dict[str, Any]  # name -> array
 _ENDLESS = 2**62  # number of examples of the source
 _LENGTH_MULTIPLE = 24  # lengths are padded to a multiple of it: few programs to compile, little padding
 
-# Attribute -> its values, "" if the caption does not mention it. The first group is labeled at the bytes that name an
-# object, the second, about the scene, at all bytes. An object's role is its relation to the other object. The names are
-# those in probe.json.
-_OBJECT_ATTRIBUTES = {
-    "size": ("", *SIZES),
-    "colour": ("", *COLORS),
-    "shape": ("", *SHAPES),
-    "role": ("", *INVERSE_RELATION),
-}
-_SCENE_ATTRIBUTES = {
-    "position": ("", *POSITIONS),
-    "background": ("", *BACKGROUNDS),
-    "count": (1, 2, 3, 4),
-}
-_ATTRIBUTES: dict[str, tuple] = _OBJECT_ATTRIBUTES | _SCENE_ATTRIBUTES
-_UNLABELED = -1
-
-_OBJECT_PATTERN = re.compile(
-    rf"(?:an?|one|two|three|four) (?:({'|'.join(SIZES)}) )?(?:({'|'.join(COLORS)}) )?"
-    rf"(?:({'|'.join(SHAPES)})|object|shape)(?:es|s)?\b"
-)
+_LABELS: dict[str, ByteLabels] = {"shapes": SHAPES_LABELS, "figures": FIGURES_LABELS}
 
 
 def pretrain(config: PretrainTextConfig, out: Path) -> dict[str, dict[str, float]]:
@@ -84,7 +63,7 @@ def pretrain(config: PretrainTextConfig, out: Path) -> dict[str, dict[str, float
 
     fields = config.encoder.to_dict()
     save_folder(out, fields, jax.tree.map(np.asarray, params))
-    length = MAX_BYTES + 1  # the end of sequence comes after the bytes
+    length = _LABELS[config.data.source].max_bytes + 1  # the end of sequence comes after the bytes
     figures = {
         "untrained": _probe(
             build_encoder(fields, in_memory_reader(untrained), byte_tokenizer(length), "float32"), config
@@ -101,7 +80,8 @@ def _make_train_step(config: PretrainTextConfig) -> tuple[Callable, dict, Any]:
         raise ConfigError(
             f"config.warmup_steps {config.warmup_steps} must be less than config.steps {config.steps}: set it lower"
         )
-    count = sum(map(len, _ATTRIBUTES.values()))
+    attributes = _LABELS[config.data.source].attributes
+    count = sum(map(len, attributes.values()))
     if config.encoder.d_model < count:
         raise ConfigError(
             f"config.encoder.d_model {config.encoder.d_model} is too small for the {count} answers that an embedding "
@@ -113,7 +93,7 @@ def _make_train_step(config: PretrainTextConfig) -> tuple[Callable, dict, Any]:
 
     def loss_fn(params: dict, batch: _Batch) -> jax.Array:
         embeddings: Any = encoder.apply({"params": params}, batch["tokens"], batch["mask"])
-        return _squared_error(embeddings, _one_hot_targets(batch["labels"]), batch["mask"])
+        return _squared_error(embeddings, _one_hot_targets(batch["labels"], attributes), batch["mask"])
 
     @jax.jit
     def train_step(params: dict, opt_state: Any, batch: _Batch) -> tuple[dict, Any, jax.Array]:
@@ -126,10 +106,10 @@ def _make_train_step(config: PretrainTextConfig) -> tuple[Callable, dict, Any]:
     return train_step, params, optimizer.init(params)
 
 
-def _one_hot_targets(labels: jax.Array) -> jax.Array:
+def _one_hot_targets(labels: jax.Array, attributes: Attributes) -> jax.Array:
     """Converts labels [B, L, attributes] to concatenated one-hot targets [B, L, values]."""
     # one_hot maps unlabeled (-1) to zeros
-    parts = [jax.nn.one_hot(labels[..., i], len(values)) for i, values in enumerate(_ATTRIBUTES.values())]
+    parts = [jax.nn.one_hot(labels[..., i], len(values)) for i, values in enumerate(attributes.values())]
     return jnp.concatenate(parts, axis=-1)
 
 
@@ -148,15 +128,15 @@ def _squared_error(embeddings: jax.Array, targets: jax.Array, mask: jax.Array) -
 
 def _labeled_batches(config: PretrainTextConfig) -> Iterator[_Batch]:
     """Yields endless batches of tokens int32 [B, L], mask bool [B, L] and labels int32 [B, L, attributes]; L varies."""
-    sources = [
-        ShapesSource(config.data.seed, split, resolution=16, num_examples=_ENDLESS) for split in config.data.splits
-    ]
+    labels = _LABELS[config.data.source]
+    sources = [labels.open(config.data.seed, split, _ENDLESS) for split in config.data.splits]
     per_pool = config.data.pool * config.batch_size
     first = 0
     while True:
         rng = np.random.default_rng(seed_entropy(config.seed, first))
         captions = [
-            sample_caption(sources[i % len(sources)].description(i), rng) for i in range(first, first + per_pool)
+            labels.sample_caption(sources[i % len(sources)].description(i), rng)
+            for i in range(first, first + per_pool)
         ]
         first += per_pool
         captions.sort(key=len)
@@ -167,73 +147,44 @@ def _labeled_batches(config: PretrainTextConfig) -> Iterator[_Batch]:
             yield {
                 "tokens": tokens,
                 "mask": mask,
-                "labels": np.stack([_label_bytes(caption, length) for caption in part]),
+                "labels": np.stack([labels(caption, length) for caption in part]),
             }
-
-
-def _label_bytes(caption: str, length: int) -> np.ndarray:
-    """Labels each byte of a caption and its end of sequence with the index of each attribute's value.
-
-    Returns:
-        int32 [L, attributes], -1 where an attribute is not labeled.
-    """
-    objects = list(_OBJECT_PATTERN.finditer(caption))
-    relation = next((relation for relation in INVERSE_RELATION if f" {relation} " in caption), "")
-    roles = (relation, INVERSE_RELATION.get(relation, ""))
-    attributes = [(match[1] or "", match[2] or "", match[3] or "") for match in objects]
-    description = parse_caption(caption)
-    scene = (description.claims[0].position, description.background, description.claims[0].count)
-
-    out = np.full((length, len(_ATTRIBUTES)), _UNLABELED, np.int32)
-    used = slice(0, len(caption) + 1)
-    _write_labels(out[used], "position", scene)
-    for match, role, values in zip(objects, roles, attributes, strict=False):
-        _write_labels(out[match.start() : match.end()], "size", (*values, role))
-    return out
-
-
-_COLUMN = {attribute: column for column, attribute in enumerate(_ATTRIBUTES)}
-_VALUE_INDEX = [{value: i for i, value in enumerate(values)} for values in _ATTRIBUTES.values()]
-
-
-def _write_labels(rows: np.ndarray, first_attribute: str, values: tuple) -> None:
-    """Sets the labels of `first_attribute` and of those that follow it."""
-    for column, value in enumerate(values, _COLUMN[first_attribute]):
-        rows[:, column] = _VALUE_INDEX[column][value]
 
 
 def _probe(encoder: TextEncoder, config: PretrainTextConfig) -> dict[str, float]:
     """Returns test accuracies of linear probes by attribute of an object.
 
-    The captions are of the validation split and describe two objects in a relation; the probes read the embedding of
-    the last byte of an object's shape.
+    The captions are of the validation split and describe two objects; the probes read the embedding of the last byte
+    that names one.
     """
-    source = ShapesSource(seed=config.data.seed, split="validation", resolution=16, num_examples=_ENDLESS)
+    labels = _LABELS[config.data.source]
+    source = labels.open(config.data.seed, "validation", _ENDLESS)
     train, test = config.probe.train_captions, config.probe.test_captions
     captions: list[str] = []
     first = 0
     while len(captions) < train + test:
         description = source.description(first)
-        if description.relation and all(claim.shape for claim in description.claims):
-            captions.append(sample_caption(description, np.random.default_rng(first)))
+        if labels.is_probed(description):
+            captions.append(labels.sample_caption(description, np.random.default_rng(first)))
         first += 1
     train_examples, test_examples = (
-        _probe_examples(encoder, captions[:train]),
-        _probe_examples(encoder, captions[train:]),
+        _probe_examples(encoder, labels, captions[:train]),
+        _probe_examples(encoder, labels, captions[train:]),
     )
     return {name: round(linear_probe(*examples, *test_examples[name]), 4) for name, examples in train_examples.items()}
 
 
-def _probe_examples(encoder: TextEncoder, captions: list[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _probe_examples(
+    encoder: TextEncoder, labels: ByteLabels, captions: list[str]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Returns attribute -> (features [N, D], labels [N])."""
     tokens, mask = encoder.tokenize(captions)
     embeddings = np.asarray(jax.jit(encoder.encode)(encoder.params, tokens, mask))
     features: list[np.ndarray] = []
-    labels: dict[str, list] = {name: [] for name in _OBJECT_ATTRIBUTES}
+    rows: list[np.ndarray] = []
     for embedding, caption in zip(embeddings, captions, strict=True):
-        byte_labels = _label_bytes(caption, encoder.length)
-        for last_byte in (match.end() - 1 for match in _OBJECT_PATTERN.finditer(caption)):
+        byte_labels = labels(caption, encoder.length)
+        for last_byte in (span.end - 1 for span in labels.spans(caption)):
             features.append(embedding[last_byte])
-            for name, values in labels.items():
-                values.append(byte_labels[last_byte, _COLUMN[name]])
-    return {name: (np.array(features), np.array(values)) for name, values in labels.items()}
+            rows.append(byte_labels[last_byte])
+    return {name: (np.array(features), np.array(rows)[:, column]) for column, name in enumerate(labels.objects)}
