@@ -17,7 +17,7 @@ ARM = (0.30, 0.048)  # length, radius
 HIP = (0.08, 0.56)
 LEG = (0.40, 0.058)
 SLEEVES = {"vest": 0.0, "shirt": 0.48, "sweater": 0.93}  # part of the arm
-TROUSERS = {"shorts": 0.45, "trousers": 0.93}  # part of the leg
+TROUSERS = {"shorts": 0.55, "trousers": 0.93}  # part of the leg
 Axis = tuple[tuple[float, float], tuple[float, float]]  # (x, y) of the start and of the end
 
 _SLEEVE = 0.064  # half-width

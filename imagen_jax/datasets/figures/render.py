@@ -60,7 +60,7 @@ def _planes(color: Color) -> np.ndarray:
     return np.array(color, np.float32)[:, None, None]
 
 
-def render_objects(figure: Figure, resolution: int | Size) -> np.ndarray:
+def object_map(figure: Figure, resolution: int | Size) -> np.ndarray:
     """Renders where the garments of a figure are, whichever they are, see `Body.area`.
 
     Args:

@@ -8,7 +8,7 @@ import numpy as np
 from imagen_jax.data.record import Record
 from imagen_jax.datasets.figures.captions import Description, sample_caption, sample_description
 from imagen_jax.datasets.figures.figure_sampling import sample_figure
-from imagen_jax.datasets.figures.render import render
+from imagen_jax.datasets.figures.render import object_map, render
 from imagen_jax.datasets.figures.scenes import SPLITS, Figure
 from imagen_jax.diffusion.keys import check_seed
 from imagen_jax.errors import ConfigError, unknown_name_error
@@ -65,6 +65,10 @@ class FiguresSource:
         """Returns the single caption of example `index`."""
         rng = self._rng(index)
         return (sample_caption(sample_description(sample_figure(self.split, rng), rng), rng),)
+
+    def objects(self, index: SupportsIndex) -> np.ndarray:
+        """Returns the map of the garments of example `index`, see `object_map`."""
+        return object_map(self.figure(index), self.resolution)
 
     def figure(self, index: SupportsIndex) -> Figure:
         """Returns the figure of example `index`."""
