@@ -23,7 +23,7 @@ CONTENTS = {
     "pipelines": "ImagenPipeline: prompts to images",
     "inspection": "what is in a data set",
     "stages": "a stage: network, sampler, loss, checkpoints",
-    "datasets": "folder, tar shards, TFDS, mixtures, shapes, digits",
+    "datasets": "folder, tar shards, TFDS, mixtures, shapes, figures, digits",
     "config": "schema of all keys, loading, migrations",
     "data": "records to batches",
     "text": "tokenizers, T5, embedding cache",

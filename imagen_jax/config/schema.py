@@ -475,7 +475,7 @@ class StageConfig(Group):
 class EvaluationConfig(Group):
     """What a cascade is scored on."""
 
-    judge: str = key("", "Program that judges the images; empty for none.", choices=("", "shapes", "digits"))
+    judge: str = key("", "Program that judges the images; empty for none.", choices=("", "shapes", "figures", "digits"))
     num_samples: int = key(512, "Images to sample.", unit="images", ge=1, le=MAX_COUNT)
     batch_size: int = key(16, "Images to sample at once.", unit="images", ge=1, le=2**24)
     seed: int = key(0, "Seed of the samples.", ge=0, le=MAX_SEED)

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from imagen_jax.datasets.figures import captions as figures_captions
+from imagen_jax.datasets.figures import judge as figures_judge
 from imagen_jax.datasets.shapes import judge
 from imagen_jax.datasets.shapes.captions import parse_caption
 from imagen_jax.errors import ConfigError
@@ -55,6 +57,23 @@ class _ShapesJudge(_JudgeBase):
 
     def scores(self, counts: Counts) -> Scores:
         return {name: judge.rate_row(*counts[name]) for name in judge.ROW_NAMES if name in counts}
+
+
+class _FiguresJudge(_JudgeBase):
+    """Judges RGB images of at least 64×64. Raises ConfigError for a caption outside the grammar, or smaller images."""
+
+    def counts(self, images: np.ndarray, captions: Sequence[str]) -> tuple[Counts, np.ndarray]:
+        descriptions = [figures_captions.parse_caption(caption) for caption in captions]
+        judgments = [
+            figures_judge.judge(image, description)
+            for image, description in zip(to_uint8(images), descriptions, strict=True)
+        ]
+        rows = figures_judge.outcomes(judgments, descriptions)
+        counts = {name: (sum(outcomes), len(outcomes)) for name, outcomes in rows.items()}
+        return counts, np.array([judgment.all for judgment in judgments])
+
+    def scores(self, counts: Counts) -> Scores:
+        return {name: judge.rate_row(*counts[name]) for name in figures_judge.ROW_NAMES if name in counts}
 
 
 class _DigitsJudge(_JudgeBase):
@@ -142,9 +161,13 @@ def _parse_digit(caption: str) -> int:
     return parse_label(caption)
 
 
-JUDGES: dict[str, Judge] = {"shapes": _ShapesJudge(), "digits": _DigitsJudge()}
+JUDGES: dict[str, Judge] = {"shapes": _ShapesJudge(), "figures": _FiguresJudge(), "digits": _DigitsJudge()}
 # they raise ValueError at captions that the judge does not understand
-_CAPTION_PARSERS: dict[str, Callable[[str], Any]] = {"shapes": parse_caption, "digits": _parse_digit}
+_CAPTION_PARSERS: dict[str, Callable[[str], Any]] = {
+    "shapes": parse_caption,
+    "figures": figures_captions.parse_caption,
+    "digits": _parse_digit,
+}
 
 
 def get_judge(name: str) -> Judge:

@@ -140,7 +140,7 @@ def test_size_overrides():
         ({"text.model": "/none/there"}, "/none/there"),
         ({"diffusion.prediction_type": "y"}, "diffusion.prediction_type.* 'y'"),
         ({"diffusion.schedule": "y"}, "diffusion.schedule.* 'y'"),
-        ({"data.source": "cats"}, "data.source.* 'cats' .*shapes, digits, folder"),
+        ({"data.source": "cats"}, "data.source.* 'cats' .*shapes, figures, digits, folder"),
         ({"data.split": "all"}, "split 'all'"),
         ({"data.validation_split": "all"}, "split 'all'"),
         ({"data.num_examples": 0}, "data.num_examples.* 0"),
@@ -325,7 +325,7 @@ def test_unknown_judge(tmp_path):
     ended = in_a_process_of_its_own("evaluate", config, "--config.judge=people", "--stages=x", f"--out={tmp_path}/out")
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith("error: judge 'people'")
-    assert "'', shapes, digits" in ended.stderr
+    assert "'', shapes, figures, digits" in ended.stderr
     assert ended.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
 

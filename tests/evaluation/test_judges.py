@@ -101,7 +101,7 @@ def test_shuffled_digits_are_wrong(digits):
 
 
 def test_unknown_judge_raises():
-    with pytest.raises(ConfigError, match="config.judge 'people'.*shapes, digits"):
+    with pytest.raises(ConfigError, match="config.judge 'people'.*shapes, figures, digits"):
         get_judge("people")
 
 

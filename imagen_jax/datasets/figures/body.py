@@ -95,10 +95,11 @@ class Body:
         if noun in SLEEVES:
             return self._top(noun)
         if noun in TROUSERS:
-            hips = _trapezoid(self.x, self.y, (_WAIST - 0.03, 0.65), (0.145, 0.17))
-            return np.minimum(hips, self._legs(TROUSERS[noun], _TROUSER))
+            hips = _trapezoid(self.x, self.y, (_WAIST, 0.65), (0.145, 0.17))
+            # below the waist: a top is worn over it, and nothing of it shows beside the top
+            return np.maximum(np.minimum(hips, self._legs(TROUSERS[noun], _TROUSER)), _WAIST - self.y)
         if noun == "skirt":
-            return _trapezoid(self.x, self.y, (_WAIST - 0.03, 0.77), (0.135, 0.275))
+            return _trapezoid(self.x, self.y, (_WAIST, 0.77), (0.145, 0.275))
         bodice = _trapezoid(self.x, self.y, (0.225, 0.56), (0.125, 0.13))
         return np.minimum(bodice, _trapezoid(self.x, self.y, (0.48, 0.80), (0.125, 0.285)))
 
