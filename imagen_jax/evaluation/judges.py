@@ -60,7 +60,7 @@ class _ShapesJudge(_JudgeBase):
 
 
 class _FiguresJudge(_JudgeBase):
-    """Judges RGB images of at least 64×64. Raises ConfigError for a caption outside the grammar, or smaller images."""
+    """Judges RGB images of at least 32×32. Raises ConfigError for a caption outside the grammar, or smaller images."""
 
     def counts(self, images: np.ndarray, captions: Sequence[str]) -> tuple[Counts, np.ndarray]:
         descriptions = [figures_captions.parse_caption(caption) for caption in captions]

@@ -22,7 +22,7 @@ Axis = tuple[tuple[float, float], tuple[float, float]]  # (x, y) of the start an
 
 _SLEEVE = 0.064  # half-width
 _TROUSER = 0.08
-_WAIST = 0.555
+_WAIST = 0.565  # where a bottom begins
 _HAND = 0.055
 _SHOE = (0.05, 0.045)  # length to the outside, radius
 
@@ -88,18 +88,18 @@ class Body:
 
     def torso(self) -> np.ndarray:
         """The torso."""
-        return _trapezoid(self.x, self.y, (0.225, _WAIST + 0.02), (0.15, 0.13))
+        return _trapezoid(self.x, self.y, (0.225, 0.575), (0.15, 0.13))
 
     def garment(self, noun: str) -> np.ndarray:
         """A garment, one of NOUNS."""
         if noun in SLEEVES:
             return self._top(noun)
         if noun in TROUSERS:
-            hips = _trapezoid(self.x, self.y, (_WAIST, 0.65), (0.145, 0.17))
-            # below the waist: a top is worn over it, and nothing of it shows beside the top
-            return np.maximum(np.minimum(hips, self._legs(TROUSERS[noun], _TROUSER)), _WAIST - self.y)
+            hips = _trapezoid(self.x, self.y, (_WAIST, 0.65), (0.135, 0.17))
+            # the round ends of the legs would show beside a top
+            return np.minimum(hips, np.maximum(self._legs(TROUSERS[noun], _TROUSER), 0.61 - self.y))
         if noun == "skirt":
-            return _trapezoid(self.x, self.y, (_WAIST, 0.77), (0.145, 0.275))
+            return _trapezoid(self.x, self.y, (_WAIST, 0.77), (0.135, 0.275))
         bodice = _trapezoid(self.x, self.y, (0.225, 0.56), (0.125, 0.13))
         return np.minimum(bodice, _trapezoid(self.x, self.y, (0.48, 0.80), (0.125, 0.285)))
 
@@ -113,7 +113,7 @@ class Body:
 
     def _top(self, noun: str) -> np.ndarray:
         shoulders = 0.125 if noun == "vest" else 0.165
-        torso = _trapezoid(self.x, self.y, (0.225, _WAIST + 0.015), (shoulders, 0.15))
+        torso = _trapezoid(self.x, self.y, (0.225, 0.575), (shoulders, 0.15))
         return np.minimum(torso, self._arms(SLEEVES[noun], _SLEEVE)) if SLEEVES[noun] else torso
 
     def _arms(self, part: float, half_width: float) -> np.ndarray:

@@ -28,7 +28,7 @@ class Judgment:
 
 
 def judge(image: np.ndarray, description: Description) -> Judgment:
-    """Judges whether an image, uint8 [H, W, 3] of at least 64×64, shows what is described."""
+    """Judges whether an image, uint8 [H, W, 3] of at least 32×32, shows what is described."""
     return compare(read(image), description)
 
 

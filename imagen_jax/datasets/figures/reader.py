@@ -63,13 +63,13 @@ def read(image: np.ndarray) -> Reading:
     """Reads the background and the garments of an image.
 
     Args:
-        image: uint8 RGB [H, W, 3], whose shorter side is at least 64.
+        image: uint8 RGB [H, W, 3], whose shorter side is at least 32; patterns are read without errors from 64.
 
     Raises:
         ConfigError: the image has another shape or dtype, or is smaller.
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or min(image.shape[:2]) < 64:
-        raise ConfigError(f"image is {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3] of at least 64×64")
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or min(image.shape[:2]) < 32:
+        raise ConfigError(f"image is {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3] of at least 32×32")
     pixels = image.astype(np.float32)
     background = np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]), axis=0)
     name = _nearest_name(background, BACKGROUNDS)

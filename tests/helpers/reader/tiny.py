@@ -80,7 +80,7 @@ def tiny_overrides(module, arguments):
         return {}
     if schema is PretrainTextConfig:
         return PRETRAINING
-    data = {"data.num_examples": 64} if config.data.source == "shapes" else {}
+    data = {"data.num_examples": 64} if config.data.source in ("shapes", "figures") else {}
     if schema is EvaluationConfig:
         return EVALUATION | data
     assert schema is StageConfig
