@@ -1,4 +1,4 @@
-"""Measure try-on on figures that a program reads: `python -m benchmarks.try_on --stages=runs/figures/base,runs/figures/sr`.
+"""Measure try-on on people that a program reads: `python -m benchmarks.try_on --stages=DIR,DIR`.
 
 The table of docs/try_on.md, and a picture of the first tasks. A task is the render of a person that training may show;
 one garment becomes another of its place, of another color, by the prompt.
@@ -61,7 +61,9 @@ def run(args: CommandFlags) -> None:
     pipeline.set_progress_bar_config(disable=True)
     editor, out = ImagenEditor(pipeline), args.output_folder("runs/try_on")
     print(f"{args.num_tasks} tasks of each row")
-    print("| mask | new garment | all of it right | noun | color | pattern | all else right | pixels outside same | s |")
+    print(
+        "| mask | new garment | all of it right | noun | color | pattern | all else right | pixels outside same | s |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for row, (box, held_out) in enumerate(((False, True), (True, True), (False, False))):
         tasks = sample_tasks(args.num_tasks, box, held_out, seed=11)

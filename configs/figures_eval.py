@@ -1,4 +1,4 @@
-"""Evaluation of a `figures` cascade that draws people from captions alone, one garment of each held out of training.
+"""Evaluation of a `figures` cascade on captions alone; of each, one garment was held out of training.
 
     imagen evaluate --stages=runs/figures/base,runs/figures/sr --config=configs/figures_eval.py --out=runs/figures/scores
 

@@ -135,8 +135,7 @@ def _labeled_batches(config: PretrainTextConfig) -> Iterator[_Batch]:
     while True:
         rng = np.random.default_rng(seed_entropy(config.seed, first))
         captions = [
-            labels.sample_caption(sources[i % len(sources)].description(i), rng)
-            for i in range(first, first + per_pool)
+            labels.sample_caption(sources[i % len(sources)].description(i), rng) for i in range(first, first + per_pool)
         ]
         first += per_pool
         captions.sort(key=len)

@@ -118,7 +118,8 @@ class Body:
 
     def _arms(self, part: float, half_width: float) -> np.ndarray:
         return np.minimum(
-            _limb(self.x, self.y, self._arm(-1), part, half_width), _limb(self.x, self.y, self._arm(1), part, half_width)
+            _limb(self.x, self.y, self._arm(-1), part, half_width),
+            _limb(self.x, self.y, self._arm(1), part, half_width),
         )
 
     def _legs(self, part: float, half_width: float) -> np.ndarray:

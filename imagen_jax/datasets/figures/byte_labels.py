@@ -1,4 +1,4 @@
-"""The labels that a text encoder of figures is trained on: at each byte the garment that it names, and all that is worn.
+"""The labels that a text encoder of figures is trained on: at each byte its garment, and all that is worn.
 
 The first garment is the top or the dress; a dress has no second one.
 """

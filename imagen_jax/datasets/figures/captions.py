@@ -65,9 +65,7 @@ _BACKGROUND = rf"on an? ({_alternatives(BACKGROUNDS)}) background"
 _BACKGROUND_FIRST = re.compile(rf"{_BACKGROUND}[,:]? (.+)")
 _BACKGROUND_LAST = re.compile(rf"(.+?),? {_BACKGROUND}")
 _PERSON = re.compile(r"(?:a )?person (?:in|wearing) (.+?)(?: and (.+))?")
-_GARMENT = re.compile(
-    rf"(?:an? )?({_alternatives(COLORS)}) (?:({_alternatives(PATTERNS)}) )?({_alternatives(NOUNS)})"
-)
+_GARMENT = re.compile(rf"(?:an? )?({_alternatives(COLORS)}) (?:({_alternatives(PATTERNS)}) )?({_alternatives(NOUNS)})")
 
 
 def parse_caption(text: str) -> Description:

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from imagen_jax.datasets.figures.byte_labels import FIGURES_LABELS
-from imagen_jax.datasets.figures.captions import MAX_BYTES, Description, parse_caption, sample_caption, sample_description
+from imagen_jax.datasets.figures.captions import (
+    MAX_BYTES,
+    Description,
+    parse_caption,
+    sample_caption,
+    sample_description,
+)
 from imagen_jax.datasets.figures.figure_sampling import sample_figure
 from imagen_jax.datasets.figures.scenes import SPLITS, Garment
 from imagen_jax.errors import ConfigError

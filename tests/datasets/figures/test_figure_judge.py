@@ -102,7 +102,9 @@ def test_half_a_garment_is_not_read():
     assert not judge(image, described(figure)).all
 
 
-@pytest.mark.parametrize("image", [np.zeros((64, 64, 3)), np.zeros((64, 64), np.uint8), np.zeros((24, 24, 3), np.uint8)])
+@pytest.mark.parametrize(
+    "image", [np.zeros((64, 64, 3)), np.zeros((64, 64), np.uint8), np.zeros((24, 24, 3), np.uint8)]
+)
 def test_other_images_raise(image):
     with pytest.raises(ConfigError, match="expected uint8"):
         read(image)
