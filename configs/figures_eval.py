@@ -1,6 +1,6 @@
 """Evaluation of a `figures` cascade on captions alone; of each, one garment was held out of training.
 
-    imagen evaluate --stages=runs/figures/base,runs/figures/sr --config=configs/figures_eval.py --out=runs/figures/scores
+    imagen evaluate --stages=runs/figures/base,runs/figures/sr --config=configs/figures_eval.py --out=runs/scores
 
 Try-on, where the person is given, is measured by `python -m benchmarks.try_on` (docs/try_on.md).
 """
