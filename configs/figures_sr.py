@@ -3,8 +3,9 @@ recipe.
 
     imagen train --config=configs/figures_sr.py --workdir=runs/figures/sr
 
-Cost: 3,000 steps in 14 minutes on one busy core, beside the base stage on another. Its text encoder and its masks are those of figures_base.py, its network is that of shapes_sr.py. `:tiny` is narrower,
-has an untrained text encoder, and compiles and runs in seconds, for tests.
+Cost: 3,000 steps in 14 minutes on one busy core, beside the base stage on another. Its text encoder and its masks are
+those of figures_base.py, its network is that of shapes_sr.py. `:tiny` is narrower, has an untrained text encoder, and
+compiles and runs in seconds, for tests.
 """
 
 import ml_collections
