@@ -202,29 +202,43 @@ def _outpaint(editor: ImagenEditor, count: int, batch: int, out: Path) -> None:
         expected = Scene((left, right), scene.background)
         tasks.append(Task(np.pad(image, ((0, 0), (0, SIZE), (0, 0))), mask, prompt, "", expected, 1))
     print(f"outpainting: 64×64 to 64×128, an object is added; {count} tasks")
-    print("| way | added object | given object | given pixels the same | step at the border | s |")
-    print("|---|---|---|---|---|---|")
+    print("| way | added object | and no third | given object | given pixels the same | step at the border | s |")
+    print("|---|---|---|---|---|---|---|")
     prompts, given = [task.prompt for task in tasks], np.stack([task.image[:, :SIZE] for task in tasks])
     shown = [("given", np.stack([task.image for task in tasks]))]
+
+    def evenly() -> np.ndarray:
+        extended = np.pad(given, ((0, 0), (0, 0), (0, SIZE), (0, 0)), mode="edge")
+        size = {"height": canvas[0], "width": canvas[1]}
+        return editor.inpaint(extended, tasks[0].mask, prompts, seed=1, batch_size=batch, **size).images
+
+    def outpainted(repeats: int) -> np.ndarray:
+        return editor.outpaint(given, canvas, prompts, (0, 0), repeats, seed=1, batch_size=batch).images
+
+    ways: dict[str, Callable[[], np.ndarray]] = {"`inpaint`, positions spread evenly": evenly}
     for repeats in (1, 4):
+        ways[f"`outpaint`, resample={repeats}"] = functools.partial(outpainted, repeats)
+    for way, draw in ways.items():
         start = time.monotonic()
-        result = editor.outpaint(given, canvas, prompts, (0, 0), repeats, seed=1, batch_size=batch).images
+        result = draw()
         seconds = time.monotonic() - start
-        added, kept = [], []
-        for task, image in zip(tasks, result, strict=True):
-            found = detect.detect(image).objects
-            wanted, old = task.expected.objects[1], task.expected.objects[0]
-            added.append(any((one.color, one.shape) == (wanted.color, wanted.shape) and one.x > 0.5 for one in found))
-            kept.append(any((one.color, one.shape) == (old.color, old.shape) and one.x < 0.5 for one in found))
-        same = np.mean([np.array_equal(image[:, :SIZE], one) for image, one in zip(result, given, strict=True)])
-        step = border_step(result, np.stack([task.mask for task in tasks]))
-        print(
-            f"| resample={repeats} | {100 * np.mean(added):.1f}% | {100 * np.mean(kept):.1f}% | {100 * same:.1f}% | "
-            f"{step:.2f} | {seconds:.0f} |",
-            flush=True,
-        )
-        shown.append((f"resample={repeats}", result))
+        print(f"| {way} | {' | '.join(_outpaint_figures(tasks, given, result))} | {seconds:.0f} |", flush=True)
+        shown.append((way, result))
     _grid(out / "outpaint.png", shown, prompts)
+
+
+def _outpaint_figures(tasks: Sequence[Task], given: np.ndarray, images: np.ndarray) -> list[str]:
+    """Returns columns of a table: added object, no third one, given object, given pixels, step at the border."""
+    added, alone, kept = [], [], []
+    for task, image in zip(tasks, images, strict=True):
+        found = detect.detect(image).objects
+        old, new = task.expected.objects
+        added.append(any((one.color, one.shape) == (new.color, new.shape) and one.x > 0.5 for one in found))
+        alone.append(added[-1] and len(found) == 2)
+        kept.append(any((one.color, one.shape) == (old.color, old.shape) and one.x < 0.5 for one in found))
+    same = [np.array_equal(image[:, :SIZE], one) for image, one in zip(images, given, strict=True)]
+    rates = [f"{100 * np.mean(values):.1f}%" for values in (added, alone, kept, same)]
+    return [*rates, f"{border_step(images, np.stack([task.mask for task in tasks])):.2f}"]
 
 
 def recolored(item: SceneObject, rng: np.random.Generator) -> SceneObject:

@@ -156,29 +156,41 @@ class LearnedPositionEmbedding(nn.Module):
     It is a sum of the first `cosines` × `cosines` basis functions of the two-dimensional cosine transform, so that it
     spans images of any size. It lets attention to the text find the words about a pixel's position; without it, the
     only source of position is zero padding, which is learned late.
+
+    Features are spread evenly over the unit square, whatever their number, unless `positions` says where each row and
+    each column is: arrays [B, H] and [B, W] in [0, 1].
     """
 
     cosines: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, positions: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
         _, height, width, channels = x.shape
         # three times as strong as features, otherwise noise dominates the queries (measured against 1 and 6)
         init = nn.initializers.normal(3.0 / self.cosines)
         coefficients_UVC = self.param("waves", init, (self.cosines, self.cosines, channels)).astype(self.dtype)
-        rows_HU, columns_WV = (_cosine_basis(side, self.cosines).astype(self.dtype) for side in (height, width))
-        return x + jnp.einsum("hu,wv,uvc->hwc", rows_HU, columns_WV, coefficients_UVC)
+        if positions is None:
+            rows_HU, columns_WV = (
+                _cosine_basis(_centers(side), self.cosines).astype(self.dtype) for side in (height, width)
+            )
+            return x + jnp.einsum("hu,wv,uvc->hwc", rows_HU, columns_WV, coefficients_UVC)
+        rows_BHU, columns_BWV = (_cosine_basis(axis, self.cosines).astype(self.dtype) for axis in positions)
+        return x + jnp.einsum("bhu,bwv,uvc->bhwc", rows_BHU, columns_BWV, coefficients_UVC)
 
 
-def _cosine_basis(side: int, count: int) -> jax.Array:
-    """Returns the first `count` functions of the cosine transform at the centers of `side` pixels, [side, count].
+def _centers(side: int) -> jax.Array:
+    """Returns the centers of `side` pixels that are spread evenly over [0, 1]."""
+    return (jnp.arange(side) + 0.5) / side
 
-    Each has a mean square of 1.
+
+def _cosine_basis(positions: jax.Array, count: int) -> jax.Array:
+    """Returns the first `count` functions of the cosine transform at positions [...] in [0, 1], [..., count].
+
+    Each has a mean square of 1 over the centers of pixels.
     """
-    centers = (jnp.arange(side) + 0.5) / side
     frequencies = jnp.arange(count)
-    return jnp.where(frequencies > 0, math.sqrt(2), 1.0) * jnp.cos(jnp.pi * centers[:, None] * frequencies)
+    return jnp.where(frequencies > 0, math.sqrt(2), 1.0) * jnp.cos(jnp.pi * positions[..., None] * frequencies)
 
 
 class NoiseLevelEmbedding(nn.Module):

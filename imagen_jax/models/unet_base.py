@@ -180,6 +180,7 @@ class UNetBase(nn.Module):
         dropout_keys: jax.Array | None = None,
         known: jax.Array | None = None,
         control: AttentionControl | None = None,
+        positions: tuple[jax.Array, jax.Array] | None = None,
     ) -> jax.Array:
         """Returns the network's prediction.
 
@@ -194,6 +195,8 @@ class UNetBase(nn.Module):
             known: [B, H, W, C + 1] for a stage that inpaints: the image, 0 where it is to be drawn, and the mask, which
                 is 1 there.
             control: what attention layers take over from other examples; None for nothing.
+            positions: where each row [B, H] and each column [B, W] of z is in images as they were in training, in
+                [0, 1], for networks with a position embedding; None to spread them evenly.
 
         Returns:
             Predictions [B, H, W, out_channels], float32; zero at initialization.
@@ -210,7 +213,10 @@ class UNetBase(nn.Module):
                 patchify(known.astype(self.dtype), self.patch_size)
             )
         if self.positions:
-            x = LearnedPositionEmbedding(self.positions, self.dtype, name="positions")(x)
+            if positions is not None:
+                rows, columns = (axis.reshape(len(axis), -1, self.patch_size).mean(axis=-1) for axis in positions)
+                positions = rows, columns
+            x = LearnedPositionEmbedding(self.positions, self.dtype, name="positions")(x, positions)
 
         x = self.backbone(x, BlockContext(embedding, text, text_mask, dropout_keys, control))
 

@@ -14,6 +14,7 @@ from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import Size, format_height_width, scale_size, to_float
 from imagen_jax.images.masks import feather_mask, shrink_mask
 from imagen_jax.images.resize import resize
+from imagen_jax.pipelines.canvas import canvas_positions
 from imagen_jax.pipelines.imagen import ImagenPipeline, ImagenPipelineOutput
 from imagen_jax.pipelines.request import Callback, SampleRequest, StageStart
 
@@ -50,6 +51,25 @@ class PreparedEdit:
         images = self.pipeline.sample_all(self.request, callback)
         kept = self.finish(images[-1])
         return ImagenPipelineOutput(kept, [*images[:-1], kept])
+
+    def placed(self, before: Size, after: Size) -> PreparedEdit:
+        """Returns the edit of a canvas with positions as `canvas_positions` gives them, where networks embed any.
+
+        Args:
+            before: new pixels (above, left) of what is given.
+            after: new pixels (below, right) of it.
+        """
+        starts = []
+        for start, trained in zip(self.request.starts, self.pipeline.stages, strict=True):
+            if trained.stage.config.model.positions and start.image is not None:
+                canvas = start.image.shape[1:3]
+                own_before, own_after = (scale_size(new, self.size, canvas) for new in (before, after))
+                positions = canvas_positions(
+                    len(start.image), canvas, trained.stage.image_shape[:2], own_before, own_after
+                )
+                start = dataclasses.replace(start, positions=positions)
+            starts.append(start)
+        return dataclasses.replace(self, request=dataclasses.replace(self.request, starts=starts))
 
     def finish(self, images: np.ndarray) -> np.ndarray:
         """Returns samples of the last stage [N, H, W, C] with the known pixels in them."""

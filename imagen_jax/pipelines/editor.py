@@ -143,6 +143,9 @@ class ImagenEditor:
     ) -> ImagenPipelineOutput:
         """Draws what is around an image.
 
+        On a canvas that is larger than the images of training, a network that embeds positions gets them at the scale
+        of training, see `canvas.axis_positions`; spread evenly over the canvas, as in `inpaint`, objects get blurred.
+
         Args:
             image: of at most the canvas's size.
             canvas: (height, width) of the result in pixels, of any aspect that the stages can sample.
@@ -183,7 +186,7 @@ class ImagenEditor:
         )
         mask = np.full(whole.shape[1:3], True)
         mask[top : top + rows, left : left + columns] = False
-        return self.prepare_inpaint(
+        edit = self.prepare_inpaint(
             whole,
             mask,
             prompt,
@@ -193,6 +196,7 @@ class ImagenEditor:
             width=width,
             **settings,
         )
+        return edit.placed((top, left), (height - top - rows, width - left - columns))
 
     def variations(self, image: Any, count: int, strength: float | Sequence[float] = 0.5, **settings: Any) -> Any:
         """Returns `count` images like an image, see `image_to_image`; `prompt`, if it is given, says what it shows."""

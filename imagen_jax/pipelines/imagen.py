@@ -509,6 +509,12 @@ class ImagenPipeline:
             padded = {name: pad_batch(np.asarray(array[batch]), size) for name, array in pairs._asdict().items()}
             return Pairs(**shard_host_batch(padded, PAIRS_AXES._asdict(), self.mesh))
 
+        def put_positions(positions: Mapping[str, np.ndarray] | None) -> dict[str, jax.Array] | None:
+            if positions is None:
+                return None
+            padded = {name: pad_batch(array[batch], size) for name, array in positions.items()}
+            return shard_host_batch(padded, "batch ...", self.mesh)
+
         def make(index: int, low_res: jax.Array | None) -> StageRequest:
             begin, scales = request.start(index), request.guidance_scale
             return StageRequest(
@@ -525,6 +531,7 @@ class ImagenPipeline:
                 z=put(begin.z),
                 before=put(begin.before),
                 pairs=put_pairs(begin.pairs),
+                positions=put_positions(begin.positions),
                 isolated=request.isolated,
             )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -31,6 +31,7 @@ class StageStart:
         z: the noise [N, H, W, C], in place of that of the seed; None for that.
         before: for `bdia`, z [N, H, W, C] at the second time, as an inversion has left it; None if it is not known.
         pairs: how images are edited, each beside its source, arrays of NumPy; None for no editing.
+        positions: see `StageRequest`, float32 [N, ...]; None to spread pixels evenly.
     """
 
     image: np.ndarray | None = None
@@ -40,6 +41,7 @@ class StageStart:
     z: np.ndarray | None = None
     before: np.ndarray | None = None
     pairs: Pairs | None = None
+    positions: Mapping[str, np.ndarray] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

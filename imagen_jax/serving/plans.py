@@ -33,12 +33,14 @@ class EditProgram:
         strengths: of each stage, which decide the times of its steps.
         resample: how often each step is taken.
         masked: whether there are masks.
+        placed: whether pixels have positions of their own.
         first_stage: index of the stage to begin with.
     """
 
     strengths: tuple[float, ...]
     resample: int
     masked: bool
+    placed: bool
     first_stage: int
 
 
@@ -164,6 +166,7 @@ def _edit_program(edit: PreparedEdit) -> EditProgram:
         tuple(start.strength for start in starts),
         starts[-1].resample,
         any(start.mask is not None for start in starts),
+        any(start.positions is not None for start in starts),
         edit.request.first_stage,
     )
 
@@ -211,7 +214,9 @@ def _join_starts(edits: Sequence[SampleRequest]) -> list[StageStart]:
     joined = []
     for parts in zip(*(edit.starts for edit in edits), strict=True):
         arrays = {"image": _join([part.image for part in parts]), "mask": _join([part.mask for part in parts])}
-        joined.append(dataclasses.replace(parts[0], **arrays))
+        positions = [part.positions for part in parts if part.positions is not None]
+        own = {name: np.concatenate([one[name] for one in positions]) for name in positions[0]} if positions else None
+        joined.append(dataclasses.replace(parts[0], **arrays, positions=own))
     return joined
 
 

@@ -36,8 +36,14 @@ from imagen_jax.stages.text import make_encoder
 from imagen_jax.text.encoder import TEXT_CONDITION_AXES, TextCondition
 
 NETWORKS: dict[str, type[UNetBase]] = {"unet": UNet, "efficient_unet": EfficientUNet}
-# of `Stage.augment_low_res` and `Stage.mask_known`
-CONDITION_AXES = {"low_res": IMAGE, "aug_level": VECTOR, "known": IMAGE}
+# of `Stage.augment_low_res`, `Stage.mask_known` and `StageRequest.positions`
+CONDITION_AXES = {
+    "low_res": IMAGE,
+    "aug_level": VECTOR,
+    "known": IMAGE,
+    "row_positions": "batch ...",
+    "column_positions": "batch ...",
+}
 _KNOWN_POSITION = 7  # among the arguments of a network
 
 
@@ -125,7 +131,8 @@ class Stage:
             logsnr: their log signal-to-noise ratio [B].
             text: embeddings [B, L, D] and mask [B, L].
             condition: from `augment_low_res` for a super-resolution stage, and from `mask_known` for one that inpaints;
-                otherwise empty.
+                `row_positions` [B, H] and `column_positions` [B, W] where pixels are not spread evenly over the images
+                of training; otherwise empty.
             control: what the attention of edited examples takes over from their sources; None for nothing.
             dropout_keys: one for each example [B]; None for no dropout.
 
@@ -136,6 +143,9 @@ class Stage:
         z, logsnr, text, condition = self.network.constrain(
             (z, logsnr, text, condition), (IMAGE, VECTOR, TEXT_CONDITION_AXES, CONDITION_AXES)
         )
+        positions = None
+        if "row_positions" in condition:
+            positions = condition["row_positions"], condition["column_positions"]
         output = self.network.apply(
             {"params": params},
             z,
@@ -146,6 +156,7 @@ class Stage:
             dropout_keys,
             condition.get("known"),
             control,
+            *([] if positions is None else [positions]),
         )
         assert isinstance(output, jax.Array)  # no mutable collections: nothing else comes back
         channels = self.config.channels

@@ -75,6 +75,8 @@ class StageRequest:
         z: [B, H, W, C] at the first time, in place of standard Gaussian noise.
         before: for `bdia`, z at the second time, if it is known; see `samplers.continue_pair`.
         pairs: how images are edited, each beside its source; None for no editing.
+        positions: `row_positions` [B, H] and `column_positions` [B, W], where pixels are in images as they were in
+            training, in [0, 1]; None to spread them evenly.
         isolated: whether each device computes its images one after the other, each by the same operations: an image is
             then equal to the bit in any batch. In one batch together, its rounding depends on its place.
     """
@@ -93,6 +95,7 @@ class StageRequest:
     z: jax.Array | None = None
     before: jax.Array | None = None
     pairs: Pairs | None = None
+    positions: dict[str, jax.Array] | None = None
     isolated: bool = False
 
     @property
@@ -212,6 +215,7 @@ class _Given(NamedTuple):
     image: jax.Array | None
     before: jax.Array | None
     known: dict[str, jax.Array] | None
+    positions: dict[str, jax.Array] | None
 
 
 class _Programs(NamedTuple):
@@ -235,6 +239,7 @@ def _compile_programs(stage: Stage, settings: SamplingConfig, mesh: Mesh, varian
             if z is None:
                 z = samplers.gaussian_noise(start_keys, 0, (*size, stage.config.channels))
             condition = start_condition(stage, z.shape, given.low_res, level, aug_keys, given.known)
+            condition |= given.positions or {}
             if given.image is not None:
                 z = add_noise(given.image, z, stage.schedule.alpha(time), stage.schedule.sigma(time))
             return sampler.start(z, given.before), condition, step_keys
@@ -390,7 +395,7 @@ class StageSampler:
         programs = self._get_programs(_Variant(guided, request.isolated, request.resample, size))
         image = request.image if request.strength < 1 else None
         seen = request.known if self._stage.masks is not None else None
-        given = _Given(request.keys, request.low_res, request.z, image, request.before, seen)
+        given = _Given(request.keys, request.low_res, request.z, image, request.before, seen, request.positions)
         if request.before is not None:
             numbers = samplers.continue_pair(numbers)
         state, condition, keys = programs.start(given, np.float32(self._settings.aug_level), times[0], size=size)

@@ -17,6 +17,7 @@ from imagen_jax.models.layers import (
     LearnedPositionEmbedding,
     ResBlock,
     _attend,
+    _centers,
     _cosine_basis,
     _downsample,
     _masked_softmax,
@@ -334,7 +335,7 @@ def test_input_skip():
 
 @pytest.mark.parametrize("side", [4, 7])
 def test_cosine_basis_is_complete(side):
-    basis = np.asarray(_cosine_basis(side, side))
+    basis = np.asarray(_cosine_basis(_centers(side), side))
     np.testing.assert_allclose(basis.T @ basis, side * np.eye(side), atol=1e-5)
 
 
@@ -342,7 +343,7 @@ def test_position_embedding():
     positions = LearnedPositionEmbedding(cosines=3, dtype=jnp.float32)
     x = np.random.default_rng(1).standard_normal((2, 4, 6, 5)).astype(np.float32)
     params = positions.init(jax.random.key(0), x)["params"]
-    rows, columns = _cosine_basis(4, 3), _cosine_basis(6, 3)
+    rows, columns = (_cosine_basis(_centers(side), 3) for side in (4, 6))
     embedding = sum(rows[:, u, None, None] * columns[None, :, v, None] * params["waves"][u, v]
                   for u in range(3) for v in range(3))  # fmt: skip
     np.testing.assert_allclose(positions.apply({"params": params}, x), x + embedding, atol=1e-5)
