@@ -53,7 +53,7 @@ class PreparedEdit:
         return ImagenPipelineOutput(kept, [*images[:-1], kept])
 
     def placed(self, before: Size, after: Size) -> PreparedEdit:
-        """Returns the edit of a canvas with positions as `canvas_positions` gives them, where networks embed any.
+        """Returns the edit of a canvas with `canvas_positions`, for networks that embed positions and are outgrown.
 
         Args:
             before: new pixels (above, left) of what is given.
@@ -61,13 +61,11 @@ class PreparedEdit:
         """
         starts = []
         for start, trained in zip(self.request.starts, self.pipeline.stages, strict=True):
-            if trained.stage.config.model.positions and start.image is not None:
-                canvas = start.image.shape[1:3]
-                own_before, own_after = (scale_size(new, self.size, canvas) for new in (before, after))
-                positions = canvas_positions(
-                    len(start.image), canvas, trained.stage.image_shape[:2], own_before, own_after
-                )
-                start = dataclasses.replace(start, positions=positions)
+            assert start.image is not None  # what is given
+            canvas, own = start.image.shape[1:3], trained.stage.image_shape[:2]
+            if trained.stage.config.model.positions and (canvas[0] > own[0] or canvas[1] > own[1]):
+                ends = (scale_size(new, self.size, canvas) for new in (before, after))
+                start = dataclasses.replace(start, positions=canvas_positions(len(start.image), canvas, own, *ends))
             starts.append(start)
         return dataclasses.replace(self, request=dataclasses.replace(self.request, starts=starts))
 

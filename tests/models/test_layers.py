@@ -349,6 +349,18 @@ def test_position_embedding():
     np.testing.assert_allclose(positions.apply({"params": params}, x), x + embedding, atol=1e-5)
 
 
+def test_position_embedding_at_given_positions():
+    embedding = LearnedPositionEmbedding(3, jnp.float32)
+    params = embedding.init(jax.random.key(0), np.zeros((1, 4, 6, 5)))
+    full = embedding.apply(params, np.zeros((1, 4, 6, 5)))
+    rows, columns = (np.stack([_centers(side)] * 2) for side in (4, 6))
+    # of one example a part, of the other that part mirrored
+    columns = np.stack([columns[0, 2:5], columns[1, 2:5][::-1]])
+    part = embedding.apply(params, np.zeros((2, 4, 3, 5)), (rows, columns))
+    np.testing.assert_allclose(part[0], full[0, :, 2:5], atol=1e-5)
+    np.testing.assert_allclose(part[1], full[0, :, 2:5][:, ::-1], atol=1e-5)
+
+
 def test_position_embedding_at_another_size():
     params = LearnedPositionEmbedding(3, jnp.float32).init(jax.random.key(0), np.zeros((1, 3, 3, 4)))
     small, large = (
