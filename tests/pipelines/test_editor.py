@@ -98,7 +98,7 @@ def test_outpainting_keeps_the_image(editor, image):
 
 
 def test_outpainted_objects_have_their_shape(editor):
-    """Also at twice the width of training: evenly spread positions blur such objects, and seven of eight are wrong."""
+    """Also at twice the width of training, where evenly spread positions blur such objects."""
     given = [render(Scene((dataclasses.replace(SQUARE, x=0.5),), name), 64) for name in ("gray", "tan") for _ in "1234"]
     objects = [("purple", "square"), ("red", "cross"), ("cyan", "square"), ("pink", "cross")] * 2
     prompts = [
