@@ -30,12 +30,14 @@ class PreparedEdit:
         request: of N images, with what the stages begin with.
         known: the pixels that are kept, float32 [N, H, W, C] in [-1, 1], of the size of the result; None for none.
         drawn: the share of new pixels, float32 [N, H, W, 1] in [0, 1]; None for 1.
+        walks: how many images of the request an image of the result needs, of which the last is the result.
     """
 
     pipeline: ImagenPipeline
     request: SampleRequest
     known: np.ndarray | None = None
     drawn: np.ndarray | None = None
+    walks: int = 1
 
     @property
     def size(self) -> Size:
@@ -48,7 +50,7 @@ class PreparedEdit:
 
     def sample(self, callback: Callback | None = None) -> ImagenPipelineOutput:
         """Samples the images."""
-        images = self.pipeline.sample_all(self.request, callback)
+        images = [samples[self.walks - 1 :: self.walks] for samples in self.pipeline.sample_all(self.request, callback)]
         kept = self.finish(images[-1])
         return ImagenPipelineOutput(kept, [*images[:-1], kept])
 

@@ -329,6 +329,31 @@ class ImagenEditor:
         Raises:
             ConfigError: as `image_to_image`; a share is out of range, or embeddings are given in place of prompts.
         """
+        prepared = self.prepare_edit(
+            image,
+            source_prompt,
+            prompt,
+            strength,
+            cross_steps=cross_steps,
+            self_steps=self_steps,
+            blend=blend,
+            **settings,
+        )
+        return prepared.sample(settings.get("callback"))
+
+    def prepare_edit(
+        self,
+        image: Any,
+        source_prompt: str | Sequence[str],
+        prompt: str | Sequence[str],
+        strength: float | Sequence[float] = 0.5,
+        *,
+        cross_steps: float = 0.8,
+        self_steps: float = 0.4,
+        blend: bool = True,
+        **settings: Any,
+    ) -> PreparedEdit:
+        """Returns what `edit` samples: two walks for each image."""
         edit = PromptEdit.of(source_prompt, prompt, cross_steps, self_steps, blend)
         scales = [trained.stage.config.sampling.guidance_scale for trained in self.pipeline.stages]
         call = EditCall.of(self.pipeline, edit.texts, edit.settings(settings, scales))
@@ -338,8 +363,7 @@ class ImagenEditor:
             sources = call.at(images, index)
             pairs = edit.pairs(call.pipeline.stages[index].stage, call.pipeline.text_encoders[index], sources)
             starts.append(StageStart(sources, strength=one, pairs=pairs))
-        stages = [samples[1::2] for samples in call.prepare(starts).sample(call.callback).stages]
-        return ImagenPipelineOutput(stages[-1], stages)
+        return dataclasses.replace(call.prepare(starts), walks=2)
 
     def interpolate(
         self, first: Any, second: Any, count: int, prompt: str | None = None, **settings: Any
@@ -360,26 +384,33 @@ class ImagenEditor:
         if count < 2:
             raise ConfigError(f"count {count} is not at least 2: both ends are among the images")
         shares = np.linspace(0.0, 1.0, count, dtype=np.float32)
-        kinds = {str if isinstance(end, str) else int if isinstance(end, int) else None for end in (first, second)}
-        if len(kinds) != 1:
-            raise ConfigError(
-                "interpolate needs two seeds, two prompts or two images, and was given one each of two kinds"
-            )
-        if kinds == {str}:
-            return self._between_prompts(first, second, shares, settings)
-        if not isinstance(prompt, str):
-            raise ConfigError(f"prompt is {prompt!r}: give the text that the images show")
-        if kinds == {int}:
-            return self._between_seeds(first, second, shares, prompt, settings)
+        if _kind_of_ends(first, second) is not None:
+            return self.prepare_interpolate(first, second, shares, prompt, **settings).sample(settings.get("callback"))
+        prompt = _shown(prompt)
         # of one seed: the noise that is added to low-resolution images is the same for all
         seed = settings.pop("seed", 0)
         inversion = self.invert([*_as_list(first), *_as_list(second)], [prompt] * 2, seed=[seed] * 2, **settings)
         arrays = [tuple(slerp(array[0], array[1], shares) for array in stage) for stage in inversion.arrays]
         return self.from_inversion(dataclasses.replace(inversion, arrays=arrays), [prompt] * count, seed=[seed] * count)
 
+    def prepare_interpolate(
+        self, first: Any, second: Any, shares: np.ndarray, prompt: str | None = None, **settings: Any
+    ) -> PreparedEdit:
+        """Returns what `interpolate` samples between seeds or prompts, at shares [N] of the way from 0 to 1.
+
+        Raises:
+            ConfigError: as `interpolate`; or the ends are images, whose noise has to be found first, by `invert`.
+        """
+        kind = _kind_of_ends(first, second)
+        if kind is None:
+            raise ConfigError("the noise of images has to be found first: call interpolate, or give seeds or prompts")
+        if kind is str:
+            return self._between_prompts(first, second, shares, settings)
+        return self._between_seeds(first, second, shares, _shown(prompt), settings)
+
     def _between_prompts(
         self, first: str, second: str, shares: np.ndarray, settings: Mapping[str, Any]
-    ) -> ImagenPipelineOutput:
+    ) -> PreparedEdit:
         embeds = []
         for stage in range(len(self.pipeline.stages)):
             ends = self.pipeline.encode_prompt([first, second], stage)
@@ -392,18 +423,35 @@ class ImagenEditor:
             embeds.append(TextCondition(mixed, mask))
         seed = settings.get("seed", 0)
         seeds = seed if isinstance(seed, Sequence) else [seed] * len(shares)
-        return self.pipeline(None, prompt_embeds=embeds, **{**settings, "seed": seeds})
+        return EditCall.of(self.pipeline, None, {**settings, "seed": seeds, "prompt_embeds": embeds}).prepare([])
 
     def _between_seeds(
         self, first: int, second: int, shares: np.ndarray, prompt: str, settings: Mapping[str, Any]
-    ) -> ImagenPipelineOutput:
+    ) -> PreparedEdit:
         call = EditCall.of(self.pipeline, [prompt] * len(shares), {**settings, "seed": [first] * len(shares)})
         padded, starts = call.pipeline.padded_batch(2, 2), []
         for index in range(len(call.pipeline.stages)):
             keys = stage_keys([first, *[second] * (padded - 1)], [0] * padded, index, call.pipeline.mesh)
             noise = multihost.all_gather(start_noise(keys, (*call.size_of(index), call.channels)))
             starts.append(StageStart(z=slerp(noise[0], noise[1], shares)))
-        return call.prepare(starts).sample(call.callback)
+        return call.prepare(starts)
+
+
+def _kind_of_ends(first: Any, second: Any) -> type | None:
+    """Returns int for seeds, str for prompts, None for images. Raises ConfigError for ends of two kinds."""
+    first_kind, second_kind = (
+        str if isinstance(end, str) else int if isinstance(end, int) else None for end in (first, second)
+    )
+    if first_kind is not second_kind:
+        raise ConfigError("interpolate needs two seeds, two prompts or two images, and was given one each of two kinds")
+    return first_kind
+
+
+def _shown(prompt: str | None) -> str:
+    """Returns the prompt of an interpolation. Raises ConfigError if it is missing."""
+    if not isinstance(prompt, str):
+        raise ConfigError(f"prompt is {prompt!r}: give the text that the images show")
+    return prompt
 
 
 def _as_list(image: Any) -> list[Any]:

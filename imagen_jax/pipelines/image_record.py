@@ -69,12 +69,14 @@ class EditRecord(_Part):
     """How an image was made from another one, see `ImagenEditor`: which is known by the SHA-256 of its file."""
 
     kind: str = Field(max_length=100)
-    image: str = Field(max_length=100)
+    image: str | None = Field(default=None, max_length=100)
     mask: str | None = Field(default=None, max_length=100)
     strength: list[float] = Field(default_factory=list, max_length=100)
     resample: int = 1
     feather: int | None = None
     position: list[int] | None = None
+    source_prompt: str | None = None
+    ends: list[int] | list[str] | None = None
 
 
 class ImageRecord(_Part):
@@ -147,7 +149,7 @@ class Recorder:
     def texts(
         self, first: int, row: int, shape: Sequence[int], edit: Mapping[str, Any] | None = None
     ) -> dict[str, str]:
-        """Returns the texts of an image, by keyword; none for embeddings, and for a prompt too long for a file.
+        """Returns the texts of an image, by keyword; none for given embeddings, and for a prompt too long for a file.
 
         Args:
             first: position of the batch's first image in the request.
@@ -156,7 +158,7 @@ class Recorder:
             edit: how it was made from another one, with the fields of `EditRecord`.
         """
         request, position = self._request, first + row
-        if request.texts.embeds is not None or request.texts.negative_embeds is not None:
+        if edit is None and (request.texts.embeds is not None or request.texts.negative_embeds is not None):
             return {}
         negative, scales = request.texts.negative_prompts, request.guidance_scale
         seed, index = request.noise(position)

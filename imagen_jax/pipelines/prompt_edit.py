@@ -95,10 +95,10 @@ class PromptEdit:
         for name in ("prompt_embeds", "negative_prompt_embeds"):
             if given.get(name) is not None:
                 raise ConfigError(f"edit compares the words of prompts, and was given {name}: give prompts")
-        settings: dict[str, Any] = {"sampler": "ddim", "num_inference_steps": 16} | dict(given)
+        settings: dict[str, Any] = default_settings(own_scales) | {
+            name: value for name, value in given.items() if value is not None
+        }
         settings["batch_size"] = 2 * given.get("batch_size", 16)
-        if settings.get("guidance_scale") is None:
-            settings["guidance_scale"] = [1 + 2 * (scale - 1) for scale in own_scales]
         if settings.get("negative_prompt") is None and np.any(np.asarray(settings["guidance_scale"]) != 1):
             settings["negative_prompt"] = self.source_prompts
         seed = settings.get("seed", 0)
@@ -118,6 +118,12 @@ class PromptEdit:
         numbers = (self.cross_steps, self.self_steps, _THRESHOLD if self.blend else 0.0)
         arrays: Any = (images, alignment, *(np.full(len(images), number, np.float32) for number in numbers))
         return Pairs(*arrays)
+
+
+def default_settings(own_scales: Sequence[float]) -> dict[str, Any]:
+    """Returns the sampling settings of an edit unless others are given, from the guidance scale of each stage."""
+    scales = [1 + 2 * (scale - 1) for scale in own_scales]
+    return {"sampler": "ddim", "num_inference_steps": 16, "guidance_scale": scales}
 
 
 def twice(values: Sequence[Item]) -> list[Item]:

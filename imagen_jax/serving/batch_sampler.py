@@ -26,7 +26,7 @@ from imagen_jax.pipelines.image_record import Recorder
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.pipelines.output_dir import stages_manifest
 from imagen_jax.pipelines.request import SamplingProgress
-from imagen_jax.serving.plans import JobPlan, Program, batch_request, default_request, make_plan
+from imagen_jax.serving.plans import JobPlan, Program, batch_request, default_request, make_plan, num_walks
 
 _SMOOTHING = 0.2  # share of a new measurement in the running mean
 _GUESS_SECONDS = 1.0  # for an image, until one was sampled
@@ -116,7 +116,7 @@ class BatchSampler:
             cost: of each, see `cost`.
             available: how many wait.
         """
-        area = math.prod(program.size) / math.prod(self._pipeline.image_size)
+        area = math.prod(program.size) / math.prod(self._pipeline.image_size) * num_walks(program)
         # images that are larger than the cascade's own are fewer at once, as memory is limited; so are those that take
         # long: few batches are let through between their steps
         allowed = [
@@ -169,8 +169,12 @@ class BatchSampler:
         plan, request = rows[0][0], batch_request(rows, size, self.isolated)
         start, others = time.monotonic(), self.seconds
         before = np.cumsum([0.0, *plan.stage_costs]) / sum(plan.stage_costs)
+        walks = num_walks(plan.program)
 
         def tell(progress: SamplingProgress) -> None:
+            if walks > 1:
+                x_hat = progress.x_hat[walks - 1 :: walks]
+                progress = dataclasses.replace(progress, count=progress.count // walks, x_hat=x_hat)
             share = before[progress.stage + 1] - before[progress.stage]
             callback(BatchProgress(float(before[progress.stage] + share * progress.step / progress.steps), progress))
 
@@ -180,9 +184,10 @@ class BatchSampler:
         self._measure(time.monotonic() - start - (self.seconds - others), size, len(rows) * self.cost(plan))
         sampled = []
         for row, (plan, _) in enumerate(rows):
-            image, edit = plan.finish(stages[-1][row]), plan.request.edit
+            last = row * walks + walks - 1
+            image, edit = plan.finish(stages[-1][last]), plan.request.edit
             record = None if edit is None else dataclasses.asdict(edit)
-            sampled.append(SampledImage(image, recorder.texts(0, row, image.shape, record)))
+            sampled.append(SampledImage(image, recorder.texts(0, last, image.shape, record)))
         return sampled
 
     def _manifest(self, plan: JobPlan) -> dict[str, Any]:

@@ -17,13 +17,24 @@ from imagen_jax.images.array import Size
 from imagen_jax.images.inputs import as_masks
 from imagen_jax.images.masks import shrink_mask
 from imagen_jax.pipelines.imagen import ImagenPipeline
+from imagen_jax.pipelines.prompt_edit import default_settings
 from imagen_jax.serving.http_errors import HttpError, shown
 from imagen_jax.serving.http_limits import HttpLimits
 from imagen_jax.serving.jobs import EditInputs, EditRequest, JobRequest
-from imagen_jax.serving.requests import EditBody, check_range
+from imagen_jax.serving.requests import EditBody, check_prompt, check_range, read_seeds
 from imagen_jax.serving.uploads import read_image, read_mask
 
-DEFAULT_STRENGTH = {"image_to_image": 0.6, "inpaint": 1.0, "outpaint": 1.0, "upscale": 1.0}
+DEFAULT_STRENGTH = {"image_to_image": 0.6, "variations": 0.5, "edit": 0.5}  # 1 for others
+# the fields of each kind besides the image
+_FIELDS: dict[str, tuple[str, ...]] = {
+    "image_to_image": ("strength",),
+    "inpaint": ("mask", "strength", "resample", "feather"),
+    "outpaint": ("resample", "feather", "position"),
+    "variations": ("strength",),
+    "upscale": (),
+    "edit": ("strength", "source_prompt"),
+    "interpolate": ("ends",),
+}
 _MAX_RESAMPLE = 16
 _NAME = re.compile(r"(?:/v1/images/)?([A-Za-z0-9_-]{1,100}\.png)(?:\?[^?]*)?")
 _DATA = re.compile(r"data:image/(?:png|jpeg);base64,")
@@ -31,9 +42,9 @@ _DATA = re.compile(r"data:image/(?:png|jpeg);base64,")
 
 @dataclasses.dataclass(frozen=True)
 class EditFiles:
-    """The files of an edit, as they were sent."""
+    """The files of an edit, as they were sent; no image where there are ends."""
 
-    image: bytes
+    image: bytes | None
     mask: bytes | None = None
 
 
@@ -44,6 +55,8 @@ def read_files(body: EditBody, find: Callable[[str], bytes | None]) -> EditFiles
         HttpError: one is not base64, or there is no image of the name.
     """
     mask = None if body.mask is None else _decoded(body.mask, "edit.mask")
+    if body.image is None:
+        return EditFiles(None, mask)
     match = _NAME.fullmatch(body.image)
     if match is None:
         return EditFiles(_decoded(body.image, "edit.image"), mask)
@@ -65,7 +78,7 @@ def _decoded(text: str, name: str) -> bytes:
 
 def with_edit(
     request: JobRequest, body: EditBody, files: EditFiles, pipeline: ImagenPipeline, limits: HttpLimits
-) -> tuple[JobRequest, EditInputs]:
+) -> tuple[JobRequest, EditInputs | None]:
     """Returns a request that edits, and what to keep of its files: of at most the size that is needed.
 
     Args:
@@ -80,6 +93,11 @@ def with_edit(
         ConfigError: likewise of the mask.
     """
     _check(body, files, limits)
+    if body.kind == "interpolate":
+        return _with_ends(request, body, limits), None
+    assert files.image is not None
+    if body.kind == "edit":
+        request = _with_source(request, body, pipeline, limits)
     channels = pipeline.stages[-1].stage.config.channels
     uploaded = read_image(files.image, "edit.image", channels, limits)
     size = None
@@ -108,6 +126,7 @@ def with_edit(
         body.resample,
         body.feather,
         body.position,
+        body.source_prompt,
     )
     return dataclasses.replace(request, edit=edit), EditInputs(png.encode(_fit(uploaded.pixels, size)), mask)
 
@@ -116,13 +135,22 @@ def _check(body: EditBody, files: EditFiles, limits: HttpLimits) -> None:
     """Raises HttpError for what does not belong to an edit, or is missing."""
     if body.kind == "inpaint" and files.mask is None:
         raise HttpError(400, "edit.mask is missing: say by a mask what is drawn anew", "edit.mask")
-    own = {
-        "image_to_image": ("strength",),
-        "inpaint": ("mask", "strength", "resample", "feather"),
-        "outpaint": ("resample", "feather", "position"),
-        "upscale": (),
-    }[body.kind]
-    for name in ("mask", "strength", "resample", "feather", "position"):
+    if body.kind == "edit" and body.source_prompt is None:
+        raise HttpError(
+            400,
+            "edit.source_prompt is missing: say what the image shows, in the words of the prompt",
+            "edit.source_prompt",
+        )
+    if body.kind == "interpolate" and body.ends is None:
+        raise HttpError(400, "edit.ends is missing: give a list of two seeds or two prompts", "edit.ends")
+    if body.kind != "interpolate" and files.image is None:
+        text = "edit.image is missing: give a PNG or JPEG in base64, or the name of an image of this server"
+        raise HttpError(400, text, "edit.image")
+    if body.kind == "interpolate" and files.image is not None:
+        text = "edit.image has no meaning for interpolate: leave it out, and give two seeds or two prompts as edit.ends"
+        raise HttpError(400, text, "edit.image")
+    own = _FIELDS[body.kind]
+    for name in dict.fromkeys(name for names in _FIELDS.values() for name in names):
         if name in body.model_fields_set and getattr(body, name) is not None and name not in own:
             raise HttpError(400, f"edit.{name} has no meaning for {body.kind}: leave it out", f"edit.{name}")
     check_range("edit.resample", body.resample, 1, _MAX_RESAMPLE)
@@ -130,9 +158,52 @@ def _check(body: EditBody, files: EditFiles, limits: HttpLimits) -> None:
         check_range("edit.feather", body.feather, 0, limits.side)
 
 
+def _with_source(request: JobRequest, body: EditBody, pipeline: ImagenPipeline, limits: HttpLimits) -> JobRequest:
+    """Returns a request whose prompts change what `source_prompt` says, with the settings of such. Raises HttpError."""
+    source = body.source_prompt or ""
+    check_prompt(source, "edit.source_prompt", limits)
+    for prompt in request.prompts:
+        check_prompt(prompt, "prompts", limits)
+        if prompt == source:
+            text = "edit.source_prompt is the same as the prompt, which changes nothing: change the prompt"
+            raise HttpError(400, text, "edit.source_prompt")
+    defaults = default_settings([trained.stage.config.sampling.guidance_scale for trained in pipeline.stages])
+    scales = defaults.pop("guidance_scale")
+    settings = [
+        {**defaults, "guidance_scale": scale} | given for scale, given in zip(scales, request.settings, strict=True)
+    ]
+    return dataclasses.replace(request, settings=settings)
+
+
+def _with_ends(request: JobRequest, body: EditBody, limits: HttpLimits) -> JobRequest:
+    """Returns a request for images between two ends. Raises HttpError."""
+    if request.count < 2:
+        text = f"count is {request.count}: give 2 or more, as both ends are among the images"
+        raise HttpError(400, text, "count")
+    if len(request.prompts) > 1:
+        text = f"prompts has {len(request.prompts)} prompts: give one for interpolate, or two as edit.ends"
+        raise HttpError(400, text, "prompts")
+    prompt, first, ends = request.prompts[0], request.seeds[0], list(body.ends)
+    if all(isinstance(end, int) or (end.isascii() and end.isdecimal() and len(end) <= 20) for end in ends):
+        ends = [seed for end in ends for seed in read_seeds([end], 1)]
+        if not request.seeds_are_random:
+            raise HttpError(400, "seeds has no meaning where edit.ends are seeds: leave it out", "seeds")
+        check_prompt(prompt, "prompts", limits)
+        first = ends[0]
+    else:
+        if prompt.strip():
+            raise HttpError(400, "prompts has no meaning where edit.ends are prompts: give an empty one", "prompts")
+        for index, end in enumerate(ends):
+            check_prompt(end, f"edit.ends[{index}]", limits)
+        prompt = " → ".join(ends)
+    edit = EditRequest("interpolate", None, strength=[1.0] * len(request.settings), ends=ends)
+    # of one seed: the noise that samplers and low-resolution images get is the same for all
+    return dataclasses.replace(request, prompts=[prompt], seeds=[first] * request.count, edit=edit)
+
+
 def _strengths(body: EditBody, stages: int) -> list[float]:
     """Returns the strength of each stage. Raises HttpError."""
-    given = DEFAULT_STRENGTH[body.kind] if body.strength is None else body.strength
+    given = DEFAULT_STRENGTH.get(body.kind, 1.0) if body.strength is None else body.strength
     strengths = [float(one) for one in (given if isinstance(given, list) else [given] * stages)]
     if len(strengths) != stages:
         text = f"edit.strength has {len(strengths)} numbers for {stages} stages: give one for all, or one for each"

@@ -42,7 +42,7 @@ from imagen_jax.serving.jobs import (
     Status,
     StorageError,
 )
-from imagen_jax.serving.plans import STEPS_PER_CALL, JobPlan, make_plan
+from imagen_jax.serving.plans import STEPS_PER_CALL, JobPlan, make_plan, prepared_index
 from imagen_jax.serving.previews import png_base64
 from imagen_jax.serving.store import Store, image_name
 
@@ -510,11 +510,14 @@ class Engine:
         self, batch: list[tuple[QueuedJob, int]], rows: list[tuple[JobPlan, int]]
     ) -> list[tuple[JobPlan, int]]:
         """Returns the rows of a batch with what their jobs edit."""
-        plans: dict[str, JobPlan] = {}
-        for (job, _), (plan, _) in zip(batch, rows, strict=True):
-            if plan.request.edit is not None and job.id not in plans:
-                plans[job.id] = make_plan(self._pipeline, plan.request, self._store.inputs(job.id))
-        return [(plans.get(job.id, plan), index) for (job, _), (plan, index) in zip(batch, rows, strict=True)]
+        plans: dict[tuple[str, int], JobPlan] = {}
+        prepared = []
+        for (job, _), (plan, index) in zip(batch, rows, strict=True):
+            key = (job.id, prepared_index(plan.request, index))
+            if plan.request.edit is not None and key not in plans:
+                plans[key] = make_plan(self._pipeline, plan.request, self._store.inputs(job.id), key[1])
+            prepared.append((plans.get(key, plan), index))
+        return prepared
 
     def _on_progress(self, batch: list[tuple[QueuedJob, int]], progress: BatchProgress) -> None:
         """Tells who follows the jobs of a batch. Raises _StopSampling if nobody waits for it, or the engine stops."""

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-EditKind = Literal["image_to_image", "inpaint", "outpaint", "upscale"]
+EditKind = Literal["image_to_image", "inpaint", "outpaint", "variations", "upscale", "edit", "interpolate"]
 Status = Literal["queued", "running", "done", "canceled", "failed"]
 ACTIVE: tuple[Status, ...] = ("queued", "running")
 FINAL: tuple[Status, ...] = ("done", "canceled", "failed")
@@ -19,21 +19,25 @@ class EditRequest:
 
     Attributes:
         kind: the method of the editor.
-        image: SHA-256 of the file of the image, as it was given.
+        image: SHA-256 of the file of the image, as it was given; None where images are between `ends`.
         mask: likewise of the mask; None for none.
         strength: for each stage.
         resample: how often each step is taken.
         feather: pixels over which new parts are faded in; None for the editor's own choice.
         position: (top, left) of the image on the canvas of an outpainting; None for the middle.
+        source_prompt: what the image shows, where a changed prompt says what changes; None otherwise.
+        ends: two seeds or two prompts, between which the images of a prompt are; None otherwise.
     """
 
     kind: EditKind
-    image: str
+    image: str | None
     mask: str | None = None
     strength: list[float] = dataclasses.field(default_factory=list)
     resample: int = 1
     feather: int | None = None
     position: list[int] | None = None
+    source_prompt: str | None = None
+    ends: list[Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

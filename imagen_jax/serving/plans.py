@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from imagen_jax.config.schema import SamplingConfig
@@ -21,8 +22,11 @@ from imagen_jax.pipelines.texts import Texts
 from imagen_jax.serving.jobs import EditInputs, JobRequest
 from imagen_jax.stages.sampling import is_guided
 from imagen_jax.stages.stage_sampler import strength_steps
+from imagen_jax.text.encoder import TextCondition
 
 STEPS_PER_CALL = 2  # after which a batch can be ended, and tells where it is
+_ARRAYS = ("image", "mask", "z", "before")  # what stages may start with
+_GROUPS = ("pairs", "positions")  # likewise, of several arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,16 +36,16 @@ class EditProgram:
     Attributes:
         strengths: of each stage, which decide the times of its steps.
         resample: how often each step is taken.
-        masked: whether there are masks.
-        placed: whether pixels have positions of their own.
+        inputs: names of what the stages are given in place of noise and prompts, such as "image" and "mask".
         first_stage: index of the stage to begin with.
+        walks: see `PreparedEdit`.
     """
 
     strengths: tuple[float, ...]
     resample: int
-    masked: bool
-    placed: bool
+    inputs: tuple[str, ...]
     first_stage: int
+    walks: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +91,28 @@ class JobPlan:
         """Returns a sample [H, W, C] of the last stage as the job's image."""
         return image if self.edit is None else self.edit.finish(image[None])[0]
 
+    def texts(self, index: int) -> list[tuple[str, str]]:
+        """Returns the prompt and the negative prompt of each walk of an image."""
+        prompt, negative = self.request.prompt(index), self.request.negative_prompt
+        source = None if self.request.edit is None else self.request.edit.source_prompt
+        if source is None:
+            return [(prompt, negative or "")]
+        negative = source if negative is None else negative
+        return [(source, negative), (prompt, negative)]
 
-def make_plan(pipeline: ImagenPipeline, request: JobRequest, inputs: EditInputs | None = None) -> JobPlan:
-    """Returns how a job is sampled; `inputs` is what it edits.
+
+def prepared_index(request: JobRequest, index: int) -> int:
+    """Returns the index of the first image of a job whose edit is prepared as that of an image."""
+    kind = None if request.edit is None else request.edit.kind
+    if kind == "interpolate":
+        return index
+    return index - index % request.count if kind == "edit" else 0
+
+
+def make_plan(
+    pipeline: ImagenPipeline, request: JobRequest, inputs: EditInputs | None = None, index: int = 0
+) -> JobPlan:
+    """Returns how a job is sampled; `inputs` is what it edits, prepared for the image of an index.
 
     Raises:
         ConfigError: a setting is out of range, the cascade cannot sample the size, or the image cannot be edited so.
@@ -105,9 +128,9 @@ def make_plan(pipeline: ImagenPipeline, request: JobRequest, inputs: EditInputs 
     unscaled = pipeline.with_settings(
         [{k: v for k, v in changes.items() if k != "guidance_scale"} for changes in request.settings]
     )
-    edit = None if request.edit is None else _prepare_edit(unscaled, request, scales, inputs)
+    edit = None if request.edit is None else _prepare_edit(unscaled, request, scales, inputs, index)
     if edit is not None:
-        unscaled, size = edit.pipeline, edit.size
+        unscaled, size, negative = edit.pipeline, edit.size, edit.request.texts.has_negative
     program = Program(
         tuple(one.stage.config.sampling.model_copy(update={"guidance_scale": 1.0}) for one in unscaled.stages),
         tuple(guided),
@@ -115,12 +138,17 @@ def make_plan(pipeline: ImagenPipeline, request: JobRequest, inputs: EditInputs 
         pipeline.image_size if size is None else size,
         None if edit is None else _edit_program(edit),
     )
-    area = math.prod(program.size) / math.prod(pipeline.image_size)
+    area = math.prod(program.size) / math.prod(pipeline.image_size) * num_walks(program)
     costs = [
-        _steps(program, index) * (1 + is_twice) * math.prod(trained.stage.image_shape[:2]) * area
-        for index, (is_twice, trained) in enumerate(zip(guided, pipeline.stages, strict=True))
+        _steps(program, stage) * (1 + is_twice) * math.prod(trained.stage.image_shape[:2]) * area
+        for stage, (is_twice, trained) in enumerate(zip(guided, pipeline.stages, strict=True))
     ]
     return JobPlan(request, unscaled, program, tuple(scales), tuple(costs), edit)
+
+
+def num_walks(program: Program) -> int:
+    """Returns how many rows of a batch an image takes."""
+    return 1 if program.edit is None else program.edit.walks
 
 
 def _steps(program: Program, index: int) -> int:
@@ -133,18 +161,23 @@ def _steps(program: Program, index: int) -> int:
 
 
 def _prepare_edit(
-    pipeline: ImagenPipeline, request: JobRequest, scales: Sequence[float], inputs: EditInputs | None
+    pipeline: ImagenPipeline, request: JobRequest, scales: Sequence[float], inputs: EditInputs | None, index: int
 ) -> PreparedEdit:
     """Returns the edit of an image of a job. Raises ConfigError."""
     edit, editor = request.edit, ImagenEditor(pipeline)
-    if edit is None or inputs is None:
-        raise ConfigError("the image that the job edits is missing: send the job again")
-    image = decode_png(inputs.image)
-    prompt = [request.prompts[0]]
+    prompt = [request.prompt(index)]
     settings: dict[str, Any] = {
         "negative_prompt": request.negative_prompt,
         "guidance_scale": np.array(scales, np.float32)[:, None],
     }
+    if edit is not None and edit.ends is not None:
+        first, second = edit.ends
+        settings |= {"height": request.height, "width": request.width}
+        share = np.array([index / (request.count - 1)], np.float32)
+        return editor.prepare_interpolate(first, second, share, prompt[0], **settings)
+    if edit is None or inputs is None:
+        raise ConfigError("the image that the job edits is missing: send the job again")
+    image = decode_png(inputs.image)
     if edit.kind == "upscale":
         return editor.prepare_upscale(image, prompt, **settings)
     if edit.kind == "outpaint":
@@ -154,20 +187,26 @@ def _prepare_edit(
             image, (height, width), prompt, position, edit.resample, edit.feather, **settings
         )
     settings |= {"height": request.height, "width": request.width}
-    if edit.kind == "image_to_image":
+    if edit.kind in ("image_to_image", "variations"):
         return editor.prepare_image_to_image(image, prompt, edit.strength, **settings)
+    if edit.source_prompt is not None:
+        settings |= {name: [one[name] for one in request.settings] for name in ("sampler", "num_inference_steps")}
+        return editor.prepare_edit(image, edit.source_prompt, prompt, edit.strength, **settings)
     mask = None if inputs.mask is None else decode_png(inputs.mask)[..., 0]
     return editor.prepare_inpaint(image, mask, prompt, edit.strength, edit.resample, edit.feather, **settings)
 
 
 def _edit_program(edit: PreparedEdit) -> EditProgram:
     starts = [edit.request.start(index) for index in range(len(edit.pipeline.stages))]
+    inputs = [name for name in _ARRAYS + _GROUPS if any(getattr(start, name) is not None for start in starts)]
+    if edit.request.texts.embeds is not None:
+        inputs.append("embeds")
     return EditProgram(
         tuple(start.strength for start in starts),
         starts[-1].resample,
-        any(start.mask is not None for start in starts),
-        any(start.positions is not None for start in starts),
+        tuple(inputs),
         edit.request.first_stage,
+        edit.walks,
     )
 
 
@@ -181,18 +220,20 @@ def batch_request(rows: Sequence[tuple[JobPlan, int]], size: int, isolated: bool
 
     Args:
         rows: plan of the job, with what it edits, and index of the image, of each; plans have the same program.
-        size: of the batch; rows are repeated to fill it.
+        size: images of the batch, of one walk or more each; rows are repeated to fill it.
         isolated: whether each image is computed by itself, see `SampleRequest`.
     """
     rows = [*rows, *[rows[0]] * (size - len(rows))]
     program = rows[0][0].program
-    negative = [plan.request.negative_prompt or "" for plan, _ in rows] if program.negative else None
+    texts = [text for plan, index in rows for text in plan.texts(index)]
+    negative = [own for _, own in texts] if program.negative else None
     edits = [plan.edit.request for plan, _ in rows if plan.edit is not None]
+    walks = num_walks(program)
     return SampleRequest(
-        Texts([plan.request.prompt(index) for plan, index in rows], negative),
-        seed=[plan.request.seeds[index] for plan, index in rows],
-        batch_size=size,
-        guidance_scale=np.array([plan.scales for plan, _ in rows], np.float32).T,
+        Texts([prompt for prompt, _ in texts], negative, _join_embeds(edits)),
+        seed=[seed for plan, index in rows for seed in [plan.request.seeds[index]] * walks],
+        batch_size=size * walks,
+        guidance_scale=np.repeat(np.array([plan.scales for plan, _ in rows], np.float32).T, walks, axis=1),
         size=_size(rows[0][0]),
         isolated=isolated,
         steps_per_call=STEPS_PER_CALL,
@@ -213,11 +254,20 @@ def _join_starts(edits: Sequence[SampleRequest]) -> list[StageStart]:
     """Returns what each stage begins with for the images of several requests."""
     joined = []
     for parts in zip(*(edit.starts for edit in edits), strict=True):
-        arrays = {"image": _join([part.image for part in parts]), "mask": _join([part.mask for part in parts])}
-        positions = [part.positions for part in parts if part.positions is not None]
-        own = {name: np.concatenate([one[name] for one in positions]) for name in positions[0]} if positions else None
-        joined.append(dataclasses.replace(parts[0], **arrays, positions=own))
+        arrays: dict[str, Any] = {name: _join([getattr(part, name) for part in parts]) for name in _ARRAYS}
+        for name in _GROUPS:
+            given = [getattr(part, name) for part in parts if getattr(part, name) is not None]
+            arrays[name] = jax.tree.map(lambda *own: np.concatenate(own), *given) if given else None
+        joined.append(dataclasses.replace(parts[0], **arrays))
     return joined
+
+
+def _join_embeds(edits: Sequence[SampleRequest]) -> list[TextCondition] | None:
+    """Returns the text of each stage for the images of several requests; None where they have prompts."""
+    embeds = [edit.texts.embeds for edit in edits if edit.texts.embeds is not None]
+    if not embeds:
+        return None
+    return [TextCondition._make(map(np.concatenate, zip(*texts, strict=True))) for texts in zip(*embeds, strict=True)]
 
 
 def _join(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:

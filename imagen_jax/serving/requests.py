@@ -65,6 +65,12 @@ def _is_numbers(value: Any) -> bool:
     return _is_number(value) or (isinstance(value, list) and all(map(_is_number, value)))
 
 
+def _is_ends(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    return all(isinstance(end, str) for end in value) or all(map(_is_integer, value))
+
+
 def _is_place(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(isinstance(n, int) and abs(n) < 2**31 for n in value)
 
@@ -109,8 +115,15 @@ Position = Annotated[
 ]
 
 
+Ends = Annotated[
+    Any,
+    _expect(_is_ends, "a list of two prompts or two seeds"),
+    _schema({"type": "array", "items": {"anyOf": [_TEXT, _INTEGER]}}, _NULL),
+]
+
+
 class EditBody(BaseModel):
-    """How images are made from another one."""
+    """How images are made from another one, or between two ends."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -120,11 +133,15 @@ class EditBody(BaseModel):
     )
     kind: EditKind = Field(
         description="`image_to_image`: images like it; `inpaint`: what the mask covers is drawn anew; `outpaint`: what "
-        "is around it, on a canvas of `height` × `width`; `upscale`: the super-resolution stages alone enlarge it."
+        "is around it, on a canvas of `height` × `width`; `variations`: images like it, the prompt may be empty; "
+        "`upscale`: the super-resolution stages alone enlarge it; `edit`: what the prompt says otherwise than "
+        "`source_prompt` is changed, and the rest kept; `interpolate`: images on the way between `ends`, without an "
+        "image."
     )
-    image: Text = Field(
+    image: Text | None = Field(
+        default=None,
         description="A PNG or JPEG in base64, or the name of an image of this server, from its `url`. It has the "
-        "aspect of the images to sample, and is resized to them."
+        "aspect of the images to sample, and is resized to them. Of all kinds but `interpolate`.",
     )
     mask: Text | None = Field(
         default=None,
@@ -134,8 +151,8 @@ class EditBody(BaseModel):
     strength: Strength = Field(
         default=None,
         description="How much changes, from 0 to 1, for all stages or for each: the noise that the image gets, and the "
-        "share of the steps that is taken. 0.6 for `image_to_image` and 1 for `inpaint`, where it is what was below "
-        "the mask that is not seen then, unless it is given.",
+        "share of the steps that is taken. 0.6 for `image_to_image`, 0.5 for `variations` and `edit`, and 1 for "
+        "`inpaint`, where it is what was below the mask that is not seen then, unless it is given.",
     )
     resample: Integer = Field(
         default=1, description="Of `inpaint` and `outpaint`: how often each step is taken; 1 to 16. More fits better."
@@ -147,6 +164,16 @@ class EditBody(BaseModel):
     )
     position: Position = Field(
         default=None, description="Of `outpaint`: [top, left] of the image on the canvas; null for the middle."
+    )
+    source_prompt: Text | None = Field(
+        default=None,
+        description="Of `edit`: what the image shows. Best in the words of the prompt but for what changes. Settings "
+        "that are not given are then `ddim` with 16 steps, and twice the guidance.",
+    )
+    ends: Ends = Field(
+        default=None,
+        description="Of `interpolate`: two seeds, or two prompts in place of `prompts`. The `count` images are at "
+        "equal distances, both ends included.",
     )
 
 

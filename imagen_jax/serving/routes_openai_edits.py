@@ -14,14 +14,13 @@ from starlette.datastructures import FormData, UploadFile
 from imagen_jax.serving import json_body
 from imagen_jax.serving.edits import EditFiles, with_edit
 from imagen_jax.serving.http_errors import HttpError, responses
-from imagen_jax.serving.jobs import EditInputs, JobRequest
+from imagen_jax.serving.jobs import EditInputs, EditKind, JobRequest
 from imagen_jax.serving.requests import EditBody, Strength, Text
 from imagen_jax.serving.routes_openai import GenerationBody, GenerationView, generation_view, to_job_request, wait
 from imagen_jax.serving.service import Service, client_of
 from imagen_jax.serving.uploads import read_image
 
 _MAX_FILES, _MAX_FIELDS = 4, 64
-_VARIATION_STRENGTH = 0.5
 _INTEGER = re.compile(r"-?[0-9]{1,20}")
 _JSON_FIELDS = ("settings", "strength", "stream")  # in a form, everything is text
 _INTEGER_FIELDS = ("n", "output_compression", "partial_images")
@@ -57,6 +56,11 @@ class EditForm(VariationForm):
         default=None,
         description="Extension: how much changes, from 0 to 1, as that of a job's edit; 1 by default with a mask, else "
         "0.6.",
+    )
+    source_prompt: Text | None = Field(
+        default=None,
+        description="Extension: what the image shows. Without a mask, what the prompt says otherwise is changed, and "
+        "the rest kept, as by the kind `edit` of a job's edit.",
     )
     input_fidelity: Text | None = Field(default=None, description="Not used: see `strength`.")
 
@@ -144,16 +148,16 @@ def _from_json(name: str, text: str) -> Any:
         raise HttpError(400, error.message.replace("the body", name, 1), name) from error
 
 
-def _to_edit(service: Service, form: VariationForm, key: str | None) -> tuple[JobRequest, EditInputs]:
+def _to_edit(service: Service, form: VariationForm, key: str | None) -> tuple[JobRequest, EditInputs | None]:
     """Returns the engine's request of a form, and what it edits. Raises HttpError and ConfigError."""
-    mask, strength = None, form.strength
+    kind: EditKind = "variations"
+    mask = source = None
     if isinstance(form, EditForm):
-        mask = form.mask
+        mask, source = form.mask, form.source_prompt
         if mask is None and read_image(form.image, "image", 3, service.limits).transparent is not None:
             mask = form.image
-    elif strength is None:
-        strength = _VARIATION_STRENGTH
-    edit = EditBody(kind="image_to_image" if mask is None else "inpaint", image="", strength=strength)
+        kind = "inpaint" if mask is not None else "image_to_image" if source is None else "edit"
+    edit = EditBody(kind=kind, image="", strength=form.strength, source_prompt=source)
     asked = to_job_request(form, service, key, edit)
     if isinstance(form, EditForm) and not form.prompt.strip():
         raise HttpError(400, "prompt is empty: say what the image should show", "prompt")

@@ -89,7 +89,7 @@ class Service:
             )
         return job
 
-    def edit(self, request: JobRequest, body: EditBody, client: str) -> tuple[JobRequest, EditInputs]:
+    def edit(self, request: JobRequest, body: EditBody, client: str) -> tuple[JobRequest, EditInputs | None]:
         """Returns a request that edits, and what it edits. Raises HttpError and ConfigError, see `with_edit`."""
         files = read_files(body, lambda name: self._find_file(name, client))
         return with_edit(request, body, files, self.pipeline, self.limits)

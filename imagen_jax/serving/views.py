@@ -37,15 +37,19 @@ class ImageView(BaseModel):
 
 
 class EditView(BaseModel):
-    """How the images of a job are made from another one."""
+    """How the images of a job are made from another one, or between two ends."""
 
     kind: EditKind
-    image: str = Field(description="Where the image is, at the size that it is used at, as a PNG; as `url` of images.")
+    image: str | None = Field(
+        description="Where the image is, at the size that it is used at, as a PNG; as `url` of images. Null for none."
+    )
     mask: str | None = Field(description="Where the mask is, likewise: white is drawn anew; null for none.")
     strength: list[float] = Field(description="Of each stage.")
     resample: int = Field(description="How often each step is taken.")
     feather: int | None = Field(description="Pixels over which new parts are faded in; null for the default.")
     position: list[int] | None = Field(description="[top, left] of the image on the canvas; null for the middle.")
+    source_prompt: str | None = Field(description="What the image shows; null where it was not asked for.")
+    ends: list[int] | list[str] | None = Field(description="Two seeds or prompts that images are between; or null.")
 
 
 class JobView(BaseModel):
@@ -157,12 +161,14 @@ def _edit_view(job: Job, tokens: Tokens) -> EditView | None:
     image, mask = (tokens.sign(f"/v1/images/{job.id}-{name}.png") for name in ("image", "mask"))
     return EditView(
         kind=edit.kind,
-        image=image,
+        image=None if edit.image is None else image,
         mask=None if edit.mask is None else mask,
         strength=edit.strength,
         resample=edit.resample,
         feather=edit.feather,
         position=edit.position,
+        source_prompt=edit.source_prompt,
+        ends=edit.ends,
     )
 
 

@@ -78,7 +78,8 @@ class StageRequest:
         positions: `row_positions` [B, H] and `column_positions` [B, W], where pixels are in images as they were in
             training, in [0, 1]; None to spread them evenly.
         isolated: whether each device computes its images one after the other, each by the same operations: an image is
-            then equal to the bit in any batch. In one batch together, its rounding depends on its place.
+            then equal to the bit in any batch. In one batch together, its rounding depends on its place. An image that
+            is edited and its source are computed together.
     """
 
     text: TextCondition
@@ -230,7 +231,11 @@ def _compile_programs(stage: Stage, settings: SamplingConfig, mesh: Mesh, varian
     sampler, images = make_sampler(settings, stage.schedule), batch_sharding(mesh, IMAGE)
     if variant.resample > 1:
         sampler = resample(sampler, variant.resample)
-    of_batch = functools.partial(_one_by_one if variant.isolated else _together, num_batch_shards(mesh))
+
+    def of_batch(function: Any, *batch: Any, together: int = 1) -> Any:
+        if not variant.isolated:
+            return function(*batch)
+        return _in_parts(num_batch_shards(mesh), together, function, *batch)
 
     def start(given: _Given, level: jax.Array, time: jax.Array, size: Size) -> Any:
         def start_images(given: _Given) -> Any:
@@ -259,7 +264,9 @@ def _compile_programs(stage: Stage, settings: SamplingConfig, mesh: Mesh, varian
             denoise = make_denoise_fn(stage, settings, variant.guided, params, conditions, ends, steps)
             return samplers.walk(sampler, denoise, state, numbers, conditions.keys, span=(first, last))
 
-        return of_batch(advance_images, state, conditions), last
+        # an edited image takes over from its source, which is in the row before it
+        together = 1 if conditions.pairs is None else 2
+        return of_batch(advance_images, state, conditions, together=together), last
 
     options = runtime.compiler_options(mesh)
     before = images if sampler.remembers else ()
@@ -270,19 +277,17 @@ def _compile_programs(stage: Stage, settings: SamplingConfig, mesh: Mesh, varian
     )
 
 
-def _together(shards: int, function: Any, *batch: Any) -> Any:
-    """Returns a function of a batch."""
-    return function(*batch)
-
-
-def _one_by_one(shards: int, function: Any, *batch: Any) -> Any:
-    """Returns a function of a batch, computed in parts that have one example of each of the mesh's batch shards."""
+def _in_parts(shards: int, together: int, function: Any, *batch: Any) -> Any:
+    """Returns a function of a batch, computed in parts of so many examples of each of the mesh's batch shards."""
 
     def split(array: jax.Array) -> jax.Array:
-        return array.reshape(shards, -1, *array.shape[1:]).swapaxes(0, 1)
+        rest = array.shape[1:]
+        parts = array.reshape(shards, -1, together, *rest).swapaxes(0, 1)
+        return parts.reshape(len(parts), shards * together, *rest)
 
     def join(array: jax.Array) -> jax.Array:
-        return array.swapaxes(0, 1).reshape(-1, *array.shape[2:])
+        rest = array.shape[2:]
+        return array.reshape(-1, shards, together, *rest).swapaxes(0, 1).reshape(-1, *rest)
 
     parts = jax.tree.map(split, batch)
     return jax.tree.map(join, jax.lax.map(lambda part: function(*part), parts))

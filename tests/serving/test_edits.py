@@ -1,5 +1,6 @@
 """Jobs that edit images: in batches with others, after kills, and with files of strangers."""
 
+import base64
 import contextlib
 import dataclasses
 import hashlib
@@ -52,8 +53,8 @@ def file_of(pixels, kind="PNG", **settings):
 
 def edited(pipeline, image, mask=None, seed=0, prompt=PROMPT, count=1, others=None, **fields):
     """Returns a request that edits, and what it edits."""
-    body = EditBody(image="", **fields)
-    files = EditFiles(file_of(image), None if mask is None else file_of(mask))
+    body = EditBody(image=None if image is None else "", **fields)
+    files = EditFiles(None if image is None else file_of(image), None if mask is None else file_of(mask))
     asked = request(prompt, count=count, seed=seed, **{"settings": STEPS} | (others or {}))
     return with_edit(asked, body, files, pipeline, LIMITS)
 
@@ -79,6 +80,7 @@ def test_edits_are_those_of_the_editor(held, shapes, image, mask):  # noqa: F811
         edited(shapes, image[16:48, 16:48], kind="outpaint", position=[0, 32], resample=2),
         edited(shapes, image[::2, ::2], kind="upscale"),
         edited(shapes, image, kind="image_to_image", strength=0.5, others={"negative_prompt": "a square"}),
+        edited(shapes, image, kind="variations", prompt=""),
     ]
     expected = [
         sampled_by_editor(shapes, "image_to_image", image, PROMPT, 0.5),
@@ -89,6 +91,7 @@ def test_edits_are_those_of_the_editor(held, shapes, image, mask):  # noqa: F811
         sampled_by_editor(shapes, "outpaint", image[16:48, 16:48], (64, 64), PROMPT, (0, 32), resample=2),
         sampled_by_editor(shapes, "upscale", image[::2, ::2], PROMPT),
         sampled_by_editor(shapes, "image_to_image", image, PROMPT, 0.5, negative_prompt="a square"),
+        sampled_by_editor(shapes, "image_to_image", image, "", 0.5),
     ]
     jobs = [engine.submit(asked, f"client {n % 2}", inputs) for n, (asked, inputs) in enumerate(cases)]
     plain = engine.submit(request(PROMPT, settings=STEPS), "client 0")
@@ -108,6 +111,77 @@ def test_edits_are_those_of_the_editor(held, shapes, image, mask):  # noqa: F811
     masked, unlike = {ids[2], ids[3], ids[5]}, [ids[4], ids[6], ids[7], plain.id]
     assert any(len(batch & masked) == 2 for batch in batches)
     assert all({one} in batches for one in unlike)
+
+
+def test_prompts_change_images(held, shapes, image):  # noqa: F811
+    """Each image is walked beside its source, also of several prompts and jobs in one batch."""
+    engine = held.start(batch_sizes=(4,))
+    source, prompts = "a red circle on a white background", ["a blue circle on a white background", "a red ring"]
+    other = edited(shapes, 255 - image, kind="edit", source_prompt="a cross", prompt=prompts[0], strength=[0.6, 0.3])
+    asked, inputs = edited(shapes, image, kind="edit", source_prompt=source, count=2, strength=[0.6, 0.3], seed=3)
+    asked = dataclasses.replace(asked, prompts=prompts, seeds=[3, 4, 5, 6])
+    assert asked.settings[0] == {"sampler": "ddim", "guidance_scale": 2.0} | STEPS[0]
+    jobs = [engine.submit(asked, "a", inputs), engine.submit(*other[:1], "b", other[1])]
+    held.go()
+    done = wait(engine, *(job.id for job in jobs))
+    assert [(job.status, job.error) for job in done] == [("done", None)] * 2
+    assert any(len({*batch}) == 2 for batch in held.batches)
+    images = [read_png(engine.image_path(one.file)).astype(int) for job in done for one in job.images]
+    editor, steps = ImagenEditor(shapes), {"num_inference_steps": [4, 2], "strength": [0.6, 0.3]}
+    expected = [*editor.edit(image, source, [prompts[0]] * 2 + [prompts[1]] * 2, seed=[3, 4, 5, 6], **steps).images]
+    expected += [*editor.edit(255 - image, "a cross", prompts[0], seed=[0], **steps).images]
+    for made, one in zip(images, expected, strict=True):
+        np.testing.assert_allclose(made, one, atol=1)
+        assert np.mean(made != one) < 0.001
+    unchanged = (images[0] == image).all(-1)  # what both prompts agree on is kept, to the bit
+    assert 0.2 < unchanged.mean() < 1
+    record = image_record.read_record(engine.image_path(done[0].images[0].file))
+    assert (record.prompt, record.seed) == (prompts[0], 3)
+    assert (record.edit.kind, record.edit.source_prompt, record.negative_prompt) == ("edit", source, source)
+
+
+def test_previews_of_changed_prompts_are_those_of_the_results(held, shapes, image):  # noqa: F811
+    engine = held.start()
+    fields = {"kind": "edit", "source_prompt": "a red circle on a white background", "prompt": "a red ring"}
+    asked, inputs = edited(shapes, image, count=2, **fields)
+    job = engine.submit(asked, "a", inputs)
+    subscription = engine.events(job.id)
+    held.go()
+    events = []
+    while not events or events[-1].name != "done":
+        events.append(subscription.get(60))
+    subscription.close()
+    shown = {}
+    for event in events:
+        if event.name == "preview":
+            shown |= {one["index"]: decode_png(base64.b64decode(one["png"])) for one in event.data["images"]}
+    for one in events[-1].data.images:
+        made = read_png(engine.image_path(one.file)).astype(int)
+        np.testing.assert_allclose(shown[one.index], made, atol=1)
+
+
+@pytest.mark.parametrize("ends", [[3, 2**64 - 1], ["a red circle", "a blue ring on a white background"]])
+def test_images_between_two_ends(held, shapes, ends):  # noqa: F811
+    engine = held.start(batch_sizes=(2,))
+    of_seeds = isinstance(ends[0], int)
+    fields = {"prompt": PROMPT if of_seeds else "", "count": 3, "ends": ends, "seed": 9}
+    asked, inputs = edited(shapes, None, kind="interpolate", others={"seeds_are_random": of_seeds}, **fields)
+    assert inputs is None
+    job = engine.submit(asked, "a", inputs)
+    held.go()
+    (job,) = wait(engine, job.id)
+    assert (job.status, job.error) == ("done", None)
+    others = {} if of_seeds else {"seed": 9}
+    expected = ImagenEditor(shapes).interpolate(
+        *ends, 3, PROMPT if of_seeds else None, num_inference_steps=[4, 2], **others
+    )
+    for image, one in zip(job.images, expected.images, strict=True):
+        made = read_png(engine.image_path(image.file)).astype(int)
+        np.testing.assert_allclose(made, one, atol=1)
+        assert np.mean(made != one) < 0.001
+        assert image.seed == (3 if of_seeds else 9)
+    assert job.images[0].prompt == (PROMPT if of_seeds else "a red circle → a blue ring on a white background")
+    assert image_record.read_record(engine.image_path(job.images[1].file)).edit.ends == ends
 
 
 def test_record_says_what_edited_an_image(start, shapes, image):  # noqa: F811
@@ -229,12 +303,43 @@ def test_a_job_without_its_image_is_refused(start, shapes, image):  # noqa: F811
         ("position", {"kind": "image_to_image", "position": [0, 0]}),
         ("resample", {"kind": "outpaint", "resample": 17}),
         ("feather", {"kind": "outpaint", "feather": -1}),
+        ("source_prompt", {"kind": "edit"}),
+        ("source_prompt", {"kind": "edit", "source_prompt": " "}),
+        ("source_prompt", {"kind": "edit", "source_prompt": PROMPT}),
+        ("source_prompt", {"kind": "variations", "source_prompt": "a ring"}),
+        ("ends", {"kind": "interpolate"}),
+        ("ends", {"kind": "image_to_image", "ends": [1, 2]}),
+        ("image", {"kind": "interpolate", "ends": [1, 2]}),
     ],
 )
 def test_wrong_fields_are_named(shapes, image, field, fields):
     with pytest.raises(HttpError) as refused:
         edited(shapes, image, **fields)
     assert (refused.value.status, refused.value.param) == (400, f"edit.{field}")
+
+
+@pytest.mark.parametrize(
+    "param, fields",
+    [
+        ("count", {"ends": [1, 2], "count": 1}),
+        ("seeds", {"ends": [1, 2]}),
+        ("prompts", {"ends": [1, 2], "prompt": ""}),
+        ("prompts", {"ends": ["a ring", "a cross"]}),
+        ("edit.ends[1]", {"ends": ["a ring", " "], "prompt": ""}),
+        ("seeds[0]", {"ends": [1, -1]}),
+    ],
+)
+def test_wrong_ends_are_named(shapes, param, fields):
+    others = {"seeds_are_random": param != "seeds"}
+    with pytest.raises(HttpError) as refused:
+        edited(shapes, None, kind="interpolate", others=others, **{"count": 3} | fields)
+    assert (refused.value.status, refused.value.param) == (400, param)
+
+
+def test_an_edit_needs_an_image(shapes):
+    with pytest.raises(HttpError) as refused:
+        edited(shapes, None, kind="image_to_image")
+    assert refused.value.param == "edit.image"
 
 
 @pytest.mark.parametrize("sides", [(65_000, 65_000), (4096, 4097), (1, 2**31 - 1)])
