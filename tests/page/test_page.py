@@ -15,6 +15,7 @@ from tests.page.conftest import AXE, PHONE, WIDE, paint
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: run make page").expect
 
 LONG = {"num_inference_steps": 1000}
+KEPT = 1000  # milliseconds, after which the browser has what is edited
 JOB = "article.job"
 
 
@@ -169,6 +170,11 @@ def edit_of(tab, made):
     assert tab.input_value("#prompt") == "a red circle"
 
 
+def choose(tab, name):
+    """Chooses what to do with an image."""
+    tab.get_by_role("radio", name=name).check()
+
+
 def finished_job(tab, server, prompt):
     """Returns the job of a prompt by the API, once its card says that it is done."""
     expect(tab.locator(JOB, has_text=prompt)).to_have_attribute("data-status", "done")
@@ -177,10 +183,9 @@ def finished_job(tab, server, prompt):
 
 def test_edits_a_part_of_an_image(tab, server, made):
     edit_of(tab, made)
-    expect(tab.locator("#edit-strength-value")).to_have_text("60%")
+    expect(tab.locator("#edit-strength-value")).to_have_text("100%")
     paint(tab, (0.1, 0.25), (0.9, 0.25))
     expect(tab.locator("#edit-painted")).to_have_text("13% of the image is drawn anew.")
-    expect(tab.locator("#edit-strength-value")).to_have_text("100%")
     draw(tab, "a blue bar", seed=3)
     job = finished_job(tab, server, "a blue bar")
     assert (job["edit"]["kind"], job["edit"]["strength"]) == ("inpaint", [1, 1])
@@ -217,8 +222,17 @@ def test_edits_a_part_of_an_image(tab, server, made):
 def test_edits_by_keyboard(tab, made):
     edit_of(tab, made)
     painted = tab.locator("#edit-painted")
-    nothing = "Nothing is painted: all of the image changes."
+    nothing = "Nothing is painted yet."
     expect(painted).to_have_text(nothing)
+    # what to do, by arrows
+    tab.get_by_role("radio", name="Redraw a part").focus()
+    tab.keyboard.press("ArrowRight")
+    expect(tab.get_by_role("radio", name="Change all of it")).to_be_checked()
+    expect(tab.locator("#edit-mask")).to_be_hidden()
+    tab.keyboard.press("ArrowLeft")
+    tab.locator("#generate").click()
+    expect(tab.locator("#form-message")).to_contain_text("Paint over what should change")
+    expect(tab.locator("#edit-mask")).to_be_focused()
     tab.locator("#edit-mask").focus()
     tab.keyboard.press("ArrowRight")
     expect(tab.locator("#announcer")).to_have_text("53% from the left, 50% from the top")
@@ -261,6 +275,7 @@ def test_edits_a_picture(tab, server, made, way):
     else:
         tab.set_input_files("#image-file", {"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": data.getvalue()})
     expect(tab.locator("#edit-title")).to_be_focused()
+    choose(tab, "Change all of it")
     tab.locator("#edit-strength").fill("30")
     draw(tab, f"an orange wall, {way}")
     job = finished_job(tab, server, f"an orange wall, {way}")
@@ -274,6 +289,102 @@ def test_edits_a_picture(tab, server, made, way):
     tab.get_by_role("button", name="Stop editing").click()
     draw(tab, f"a plain ring, {way}")
     assert finished_job(tab, server, f"a plain ring, {way}")["edit"] is None
+
+
+def test_other_edits(tab, server, made):
+    edit_of(tab, made)
+    choose(tab, "Change a word")
+    assert tab.input_value("#edit-source") == "a red circle"
+    tab.locator("#generate").click()
+    expect(tab.locator("#form-message")).to_contain_text("Both texts are the same")
+    tab.fill("#edit-source", "")
+    tab.fill("#prompt", "a blue circle")
+    tab.locator("#generate").click()
+    expect(tab.locator("#edit-source")).to_be_focused()
+    tab.fill("#edit-source", "a red circle")
+    tab.locator("#edit-strength").fill("60")
+    draw(tab, "a blue circle")
+    job = finished_job(tab, server, "a blue circle")
+    assert job["edit"]["source_prompt"] == "a red circle"
+    assert (job["edit"]["kind"], job["edit"]["strength"]) == ("edit", [0.6, 0.6])
+    tab.locator(JOB).locator(".picture").click()
+    loaded(tab.locator("#viewer-before"))
+    expect(tab.locator("#viewer-facts")).to_contain_text("Changed by the prompt, before: “a red circle”, strength 60%")
+    tab.keyboard.press("Escape")
+
+    choose(tab, "Extend")
+    expect(tab.locator("#edit-result")).to_have_text("From 64×64 to 96×96 pixels.")
+    tab.locator("#edit-side").select_option("left")
+    tab.locator("#edit-by").select_option("1")
+    expect(tab.locator("#edit-result")).to_have_text("From 64×64 to 128×64 pixels.")
+    draw(tab, "two red circles")
+    job = finished_job(tab, server, "two red circles")
+    assert (job["edit"]["kind"], job["edit"]["position"]) == ("outpaint", [0, 64])
+    assert (job["images"][0]["width"], job["images"][0]["height"]) == (128, 64)
+
+    choose(tab, "Enlarge")
+    expect(tab.locator("#edit-result")).to_have_text("From 64×64 to 128×128 pixels.")
+    draw(tab, "a red circle, enlarged")
+    job = finished_job(tab, server, "a red circle, enlarged")
+    assert (job["edit"]["kind"], job["images"][0]["width"]) == ("upscale", 128)
+
+    # a prompt is not needed, but by other tasks
+    choose(tab, "Variations")
+    tab.fill("#prompt", "")
+    tab.locator("#generate").click()
+    expect(tab.locator("article.job[data-status=done]")).to_have_count(1)
+    newest = httpx.get(f"{server.url}/v1/history").json()["jobs"][0]
+    assert (newest["prompts"], newest["edit"]["kind"], newest["edit"]["strength"]) == ([""], "variations", [0.5, 0.5])
+    choose(tab, "Change all of it")
+    tab.locator("#generate").click()
+    expect(tab.locator("#prompt")).to_be_focused()
+
+    # all of it again
+    tab.locator("#edit-close").click()
+    tab.locator("#gallery .picture[title^='two red circles']").first.click()
+    tab.locator("#viewer-reuse").click()
+    expect(tab.get_by_role("radio", name="Extend")).to_be_checked()
+    expect(tab.locator("#edit-result")).to_have_text("From 64×64 to 128×64 pixels.")
+    assert [tab.input_value(f"#edit-{name}") for name in ("side", "by")] == ["left", "1"]
+
+
+def test_an_unsent_edit_survives_a_reload(tab, made):
+    edit_of(tab, made)
+    paint(tab, (0.1, 0.25), (0.9, 0.25))
+    tab.locator("#edit-strength").fill("85")
+    text = tab.locator("#edit-painted").inner_text()
+    tab.fill("#prompt", "a bar that is kept")
+    tab.wait_for_timeout(KEPT)
+    tab.reload()
+    expect(tab.locator("#edit-painted")).to_have_text(text)
+    assert tab.locator("#edit-image").evaluate("image => image.decode().then(() => image.naturalWidth)") == 64
+    expect(tab.locator("#edit-strength-value")).to_have_text("85%")
+    assert tab.input_value("#prompt") == "a bar that is kept"
+    choose(tab, "Change a word")
+    tab.fill("#edit-source", "a red ring")
+    tab.wait_for_timeout(KEPT)
+    tab.reload()
+    expect(tab.get_by_role("radio", name="Change a word")).to_be_checked()
+    expect(tab.locator("#edit-source")).to_have_value("a red ring")
+    choose(tab, "Redraw a part")
+    expect(tab.locator("#edit-painted")).to_have_text(text)
+    # a file is kept, too, of this tab alone
+    data = io.BytesIO()
+    Image.new("RGB", (300, 200), "orange").save(data, "PNG")
+    tab.set_input_files("#image-file", {"name": "photo.png", "mimeType": "image/png", "buffer": data.getvalue()})
+    choose(tab, "Enlarge")
+    expect(tab.locator("#edit-result")).to_have_text("From 300×200 to 600×400 pixels.")
+    tab.wait_for_timeout(KEPT)
+    tab.reload()
+    expect(tab.locator("#edit-result")).to_have_text("From 300×200 to 600×400 pixels.")
+    other = tab.context.new_page()
+    other.goto(tab.url)
+    other.locator("#gallery img").first.wait_for()
+    expect(other.locator("#edit")).to_be_hidden()
+    tab.get_by_role("button", name="Stop editing").click()
+    tab.reload()
+    tab.locator("#gallery img").first.wait_for()
+    expect(tab.locator("#edit")).to_be_hidden()
 
 
 def test_what_is_not_a_picture_cannot_be_edited(tab):
@@ -291,6 +402,9 @@ def test_editing_fits_and_is_accessible(new_client, server, made, scheme, viewpo
     )
     tab = client.open()
     edit_of(tab, made)
+    for task in ("Change all of it", "Change a word", "Variations", "Extend", "Enlarge", "Redraw a part"):
+        choose(tab, task)
+        check_view(tab)
     paint(tab, (0.3, 0.3), (0.6, 0.6))
     check_view(tab)
     draw(tab, "a ring that fits")

@@ -17,14 +17,14 @@ let attempt = null; // the submission under way: {stopped, wake}
 
 async function submit() {
   if (attempt) return;
-  const request = form.read();
+  const request = form.read(edit.isPromptOptional());
   if (!request) return;
   if (edit.isEditing()) {
     try {
-      request.edit = edit.read();
+      Object.assign(request, edit.read(request.prompts));
     } catch (error) {
-      form.message(error.message, { error: true });
-      form.pointAtField({ param: "edit", message: "" });
+      if (!(error instanceof edit.EditError)) throw error;
+      form.refuse($(error.field), error.message);
       return;
     }
   }
@@ -117,18 +117,16 @@ function reuse(job, index) {
     prompt: image.prompt ?? job.prompts[0], negative_prompt: job.negative_prompt, seed: image.seed, count: 1,
     settings: job.settings, height: job.height, width: job.width,
   });
-  if (canEditAgain(job)) {
-    const size = { width: image.width ?? job.width, height: image.height ?? job.height };
-    edit.open({ url: job.edit.image, ...size }, { maskUrl: job.edit.mask, strength: Math.max(...job.edit.strength) })
-      .catch((error) => toast(`Its mask could not be loaded: ${error.message}`, { error: true }));
-  } else edit.close();
+  if (job.edit?.image) beginEdit({ ...image, url: job.edit.image }, job.edit);
+  else edit.close();
   toast("Settings filled in");
   $("prompt").focus();
   scrollTo({ top: 0, behavior: "smooth" });
 }
 
-/** Returns whether the form can ask for a job's edit: of kinds that it has. */
-const canEditAgain = (job) => job.edit && ["image_to_image", "inpaint"].includes(job.edit.kind);
+function beginEdit(image, how) {
+  edit.open(image, how).catch((error) => toast(`The image could not be loaded: ${error.message}`, { error: true }));
+}
 
 /** Begins to edit an image of a job, with its prompt and settings. */
 function editImage(job, image) {
@@ -136,7 +134,7 @@ function editImage(job, image) {
     prompt: image.prompt, negative_prompt: job.negative_prompt, seed: null, count: 1,
     settings: job.settings, height: image.height, width: image.width,
   });
-  edit.open(image);
+  beginEdit(image);
 }
 
 async function editFile(file) {
@@ -263,6 +261,8 @@ async function loadCascade() {
       $("cascade-name").textContent = description.name;
       form.setCascade(description);
       viewer.setCascade(description);
+      edit.setCascade(description);
+      edit.restore();
       gallery.setExamples(description.examples);
     } catch (error) {
       if (!(error instanceof ConnectionError)) {

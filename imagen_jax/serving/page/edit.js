@@ -1,104 +1,195 @@
-// Editing: an image, a mask that is painted over it, and how much is to change; of these a job's `edit` is made.
+// Editing: an image, what to do with it, and how much is to change; of these a job's `edit` is made.
 
-import { $, announce, el, show } from "./dom.js";
+import { imageBlob } from "./api.js";
+import { $, announce, el, show, toast } from "./dom.js";
+import { dropDraft, loadDraft, saveDraft } from "./edit_draft.js";
 import { imageSize } from "./form.js";
+import { beginMask, loadMask, maskAt, painted, setUpMask } from "./mask.js";
 
-const SIDE = 512; // pixels of the mask's longer side while it is painted
-const MAX_UNDO = 30;
-const KEY_STEP = 1 / 32; // of the longer side, for each arrow key
-const COVERED = 64; // alpha from which on a pixel of the image counts as painted
-const [ALL, PART] = [0.6, 1]; // strength that is proposed for all of an image, and for a part of it
+const SHOWN_SIDE = 1024; // pixels of a file's image while it is edited, at most
+const SAVE_MS = 150;
 
-let source = null; // {url, width, height} of an image of the server, or {bitmap} of a file
-let undo = []; // masks before each stroke
-let stroke = null; // the last point of the one that is painted
-let cursor = { x: 0.5, y: 0.5 }; // of the keys, as shares of the sides
-let isChosen = false; // whether the strength is somebody's own
+// what can be done, by the kind of a job's edit: strength at first, where there is one, and what the page says of it
+const TASKS = {
+  inpaint: { strength: 1, about: "Paint over what should change. All else stays as it is." },
+  image_to_image: { strength: 0.6, about: "All of the image is drawn anew, near to it or far from it." },
+  edit: { strength: 0.5, about: "Say what the image shows, and in the prompt the same with another word: the rest is kept." },
+  variations: { strength: 0.5, about: "Images like it. The prompt may be empty.", isPromptOptional: true },
+  outpaint: { about: "Draws what is around the image. The prompt says what all of it shows." },
+  upscale: { about: "More pixels of the same. The prompt may be empty.", isPromptOptional: true },
+};
+// where the canvas grows: [before the image, after it] in x and in y, as shares of what is added
+const SIDES = {
+  around: { x: [0.5, 0.5], y: [0.5, 0.5] }, sides: { x: [0.5, 0.5] }, ends: { y: [0.5, 0.5] },
+  left: { x: [1, 0] }, right: { x: [0, 1] }, above: { y: [1, 0] }, below: { y: [0, 1] },
+};
+
+let source = null; // {url, width, height} of an image of the server, or {bitmap, file, width, height} of a file
+let strengths = {}; // of tasks, that somebody has chosen
 let shownUrl = null; // of the file that is shown
+let stages = [];
+let maxSide = Infinity;
+let saving = null;
 
-export const isEditing = () => source !== null;
-
-export function setUpEdit() {
-  const mask = $("edit-mask");
-  mask.addEventListener("pointerdown", (event) => { if (event.button === 0) begin(event); });
-  mask.addEventListener("pointermove", (event) => {
-    showBrush(pointOf(event));
-    if (stroke) for (const one of event.getCoalescedEvents?.() ?? [event]) paintTo(pointOf(one));
-  });
-  for (const name of ["pointerup", "pointercancel"]) mask.addEventListener(name, end);
-  mask.addEventListener("pointerleave", () => { if (!stroke && document.activeElement !== mask) show($("edit-brush"), false); });
-  mask.addEventListener("focus", () => { if (mask.matches(":focus-visible")) showBrush(cursor); });
-  mask.addEventListener("blur", () => show($("edit-brush"), false));
-  mask.addEventListener("keydown", onKey);
-  $("edit").addEventListener("keydown", (event) => {
-    if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z") { event.preventDefault(); undoStroke(); }
-  });
-  $("edit-size").addEventListener("input", () => showBrush(cursor));
-  $("edit-size").addEventListener("change", () => show($("edit-brush"), false));
-  $("edit-erase").onclick = () => $("edit-erase").setAttribute("aria-pressed", String(!isErasing()));
-  $("edit-undo").onclick = undoStroke;
-  $("edit-clear").onclick = () => change((context) => context.clearRect(0, 0, mask.width, mask.height));
-  $("edit-invert").onclick = () => change((context) => fillWith(context, "xor"));
-  $("edit-strength").addEventListener("input", () => { isChosen = true; showStrength(); });
-  $("edit-close").onclick = () => { close(); $("prompt").focus(); };
-  for (const name of ["width", "height"]) $(name).addEventListener("change", () => { if (source?.bitmap) showBitmap(); });
+/** An edit that cannot be sent; `field` is the id of what to mend. */
+export class EditError extends Error {
+  constructor(message, field) {
+    super(message);
+    this.field = field;
+  }
 }
 
-/** Begins to edit an image of the server, {url, width, height}, with a mask and a strength if it had them before. */
-export async function open(image, { maskUrl = null, strength = null } = {}) {
-  begun(image);
+export const isEditing = () => source !== null;
+export const isPromptOptional = () => isEditing() && Boolean(TASKS[task()].isPromptOptional);
+
+const task = () => document.querySelector("[name=edit-task]:checked").value;
+
+export function setUpEdit() {
+  setUpMask((text) => { if (source) { announce(text); keep(); } });
+  for (const one of document.querySelectorAll("[name=edit-task]")) one.addEventListener("change", () => { showTask(); keep(); });
+  $("edit-strength").addEventListener("input", () => { strengths[task()] = Number($("edit-strength").value) / 100; showStrength(); });
+  for (const id of ["edit-side", "edit-by"]) $(id).addEventListener("change", place);
+  $("edit").addEventListener("input", keep);
+  $("edit-close").onclick = () => { close(); $("prompt").focus(); };
+  for (const name of ["width", "height"]) $(name).addEventListener("change", () => { if (source?.bitmap) { resize(); keep(); } });
+}
+
+/** Fits the tasks to a cascade, from GET /v1/cascade. */
+export function setCascade(description) {
+  stages = description.stages;
+  maxSide = description.limits?.max_side ?? Infinity;
+  show(document.querySelector("[name=edit-task][value=upscale]").closest("label"), stages.length > 1);
+}
+
+/** Begins to edit an image of the server, {url}; `given` says how, as a job's edit does, and how large its results are. */
+export async function open(image, given = {}) {
+  begin({ url: image.url });
+  $("edit-source").value = given.source_prompt ?? image.prompt ?? "";
+  choose(given.kind in TASKS ? given.kind : "inpaint");
   $("edit-image").src = image.url;
-  setSize(image.width, image.height);
-  if (maskUrl) await loadMask(maskUrl);
-  if (strength !== null) setStrength(strength, true);
+  await measure();
+  if (given.mask) await loadMask(given.mask);
+  if (given.strength && TASKS[task()].strength) strengths[task()] = Math.max(...given.strength);
+  if (given.kind === "outpaint") chooseSide(given.position, image);
+  showTask();
   reveal();
+  keep();
 }
 
 /** Begins to edit an image file, cropped to the size of the images to come. Raises if it is not an image. */
 export async function openFile(file) {
-  let bitmap;
+  begin(await asBitmap(file));
+  $("edit-source").value = "";
+  resize();
+  showTask();
+  reveal();
+  keep();
+}
+
+async function asBitmap(file) {
   try {
-    bitmap = await createImageBitmap(file);
+    return { bitmap: await createImageBitmap(file), file };
   } catch {
     throw new Error("This is not an image that the browser can open.");
   }
-  begun({ bitmap });
-  await showBitmap();
-  reveal();
 }
 
-function begun(given) {
+function begin(given) {
   source?.bitmap?.close();
   source = given;
-  isChosen = false;
+  strengths = {};
   show($("edit"), true);
+}
+
+async function measure() {
+  const mine = source;
+  await $("edit-image").decode();
+  if (source !== mine) throw new Error("another image was opened meanwhile");
+  Object.assign(source, { width: $("edit-image").naturalWidth, height: $("edit-image").naturalHeight });
+  beginMask(source);
 }
 
 function reveal() {
   $("edit-title").focus({ preventScroll: true });
   $("edit").scrollIntoView({ block: "nearest", behavior: "smooth" });
-  announce("Editing an image. Paint over what should change, or change all of it.");
+  announce(`Editing an image. ${TASKS[task()].about}`);
 }
 
 export function close() {
   source?.bitmap?.close();
   source = null;
-  undo = [];
   show($("edit"), false);
   $("edit-image").removeAttribute("src");
-  if (shownUrl) URL.revokeObjectURL(shownUrl);
-  shownUrl = null;
+  $("edit-source").value = "";
+  setShown(null);
+  clearTimeout(saving);
+  dropDraft();
 }
 
-async function showBitmap() {
-  const { width, height } = imageSize();
-  setSize(width, height);
-  const scale = SIDE / Math.max(width, height);
-  const canvas = cropped(Math.round(width * scale), Math.round(height * scale));
-  const blob = await new Promise((resolve) => { canvas.toBlob(resolve); });
+function setShown(blob) {
   if (shownUrl) URL.revokeObjectURL(shownUrl);
-  shownUrl = URL.createObjectURL(blob);
-  $("edit-image").src = shownUrl;
+  shownUrl = blob ? URL.createObjectURL(blob) : null;
+  if (shownUrl) $("edit-image").src = shownUrl;
+}
+
+// ---- tasks
+
+function choose(kind) {
+  document.querySelector(`[name=edit-task][value=${kind}]`).checked = true;
+}
+
+function showTask() {
+  const { strength, about } = TASKS[task()];
+  $("edit-about").textContent = about;
+  show($("edit-paint"), task() === "inpaint");
+  for (const id of ["edit-mask", "edit-painted", "edit-hint"]) show($(id), task() === "inpaint");
+  show($("edit-source-field"), task() === "edit");
+  show($("edit-canvas-field"), task() === "outpaint");
+  show($("edit-strength-field"), Boolean(strength));
+  if (strength) $("edit-strength").value = Math.round(100 * (strengths[task()] ?? strength));
+  showStrength();
+  showSource();
+  place();
+}
+
+function showStrength() {
+  const { value } = $("edit-strength");
+  $("edit-strength-value").textContent = `${value}%`;
+  $("edit-strength").setAttribute("aria-valuetext", `${value}%`);
+}
+
+/** Fits a file to the size of the images to come. */
+function resize() {
+  const { width, height } = imageSize();
+  if (source.width === width && source.height === height) return;
+  Object.assign(source, { width, height });
+  beginMask(source);
+  showSource();
+  place();
+}
+
+/** Returns the size at which the image is used: a file that is enlarged has its own, within what the server takes. */
+function usedSize() {
+  const { bitmap, width, height } = source;
+  if (!bitmap || task() !== "upscale") return { width, height };
+  const scale = Math.min(1, maxSide / factor(bitmap) / Math.max(bitmap.width, bitmap.height));
+  return { width: Math.max(1, Math.floor(bitmap.width * scale)), height: Math.max(1, Math.floor(bitmap.height * scale)) };
+}
+
+/** Returns how many times as many pixels a side of an enlarged image has. */
+function factor({ width, height }) {
+  const last = stages.at(-1);
+  const exact = stages.slice(0, -1).find((stage) => stage.width === width && stage.height === height);
+  return Math.round(last.width / (exact ?? stages.at(-2) ?? last).width);
+}
+
+function showSource() {
+  if (!source?.bitmap) return;
+  const { width, height } = usedSize();
+  const scale = Math.min(1, SHOWN_SIDE / Math.max(width, height));
+  const mine = source;
+  cropped(Math.max(1, Math.round(width * scale)), Math.max(1, Math.round(height * scale)))
+    .toBlob((blob) => { if (source === mine) setShown(blob); });
 }
 
 /** Returns the middle of the file's image at a size, as a canvas. */
@@ -115,208 +206,119 @@ function cropped(width, height) {
   return canvas;
 }
 
-function setSize(width, height) {
-  const scale = SIDE / Math.max(width, height);
-  Object.assign($("edit-mask"), { width: Math.round(width * scale), height: Math.round(height * scale) }); // clears it
-  Object.assign(source, { width, height });
-  $("edit-picture").style.aspectRatio = `${width} / ${height}`;
-  undo = [];
-  cursor = { x: 0.5, y: 0.5 };
-  changed();
+// ---- the canvas of what is around an image
+
+/** Returns the canvas, {width, height, left, top}, and where the image is on it. */
+function onCanvas() {
+  const { width, height } = usedSize();
+  if (task() !== "outpaint") return { width, height, left: 0, top: 0 };
+  const side = SIDES[$("edit-side").value];
+  const by = Number($("edit-by").value);
+  const [dx, dy] = [side.x ? Math.round(width * by) : 0, side.y ? Math.round(height * by) : 0];
+  return {
+    width: width + dx, height: height + dy,
+    left: Math.floor(dx * (side.x?.[0] ?? 0)), top: Math.floor(dy * (side.y?.[0] ?? 0)),
+  };
 }
 
-/** Returns the `edit` of a job's request. Raises an error with a sentence if there can be none. */
-export function read() {
-  const strength = Number($("edit-strength").value) / 100;
-  const image = source.bitmap ? base64(cropped(source.width, source.height)) : source.url;
-  const share = painted();
-  if (share === 0) return { kind: "image_to_image", image, strength };
-  const mask = shrunkMask();
-  if (mask === null) throw new Error("All of the image is painted: leave something as it is, or clear the mask.");
-  return { kind: "inpaint", image, mask: base64(mask), strength };
+/** Shows the image on its canvas, and how large the result is. */
+function place() {
+  if (!source?.width) return;
+  const all = onCanvas();
+  const { width, height } = usedSize();
+  const share = (part, whole) => `${(100 * part) / whole}%`;
+  $("edit-picture").style.aspectRatio = `${all.width} / ${all.height}`;
+  $("edit-picture").classList.toggle("on-canvas", task() === "outpaint");
+  Object.assign($("edit-image").style, {
+    left: share(all.left, all.width), top: share(all.top, all.height),
+    width: share(width, all.width), height: share(height, all.height),
+  });
+  const times = task() === "upscale" ? factor({ width, height }) : 1;
+  show($("edit-result"), ["outpaint", "upscale"].includes(task()));
+  $("edit-result").textContent = `From ${width}×${height} to ${all.width * times}×${all.height * times} pixels.`;
 }
 
-const base64 = (canvas) => canvas.toDataURL("image/png").split(",")[1];
+/** Chooses the side and the size of a canvas for an image at a position on it. */
+function chooseSide(position, result) {
+  const [dx, dy] = [result.width - source.width, result.height - source.height];
+  const [top, left] = position ?? [dy / 2, dx / 2];
+  const kind = (start, added, names) => (added <= 0 ? null : start === 0 ? names[2] : start === added ? names[0] : names[1]);
+  const [x, y] = [kind(left, dx, ["left", "sides", "right"]), kind(top, dy, ["above", "ends", "below"])];
+  $("edit-side").value = x && y ? "around" : (x ?? y ?? "around");
+  const by = Math.max(dx / source.width, dy / source.height);
+  const nearest = [...$("edit-by").options].sort((a, b) => Math.abs(a.value - by) - Math.abs(b.value - by))[0];
+  $("edit-by").value = nearest.value;
+}
 
-/** Returns the mask at the size of the image, white on black, as a canvas; null if all is white. */
-function shrunkMask() {
-  const { width, height } = source;
-  const canvas = el("canvas", { width, height });
-  const context = canvas.getContext("2d");
-  context.imageSmoothingQuality = "high";
-  context.drawImage($("edit-mask"), 0, 0, width, height);
-  const pixels = context.getImageData(0, 0, width, height);
-  let kept = 0;
-  for (let i = 0; i < pixels.data.length; i += 4) {
-    const on = pixels.data[i + 3] >= COVERED;
-    kept += !on;
-    pixels.data.fill(on ? 255 : 0, i, i + 3);
-    pixels.data[i + 3] = 255;
+// ---- what is sent
+
+/** Returns what a job's request is changed by: its `edit`, and its size where that has its own. Raises EditError. */
+export function read(prompt) {
+  const kind = task();
+  if (!source.width) throw new EditError("The image is being loaded: try again.", "edit-tasks");
+  const { width, height } = usedSize();
+  const edit = { kind, image: source.bitmap ? base64(cropped(width, height)) : source.url };
+  if (TASKS[kind].strength) edit.strength = Number($("edit-strength").value) / 100;
+  if (kind === "inpaint") edit.mask = readMask();
+  if (kind === "edit") edit.source_prompt = readSource(prompt);
+  if (kind === "upscale") return { edit, width: null, height: null };
+  if (kind !== "outpaint") return { edit };
+  const all = onCanvas();
+  return { edit: { ...edit, position: [all.top, all.left] }, width: all.width, height: all.height };
+}
+
+function readMask() {
+  if (!painted()) throw new EditError("Paint over what should change, or choose to change all of it.", "edit-mask");
+  const { canvas: mask, isFull } = maskAt(source);
+  if (isFull) throw new EditError("All of the image is painted: leave something as it is, or clear the mask.", "edit-mask");
+  return base64(mask);
+}
+
+function readSource(prompt) {
+  const text = $("edit-source").value.trim();
+  if (!text) throw new EditError("Say what the image shows now.", "edit-source");
+  if (text === prompt) throw new EditError("Both texts are the same: change a word of the prompt.", "prompt");
+  return text;
+}
+
+const base64 = (picture) => picture.toDataURL("image/png").split(",")[1];
+
+// ---- it survives a reload
+
+/** Keeps the edit soon: what is painted and typed in a short time is kept once. */
+function keep() {
+  clearTimeout(saving);
+  saving = setTimeout(() => {
+    if (!source?.width) return;
+    const { url, file, width, height } = source;
+    saveDraft({
+      url, file, width, height, task: task(), strengths, mask: painted() ? maskAt($("edit-mask")).canvas.toDataURL() : null,
+      fields: Object.fromEntries(FIELDS.map((id) => [id, $(id).value])),
+    });
+  }, SAVE_MS);
+}
+
+const FIELDS = ["edit-source", "edit-side", "edit-by", "edit-size"];
+
+/** Brings back the edit that was there before a reload. */
+export async function restore() {
+  const draft = isEditing() ? null : await loadDraft();
+  if (!draft || isEditing()) return;
+  try {
+    begin(draft.file ? await asBitmap(draft.file) : { url: draft.url });
+    const mine = source;
+    choose(draft.task);
+    for (const [id, value] of Object.entries(draft.fields)) $(id).value = value;
+    if (source.bitmap) resize();
+    else {
+      setShown(await imageBlob({ url: source.url.split("?")[0] })); // its signature may have expired
+      await measure();
+    }
+    strengths = draft.strengths;
+    if (draft.mask) await loadMask(draft.mask);
+    if (source === mine) showTask();
+  } catch (error) {
+    close();
+    toast(`The image that was edited is gone: ${error.message}`, { error: true });
   }
-  context.putImageData(pixels, 0, 0);
-  return kept ? canvas : null;
-}
-
-async function loadMask(url) {
-  const image = el("img", { src: url });
-  await image.decode();
-  const { width, height } = $("edit-mask");
-  const context = maskContext();
-  context.imageSmoothingEnabled = false; // so that it becomes the same mask again
-  context.drawImage(image, 0, 0, width, height);
-  const pixels = context.getImageData(0, 0, width, height);
-  for (let i = 0; i < pixels.data.length; i += 4) {
-    const on = pixels.data[i] >= 128;
-    pixels.data.set(on ? [255, 255, 255, 255] : [0, 0, 0, 0], i);
-  }
-  context.putImageData(pixels, 0, 0);
-  fillWith(context, "source-in");
-  changed();
-}
-
-// ---- painting
-
-function maskContext() {
-  return $("edit-mask").getContext("2d", { willReadFrequently: true });
-}
-
-const maskColor = () => getComputedStyle($("edit-mask")).color;
-
-function fillWith(context, operation) {
-  context.globalCompositeOperation = operation;
-  context.fillStyle = maskColor();
-  context.fillRect(0, 0, $("edit-mask").width, $("edit-mask").height);
-  context.globalCompositeOperation = "source-over";
-}
-
-/** Returns where a pointer is, as shares of the sides. */
-function pointOf(event) {
-  const { left, top, width, height } = $("edit-mask").getBoundingClientRect();
-  return { x: (event.clientX - left) / width, y: (event.clientY - top) / height };
-}
-
-const isErasing = () => $("edit-erase").getAttribute("aria-pressed") === "true";
-const brushShare = () => Number($("edit-size").value) / 100; // of the longer side
-
-function begin(event) {
-  event.preventDefault();
-  $("edit-mask").focus({ preventScroll: true });
-  $("edit-mask").setPointerCapture(event.pointerId);
-  remember();
-  stroke = pointOf(event);
-  cursor = stroke;
-  paintTo(stroke);
-}
-
-function end() {
-  if (!stroke) return;
-  cursor = { x: clamp(stroke.x), y: clamp(stroke.y) };
-  stroke = null;
-  changed();
-}
-
-const clamp = (share) => Math.min(1, Math.max(0, share));
-
-function paintTo(point) {
-  const { width, height } = $("edit-mask");
-  const context = maskContext();
-  context.globalCompositeOperation = isErasing() ? "destination-out" : "source-over";
-  context.strokeStyle = maskColor();
-  context.lineWidth = brushShare() * Math.max(width, height);
-  context.lineCap = context.lineJoin = "round";
-  context.beginPath();
-  context.moveTo(stroke.x * width, stroke.y * height);
-  context.lineTo(point.x * width, point.y * height + 0.01); // a line of no length is not drawn
-  context.stroke();
-  context.globalCompositeOperation = "source-over";
-  stroke = point;
-}
-
-function showBrush(point) {
-  const brush = $("edit-brush");
-  const { width, height } = $("edit-mask").getBoundingClientRect();
-  brush.style.width = brush.style.height = `${brushShare() * Math.max(width, height)}px`;
-  brush.style.left = `${point.x * 100}%`;
-  brush.style.top = `${point.y * 100}%`;
-  show(brush, true);
-}
-
-const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-
-/** Arrows move the brush, with Shift they paint on the way; Space or Enter paints where it is. */
-function onKey(event) {
-  const arrow = ARROWS[event.key];
-  if (event.ctrlKey || event.metaKey || event.altKey || !(arrow || event.key === " " || event.key === "Enter")) return;
-  event.preventDefault();
-  event.stopPropagation();
-  const from = cursor;
-  if (arrow) {
-    const { width, height } = $("edit-mask");
-    const step = KEY_STEP * Math.max(width, height);
-    cursor = { x: clamp(cursor.x + (arrow[0] * step) / width), y: clamp(cursor.y + (arrow[1] * step) / height) };
-  }
-  if (!arrow || event.shiftKey) {
-    remember();
-    stroke = from;
-    paintTo(cursor);
-    stroke = null;
-    changed();
-  } else {
-    announce(`${percent(cursor.x)} from the left, ${percent(cursor.y)} from the top`);
-  }
-  showBrush(cursor);
-}
-
-const percent = (share) => `${Math.round(share * 100)}%`;
-
-function change(action) {
-  remember();
-  action(maskContext());
-  changed();
-}
-
-function remember() {
-  const { width, height } = $("edit-mask");
-  undo.push(maskContext().getImageData(0, 0, width, height));
-  if (undo.length > MAX_UNDO) undo.shift();
-}
-
-function undoStroke() {
-  const before = undo.pop();
-  if (!before) return;
-  maskContext().putImageData(before, 0, 0);
-  changed();
-}
-
-/** Returns which share of the image is painted. */
-function painted() {
-  const { width, height } = $("edit-mask");
-  const { data } = maskContext().getImageData(0, 0, width, height);
-  let count = 0;
-  for (let i = 3; i < data.length; i += 4) count += data[i] >= COVERED;
-  return count / (width * height);
-}
-
-function changed() {
-  const share = painted();
-  const text = share ? `${percent(Math.max(share, 0.01))} of the image is drawn anew.` : "Nothing is painted: all of the image changes.";
-  $("edit-painted").textContent = text;
-  announce(text);
-  $("edit-undo").disabled = !undo.length;
-  $("edit-clear").disabled = !share;
-  if (!isChosen) setStrength(share ? PART : ALL, false);
-}
-
-// ---- strength
-
-function setStrength(value, chosen) {
-  isChosen = chosen;
-  $("edit-strength").value = Math.round(value * 100);
-  showStrength();
-}
-
-function showStrength() {
-  const { value } = $("edit-strength");
-  $("edit-strength-value").textContent = `${value}%`;
-  $("edit-strength").setAttribute("aria-valuetext", `${value}%`);
 }

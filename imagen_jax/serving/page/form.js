@@ -189,10 +189,10 @@ export function fill(values) {
 }
 
 /** Returns the body of the form's request, without what it edits; null, with a message at the field, if something in it cannot be. */
-export function read() {
+export function read(isPromptOptional) {
   clearMessage();
   const prompt = $("prompt").value.trim();
-  if (!prompt) return refuse($("prompt"), "Say what the image should show.");
+  if (!prompt && !isPromptOptional) return refuse($("prompt"), "Say what the image should show.");
   const seed = $("seed").value.trim();
   if (seed && (!/^\d+$/.test(seed) || BigInt(seed) > MAX_SEED)) {
     return refuse($("seed"), "A seed is a whole number from 0 to 18446744073709551615; empty means a random one.");
@@ -234,7 +234,8 @@ function numberSentence(input) {
 
 // ---- messages
 
-function refuse(node, text) {
+/** Shows a message at the field that it is about. */
+export function refuse(node, text) {
   message(text, { error: true });
   pointAt(node);
   return null;
@@ -252,10 +253,11 @@ function pointAt(node) {
 export function pointAtField({ param, message: words }) {
   const text = String(param ?? "");
   const [, stage, name] = /^settings\[(\d+)\]\.(\w+)/.exec(text) ?? [];
-  const simple = { prompts: "prompt", negative_prompt: "negative", seeds: "seed", count: "count", height: "height", width: "width", edit: "edit-mask" };
+  const simple = { prompts: "prompt", negative_prompt: "negative", seeds: "seed", count: "count", height: "height", width: "width", edit: "edit-tasks" };
+  const ofEdit = { "edit.mask": "edit-mask", "edit.strength": "edit-strength", "edit.source_prompt": "edit-source" }[text];
   const setting = /^sampling\.(\w+)/i.exec(words)?.[1]; // of a stage that it does not name: it is one that was changed
   const size = /^size /i.test(words) ? "width" : null;
-  const node = $(name ? `s${stage}-${name}` : (simple[/^\w+/.exec(text)?.[0]] ?? size)) ?? changedControl(setting);
+  const node = $(name ? `s${stage}-${name}` : (ofEdit ?? simple[/^\w+/.exec(text)?.[0]] ?? size)) ?? changedControl(setting);
   if (node) pointAt(node);
 }
 

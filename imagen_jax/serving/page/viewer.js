@@ -99,7 +99,7 @@ function display(job, image) {
 
 /** Shows what an edit began with, over the image, up to where the slider is. */
 function displayBefore(job, image) {
-  const isPair = Boolean(image && job.edit && !["upscale", "outpaint"].includes(job.edit.kind));
+  const isPair = Boolean(image && job.edit?.image && job.edit.kind !== "outpaint");
   for (const id of ["viewer-before", "viewer-line", "viewer-slider"]) show($(id), isPair);
   $("viewer-before").removeAttribute("src");
   if (!isPair) return;
@@ -135,10 +135,15 @@ function facts(job, image) {
   return rows;
 }
 
-const EDITS = { image_to_image: "All of an image", inpaint: "A part of an image", outpaint: "Around an image", upscale: "An image, enlarged" };
+const EDITS = {
+  image_to_image: "All of an image", inpaint: "A part of an image", outpaint: "Around an image", variations: "Variations of an image",
+  upscale: "An image, enlarged", edit: "Changed by the prompt", interpolate: "On the way",
+};
 
-function editText({ kind, strength }) {
-  if (kind === "upscale") return EDITS[kind];
+function editText({ kind, strength, source_prompt: before, ends }) {
+  if (kind === "upscale" || kind === "outpaint") return EDITS[kind];
+  if (kind === "interpolate") return `${EDITS[kind]} from ${ends[0]} to ${ends[1]}`;
+  if (kind === "edit") return `${EDITS[kind]}, before: “${before}”, strength ${Math.round(Math.max(...strength) * 100)}%`;
   const shares = [...new Set(strength.map((one) => `${Math.round(one * 100)}%`))];
   return `${EDITS[kind]}, strength ${shares.join(", ")}`;
 }
