@@ -14,13 +14,12 @@ import dataclasses
 import functools
 import json
 import statistics
-import struct
 import tempfile
 import time
 import urllib.parse
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,8 @@ import numpy as np
 from absl import flags
 
 from benchmarks import app
+from benchmarks.serving import upload_attacks
+from benchmarks.serving.raw_http import format_statuses, make_head, make_png, send_raw
 from benchmarks.serving.server import Server, running
 from imagen_jax.cli.flags import CommandFlags
 
@@ -93,6 +94,7 @@ def run(args: CommandFlags) -> None:
         "1,000 event streams of 50 clients": _many_streams,
         "400 clients that send a byte a second": _slow_senders,
         "200 clients that read nothing": _slow_readers,
+        **upload_attacks.ATTACKS,
     }
     _bomb_files()  # making them takes longer than sending them
     print("| attack | answer | memory, MiB | honest client, median and slowest |\n|---|---|---|---|")
@@ -151,49 +153,13 @@ async def _nothing(server: Server) -> str:
     return "–"
 
 
-def _statuses(counts: Counter[Any]) -> str:
-    """Returns statuses with how often they came. Raises AssertionError for an error of the server."""
-    wrong = [status for status in counts if isinstance(status, int) and status >= 500 and status != 503]
-    if wrong:
-        raise AssertionError(f"answers are errors of the server: {counts}")
-    return ", ".join(f"{count:,} × {status}" for status, count in sorted(counts.items(), key=str))
-
-
-async def _raw(server: Server, data: bytes, source: int = 2, chunks: Iterable[bytes] = ()) -> tuple[Any, int]:
-    """Sends bytes, and chunks as long as they are taken; returns the status of the answer and the bytes sent."""
-    host, _, port = server.url.removeprefix("http://").partition(":")
-    reader, writer = await asyncio.open_connection(host, int(port), local_addr=(f"127.0.0.{source}", 0))
-    sent = len(data)
-    try:
-        with contextlib.suppress(ConnectionError):
-            writer.write(data)
-            for chunk in chunks:
-                await writer.drain()
-                if reader.at_eof() or reader._buffer:  # type: ignore[attr-defined]  # it has answered
-                    break
-                writer.write(chunk)
-                sent += len(chunk)
-        with contextlib.suppress(ConnectionError, asyncio.TimeoutError):
-            line = await asyncio.wait_for(reader.readline(), 60)
-            if line:
-                return int(line.split()[1]), sent
-        return "closed", sent
-    finally:
-        writer.close()
-
-
-def _head(server: Server, path: str, *headers: str, method: str = "POST") -> bytes:
-    host = server.url.removeprefix("http://")
-    return "\r\n".join([f"{method} {path} HTTP/1.1", f"Host: {host}", *headers, "", ""]).encode()
-
-
 async def _announced_bodies(server: Server) -> str:
     counts: Counter[Any] = Counter()
     for path in ("/v1/jobs", "/v1/images/generations", "/v1/settings") * 20:
         kind = "image/png" if path == "/v1/settings" else "application/json"
-        head = _head(server, path, f"Content-Type: {kind}", f"Content-Length: {4 * 2**30}")
-        counts[(await _raw(server, head + b"x" * 1000))[0]] += 1
-    return _statuses(counts)
+        head = make_head(server, path, f"Content-Type: {kind}", f"Content-Length: {4 * 2**30}")
+        counts[(await send_raw(server, head + b"x" * 1000))[0]] += 1
+    return format_statuses(counts)
 
 
 async def _endless_bodies(server: Server) -> str:
@@ -201,21 +167,11 @@ async def _endless_bodies(server: Server) -> str:
     most = 0
     chunk = b"10000\r\n" + b" " * 2**16 + b"\r\n"
     for path, kind in (("/v1/jobs", "application/json"), ("/v1/settings", "image/png")) * 10:
-        head = _head(server, path, f"Content-Type: {kind}", "Transfer-Encoding: chunked")
-        status, sent = await _raw(server, head, chunks=[chunk] * 16_000)
+        head = make_head(server, path, f"Content-Type: {kind}", "Transfer-Encoding: chunked")
+        status, sent = await send_raw(server, head, chunks=[chunk] * 16_000)
         counts[status] += 1
         most = max(most, sent)
-    return f"{_statuses(counts)}, after at most {most / 2**20:.0f} MiB"
-
-
-def _png(*chunks: tuple[bytes, bytes], size: tuple[int, int] = (64, 64)) -> bytes:
-    """Returns a PNG of these chunks after its header."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in ((b"IHDR", header), *chunks, (b"IEND", b"")))
+    return f"{format_statuses(counts)}, after at most {most / 2**20:.0f} MiB"
 
 
 @functools.cache
@@ -223,12 +179,12 @@ def _bomb_files() -> dict[str, bytes]:
     """Returns files that are small and pretend to be large, or are broken."""
     text = b"imagen_jax\0\0" + zlib.compress(b" " * 2**30, 9)
     return {
-        "1 GB of text in a chunk of 1 MB": _png((b"zTXt", text)),
-        "8 such chunks": _png(*[(b"zTXt", text)] * 8),
-        "65,000 × 65,000 pixels": _png((b"IDAT", zlib.compress(bytes(2**20))), size=(65_000, 65_000)),
-        "10,000 chunks": _png(*[(b"tEXt", b"imagen_jax\0{}")] * 10_000),
-        "nested JSON": _png((b"tEXt", b"imagen_jax\0" + b"[" * 1_000_000)),
-        "a length beyond the file": _png()[:33] + b"\x7f\xff\xff\xfftEXt",
+        "1 GB of text in a chunk of 1 MB": make_png((b"zTXt", text)),
+        "8 such chunks": make_png(*[(b"zTXt", text)] * 8),
+        "65,000 × 65,000 pixels": make_png((b"IDAT", zlib.compress(bytes(2**20))), size=(65_000, 65_000)),
+        "10,000 chunks": make_png(*[(b"tEXt", b"imagen_jax\0{}")] * 10_000),
+        "nested JSON": make_png((b"tEXt", b"imagen_jax\0" + b"[" * 1_000_000)),
+        "a length beyond the file": make_png()[:33] + b"\x7f\xff\xff\xfftEXt",
         "no PNG": np.random.default_rng(0).bytes(2**20),
     }
 
@@ -239,7 +195,7 @@ async def _bombs(server: Server) -> str:
         for data in [*_bomb_files().values()] * 3:
             response = await client.post("/v1/settings", content=data, headers={"content-type": "image/png"})
             counts[response.status_code] += 1
-    return _statuses(counts)
+    return format_statuses(counts)
 
 
 async def _fields(server: Server) -> str:
@@ -261,7 +217,7 @@ async def _fields(server: Server) -> str:
         for job in jobs:
             while (await client.get(f"/v1/jobs/{job}")).json()["status"] in ("queued", "running"):
                 await asyncio.sleep(0.05)
-    return _statuses(counts)
+    return format_statuses(counts)
 
 
 def _values() -> Iterator[Any]:
@@ -280,21 +236,21 @@ async def _paths(server: Server) -> str:
             for path in (f"/v1/images/{name}", f"/v1/jobs/{name}", f"/v1/jobs/{name}/events", f"/{name}"):
                 counts[(await client.get(path)).status_code] += 1
         for raw in ("/v1/images/../../../etc/passwd", "/../../etc/passwd", "//etc/passwd", "/page/..%2f..%2fsetup.py"):
-            counts[(await _raw(server, _head(server, raw, method="GET")))[0]] += 1
+            counts[(await send_raw(server, make_head(server, raw, method="GET")))[0]] += 1
         queries = [text for text in HOSTILE if text.isprintable() and len(text) < 50_000]
         for text in queries:
             counts[(await client.get("/v1/history", params={"query": text})).status_code] += 1
     if counts[200] > len(queries):
         raise AssertionError(f"a hostile name was found: {counts}")
-    return _statuses(counts)
+    return format_statuses(counts)
 
 
 async def _garbage(server: Server) -> str:
     rng, counts = np.random.default_rng(0), Counter[Any]()
     for _ in range(500):
         data = rng.bytes(int(rng.integers(1, 2000))) + b"\r\n\r\n"
-        counts[(await _raw(server, data))[0]] += 1
-    return _statuses(counts)
+        counts[(await send_raw(server, data))[0]] += 1
+    return format_statuses(counts)
 
 
 @contextlib.asynccontextmanager
@@ -318,7 +274,7 @@ async def _open_streams(server: Server, job: str, sources: list[int], seconds: f
 
     async def hold(source: int) -> None:
         reader, writer = await asyncio.open_connection(host, int(port), local_addr=(f"127.0.0.{source}", 0))
-        writer.write(_head(server, f"/v1/jobs/{job}/events", method="GET"))
+        writer.write(make_head(server, f"/v1/jobs/{job}/events", method="GET"))
         counts[int((await reader.readline()).split()[1])] += 1
         try:
             if reads:
@@ -334,7 +290,7 @@ async def _open_streams(server: Server, job: str, sources: list[int], seconds: f
             writer.close()
 
     await asyncio.gather(*map(hold, sources))
-    return _statuses(counts)
+    return format_statuses(counts)
 
 
 async def _streams_of_one(server: Server) -> str:
@@ -360,7 +316,7 @@ async def _slow_senders(server: Server) -> str:
         reader, writer = await asyncio.open_connection(host, int(port), local_addr=(f"127.0.0.{2 + index % 50}", 0))
         start = time.monotonic()
         with contextlib.suppress(ConnectionError):
-            for byte in _head(server, "/v1/jobs", "X: " + "x" * 200):
+            for byte in make_head(server, "/v1/jobs", "X: " + "x" * 200):
                 writer.write(bytes([byte]))
                 await writer.drain()
                 with contextlib.suppress(TimeoutError):
@@ -394,7 +350,7 @@ def _tokens(server: Server) -> str:
     medians = {kind: statistics.median(values) for kind, values in times.items()}
     base = medians["nothing right"]
     ratios = ", ".join(f"{kind} {median / base:.3f}" for kind, median in medians.items())
-    return f"{_statuses(counts)}; median time of an answer as a ratio: {ratios}"
+    return f"{format_statuses(counts)}; median time of an answer as a ratio: {ratios}"
 
 
 if __name__ == "__main__":
