@@ -361,7 +361,7 @@ def test_job_edits_an_image_of_the_history(client, other):
         check_kept(client.get(image["url"]).content, original)
     assert job["edit"] | {"image": "", "mask": ""} == {
         "kind": "inpaint", "image": "", "mask": "", "strength": [1.0, 1.0], "resample": 1, "feather": None,
-        "position": None,
+        "position": None, "source_prompt": None, "ends": None,
     }  # fmt: skip
     assert pixels(client.get(job["edit"]["image"]).content) == pixels(original)
     assert pixels(client.get(job["edit"]["mask"]).content) == pixels(mask_file())
@@ -408,11 +408,34 @@ def test_job_edits_a_photo(client):
         (400, "edit.kind", {"kind": "x", "image": base64_of(picture())}),
         (400, "x", {"kind": "upscale", "image": base64_of(picture()), "x": 1}),
         (400, "edit.strength", {"kind": "image_to_image", "image": base64_of(picture()), "strength": "1"}),
+        (400, "edit.image", {"kind": "variations"}),
+        (400, "edit.source_prompt", {"kind": "edit", "image": base64_of(picture())}),
+        (400, "edit.source_prompt", {"kind": "edit", "image": base64_of(picture()), "source_prompt": PROMPT}),
+        (400, "edit.ends", {"kind": "interpolate", "ends": ["a ring", 1]}),
+        (400, "count", {"kind": "interpolate", "ends": [1, 2]}),
     ],
 )
 def test_wrong_edit_is_refused(client, status, param, edit):
     response = client.post("/v1/jobs", json={"prompts": PROMPT, "settings": QUICK, "edit": edit})
     assert (response.status_code, response.json()["error"]["param"]) == (status, param)
+
+
+def test_job_changes_a_word(client):
+    edit = {"kind": "edit", "image": base64_of(picture()), "source_prompt": "a red ring", "strength": 0.5}
+    job = finish(client, {"prompts": "a blue ring", "settings": QUICK, "edit": edit})
+    assert (job["status"], job["edit"]["source_prompt"], job["edit"]["strength"]) == ("done", "a red ring", [0.5, 0.5])
+    assert [settings["sampler"] for settings in job["settings"]] == ["ddim", "ddim"]
+    made = client.get(job["images"][0]["url"]).content
+    settings = client.post("/v1/settings", content=made, headers={"content-type": "image/png"}).json()
+    assert (settings["prompt"], settings["edit"]["source_prompt"]) == ("a blue ring", "a red ring")
+
+
+def test_job_goes_from_end_to_end(client):
+    edit = {"kind": "interpolate", "ends": [2**64 - 1, 3]}
+    job = finish(client, {"prompts": PROMPT, "count": 3, "settings": QUICK, "edit": edit})
+    assert (job["status"], job["edit"]["ends"], job["edit"]["image"]) == ("done", [2**64 - 1, 3], None)
+    images = [pixels(client.get(image["url"]).content) for image in job["images"]]
+    assert len(set(images)) == 3
 
 
 def test_body_with_an_image_may_be_larger(client):
@@ -462,10 +485,14 @@ def test_openai_client_varies_images(official, server):
         warnings.simplefilter("ignore", DeprecationWarning)  # of OpenAI's own models
         varied = official.images.create_variation(**arguments)
     edited = official.images.edit(prompt=" a ring", **arguments | {"extra_body": {**extensions, "strength": 0.25}})
-    for response, strength in ((varied, 0.5), (edited, 0.25)):
+    changed = official.images.edit(
+        prompt="a ring", **arguments | {"extra_body": {**extensions, "source_prompt": "a square"}}
+    )
+    cases = ((varied, "variations", 0.5), (edited, "image_to_image", 0.25), (changed, "edit", 0.5))
+    for response, kind, strength in cases:
         for image in response.data:
             record = parse_record(httpx.get(image.url).content, "image")
-            assert (record.edit.kind, record.edit.strength) == ("image_to_image", [strength] * 2)
+            assert (record.edit.kind, record.edit.strength) == (kind, [strength] * 2)
             assert record.sampling()[0]["num_inference_steps"] == 4
 
 
@@ -480,6 +507,8 @@ def test_openai_client_varies_images(official, server):
         ("size", {"size": "large"}),
         ("strength", {"extra_body": {"strength": 2}}),
         ("strength", {"extra_body": {"strength": "much"}}),
+        ("source_prompt", {"extra_body": {"source_prompt": PROMPT}}),
+        ("source_prompt", {"extra_body": {"source_prompt": "a ring"}, "mask": ("mask.png", mask_file())}),
         ("streng", {"extra_body": {"streng": 1}}),
         ("background", {"background": "transparent"}),
     ],
