@@ -108,7 +108,7 @@ def wrong_edits() -> list[tuple[dict[str, Any], str]]:
         ({"kind": "upscale", "image": _base64(_file(np.zeros((64, 4000), np.uint8)))}, "edit.image"),
         ({"kind": "edit", "image": image, "source_prompt": "\0"}, "edit.source_prompt"),
         ({"kind": "interpolate", "ends": ["a", 1]}, "edit.ends"),
-        ({"kind": "interpolate", "ends": [1, 2**70]}, "seeds[0]"),
+        ({"kind": "interpolate", "ends": [1, 2**70]}, "edit.ends[1]"),
     ]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from imagen_jax.diffusion.keys import MAX_SEED
 from imagen_jax.images import png
 from imagen_jax.images.array import Size
 from imagen_jax.images.inputs import as_masks
@@ -21,7 +22,7 @@ from imagen_jax.pipelines.prompt_edit import default_settings
 from imagen_jax.serving.http_errors import HttpError, shown
 from imagen_jax.serving.http_limits import HttpLimits
 from imagen_jax.serving.jobs import EditInputs, EditRequest, JobRequest
-from imagen_jax.serving.requests import EditBody, check_prompt, check_range, read_seeds
+from imagen_jax.serving.requests import EditBody, check_prompt, check_range
 from imagen_jax.serving.uploads import read_image, read_mask
 
 DEFAULT_STRENGTH = {"image_to_image": 0.6, "variations": 0.5, "edit": 0.5}  # 1 for others
@@ -34,6 +35,12 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "upscale": (),
     "edit": ("strength", "source_prompt"),
     "interpolate": ("ends",),
+}
+# what a kind cannot do without besides the image, and what to do where it is missing
+_NEEDED = {
+    "inpaint": ("mask", "say by a mask what is drawn anew"),
+    "edit": ("source_prompt", "say what the image shows, in the words of the prompt"),
+    "interpolate": ("ends", "give a list of two seeds or two prompts"),
 }
 _MAX_RESAMPLE = 16
 _NAME = re.compile(r"(?:/v1/images/)?([A-Za-z0-9_-]{1,100}\.png)(?:\?[^?]*)?")
@@ -133,22 +140,17 @@ def with_edit(
 
 def _check(body: EditBody, files: EditFiles, limits: HttpLimits) -> None:
     """Raises HttpError for what does not belong to an edit, or is missing."""
-    if body.kind == "inpaint" and files.mask is None:
-        raise HttpError(400, "edit.mask is missing: say by a mask what is drawn anew", "edit.mask")
-    if body.kind == "edit" and body.source_prompt is None:
-        raise HttpError(
-            400,
-            "edit.source_prompt is missing: say what the image shows, in the words of the prompt",
-            "edit.source_prompt",
-        )
-    if body.kind == "interpolate" and body.ends is None:
-        raise HttpError(400, "edit.ends is missing: give a list of two seeds or two prompts", "edit.ends")
-    if body.kind != "interpolate" and files.image is None:
+    given = {"mask": files.mask, "source_prompt": body.source_prompt, "ends": body.ends}
+    if body.kind in _NEEDED and given[_NEEDED[body.kind][0]] is None:
+        name, advice = _NEEDED[body.kind]
+        raise HttpError(400, f"edit.{name} is missing: {advice}", f"edit.{name}")
+    if files.image is None and body.kind != "interpolate":
         text = "edit.image is missing: give a PNG or JPEG in base64, or the name of an image of this server"
         raise HttpError(400, text, "edit.image")
-    if body.kind == "interpolate" and files.image is not None:
-        text = "edit.image has no meaning for interpolate: leave it out, and give two seeds or two prompts as edit.ends"
-        raise HttpError(400, text, "edit.image")
+    if files.image is not None and body.kind == "interpolate":
+        raise HttpError(
+            400, "edit.image has no meaning for interpolate: leave it out, and give edit.ends", "edit.image"
+        )
     own = _FIELDS[body.kind]
     for name in dict.fromkeys(name for names in _FIELDS.values() for name in names):
         if name in body.model_fields_set and getattr(body, name) is not None and name not in own:
@@ -185,7 +187,7 @@ def _with_ends(request: JobRequest, body: EditBody, limits: HttpLimits) -> JobRe
         raise HttpError(400, text, "prompts")
     prompt, first, ends = request.prompts[0], request.seeds[0], list(body.ends)
     if all(isinstance(end, int) or (end.isascii() and end.isdecimal() and len(end) <= 20) for end in ends):
-        ends = [seed for end in ends for seed in read_seeds([end], 1)]
+        ends = [_read_seed(end, f"edit.ends[{index}]") for index, end in enumerate(ends)]
         if not request.seeds_are_random:
             raise HttpError(400, "seeds has no meaning where edit.ends are seeds: leave it out", "seeds")
         check_prompt(prompt, "prompts", limits)
@@ -199,6 +201,13 @@ def _with_ends(request: JobRequest, body: EditBody, limits: HttpLimits) -> JobRe
     edit = EditRequest("interpolate", None, strength=[1.0] * len(request.settings), ends=ends)
     # of one seed: the noise that samplers and low-resolution images get is the same for all
     return dataclasses.replace(request, prompts=[prompt], seeds=[first] * request.count, edit=edit)
+
+
+def _read_seed(end: int | str, name: str) -> int:
+    """Returns a seed that is an end. Raises HttpError if it is out of range."""
+    if not 0 <= int(end) <= MAX_SEED:
+        raise HttpError(400, f"{name} is {shown(end)}: give an integer in [0, 2^64)", name)
+    return int(end)
 
 
 def _strengths(body: EditBody, stages: int) -> list[float]:

@@ -326,7 +326,7 @@ def test_wrong_fields_are_named(shapes, image, field, fields):
         ("prompts", {"ends": [1, 2], "prompt": ""}),
         ("prompts", {"ends": ["a ring", "a cross"]}),
         ("edit.ends[1]", {"ends": ["a ring", " "], "prompt": ""}),
-        ("seeds[0]", {"ends": [1, -1]}),
+        ("edit.ends[1]", {"ends": [1, -1]}),
     ],
 )
 def test_wrong_ends_are_named(shapes, param, fields):
