@@ -125,7 +125,10 @@ function reuse(job, index) {
 }
 
 function beginEdit(image, how) {
-  edit.open(image, how).catch((error) => toast(`The image could not be loaded: ${error.message}`, { error: true }));
+  edit.open(image, how).catch((error) => {
+    edit.close();
+    toast(`The image could not be loaded: ${error.message}`, { error: true });
+  });
 }
 
 /** Begins to edit an image of a job, with its prompt and settings. */

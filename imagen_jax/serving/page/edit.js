@@ -45,7 +45,7 @@ export const isPromptOptional = () => isEditing() && Boolean(TASKS[task()].isPro
 const task = () => document.querySelector("[name=edit-task]:checked").value;
 
 export function setUpEdit() {
-  setUpMask((text) => { if (source) { announce(text); keep(); } });
+  setUpMask((text) => { announce(text); keep(); });
   for (const one of document.querySelectorAll("[name=edit-task]")) one.addEventListener("change", () => { showTask(); keep(); });
   $("edit-strength").addEventListener("input", () => { strengths[task()] = Number($("edit-strength").value) / 100; showStrength(); });
   for (const id of ["edit-side", "edit-by"]) $(id).addEventListener("change", place);
@@ -67,7 +67,7 @@ export async function open(image, given = {}) {
   $("edit-source").value = given.source_prompt ?? image.prompt ?? "";
   choose(given.kind in TASKS ? given.kind : "inpaint");
   $("edit-image").src = image.url;
-  await measure();
+  if (!(await measure())) return;
   if (given.mask) await loadMask(given.mask);
   if (given.strength && TASKS[task()].strength) strengths[task()] = Math.max(...given.strength);
   if (given.kind === "outpaint") chooseSide(given.position, image);
@@ -101,12 +101,14 @@ function begin(given) {
   show($("edit"), true);
 }
 
+/** Takes the size of the image that is shown. Returns false if another one was opened meanwhile. */
 async function measure() {
   const mine = source;
   await $("edit-image").decode();
-  if (source !== mine) throw new Error("another image was opened meanwhile");
+  if (source !== mine) return false;
   Object.assign(source, { width: $("edit-image").naturalWidth, height: $("edit-image").naturalHeight });
   beginMask(source);
+  return true;
 }
 
 function reveal() {
@@ -305,18 +307,18 @@ export async function restore() {
   const draft = isEditing() ? null : await loadDraft();
   if (!draft || isEditing()) return;
   try {
-    begin(draft.file ? await asBitmap(draft.file) : { url: draft.url });
-    const mine = source;
+    const given = draft.file ? await asBitmap(draft.file) : { url: draft.url };
+    const shown = draft.file ? null : await imageBlob({ url: draft.url.split("?")[0] }); // its signature may have expired
+    if (isEditing()) return;
+    begin(given);
     choose(draft.task);
     for (const [id, value] of Object.entries(draft.fields)) $(id).value = value;
-    if (source.bitmap) resize();
-    else {
-      setShown(await imageBlob({ url: source.url.split("?")[0] })); // its signature may have expired
-      await measure();
-    }
     strengths = draft.strengths;
+    if (shown) setShown(shown);
+    else resize();
+    if (shown && !(await measure())) return;
     if (draft.mask) await loadMask(draft.mask);
-    if (source === mine) showTask();
+    showTask();
   } catch (error) {
     close();
     toast(`The image that was edited is gone: ${error.message}`, { error: true });

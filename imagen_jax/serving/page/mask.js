@@ -12,7 +12,7 @@ let stroke = null; // the last point of the one that is painted
 let cursor = { x: 0.5, y: 0.5 }; // of the keys, as shares of the sides
 let onChange = () => {};
 
-/** Sets up painting; `changed` is called after each change with the share that is painted. */
+/** Sets up painting; `changed` is called after each change by a person, with a text that says how much is painted. */
 export function setUpMask(changed) {
   onChange = changed;
   const mask = $("edit-mask");
@@ -43,7 +43,7 @@ export function beginMask({ width, height }) {
   Object.assign($("edit-mask"), { width: Math.round(width * scale), height: Math.round(height * scale) }); // clears it
   undo = [];
   cursor = { x: 0.5, y: 0.5 };
-  changed();
+  showPainted();
 }
 
 /** Loads a mask, white on black, from an address. */
@@ -61,7 +61,7 @@ export async function loadMask(url) {
   }
   context.putImageData(pixels, 0, 0);
   fillWith(context, "source-in");
-  changed();
+  showPainted();
 }
 
 /** Returns the mask at a size, white on black, as a canvas, and whether nothing is kept. */
@@ -204,10 +204,14 @@ function undoStroke() {
 }
 
 function changed() {
+  showPainted();
+  onChange($("edit-painted").textContent);
+}
+
+function showPainted() {
   const share = painted();
   $("edit-painted").textContent = share
     ? `${percent(Math.max(share, 0.01))} of the image is drawn anew.` : "Nothing is painted yet.";
   $("edit-undo").disabled = !undo.length;
   $("edit-clear").disabled = !share;
-  onChange($("edit-painted").textContent);
 }
