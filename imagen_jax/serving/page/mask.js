@@ -26,9 +26,11 @@ export function setUpMask(changed) {
   mask.addEventListener("focus", () => { if (mask.matches(":focus-visible")) showBrush(cursor); });
   mask.addEventListener("blur", () => show($("edit-brush"), false));
   mask.addEventListener("keydown", onKey);
-  $("edit-paint").addEventListener("keydown", (event) => {
-    if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z") { event.preventDefault(); undoStroke(); }
-  });
+  for (const part of [mask, $("edit-paint")]) {
+    part.addEventListener("keydown", (event) => {
+      if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z") { event.preventDefault(); undoStroke(); }
+    });
+  }
   $("edit-size").addEventListener("input", () => showBrush(cursor));
   $("edit-size").addEventListener("change", () => show($("edit-brush"), false));
   $("edit-erase").onclick = () => $("edit-erase").setAttribute("aria-pressed", String(!isErasing()));
