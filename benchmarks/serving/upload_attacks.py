@@ -117,10 +117,10 @@ def _base64(data: bytes) -> str:
 
 
 def _check_sentence(response: httpx.Response, what: str, param: str | None = None) -> None:
-    """Raises AssertionError unless an answer is a refusal by one sentence, which names a field if one is given."""
+    """Raises AssertionError unless an answer is a refusal by one sentence, that names a field if one is given."""
     error = response.json().get("error", {}) if response.status_code in range(400, 500) else {}
     message = error.get("message", "")
-    if not (0 < len(message) <= _SENTENCE) or "\n" in message or "Traceback" in message:
+    if not (0 < len(message) <= _SENTENCE) or any(part in message for part in ("\n", "Traceback", " at 0x")):
         raise AssertionError(f"{what}: {response.status_code} {response.text[:500]}")
     if param is not None and error.get("param") != param:
         raise AssertionError(f"{what}: the answer names {error.get('param')}, not {param}: {message}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from imagen_jax.errors import ConfigError, first_line
 
@@ -47,6 +47,8 @@ def decode_image(
             return ImageOps.exif_transpose(image) or image
     except ConfigError:
         raise
+    except UnidentifiedImageError as error:  # whose text is an address in memory
+        raise ConfigError(f"{name} is not an image, or damaged: give a file of {', '.join(formats)}") from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ConfigError(
             f"{name} cannot be decoded as an image ({first_line(error)}): give a file of {', '.join(formats)}"
