@@ -48,7 +48,7 @@ def decode_image(
     except ConfigError:
         raise
     except UnidentifiedImageError as error:  # whose text is an address in memory
-        raise ConfigError(f"{name} is not an image, or damaged: give a file of {', '.join(formats)}") from error
+        raise ConfigError(f"{name} is in another format, or damaged: give a file of {', '.join(formats)}") from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ConfigError(
             f"{name} cannot be decoded as an image ({first_line(error)}): give a file of {', '.join(formats)}"
