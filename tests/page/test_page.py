@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers.servers import serve
-from tests.page.conftest import AXE, PHONE, WIDE, paint
+from tests.page.conftest import AXE, PHONE, WIDE, finished, paint
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: run make page").expect
 
@@ -331,9 +331,9 @@ def test_other_edits(tab, server, made):
     # a prompt is not needed, but by other tasks
     choose(tab, "Variations")
     tab.fill("#prompt", "")
-    tab.locator("#generate").click()
-    expect(tab.locator("article.job[data-status=done]")).to_have_count(1)
-    newest = httpx.get(f"{server.url}/v1/history").json()["jobs"][0]
+    with tab.expect_response(f"{server.url}/v1/jobs") as accepted:
+        tab.locator("#generate").click()
+    newest = finished(server.url, accepted.value.json()["id"])
     assert (newest["prompts"], newest["edit"]["kind"], newest["edit"]["strength"]) == ([""], "variations", [0.5, 0.5])
     choose(tab, "Change all of it")
     tab.locator("#generate").click()
