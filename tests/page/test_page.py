@@ -15,6 +15,7 @@ from tests.page.conftest import AXE, PHONE, WIDE, finished, paint
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: run make page").expect
 
 LONG = {"num_inference_steps": 1000}
+COMPILED = 300_000  # milliseconds, in which the first edit of a kind is compiled and sampled on a busy machine
 KEPT = 1000  # milliseconds, after which the browser has what is edited
 JOB = "article.job"
 
@@ -177,7 +178,7 @@ def choose(tab, name):
 
 def finished_job(tab, server, prompt):
     """Returns the job of a prompt by the API, once its card says that it is done."""
-    expect(tab.locator(JOB, has_text=prompt)).to_have_attribute("data-status", "done")
+    expect(tab.locator(JOB, has_text=prompt)).to_have_attribute("data-status", "done", timeout=COMPILED)
     return httpx.get(f"{server.url}/v1/history", params={"query": prompt}).json()["jobs"][0]
 
 
