@@ -302,7 +302,7 @@ def psnr(images: np.ndarray, others: np.ndarray) -> float:
 
 def _grid(path: Path, shown: Sequence[tuple[str, np.ndarray]], prompts: Sequence[str]) -> None:
     """Writes a grid with a row for each of the first tasks, and a column for each way."""
-    rows = min(6, len(prompts))
+    rows = min(4, len(prompts))
     images = [images[row] for row in range(rows) for _, images in shown]
     texts = [way if column else prompts[row] for row in range(rows) for column, (way, _) in enumerate(shown)]
     save_png(image_grid(np.stack(images), texts, len(shown), cell=128), path)
