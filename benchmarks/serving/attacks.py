@@ -96,7 +96,8 @@ def run(args: CommandFlags) -> None:
         "200 clients that read nothing": _slow_readers,
         **upload_attacks.ATTACKS,
     }
-    _bomb_files()  # making them takes longer than sending them
+    for make_files in (_bomb_files, upload_attacks.bomb_files):
+        make_files()  # that takes longer than sending them
     print("| attack | answer | memory, MiB | honest client, median and slowest |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         out = Path(name) / "out"
