@@ -13,7 +13,7 @@ steps, 65 minutes on 2 cores that other programs used too. Of 2,048 held-out cap
 sampling steps, 98.5% with 12; 98.0% with 8 and guidance 2.0. Most of the others ask for a green ring, which training
 never shows.
 
-`:inpaint` starts from that stage and is trained to inpaint (docs/editing.md): 25 minutes on 2 busy cores.
+`:inpaint` starts from that stage and is trained to inpaint (docs/editing.md): 25 minutes on a busy core.
 
 Quality after some minutes depends on the number of updates, not on the size of the network: hence one level of 4×4
 patches, few channels and batches of 16. Position embeddings (model.positions) let two text attention layers find the

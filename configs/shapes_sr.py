@@ -7,7 +7,7 @@ narrower, has text attention, and compiles and runs in seconds, for tests. `:lon
 with the package, which `make shapes` trains: wider, with 16,000 steps. Backgrounds of 16 prompts then deviate by 1.4 of
 255 from their mean (root mean square), and by 1.6 after 8,000 steps; there, other sampling settings gave 1.55 to 2.1.
 
-`:inpaint` starts from that stage and is trained to inpaint (docs/editing.md): 15 minutes on 2 busy cores.
+`:inpaint` starts from that stage and is trained to inpaint (docs/editing.md): 25 minutes on a busy core.
 
 The objective was measured among nine, after 250 steps (docs/claims.md): the mean squared error of x_hat is 0.0071 for x
 with sigmoid weighting and 0.0068 with simple, at best 0.0093 for v and 0.0147 for eps.

@@ -92,7 +92,7 @@ def data_with(source, path):
     return {"source": source, **{name: {"train": path} if name == "shards" else path for name in keys}}
 
 
-@pytest.mark.parametrize("source", [name for name in SOURCES if name not in ("shapes", "digits")])
+@pytest.mark.parametrize("source", [name for name in SOURCES if name not in ("shapes", "figures", "digits")])
 def test_source_of_unknown_user(source):
     config = load_config(base_config().to_dict() | {"data": data_with(source, NOBODY)})
     with pytest.raises(ConfigError, match="nobody-here"):
