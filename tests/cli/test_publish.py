@@ -21,6 +21,7 @@ def sample(stages, out, *arguments):
     return out / "images" / "0000.png"
 
 
+@pytest.mark.slow
 def test_like_works_across_stage_folders_and_published_ones(base_folder, sr_folder, published_folder, tmp_path):
     first = sample(f"{base_folder},{sr_folder}", tmp_path / "a", "--prompts=a ring", "--seed=5")
     again = sample(published_folder, tmp_path / "b", f"--like={first}")

@@ -23,7 +23,17 @@ DEMO = (
     "imagen train --config=configs/shapes_sr.py --workdir=runs/demo/sr"
 )
 # Their commands are mostly those of other documents; those of launch/ are tested there, those of plans in planning/.
-SLOW = ("launch/README.md", "configs/folder", "configs/imagen", "docs/pods.md", "docs/recipes.md")
+SLOW = (
+    "launch/README.md",
+    "configs/folder",
+    "configs/imagen",
+    "docs/pods.md",
+    "docs/publishing.md",
+    "docs/recipes.md",
+    "docs/sampling.md",
+    "docs/text_encoders.md",
+    "docs/try_on.md",
+)
 # What a document takes to be there, made by the commands of others.
 BEFORE = {
     "docs/publishing.md": DEMO,

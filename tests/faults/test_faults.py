@@ -6,6 +6,7 @@ from tests.faults.harness import Bench
 from tests.faults.rows import ROWS
 
 TRIALS = {"flip": 200, "cut": 10, "mesh": 3, "model": 1, "beside": 2}
+SLOW = ("flip", "beside")
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +14,9 @@ def bench(tmp_path_factory):
     return Bench(tmp_path_factory.mktemp("faults"))
 
 
-@pytest.mark.parametrize("row, trials", TRIALS.items())
+@pytest.mark.parametrize(
+    "row, trials", [pytest.param(*item, marks=[pytest.mark.slow] * (item[0] in SLOW)) for item in TRIALS.items()]
+)
 def test_fault(bench, row, trials):
     result = ROWS[row][0](bench, trials)
     assert result.trials >= trials

@@ -93,6 +93,7 @@ def test_overrides_and_text_encoder(run_plan):
     assert with_encoder["bytes_per_chip"]["text encoder"] > without["bytes_per_chip"]["text encoder"] == 0
 
 
+@pytest.mark.slow
 def test_plan_of_fine_tuning(run_plan):
     """1% of the 400M preset: the optimizer and the gradients have bytes for that part alone."""
     arguments = [f"{BASE}:400m", "--topology=v5e:2x2", "--cached_text", "--json=-", "--config.optimizer.name=adam"]

@@ -215,6 +215,7 @@ def test_killed_at_any_point_it_ends_with_the_bytes_of_an_unbroken_run(write, wh
     assert contents(tmp_path / str(at)) == expected
 
 
+@pytest.mark.slow
 def test_killed_by_the_system_too(tmp_path):
     found = embed_kills.kill_repeatedly(config_of(**{"data.num_examples": 500}), tmp_path, kills=2, seed=0)
     assert len(found.shards_at_kills) == 2

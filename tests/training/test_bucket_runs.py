@@ -50,6 +50,7 @@ def test_killed_run_equals_undisturbed(killed_run, undisturbed):
     assert difference(killed_run, undisturbed) == 0
 
 
+@pytest.mark.slow
 def test_workdir_has_the_same_files(killed_run, undisturbed):
     """All but parts of logs and of events, and the claim's object, which is deleted at the end."""
     on_disk = {name.split("/")[0] for name in contents(undisturbed)} - {".lock"}
@@ -63,6 +64,7 @@ def test_workdir_has_the_same_files(killed_run, undisturbed):
     assert names == {path.name for path in (undisturbed / "checkpoints").iterdir()}
 
 
+@pytest.mark.slow
 def test_sample_and_evaluate(killed_run, undisturbed, bucket, tmp_path):
     """The same images as on a disk; what is complete is kept."""
     outs = [bucket / "samples", tmp_path / "samples"]
@@ -85,6 +87,7 @@ def test_sample_and_evaluate(killed_run, undisturbed, bucket, tmp_path):
     assert json.loads((bucket / "scores" / "diagnostics.json").read_bytes())[0]["step"] == tiny.STEPS
 
 
+@pytest.mark.slow
 def test_embed_and_train_from_cache(bucket, tmp_path, monkeypatch):
     """The same files as on a disk; training reads copies of them."""
     monkeypatch.setattr("imagen_jax.io.local_copy.CACHE", str(tmp_path / "cache"))

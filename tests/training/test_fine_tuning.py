@@ -183,6 +183,7 @@ def test_raw_weights(source, tmp_path):
     assert "raw weights" in (tmp_path / "tuned" / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_partial_start(source, tmp_path):
     """A network with one block more in its only level, and another patch size."""
     changes = {"model.num_res_blocks": (2,), "model.patch_size": 1, "training.trainable": ()}

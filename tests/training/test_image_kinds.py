@@ -75,6 +75,7 @@ def test_wide_pictures_are_scored(wide):
     assert source[0].image.shape == images.shape[1:]
 
 
+@pytest.mark.slow
 def test_pictures_with_transparency(tmp_path):
     folder = trained(tmp_path / "stage", "shapes_base.py", "transparent")
     pictures, grid = drawn([folder], tmp_path / "out")

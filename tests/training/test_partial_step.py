@@ -67,6 +67,7 @@ def test_partial_step_moves_like_full_step(optimizer):
     jax.tree.map(np.testing.assert_array_equal, merge(partial[1], split(start, PATTERNS)[0]), start)
 
 
+@pytest.mark.slow
 def test_partial_step_on_a_mesh(monkeypatch):
     monkeypatch.setattr(sharding, "MIN_SHARD_SIZE", 2**8)
     changes = {"training.grad_accum_steps": 2, "training.remat": "full"}

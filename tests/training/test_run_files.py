@@ -103,6 +103,7 @@ def test_folder_that_is_deleted(tmp_path, caplog):
     assert [line["step"] for line in read_metrics(workdir)] == [2, 3]
 
 
+@pytest.mark.slow
 def test_run_without_any_record(tmp_path, base_folder, caplog):
     """Every record of the run fails from its start to its end: what it learns is the same."""
     workdir = tmp_path / "run"

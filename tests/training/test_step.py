@@ -148,7 +148,7 @@ def test_full_captions(base, base_run):
 
 
 # (mesh axes, config changes, tolerance of the parameters against a step on one device without them)
-SLOW = ("data", "accumulation")
+SLOW = ("data", "accumulation", "fsdp, spatial, accumulation and remat")
 VARIANTS = {
     "data": ({"data": 8, "fsdp": 1}, {}, 1e-5),
     "data and fsdp": ({"data": 2, "fsdp": 4}, {}, 1e-5),
