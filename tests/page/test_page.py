@@ -487,7 +487,8 @@ def test_copies_the_seed(tab, made):
 
 def test_compares_two(tab, made):
     for prompt in ("two blue squares", "a red circle"):
-        tile = tab.locator("#gallery .tile", has=tab.locator(f".picture[title^='{prompt}']")).first
+        # the oldest, as edits of it begin with the same words
+        tile = tab.locator("#gallery .tile", has=tab.locator(f".picture[title^='{prompt}']")).last
         tile.hover()
         tile.get_by_role("checkbox").check(force=True)
     tab.get_by_role("button", name="Compare", exact=True).click()
