@@ -6,7 +6,6 @@ The center of a figure is in units of the image's width and height, its height i
 import dataclasses
 
 from imagen_jax.datasets.shapes.scenes import COLORS as COLORS
-from imagen_jax.datasets.shapes.scenes import SPLITS as SPLITS
 
 # Place of the body -> garments. A person wears a top and a bottom, or a dress.
 GARMENTS = {"top": ("vest", "shirt", "sweater"), "bottom": ("trousers", "shorts", "skirt"), "body": ("dress",)}

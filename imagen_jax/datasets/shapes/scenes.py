@@ -30,7 +30,6 @@ DEFAULT_POSITION = "centre"  # of a single object whose caption does not mention
 RELATIONS = ("left of", "right of", "above", "below")
 INVERSE_RELATION = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 COUNTS = (2, 3, 4)
-SPLITS = ("train", "validation", "held_out")
 
 # Pairs (color, shape) that no object in 'train' and 'validation' has, be it alone, in a pair or counted. Each shape and
 # each color occurs in training; these five combinations do not.

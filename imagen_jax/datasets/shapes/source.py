@@ -1,26 +1,21 @@
 """The `shapes` data set as a source."""
 
 import dataclasses
-import operator
 from typing import SupportsIndex
 
 import numpy as np
 
 from imagen_jax.data.record import Record
+from imagen_jax.datasets.generated import GeneratedSource
 from imagen_jax.datasets.shapes.captions import sample_caption
 from imagen_jax.datasets.shapes.descriptions import Description, sample_description
 from imagen_jax.datasets.shapes.render import object_map, render
 from imagen_jax.datasets.shapes.scene_sampling import sample_scene
-from imagen_jax.datasets.shapes.scenes import DEFAULT_BACKGROUND, SPLITS, Scene
-from imagen_jax.diffusion.keys import check_seed
-from imagen_jax.errors import ConfigError, unknown_name_error
-from imagen_jax.images.array import Size, format_size, image_dtype, parse_size
-
-_MIN_RESOLUTION = 8  # below it the edges of the objects would fill the image
-_MAX_RESOLUTION = 4096
+from imagen_jax.datasets.shapes.scenes import DEFAULT_BACKGROUND, Scene
+from imagen_jax.images.array import Size
 
 
-class ShapesSource:
+class ShapesSource(GeneratedSource):
     """Generated images of shapes with captions, lower-case ASCII of at most 96 bytes.
 
     Example i is a function of (seed, split, i), and its image of the resolution and bits as well. Scene and caption
@@ -34,7 +29,7 @@ class ShapesSource:
 
     Args:
         seed: in [0, 2^64).
-        split: one of `scenes.SPLITS`.
+        split: one of `generated.SPLITS`.
         resolution: side of square images, or (height, width), each in [8, 4096].
         num_examples: number of examples, at least 1.
         bits: 8 or 16.
@@ -44,6 +39,8 @@ class ShapesSource:
         ConfigError: an argument is not as described.
     """
 
+    MIN_RESOLUTION = 8  # below it the edges of the objects would fill the image
+
     def __init__(
         self,
         seed: int,
@@ -52,33 +49,19 @@ class ShapesSource:
         num_examples: int,
         bits: int = 8,
         transparent: bool = False,
-    ):
-        if split not in SPLITS:
-            raise unknown_name_error("split", split, SPLITS)
-        height_width = parse_size(resolution, "resolution")
-        if not all(_MIN_RESOLUTION <= side <= _MAX_RESOLUTION for side in height_width):
-            raise ConfigError(
-                f"resolution {format_size(height_width)} is not an integer in [{_MIN_RESOLUTION}, {_MAX_RESOLUTION}]"
-            )
-        if not isinstance(num_examples, SupportsIndex) or num_examples < 1:
-            raise ConfigError(f"num_examples {num_examples} is not an integer of at least 1")
-        image_dtype(bits, "bits")
-        self.seed, self.split = check_seed(seed), split
-        self.resolution, self.num_examples = height_width, num_examples
-        self.bits, self.transparent = bits, transparent
-
-    def __len__(self) -> int:
-        return self.num_examples
+    ) -> None:
+        super().__init__(seed, split, resolution, num_examples, bits)
+        self.transparent = transparent
 
     def __getitem__(self, index: SupportsIndex) -> Record:
-        rng = self._rng(index)
+        rng = self.rng(index)
         scene = self._scene(rng)
         image = render(scene, self.resolution, self.bits, self.transparent)
         return Record(image, self._captions(scene, rng), name=f"scene {index} of {self.split}")
 
     def captions(self, index: SupportsIndex) -> tuple[str, ...]:
         """Returns the single caption of example `index`."""
-        rng = self._rng(index)
+        rng = self.rng(index)
         return self._captions(self._scene(rng), rng)
 
     def objects(self, index: SupportsIndex) -> np.ndarray:
@@ -87,11 +70,11 @@ class ShapesSource:
 
     def scene(self, index: SupportsIndex) -> Scene:
         """Returns the scene of example `index`."""
-        return self._scene(self._rng(index))
+        return self._scene(self.rng(index))
 
     def description(self, index: SupportsIndex) -> Description:
         """Returns the description that caption `index` states in words."""
-        rng = self._rng(index)
+        rng = self.rng(index)
         return self._description(self._scene(rng), rng)
 
     def _scene(self, rng: np.random.Generator) -> Scene:
@@ -105,18 +88,5 @@ class ShapesSource:
         description = sample_description(scene, rng)
         return dataclasses.replace(description, background="") if self.transparent else description
 
-    def _rng(self, index: SupportsIndex) -> np.random.Generator:
-        i = operator.index(index)
-        if not 0 <= i < self.num_examples:
-            raise IndexError(f"index {i} is outside [0, {self.num_examples}) of {self!r}")
-        # Philox is keyed, not seeded: no hashing, and no two (seed, i, split) share a stream. The split sits in the
-        # counter's highest word, which an example's few random numbers never reach.
-        key = np.array([self.seed, i], np.uint64)
-        counter = np.array([0, 0, 0, SPLITS.index(self.split)], np.uint64)
-        return np.random.Generator(np.random.Philox(key=key, counter=counter))
-
     def __repr__(self) -> str:
-        return (
-            f"ShapesSource(seed={self.seed}, split={self.split!r}, resolution={format_size(self.resolution)}, "
-            f"num_examples={self.num_examples}, bits={self.bits}, transparent={self.transparent})"
-        )
+        return f"{super().__repr__()[:-1]}, transparent={self.transparent})"

@@ -12,7 +12,8 @@ from imagen_jax.datasets.figures.captions import (
     sample_description,
 )
 from imagen_jax.datasets.figures.figure_sampling import sample_figure
-from imagen_jax.datasets.figures.scenes import SPLITS, Garment
+from imagen_jax.datasets.figures.scenes import Garment
+from imagen_jax.datasets.generated import SPLITS
 from imagen_jax.errors import ConfigError
 
 

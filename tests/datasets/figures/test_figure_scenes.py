@@ -5,7 +5,8 @@ import pytest
 
 from imagen_jax.datasets.figures import scenes
 from imagen_jax.datasets.figures.figure_sampling import sample_figure, sample_garment
-from imagen_jax.datasets.figures.scenes import BACKGROUNDS, COLORS, GARMENTS, HELD_OUT, NOUNS, PATTERNS, SKINS, SPLITS
+from imagen_jax.datasets.figures.scenes import BACKGROUNDS, COLORS, GARMENTS, HELD_OUT, NOUNS, PATTERNS, SKINS
+from imagen_jax.datasets.generated import SPLITS
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from imagen_jax.datasets.generated import SPLITS
 from imagen_jax.datasets.shapes.captions import MAX_BYTES, parse_caption, sample_caption
 from imagen_jax.datasets.shapes.descriptions import Claim, Description, category, sample_description
 from imagen_jax.datasets.shapes.scene_sampling import sample_scene
@@ -17,7 +18,6 @@ from imagen_jax.datasets.shapes.scenes import (
     RELATIONS,
     SHAPES,
     SIZES,
-    SPLITS,
     grid_position,
 )
 from imagen_jax.errors import ConfigError

@@ -4,6 +4,7 @@ import itertools
 import numpy as np
 import pytest
 
+from imagen_jax.datasets.generated import SPLITS
 from imagen_jax.datasets.shapes import scenes
 from imagen_jax.datasets.shapes.scene_sampling import sample_scene
 from imagen_jax.datasets.shapes.scenes import (
@@ -20,7 +21,7 @@ DRAWS = 4000
 
 @pytest.fixture(scope="module")
 def samples():
-    return {split: _draw(split) for split in scenes.SPLITS}
+    return {split: _draw(split) for split in SPLITS}
 
 
 def _draw(split):
@@ -90,7 +91,7 @@ def test_held_out_covers_all(samples):
     assert {statement for scene in pairs for statement in _relations(scene)} >= set(HELD_OUT_RELATIONS)
 
 
-@pytest.mark.parametrize("split", scenes.SPLITS)
+@pytest.mark.parametrize("split", SPLITS)
 def test_scene_type_shares(samples, split):
     shares = collections.Counter(map(scenes.scene_type, samples[split]))
     assert shares["single"] / DRAWS == pytest.approx(0.4, abs=0.03)
@@ -98,7 +99,7 @@ def test_scene_type_shares(samples, split):
     assert shares["count"] / DRAWS == pytest.approx(0.2, abs=0.03)
 
 
-@pytest.mark.parametrize("split", scenes.SPLITS)
+@pytest.mark.parametrize("split", SPLITS)
 def test_objects_do_not_touch(samples, split):
     for scene in samples[split]:
         for thing in scene.objects:
