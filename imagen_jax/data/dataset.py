@@ -8,7 +8,7 @@ from typing import NamedTuple, SupportsIndex
 import numpy as np
 
 from imagen_jax.data.corrupt import CorruptRecords
-from imagen_jax.data.object_maps import check_objects, read_object_map
+from imagen_jax.data.object_maps import read_object_map
 from imagen_jax.data.record import CorruptRecordError, Record, Source
 from imagen_jax.data.transforms import Transform, crop_image
 from imagen_jax.errors import ConfigError
@@ -16,6 +16,7 @@ from imagen_jax.images.array import IMAGE_DTYPES, Size
 
 # If this many replacements in a row are corrupt too, almost nothing can be read.
 _MAX_TRIES = 100
+_CHECKED = 100  # examples of which one has to have objects, where they are asked for
 
 
 class Example(NamedTuple):
@@ -70,8 +71,12 @@ class ImageTextDataset:
             )
         if image.dtype not in IMAGE_DTYPES.values():
             raise ConfigError(f"images of {source!r} have dtype {image.dtype}, expected uint8 or uint16")
-        if objects:
-            check_objects(source, (image.shape[0], image.shape[1]))
+        count = min(_CHECKED, len(source)) if objects else 0
+        if objects and not any(self._has_objects(index) for index in range(count)):
+            raise ConfigError(
+                f"inpainting.objects draws masks of objects, and none of the first {count} examples of {source!r} has "
+                "any: set it to 0, or give a folder maps of objects (data.objects_suffix)"
+            )
 
     def __len__(self) -> int:
         return len(self.source)
@@ -112,8 +117,17 @@ class ImageTextDataset:
     def _load(self, index: SupportsIndex) -> Example:
         record = self.source[index]
         image = decode_image(record, self._transform)
-        size = image.shape[0], image.shape[1]
-        return Example(image, record.captions, read_object_map(self.source, index, size) if self._objects else None)
+        if not self._objects:
+            return Example(image, record.captions)
+        objects = read_object_map(self.source, index, record.name, (image.shape[0], image.shape[1]))
+        return Example(image, record.captions, objects)
+
+    def _has_objects(self, index: int) -> bool:
+        try:
+            objects = self._load(index).objects
+        except CorruptRecordError:
+            return False  # counted when it is read in training
+        return objects is not None and bool(objects.any())
 
     def _replacement(self, index: int, corrupt: CorruptRecordError) -> Example:
         # a random record, not the next one: corrupt files are often neighbors

@@ -13,22 +13,21 @@ import numpy as np
 from PIL import Image
 
 from imagen_jax.data.record import CorruptRecordError, Source, read_objects
-from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import Size, format_height_width
 
 _MODES = ("L", "P", "1")
 _FORMATS = ("PNG", "BMP", "TIFF", "WEBP", "GIF")  # lossless; a JPEG's levels are not the numbers that were meant
 _MAX_ASPECT_ERROR = 0.02
 _MAX_PIXELS = 2**28
-_CHECKED = 100  # examples of which one has to have objects
 
 
-def read_object_map(source: Source, index: SupportsIndex, size: Size) -> np.ndarray:
+def read_object_map(source: Source, index: SupportsIndex, name: str, size: Size) -> np.ndarray:
     """Returns the objects of a record, uint8 [H, W, 1]; zeros if nothing says where they are.
 
     Args:
         source: the records.
         index: the record.
+        name: its name, for errors.
         size: (H, W) of its decoded image, to which a file is resized without mixing numbers.
 
     Raises:
@@ -38,27 +37,8 @@ def read_object_map(source: Source, index: SupportsIndex, size: Size) -> np.ndar
     if objects is None:
         return np.zeros((*size, 1), np.uint8)
     if isinstance(objects, bytes):
-        objects = _decode(objects, f"the map of objects of {source[index].name}", size)
+        objects = _decode(objects, f"the map of objects of {name}", size)
     return np.asarray(objects, np.uint8)[..., None]
-
-
-def check_objects(source: Source, size: Size) -> None:
-    """Checks that some of the first records have objects.
-
-    Raises:
-        ConfigError: none of them has.
-    """
-    count = min(_CHECKED, len(source))
-    for index in range(count):
-        try:
-            if read_object_map(source, index, size).any():
-                return
-        except CorruptRecordError:
-            continue  # counted when it is read in training
-    raise ConfigError(
-        f"inpainting.objects draws masks of objects, and none of the first {count} examples of {source!r} has any: set "
-        "it to 0, or give a folder maps of objects (data.objects_suffix)"
-    )
 
 
 def _decode(data: bytes, name: str, size: Size) -> np.ndarray:

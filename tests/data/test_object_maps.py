@@ -120,4 +120,31 @@ def test_bad_map_is_a_corrupt_record(data, reason):
     source = Numbered()
     source.objects = lambda index: data
     with pytest.raises(CorruptRecordError, match=reason):
-        read_object_map(source, 0, (9, 8))
+        read_object_map(source, 0, "number 0", (9, 8))
+
+
+def test_images_of_other_aspects_may_have_the_objects(tmp_path):
+    """The first image has none, and another form."""
+    put(tmp_path)
+    Image.fromarray(np.zeros((30, 8, 3), np.uint8)).save(tmp_path / "!.png")
+    (tmp_path / "!.txt").write_text("a pole")
+    examples = make_examples(data_of(tmp_path), "all", 8, 3, objects=True)
+    assert [bool(examples[index].objects.any()) for index in range(3)] == [False, True, True]
+
+
+def test_a_map_costs_no_second_reading_of_its_image():
+    class Counted(Numbered):
+        reads = 0
+
+        def __getitem__(self, index):
+            self.reads += 1
+            return super().__getitem__(index)
+
+        def objects(self, index):
+            return png(Numbered()[index].image[..., 0])
+
+    source = Counted()
+    examples = ImageTextDataset(source, 3, objects=True)
+    before = source.reads
+    examples[3]
+    assert source.reads == before + 1
