@@ -21,8 +21,8 @@ from tqdm import tqdm
 from imagen_jax.config.schema import PretrainTextConfig
 from imagen_jax.datasets.byte_labels import Attributes, ByteLabels
 from imagen_jax.datasets.figures.byte_labels import FIGURES_LABELS
+from imagen_jax.datasets.linear_probe import linear_probe
 from imagen_jax.datasets.shapes.byte_labels import SHAPES_LABELS
-from imagen_jax.datasets.shapes.linear_probe import linear_probe
 from imagen_jax.diffusion.keys import key_from_seed, seed_entropy
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import write_json

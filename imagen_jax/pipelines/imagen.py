@@ -498,22 +498,15 @@ class ImagenPipeline:
         seeds, indices = zip(*(request.noise(batch.start + row) for row in range(size)), strict=True)
         image_size = base_size([trained.stage.config for trained in self.stages], request.size)
 
+        def put_all(arrays: Mapping[str, Any], axes: Any) -> dict[str, jax.Array]:
+            padded = {name: pad_batch(np.asarray(array[batch]), size) for name, array in arrays.items()}
+            return shard_host_batch(padded, axes, self.mesh)
+
         def put(array: np.ndarray | None) -> jax.Array | None:
-            if array is None:
-                return None
-            return shard_host_batch({"images": pad_batch(array[batch], size)}, IMAGE, self.mesh)["images"]
+            return None if array is None else put_all({"images": array}, IMAGE)["images"]
 
         def put_pairs(pairs: Pairs | None) -> Pairs | None:
-            if pairs is None:
-                return None
-            padded = {name: pad_batch(np.asarray(array[batch]), size) for name, array in pairs._asdict().items()}
-            return Pairs(**shard_host_batch(padded, PAIRS_AXES._asdict(), self.mesh))
-
-        def put_positions(positions: Mapping[str, np.ndarray] | None) -> dict[str, jax.Array] | None:
-            if positions is None:
-                return None
-            padded = {name: pad_batch(array[batch], size) for name, array in positions.items()}
-            return shard_host_batch(padded, "batch ...", self.mesh)
+            return None if pairs is None else Pairs(**put_all(pairs._asdict(), PAIRS_AXES._asdict()))
 
         def make(index: int, low_res: jax.Array | None) -> StageRequest:
             begin, scales = request.start(index), request.guidance_scale
@@ -531,7 +524,7 @@ class ImagenPipeline:
                 z=put(begin.z),
                 before=put(begin.before),
                 pairs=put_pairs(begin.pairs),
-                positions=put_positions(begin.positions),
+                positions=None if begin.positions is None else put_all(begin.positions, "batch ..."),
                 isolated=request.isolated,
             )
 

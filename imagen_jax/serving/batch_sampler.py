@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,7 +25,15 @@ from imagen_jax.pipelines.image_record import Recorder
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.pipelines.output_dir import stages_manifest
 from imagen_jax.pipelines.request import SamplingProgress
-from imagen_jax.serving.plans import JobPlan, Program, batch_request, default_request, make_plan, num_walks
+from imagen_jax.serving.plans import (
+    JobPlan,
+    Program,
+    batch_request,
+    default_request,
+    make_plan,
+    num_walks,
+    relative_area,
+)
 
 _SMOOTHING = 0.2  # share of a new measurement in the running mean
 _GUESS_SECONDS = 1.0  # for an image, until one was sampled
@@ -116,7 +123,7 @@ class BatchSampler:
             cost: of each, see `cost`.
             available: how many wait.
         """
-        area = math.prod(program.size) / math.prod(self._pipeline.image_size) * num_walks(program)
+        area = relative_area(program, self._pipeline)
         # images that are larger than the cascade's own are fewer at once, as memory is limited; so are those that take
         # long: few batches are let through between their steps
         allowed = [

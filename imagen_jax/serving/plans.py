@@ -22,11 +22,9 @@ from imagen_jax.pipelines.texts import Texts
 from imagen_jax.serving.jobs import EditInputs, JobRequest
 from imagen_jax.stages.sampling import is_guided
 from imagen_jax.stages.stage_sampler import strength_steps
-from imagen_jax.text.encoder import TextCondition
 
 STEPS_PER_CALL = 2  # after which a batch can be ended, and tells where it is
-_ARRAYS = ("image", "mask", "z", "before")  # what stages may start with
-_GROUPS = ("pairs", "positions")  # likewise, of several arrays
+_ARRAYS = ("image", "mask", "z", "before", "pairs", "positions")  # what stages may start with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +136,7 @@ def make_plan(
         pipeline.image_size if size is None else size,
         None if edit is None else _edit_program(edit),
     )
-    area = math.prod(program.size) / math.prod(pipeline.image_size) * num_walks(program)
+    area = relative_area(program, pipeline)
     costs = [
         _steps(program, stage) * (1 + is_twice) * math.prod(trained.stage.image_shape[:2]) * area
         for stage, (is_twice, trained) in enumerate(zip(guided, pipeline.stages, strict=True))
@@ -149,6 +147,11 @@ def make_plan(
 def num_walks(program: Program) -> int:
     """Returns how many rows of a batch an image takes."""
     return 1 if program.edit is None else program.edit.walks
+
+
+def relative_area(program: Program, pipeline: ImagenPipeline) -> float:
+    """Returns how many times as many pixels an image takes as one of the cascade's own size."""
+    return math.prod(program.size) / math.prod(pipeline.image_size) * num_walks(program)
 
 
 def _steps(program: Program, index: int) -> int:
@@ -198,7 +201,7 @@ def _prepare_edit(
 
 def _edit_program(edit: PreparedEdit) -> EditProgram:
     starts = [edit.request.start(index) for index in range(len(edit.pipeline.stages))]
-    inputs = [name for name in _ARRAYS + _GROUPS if any(getattr(start, name) is not None for start in starts)]
+    inputs = [name for name in _ARRAYS if any(getattr(start, name) is not None for start in starts)]
     if edit.request.texts.embeds is not None:
         inputs.append("embeds")
     return EditProgram(
@@ -230,7 +233,7 @@ def batch_request(rows: Sequence[tuple[JobPlan, int]], size: int, isolated: bool
     edits = [plan.edit.request for plan, _ in rows if plan.edit is not None]
     walks = num_walks(program)
     return SampleRequest(
-        Texts([prompt for prompt, _ in texts], negative, _join_embeds(edits)),
+        Texts([prompt for prompt, _ in texts], negative, _join([edit.texts.embeds for edit in edits])),
         seed=[seed for plan, index in rows for seed in [plan.request.seeds[index]] * walks],
         batch_size=size * walks,
         guidance_scale=np.repeat(np.array([plan.scales for plan, _ in rows], np.float32).T, walks, axis=1),
@@ -255,22 +258,11 @@ def _join_starts(edits: Sequence[SampleRequest]) -> list[StageStart]:
     joined = []
     for parts in zip(*(edit.starts for edit in edits), strict=True):
         arrays: dict[str, Any] = {name: _join([getattr(part, name) for part in parts]) for name in _ARRAYS}
-        for name in _GROUPS:
-            given = [getattr(part, name) for part in parts if getattr(part, name) is not None]
-            arrays[name] = jax.tree.map(lambda *own: np.concatenate(own), *given) if given else None
         joined.append(dataclasses.replace(parts[0], **arrays))
     return joined
 
 
-def _join_embeds(edits: Sequence[SampleRequest]) -> list[TextCondition] | None:
-    """Returns the text of each stage for the images of several requests; None where they have prompts."""
-    embeds = [edit.texts.embeds for edit in edits if edit.texts.embeds is not None]
-    if not embeds:
-        return None
-    return [TextCondition._make(map(np.concatenate, zip(*texts, strict=True))) for texts in zip(*embeds, strict=True)]
-
-
-def _join(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
-    """Returns arrays [1, ...] as one [N, ...]; None if they are."""
-    arrays = [part for part in parts if part is not None]
-    return np.concatenate(arrays) if arrays else None
+def _join(parts: Sequence[Any]) -> Any:
+    """Returns trees of arrays [1, ...] as one of arrays [N, ...]; None if all are None."""
+    given = [part for part in parts if part is not None]
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *given) if given else None

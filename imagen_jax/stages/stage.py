@@ -156,7 +156,7 @@ class Stage:
             dropout_keys,
             condition.get("known"),
             control,
-            *([] if positions is None else [positions]),
+            positions,
         )
         assert isinstance(output, jax.Array)  # no mutable collections: nothing else comes back
         channels = self.config.channels

@@ -1,6 +1,6 @@
 import numpy as np
 
-from imagen_jax.datasets.shapes.linear_probe import linear_probe
+from imagen_jax.datasets.linear_probe import linear_probe
 
 
 def test_probe_accuracy():

@@ -19,7 +19,7 @@ CAPTIONS = ["a red circle", "two blue squares", "a ring", "a small green cross",
 def with_network(config, predict):
     """Returns a stage whose network is a function of z, the noise level and the aug. level, both [B, 1, 1, 1]."""
 
-    def apply(params, z, level, text, mask, low_res, aug_level, dropout_keys, known, control):
+    def apply(params, z, level, text, mask, low_res, aug_level, dropout_keys, known, control, positions):
         assert dropout_keys is None
         assert known is None
         aug_level = None if aug_level is None else aug_level[:, None, None, None]

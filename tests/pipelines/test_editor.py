@@ -177,7 +177,7 @@ def test_the_same_at_any_batch_and_on_other_devices(editor, image, mask):
         np.testing.assert_allclose(result.astype(int), expected, atol=1)
 
 
-def of_known_pixels(params, z, level, text, mask, low_res, aug_level, dropout_keys, known, control):
+def of_known_pixels(params, z, level, text, mask, low_res, aug_level, dropout_keys, known, control, positions):
     """Predicts the mean of the pixels that a stage sees; white where it sees none."""
     seen = 1 - known[..., 3:]
     count = seen.sum((1, 2), keepdims=True)

@@ -130,7 +130,7 @@ def test_tiles_see_their_part_of_the_image():
     """A network that returns what is known: from tiles, the same as from the full image."""
     config = sr_config(**ON, **{"data.crop_size": 8, "sampling.tile_size": 8, "sampling.tile_overlap": 4})
 
-    def apply(params, z, level, text, mask, low_res, aug_level, dropout_keys, known, control):
+    def apply(params, z, level, text, mask, low_res, aug_level, dropout_keys, known, control, positions):
         assert low_res.shape[1:3] == known.shape[1:3] == z.shape[1:3] == (8, 8)
         return known[..., :3] + 10 * known[..., 3:] + 100 * low_res
 
@@ -191,7 +191,7 @@ def test_loss_is_of_what_is_drawn(base, images):
     """By a network that is wrong by 1 in known pixels and by 0.5 in the others, of which there are few or many."""
     stage = base[0]
 
-    def apply(params, z, level, text, mask, low_res, aug_level, dropout_keys, known, control):
+    def apply(params, z, level, text, mask, low_res, aug_level, dropout_keys, known, control, positions):
         return images + jnp.where(known[..., 3:] > 0, 0.5, 1.0)
 
     config = stage.config.with_changes({"diffusion.prediction_type": "x", "diffusion.loss_weighting": "simple"})

@@ -10,11 +10,11 @@ token of the text encoder.
 
 import dataclasses
 import re
-from collections.abc import Iterable
 
 import numpy as np
 
 from imagen_jax.datasets.figures.scenes import BACKGROUNDS, COLORS, GARMENTS, NOUNS, PATTERNS, Figure, Garment
+from imagen_jax.datasets.grammar import alternatives, split_background
 from imagen_jax.errors import ConfigError
 
 MAX_BYTES = 96
@@ -57,15 +57,8 @@ def garment_words(garment: Garment) -> str:
     return " ".join(words)
 
 
-def _alternatives(words: Iterable[str]) -> str:
-    return "|".join(sorted(words, key=len, reverse=True))
-
-
-_BACKGROUND = rf"on an? ({_alternatives(BACKGROUNDS)}) background"
-_BACKGROUND_FIRST = re.compile(rf"{_BACKGROUND}[,:]? (.+)")
-_BACKGROUND_LAST = re.compile(rf"(.+?),? {_BACKGROUND}")
 _PERSON = re.compile(r"(?:a )?person (?:in|wearing) (.+?)(?: and (.+))?")
-_GARMENT = re.compile(rf"(?:an? )?({_alternatives(COLORS)}) (?:({_alternatives(PATTERNS)}) )?({_alternatives(NOUNS)})")
+_GARMENT = re.compile(rf"(?:an? )?({alternatives(COLORS)}) (?:({alternatives(PATTERNS)}) )?({alternatives(NOUNS)})")
 
 
 def parse_caption(text: str) -> Description:
@@ -75,11 +68,7 @@ def parse_caption(text: str) -> Description:
         ConfigError: the text is outside the grammar.
     """
     rest = " ".join(text.lower().split()).rstrip(" .").replace("grey", "gray")
-    background = ""
-    if match := _BACKGROUND_FIRST.fullmatch(rest):
-        background, rest = match.groups()
-    elif match := _BACKGROUND_LAST.fullmatch(rest):
-        rest, background = match.groups()
+    rest, background = split_background(rest, tuple(BACKGROUNDS))
     if match := _PERSON.fullmatch(rest):
         garments = [_parse_garment(part) for part in match.groups() if part is not None]
         worn = sorted((garment for garment in garments if garment), key=lambda garment: _PLACES.index(garment.place))

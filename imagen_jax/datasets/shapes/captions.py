@@ -8,10 +8,10 @@ Every caption is lower-case ASCII of at most 96 bytes, because each byte is a to
 """
 
 import re
-from collections.abc import Iterable
 
 import numpy as np
 
+from imagen_jax.datasets.grammar import alternatives, split_background
 from imagen_jax.datasets.shapes.descriptions import Claim, Description
 from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLORS, INVERSE_RELATION, POSITIONS, SHAPES, SIZES
 from imagen_jax.errors import ConfigError
@@ -75,19 +75,12 @@ def _sample_objects(claim: Claim, rng: np.random.Generator) -> str:
     return " ".join((number, *words))
 
 
-def _alternatives(words: Iterable[str]) -> str:
-    return "|".join(sorted(words, key=len, reverse=True))
-
-
-_BACKGROUND = rf"on an? ({_alternatives(BACKGROUNDS)}) background"
-_BACKGROUND_FIRST = re.compile(rf"{_BACKGROUND}[,:]? (.+)")
-_BACKGROUND_LAST = re.compile(rf"(.+?),? {_BACKGROUND}")
-_PLACE_FIRST = re.compile(rf"(?:(?:in|on|at) the )?({_alternatives(POSITIONS)})[:,] (.+)")
-_PLACE_LAST = re.compile(rf"(.+?),? (?:in|on|at) the ({_alternatives(POSITIONS)})")
+_PLACE_FIRST = re.compile(rf"(?:(?:in|on|at) the )?({alternatives(POSITIONS)})[:,] (.+)")
+_PLACE_LAST = re.compile(rf"(.+?),? (?:in|on|at) the ({alternatives(POSITIONS)})")
 _PAIR = re.compile(r"(.+?) (?:is )?(?:(?:to the )?(left of|right of)|(above|below)|and) (.+)")
 _OBJECTS = re.compile(
-    rf"(?:({_alternatives(_COUNTS)}) )?(?:({_alternatives(SIZES)}) )?(?:({_alternatives(COLORS)}) )?"
-    rf"({_alternatives([*_PLURALS, *_SINGULARS])})"
+    rf"(?:({alternatives(_COUNTS)}) )?(?:({alternatives(SIZES)}) )?(?:({alternatives(COLORS)}) )?"
+    rf"({alternatives([*_PLURALS, *_SINGULARS])})"
 )
 _WORDS = frozenset(
     f"{' '.join((*_COUNTS, *SIZES, *COLORS, *BACKGROUNDS, *POSITIONS, *_PLURALS, *_SINGULARS))}"
@@ -104,11 +97,7 @@ def parse_caption(text: str) -> Description:
         ConfigError: the text is outside the grammar.
     """
     rest = " ".join(text.lower().split()).rstrip(" .").replace("grey", "gray").replace("center", "centre")
-    background = ""
-    if match := _BACKGROUND_FIRST.fullmatch(rest):
-        background, rest = match.groups()
-    elif match := _BACKGROUND_LAST.fullmatch(rest):
-        rest, background = match.groups()
+    rest, background = split_background(rest, tuple(BACKGROUNDS))
     position = ""
     if match := _PLACE_FIRST.fullmatch(rest):
         position, rest = match.groups()
