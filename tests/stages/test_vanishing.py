@@ -116,7 +116,8 @@ def test_next_one_is_read(workdir, save, abstract_and_state, monkeypatch, caplog
     assert weights.step == 3 and folder.steps() == [3]
     expected = state_at(abstract_and_state[1], 3).ema_params
     jax.tree.map(np.testing.assert_array_equal, loaded, expected)
-    assert not caplog.records
+    # not those of a cloud's libraries, which look for credentials that no test has
+    assert not [record for record in caplog.records if record.name.startswith("imagen_jax")]
 
 
 def test_copy_is_read_while_a_run_trains(workdir, save, abstract_and_state, monkeypatch, tmp_path):
