@@ -38,8 +38,13 @@ gc.set_threshold(200_000, 50, 50)
 
 # These files take longest: they are begun first, lest one core wait for the other at the end.
 LONGEST = (
+    "training/test_fine_tuning.py",
+    "training/test_objectives.py",
     "docs/test_commands.py",
+    "stages/test_vanishing.py",
+    "stages/test_inpainting.py",
     "training/test_step.py",
+    "training/test_optimizers.py",
     "test_api.py",
     "pipelines/test_cascade.py",
     "models/test_unets.py",
