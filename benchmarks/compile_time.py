@@ -18,7 +18,7 @@ from absl import flags
 from benchmarks import app
 from benchmarks.presets import configs
 from imagen_jax.cli.flags import CommandFlags
-from imagen_jax.config.schema import StageConfig
+from imagen_jax.config.schema import NetworkKeys, StageConfig
 from imagen_jax.parallel import sharding
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.stages import stage as stages
@@ -48,6 +48,7 @@ def run(args: CommandFlags) -> None:
 
 def _narrow(config: StageConfig, scan_blocks: bool) -> StageConfig:
     """Returns a preset with fewer channels, a batch of one image and a small text encoder."""
+    assert isinstance(config.model, NetworkKeys)
     changes = {
         "model.head_channels": config.model.head_channels * CHANNELS // config.model.channels,
         "model.channels": CHANNELS,

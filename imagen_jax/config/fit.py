@@ -52,22 +52,32 @@ def check_stage(config: StageConfig) -> None:
 
 
 def _check_levels(model: ModelConfig) -> None:
-    levels = len(model.channel_mult)
+    channels, attention = ("widths", "attention") if model.network == "if_unet" else ("channel_mult", "attention_types")
+    levels = len(getattr(model, channels))
     wrong = [
-        f"model.{name} has {len(entries)} entries for the {levels} levels of model.channel_mult: give one per level"
-        for name, entries in (("num_res_blocks", model.num_res_blocks), ("attention_types", model.attention_types))
-        if len(entries) != levels
+        f"model.{name} has {len(getattr(model, name))} entries for the {levels} levels of model.{channels}: give one "
+        "per level"
+        for name in ("num_res_blocks", attention)
+        if len(getattr(model, name)) != levels
     ]
     if wrong:
         raise ConfigError(*wrong)
 
 
-def _check_heads(model: ModelConfig) -> None:
-    # a wrong number of entries is reported by _check_levels
+def _attending_widths(model: ModelConfig) -> set[int]:
+    """Returns the channels of levels with attention; a wrong number of entries is reported by `_check_levels`."""
+    if model.network == "if_unet":
+        return {width for width, attends in zip(model.widths, model.attention, strict=False) if attends} | {
+            model.widths[-1]
+        }
     attending = {mult for mult, kinds in zip(model.channel_mult, model.attention_types, strict=False) if kinds}
     if model.network == "unet" and model.middle_attention_types:
         attending.add(model.channel_mult[-1])
-    for channels in sorted(mult * model.channels for mult in attending):
+    return {mult * model.channels for mult in attending}
+
+
+def _check_heads(model: ModelConfig) -> None:
+    for channels in sorted(_attending_widths(model)):
         if channels % model.head_channels:
             raise ConfigError(
                 f"model.head_channels {model.head_channels} does not divide the {channels} channels of a level: "
@@ -76,6 +86,8 @@ def _check_heads(model: ModelConfig) -> None:
 
 
 def _check_pool_heads(model: ModelConfig) -> None:
+    if model.network == "if_unet":
+        return  # they pool at the width of the text embeddings
     width = model.channels * model.cond_dim_mult
     if width % model.text_pool_heads:
         raise ConfigError(
@@ -87,9 +99,11 @@ def _check_pool_heads(model: ModelConfig) -> None:
 def _check_multiple(name: str, size: Size, model: ModelConfig) -> None:
     multiple = model.side_multiple
     if any(side < 1 or side % multiple for side in size):
+        levels = "widths" if model.network == "if_unet" else "channel_mult"
+        patches = "" if model.network == "if_unet" else f"model.patch_size {model.patch_size} and "
         raise ConfigError(
-            f"{name} {format_size(size)} is not a multiple of {multiple}, as model.patch_size {model.patch_size} and "
-            f"the {len(model.channel_mult)} levels of model.channel_mult need"
+            f"{name} {format_size(size)} is not a multiple of {multiple}, as {patches}the "
+            f"{len(getattr(model, levels))} levels of model.{levels} need"
         )
 
 

@@ -7,6 +7,7 @@ the training of the text encoder of shapes or figures. Objects are immutable; `l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -33,6 +34,7 @@ from imagen_jax.config.fields import (
     SpikeFactor,
     Text,
     Texts,
+    Widths,
     key,
 )
 from imagen_jax.diffusion.keys import MAX_SEED
@@ -42,6 +44,7 @@ from imagen_jax.diffusion.samplers import SAMPLERS, VARIANCE_TYPES
 from imagen_jax.diffusion.schedules import SCHEDULES
 from imagen_jax.diffusion.timesteps import TIMESTEP_SPACINGS
 from imagen_jax.images.array import IMAGE_DTYPES, Size, parse_size
+from imagen_jax.models.if_unet import ACTIVATIONS
 from imagen_jax.models.unet_base import REMAT_POLICIES
 
 SCHEMA_VERSION = 2
@@ -136,7 +139,50 @@ class EfficientUNetConfig(NetworkKeys):
     network: Literal["efficient_unet"] = key("efficient_unet", "The network.", source="arXiv:2205.11487, Appendix B")
 
 
-ModelConfig = Annotated[UNetConfig | EfficientUNetConfig, Field(discriminator="network")]
+class IFUNetConfig(Group):
+    """The U-Net of DeepFloyd IF, whose weights are public. The defaults are those of its largest first stage."""
+
+    network: Literal["if_unet"] = key("if_unet", "The network.", source="github.com/deep-floyd/IF")
+    widths: Widths = key(
+        (704, 1408, 2112, 2816),
+        "Channels of each level; each level has half the size of the previous one.",
+        expected="a tuple of positive integers, one per level",
+        min_length=1,
+    )
+    num_res_blocks: Counts = key(
+        (3, 3, 3, 3), "Residual blocks of each level.", expected="a tuple of integers in [0, 256], one per level"
+    )
+    attention: tuple[bool, ...] = key(
+        (False, True, True, True),
+        "Levels with attention to pixels and text.",
+        expected="a tuple of True or False, one per level",
+    )
+    head_channels: int = key(64, "Channels of an attention head.", ge=1, le=MAX_CHANNELS)
+    text_dim: int = key(
+        2816, "Channels that text embeddings are projected to; a multiple of 32.", ge=32, le=MAX_CHANNELS
+    )
+    text_pool_heads: int = key(64, "Heads of the attention pooling of the text.", ge=1, le=1024)
+    num_groups: int = key(32, "Groups of each GroupNorm of images.", ge=1, le=MAX_CHANNELS)
+    cond_dim: int = key(0, "Width of the conditioning vector; 0: four times the first level's.", ge=0, le=MAX_CHANNELS)
+    activation: str = key("gelu", "Activation of the network.", choices=ACTIVATIONS)
+    activate_once: bool = key(False, "Apply a GELU to the conditioning vector once, and none in each block.")
+    res_scale: float = key(1.0, "What each residual block's sum is divided by.", gt=0)
+    middle_scale: float = key(1.0, "The same of the blocks between down and up path.", gt=0)
+    dropout: float = key(0.0, "Fraction of activations dropped in training.", ge=0, lt=1)
+    dtype: str = key("bfloat16", "Compute type; parameters, norms and softmax stay float32.", choices=DTYPES)
+
+    @property
+    def side_multiple(self) -> int:
+        """What the sides of images must be multiples of."""
+        return int(2 ** (len(self.widths) - 1))
+
+    @property
+    def positions(self) -> int:
+        """Cosines of a position embedding, see `NetworkKeys`: there is none."""
+        return 0
+
+
+ModelConfig = Annotated[UNetConfig | EfficientUNetConfig | IFUNetConfig, Field(discriminator="network")]
 
 
 class DiffusionConfig(Group):
@@ -160,6 +206,9 @@ class DiffusionConfig(Group):
     aug_level_mean: float = key(-3.0, "Mean of ln(sigma / alpha) of `lognormal`.", source="arXiv:2311.15127")
     aug_level_std: float = key(0.5, "Standard deviation of ln(sigma / alpha) of `lognormal`.", gt=0)
     align_corners: bool = key(False, "Align the corner pixels when the low-resolution image is enlarged.")
+    aug_after_resize: bool = key(
+        False, "Add the noise of augmentation to the low-resolution image after it is enlarged, as DeepFloyd IF does."
+    )
     prediction_type: str = key(
         "eps", "What the network predicts.", choices=PREDICTION_TYPES, source="arXiv:2202.00512, Appendix D (v)"
     )
@@ -377,6 +426,12 @@ class SamplingConfig(Group):
     )
     dynamic_threshold_percentile: float = key(
         99.5, "Percentile of absolute pixel values for dynamic thresholding.", unit="%", gt=1, le=100
+    )
+    dynamic_threshold_max: float = key(
+        math.inf,
+        "What dynamic thresholding divides by at most; 1 only clips.",
+        ge=1,
+        allow_inf_nan=True,
     )
     aug_level: float = key(
         0.0,

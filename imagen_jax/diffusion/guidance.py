@@ -120,24 +120,26 @@ def static_threshold(x: jax.Array) -> jax.Array:
     return jnp.clip(x, -1.0, 1.0)
 
 
-def dynamic_threshold(x: jax.Array, percentile: float = 99.5) -> jax.Array:
+def dynamic_threshold(x: jax.Array, percentile: float = 99.5, maximum: float = math.inf) -> jax.Array:
     """Returns x [B, ...] clipped to [-s, s] and divided by s (arXiv:2205.11487, Section 2.3).
 
     Args:
         x: predicted images [B, ...].
         percentile: in percent; s is this percentile of |x| in each sample, but at least 1.
+        maximum: and at most this, at least 1.
     """
     s = jnp.percentile(jnp.abs(x), percentile, axis=tuple(range(1, x.ndim)))
-    s = append_dims(jnp.maximum(s, 1.0), x)
+    s = append_dims(jnp.clip(s, 1.0, maximum), x)
     return jnp.clip(x, -s, s) / s
 
 
-def get_threshold_fn(name: str, percentile: float) -> Callable[[jax.Array], jax.Array]:
+def get_threshold_fn(name: str, percentile: float, maximum: float = math.inf) -> Callable[[jax.Array], jax.Array]:
     """Returns a function that thresholds x_hat [B, ...].
 
     Args:
         name: "none", "static" or "dynamic".
         percentile: for "dynamic", in percent.
+        maximum: for "dynamic", see `dynamic_threshold`.
 
     Raises:
         ConfigError: the name is not known, or the percentile is out of range.
@@ -151,5 +153,5 @@ def get_threshold_fn(name: str, percentile: float) -> Callable[[jax.Array], jax.
             # a fraction such as 0.995 would be taken as the percentile of about one pixel in a hundred
             if not 1 < percentile <= 100:
                 raise ConfigError(f"dynamic_threshold_percentile {percentile} is not in (1, 100]: 99.5 means 99.5 %")
-            return partial(dynamic_threshold, percentile=percentile)
+            return partial(dynamic_threshold, percentile=percentile, maximum=maximum)
     raise unknown_name_error("threshold", name, ("none", "static", "dynamic"))

@@ -30,7 +30,7 @@ from imagen_jax.diffusion.process import (
     transition_coefs,
 )
 from imagen_jax.diffusion.schedules import Schedule
-from imagen_jax.diffusion.timesteps import check_steps, get_timestep_schedule
+from imagen_jax.diffusion.timesteps import DISCRETE_SPACINGS, check_steps, get_timestep_schedule
 from imagen_jax.errors import ConfigError, unknown_name_error
 
 DenoiseFn = Callable[[jax.Array, jax.Array], jax.Array]
@@ -104,6 +104,8 @@ class Sampler:
         highest: jax.Array | float = start
         if self.lambda_min > -math.inf:
             highest = jnp.minimum(start, self.schedule.inverse_logsnr(jnp.asarray(2 * self.lambda_min)))
+        if spacing in DISCRETE_SPACINGS:
+            return jnp.minimum(get_timestep_schedule(spacing)(self.schedule, steps, start), highest)
         return get_timestep_schedule(spacing)(self.schedule, steps, highest)
 
     def __call__(

@@ -7,11 +7,13 @@ Every schedule is variance preserving, `alpha² + sigma² = 1`, so that its log 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import ndtr, ndtri
 
 from imagen_jax.errors import unknown_name_error
@@ -29,11 +31,18 @@ class Schedule:
         name: its name in a config.
         logsnr: time t in [0, 1] → logsnr, strictly decreasing, within [LOGSNR_MIN, LOGSNR_MAX].
         inverse_logsnr: logsnr → time t, the inverse of `logsnr`.
+        steps: of a schedule of discrete times, how many noise levels it has: training takes times that are multiples of
+            1 / steps. 0 for continuous times.
     """
 
     name: str
     logsnr: Callable[[jax.Array], jax.Array]
     inverse_logsnr: Callable[[jax.Array], jax.Array]
+    steps: int = 0
+
+    def round_up(self, t: jax.Array) -> jax.Array:
+        """Returns times in [0, 1] rounded up to those of the schedule's levels; as they are if times are continuous."""
+        return jnp.maximum(jnp.ceil(t * self.steps), 1) / self.steps if self.steps else t
 
     def alpha(self, t: jax.Array) -> jax.Array:
         """Returns alpha_t, the coefficient of the image in z_t, of t's shape."""
@@ -79,14 +88,16 @@ class _Curve:
         name: of the schedule.
         logsnr: (t, 1 - t) → logsnr.
         inverse: logsnr → (t, 1 - t).
+        steps: see `Schedule`.
     """
 
     name: str
     logsnr: Callable[[jax.Array, jax.Array], jax.Array]
     inverse: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+    steps: int = 0
 
     def schedule(self) -> Schedule:
-        return Schedule(self.name, lambda t: self.logsnr(t, 1 - t), lambda logsnr: self.inverse(logsnr)[0])
+        return Schedule(self.name, lambda t: self.logsnr(t, 1 - t), lambda logsnr: self.inverse(logsnr)[0], self.steps)
 
 
 def _logsnr_from_angles(angle: jax.Array, complement: jax.Array) -> jax.Array:
@@ -223,7 +234,53 @@ def _shifted(curve: _Curve, shift: float) -> _Curve:
         t, rest = curve.inverse(logsnr - shift)
         return (t - first) / width, (rest - last_rest) / width
 
-    return _Curve(f"{curve.name} {shift:+g}", logsnr, inverse)
+    return _Curve(f"{curve.name} {shift:+g}", logsnr, inverse, curve.steps)
+
+
+# of DDPM's process in discrete time
+DISCRETE_STEPS = 1000
+
+
+@functools.cache
+def _discrete_cosine_table() -> np.ndarray:
+    """Returns logsnr before the first step and after each, float64 [DISCRETE_STEPS + 1], decreasing."""
+    signal = np.cos((np.arange(DISCRETE_STEPS + 1) / DISCRETE_STEPS + 0.008) / 1.008 * math.pi / 2) ** 2
+    log_signal = np.cumsum(np.log1p(-np.minimum(1 - signal[1:] / signal[:-1], 0.999)))
+    return np.concatenate([[LOGSNR_MAX], log_signal - np.log(-np.expm1(log_signal))])
+
+
+def discrete_cosine() -> Schedule:
+    """Returns the cosine schedule of DDPM's discrete process, with betas of at most 0.999 (arXiv:2102.09672, Eq. 17).
+
+    Its 1000 noise levels, which DeepFloyd IF is trained at, are at the times 1/1000 to 1, and the image at 0. Between
+    them logsnr is interpolated, so that all samplers take any times. diffusers calls it `squaredcos_cap_v2`.
+    """
+    return _discrete_cosine().schedule()
+
+
+def _discrete_cosine() -> _Curve:
+    table = jnp.asarray(_discrete_cosine_table(), jnp.float32)
+    places = jnp.arange(len(table), dtype=jnp.float32)
+
+    def logsnr(t: jax.Array, rest: jax.Array) -> jax.Array:
+        del rest
+        return jnp.interp(jnp.asarray(t, jnp.float32) * DISCRETE_STEPS, places, table)
+
+    def inverse(logsnr: jax.Array) -> tuple[jax.Array, jax.Array]:
+        t = jnp.interp(-jnp.asarray(logsnr, jnp.float32), -table, places) / DISCRETE_STEPS
+        return t, 1 - t
+
+    return _Curve("discrete_cosine", logsnr, inverse, DISCRETE_STEPS)
+
+
+def discrete_index(logsnr: jax.Array) -> jax.Array:
+    """Returns the index, from 0 to 999, of a noise level of `discrete_cosine`; between two of them, a fraction.
+
+    Networks of discrete times are conditioned on it. What is left of rounding is removed.
+    """
+    index = _discrete_cosine().inverse(logsnr)[0] * DISCRETE_STEPS - 1
+    nearest = jnp.round(index)
+    return jnp.clip(jnp.where(jnp.abs(index - nearest) < 0.01, nearest, index), 0, DISCRETE_STEPS - 1)
 
 
 SCHEDULES: dict[str, Callable[[], Schedule]] = {
@@ -231,12 +288,14 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "linear": linear,
     "sigmoid": sigmoid,
     "lognormal": lognormal,
+    "discrete_cosine": discrete_cosine,
 }
 _CURVES: dict[str, Callable[[], _Curve]] = {
     "cosine": _cosine,
     "linear": _linear,
     "sigmoid": _sigmoid,
     "lognormal": _lognormal,
+    "discrete_cosine": _discrete_cosine,
 }
 
 

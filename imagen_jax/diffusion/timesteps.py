@@ -6,11 +6,13 @@ A timestep schedule maps `(schedule, steps, start)` to `steps + 1` decreasing ti
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from imagen_jax.diffusion.schedules import Schedule
+from imagen_jax.diffusion.schedules import DISCRETE_STEPS, Schedule
 from imagen_jax.errors import ConfigError, unknown_name_error
 
 TimestepSchedule = Callable[[Schedule, int, jax.Array | float], jax.Array]
@@ -43,7 +45,65 @@ def karras(schedule: Schedule, steps: int, start: jax.Array | float = 1.0, rho: 
     return jnp.append(jnp.clip(schedule.inverse_logsnr(-2 * jnp.log(sigmas)), 0.0, start), 0.0)
 
 
-TIMESTEP_SPACINGS: dict[str, TimestepSchedule] = {"uniform": uniform, "quadratic": quadratic, "karras": karras}
+def leading(schedule: Schedule, steps: int, start: jax.Array | float = 1.0) -> jax.Array:
+    """Returns the times [steps + 1] of every so many of 1000 discrete steps, from the first on: diffusers' `leading`.
+
+    They begin below 1: at 0.991 for 100 steps. With a `start` below 1 they are the last of those that begin there.
+
+    Raises:
+        ConfigError: more steps than the process has.
+    """
+    count = round(steps / float(start))
+    if count > DISCRETE_STEPS:
+        raise ConfigError(f"{count} steps are more than the {DISCRETE_STEPS} of timestep_spacing 'leading': give fewer")
+    return _discrete_times(np.arange(count) * (DISCRETE_STEPS // count), steps)
+
+
+def _discrete_times(indices: np.ndarray, steps: int) -> jax.Array:
+    """Returns the times [steps + 1] of the lowest of increasing indices of noise levels, downwards, and 0."""
+    return jnp.asarray(np.append((indices[:steps][::-1] + 1) / DISCRETE_STEPS, 0), jnp.float32)
+
+
+# How many steps each section of the process has, the one of little noise first (arXiv:2102.09672, Section 4): the
+# sections are equally long. These are DeepFloyd IF's.
+SECTIONS: dict[str, tuple[int, ...]] = {
+    "fast27": (10, 10, 3, 2, 2),
+    "smart27": (7, 4, 2, 1, 2, 4, 7),
+    "smart50": (10, 6, 4, 3, 2, 2, 3, 4, 6, 10),
+    "smart100": (1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3, 4, 4, 5, 5, 6, 7, 7, 8, 9, 10, 13),
+    "smart185": (1, 1, 2, 2, 2, 3, 3, 3, 4, 5, 6, 7, 8, 9, *range(10, 17), 18, 20),
+    "super27": (*[1] * 7, 2, 5, 13),
+    "super40": (*[2] * 6, 3, 4, 6, 15),
+    "super100": (4, 4, 6, 6, 8, 8, 10, 10, 14, 30),
+}
+
+
+def _in_sections(name: str, schedule: Schedule, steps: int, start: jax.Array | float = 1.0) -> jax.Array:
+    """Returns the times [steps + 1] of a list of `SECTIONS`, or, with a `start` below 1, the last of them.
+
+    Within a section, steps are evenly spaced from its first noise level to its last.
+
+    Raises:
+        ConfigError: a walk from pure noise with another number of steps than those of the list.
+    """
+    counts = SECTIONS[name]
+    total = sum(counts)
+    if steps > total or (float(start) == 1 and steps != total):
+        raise ConfigError(f"num_inference_steps {steps} is not that of timestep_spacing {name!r}: set it to {total}")
+    sizes = [DISCRETE_STEPS // len(counts) + (section < DISCRETE_STEPS % len(counts)) for section in range(len(counts))]
+    indices = []
+    for section, (count, size) in enumerate(zip(counts, sizes, strict=True)):
+        stride = (size - 1) / (count - 1) if count > 1 else 0
+        indices += [sum(sizes[:section]) + round(stride * step) for step in range(count)]
+    return _discrete_times(np.array(indices), steps)
+
+
+# those whose times are noise levels of the discrete process, whatever a sampler could start from
+DISCRETE_SPACINGS = ("leading", *SECTIONS)
+TIMESTEP_SPACINGS: dict[str, TimestepSchedule] = {
+    **{"uniform": uniform, "quadratic": quadratic, "karras": karras, "leading": leading},
+    **{name: partial(_in_sections, name) for name in SECTIONS},
+}
 
 
 def get_timestep_schedule(name: str) -> TimestepSchedule:

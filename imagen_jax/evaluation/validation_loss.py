@@ -53,7 +53,9 @@ def make_validation_loss(stage: Stage, mesh: Mesh, batch_size: int) -> Validatio
         if stage.is_super_resolution:
             low_res = resize(x, *stage.low_res_shape[:2])
             aug_level = jax.vmap(lambda key: stage.aug_levels.sample(key, 1, stage.aug_schedule)[0])(keys)
-            condition = stage.augment_low_res(low_res, aug_level, samplers.gaussian_noise(keys, 1, low_res.shape[1:]))
+            condition = stage.augment_low_res(
+                low_res, aug_level, samplers.gaussian_noise(keys, 1, stage.aug_noise_shape(low_res)[1:])
+            )
         if stage.masks is not None:
             mask_keys = jax.vmap(lambda key: jax.random.fold_in(key, _MASK_KEY))(keys)
             condition |= stage.mask_known(x, stage.masks.sample(mask_keys, (x.shape[1], x.shape[2])))

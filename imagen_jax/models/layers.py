@@ -85,17 +85,28 @@ class GroupNorm32(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, scale_shift: tuple[jax.Array, jax.Array] | None = None) -> jax.Array:
-        # statistics in float32: bf16 sums over an image lose precision
-        image = x.astype(jnp.float32)
-        mean_BC, square_BC = _average_groups(
-            jnp.stack([image.mean(axis=(1, 2)), jnp.square(image).mean(axis=(1, 2))]), self.groups
-        )
         scale, bias = _Affine(name="norm")(x.shape[-1])
-        scale_BC = jax.lax.rsqrt(jnp.maximum(square_BC - jnp.square(mean_BC), 0.0) + 1e-5) * scale
-        if scale_shift is not None:
-            scale_BC, bias = scale_BC * (1 + scale_shift[0]), bias * (1 + scale_shift[0]) + scale_shift[1]
-        shift_BC = bias - mean_BC * scale_BC
-        return (image * scale_BC[:, None, None] + shift_BC[:, None, None]).astype(x.dtype)
+        return group_norm(x, self.groups, scale, bias, scale_shift)
+
+
+def group_norm(
+    x: jax.Array,
+    groups: int,
+    scale: jax.Array,
+    bias: jax.Array,
+    scale_shift: tuple[jax.Array, jax.Array] | None = None,
+) -> jax.Array:
+    """Returns features [B, H, W, C], normalized, times `scale` [C] plus `bias` [C]; see `GroupNorm32`."""
+    # statistics in float32: bf16 sums over an image lose precision
+    image = x.astype(jnp.float32)
+    mean_BC, square_BC = _average_groups(
+        jnp.stack([image.mean(axis=(1, 2)), jnp.square(image).mean(axis=(1, 2))]), groups
+    )
+    scale_BC = jax.lax.rsqrt(jnp.maximum(square_BC - jnp.square(mean_BC), 0.0) + 1e-5) * scale
+    if scale_shift is not None:
+        scale_BC, bias = scale_BC * (1 + scale_shift[0]), bias * (1 + scale_shift[0]) + scale_shift[1]
+    shift_BC = bias - mean_BC * scale_BC
+    return (image * scale_BC[:, None, None] + shift_BC[:, None, None]).astype(x.dtype)
 
 
 def _average_groups(values: jax.Array, max_groups: int) -> jax.Array:
@@ -249,7 +260,7 @@ def _mask_logits(logits: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask, logits.astype(jnp.float32), -1e30)
 
 
-def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
     """Returns the attention of queries to values, [B, N, Q, K].
 
     The sums of softmax divide its products with the values, which are smaller than its weights. Masked as in
@@ -269,8 +280,8 @@ def _attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array)
     return (products / weights_BNQS.sum(axis=-1, keepdims=True)).astype(value.dtype)
 
 
-def _attention_weights(query: jax.Array, key: jax.Array, mask: jax.Array) -> jax.Array:
-    """Returns the weights of queries [B, N, Q, K] over keys [B, N, S, K], float32 [B, N, Q, S]; see `_attend`."""
+def attention_weights(query: jax.Array, key: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns the weights of queries [B, N, Q, K] over keys [B, N, S, K], float32 [B, N, Q, S]; see `attend`."""
     return _masked_softmax(jnp.einsum("bnqk,bnsk->bnqs", query / math.sqrt(query.shape[-1]), key), mask)
 
 
@@ -307,10 +318,10 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, embedding: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
-        x = _materialize(x)
+        x = materialize(x)
         h = nn.swish(GroupNorm32(self.groups, name="norm_0")(x))
         if self.resample == "down":
-            h, x = _downsample(h), _downsample(x)
+            h, x = downsample(h), downsample(x)
         if self.resample == "up":
             h, x = upsample_conv(self.channels, "conv_0", self.dtype)(h), upsample(x)
         else:
@@ -324,7 +335,7 @@ class ResBlock(nn.Module):
         return x + h
 
 
-def _materialize(x: jax.Array) -> jax.Array:
+def materialize(x: jax.Array) -> jax.Array:
     """Returns x, and makes XLA compute it and its gradient once instead of anew for each use, as it does on CPUs."""
     return jax.lax.optimization_barrier(x)
 
@@ -351,7 +362,7 @@ def fold_in_keys(keys: jax.Array, block_hash: jax.Array | int) -> jax.Array:
     return jax.vmap(lambda key: jax.random.fold_in(key, block_hash))(keys)
 
 
-def _downsample(x: jax.Array) -> jax.Array:
+def downsample(x: jax.Array) -> jax.Array:
     """Returns images [B, H, W, C] downsampled to [B, H/2, W/2, C] by the mean of each 2×2."""
     batch, height, width, channels = x.shape
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
@@ -411,7 +422,7 @@ class Attention(nn.Module):
         def split(tokens: jax.Array) -> jax.Array:
             return tokens.reshape(batch, -1, heads, self.head_channels).transpose(0, 2, 1, 3)
 
-        x = _materialize(x)
+        x = materialize(x)
         pixels = GroupNorm32(self.groups, name="norm")(x).reshape(batch, height * width, channels)
         query_BNQK = split(nn.Dense(channels, dtype=self.dtype, name="query")(pixels))
         keys, values, masks = [], [], []
@@ -429,10 +440,10 @@ class Attention(nn.Module):
         key_BNSK, value_BNSK = jnp.concatenate(keys, axis=2), jnp.concatenate(values, axis=2)
         mask_BNQS = jnp.concatenate(masks, axis=1)[:, None, None, :]
         if control is None:
-            attended_BNQK = _attend(query_BNQK, key_BNSK, value_BNSK, mask_BNQS)
+            attended_BNQK = attend(query_BNQK, key_BNSK, value_BNSK, mask_BNQS)
         else:
             length = text.shape[1] if "text" in self.attention_type else 0
-            weights_BNQS = control.inject(_attention_weights(query_BNQK, key_BNSK, mask_BNQS), length)
+            weights_BNQS = control.inject(attention_weights(query_BNQK, key_BNSK, mask_BNQS), length)
             attended_BNQK = jnp.einsum("bnqs,bnsk->bnqk", weights_BNQS.astype(self.dtype), value_BNSK)
         attended = attended_BNQK.transpose(0, 2, 1, 3).reshape(batch, height * width, channels)
         out = nn.Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(attended)

@@ -184,7 +184,7 @@ def low_res_condition(
     stage: Stage, low_res: jax.Array, level: jax.Array | float, keys: jax.Array
 ) -> dict[str, jax.Array]:
     """Returns the low-resolution condition of images [B, h, w, C] at one augmentation level."""
-    noise = samplers.gaussian_noise(keys, 0, low_res.shape[1:])
+    noise = samplers.gaussian_noise(keys, 0, stage.aug_noise_shape(low_res)[1:])
     return stage.augment_low_res(low_res, jnp.full(low_res.shape[:1], level, jnp.float32), noise)
 
 
@@ -237,7 +237,7 @@ def make_denoise_fn(
         ends: times whose first and last are those of the walk.
         steps: number of steps; by default as many as there are times.
     """
-    limit = get_threshold_fn(settings.threshold, settings.dynamic_threshold_percentile)
+    limit = get_threshold_fn(settings.threshold, settings.dynamic_threshold_percentile, settings.dynamic_threshold_max)
     guidance = _make_guidance(settings, conditions.guidance_scale) if guided else Guidance(1.0)
     predict = _make_predict_fn(stage, settings)
     count = len(ends) - 1 if steps is None else steps

@@ -22,12 +22,13 @@ from imagen_jax.diffusion import schedules
 from imagen_jax.diffusion.noise_augmentation import AugLevelDistribution
 from imagen_jax.diffusion.process import PredictionType, add_noise
 from imagen_jax.diffusion.random_masks import MaskDistribution
-from imagen_jax.diffusion.schedules import Schedule, cosine_time
+from imagen_jax.diffusion.schedules import Schedule, cosine_time, discrete_index
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import Size, format_size, scale_size
 from imagen_jax.images.resize import resize
 from imagen_jax.models.attention_control import AttentionControl
 from imagen_jax.models.efficient_unet import EfficientUNet
+from imagen_jax.models.if_unet import IFUNet
 from imagen_jax.models.unet import UNet
 from imagen_jax.models.unet_base import UNetBase, no_constraint
 from imagen_jax.parallel.axes import IMAGE, VECTOR
@@ -35,7 +36,10 @@ from imagen_jax.parallel.batching import constrain_batch
 from imagen_jax.stages.text import make_encoder
 from imagen_jax.text.encoder import TEXT_CONDITION_AXES, TextCondition
 
-NETWORKS: dict[str, type[UNetBase]] = {"unet": UNet, "efficient_unet": EfficientUNet}
+Network = UNetBase | IFUNet
+NETWORKS: dict[str, type[Network]] = {"unet": UNet, "efficient_unet": EfficientUNet, "if_unet": IFUNet}
+# logsnr → the noise level that networks are conditioned on, where it is not `cosine_time`
+_NOISE_LEVELS = {"if_unet": discrete_index}
 # of `Stage.augment_low_res`, `Stage.mask_known` and `StageRequest.positions`
 CONDITION_AXES = {
     "low_res": IMAGE,
@@ -62,7 +66,7 @@ class Stage:
     """
 
     config: StageConfig
-    network: UNetBase
+    network: Network
     text_width: int
     schedule: Schedule
     aug_schedule: Schedule
@@ -149,7 +153,7 @@ class Stage:
         output = self.network.apply(
             {"params": params},
             z,
-            cosine_time(logsnr),
+            self._noise_level(logsnr),
             *text,
             condition.get("low_res"),
             condition.get("aug_level"),
@@ -162,25 +166,38 @@ class Stage:
         channels = self.config.channels
         return output[..., :channels], output[..., channels:] if self.learns_variance else None
 
+    def _noise_level(self, logsnr: jax.Array) -> jax.Array:
+        """Returns a noise level as the network is conditioned on it."""
+        return _NOISE_LEVELS.get(self.config.model.network, cosine_time)(logsnr)
+
+    def aug_noise_shape(self, low_res: jax.Array) -> tuple[int, ...]:
+        """Returns the shape of the noise that `augment_low_res` takes for images [B, h, w, C], or crops of them."""
+        if not self.config.diffusion.aug_after_resize:
+            return low_res.shape
+        return (len(low_res), *self._enlarged(low_res), low_res.shape[-1])
+
+    def _enlarged(self, low_res: jax.Array) -> Size:
+        return scale_size((low_res.shape[1], low_res.shape[2]), self.low_res_shape[:2], self.image_shape[:2])
+
     def augment_low_res(self, low_res: jax.Array, aug_level: jax.Array, eps: jax.Array) -> dict[str, jax.Array]:
         """Applies noise conditioning augmentation (arXiv:2205.11487, Section 2.3).
 
         Args:
             low_res: images, or crops of them, [B, h, w, C].
             aug_level: noise levels [B] in [0, 1].
-            eps: Gaussian noise [B, h, w, C].
+            eps: Gaussian noise, of `aug_noise_shape`.
 
         Returns:
             `low_res`, with noise and resized to the stage's image size (for a crop, to the crop's), and `aug_level`
             [B], as the network gets them.
         """
-        size = scale_size(low_res.shape[1:3], self.low_res_shape[:2], self.image_shape[:2])
+        settings, size = self.config.diffusion, self._enlarged(low_res)
         alpha, sigma = self.aug_schedule.alpha(aug_level), self.aug_schedule.sigma(aug_level)
-        noisy = add_noise(low_res, eps, alpha, sigma)
-        return {
-            "low_res": resize(noisy, *size, self.config.diffusion.align_corners),
-            "aug_level": cosine_time(self.aug_schedule.logsnr(aug_level)),
-        }
+        if settings.aug_after_resize:
+            condition = add_noise(resize(low_res, *size, settings.align_corners), eps, alpha, sigma)
+        else:
+            condition = resize(add_noise(low_res, eps, alpha, sigma), *size, settings.align_corners)
+        return {"low_res": condition, "aug_level": self._noise_level(self.aug_schedule.logsnr(aug_level))}
 
     def mask_known(self, image: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
         """Returns what a stage that inpaints sees of an image (arXiv:2212.06909, Section 3.1).
@@ -221,7 +238,7 @@ def build(config: StageConfig, text_width: int | None = None) -> Stage:
     )
 
 
-def make_network(config: StageConfig) -> UNetBase:
+def make_network(config: StageConfig) -> Network:
     """Returns the network that a config describes; no text encoder is needed."""
     fields = config.model.to_dict()
     network = NETWORKS[fields.pop("network")]

@@ -53,7 +53,11 @@ LATEST_EMA = WeightsChoice()
 
 def text_width(shapes: Any) -> int:
     """Returns the width D of text embeddings that a stage's network takes, from the shapes of its parameters."""
-    width: int = shapes["conditioning"]["text_pooling"]["norm"]["scale"].shape[0]
+    if "add_embedding" in shapes:  # of DeepFloyd IF's network
+        norm = shapes["add_embedding"]["norm1"]
+    else:
+        norm = shapes["conditioning"]["text_pooling"]["norm"]
+    width: int = norm["scale"].shape[0]
     return width
 
 

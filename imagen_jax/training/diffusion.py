@@ -93,7 +93,7 @@ def make_diffusion_batch(
     if stage.config.inpainting.enabled:
         condition |= _known_condition(stage, jax.random.fold_in(key, _MASK_KEY), x, batch.get("objects"))
 
-    t = sample_timesteps(time_key, x.shape[0])
+    t = stage.schedule.round_up(sample_timesteps(time_key, x.shape[0]))
     dropout_keys = jax.random.split(dropout_key, x.shape[0]) if stage.config.model.dropout else None
     return DiffusionBatch(x, text, condition, t, jax.random.normal(noise_key, x.shape), dropout_keys)
 
@@ -133,8 +133,8 @@ def _low_res_condition(stage: Stage, key: jax.Array, x: jax.Array) -> dict[str, 
     """
     level_key, noise_key = jax.random.split(key)
     low_res = resize(x, *scale_size(x.shape[1:3], stage.image_shape[:2], stage.low_res_shape[:2]))
-    level = stage.aug_levels.sample(level_key, x.shape[0], stage.aug_schedule)
-    return stage.augment_low_res(low_res, level, jax.random.normal(noise_key, low_res.shape))
+    level = stage.aug_schedule.round_up(stage.aug_levels.sample(level_key, x.shape[0], stage.aug_schedule))
+    return stage.augment_low_res(low_res, level, jax.random.normal(noise_key, stage.aug_noise_shape(low_res)))
 
 
 def _known_condition(stage: Stage, key: jax.Array, x: jax.Array, objects: jax.Array | None) -> dict[str, jax.Array]:

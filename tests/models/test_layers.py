@@ -16,13 +16,13 @@ from imagen_jax.models.layers import (
     InputSkip,
     LearnedPositionEmbedding,
     ResBlock,
-    _attend,
     _centers,
     _cosine_basis,
-    _downsample,
     _masked_softmax,
     _sinusoidal_embedding,
+    attend,
     conv,
+    downsample,
     dropout,
     fold_in_keys,
     name_hash,
@@ -231,12 +231,12 @@ def test_softmax_is_float32():
 
 def test_downsample_and_upsample():
     image = np.arange(2 * 4 * 6 * 3, dtype=np.float32).reshape(2, 4, 6, 3)
-    small, large = _downsample(image), upsample(image)
+    small, large = downsample(image), upsample(image)
     assert small.shape == (2, 2, 3, 3)
     np.testing.assert_allclose(small[1, 1, 2], image[1, 2:4, 4:6].mean((0, 1)), rtol=1e-6)
     np.testing.assert_allclose(small.mean((1, 2)), image.mean((1, 2)), rtol=1e-6)
     np.testing.assert_array_equal(large, image.repeat(2, axis=1).repeat(2, axis=2))
-    np.testing.assert_array_equal(_downsample(large), image)
+    np.testing.assert_array_equal(downsample(large), image)
 
 
 def test_patchify():
@@ -253,7 +253,7 @@ def test_res_block_is_its_skip_at_init(resample, size):
     block = ResBlock(channels=8, groups=4, dropout=0.0, dtype=jnp.float32, resample=resample)
     params = with_init_params(block, ["conv_1"], X, EMBEDDING)
     out = compiled_block(block)(params)
-    skip = {"": lambda x: x, "down": _downsample, "up": upsample}[resample](X)
+    skip = {"": lambda x: x, "down": downsample, "up": upsample}[resample](X)
     assert out.shape == (2, size, size, 8)
     np.testing.assert_allclose(out, skip, atol=1e-6)
     changed = compiled_block(block)(random_params(block, X, EMBEDDING))
@@ -385,4 +385,4 @@ def test_attend_equals_softmax():
     mask = np.arange(6) < np.array([4, 0])[:, None, None, None]  # in the second example no key counts
     weights = _masked_softmax(jnp.einsum("bnqk,bnsk->bnqs", query, key) / 2, mask)
     expected = jnp.einsum("bnqs,bnsk->bnqk", weights, value)
-    np.testing.assert_allclose(_attend(query, key, value, mask), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(attend(query, key, value, mask), expected, rtol=1e-5, atol=1e-5)
