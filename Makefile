@@ -113,7 +113,7 @@ page: $(SETUP) ## test the page of imagen serve in chromium, Debian's or $$CHROM
 	npm install --silent --no-audit --no-fund --prefix=$(PAGE) 'axe-core@^4.10' || echo 'without axe-core: npm is missing, or failed'
 	PYTHONPATH=$(PAGE) $(BIN)/python -m pytest --numprocesses=0 -rs tests/page $(ARGS)
 
-parity: $(PARITY)/.complete ## run samplers, weights and T5 beside diffusers and transformers; print the differences
+parity: $(PARITY)/.complete ## run samplers, weights, T5 and the cleaning of captions beside diffusers and transformers; print the differences
 	JAX_PLATFORMS=cpu $(PARITY)/bin/python -m tests.goldens --compare
 
 goldens: $(PARITY)/.complete ## write again what diffusers and transformers do, for the tests to compare with; by hand
@@ -128,7 +128,7 @@ FOR_TPUS := --python-version=3.11 --python-platform=x86_64-manylinux_2_31 --gene
 
 # Not pillow-heif: its wheels contain x265, which is under the GPL. Who installs the extra `data` chooses that.
 LOCKED_EXTRAS := --extra=dev --extra=docs --extra=data --extra=demo --extra=fonts --extra=gcs --extra=serve \
-	--no-emit-package=pillow-heif
+	--extra=if --no-emit-package=pillow-heif
 lock: ## resolve requirements.lock again (needs uv); make lock ARGS=--upgrade moves to the newest versions
 	uv pip compile setup.py $(LOCKED_EXTRAS) --universal --python-version=3.11 --fork-strategy=fewest --generate-hashes \
 		--custom-compile-command='make lock' --quiet --output-file=requirements.lock $(ARGS)

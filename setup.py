@@ -46,6 +46,8 @@ EXTRAS = {
     # `imagen serve`: routes with their OpenAPI documents, an HTTP server, metrics, forms with files (images that are
     # edited, in OpenAI's API); the queue is SQLite, of Python
     "serve": ["fastapi>=0.115", "uvicorn>=0.34", "prometheus_client>=0.21", "python-multipart>=0.0.20"],
+    # captions cleaned as DeepFloyd IF's were (text.cleaning): mended Unicode, HTML without its tags
+    "if": ["ftfy>=6.3", "beautifulsoup4>=4.12"],
     "tpu": ["jax[tpu]"],
     "plan": ["libtpu"],  # compiles for TPUs that are not attached
     "gpu": ["jax[cuda13]"],  # with an older driver: pip install 'jax[cuda12]' instead
@@ -54,8 +56,9 @@ EXTRAS = {
         "tensorflow-cpu>=2.21; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "tensorflow>=2.21; sys_platform != 'linux' or platform_machine != 'x86_64'",
     ],
-    # what the samplers are compared with (make parity); the version of torch that has been, and no other
-    "parity": ["diffusers==0.42.1", "torch==2.13.0"],
+    # what samplers, T5 and cleaned captions are compared with (make parity); the version of torch that has been, and no
+    # other
+    "parity": ["diffusers==0.42.1", "torch==2.13.0", "ftfy>=6.3", "beautifulsoup4>=4.12"],
     # whose speed is compared with ours (make peers)
     "peers": ["diffusers==0.42.1", "torch==2.13.0", "imagen-pytorch==2.1.0"],
     "docs": [

@@ -80,7 +80,7 @@ def _write(folder: Path, width: int, dtype: str, rows: int, num_tokens: int) -> 
         values, scales, errors = map(np.asarray, quantize(embeddings, dtype))
         kept = scales[:, : num_tokens if STORAGE_DTYPES[dtype][1] else 0]
         for row, caption in enumerate(captions):
-            yield [PackedRow(pack_row(caption, False, values[row], kept[row]), False, errors[row])]
+            yield [PackedRow(pack_row(caption, num_tokens, False, values[row], kept[row]), False, errors[row])]
 
     prepare_folder(folder, plan, distinct.keys, writes=True)
     for shard in range(plan.shards):

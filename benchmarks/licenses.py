@@ -76,7 +76,7 @@ def table_rows(packages: list[Distribution]) -> list[str]:
 
 def main() -> None:
     """Writes the document. Exits with an error if a license is not permissive."""
-    packages = find_packages("imagen_jax[data,demo,fonts,gcs,serve]")
+    packages = find_packages("imagen_jax[data,demo,fonts,gcs,if,serve]")
     refused = [
         f"{package.name} ({license_of(package)})" for package in packages if not is_permissive(license_of(package))
     ]

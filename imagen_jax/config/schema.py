@@ -46,6 +46,8 @@ from imagen_jax.diffusion.timesteps import TIMESTEP_SPACINGS
 from imagen_jax.images.array import IMAGE_DTYPES, Size, parse_size
 from imagen_jax.models.if_unet import ACTIVATIONS
 from imagen_jax.models.unet_base import REMAT_POLICIES
+from imagen_jax.text.cleaning import CLEANINGS
+from imagen_jax.text.tokenizer import PADDINGS
 
 SCHEMA_VERSION = 2
 
@@ -60,6 +62,18 @@ class TextConfig(Group):
         min_length=1,
     )
     length: int = key(128, "Tokens per caption; longer captions are cut.", unit="tokens", ge=2, le=2**16)
+    padding: str = key(
+        "zero",
+        "Embeddings after the last token: zeros, or those of the encoder, for a network without a mask.",
+        source="`IFPipeline` of diffusers, whose network sees all tokens",
+        choices=PADDINGS,
+    )
+    cleaning: str = key(
+        "none",
+        "How captions are cleaned before they are tokenized: not, or as for DeepFloyd IF, by the extra `if`.",
+        source="`IFPipeline` of diffusers",
+        choices=CLEANINGS,
+    )
     dtype: str = key("bfloat16", "Compute type of the encoder.", choices=DTYPES)
     cache: PathText = key(
         "", "A folder written by `imagen embed`: training reads embeddings there and needs no encoder."

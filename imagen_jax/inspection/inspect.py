@@ -116,7 +116,7 @@ def _sample_indices(length: int, count: int, seed: int) -> Sequence[int]:
 def _tokenizer_or_reason(text: TextConfig) -> Tokenizer | str:
     """Returns the tokenizer of a config's `text`, or why it is not available: the rest is inspected anyway."""
     try:
-        return load_tokenizer(text.model, text.length)
+        return load_tokenizer(text.model, text.length, text.padding, text.cleaning)
     except ConfigError as error:
         return f"not counted: {error}"
 

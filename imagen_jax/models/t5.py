@@ -147,6 +147,8 @@ class T5Encoder(nn.Module):
 
     Attributes: see Hugging Face's `T5Config`, and
         relative_bias_per_layer: whether each block has its own relative bias, as in UMT5; T5 shares that of the first.
+        encode_padding: whether padding keeps its own embeddings, which attend to the tokens, as in transformers'
+            `T5EncoderModel`; else they are zero. Those of tokens are the same.
         dtype: dtype of the compute; parameters keep the dtype they are loaded in.
 
     Raises:
@@ -164,11 +166,12 @@ class T5Encoder(nn.Module):
     layer_norm_epsilon: float = 1e-6
     feed_forward_proj: str = "gated-gelu"
     relative_bias_per_layer: bool = False
+    encode_padding: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-        """Returns text embeddings [B, L, D] in `dtype`, zero where the mask is False.
+        """Returns text embeddings [B, L, D] in `dtype`, zero where the mask is False, or see `encode_padding`.
 
         Args:
             tokens: int32 [B, L].
@@ -209,4 +212,5 @@ class T5Encoder(nn.Module):
             h = norm(f"block_{i}_feed_forward_norm")(x)
             feed_forward = FeedForward(self.feed_forward_proj, self.d_ff, self.dtype, name=f"block_{i}_feed_forward")
             x = x + feed_forward(h)
-        return jnp.where(mask[..., None], norm("final_norm")(x), 0)
+        x = norm("final_norm")(x)
+        return x if self.encode_padding else jnp.where(mask[..., None], x, 0)

@@ -134,5 +134,7 @@ def twice(values: Sequence[Item]) -> list[Item]:
 def _tokenizer(stage: Stage, encoder: PromptEncoder | None) -> Tokenizer:
     """Returns the tokenizer of a stage's text encoder, also if embeddings come from a cache."""
     tokenize = required(encoder).encoder.tokenize
+    if isinstance(tokenize, Tokenizer):
+        return tokenize
     text = stage.config.text
-    return tokenize if isinstance(tokenize, Tokenizer) else load_tokenizer(text.model, text.length)
+    return load_tokenizer(text.model, text.length, text.padding, text.cleaning)

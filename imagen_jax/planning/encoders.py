@@ -52,13 +52,13 @@ def abstract_encoder(config: TextConfig) -> TextEncoder:
     """
     fields, dtype = published_t5_fields(config.model), DTYPES[config.dtype]
     if fields is None:
-        return load_encoder(config.model, config.length, dtype)
+        return load_encoder(config.model, config.length, dtype, config.padding)
 
     def read(path: ParamPath, index: Index) -> NoReturn:
         raise ValueError(f"{'/'.join(path)} of {config.model} cannot be read: a plan has only its shape")
 
     # plans tokenize nothing; all T5s end a sequence with the same token
-    return build_encoder(fields, read, byte_tokenizer(config.length), dtype)
+    return build_encoder(fields, read, byte_tokenizer(config.length, config.padding), dtype)
 
 
 def cached_encoder(encoder: TextEncoder) -> TextEncoder:

@@ -117,6 +117,8 @@ def _make_plan(encoder: TextEncoder, index: CaptionIndex, dtype: str, shard_rows
         given=index.given,
         shard_rows=shard_rows,
         captions_hash=hashlib.sha256(index.keys.tobytes()).hexdigest(),
+        padding=encoder.tokenize.padding,
+        cleaning=encoder.tokenize.cleaning,
     )
 
 

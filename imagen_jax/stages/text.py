@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 def make_encoder(config: TextConfig) -> TextEncoder:
     """Returns the text encoder that a config names, its weights not yet read. Raises ConfigError if there is none."""
     try:
-        return load_encoder(config.model, config.length, DTYPES[config.dtype])
+        return load_encoder(config.model, config.length, DTYPES[config.dtype], config.padding, config.cleaning)
     except ValueError as error:
         raise ConfigError(f"text: {error}") from error
 
@@ -43,10 +43,10 @@ def make_cached_encoder(config: TextConfig) -> TextEncoder:
     the fingerprint.
 
     Raises:
-        ConfigError: the cache is of another encoder or length.
+        ConfigError: the cache is of another encoder, length, padding or cleaning.
     """
     cache = EmbeddingCache(as_path(config.cache))
-    expected_values = {"length": config.length, "fingerprint": config.fingerprint}
+    expected_values = {name: getattr(config, name) for name in ("length", "padding", "cleaning", "fingerprint")}
     if not config.fingerprint:
         try:
             encoder = make_encoder(config)

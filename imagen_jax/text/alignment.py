@@ -26,8 +26,8 @@ def align_tokens(tokenizer: Tokenizer, source: str, edited: str) -> np.ndarray:
         edited: the text to give it to.
     """
     alignment = np.zeros((tokenizer.length, tokenizer.length), np.float32)
-    words, tokens = _words_and_tokens(tokenizer, source)
-    edited_words, edited_tokens = _words_and_tokens(tokenizer, edited)
+    words, tokens = _words_and_tokens(tokenizer, tokenizer.clean(source))
+    edited_words, edited_tokens = _words_and_tokens(tokenizer, tokenizer.clean(edited))
     matcher = difflib.SequenceMatcher(None, words, edited_words, autojunk=False)
     for kind, start, end, edited_start, edited_end in matcher.get_opcodes():
         if kind in ("insert", "delete"):

@@ -4,9 +4,10 @@
     OUT/keys                               sorted hashes of the captions, 16 bytes each
     OUT/shard-00000-of-00012.array_record  a row for each caption, in the order of the keys
 
-A row is a caption and the embeddings of its tokens, without padding. ArrayRecord stores a checksum with each row and
-verifies it on each read. The shards themselves are not hashed at start: a large cache has terabytes. Their hashes in
-the manifest are for the command that writes them, which uses them to verify that a shard is complete.
+A row is a caption and the embeddings of its tokens, without padding, or all L if padding is encoded. ArrayRecord stores
+a checksum with each row and verifies it on each read. The shards themselves are not hashed at start: a large cache has
+terabytes. Their hashes in the manifest are for the command that writes them, which uses them to verify that a shard is
+complete.
 
 Shapes: B batch, L text length, D embedding width, n tokens of a caption.
 """
@@ -32,6 +33,7 @@ from imagen_jax.io.local_copy import local_file
 from imagen_jax.io.paths import file_sizes
 from imagen_jax.parallel import runtime
 from imagen_jax.text.encoder import TextEncoder, in_memory_reader
+from imagen_jax.text.tokenizer import PADDINGS
 
 MANIFEST = "manifest.json"
 KEYS = "keys"
@@ -56,6 +58,8 @@ class CachePlan:
         given: number of captions of all examples, duplicates included.
         shard_rows: rows per shard; the last shard may have fewer.
         captions_hash: SHA-256 of the file of keys.
+        padding: "zero", or "encoded" if rows have all L embeddings; see `TextEncoder`.
+        cleaning: how captions were cleaned before they were tokenized; the keys are those of captions as given.
     """
 
     fingerprint: str
@@ -66,6 +70,9 @@ class CachePlan:
     given: int
     shard_rows: int
     captions_hash: str
+    # caches of earlier versions do not name these
+    padding: str = "zero"
+    cleaning: str = "none"
 
     @property
     def shards(self) -> int:
@@ -122,7 +129,11 @@ def read_manifest(folder: Path) -> Manifest:
         fields = read_json(path)
         parts = fields.pop("shards")
         manifest = Manifest(parse_dataclass(CachePlan, fields), [parse_dataclass(ShardInfo, part) for part in parts])
-        if len(parts) != manifest.plan.shards or manifest.plan.dtype not in STORAGE_DTYPES:
+        if (
+            len(parts) != manifest.plan.shards
+            or manifest.plan.dtype not in STORAGE_DTYPES
+            or manifest.plan.padding not in PADDINGS
+        ):
             raise ValueError("its values are inconsistent")
     except BucketError as error:
         raise ConfigError(f"the embedding cache cannot be read: {error}") from error
@@ -158,23 +169,25 @@ def _encode(caption: str) -> bytes:
 _HEADER = struct.Struct("<IIB")  # bytes of the caption, number of tokens, whether truncated
 
 
-def pack_row(caption: str, cut: bool, values: np.ndarray, scales: np.ndarray) -> bytes:
+def pack_row(caption: str, tokens: int, cut: bool, values: np.ndarray, scales: np.ndarray) -> bytes:
     """Packs a row.
 
     Args:
         caption: the caption.
+        tokens: its number of tokens n.
         cut: whether it was truncated.
-        values: [n, D], in the stored dtype.
-        scales: float32 [n], or [0] if the dtype has no scales.
+        values: [n, D], or [L, D] if padding is encoded, in the stored dtype.
+        scales: float32 of each of these, or [0] if the dtype has no scales.
     """
     text = _encode(caption)
-    return _HEADER.pack(len(text), len(values), cut) + text + scales.tobytes() + values.tobytes()
+    return _HEADER.pack(len(text), tokens, cut) + text + scales.tobytes() + values.tobytes()
 
 
 class _Row(NamedTuple):
-    """An unpacked row: encoded caption, whether it was truncated, embeddings bfloat16 [n, D]."""
+    """An unpacked row: encoded caption, number of tokens, whether truncated, embeddings bfloat16 [n or L, D]."""
 
     text: bytes
+    tokens: int
     cut: bool
     embeddings: np.ndarray
 
@@ -182,16 +195,17 @@ class _Row(NamedTuple):
 def _unpack_row(data: bytes, plan: CachePlan) -> _Row:
     """Unpacks a row. Raises ValueError if it does not match the plan."""
     dtype, scale_bytes = STORAGE_DTYPES[plan.dtype]
-    text_bytes, count, cut = _HEADER.unpack_from(data)
+    text_bytes, tokens, cut = _HEADER.unpack_from(data)
+    count = plan.length if plan.padding == "encoded" else tokens
     scales_at = _HEADER.size + text_bytes
     values_at = scales_at + count * scale_bytes
-    if count > plan.length or len(data) != values_at + count * plan.width * dtype.itemsize:
-        raise ValueError(f"a row of {len(data)} bytes cannot have {count} tokens")
+    if tokens > plan.length or len(data) != values_at + count * plan.width * dtype.itemsize:
+        raise ValueError(f"a row of {len(data)} bytes cannot have {tokens} tokens")
     values = np.frombuffer(data, dtype, offset=values_at).reshape(count, plan.width)
     if scale_bytes:
         scales = np.frombuffer(data, np.float32, count, offset=scales_at)
         values = (values * scales[:, None]).astype(BFLOAT16)
-    return _Row(data[_HEADER.size : scales_at], bool(cut), values)
+    return _Row(data[_HEADER.size : scales_at], tokens, bool(cut), values)
 
 
 class EmbeddingCache:
@@ -228,18 +242,28 @@ class EmbeddingCache:
         return self.plan.length
 
     @property
+    def padding(self) -> str:
+        """Whether rows have the embeddings of padding."""
+        return self.plan.padding
+
+    @property
+    def cleaning(self) -> str:
+        """How captions were cleaned before they were tokenized."""
+        return self.plan.cleaning
+
+    @property
     def empty_caption(self) -> tuple[np.ndarray, np.ndarray]:
         """(embeddings bfloat16 [L, D], mask bool [L]) of the end of sequence alone: the row of the empty caption."""
-        return self._padded(self._row("").embeddings)
+        return self._padded(self._row(""))
 
     def __contains__(self, caption: str) -> bool:
         return not caption.strip() or self._find_row(caption) is not None
 
     def __call__(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the embeddings of captions; blank captions have no tokens.
+        """Returns the embeddings of captions; blank captions have no tokens, or the end of sequence, see `Tokenizer`.
 
         Returns:
-            (embeddings bfloat16 [B, L, D], zero after the last token, mask bool [B, L]).
+            (embeddings bfloat16 [B, L, D], mask bool [B, L]); after the last token they are zero, or those of padding.
 
         Raises:
             ConfigError: a caption is not in the cache, or a row is damaged.
@@ -249,8 +273,11 @@ class EmbeddingCache:
 
     def encode_one(self, caption: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns (embeddings bfloat16 [L, D], mask bool [L]) of one caption. Raises ConfigError as `__call__`."""
-        no_tokens = np.zeros((0, self.plan.width), BFLOAT16)
-        return self._padded(self._row(caption).embeddings if caption.strip() else no_tokens)
+        if caption.strip():
+            return self._padded(self._row(caption))
+        if self.padding == "encoded":
+            return self.empty_caption
+        return np.zeros((self.plan.length, self.plan.width), BFLOAT16), np.zeros(self.plan.length, bool)
 
     def as_features(self, caption: str) -> dict[str, np.ndarray]:
         """Returns the features of a caption in a training batch: embeddings `tokens` [L, D] and `mask` bool [L]."""
@@ -299,10 +326,10 @@ class EmbeddingCache:
                     self._readers[shard] = _open_shard(self._folder / self.plan.shard_name(shard))
         return self._readers[shard]
 
-    def _padded(self, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _padded(self, row: _Row) -> tuple[np.ndarray, np.ndarray]:
         padded = np.zeros((self.plan.length, self.plan.width), BFLOAT16)
-        padded[: len(embeddings)] = embeddings
-        return padded, np.arange(self.plan.length) < len(embeddings)
+        padded[: len(row.embeddings)] = row.embeddings
+        return padded, np.arange(self.plan.length) < row.tokens
 
 
 def _open_shard(path: Path) -> Any:

@@ -174,10 +174,12 @@ class Embedder:
         values, scales, errors = map(np.asarray, outputs)
         rows = []
         for row, caption in enumerate(captions):
-            count = int(mask[row].sum())
+            tokens = int(mask[row].sum())
+            stored = self._encoder.length if self._encoder.tokenize.padding == "encoded" else tokens
             cut = bool(mask[row, -1]) and self._encoder.tokenize.count_truncated([caption]) > 0
-            row_scales = scales[row, : count if self._has_scales else 0]
-            rows.append(PackedRow(pack_row(caption, cut, values[row, :count], row_scales), cut, errors[row, :count]))
+            row_scales = scales[row, : stored if self._has_scales else 0]
+            packed = pack_row(caption, tokens, cut, values[row, :stored], row_scales)
+            rows.append(PackedRow(packed, cut, errors[row, :tokens]))
         return rows
 
 
@@ -299,7 +301,7 @@ def write_shard(
             tokens += len(row.errors)
             cut += row.cut
             total += float(row.errors.sum(dtype=np.float64))
-            worst = max(worst, float(row.errors.max()))
+            worst = max(worst, float(row.errors.max(initial=0.0)))  # a caption may be cleaned away
         on_rows(len(rows))
     file.close()
     info = ShardInfo(unfinished.stat().st_size, sha256_file(unfinished), tokens, cut, total, worst)

@@ -67,8 +67,10 @@ class TextEncoder:
         width: embedding width D.
         length: text length L.
         tokenize: captions -> (tokens int32 [B, L], mask bool [B, L]), NumPy, on the host.
-        encode: (params, tokens, mask) -> [B, L, D], pure, without gradient, zero where mask is False.
+        encode: (params, tokens, mask) -> [B, L, D], pure, without gradient; where mask is False it is zero, or with
+            the padding "encoded" the embedding of padding.
         fingerprint: returns a hash of weights and tokenizer, see `fingerprint.py`; the first call reads all weights.
+            It does not depend on length, padding and cleaning.
     """
 
     shapes: dict
@@ -94,7 +96,9 @@ class TextEncoder:
         return self.encode(self.params, jnp.asarray(tokens), jnp.asarray(mask)), jnp.asarray(mask)
 
 
-def load_encoder(model: str, length: int, dtype: Any = jnp.float32) -> TextEncoder:
+def load_encoder(
+    model: str, length: int, dtype: Any = jnp.float32, padding: str = "zero", cleaning: str = "none"
+) -> TextEncoder:
     """Opens the text encoder named `model`. Its weights are read later, by `load` or `params`.
 
     Args:
@@ -104,14 +108,17 @@ def load_encoder(model: str, length: int, dtype: Any = jnp.float32) -> TextEncod
             Hugging Face Hub, such as google/flan-t5-xl.
         length: text length L in tokens.
         dtype: dtype of parameters and computation; norms and softmax are always in float32.
+        padding: embeddings after the last token: "zero", or "encoded", those of T5, for networks without a mask.
+        cleaning: what is done to captions before they are tokenized, see `cleaning_fn`.
 
     Raises:
-        ConfigError: the name is not known, the folder is not a complete T5, or the download fails.
+        ConfigError: the name is not known, the folder is not a complete T5, the download fails, or a package that the
+            cleaning needs is missing.
     """
     folder = encoder_folder(model)
     if folder is None:
-        return random_encoder(seed=0, length=length, dtype=dtype)
-    return folder_encoder(folder, length=length, dtype=dtype)
+        return random_encoder(seed=0, length=length, dtype=dtype, padding=padding, cleaning=cleaning)
+    return folder_encoder(folder, length=length, dtype=dtype, padding=padding, cleaning=cleaning)
 
 
 def encoder_folder(model: str) -> Path | None:
@@ -140,18 +147,19 @@ def is_local_folder(model: str) -> bool:
     return model not in ("random", "shapes") and not is_bucket(model) and as_path(model).is_dir()
 
 
-def load_tokenizer(model: str, length: int) -> Tokenizer:
+def load_tokenizer(model: str, length: int, padding: str = "zero", cleaning: str = "none") -> Tokenizer:
     """Loads the tokenizer of the text encoder named `model` (see `load_encoder`) without its weights.
 
     Raises:
-        ConfigError: the tokenizer is not on this machine; nothing is downloaded.
+        ConfigError: the tokenizer is not on this machine; nothing is downloaded. Or a package that the cleaning needs
+            is missing.
     """
     if model == "random":
-        return byte_tokenizer(length)
+        return byte_tokenizer(length, padding, cleaning)
     if model == "shapes":
-        return folder_tokenizer(SHAPES_ENCODER, length)
+        return folder_tokenizer(SHAPES_ENCODER, length, padding, cleaning)
     if is_bucket(model):
-        return folder_tokenizer(_copy_of_bucket(model), length)
+        return folder_tokenizer(_copy_of_bucket(model), length, padding, cleaning)
     folder = as_path(model)
     if not folder.is_dir():
         check_repo_id(model)
@@ -159,7 +167,7 @@ def load_tokenizer(model: str, length: int) -> Tokenizer:
         if cached is None:
             raise ConfigError(f'text encoder "{model}" is not on this machine yet')
         folder = cached
-    return folder_tokenizer(folder, length)
+    return folder_tokenizer(folder, length, padding, cleaning)
 
 
 def _copy_of_bucket(model: str) -> Path:
@@ -173,18 +181,23 @@ def _copy_of_bucket(model: str) -> Path:
         raise ConfigError(f"the text encoder cannot be read: {error}") from error
 
 
-def random_encoder(seed: int, length: int, dtype: Any = jnp.float32) -> TextEncoder:
+def random_encoder(
+    seed: int, length: int, dtype: Any = jnp.float32, padding: str = "zero", cleaning: str = "none"
+) -> TextEncoder:
     """Returns a small untrained encoder over bytes, a function of the seed."""
     init = jax.jit(T5Encoder(**_RANDOM_CONFIG).init)
     params = jax.tree.map(np.asarray, init(key_from_seed(seed), *_blank_tokens(length=2))["params"])
-    return build_encoder(_RANDOM_CONFIG, in_memory_reader(params), byte_tokenizer(length), dtype)
+    tokenizer = byte_tokenizer(length, padding, cleaning)
+    return build_encoder(_RANDOM_CONFIG, in_memory_reader(params), tokenizer, dtype)
 
 
-def folder_encoder(folder: Path, length: int, dtype: Any = jnp.float32) -> TextEncoder:
+def folder_encoder(
+    folder: Path, length: int, dtype: Any = jnp.float32, padding: str = "zero", cleaning: str = "none"
+) -> TextEncoder:
     """Opens the encoder of a Hugging Face T5 folder. Raises ConfigError if it is not a complete T5."""
     config = read_config(folder)
     read = parameter_reader(folder, T5Encoder(**config), parameter_shapes(config))
-    tokenizer = folder_tokenizer(folder, length)
+    tokenizer = folder_tokenizer(folder, length, padding, cleaning)
     if tokenizer.vocab_size > config["vocab_size"]:
         raise ConfigError(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the embedding only {config['vocab_size']}:"
@@ -205,10 +218,10 @@ def build_encoder(config: dict[str, Any], read: ReadSliceFn, tokenizer: Tokenize
     Args:
         config: keyword fields of `T5Encoder`.
         read: reads any part of a parameter.
-        tokenizer: its tokenizer.
+        tokenizer: its tokenizer, which also knows whether padding is encoded.
         dtype: dtype of parameters and computation.
     """
-    module = T5Encoder(**config, dtype=dtype)
+    module = T5Encoder(**config, encode_padding=tokenizer.padding == "encoded", dtype=dtype)
     shapes = parameter_shapes(config, dtype)
 
     return TextEncoder(

@@ -1,7 +1,8 @@
 """Tokenizers: captions to token ids of a fixed length.
 
 Shapes: B batch, L text length. A blank caption has no tokens: it is the unconditional caption of classifier-free
-guidance. Truncation keeps the end-of-sequence token.
+guidance; where padding is encoded, which shows in a network without a mask, it is the end of sequence alone, as for
+transformers. Truncation keeps the end-of-sequence token.
 """
 
 import hashlib
@@ -18,6 +19,9 @@ import numpy as np
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import read_json
 from imagen_jax.parallel.axes import TOKENS
+from imagen_jax.text.cleaning import cleaning_fn
+
+PADDINGS = ("zero", "encoded")
 
 _PAD_ID = 0
 _BYTE_EOS_ID = 1
@@ -39,6 +43,16 @@ class TextInput(Protocol):
     @property
     def length(self) -> int:
         """Text length L."""
+        ...
+
+    @property
+    def padding(self) -> str:
+        """What an encoder makes of padding, one of PADDINGS."""
+        ...
+
+    @property
+    def cleaning(self) -> str:
+        """What is done to captions before they are tokenized, see `cleaning_fn`."""
         ...
 
     @property
@@ -69,9 +83,11 @@ class Tokenizer:
         eos_id: id of the end of sequence.
         vocab_size: upper bound of ids, exclusive.
         fingerprint: differs between tokenizers with different ids.
+        padding: what an encoder makes of padding, one of PADDINGS; if "encoded", a blank caption has one token.
+        cleaning: what is done to captions before all else, see `cleaning_fn`.
 
     Raises:
-        ConfigError: `length` is below 2.
+        ConfigError: `length` is below 2, or the cleaning needs a package that is not installed.
     """
 
     length: int
@@ -79,10 +95,17 @@ class Tokenizer:
     eos_id: int
     vocab_size: int
     fingerprint: str
+    padding: str = "zero"
+    cleaning: str = "none"
 
     def __post_init__(self) -> None:
+        cleaning_fn(self.cleaning)
         if self.length < 2:
             raise ConfigError(f"text length is {self.length}, expected at least 2: one token and the end of sequence")
+
+    def clean(self, caption: str) -> str:
+        """Returns a caption as it is tokenized."""
+        return cleaning_fn(self.cleaning)(caption)
 
     @property
     def empty_caption(self) -> tuple[np.ndarray, np.ndarray]:
@@ -119,13 +142,22 @@ class Tokenizer:
     def _ids(self, caption: str) -> Sequence[int] | np.ndarray:
         if not isinstance(caption, str):
             raise ConfigError(f"caption {caption!r} is of type {type(caption).__name__}, expected str: decode it first")
-        return self.ids(caption) if caption.strip() else ()
+        caption = self.clean(caption)
+        if caption.strip():
+            return self.ids(caption)
+        return (self.eos_id,) if self.padding == "encoded" else ()
 
 
-def byte_tokenizer(length: int) -> Tokenizer:
+def byte_tokenizer(length: int, padding: str = "zero", cleaning: str = "none") -> Tokenizer:
     """Returns a tokenizer to UTF-8 bytes: `ByT5Tokenizer` of transformers (arXiv:2105.13626), 50 times faster."""
     return Tokenizer(
-        length=length, ids=_byte_ids, eos_id=_BYTE_EOS_ID, vocab_size=BYTE_VOCAB_SIZE, fingerprint="UTF-8 bytes"
+        length=length,
+        ids=_byte_ids,
+        eos_id=_BYTE_EOS_ID,
+        vocab_size=BYTE_VOCAB_SIZE,
+        fingerprint="UTF-8 bytes",
+        padding=padding,
+        cleaning=cleaning,
     )
 
 
@@ -156,18 +188,20 @@ def _transformers_byte_tokenizer() -> Any:
     return ByT5Tokenizer()
 
 
-def folder_tokenizer(folder: Path, length: int) -> Tokenizer:
+def folder_tokenizer(folder: Path, length: int, padding: str = "zero", cleaning: str = "none") -> Tokenizer:
     """Loads the tokenizer in a local folder; `byte_tokenizer` if its config names ByT5Tokenizer.
 
     Args:
         folder: with the tokenizer files of transformers.
         length: text length L.
+        padding: see `Tokenizer`.
+        cleaning: likewise.
 
     Raises:
         ConfigError: the tokenizer cannot be read, needs a package that is not installed, or is not a T5 tokenizer.
     """
     if _is_byte_tokenizer(folder / "tokenizer_config.json"):
-        return byte_tokenizer(length)
+        return byte_tokenizer(length, padding, cleaning)
     from transformers import AutoTokenizer
 
     try:
@@ -194,6 +228,8 @@ def folder_tokenizer(folder: Path, length: int) -> Tokenizer:
         eos_id=tokenizer.eos_token_id,
         vocab_size=len(tokenizer),
         fingerprint=_hash_files([folder / name for name in FILES]),
+        padding=padding,
+        cleaning=cleaning,
     )
 
 

@@ -10,7 +10,7 @@ from tests.helpers.configs import ROOT
 
 @pytest.fixture(scope="module")
 def packages():
-    return licenses.find_packages("imagen_jax[data,demo,fonts,gcs,serve]")
+    return licenses.find_packages("imagen_jax[data,demo,fonts,gcs,if,serve]")
 
 
 def test_dependencies_are_transitive(packages):

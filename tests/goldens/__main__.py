@@ -7,6 +7,7 @@ import argparse
 import importlib.metadata
 import sys
 
+from tests.goldens.captions import make as captions
 from tests.goldens.samplers import make as samplers
 from tests.goldens.t5 import make as t5
 
@@ -16,7 +17,7 @@ LIBRARIES = ("diffusers", "transformers", "torch", "jax")
 def compare():
     """Prints all differences, and returns whether they are within their tolerances."""
     print(", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES))
-    passed = [part.compare() for part in (samplers, t5)]
+    passed = [part.compare() for part in (samplers, t5, captions)]
     print("all passed" if all(passed) else "FAILED")
     return all(passed)
 
@@ -29,5 +30,6 @@ if __name__ == "__main__":
     if parser.parse_args().write:
         samplers.write()
         t5.write()
+        captions.write()
     else:
         sys.exit(not compare())

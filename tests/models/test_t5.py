@@ -42,6 +42,19 @@ def test_bfloat16_matches_transformers(golden, name):
     assert cases.cosines(ours, golden[name]).mean() > cases.COSINE
 
 
+def test_padding_matches_transformers(golden):
+    ours = cases.padded_embeddings(golden["padded/tokens"], golden["padded/mask"])
+    assert ours.shape == (3, 77, 16) and not golden["padded/mask"].all()
+    assert cases.error(ours, golden["padded"]) < cases.TOLERANCE
+
+
+def test_encoded_padding_changes_no_token(params):
+    tokens, mask = random_text(12, used=5)
+    out, padded = encode(params, tokens, mask), encode(params, tokens, mask, encode_padding=True)
+    np.testing.assert_array_equal(padded[mask], out[mask])
+    assert (np.abs(padded[~mask]).max(axis=-1) > 0.1).all()
+
+
 def test_buckets_match_transformers(golden):
     np.testing.assert_array_equal(cases.buckets(golden["offsets"]), golden["buckets"])
 

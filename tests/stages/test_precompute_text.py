@@ -1,6 +1,7 @@
 """The embedding cache of a config's captions: what it holds, whatever breaks its writing off, and what is refused."""
 
 import dataclasses
+import itertools
 import json
 import os
 import resource
@@ -187,6 +188,53 @@ def test_the_survey_needs_little_memory_however_long_captions_are(monkeypatch):
     tracemalloc.stop()
     assert len(found.keys) == 20_001
     assert peak < 20_000 * 250
+
+
+@pytest.mark.parametrize("dtype, error", [("bfloat16", 2**-8), ("int8", 0.02)])
+def test_padding_is_stored_where_it_is_encoded(tmp_path, dtype, error):
+    """Of captions that are cleaned, too; one of them to nothing."""
+    config = config_of(**{"text.padding": "encoded", "text.cleaning": "if"})
+    given = [("A <b>Red</b> ring", "a red ring"), ("http://example.com", "x" * 99), ("  ",)]
+    captions = [*itertools.chain(*given), ""]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precompute_text, "training_captions", lambda _: Captions(given))
+        patch.setattr(precompute_text, "check_captions", lambda *_: None)
+        embed(config, tmp_path, dtype, batch_size=8, shard_rows=3)
+    encoder = make_encoder(config.text)
+    expected, expected_mask = map(np.asarray, encoder(captions))
+    cache = make_cached_encoder(config.text.with_changes(cache=str(tmp_path))).tokenize
+    embeddings, mask = cache(captions)
+    np.testing.assert_array_equal(mask, expected_mask)
+    np.testing.assert_allclose(embeddings.astype(np.float32), expected, atol=error * np.abs(expected).max())
+    assert np.abs(expected[~mask]).max(axis=-1).min() > 0.01
+    np.testing.assert_array_equal(mask.sum(1), [11, 11, 1, 24, 1, 1])
+    assert cache.count_truncated(captions) == 1
+    for array, of_empty in zip(cache.empty_caption, cache([""]), strict=True):
+        np.testing.assert_array_equal(array, of_empty[0])
+
+
+def test_captions_cleaned_to_nothing_have_no_tokens(tmp_path):
+    config = config_of(**{"text.cleaning": "if"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precompute_text, "training_captions", lambda _: Captions([("http://example.com",)] * 2))
+        patch.setattr(precompute_text, "check_captions", lambda *_: None)
+        embed(config, tmp_path, batch_size=8)
+    embeddings, mask = EmbeddingCache(tmp_path)(["http://example.com"])
+    assert not embeddings.any() and not mask.any()
+
+
+class Captions(list):
+    """The captions of each example, as of a data set."""
+
+    sources = unreadable = ()
+
+
+def test_caches_without_padding_and_cleaning_are_read(write, captions, whole, copied):
+    manifest = json.loads((copied / "manifest.json").read_text())
+    assert (manifest.pop("padding"), manifest.pop("cleaning")) == ("zero", "none")
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    np.testing.assert_array_equal(EmbeddingCache(copied)(captions)[0], EmbeddingCache(whole)(captions)[0])
+    write(copied)
 
 
 def killed(write, out, at):
@@ -386,6 +434,8 @@ def test_a_cache_of_another_encoder_or_length_is_refused(whole, encoder, tmp_pat
     means(config_of(**absent, **{"text.fingerprint": fingerprint}))
     for changes, said in [
         ({"text.length": 25}, "length 24, .* has 25"),
+        ({"text.padding": "encoded"}, "padding zero, .* has encoded"),
+        ({"text.cleaning": "if"}, "cleaning none, .* has if"),
         ({"text.fingerprint": "0" * 32}, f"has fingerprint {fingerprint}, .* has 000"),
         ({"text.model": "shapes"}, f"has fingerprint {fingerprint}, and the config.s text encoder has"),
         ({"text.model": "/none/there"}, "set text.fingerprint"),

@@ -8,9 +8,9 @@ from imagen_jax.diffusion.schedules import cosine_time
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.resize import resize
 from imagen_jax.stages import stage as stages
-from imagen_jax.stages.text import make_encoder, null_text
+from imagen_jax.stages.text import PromptEncoder, make_encoder, null_text
 from imagen_jax.text.encoder import TextCondition
-from tests.helpers.configs import base_config, fresh_params, perturbed_params, sr_config
+from tests.helpers.configs import base_config, fresh_params, one_device, perturbed_params, sr_config
 
 pytest_plugins = ("tests.helpers.fixtures",)
 NO_POSITIONS = {"model.positions": 0}
@@ -78,6 +78,8 @@ class TestConditioning:
         assert usual.shape == z.shape
         for name, other in others.items():
             assert np.abs(usual - other).max() > 1e-3, name
+        padded = TextCondition(jnp.where(short.mask[..., None], embeddings, 7.0), short.mask)
+        np.testing.assert_allclose(predict(params, z, jnp.zeros(3), padded, condition), others["mask"], atol=1e-5)
 
 
 def test_no_text_is_zero_or_what_the_encoder_makes_of_no_words(base_stage):
@@ -95,6 +97,21 @@ def test_no_text_is_zero_or_what_the_encoder_makes_of_no_words(base_stage):
     np.testing.assert_allclose(text[0], expected[0, 0], atol=1e-5)
     assert np.abs(text[0]).max() > 0
     np.testing.assert_array_equal(text[1:], 0)
+
+
+def test_encoded_padding_and_cleaning_of_prompts():
+    config = base_config(**{"text.padding": "encoded", "text.cleaning": "if"}).text
+    encoder = PromptEncoder(make_encoder(config), one_device(), config)
+    text, mask = encoder(["A <b>Red</b> ring", "a red ring", "", "http://example.com"])
+    np.testing.assert_array_equal(text[0], text[1])
+    np.testing.assert_array_equal(mask.sum(1), [11, 11, 1, 1])
+    # whatever has no words is the empty caption, whose padding is encoded too
+    empty = encoder.null_text("empty")
+    for row in (2, 3):
+        np.testing.assert_allclose(text[row], empty.embeddings, atol=1e-6)
+        np.testing.assert_array_equal(mask[row], empty.mask)
+    assert np.abs(empty.embeddings).max(axis=-1).min() > 0.01
+    assert not np.any(encoder.null_text("zero").embeddings)
 
 
 @pytest.fixture(scope="module")

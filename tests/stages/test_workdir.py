@@ -64,6 +64,8 @@ def test_a_run_without_captions_may_resume(tmp_path):
         ("seed", 1),
         ("data.split", "validation"),
         ("text.length", 25),
+        ("text.padding", "encoded"),
+        ("text.cleaning", "if"),
         ("diffusion.null_text", "empty"),
     ],
 )

@@ -76,6 +76,18 @@ def test_padding_has_no_effect(encoder):
     assert not longer[:, 32:].any() and mask.any()
 
 
+def test_encoded_padding(encoder, folder):
+    """Tokens are the same, padding is not zero, and a blank caption is the end of sequence."""
+    for model in ("random", str(folder)):
+        padded = load_encoder(model, length=32, padding="encoded")
+        (plain, mask), (embeddings, padded_mask) = encoder(CAPTIONS), padded(CAPTIONS)
+        np.testing.assert_array_equal(padded_mask[:2], mask[:2])
+        np.testing.assert_array_equal(embeddings[:2][mask[:2]], plain[:2][mask[:2]])
+        assert (np.abs(embeddings).max(axis=-1) > 0.01).all()
+        assert padded_mask[2].sum() == 1 and padded.encode is not encoder.encode
+        assert padded.fingerprint() == encoder.fingerprint()
+
+
 def test_caption_length_does_not_recompile(encoder):
     # of its own: the encoder's program is shared by all of its shape
     encode = jax.jit(lambda *arguments: encoder.encode(*arguments))

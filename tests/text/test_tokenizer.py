@@ -58,6 +58,13 @@ def test_blank_caption_has_no_tokens(blank):
     assert not tokens.any() and not mask.any()
 
 
+@pytest.mark.parametrize("blank", ["", " ", "\n\t "])
+def test_blank_caption_is_eos_where_padding_is_encoded(word_folder, blank):
+    for tokenize in (byte_tokenizer(8, "encoded"), folder_tokenizer(word_folder, 8, "encoded")):
+        for ours, expected in zip(tokenize.encode_one(blank), tokenize.empty_caption, strict=True):
+            np.testing.assert_array_equal(ours, expected)
+
+
 def test_truncation_keeps_eos_and_is_counted():
     tokenize = byte_tokenizer(8)
     captions = ["1234567", "12345678", "é" * 9, "", "<pad>" * 9]

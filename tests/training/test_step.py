@@ -400,6 +400,24 @@ def test_drop_text_keeps_masked_tokens():
     np.testing.assert_array_equal(text, np.ones((8, 2, 4)))
 
 
+def test_encoded_padding_in_training():
+    """Captions are cleaned and their padding is encoded, as that of the empty caption in the place of dropped ones."""
+    text = {"text.padding": "encoded", "text.cleaning": "if"}
+    stage = stages.build(base_config(**text, **{"diffusion.null_text": "empty", "diffusion.cond_drop_prob": 0.5}))
+    encoder = make_encoder(stage.config.text)
+    features = [encoder.tokenize.as_features("A <b>red</b> ring") for _ in range(BATCH)]
+    batch = {name: np.stack([each[name] for each in features]) for name in ("tokens", "mask")}
+    batch["image"] = np.zeros((BATCH, *stage.image_shape), np.uint8)
+    (embeddings, mask), expected = (
+        make_diffusion_batch(stage, encoder, encoder.params, batch, jax.random.key(0)).text,
+        encoder(["a red ring", ""])[0],
+    )
+    dropped = np.asarray(mask).sum(1) == 1
+    assert 0 < dropped.sum() < BATCH
+    np.testing.assert_allclose(embeddings, expected[dropped.astype(int)], atol=1e-5)
+    assert np.abs(embeddings).max(axis=-1).min() > 0.01
+
+
 def recorded_noise(stage, batch, key, schedule=None):
     """Returns the network's z and its condition, as the loss of a super-resolution stage makes them."""
     seen = {}

@@ -30,13 +30,22 @@ COSINE = 0.999
 
 def embeddings(name, tokens, mask, dtype=np.float32):
     """Returns float32 embeddings [N, D] of unmasked tokens, from tokens int32 [B, L] and a mask bool [B, L]."""
+    return _encode(name, tokens, mask, dtype)[mask]
+
+
+def padded_embeddings(tokens, mask):
+    """Returns float32 embeddings [B, L, D] of the first variant, with those of padding."""
+    return _encode("encoder", tokens, mask, np.float32, encode_padding=True)
+
+
+def _encode(name, tokens, mask, dtype, **fields):
     folder = HERE / name
     config = read_config(folder)
     shapes = parameter_shapes(config, dtype)
     read = parameter_reader(folder, T5Encoder(**config), shapes)
     params = load_params(shapes, read, make_mesh({"data": 1, "fsdp": 1}, jax.devices()[:1]))
-    encoded = jax.jit(T5Encoder(**config, dtype=dtype).apply)({"params": params}, tokens, mask)
-    return np.asarray(encoded, np.float32)[mask]
+    encoded = jax.jit(T5Encoder(**config, **fields, dtype=dtype).apply)({"params": params}, tokens, mask)
+    return np.asarray(encoded, np.float32)
 
 
 def error(ours, theirs):

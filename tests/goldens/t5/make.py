@@ -7,7 +7,18 @@ import transformers
 from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.utils import logging
 
-from tests.goldens.t5.cases import COSINE, GOLDEN, HERE, TOLERANCE, VARIANTS, buckets, cosines, embeddings, error
+from tests.goldens.t5.cases import (
+    COSINE,
+    GOLDEN,
+    HERE,
+    TOLERANCE,
+    VARIANTS,
+    buckets,
+    cosines,
+    embeddings,
+    error,
+    padded_embeddings,
+)
 
 # d_kv * num_heads differs from d_model, so that mixing them up fails
 FIELDS = {
@@ -33,6 +44,9 @@ MODELS = {
 logging.disable_progress_bar()
 LENGTH = 150  # past the last bucket of 128
 LENGTHS = (LENGTH, 37, 5)
+# as DeepFloyd IF has them; the last text is an empty caption
+PADDED_LENGTH = 77
+PADDED_LENGTHS = (PADDED_LENGTH, 9, 1)
 OFFSETS = np.arange(-300, 301)
 
 
@@ -75,7 +89,19 @@ def theirs(tokens):
         with torch.no_grad():
             encoded = model_class(name).from_pretrained(HERE / name).get_encoder()(**arguments)
         arrays[name] = encoded.last_hidden_state.numpy()[mask]
-    return arrays
+    return arrays | theirs_padded()
+
+
+def theirs_padded():
+    """Returns tokens, a mask, and the outputs of transformers for them, padding included: embeddings [B, L, D]."""
+    mask = np.arange(PADDED_LENGTH) < np.array(PADDED_LENGTHS)[:, None]
+    tokens = np.random.RandomState(0).randint(2, FIELDS["vocab_size"], mask.shape)
+    tokens[range(len(mask)), mask.sum(1) - 1] = 1  # the end of sequence
+    tokens = np.where(mask, tokens, 0)
+    with torch.no_grad():
+        encoder = model_class("encoder").from_pretrained(HERE / "encoder")
+        encoded = encoder(torch.tensor(tokens), attention_mask=torch.tensor(mask).long())[0].numpy()
+    return {"padded/tokens": tokens.astype(np.int32), "padded/mask": mask, "padded": encoded}
 
 
 def compare():
@@ -92,6 +118,9 @@ def compare():
         bfloat16_cosines = cosines(embeddings(name, tokens, mask, jnp.bfloat16), expected[name])
         print(f"{description:32}{difference:30.1e}{bfloat16_cosines.mean():22.5f} ({bfloat16_cosines.min():.5f})")
         passed.append(difference <= TOLERANCE and bfloat16_cosines.mean() >= COSINE)
+    padded = error(padded_embeddings(expected["padded/tokens"], expected["padded/mask"]), expected["padded"])
+    print(f"{f'v1.1, and padding to {PADDED_LENGTH} tokens':32}{padded:30.1e}")
+    passed.append(padded <= TOLERANCE)
     equal = np.array_equal(buckets(OFFSETS), expected["buckets"])
     print(f"{'buckets of offsets -300 to 300':32}{'equal' if equal else 'DIFFERENT':>30}")
     print(f"{'tolerated':32}{TOLERANCE:30.0e}{COSINE:22}")
