@@ -35,6 +35,7 @@ def check_stage(config: StageConfig) -> None:
         partial(_check_multiple, "image_size", config.image_hw, config.model),
         partial(_check_heads, config.model),
         partial(_check_pool_heads, config.model),
+        partial(_check_if_unet, config),
         partial(_check_transform, config),
         partial(_check_buckets, config),
         partial(_check_optimizer, config.optimizer),
@@ -74,6 +75,24 @@ def _attending_widths(model: ModelConfig) -> set[int]:
     if model.network == "unet" and model.middle_attention_types:
         attending.add(model.channel_mult[-1])
     return {mult * model.channels for mult in attending}
+
+
+def _check_if_unet(config: StageConfig) -> None:
+    model, problems = config.model, []
+    if model.network != "if_unet":
+        return
+    for width in sorted(set(model.widths)):
+        if width % model.num_groups:
+            problems.append(
+                f"model.num_groups {model.num_groups} does not divide the {width} channels of a level: give a divisor"
+            )
+    if config.text.padding != "encoded":
+        problems.append(
+            f"text.padding {config.text.padding!r} leaves zeros where model.network 'if_unet' reads the embeddings of "
+            "padding: set it to 'encoded'"
+        )
+    if problems:
+        raise ConfigError(*problems)
 
 
 def _check_heads(model: ModelConfig) -> None:

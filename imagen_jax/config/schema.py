@@ -173,7 +173,12 @@ class IFUNetConfig(Group):
     )
     head_channels: int = key(64, "Channels of an attention head.", ge=1, le=MAX_CHANNELS)
     text_dim: int = key(
-        2816, "Channels that text embeddings are projected to; a multiple of 32.", ge=32, le=MAX_CHANNELS
+        2816,
+        "Channels that text embeddings are projected to.",
+        expected="a multiple of 32",
+        ge=32,
+        le=MAX_CHANNELS,
+        multiple_of=32,
     )
     text_pool_heads: int = key(64, "Heads of the attention pooling of the text.", ge=1, le=1024)
     num_groups: int = key(32, "Groups of each GroupNorm of images.", ge=1, le=MAX_CHANNELS)

@@ -94,7 +94,8 @@ def _in_sections(name: str, schedule: Schedule, steps: int, start: jax.Array | f
     indices = []
     for section, (count, size) in enumerate(zip(counts, sizes, strict=True)):
         stride = (size - 1) / (count - 1) if count > 1 else 0
-        indices += [sum(sizes[:section]) + round(stride * step) for step in range(count)]
+        # a running sum, as theirs: products round otherwise
+        indices += [sum(sizes[:section]) + round(place) for place in np.cumsum([0, *[stride] * (count - 1)])]
     return _discrete_times(np.array(indices), steps)
 
 

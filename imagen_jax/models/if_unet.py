@@ -54,6 +54,24 @@ class _GroupNorm(nn.Module):
         return group_norm(x, self.groups, scale, self.param("bias", nn.initializers.zeros, scale.shape), scale_shift)
 
 
+class _TextNorm(nn.Module):
+    """GroupNorm of text [B, L, T] over each group of channels and all positions.
+
+    Most positions of a short text are padding, which is nearly constant: the variance is that of deviations from the
+    mean, as a difference of squares would cancel.
+    """
+
+    @nn.compact
+    def __call__(self, text: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (text.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, scale.shape)
+        groups = text.astype(jnp.float32).reshape(*text.shape[:2], TEXT_NORM_GROUPS, -1)
+        deviations = groups - groups.mean(axis=(1, 3), keepdims=True)
+        variance = jnp.square(deviations).mean(axis=(1, 3), keepdims=True)
+        normalized = deviations * jax.lax.rsqrt(variance + 1e-5)
+        return (normalized.reshape(text.shape) * scale + bias).astype(text.dtype)
+
+
 class _LevelEmbedding(nn.Module):
     """Embeds indices [B] of noise levels as [B, width]: cosines and sines, and two dense layers."""
 
@@ -150,10 +168,7 @@ class _ResBlock(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Adds to pixels [B, H, W, C] their attention to pixels and to all positions of a text [B, L, T], in one softmax.
-
-    The text is normalized over groups of its channels and all of its positions.
-    """
+    """Adds to pixels [B, H, W, C] their attention to pixels and all positions of a text [B, L, T], in one softmax."""
 
     head_channels: int
     groups: int
@@ -170,7 +185,7 @@ class _Attention(nn.Module):
 
         x = materialize(x)
         pixels = _GroupNorm(self.groups, name="group_norm")(x).reshape(batch, height * width, channels)
-        text = _GroupNorm(TEXT_NORM_GROUPS, name="norm_cross")(text[:, :, None])[:, :, 0]
+        text = _TextNorm(name="norm_cross")(text)
         query = project("to_q", pixels)
         # pixels before text, as `AttentionControl` has it; the order of keys makes no difference
         key = jnp.concatenate([project("to_k", pixels), project("add_k_proj", text)], axis=2)

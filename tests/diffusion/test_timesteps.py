@@ -4,6 +4,7 @@ import pytest
 from imagen_jax.diffusion import schedules, timesteps
 from imagen_jax.diffusion.timesteps import KARRAS_MAX, KARRAS_MIN, check_steps, karras, quadratic, uniform
 from imagen_jax.errors import ConfigError
+from tests.goldens.deepfloyd_if import cases
 
 # `lognormal` is for training: float32 cannot represent the times close to 1 at which it has much noise.
 SAMPLED = [name for name in schedules.SCHEDULES if name != "lognormal"]
@@ -16,8 +17,8 @@ each_schedule = pytest.mark.parametrize(
 
 
 @each_schedule
-@pytest.mark.parametrize("name", timesteps.TIMESTEP_SPACINGS)
-@pytest.mark.parametrize("steps", [1, 2, 10, 250])
+@pytest.mark.parametrize("name", timesteps.TIMESTEP_SPACINGS.keys() - set(timesteps.SECTIONS))
+@pytest.mark.parametrize("steps", [2, 10, 250])
 def test_times_decrease_to_zero(schedule, name, steps):
     times = np.asarray(timesteps.get_timestep_schedule(name)(schedule, steps))
     assert times.shape == (steps + 1,)
@@ -46,6 +47,34 @@ def test_karras_matches_edm(schedule):
     np.testing.assert_allclose(
         sigmas ** (1 / 7), np.linspace(sigma_max ** (1 / 7), KARRAS_MIN ** (1 / 7), 20), rtol=2e-3
     )
+
+
+def indices(name, steps, start=1.0):
+    """Returns the noise levels at the times of a discrete spacing, counted from 0, from pure noise down."""
+    times = np.asarray(timesteps.get_timestep_schedule(name)(schedules.discrete_cosine(), steps, start), np.float64)
+    assert times[-1] == 0
+    return (np.round(times[:-1] * 1000) - 1).astype(int).tolist()
+
+
+def test_leading():
+    assert indices("leading", 4) == [750, 500, 250, 0]
+    assert indices("leading", 100)[:2] == [990, 980]
+    assert indices("leading", 30, start=0.5) == indices("leading", 60)[30:]
+    with pytest.raises(ConfigError, match="1001 steps are more than the 1000"):
+        indices("leading", 1001)
+
+
+@pytest.mark.parametrize("name", timesteps.SECTIONS)
+def test_lists_are_those_of_diffusers(name):
+    with np.load(cases.GOLDEN) as golden:
+        assert indices(name, sum(timesteps.SECTIONS[name])) == golden[f"timesteps {name}"].tolist()
+
+
+def test_lists_have_their_own_number_of_steps():
+    assert indices("fast27", 19, start=0.7) == indices("fast27", 27)[8:]
+    for steps in (26, 28):
+        with pytest.raises(ConfigError, match=f"num_inference_steps {steps} is not that of.*'fast27': set it to 27"):
+            indices("fast27", steps)
 
 
 @pytest.mark.parametrize("steps", [0, -3])

@@ -8,6 +8,7 @@ import importlib.metadata
 import sys
 
 from tests.goldens.captions import make as captions
+from tests.goldens.deepfloyd_if import make as deepfloyd_if
 from tests.goldens.samplers import make as samplers
 from tests.goldens.t5 import make as t5
 
@@ -17,7 +18,7 @@ LIBRARIES = ("diffusers", "transformers", "torch", "jax")
 def compare():
     """Prints all differences, and returns whether they are within their tolerances."""
     print(", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES))
-    passed = [part.compare() for part in (samplers, t5, captions)]
+    passed = [part.compare() for part in (samplers, t5, captions, deepfloyd_if)]
     print("all passed" if all(passed) else "FAILED")
     return all(passed)
 
@@ -31,5 +32,6 @@ if __name__ == "__main__":
         samplers.write()
         t5.write()
         captions.write()
+        deepfloyd_if.write()
     else:
         sys.exit(not compare())
