@@ -85,6 +85,34 @@ def sr_config(**changes):
     return config_of("shapes_sr.py", **{"image_size": 16, "low_res_size": 8, **MIDDLE, **changes})
 
 
+def if_config(**changes):
+    """A second stage as DeepFloyd IF's, whose variance is learned."""
+    model = {
+        **{"network": "if_unet", "widths": (8, 16), "num_res_blocks": (1, 1), "attention": (False, True)},
+        **{"head_channels": 8, "text_dim": 32, "text_pool_heads": 4, "num_groups": 4, "dtype": "float32"},
+        **{"activate_once": True, "res_scale": 2**0.5, "middle_scale": 2**0.5},
+    }
+    process = {
+        "text.padding": "encoded",
+        "diffusion.schedule": "discrete_cosine",
+        "diffusion.schedule_shift": 0.0,
+        "diffusion.aug_schedule": "discrete_cosine",
+        "diffusion.aug_schedule_shift": 0.0,
+        "diffusion.aug_after_resize": True,
+        "diffusion.align_corners": True,
+        "diffusion.variance_type": "learned",
+        "diffusion.null_text": "empty",
+        "sampling.sampler": "ddpm",
+        "sampling.variance_type": "learned",
+        "sampling.timestep_spacing": "leading",
+        "sampling.dynamic_threshold_max": 1.0,
+        "sampling.aug_level": 0.251,
+    }
+    sizes = {"image_size": 16, "low_res_size": 8}
+    small = {name: value for name, value in SMALL.items() if not name.startswith("model.")}
+    return as_written("shapes_sr.py").with_changes({**small, **sizes, "model": model, **process, **changes})
+
+
 def one_device():
     return make_mesh({"data": 1, "fsdp": 1}, jax.devices()[:1])
 
