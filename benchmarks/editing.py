@@ -31,7 +31,16 @@ from imagen_jax.pipelines.editor import ImagenEditor
 
 SIZE = 64
 NEW = ("green", "ring")  # a held-out appearance
+MARGIN = 3 / 64  # of a mask around an object, in units of the image's width
 NEAR = 0.12  # how far a detected object may be from where it should be, in units of the image's width
+INPAINTING_COLUMNS = (
+    "new object",
+    "other object",
+    "all of the prompt",
+    "other pixels the same",
+    "step at the border",
+    "s",
+)
 STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
@@ -80,7 +89,14 @@ def run(args: CommandFlags) -> None:
         tables[name](editor, args.num_tasks, args.batch_size, out)
 
 
-def pair_tasks(count: int, change: Callable[[SceneObject, np.random.Generator], SceneObject], seed: int) -> list[Task]:
+def ring_tasks(count: int, size: int = SIZE) -> list[Task]:
+    """Returns the tasks of inpainting: one of two objects becomes `NEW`. `size` is the side of the images."""
+    return pair_tasks(count, lambda item, _: dataclasses.replace(item, color=NEW[0], shape=NEW[1]), seed=5, size=size)
+
+
+def pair_tasks(
+    count: int, change: Callable[[SceneObject, np.random.Generator], SceneObject], seed: int, size: int = SIZE
+) -> list[Task]:
     """Returns tasks on scenes of two objects, of which one is changed; its mask is a box around it."""
     rng, tasks = np.random.default_rng(seed), list[Task]()
     while len(tasks) < count:
@@ -93,18 +109,18 @@ def pair_tasks(count: int, change: Callable[[SceneObject, np.random.Generator], 
         if (new.color, new.shape) in ((other.color, other.shape), (old.color, old.shape)):
             continue
         expected = dataclasses.replace(scene, objects=tuple([new, other] if index == 0 else [other, new]))
-        mask = _box((SIZE, SIZE), old, margin=3)
+        mask = _box((size, size), old)
         prompt, source = (
             captions.sample_caption(descriptions.sample_description(one, rng), rng) for one in (expected, scene)
         )
-        tasks.append(Task(render.render(scene, SIZE), mask, prompt, source, expected, index))
+        tasks.append(Task(render.render(scene, size), mask, prompt, source, expected, index))
     return tasks
 
 
-def _box(size: Size, item: SceneObject, margin: int) -> np.ndarray:
+def _box(size: Size, item: SceneObject) -> np.ndarray:
     """Returns the mask of a box around an object, bool [H, W]."""
     rows, columns = size
-    x, y, radius = item.x * columns, item.y * rows, item.radius * min(size) + margin
+    x, y, radius = item.x * columns, item.y * rows, item.radius * min(size) + MARGIN * min(size)
     mask = np.zeros(size, bool)
     mask[max(0, int(y - radius)) : int(np.ceil(y + radius)), max(0, int(x - radius)) : int(np.ceil(x + radius))] = True
     return mask
@@ -134,8 +150,8 @@ def border_step(images: np.ndarray, masks: np.ndarray) -> float:
     return float(np.concatenate(steps).mean())
 
 
-def _figures(tasks: Sequence[Task], images: np.ndarray) -> list[str]:
-    """Returns columns of a table: new object, other object, everything, pixels that are kept, step at the border."""
+def inpainting_figures(tasks: Sequence[Task], images: np.ndarray) -> list[str]:
+    """Returns `INPAINTING_COLUMNS` of images for the tasks, but for the seconds."""
     new, other, all_right, kept = [], [], [], []
     for task, image in zip(tasks, images, strict=True):
         right = objects_right(image, task.expected)
@@ -149,12 +165,11 @@ def _figures(tasks: Sequence[Task], images: np.ndarray) -> list[str]:
 
 
 def _inpaint(editor: ImagenEditor, count: int, batch: int, out: Path) -> None:
-    tasks = pair_tasks(count, lambda item, _: dataclasses.replace(item, color=NEW[0], shape=NEW[1]), seed=5)
+    tasks = ring_tasks(count)
     prompts = [task.prompt for task in tasks]
     images, masks = np.stack([task.image for task in tasks]), [task.mask for task in tasks]
     print(f"inpainting: one of two objects becomes a {' '.join(NEW)}; {count} tasks")
-    print("| way | new object | other object | all of the prompt | other pixels the same | step at the border | s |")
-    print("|---|---|---|---|---|---|---|")
+    print(f"| way | {' | '.join(INPAINTING_COLUMNS)} |\n|---|---|---|---|---|---|---|")
     shown = [("given", images)]
 
     def drawn() -> np.ndarray:
@@ -176,11 +191,11 @@ def _inpaint(editor: ImagenEditor, count: int, batch: int, out: Path) -> None:
         draw_once = time.monotonic()
         result = draw()
         seconds = time.monotonic() - draw_once
-        print(f"| {way} | {' | '.join(_figures(tasks, result))} | {seconds:.0f} |", flush=True)
+        print(f"| {way} | {' | '.join(inpainting_figures(tasks, result))} | {seconds:.0f} |", flush=True)
         shown.append((way, result))
     truth = np.stack([render.render(task.expected, SIZE) for task in tasks])
-    print(f"| true pictures | {' | '.join(_figures(tasks, truth))} | – |")
-    _grid(out / "inpaint.png", shown, prompts)
+    print(f"| true pictures | {' | '.join(inpainting_figures(tasks, truth))} | – |")
+    save_grid(out / "inpaint.png", shown, prompts)
 
 
 def _outpaint(editor: ImagenEditor, count: int, batch: int, out: Path) -> None:
@@ -224,7 +239,7 @@ def _outpaint(editor: ImagenEditor, count: int, batch: int, out: Path) -> None:
         seconds = time.monotonic() - start
         print(f"| {way} | {' | '.join(_outpaint_figures(tasks, given, result))} | {seconds:.0f} |", flush=True)
         shown.append((way, result))
-    _grid(out / "outpaint.png", shown, prompts)
+    save_grid(out / "outpaint.png", shown, prompts)
 
 
 def _outpaint_figures(tasks: Sequence[Task], given: np.ndarray, images: np.ndarray) -> list[str]:
@@ -272,7 +287,7 @@ def _image_to_image(editor: ImagenEditor, count: int, batch: int, out: Path) -> 
         )
         if strength in (0.2, 0.4, 0.6, 0.8, 1.0):
             shown.append((f"strength {strength}", result))
-    _grid(out / "image_to_image.png", shown, prompts)
+    save_grid(out / "image_to_image.png", shown, prompts)
     _plot(out / "image_to_image_curve.png", rows)
 
 
@@ -300,7 +315,7 @@ def psnr(images: np.ndarray, others: np.ndarray) -> float:
     return min(99.0, 10 * float(np.log10(255**2 / max(error, 1e-9))))
 
 
-def _grid(path: Path, shown: Sequence[tuple[str, np.ndarray]], prompts: Sequence[str]) -> None:
+def save_grid(path: Path, shown: Sequence[tuple[str, np.ndarray]], prompts: Sequence[str]) -> None:
     """Writes a grid with a row for each of the first tasks, and a column for each way."""
     rows = min(4, len(prompts))
     images = [images[row] for row in range(rows) for _, images in shown]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -23,16 +24,19 @@ def _stand_in_for_torchvision() -> None:
     sys.modules |= {"torchvision": package, "torchvision.transforms": transforms}
 
 
-def main() -> None:
-    """Measures the network."""
+def import_library() -> ModuleType:
+    """Imports imagen_pytorch, without torchvision and without the hub."""
     _stand_in_for_torchvision()
     # the width of T5, a default of the U-Net that is not used, would be looked up on the hub
     with mock.patch.object(T5Config, "from_pretrained", lambda name: T5Config()):
-        from imagen_pytorch import Unet
+        return importlib.import_module("imagen_pytorch")
 
+
+def main() -> None:
+    """Measures the network."""
     levels = len(work.CHANNEL_MULT)
     attention = tuple(level > 0 for level in range(levels))
-    network = Unet(
+    network = import_library().Unet(
         dim=work.CHANNELS,
         dim_mults=work.CHANNEL_MULT,
         num_resnet_blocks=work.BLOCKS,
