@@ -6,8 +6,10 @@
 Trains `Imagen` of that library with one of its U-Nets by its own `ImagenTrainer`, on 32×32 images and captions of the
 source that our cascade was trained on, with the text embeddings of our encoder. A run that is started again resumes
 from its last checkpoint. Both then draw captions, and replace one object of two by a green ring: by that library's
-`inpaint_images`, and by our `ImagenEditor.inpaint` with our base stage alone. The same program reads all images.
-Everything runs on one core; the seconds are those of an image.
+`inpaint_images`, and by our `ImagenEditor.inpaint` with a base stage alone. The same program reads all images.
+Everything runs on one core; seconds are those of the core for an image, whatever else runs there.
+
+`--ours` names the stages that are compared, such as one of configs/shapes_base.py that was trained for as many steps.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ SIZE = 32
 BATCH_SIZE = 16
 LEARNING_RATE = 1e-3
 CHECKPOINT_EVERY = 250
+# by default the EMA is updated every 10 steps, and still is at noise after 1,500 steps
+EMA = {"ema_beta": 0.995, "ema_update_every": 1}
 UNET: dict[str, Any] = {
     "dim": 32,
     "dim_mults": (1, 2),  # at 16×16 and 8×8
@@ -51,7 +55,6 @@ UNET: dict[str, Any] = {
     "init_conv_kernel_size": 3,
 }
 RESAMPLE = (1, 5)  # 5 is the default of imagen-pytorch
-OURS = "shapes/stage_0"
 
 Encode = Callable[[Sequence[str]], TextCondition]
 # (prompts, the tasks of prompts or None, resample times) -> uint8 [N, H, W, C]
@@ -80,7 +83,7 @@ class Peer:
     def train(self, steps: int) -> None:
         """Trains until `steps` steps have been taken since the first start; prints the mean loss now and then."""
         source = ShapesSource(0, "train", SIZE, steps * BATCH_SIZE)
-        losses, start = list[float](), time.monotonic()
+        losses, start = list[float](), time.process_time()
         for step in range(self.trainer.num_steps_taken(1), steps):
             examples = [source[index] for index in range(step * BATCH_SIZE, (step + 1) * BATCH_SIZE)]
             text = self._text([example.captions[0] for example in examples])
@@ -92,7 +95,7 @@ class Peer:
             if (step + 1) % CHECKPOINT_EVERY == 0:
                 print(
                     f"step {step + 1}: loss {np.mean(losses[-CHECKPOINT_EVERY:]):.4f}, "
-                    f"{len(losses) * BATCH_SIZE / (time.monotonic() - start):.1f} images/s",
+                    f"{len(losses) * BATCH_SIZE / (time.process_time() - start):.1f} images/s of the core",
                     flush=True,
                 )
         if losses:
@@ -140,6 +143,7 @@ def make_peer(folder: Path, encode: Encode, sampling_steps: int, guidance_scale:
     trainer = library.ImagenTrainer(
         imagen,
         lr=LEARNING_RATE,
+        **EMA,
         checkpoint_path=str(folder),
         checkpoint_every=CHECKPOINT_EVERY,
         max_checkpoints_keep=2,
@@ -161,13 +165,13 @@ def sample_ours(
 def sample_batches(
     sample: Sample, prompts: Sequence[str], tasks: Sequence[editing.Task] | None, repeats: int, batch: int
 ) -> tuple[np.ndarray, float]:
-    """Returns the images of all prompts, and the median seconds of an image over batches of `batch`."""
+    """Returns the images of all prompts, and the median seconds of the core for an image, of batches of `batch`."""
     images, seconds = list[np.ndarray](), list[float]()
     for rows in _slices(len(prompts), batch):
         torch.manual_seed(1 + rows.start)
-        start = time.monotonic()
+        start = time.process_time()
         images.append(sample(prompts[rows], None if tasks is None else tasks[rows], repeats))
-        seconds.append((time.monotonic() - start) / len(images[-1]))
+        seconds.append((time.process_time() - start) / len(images[-1]))
     return np.concatenate(images), float(np.median(seconds))
 
 
@@ -176,19 +180,24 @@ def _slices(count: int, batch: int) -> Iterator[slice]:
 
 
 def print_captions(contestants: dict[str, Sample], count: int, batch: int, out: Path) -> None:
-    """Prints how many images of captions that are new to both are right in everything that the captions claim."""
+    """Prints how many images of captions that are new to all are right in everything that the captions claim."""
     print(f"| library | {count} captions as in training | {count} held-out captions | s |\n|---|---|---|---|")
+    sources = [ShapesSource(0, split, SIZE, count) for split in ("validation", "held_out")]
+    shown: list[list[tuple[str, np.ndarray]]] = [[] for _ in sources]
     for name, sample in contestants.items():
         rates = []
-        for split in ("validation", "held_out"):
-            source = ShapesSource(0, split, SIZE, count)
-            prompts = [source.captions(index)[0] for index in range(count)]
-            images, seconds = sample_batches(sample, prompts, None, 1, batch)
-            rates.append(
-                np.mean([judge.judge(image, source.description(index)).all for index, image in enumerate(images)])
-            )
-            editing.save_grid(out / f"{split}_{name}.png", [("", images)], prompts)
-        print(f"| {name} | {' | '.join(f'{100 * rate:.1f}%' for rate in rates)} | {seconds:.2f} |", flush=True)
+        for source, columns in zip(sources, shown, strict=True):
+            images, seconds = sample_batches(sample, _prompts(source), None, 1, batch)
+            right = [judge.judge(image, source.description(index)).all for index, image in enumerate(images)]
+            rates.append(f"{100 * np.mean(right):.1f}%")
+            columns.append((name, images))
+        print(f"| {name} | {' | '.join(rates)} | {seconds:.2f} |", flush=True)
+    for source, columns in zip(sources, shown, strict=True):
+        editing.save_grid(out / f"{source.split}.png", columns, _prompts(source))
+
+
+def _prompts(source: ShapesSource) -> list[str]:
+    return [source.captions(index)[0] for index in range(len(source))]
 
 
 def print_inpainting(contestants: dict[str, Sample], count: int, batch: int, out: Path) -> None:
@@ -212,27 +221,29 @@ def main() -> None:
     """Trains what is left to train, and prints the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers.inpainting")
     parser.add_argument("--out", type=Path, default=Path("runs/peers/inpainting"))
-    parser.add_argument("--steps", type=int, default=3000, help="training steps of imagen-pytorch")
-    parser.add_argument("--sampling_steps", type=int, default=50, help="sampling steps of imagen-pytorch")
+    parser.add_argument("--steps", type=int, default=2750, help="training steps of imagen-pytorch")
+    parser.add_argument("--sampling_steps", type=int, default=25, help="sampling steps of imagen-pytorch")
     parser.add_argument("--guidance_scale", type=float, default=3.0, help="cond_scale of imagen-pytorch")
-    parser.add_argument("--num_tasks", type=int, default=512)
-    parser.add_argument("--num_captions", type=int, default=256)
+    parser.add_argument("--ours", nargs="+", default=["shapes/stage_0"], help="base stages of imagen_jax, 32×32")
+    parser.add_argument("--num_tasks", type=int, default=64)
+    parser.add_argument("--num_captions", type=int, default=64)
     parser.add_argument("--batch_size", type=int, default=32, help="images at once in sampling")
     args = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):  # XLA has a thread for each core
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
     torch.set_num_threads(1)
     jax.config.update("jax_platforms", "cpu")
-    pipeline = ImagenPipeline.from_pretrained([OURS])
-    pipeline.set_progress_bar_config(disable=True)
-    peer = make_peer(args.out / "checkpoints", pipeline.encode_prompt, args.sampling_steps, args.guidance_scale)
+    pipelines = {name: ImagenPipeline.from_pretrained([name]) for name in args.ours}
+    encode = next(iter(pipelines.values())).encode_prompt
+    peer = make_peer(args.out / "checkpoints", encode, args.sampling_steps, args.guidance_scale)
     peer.train(args.steps)
-    ours = sum(leaf.size for leaf in jax.tree.leaves(pipeline.stages[0].params))
-    print(f"parameters: imagen-pytorch {peer.num_params}, imagen_jax {ours}")
-    contestants: dict[str, Sample] = {
-        "imagen-pytorch": peer.sample,
-        "imagen_jax": functools.partial(sample_ours, ImagenEditor(pipeline)),
-    }
+    print(f"imagen-pytorch: {peer.num_params} parameters, {peer.trainer.num_steps_taken(1)} steps")
+    contestants: dict[str, Sample] = {"imagen-pytorch": peer.sample}
+    for name, pipeline in pipelines.items():
+        pipeline.set_progress_bar_config(disable=True)
+        num_params = sum(leaf.size for leaf in jax.tree.leaves(pipeline.stages[0].params))
+        print(f"{name}: {num_params} parameters")
+        contestants[name] = functools.partial(sample_ours, ImagenEditor(pipeline))
     if args.num_captions:
         print_captions(contestants, args.num_captions, args.batch_size, args.out)
     if args.num_tasks:
