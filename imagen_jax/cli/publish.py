@@ -70,7 +70,8 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(args: CommandFlags) -> None:
     """Publishes the cascade."""
-    from imagen_jax.publishing.publish import PublishSettings, check_out, check_settings, publish
+    from imagen_jax.publishing.publish import PublishSettings, check_settings, publish
+    from imagen_jax.stages.cascade_folder import check_out
 
     out = args.required("out", "runs/cascade")
     settings = PublishSettings(

@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from imagen_jax.errors import ConfigError
-from imagen_jax.io.atomic import read_json
+from imagen_jax.io.atomic import new_mode, read_json, replacing
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"  # which of several files has which tensor
 _MAX_HEADER = 2**22  # bytes of a file's header; a T5's has less than 100,000
+FLOATS = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "BF16": np.dtype(jnp.bfloat16),
+    "F16": np.dtype(np.float16),
+}  # in the order in which safetensors sorts tensors by their types
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+
+
+class TensorSpec(NamedTuple):
+    """A tensor that a file has: its dtype in the notation of safetensors, one of `FLOATS`, and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the tensor."""
+        return FLOATS[self.dtype].itemsize * math.prod(self.shape)
 
 
 class TensorFiles:
@@ -28,6 +49,7 @@ class TensorFiles:
     Attributes:
         shapes: tensor name -> shape as stored.
         dtypes: tensor name -> dtype in the notation of safetensors, such as "BF16".
+        metadata: file name -> the texts that a writer has put into its header.
         files: tensor name -> the name of its file.
 
     Raises:
@@ -38,8 +60,10 @@ class TensorFiles:
         self._paths: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
+        self.metadata: dict[str, dict[str, str]] = {}
         for path in paths:
             with _open_safetensors(path) as file:
+                self.metadata[path.name] = file.metadata() or {}
                 for name in file.keys():  # noqa: SIM118  safe_open is not a mapping
                     stored = file.get_slice(name)
                     self._paths[name] = path
@@ -55,6 +79,42 @@ class TensorFiles:
         # reopened each time: pages read from a mapped file count as resident memory while it is open
         with _open_safetensors(self._paths[name]) as file:
             return file.get_slice(name)[index]
+
+
+def write_tensors(
+    path: Path, specs: Mapping[str, TensorSpec], read: Callable[[str], np.ndarray], metadata: Mapping[str, str]
+) -> None:
+    """Writes a safetensors file, atomically, with one tensor in memory at a time; the library takes all at once.
+
+    The header follows from the specs, so that it is written first and each tensor after it. The bytes are those of the
+    library for the same tensors.
+
+    Args:
+        path: the file, on a disk.
+        specs: of the tensors by name.
+        read: returns the tensor of a name, with the dtype and shape of its spec, in C order.
+        metadata: texts for the header.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    types = list(FLOATS)
+    names = sorted(specs, key=lambda name: (types.index(specs[name].dtype), name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    start = 0
+    for name in names:
+        dtype, shape = specs[name]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, start + specs[name].nbytes]}
+        start += specs[name].nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8 bytes
+    with replacing(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            tensor = read(name)
+            assert (tensor.dtype, tensor.shape) == (FLOATS[specs[name].dtype], specs[name].shape), name
+            file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+    path.chmod(new_mode(0o666))  # what `replacing` makes is for its owner only
 
 
 @contextlib.contextmanager

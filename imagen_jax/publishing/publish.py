@@ -7,11 +7,8 @@ is killed leaves nothing that loads.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import logging
 import math
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -22,11 +19,10 @@ from imagen_jax.datasets.captions import FirstCaptions, SourceCaptions
 from imagen_jax.datasets.registry import make_source
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.grid import image_grid, save_png
-from imagen_jax.io import checksums
-from imagen_jax.io.atomic import atomic_write, commit_folder, write_json
+from imagen_jax.io.atomic import atomic_write, commit_folder
 from imagen_jax.io.bucket import BucketPath
 from imagen_jax.io.local_copy import local_folder
-from imagen_jax.io.paths import as_path, bucket_path, check_writable, file_sizes
+from imagen_jax.io.paths import as_path, bucket_path, file_sizes
 from imagen_jax.io.version import VERSION
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.pipelines.loading import TrainedStage
@@ -35,7 +31,8 @@ from imagen_jax.publishing.evaluation import Evaluation, find_evaluation
 from imagen_jax.publishing.push import check_push, push
 from imagen_jax.publishing.stage_files import portable_config, write_stage
 from imagen_jax.publishing.text_encoders import EncoderPlan, copy_encoders, plan_encoders
-from imagen_jax.stages.published import FORMAT, INDEX, CascadeIndex, StageEntry, is_published
+from imagen_jax.stages.cascade_folder import check_out, unfinished_folder, weights_checksum, write_index
+from imagen_jax.stages.published import INDEX, StageEntry
 
 CARD = "README.md"
 GRID = "samples.png"
@@ -43,8 +40,6 @@ MAX_SHARD_SIZE = 4 * 10**9  # bytes
 _NUM_SAMPLES = 16  # of the grid
 _MAX_PROMPTS = 100
 _SEED = 0  # of the grid
-
-logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,13 +103,13 @@ def publish(
     """
     folder = as_path(out)
     check_settings(settings)
-    check_out(folder, settings.overwrite, pipeline.stages)
+    check_out(folder, settings.overwrite, [trained.folder for trained in pipeline.stages])
     target = check_push(settings.push, settings.private, settings.overwrite) if settings.push else None
     evaluation = find_evaluation(pipeline.stages, settings.evaluation)
     texts = [trained.stage.config.text for trained in pipeline.stages]
     encoders = plan_encoders(texts, pipeline.text_encoders, settings.text_encoder)
     prompts = list(settings.prompts) or _default_prompts(pipeline.stages, evaluation)
-    temporary = _temporary_folder(folder)
+    temporary = unfinished_folder(folder)
     try:
         _write_stages(temporary, pipeline.stages, encoders, settings)
         copy_encoders(encoders, temporary)
@@ -155,32 +150,6 @@ def check_settings(settings: PublishSettings) -> None:
         raise ConfigError("--private is for --push alone: give --push=ORG/NAME, or leave it out")
 
 
-def check_out(folder: Path, overwrite: bool, stages: Sequence[TrainedStage] = ()) -> None:
-    """Checks that a cascade can be written to a folder, before anything is computed for it.
-
-    Raises:
-        ConfigError: it is not writable, has files that are not those of a published cascade, or a cascade that is not
-            to be replaced, or from which the stages were loaded.
-    """
-    what = f"--out {str(folder)!r}"
-    if not folder.name or folder.name == "..":
-        raise ConfigError(f"{what} has no name of its own: give a new folder, such as runs/cascade")
-    try:
-        check_writable(folder.parent)
-        if folder.is_file():
-            raise ConfigError(f"{what} is a file: give a new folder")
-        is_used = folder.is_dir() and any(True for _ in folder.iterdir())
-        is_cascade = is_used and is_published(folder)
-    except OSError as error:
-        raise ConfigError(f"{what} cannot be written ({error.strerror}): give another folder") from error
-    if is_used and not is_cascade:
-        raise ConfigError(f"{what} has files that are not those of a published cascade: give a new folder")
-    if is_cascade and not overwrite:
-        raise ConfigError(f"{what} has a published cascade: give a new folder, or --overwrite to replace it")
-    if any(trained.folder.absolute().is_relative_to(folder.absolute()) for trained in stages):
-        raise ConfigError(f"{what} is where the stages are loaded from: give a new folder")
-
-
 def _default_prompts(stages: Sequence[TrainedStage], evaluation: Evaluation | None) -> list[str]:
     """Returns the first captions of the evaluation's data or, without one, of the last stage's validation split."""
     config = stages[-1].stage.config
@@ -195,17 +164,6 @@ def _default_prompts(stages: Sequence[TrainedStage], evaluation: Evaluation | No
             f"the data set of the stages cannot be read for captions of the sample grid ({error}): give --prompts="
             "'FIRST PROMPT; SECOND PROMPT'"
         ) from error
-
-
-def _temporary_folder(folder: Path) -> Path:
-    """Returns a new folder to write a cascade in: beside its place, or on a local disk for a bucket."""
-    if bucket_path(folder) is not None:
-        return Path(tempfile.mkdtemp(prefix="imagen_jax-"))
-    parent = folder.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    for leftover in parent.glob(f".{folder.name}.unfinished-*"):
-        logger.warning("%s was left by a publish that did not finish, if none is running: delete it", leftover)
-    return Path(tempfile.mkdtemp(prefix=f".{folder.name}.unfinished-", dir=parent))
 
 
 def _write_stages(
@@ -229,26 +187,13 @@ def _write_index(folder: Path, name: str, stages: Sequence[TrainedStage], encode
             folder=f"stage_{index}",
             step=trained.step,
             weights="raw" if trained.weights == "raw" else "ema",
-            checkpoint=trained.checksum or _weights_checksum(folder / f"stage_{index}"),
+            checkpoint=trained.checksum or weights_checksum(folder / f"stage_{index}"),
             config=trained.config_digest,
             text_encoder=encoder.entry,
         )
         for index, (trained, encoder) in enumerate(zip(stages, encoders, strict=True))
     ]
-    index = CascadeIndex(
-        _class_name="ImagenPipeline", _imagen_jax_version=VERSION, format=FORMAT, name=name, stages=entries
-    )
-    write_json(folder / INDEX, index.to_json())
-    checksums.write_shard(folder, 0, checksums.list_files(folder))
-    checksums.merge_shards(folder, 1)
-
-
-def _weights_checksum(folder: Path) -> str:
-    """Returns what identifies weights that are of no checkpoint: the SHA-256 of their files."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    write_index(folder, name, entries)
 
 
 def _put(temporary: Path, folder: Path) -> None:

@@ -5,6 +5,7 @@
     CASCADE/stage_N/config.json                        the stage's config
     CASCADE/stage_N/model.safetensors                  its weights; or several files, with the index of the ecosystem:
     CASCADE/stage_N/model-00001-of-00002.safetensors, …, CASCADE/stage_N/model.safetensors.index.json
+    CASCADE/stage_N/diffusers.json                     of a stage that `imagen convert` read: what it needs to go back
     CASCADE/text_encoder/                              a Hugging Face T5 folder, if the text encoder is inside
     CASCADE/README.md, CASCADE/samples.png             for people; not read, and not verified
 
@@ -43,6 +44,7 @@ from imagen_jax.stages.weights import text_width
 
 INDEX = "model_index.json"
 CONFIG = "config.json"
+ORIGIN = "diffusers.json"
 FORMAT = 1
 CLASS_NAME = "ImagenPipeline"
 SEPARATOR = "."  # in the names of tensors, where paths of parameters have a slash
@@ -133,7 +135,10 @@ def read_index(folder: Path) -> CascadeIndex:
     other = tree.get("_class_name") if isinstance(tree, dict) else None
     if other != CLASS_NAME and not (folder / checksums.MANIFEST).is_file():
         what = f"describes a {printable(other)[:80]}" if isinstance(other, str) else "does not describe a cascade"
-        raise ConfigError(f"{folder / INDEX} {what}: give a folder that imagen publish has written")
+        fix = "give a folder that imagen publish has written"
+        if isinstance(other, str) and other.startswith("IF"):  # a pipeline of DeepFloyd IF
+            fix = f"convert it first, imagen convert --from={folder}"
+        raise ConfigError(f"{folder / INDEX} {what}: {fix}")
     _verify(folder, INDEX)
     version = tree.get("format") if isinstance(tree, dict) else None
     if isinstance(version, int) and version > FORMAT:
@@ -243,6 +248,20 @@ def read_published_config(folder: Path) -> StageConfig:
     return config.with_changes({"text.model": str((cascade / encoder.folder).absolute())})
 
 
+def read_origin(folder: Path) -> Any:
+    """Returns the JSON value that `imagen convert` has kept of where a published stage is from; None without one.
+
+    Raises ConfigError if it is damaged.
+    """
+    if f"{folder.name}/{ORIGIN}" not in listed_files(folder.parent, [folder.name]):
+        return None
+    _verify(folder.parent, f"{folder.name}/{ORIGIN}")
+    try:
+        return read_json(folder / ORIGIN)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder / ORIGIN} cannot be read ({error}): convert the stage again") from error
+
+
 def verify_text_encoder(folder: Path) -> None:
     """Raises ConfigError if the text encoder of a stage is inside of its cascade, and damaged."""
     encoder = _entry(folder).text_encoder
@@ -323,7 +342,7 @@ def _weight_files(folder: Path) -> list[Path]:
             f"{folder} has pickled weights ({printable(', '.join(pickled))}), and unpickling can run code: give a "
             "folder that imagen publish has written, with safetensors"
         )
-    foreign = sorted(set(names) - set(weights) - {CONFIG, INDEX_FILE})
+    foreign = sorted(set(names) - set(weights) - {CONFIG, INDEX_FILE, ORIGIN})
     if foreign:
         raise _damaged(cascade, [f"{checksums.MANIFEST} lists {part}/{name}, which no stage has" for name in foreign])
     _verify_part(cascade, part)
