@@ -32,6 +32,7 @@ COMMANDS = {
     "serve": "serve a cascade over HTTP, with a page and OpenAI's image API",
     "evaluate": "score a cascade on the captions of a data set",
     "publish": "write a cascade into one folder for others, or push it to the Hugging Face Hub",
+    "convert": "read pipelines of DeepFloyd IF in the format of diffusers, or write stages as such",
     "embed": "compute the text embeddings of a data set once",
     "inspect": "check a data set before training on it",
     "prepare": "write a data set that comes with the package",

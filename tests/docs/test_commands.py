@@ -27,6 +27,7 @@ SLOW = (
     "launch/README.md",
     "configs/folder",
     "configs/imagen",
+    "docs/deepfloyd_if.md",
     "docs/pods.md",
     "docs/publishing.md",
     "docs/recipes.md",

@@ -9,6 +9,7 @@ import sys
 
 from tests.goldens.captions import make as captions
 from tests.goldens.deepfloyd_if import make as deepfloyd_if
+from tests.goldens.if_pipelines import make as if_pipelines
 from tests.goldens.samplers import make as samplers
 from tests.goldens.t5 import make as t5
 
@@ -18,7 +19,7 @@ LIBRARIES = ("diffusers", "transformers", "torch", "jax")
 def compare():
     """Prints all differences, and returns whether they are within their tolerances."""
     print(", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES))
-    passed = [part.compare() for part in (samplers, t5, captions, deepfloyd_if)]
+    passed = [part.compare() for part in (samplers, t5, captions, deepfloyd_if, if_pipelines)]
     print("all passed" if all(passed) else "FAILED")
     return all(passed)
 
@@ -33,5 +34,6 @@ if __name__ == "__main__":
         t5.write()
         captions.write()
         deepfloyd_if.write()
+        if_pipelines.write()
     else:
         sys.exit(not compare())

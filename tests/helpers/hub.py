@@ -9,6 +9,10 @@ import re
 import threading
 from urllib.parse import unquote, urlsplit
 
+import huggingface_hub
+import pytest
+from huggingface_hub import constants, hf_api
+
 MAIN = "main"
 
 
@@ -16,7 +20,7 @@ class Repository:
     """A model: its files at each commit, oldest first, and at branches and tags."""
 
     def __init__(self, private=False):
-        self.private = private
+        self.private, self.is_gated = private, False
         self.commits = {}
         self.refs = {}
 
@@ -63,6 +67,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             siblings = [{"rfilename": name} for name in files]
             return self._json({"id": match[1], "sha": commit, "private": repository.private, "siblings": siblings})
         if match := re.fullmatch(r"/[^/]+/[^/]+/resolve/([^/]+)/(.+)", path):
+            if repository.is_gated and not self._token():
+                return self._fail(401, "GatedRepo")
             commit, files = repository.at(match[1])
             if match[2] not in files:
                 return self._fail(404, "EntryNotFound", {"X-Repo-Commit": commit})
@@ -196,3 +202,20 @@ def serve():
         finally:
             server.shutdown()
             thread.join()
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub without models, and an empty cache."""
+    with serve() as server:
+        # what $HF_ENDPOINT and $HF_HOME set when the library is imported
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(hf_api.api, "endpoint", server.url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the server takes uploads by LFS alone
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+        yield server

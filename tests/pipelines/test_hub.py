@@ -9,39 +9,21 @@ import sys
 import huggingface_hub
 import numpy as np
 import pytest
-from huggingface_hub import constants, hf_api
+from huggingface_hub import constants
 
 from imagen_jax.errors import ConfigError, TrainingError
 from imagen_jax.pipelines.find_stages import CASCADES, find_stages
 from imagen_jax.pipelines.hub import HubName, parse_name
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.stages.published import INDEX
-from tests.helpers import hub as hubs
 from tests.helpers.configs import contents, one_device
 
-pytest_plugins = ("tests.helpers.fixtures",)
+pytest_plugins = ("tests.helpers.fixtures", "tests.helpers.hub")
 # uploads by LFS, of the Hub's library with newer versions of its HTTP client
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 NAME = "ann/tiny"
 SHIPPED = CASCADES / "shapes"
 PROMPTS = ["a ring"]
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A Hub without models, and an empty cache."""
-    with hubs.serve() as server:
-        # what $HF_ENDPOINT and $HF_HOME set when the library is imported
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(hf_api.api, "endpoint", server.url)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the server takes uploads by LFS alone
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-        yield server
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ PYTHON = "READER_PYTHON"  # and that with the real interpreter
 NOT_RUN = {
     "gcloud": "it needs an account, and TPUs cost money; tests/launch runs the scripts that call it on a mock cloud",
     "sudo": "it would change this machine",
+    "hf": "it needs an account and a network",
     "tfds": "it downloads the data set: 20 GB",
     "pre-commit": "it installs into the checkout",
     "git": "it needs a network",

@@ -1,6 +1,7 @@
 """What a command would find on the Internet or among the packages of the system, made when it is first asked for.
 
-Text encoders of the Hub are copies of the encoder of `shapes`; the font of emoji has a disc for each symbol.
+Text encoders of the Hub are copies of the encoder of `shapes`, pipelines of DeepFloyd IF are tiny ones with random
+weights; the font of emoji has a disc for each symbol.
 """
 
 import importlib
@@ -15,6 +16,7 @@ from imagen_jax.config.load import load_config
 from imagen_jax.datasets.builders import emoji
 from imagen_jax.errors import ConfigError
 from imagen_jax.text.encoder import SHAPES_ENCODER
+from tests.goldens.if_pipelines.cases import FIRST, SECOND
 from tests.helpers.font import bitmap, write_font
 
 COMMIT = "0" * 40
@@ -37,6 +39,20 @@ def provide(name):
         repository = Path(os.environ["HF_HOME"], "hub", f"models--{name.replace('/', '--')}")
         if not repository.exists():
             shutil.copytree(SHAPES_ENCODER, repository / "snapshots" / COMMIT)
+            (repository / "refs").mkdir()
+            (repository / "refs" / "main").write_text(COMMIT)
+
+
+def provide_pipelines(arguments):
+    """Puts the pipelines that `imagen convert` reads from the Hub into the cache, tiny ones, in the variant fp16."""
+    args = CommandFlags(importlib.import_module("imagen_jax.cli.convert"))
+    args.parse(arguments)
+    for name in (args["from"] or "").split(","):
+        repository = Path(os.environ["HF_HOME"], "hub", f"models--{name.replace('/', '--')}")
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not repository.exists():
+            folder = shutil.copytree(SECOND if "-II-" in name else FIRST, repository / "snapshots" / COMMIT)
+            for path in folder.glob("*/*.safetensors"):
+                path.rename(path.with_suffix(".fp16.safetensors"))
             (repository / "refs").mkdir()
             (repository / "refs" / "main").write_text(COMMIT)
 

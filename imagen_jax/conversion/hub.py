@@ -1,0 +1,94 @@
+"""Pipelines of diffusers on the Hugging Face Hub: the files of one variant, from the Hub's cache or downloaded."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from imagen_jax.conversion import weight_files
+from imagen_jax.errors import ConfigError
+from imagen_jax.io.tensor_files import read_weight_map
+from imagen_jax.pipelines.hub import HubName, access_error
+from imagen_jax.stages.published import INDEX
+
+_COMPONENTS = {"unet": weight_files.UNET, "text_encoder": weight_files.TEXT_ENCODER}
+# Small files; tokenizers have no others. Weights of other components, and pickled ones, are never downloaded.
+_SMALL = ("README.md", "LICENSE*", INDEX, "*/*.json", "tokenizer/*")
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+
+
+def fetch_pipeline(name: HubName, variant: str, text_encoder: bool) -> Path:
+    """Returns the folder in the Hub's cache that has a pipeline's files of one variant.
+
+    Args:
+        name: of the repository.
+        variant: of the weights, see `weight_files.choose`.
+        text_encoder: whether its text encoder is needed, which is larger than the others.
+
+    Raises:
+        ConfigError: there is no such repository or variant, its conditions are not accepted, or the Hub cannot be
+            reached and the cache does not have it.
+    """
+    import huggingface_hub
+
+    try:
+        names = huggingface_hub.list_repo_files(name.repo, revision=name.revision)
+    except Exception as error:  # errors of the network and the Hub
+        cached = _cached(name)
+        if cached is None:
+            raise access_error(name, error) from error
+        return cached
+    if INDEX not in names:
+        raise ConfigError(f"{name} on the Hugging Face Hub has no {INDEX}: give the name of a diffusers pipeline")
+    weights = []
+    for component in _COMPONENTS if text_encoder else ("unet",):
+        files = [file.partition("/")[2] for file in names if file.startswith(f"{component}/")]
+        if files:
+            chosen = weight_files.choose(files, _COMPONENTS[component], variant, component, name.repo)
+            weights.append((component, chosen))
+    patterns = [*_SMALL, *(f"{component}/{chosen.file}" for component, chosen in weights)]
+    folder = _download(name, patterns)
+    shards = [
+        f"{component}/{file}"
+        for component, chosen in weights
+        if chosen.is_index
+        for file in set(read_weight_map(folder / component / chosen.file).values())
+    ]
+    return _download(HubName(name.repo, folder.name), [*patterns, *sorted(shards)]) if shards else folder
+
+
+def _cached(name: HubName) -> Path | None:
+    """Returns the folder of a repository in the cache, which may lack files; None without one."""
+    import huggingface_hub
+
+    try:
+        # without patterns it would have to have every file of the repository
+        folder = huggingface_hub.snapshot_download(
+            name.repo, revision=name.revision, allow_patterns=[INDEX], local_files_only=True
+        )
+        return Path(folder)
+    except Exception:  # the error of the request is that which is reported
+        return None
+
+
+def _download(name: HubName, patterns: list[str]) -> Path:
+    """Returns the folder in the cache with the files that match, but for pickled ones. Raises ConfigError."""
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            name.repo, revision=name.revision, allow_patterns=patterns, ignore_patterns=list(_PICKLED)
+        )
+    except errors.GatedRepoError as error:
+        include = " ".join(f"--include {shlex.quote(pattern)}" for pattern in patterns)
+        folder = name.repo.partition("/")[2]
+        raise ConfigError(
+            f"{name} cannot be read from the Hugging Face Hub: its authors ask you to agree to their license; do so at "
+            f"{constants.ENDPOINT}/{name.repo}, log in with `hf auth login` or set $HF_TOKEN, and run the same command "
+            f"again, or, where there is a network, `hf download {name.repo} {include} --local-dir {folder}`, copy that "
+            f"folder here and give it as --from={folder}"
+        ) from error
+    except Exception as error:  # errors of the network, the Hub and the disk
+        raise access_error(name, error) from error
+    return Path(folder)

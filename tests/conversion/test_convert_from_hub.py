@@ -1,0 +1,79 @@
+"""Pipelines on the Hub, from a server of its interface on this machine: one variant is downloaded, and nothing else."""
+
+import shlex
+import shutil
+
+import pytest
+from huggingface_hub import constants
+
+from imagen_jax.conversion.from_diffusers import ConvertSettings, convert
+from imagen_jax.errors import ConfigError
+from tests.goldens.if_pipelines.cases import FIRST, HALF, SECOND
+from tests.helpers.configs import contents
+
+pytest_plugins = ("tests.helpers.hub",)
+NAMES = ["ann/first", "ann/second"]
+
+
+@pytest.fixture
+def both(hub, tmp_path):
+    """A Hub with both stages, the first in two variants, with all that repositories have besides."""
+    first = shutil.copytree(FIRST, tmp_path / "first")
+    shutil.copytree(HALF, first, dirs_exist_ok=True)
+    others = {
+        "unet/diffusion_pytorch_model.bin": b"pickled",
+        "tokenizer/other.bin": b"pickled",
+        "safety_checker/model.safetensors": b"large",
+        "text_encoder/pytorch_model.bin": b"pickled",
+    }
+    hub.add(NAMES[0], first, **others)
+    hub.add(NAMES[1], SECOND, **others)
+    return hub
+
+
+def refused(names, out, **settings):
+    with pytest.raises(ConfigError) as error:
+        convert(names, out, ConvertSettings(**settings))
+    assert "\n" not in str(error.value) and not out.exists()
+    return str(error.value)
+
+
+def test_one_variant_is_downloaded(both, tmp_path, monkeypatch):
+    assert "--variant=fp16" in refused(NAMES[:1], tmp_path / "out")
+    converted = convert(NAMES[:1], tmp_path / "out", ConvertSettings(variant="fp16"))
+    downloaded = both.downloaded()
+    assert {name for name in downloaded if name.endswith(".safetensors")} == {
+        f"{folder}/{path.name}" for folder in ("unet", "text_encoder") for path in (HALF / folder).glob("*.safetensors")
+    }
+    assert not [name for name in downloaded if name.endswith(".bin")]
+    # and again, without a network
+    both.repositories.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    convert(NAMES[:1], tmp_path / "again", ConvertSettings(variant="fp16"))
+    ours, theirs = (contents(tmp_path / name / "stage_0") for name in ("out", "again"))
+    assert ours == theirs
+    assert converted.out == tmp_path / "out"
+    assert "$HF_HUB_OFFLINE is set" in refused(["ann/other"], tmp_path / "other")
+
+
+def test_the_second_stage_takes_the_text_encoder_of_the_first(both, tmp_path):
+    both.add(NAMES[0], FIRST)
+    convert(NAMES, tmp_path / "out")
+    texts = [path for method, path in both.log if method == "GET" and "text_encoder/model" in path]
+    assert texts and not [path for path in texts if NAMES[1] in path]
+
+
+def test_a_gated_repository(both, tmp_path):
+    both.repositories[NAMES[1]].is_gated = True
+    message = refused(NAMES[1:], tmp_path / "out")
+    assert "agree to their license" in message and f"{both.url}/ann/second" in message and "hf auth login" in message
+    command = message[message.index("hf download") : message.index("`, copy that folder")]
+    words = shlex.split(command)
+    assert words[2] == NAMES[1] and words[-2:] == ["--local-dir", "second"]
+    assert "unet/diffusion_pytorch_model.safetensors" in words and "text_encoder/model.safetensors" in words
+
+
+def test_wrong_names(both, tmp_path):
+    assert "neither a folder on this machine nor a model" in refused(["ann/none"], tmp_path / "out")
+    both.add("ann/cascade", tmp_path / "nothing", **{"config.json": b"{}"})
+    assert "model_index.json" in refused(["ann/cascade"], tmp_path / "out")
