@@ -18,6 +18,7 @@ CONTENTS = {
     "serving": "imagen serve: queue, HTTP API, page",
     "planning": "compiles for absent TPUs",
     "publishing": "cascades for others",
+    "conversion": "to and from diffusers",
     "training": "the loop, optimizers, fault handling",
     "evaluation": "judges, scores, diagnostics, previews",
     "pipelines": "ImagenPipeline: prompts to images",
