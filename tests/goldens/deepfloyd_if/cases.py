@@ -4,7 +4,6 @@ Weights are functions of their names in diffusers' files, so that goldens are ou
 """
 
 import functools
-import re
 import zlib
 from pathlib import Path
 from unittest import mock
@@ -15,6 +14,7 @@ import numpy as np
 from flax import traverse_util
 
 from imagen_jax.config.schema import StageConfig
+from imagen_jax.conversion.tensor_names import from_torch, stored_shape, tensor_name
 from imagen_jax.diffusion import samplers
 from imagen_jax.diffusion.process import add_noise
 from imagen_jax.stages.sampling import Conditions, make_denoise_fn, make_sampler, split_keys, start_condition
@@ -82,23 +82,12 @@ def weight(name, shape):
     return values * np.float32(0.7 / np.sqrt(fan_in))
 
 
-def diffusers_name(path):
-    """Returns the name in diffusers' files of a parameter at a path."""
-    *modules, leaf = path
-    name = re.sub(r"(?<!linear)_(\d+)(?=[_.]|$)", r".\1", ".".join(modules))
-    name = re.sub(r"(\.\d+)_", r"\1.", name).replace("mid_block_", "mid_block.")
-    return f"{name}.{'weight' if leaf in ('kernel', 'scale') else leaf}"
-
-
 def params_of(shapes):
     """Returns the parameters of our network of some shapes."""
     flat = {}
     for path, leaf in traverse_util.flatten_dict(shapes).items():
-        axes = {4: (2, 3, 1, 0), 2: (1, 0)}[len(leaf.shape)] if path[-1] == "kernel" else range(len(leaf.shape))
-        theirs = [0] * len(leaf.shape)
-        for place, axis in enumerate(axes):
-            theirs[axis] = leaf.shape[place]
-        flat[path] = jnp.asarray(weight(diffusers_name(path), tuple(theirs)).transpose(tuple(axes)))
+        tensor = weight(tensor_name(path), stored_shape(path, leaf.shape))
+        flat[path] = jnp.asarray(from_torch(path, tensor))
     return traverse_util.unflatten_dict(flat)
 
 
