@@ -71,8 +71,10 @@ def collective_seconds(collective: Collective, coordinates: np.ndarray, chip: Ch
     """Returns the bound of one run of a collective on the links of a slice.
 
     A chip can use the links along those axes in which its group extends: one link if the group is two chips wide along
-    an axis, else two.
+    an axis, else two. What a chip sends to itself, as some do in a permutation, takes no link.
     """
-    group = coordinates[collective.groups[0]]
-    links = sum(min(len(np.unique(axis)) - 1, 2) for axis in group.T)
-    return collective.sent_bytes / (links * chip.ici_link_bytes_per_s)
+    for members in collective.groups:
+        links = sum(min(len(np.unique(axis)) - 1, 2) for axis in coordinates[members].T)
+        if links:
+            return collective.sent_bytes / (links * chip.ici_link_bytes_per_s)
+    return 0.0

@@ -6,6 +6,7 @@ transformers. Truncation keeps the end-of-sequence token.
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -202,6 +203,7 @@ def folder_tokenizer(folder: Path, length: int, padding: str = "zero", cleaning:
     """
     if _is_byte_tokenizer(folder / "tokenizer_config.json"):
         return byte_tokenizer(length, padding, cleaning)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no torch, which nothing here needs
     from transformers import AutoTokenizer
 
     try:

@@ -24,6 +24,7 @@ from imagen_jax.stages.saved_arrays import describe
 from imagen_jax.stages.stage_folder import open_weights, read_config
 from imagen_jax.stages.trainable import merge, select
 from imagen_jax.stages.weights import SavedWeights, WeightsChoice
+from imagen_jax.text.encoder import is_local_folder
 from imagen_jax.training.state import InitFn, init_params
 
 _MAX_LISTED = 5
@@ -92,7 +93,7 @@ class StartingPoint:
             f"started from the {training.init_weights} weights of {str(weights.workdir)!r} at step {weights.step}: "
             f"{self._comparison()}"
         )
-        differences = self._differences()
+        differences = config_differences(self._source_config, self._config)
         if differences:
             log(f"the weights were trained with another config: {'; '.join(differences)}")
         return merge(params, loaded)
@@ -115,10 +116,14 @@ class StartingPoint:
                 parts.append(f"{len(paths)} {text}: {', '.join(paths[:_MAX_LISTED])}{more}")
         return "; ".join(parts)
 
-    def _differences(self) -> list[str]:
-        """Returns how the source's config differs in what the network's inputs and outputs are."""
-        before, now = flatten(to_json(self._source_config)), flatten(to_json(self._config))
-        return [change for key, change in changes(before, now).items() if key.startswith(_MEANING)]
+
+def config_differences(before: StageConfig, now: StageConfig) -> list[str]:
+    """Returns how a config differs from an earlier one in what the network's inputs and outputs are."""
+    trees = [flatten(to_json(config)) for config in (before, now)]
+    for tree in trees:  # the same folder by another path is no other encoder
+        if is_local_folder(tree["text.model"]):
+            tree["text.model"] = str(Path(tree["text.model"]).resolve())
+    return [change for key, change in changes(*trees).items() if key.startswith(_MEANING)]
 
 
 def _read_source(name: str) -> tuple[Path, StageConfig]:

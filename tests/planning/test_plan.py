@@ -256,12 +256,16 @@ def test_collective_seconds():
     chip = CHIPS["v4"]
     coordinates = np.array([(x, y, 0) for x in range(4) for y in range(2)])
 
-    def seconds(*group):
-        return collective_seconds(hlo_cost.Collective("all-reduce", 1, 8_000_000, np.array([group])), coordinates, chip)
+    def seconds(*group, groups=()):
+        groups = np.array(groups or [group])
+        return collective_seconds(hlo_cost.Collective("all-reduce", 1, 8_000_000, groups), coordinates, chip)
 
     assert seconds(0, 1) == 8e6 / chip.ici_link_bytes_per_s
     assert seconds(0, 2, 4, 6) == pytest.approx(12e6 / (2 * chip.ici_link_bytes_per_s))
     assert seconds(*range(8)) == pytest.approx(14e6 / (3 * chip.ici_link_bytes_per_s))
+    # what is sent from a chip to itself takes no link; others of the permutation do
+    assert seconds(groups=[(0, 0), (1, 1)]) == 0
+    assert seconds(groups=[(0, 0), (0, 1)]) == seconds(0, 1)
 
 
 def fake_planner(fits):

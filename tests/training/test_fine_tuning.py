@@ -16,7 +16,7 @@ from imagen_jax.stages.trainable import merge, param_paths, split
 from imagen_jax.stages.weights import SavedWeights
 from imagen_jax.text.encoder import TextCondition
 from imagen_jax.training import loop
-from imagen_jax.training.init_from import StartingPoint
+from imagen_jax.training.init_from import StartingPoint, config_differences
 from imagen_jax.training.loop import train
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import abstract_parts
@@ -99,6 +99,15 @@ def test_log_says_where_weights_are_from(source, tuned):
     assert f"{number} of the network's {number} arrays are taken" in log
     assert f"ema weights of '{source}' at step {STEPS}" in log
     assert "trained" in log and "frozen" in log
+
+
+def test_encoder_by_another_path_is_no_other_encoder(tmp_path, monkeypatch):
+    (tmp_path / "encoder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    trained, given = (base_config(**{"text.model": str(path)}) for path in (tmp_path / "encoder", "encoder"))
+    assert config_differences(trained, given) == []
+    (difference,) = config_differences(trained, given.with_changes({"text.model": "random", "training.steps": 9}))
+    assert "text.model was" in difference and "random" in difference
 
 
 def test_resume_is_bit_exact(source, tuned, tmp_path):
