@@ -1,7 +1,8 @@
 """Fine-tuning of DeepFloyd IF's second stage: 64×64 to 256×256 images, 1.2 billion parameters.
 
-    imagen convert --from=DeepFloyd/IF-I-XL-v1.0,DeepFloyd/IF-II-L-v1.0 --out=runs/if
-    imagen train --config=configs/if_256.py --config.data.path=DIR --workdir=runs/if_256
+    imagen train --config=configs/if_256.py --config.data.path=photos --workdir=runs/if_256
+
+It starts from what if_64.py's first command converts.
 
 From its files: the network, the noise schedules, learned variances, the text encoder, the cleaning of captions, and how
 images are sampled. It is trained on true low-resolution images with noise of all levels, as it was, and not on the

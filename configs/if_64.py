@@ -1,7 +1,7 @@
 """Fine-tuning of DeepFloyd IF's first stage: captions to 64×64 images, 4.3 billion parameters.
 
-    imagen convert --from=DeepFloyd/IF-I-XL-v1.0 --out=runs/if
-    imagen train --config=configs/if_64.py --config.data.path=DIR --workdir=runs/if_64
+    imagen convert --from=DeepFloyd/IF-I-XL-v1.0,DeepFloyd/IF-II-L-v1.0 --variant=fp16 --out=runs/if
+    imagen train --config=configs/if_64.py --config.data.path=photos --workdir=runs/if_64
 
 `:l` and `:m` are its smaller networks, of 935 and 372 million parameters. training.init_from is what was converted;
 docs/deepfloyd_if.md says how, and which memory a run needs.

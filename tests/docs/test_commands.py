@@ -26,6 +26,7 @@ DEMO = (
 SLOW = (
     "launch/README.md",
     "configs/folder",
+    "configs/if",
     "configs/imagen",
     "docs/deepfloyd_if.md",
     "docs/pods.md",

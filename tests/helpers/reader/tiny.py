@@ -4,6 +4,7 @@ A command is checked as it is written first: its config is loaded with its overr
 
 - A side of an image becomes 8 × (log2 of it - 2): 32 is 24, 64 is 32, 1024 is 64. What fits together still does.
 - A network has one level, 8 channels and as few layers as it can; a run has 2 steps of 8 images, on one device.
+- A stage of DeepFloyd IF is that which it starts from, as `provisions` has it.
 - Data are read as they are, but of rendered scenes there are 64. An evaluation has 4 images.
 
 Everything else stays: data sources and paths, the text encoder, objective, optimizer, sampler, and every flag.
@@ -11,11 +12,13 @@ Everything else stays: data sources and paths, the text encoder, objective, opti
 
 import importlib
 import math
+from pathlib import Path
 
 from imagen_jax.cli.flags import CommandFlags
 from imagen_jax.config.load import load_config, schema_of
 from imagen_jax.config.schema import EvaluationConfig, PretrainTextConfig, StageConfig
 from imagen_jax.errors import ConfigError
+from imagen_jax.stages.stage_folder import read_config
 
 # where a config is only shown
 UNCHANGED = ("imagen_jax.cli.config",)
@@ -86,7 +89,16 @@ def tiny_overrides(module, arguments):
     assert schema is StageConfig
     # a plan is for the devices and the batch that it names
     run = {} if module == "imagen_jax.cli.plan" else RUN
+    if config.model.network == "if_unet":
+        return run | data | _parent(config)
     return MODEL | run | data | _layers(config) | _sizes(config)
+
+
+def _parent(config):
+    """The network and the sizes of the converted stage that a config starts from, which is tiny."""
+    parent = read_config(Path(config.training.init_from))
+    model = {f"model.{key}": value for key, value in parent.model.to_dict().items() if not isinstance(value, str)}
+    return model | {"image_size": parent.image_size, "low_res_size": parent.low_res_size}
 
 
 def _layers(config):
