@@ -349,6 +349,182 @@ def test_other_edits(tab, server, made):
     assert [tab.input_value(f"#edit-{name}") for name in ("side", "by")] == ["left", "1"]
 
 
+def between(tab, **ends):
+    """Begins with images between two ends, and types these by their ids."""
+    tab.get_by_role("button", name="Between two").click()
+    expect(tab.locator("#edit-title")).to_be_focused()
+    expect(tab.locator("#edit-tasks")).to_be_hidden()
+    expect(tab.locator("#edit-image")).to_be_hidden()
+    for name, value in ends.items():
+        tab.fill(f"#edit-{name.replace('_', '-')}", value)
+
+
+def test_edits_between_two_prompts(tab, server):
+    tab.fill("#prompt", "a large red circle")
+    between(tab)
+    expect(tab.locator("#edit-title")).to_have_text("Images between two")
+    expect(tab.get_by_label("From the prompt")).to_have_value("a large red circle")
+    expect(tab.locator("#prompt")).to_be_hidden()
+    expect(tab.locator("#count")).to_have_value("5")
+    tab.fill("#count", "4")
+    tab.fill("#seed", "7")
+    tab.get_by_label("To the prompt").fill("a large blue circle")
+    tab.get_by_label("To the prompt").press("Enter")
+    prompt = "a large red circle → a large blue circle"
+    job = finished_job(tab, server, prompt)
+    assert (job["edit"]["kind"], job["edit"]["ends"]) == ("interpolate", ["a large red circle", "a large blue circle"])
+    assert [image["seed"] for image in job["images"]] == [7] * 4
+
+    # in order: one row, from red to blue
+    images = tab.locator(JOB).locator("img")
+    shares = ["0%", "33%", "67%", "100%"]
+    expect(tab.locator(JOB).locator(".job-images .hint")).to_have_text(shares)
+    assert [one.get_attribute("alt") for one in images.all()] == [f"{prompt}, {share} of the way" for share in shares]
+    assert [one.get_attribute("src") for one in images.all()] == [one["url"] for one in job["images"]]
+    boxes = [one.bounding_box() for one in images.all()]
+    assert len({box["y"] for box in boxes}) == 1
+    assert [box["x"] for box in boxes] == sorted(box["x"] for box in boxes)
+    first, last = (np.frombuffer(pixels(png_of(server, job, i)), np.uint8).reshape(-1, 3).astype(int) for i in (0, -1))
+    assert (first[:, 0] - first[:, 2]).max() > 100 > (last[:, 0] - last[:, 2]).max()
+    assert (last[:, 2] - last[:, 0]).max() > 100 > (first[:, 2] - first[:, 0]).max()
+    images.nth(1).locator("..").click()
+    fact = "On the way from a large red circle to a large blue circle, 33% of the way"
+    expect(tab.locator("#viewer-facts")).to_contain_text(fact)
+    expect(tab.locator("#viewer-before")).to_be_hidden()
+
+    # one of them is edited with the prompt that it is near to
+    tab.locator("#viewer-edit").click()
+    expect(tab.get_by_role("radio", name="Redraw a part")).to_be_checked()
+    expect(tab.locator("#edit-source")).to_have_value("a large red circle")
+    expect(tab.locator("#prompt")).to_be_visible()
+    assert (tab.input_value("#prompt"), tab.input_value("#count")) == ("a large red circle", "1")
+    images.nth(1).locator("..").click()
+
+    # all of it again, also from the file
+    tab.locator("#edit-close").evaluate("button => button.click()")
+    for way in ("job", "file"):
+        if way == "job":
+            tab.locator("#viewer-reuse").click()
+        else:
+            drop(tab, "image.png", png_of(server, job, 1))
+        expect(tab.locator("#edit-first-prompt")).to_be_focused()
+        assert tab.input_value("#edit-first-prompt") == "a large red circle"
+        assert tab.input_value("#edit-last-prompt") == "a large blue circle"
+        assert (tab.input_value("#count"), tab.input_value("#seed")) == ("4" if way == "job" else "5", "7")
+        tab.get_by_role("button", name="Stop editing").click()
+        expect(tab.locator("#prompt")).to_be_focused()
+        assert tab.input_value("#prompt") == ""
+    expect(tab.locator("#count")).to_have_value("1")
+
+
+def test_edits_between_two_seeds(tab, server, made):
+    edit_of(tab, made)
+    choose(tab, "Between two")
+    expect(tab.locator("#edit-image")).to_be_hidden()
+    expect(tab.get_by_label("From the prompt")).to_have_value("a red circle")
+    tab.get_by_label("Between", exact=True).select_option("Two seeds")
+    expect(tab.locator("#seed")).to_be_hidden()
+    tab.get_by_label("From the seed").fill("1")
+    tab.get_by_label("To the seed").fill(str(2**64 - 3))
+    tab.fill("#count", "3")
+    draw(tab, "a red circle between seeds")
+    job = finished_job(tab, server, "a red circle between seeds")
+    assert (job["edit"]["kind"], job["edit"]["ends"]) == ("interpolate", [1, 2**64 - 3])
+    expect(tab.locator(JOB).locator(".job-images .hint")).to_have_text(["0%", "50%", "100%"])
+    tab.locator(JOB).get_by_role("button", name="Use these settings").click()
+    expect(tab.get_by_label("From the seed")).to_have_value("1")
+    expect(tab.get_by_label("To the seed")).to_have_value(str(2**64 - 3))
+    assert (tab.input_value("#prompt"), tab.input_value("#count")) == ("a red circle between seeds", "3")
+    # what differs is where they are on the way
+    for index in (0, 1):
+        tab.locator(JOB).locator(".picture").nth(index).click()
+        tab.locator("#viewer-select").click()
+        tab.keyboard.press("Escape")
+    tab.locator("#selection-compare").click()
+    rows = tab.locator("#compare tr")
+    expect(rows).to_have_count(2)
+    way = f"On the way from 1 to {2**64 - 3}"
+    assert rows.last.locator("td").all_inner_texts() == [f"{way}, 0% of the way", f"{way}, 50% of the way"]
+
+
+def test_wrong_ends_are_named_at_their_fields(client):
+    client.expect_failed_requests("status of 400")
+    tab = client.open()
+
+    def refused(field, text):
+        tab.locator("#generate").click()
+        expect(tab.locator("#form-message")).to_have_text(text)
+        expect(tab.locator(f"#{field}")).to_be_focused()
+        expect(tab.locator(f"#{field}")).to_have_attribute("aria-invalid", "true")
+        expect(tab.locator(f"#{field}")).to_have_attribute("aria-errormessage", "form-message")
+
+    requests = []
+    tab.on("request", lambda request: requests.append(request.url) if request.method == "POST" else None)
+    between(tab)
+    refused("edit-first-prompt", "Say what the first image should show.")
+    tab.fill("#edit-first-prompt", "a ring")
+    refused("edit-last-prompt", "Say what the last image should show.")
+    tab.fill("#edit-last-prompt", "a ring ")
+    refused("edit-last-prompt", "Both ends are the same: change one of them.")
+    tab.fill("#edit-first-prompt", "1")
+    tab.fill("#edit-last-prompt", "2")
+    refused("edit-first-prompt", "Two numbers are seeds: choose two seeds, or say in words what an end shows.")
+    tab.fill("#count", "1")
+    refused("count", "Images is a whole number from 2 to 64.")
+    tab.fill("#count", "2")
+    tab.locator("#edit-ends").select_option("seeds")
+    refused("prompt", "Say what the image should show.")
+    tab.fill("#prompt", "a ring")
+    seed = f"Give a seed at each end: a whole number from 0 to {2**64 - 1}."
+    refused("edit-first-seed", seed)
+    tab.fill("#edit-first-seed", "7")
+    for wrong in ("-1", "a ring", "1.5", str(2**64)):
+        tab.fill("#edit-last-seed", wrong)
+        refused("edit-last-seed", seed)
+    tab.fill("#edit-last-seed", "07")
+    refused("edit-last-seed", "Both ends are the same: change one of them.")
+    assert requests == []
+    # what the server refuses is named there, too
+    tab.locator("#edit-ends").select_option("prompts")
+    tab.fill("#edit-first-prompt", "a ring")
+    tab.fill("#edit-last-prompt", "a \1 cross")
+    refused("edit-last-prompt", "The last prompt has the character U+0001, which is not text: leave it out.")
+    assert len(requests) == 1
+
+
+def test_ends_survive_a_reload(tab, made):
+    between(tab, first_prompt="a ring", last_prompt="a cross")
+    tab.fill("#count", "3")
+    tab.wait_for_timeout(KEPT)
+    tab.reload()
+    expect(tab.locator("#edit-first-prompt")).to_have_value("a ring")
+    expect(tab.locator("#edit-last-prompt")).to_have_value("a cross")
+    expect(tab.locator("#edit-title")).to_have_text("Images between two")
+    for hidden in ("prompt", "edit-tasks", "edit-image"):
+        expect(tab.locator(f"#{hidden}")).to_be_hidden()
+    assert tab.input_value("#count") == "3"
+    tab.locator("#edit-ends").select_option("seeds")
+    tab.fill("#edit-first-seed", "1")
+    tab.wait_for_timeout(KEPT)
+    tab.reload()
+    expect(tab.locator("#edit-first-seed")).to_have_value("1")
+    expect(tab.locator("#edit-first-prompt")).to_be_hidden()
+    tab.get_by_role("button", name="Stop editing").click()
+    tab.reload()
+    tab.locator("#gallery img").first.wait_for()
+    expect(tab.locator("#edit")).to_be_hidden()
+    # with an image that is edited, it stays
+    edit_of(tab, made)
+    choose(tab, "Between two")
+    tab.fill("#edit-last-prompt", "a cross")
+    tab.wait_for_timeout(KEPT)
+    tab.reload()
+    expect(tab.locator("#edit-last-prompt")).to_have_value("a cross")
+    choose(tab, "Variations")
+    loaded(tab.locator("#edit-image"))
+    expect(tab.locator("#prompt")).to_be_visible()
+
+
 def test_an_unsent_edit_survives_a_reload(tab, made):
     edit_of(tab, made)
     paint(tab, (0.1, 0.25), (0.9, 0.25))
@@ -403,7 +579,15 @@ def test_editing_fits_and_is_accessible(new_client, server, made, scheme, viewpo
     )
     tab = client.open()
     edit_of(tab, made)
-    for task in ("Change all of it", "Change a word", "Variations", "Extend", "Enlarge", "Redraw a part"):
+    for task in (
+        "Change all of it",
+        "Change a word",
+        "Variations",
+        "Extend",
+        "Enlarge",
+        "Between two",
+        "Redraw a part",
+    ):
         choose(tab, task)
         check_view(tab)
     paint(tab, (0.3, 0.3), (0.6, 0.6))
@@ -412,6 +596,21 @@ def test_editing_fits_and_is_accessible(new_client, server, made, scheme, viewpo
     finished_job(tab, server, "a ring that fits")
     tab.locator(JOB).locator(".picture").click()
     loaded(tab.locator("#viewer-before"))
+    check_view(tab)
+    tab.keyboard.press("Escape")
+    tab.get_by_role("button", name="Stop editing").click()
+    between(tab, last_prompt="a cross")
+    check_view(tab)
+    tab.fill("#edit-first-prompt", "")
+    tab.locator("#generate").click()
+    check_view(tab)
+    tab.locator("#edit-ends").select_option("seeds")
+    check_view(tab)
+    tab.locator("#edit-ends").select_option("prompts")
+    tab.fill("#edit-first-prompt", "a ring")
+    tab.fill("#count", "8")
+    tab.press("#edit-first-prompt", "Enter")
+    finished_job(tab, server, "a ring → a cross")
     check_view(tab)
 
 

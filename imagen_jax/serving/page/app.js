@@ -3,7 +3,7 @@
 import {
   ConnectionError, connection, getJson, isReady, mayAskForToken, onTokenNeeded, postFile, postJob, reachable, takeTokenFromAddress,
 } from "./api.js";
-import { $, announce, el, show, toast } from "./dom.js";
+import { $, announce, el, focusPrompt, show, toast } from "./dom.js";
 import * as edit from "./edit.js";
 import * as form from "./form.js";
 import * as gallery from "./gallery.js";
@@ -101,7 +101,7 @@ function stop() {
 }
 
 function stopButton() {
-  return el("button", { type: "button", className: "quiet", onclick: () => { stop(); $("prompt").focus(); } }, "Stop");
+  return el("button", { type: "button", className: "quiet", onclick: () => { stop(); focusPrompt(); } }, "Stop");
 }
 
 /** Returns a random key; `crypto.randomUUID` is missing on plain HTTP from another machine. */
@@ -113,15 +113,22 @@ function randomKey() {
 
 function reuse(job, index) {
   const image = job.images[index] ?? {};
-  form.fill({
-    prompt: image.prompt ?? job.prompts[0], negative_prompt: job.negative_prompt, seed: image.seed, count: 1,
-    settings: job.settings, height: job.height, width: job.width,
-  });
+  fillIn({
+    prompt: image.prompt ?? job.prompts[0], negative_prompt: job.negative_prompt, seed: image.seed,
+    count: job.edit?.ends ? job.images.length : 1, settings: job.settings, height: job.height, width: job.width,
+  }, job.edit?.ends);
   if (job.edit?.image) beginEdit({ ...image, url: job.edit.image }, job.edit);
-  else edit.close();
   toast("Settings filled in");
-  $("prompt").focus();
+  focusPrompt();
   scrollTo({ top: 0, behavior: "smooth" });
+}
+
+/** Fills the form in without an image to edit; with two ends, where the images were between such. */
+function fillIn(values, ends) {
+  edit.close();
+  if (!ends) form.fill(values);
+  else form.fill({ ...values, ...(edit.areSeeds(ends) ? { seed: null } : { prompt: "" }) }); // which are made of the ends
+  if (ends) edit.openEnds(ends);
 }
 
 function beginEdit(image, how) {
@@ -131,13 +138,16 @@ function beginEdit(image, how) {
   });
 }
 
-/** Begins to edit an image of a job, with its prompt and settings. */
+/** Begins to edit an image of a job, with its prompt, or the nearer one of two, and its settings. */
 function editImage(job, image) {
+  const { ends } = job.edit ?? {};
+  const nearest = ends && !edit.areSeeds(ends) ? ends[Math.round(image.index / (job.images.length - 1))] : null;
+  const prompt = nearest ?? image.prompt;
   form.fill({
-    prompt: image.prompt, negative_prompt: job.negative_prompt, seed: null, count: 1,
+    prompt, negative_prompt: job.negative_prompt, seed: null, count: 1,
     settings: job.settings, height: image.height, width: image.width,
   });
-  beginEdit(image);
+  beginEdit({ ...image, prompt });
 }
 
 async function editFile(file) {
@@ -156,11 +166,11 @@ async function reuseFile(file) {
     const most = description?.limits.max_upload_bytes ?? Infinity;
     if (file.size > most) throw new Error(`This file is larger than ${Math.floor(most / 2 ** 20)} MiB: give a PNG that was made here.`);
     const made = await postFile(file);
-    form.fill({ ...made, count: 1 });
-    edit.close();
-    $("prompt").focus();
+    const { ends } = made.edit ?? {};
+    fillIn({ ...made, count: 1 }, ends);
+    focusPrompt();
     scrollTo({ top: 0, behavior: "smooth" });
-    if (made.edit) form.message("It was made from another image, which is not in the file. Its settings are filled in.");
+    if (made.edit && !ends) form.message("It was made from another image, which is not in the file. Its settings are filled in.");
     else if (made.same_model) toast("Settings filled in");
     else form.message("Another model made this image. Its settings are filled in; the image will look different.");
   } catch (error) {
@@ -173,6 +183,7 @@ function setUpFiles() {
   $("from-file").onclick = () => $("file").click();
   $("file").onchange = () => { reuseFile($("file").files[0]); $("file").value = ""; };
   $("edit-file").onclick = () => $("image-file").click();
+  $("edit-between").onclick = () => edit.openEnds();
   $("image-file").onchange = () => { editFile($("image-file").files[0]); $("image-file").value = ""; };
   const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
   let depth = 0; // dragenter and dragleave come for every element on the way
@@ -252,7 +263,7 @@ async function start() {
   await jobs.setUpJobs({ ended: gallery.historyChanged, open, reuse });
   await gallery.setUpGallery({
     open: viewer.openKey, openJob: (job) => viewer.open(job, null), compare: viewer.compare,
-    example: (prompt) => { form.fill({ prompt }); submit(); },
+    example: (prompt) => { if (!edit.usesPrompt()) edit.close(); form.fill({ prompt }); submit(); },
   });
 }
 

@@ -33,6 +33,13 @@ export function show(node, visible) {
   node.hidden = !visible;
 }
 
+export const isShown = (node) => !node.closest("[hidden]");
+
+/** Focuses where a prompt is typed: its field, or that of the first of two. */
+export function focusPrompt() {
+  [$("prompt"), $("edit-first-prompt")].find(isShown).focus();
+}
+
 /** Says something to screen readers. */
 export function announce(text) {
   $("announcer").textContent = "";

@@ -1,13 +1,14 @@
-// Editing: an image, what to do with it, and how much is to change; of these a job's `edit` is made.
+// Editing: an image, what to do with it, and how much is to change, or two ends without an image; of these a job's `edit` is made.
 
 import { imageBlob } from "./api.js";
-import { $, announce, el, show, toast } from "./dom.js";
+import { $, announce, el, focusPrompt, show, toast } from "./dom.js";
 import { dropDraft, loadDraft, saveDraft } from "./edit_draft.js";
-import { imageSize } from "./form.js";
+import { SEED_RANGE, asSeed, expectImages, fitHeights, imageSize, maxImages } from "./form.js";
 import { beginMask, loadMask, maskAt, painted, setUpMask } from "./mask.js";
 
 const SHOWN_SIDE = 1024; // pixels of a file's image while it is edited, at most
 const SAVE_MS = 150;
+const WAY_IMAGES = 5; // from one end to the other, unless somebody has asked for others
 
 // what can be done, by the kind of a job's edit: strength at first, where there is one, and what the page says of it
 const TASKS = {
@@ -17,14 +18,16 @@ const TASKS = {
   variations: { strength: 0.5, about: "Images like it. The prompt may be empty.", isPromptOptional: true },
   outpaint: { about: "Draws what is around the image. The prompt says what all of it shows." },
   upscale: { about: "More pixels of the same. The prompt may be empty.", isPromptOptional: true },
+  interpolate: { about: "Images on the way from one to the other, in order; both ends are among them. No image is needed.", isWithoutImage: true },
 };
+const ENDS = { prompts: ["edit-first-prompt", "edit-last-prompt"], seeds: ["edit-first-seed", "edit-last-seed"] };
 // where the canvas grows: [before the image, after it] in x and in y, as shares of what is added
 const SIDES = {
   around: { x: [0.5, 0.5], y: [0.5, 0.5] }, sides: { x: [0.5, 0.5] }, ends: { y: [0.5, 0.5] },
   left: { x: [1, 0] }, right: { x: [0, 1] }, above: { y: [1, 0] }, below: { y: [0, 1] },
 };
 
-let source = null; // {url, width, height} of an image of the server, or {bitmap, file, width, height} of a file
+let source = null; // {url, width, height} of an image of the server, or {bitmap, file, width, height} of a file; {} for none
 let strengths = {}; // of tasks, that somebody has chosen
 let shownUrl = null; // of the file that is shown
 let stages = [];
@@ -40,17 +43,24 @@ export class EditError extends Error {
 }
 
 export const isEditing = () => source !== null;
-export const isPromptOptional = () => isEditing() && Boolean(TASKS[task()].isPromptOptional);
+export const isPromptOptional = () => isEditing() && (Boolean(TASKS[task()].isPromptOptional) || !usesPrompt());
+export const usesPrompt = () => endsKind() !== "prompts";
+/** Returns whether two ends, of a job or as they are typed, are seeds; to the server, two numbers are. */
+export const areSeeds = (ends) => ends.every((end) => /^\d+$/.test(end));
 
+const hasImage = () => Boolean(source?.url || source?.bitmap);
+/** Returns what the images are between, a key of ENDS; null for other tasks. */
+const endsKind = () => (isEditing() && task() === "interpolate" ? $("edit-ends").value : null);
 const task = () => document.querySelector("[name=edit-task]:checked").value;
 
 export function setUpEdit() {
   setUpMask((text) => { announce(text); keep(); });
-  for (const one of document.querySelectorAll("[name=edit-task]")) one.addEventListener("change", () => { showTask(); keep(); });
+  for (const one of document.querySelectorAll("[name=edit-task]")) one.addEventListener("change", () => { offerPrompt(); showTask(); keep(); });
+  $("edit-ends").addEventListener("change", showEnds);
   $("edit-strength").addEventListener("input", () => { strengths[task()] = Number($("edit-strength").value) / 100; showStrength(); });
   for (const id of ["edit-side", "edit-by"]) $(id).addEventListener("change", place);
   $("edit").addEventListener("input", keep);
-  $("edit-close").onclick = () => { close(); $("prompt").focus(); };
+  $("edit-close").onclick = () => { close(); focusPrompt(); };
   for (const name of ["width", "height"]) $(name).addEventListener("change", () => { if (source?.bitmap) { resize(); keep(); } });
 }
 
@@ -59,6 +69,10 @@ export function setCascade(description) {
   stages = description.stages;
   maxSide = description.limits?.max_side ?? Infinity;
   show(document.querySelector("[name=edit-task][value=upscale]").closest("label"), stages.length > 1);
+  show(document.querySelector("[name=edit-task][value=interpolate]").closest("label"), maxImages() > 1);
+  showEnds();
+  const longest = description.limits?.max_prompt_length;
+  if (longest) for (const id of ENDS.prompts) $(id).maxLength = longest;
 }
 
 /** Begins to edit an image of the server, {url}; `given` says how, as a job's edit does, and how large its results are. */
@@ -80,10 +94,32 @@ export async function open(image, given = {}) {
 export async function openFile(file) {
   begin(await asBitmap(file));
   $("edit-source").value = "";
+  if (TASKS[task()].isWithoutImage) choose("inpaint");
   resize();
   showTask();
   reveal();
   keep();
+}
+
+/** Begins with images between two ends: those of a job, or none yet. It needs no image, and leaves one that is edited. */
+export function openEnds(ends = null) {
+  if (!isEditing()) begin({});
+  choose("interpolate");
+  if (ends) fillEnds(ends);
+  offerPrompt();
+  showTask();
+  reveal();
+  keep();
+}
+
+function fillEnds(ends) {
+  $("edit-ends").value = areSeeds(ends) ? "seeds" : "prompts";
+  ENDS[$("edit-ends").value].forEach((id, i) => { $(id).value = ends[i]; });
+}
+
+/** Takes the prompt for the first of two, if nothing is there. */
+function offerPrompt() {
+  if (endsKind()) $("edit-first-prompt").value ||= $("prompt").value.trim();
 }
 
 async function asBitmap(file) {
@@ -114,7 +150,7 @@ async function measure() {
 function reveal() {
   $("edit-title").focus({ preventScroll: true });
   $("edit").scrollIntoView({ block: "nearest", behavior: "smooth" });
-  announce(`Editing an image. ${TASKS[task()].about}`);
+  announce(`${hasImage() ? "Editing an image" : $("edit-title").textContent}. ${TASKS[task()].about}`);
 }
 
 export function close() {
@@ -122,7 +158,8 @@ export function close() {
   source = null;
   show($("edit"), false);
   $("edit-image").removeAttribute("src");
-  $("edit-source").value = "";
+  for (const id of ["edit-source", ...ENDS.prompts, ...ENDS.seeds]) $(id).value = "";
+  showEnds();
   setShown(null);
   clearTimeout(saving);
   dropDraft();
@@ -141,8 +178,11 @@ function choose(kind) {
 }
 
 function showTask() {
-  const { strength, about } = TASKS[task()];
+  const { strength, about, isWithoutImage } = TASKS[task()];
+  $("edit-title").textContent = hasImage() ? "Edit this image" : "Images between two";
   $("edit-about").textContent = about;
+  show($("edit-tasks"), hasImage());
+  show($("edit-picture-field"), !isWithoutImage);
   show($("edit-paint"), task() === "inpaint");
   for (const id of ["edit-mask", "edit-painted", "edit-hint"]) show($(id), task() === "inpaint");
   show($("edit-source-field"), task() === "edit");
@@ -150,8 +190,21 @@ function showTask() {
   show($("edit-strength-field"), Boolean(strength));
   if (strength) $("edit-strength").value = Math.round(100 * (strengths[task()] ?? strength));
   showStrength();
+  showEnds();
   showSource();
   place();
+}
+
+/** Shows the ends, and of the form what they leave open: the prompt of seeds, the seed of prompts. */
+function showEnds() {
+  const ends = endsKind();
+  show($("edit-ends-field"), ends !== null);
+  for (const kind of Object.keys(ENDS)) show($(`edit-ends-${kind}`), ends === kind);
+  show($("edit-between"), !isEditing() && maxImages() > 1);
+  show($("prompt-field"), ends !== "prompts");
+  show($("seed-field"), ends !== "seeds");
+  fitHeights();
+  expectImages(ends === null ? 1 : 2, WAY_IMAGES);
 }
 
 function showStrength() {
@@ -257,6 +310,7 @@ function chooseSide(position, result) {
 /** Returns what a job's request is changed by: its `edit`, and its size where that has its own. Raises EditError. */
 export function read(prompt) {
   const kind = task();
+  if (endsKind()) return { edit: { kind, ends: readEnds(endsKind()) } };
   if (!source.width) throw new EditError("The image is being loaded: try again.", "edit-tasks");
   const { width, height } = usedSize();
   const edit = { kind, image: source.bitmap ? base64(cropped(width, height)) : source.url };
@@ -283,6 +337,28 @@ function readSource(prompt) {
   return text;
 }
 
+function readEnds(kind) {
+  const ids = ENDS[kind];
+  const ends = ids.map(kind === "seeds" ? readSeed : readEndPrompt);
+  if (kind === "prompts" && areSeeds(ends)) {
+    throw new EditError("Two numbers are seeds: choose two seeds, or say in words what an end shows.", ids[0]);
+  }
+  if (ends[0] === ends[1]) throw new EditError("Both ends are the same: change one of them.", ids[1]);
+  return ends;
+}
+
+function readSeed(id) {
+  const seed = asSeed($(id).value.trim());
+  if (seed === null) throw new EditError(`Give a seed at each end: ${SEED_RANGE}.`, id);
+  return seed;
+}
+
+function readEndPrompt(id, index) {
+  const text = $(id).value.trim();
+  if (!text) throw new EditError(`Say what the ${["first", "last"][index]} image should show.`, id);
+  return text;
+}
+
 const base64 = (picture) => picture.toDataURL("image/png").split(",")[1];
 
 // ---- it survives a reload
@@ -291,31 +367,32 @@ const base64 = (picture) => picture.toDataURL("image/png").split(",")[1];
 function keep() {
   clearTimeout(saving);
   saving = setTimeout(() => {
-    if (!source?.width) return;
+    if (!source || (hasImage() && !source.width)) return;
     const { url, file, width, height } = source;
     saveDraft({
-      url, file, width, height, task: task(), strengths, mask: painted() ? maskAt($("edit-mask")).canvas.toDataURL() : null,
+      url, file, width, height, task: task(), strengths, mask: hasImage() && painted() ? maskAt($("edit-mask")).canvas.toDataURL() : null,
       fields: Object.fromEntries(FIELDS.map((id) => [id, $(id).value])),
     });
   }, SAVE_MS);
 }
 
-const FIELDS = ["edit-source", "edit-side", "edit-by", "edit-size"];
+const FIELDS = ["edit-source", "edit-side", "edit-by", "edit-size", "edit-ends", ...ENDS.prompts, ...ENDS.seeds];
 
 /** Brings back the edit that was there before a reload. */
 export async function restore() {
   const draft = isEditing() ? null : await loadDraft();
   if (!draft || isEditing()) return;
   try {
-    const given = draft.file ? await asBitmap(draft.file) : { url: draft.url };
-    const shown = draft.file ? null : await imageBlob({ url: draft.url.split("?")[0] }); // its signature may have expired
+    const { file, url } = draft; // neither where no image is edited
+    const given = file ? await asBitmap(file) : url ? { url } : {};
+    const shown = given.url ? await imageBlob({ url: url.split("?")[0] }) : null; // its signature may have expired
     if (isEditing()) return;
     begin(given);
     choose(draft.task);
     for (const [id, value] of Object.entries(draft.fields)) $(id).value = value;
     strengths = draft.strengths;
     if (shown) setShown(shown);
-    else resize();
+    else if (file) resize();
     if (shown && !(await measure())) return;
     if (draft.mask) await loadMask(draft.mask);
     showTask();

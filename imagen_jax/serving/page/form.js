@@ -1,12 +1,14 @@
 // The form: prompt, count, seed, and a control for each setting of each stage, made from what the server says of them.
 
-import { $, el, helpText, icon, plural, show, toast } from "./dom.js";
+import { $, el, helpText, icon, isShown, plural, show, toast } from "./dom.js";
 
 const DRAFT_KEY = "imagen-draft";
 const MAIN = ["num_inference_steps", "guidance_scale", "sampler"]; // shown first; the others are folded away
 const MAX_SEED = 2n ** 64n - 1n;
+export const SEED_RANGE = `a whole number from 0 to ${MAX_SEED}`;
 
 let cascade = null;
+let raisedCount = null; // of images, where more are needed than were asked for
 let controls = []; // of each stage: Map of name → {setting, read, write, node}
 
 /** Builds the controls. `onSubmit` is called with what `read` returns. */
@@ -30,12 +32,17 @@ export function setUpForm(onSubmit) {
       onSubmit();
     }
   });
-  addEventListener("resize", () => { fitHeight($("prompt")); fitHeight($("negative")); });
+  addEventListener("resize", fitHeights);
 }
 
 function fitHeight(area) {
   area.style.height = "auto";
   area.style.height = `${Math.min(area.scrollHeight + 2, 320)}px`;
+}
+
+/** Fits the texts to what is in them: after they were filled in or shown, and when the width changes. */
+export function fitHeights() {
+  for (const area of [$("prompt"), $("negative")]) fitHeight(area);
 }
 
 /** Fits the form to a cascade, from GET /v1/cascade, and fills in what was there before a reload. */
@@ -184,19 +191,16 @@ export function fill(values) {
   writeSettings(values.settings ?? [], values.height, values.width);
   clearMessage();
   saveDraft();
-  fitHeight($("prompt"));
-  fitHeight($("negative"));
+  fitHeights();
 }
 
 /** Returns the body of the form's request, without what it edits; null, with a message at the field, if something in it cannot be. */
 export function read(isPromptOptional) {
   clearMessage();
-  const prompt = $("prompt").value.trim();
+  const prompt = typed("prompt");
   if (!prompt && !isPromptOptional) return refuse($("prompt"), "Say what the image should show.");
-  const seed = $("seed").value.trim();
-  if (seed && (!/^\d+$/.test(seed) || BigInt(seed) > MAX_SEED)) {
-    return refuse($("seed"), "A seed is a whole number from 0 to 18446744073709551615; empty means a random one.");
-  }
+  const seed = typed("seed");
+  if (seed && asSeed(seed) === null) return refuse($("seed"), `A seed is ${SEED_RANGE}; empty means a random one.`);
   const numbers = [...$("form").querySelectorAll("input[type=number]")];
   const wrong = numbers.find((input) => !input.checkValidity());
   if (wrong) return refuse(wrong, numberSentence(wrong));
@@ -208,8 +212,29 @@ export function read(isPromptOptional) {
     settings: settings.some((stage) => Object.keys(stage).length) ? settings : null,
     ...size(),
   };
-  return { ...body, seeds: seed ? BigInt(seed).toString() : null };
+  return { ...body, seeds: seed ? asSeed(seed) : null };
 }
+
+/** Returns what is typed in a field; nothing of one that is hidden. */
+const typed = (id) => (isShown($(id)) ? $(id).value.trim() : "");
+
+/** Returns a seed as it is sent: as text, since a number would lose bits; null if it is none. */
+export function asSeed(text) {
+  return /^\d+$/.test(text) && BigInt(text) <= MAX_SEED ? BigInt(text).toString() : null;
+}
+
+/** Asks for at least `least` images. Where there are fewer they become `usual`, and one again when one will do. */
+export function expectImages(least, usual) {
+  const count = $("count");
+  count.min = least;
+  if (Number(count.value || 1) < least) count.value = raisedCount = String(Math.min(usual, count.max));
+  else if (least === 1 && count.value === raisedCount) count.value = 1;
+  if (least === 1) raisedCount = null;
+  saveDraft();
+}
+
+/** Returns how many images can be asked for. */
+export const maxImages = () => Number($("count").max);
 
 /** Returns {width, height} of the images that the form asks for. */
 export function imageSize() {
@@ -254,7 +279,8 @@ export function pointAtField({ param, message: words }) {
   const text = String(param ?? "");
   const [, stage, name] = /^settings\[(\d+)\]\.(\w+)/.exec(text) ?? [];
   const simple = { prompts: "prompt", negative_prompt: "negative", seeds: "seed", count: "count", height: "height", width: "width", edit: "edit-tasks" };
-  const ofEdit = { "edit.mask": "edit-mask", "edit.strength": "edit-strength", "edit.source_prompt": "edit-source" }[text];
+  const ofEdit = { "edit.mask": "edit-mask", "edit.strength": "edit-strength", "edit.source_prompt": "edit-source",
+    "edit.ends[0]": "edit-first-prompt", "edit.ends[1]": "edit-last-prompt" }[text];
   const setting = /^sampling\.(\w+)/i.exec(words)?.[1]; // of a stage that it does not name: it is one that was changed
   const size = /^size /i.test(words) ? "width" : null;
   const node = $(name ? `s${stage}-${name}` : (ofEdit ?? simple[/^\w+/.exec(text)?.[0]] ?? size)) ?? changedControl(setting);
@@ -270,6 +296,7 @@ function changedControl(name) {
 export function inWords(text) {
   return text
     .replace(/\bsettings\[(\d+)\]\.(\w+)/gi, (_, stage, name) => `Stage ${Number(stage) + 1}: ${settingLabel(name).toLowerCase()}`)
+    .replace(/\bedit\.ends\[([01])\]/gi, (_, end) => ["The first prompt", "The last prompt"][end])
     .replace(/\bsampling\.(\w+)/gi, (_, name) => settingLabel(name));
 }
 

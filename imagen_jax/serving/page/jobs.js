@@ -2,7 +2,7 @@
 // in a tab that is opened later, and after the connection was lost.
 
 import { ApiError, ConnectionError, cancelJob, getJson, jobEvents, reachable, setImage } from "./api.js";
-import { $, announce, duration, el, icon, plural, seedButton, toast } from "./dom.js";
+import { $, announce, duration, el, focusPrompt, icon, plural, seedButton, toast } from "./dom.js";
 
 const JOBS_KEY = "imagen-jobs"; // of this tab: its cards
 const ACTIVE_KEY = "imagen-active"; // of all tabs: jobs that have not ended
@@ -15,6 +15,14 @@ const cards = new Map(); // id → {job, card, previews, parts}, in the order of
 const handlers = { ended: () => {}, open: () => {}, reuse: () => {} };
 let cardsChanged = () => {};
 let streamed = null; // {id, abort} of the job whose events are read
+
+/** Returns where an image is between the two ends of its job; null for jobs without. */
+export function wayText(job, image) {
+  return job.edit?.ends ? `${Math.round((100 * image.index) / (job.images.length - 1))}% of the way` : null;
+}
+
+/** Returns what an image shows, in words. */
+const altText = (job, image) => [image.prompt, wayText(job, image)].filter(Boolean).join(", ");
 
 export const hasEnded = (job) => ENDED.includes(job.status);
 
@@ -154,7 +162,7 @@ function addCard(job) {
     state: el("p", { className: "job-state" }),
     left: el("p", { className: "job-left muted" }),
     bar: el("progress", { max: 1, "aria-label": "Progress" }),
-    images: el("ul", { className: "job-images", "data-count": String(Math.min(job.images.length, 5)) }),
+    images: el("ul", { className: job.edit?.ends ? "job-images way" : "job-images", "data-count": String(Math.min(job.images.length, 5)) }),
     error: el("p", { className: "message error", hidden: true }),
     buttons: el("div", { className: "job-buttons" }),
   };
@@ -201,7 +209,7 @@ function setButtons(entry, node) {
   node.dataset.ended = String(ended);
   if (ended) {
     const close = el("button", { type: "button", className: "icon-button", "aria-label": "Put this away", title: "Put this away",
-      onclick: () => { dismiss(entry.job.id); $("prompt").focus(); } }, icon("close"));
+      onclick: () => { dismiss(entry.job.id); focusPrompt(); } }, icon("close"));
     const reuse = el("button", { type: "button", onclick: () => handlers.reuse(entry.job, 0) }, icon("reuse"), "Use these settings");
     node.replaceChildren(reuse, close);
   } else {
@@ -226,22 +234,23 @@ async function cancel(entry) {
 function cell(entry, image) {
   let found = entry.cells.get(image.index);
   if (!found) {
-    const img = el("img", { alt: `Preview of: ${image.prompt}`, hidden: true });
+    const img = el("img", { alt: `Preview of: ${altText(entry.job, image)}`, hidden: true });
     const button = el("button", { type: "button", className: "picture", disabled: true,
       onclick: () => handlers.open(entry.job, image.index) }, img);
     button.style.aspectRatio = `${image.width ?? 1} / ${image.height ?? 1}`;
-    const item = el("li", {}, button);
+    const way = wayText(entry.job, image);
+    const item = el("li", {}, button, way && el("span", { className: "hint", "aria-hidden": "true" }, way.split(" ")[0]));
     found = { img, button, item, url: null };
     entry.cells.set(image.index, found);
     entry.parts.images.append(item);
   }
   if (image.url && found.url !== image.url) {
     Object.assign(found, { url: image.url });
-    found.img.alt = image.prompt;
+    found.img.alt = altText(entry.job, image);
     setImage(found.img, entry.job.id, image);
     found.img.hidden = false;
     found.button.disabled = false;
-    found.item.append(seedButton(image.seed));
+    if (!entry.job.edit?.ends) found.item.append(seedButton(image.seed));
   }
   if (hasEnded(entry.job) && !image.url) found.item.classList.add("never");
   return found;

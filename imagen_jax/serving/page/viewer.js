@@ -4,7 +4,7 @@ import { deleteJob, hasToken, imageBlob, setImage } from "./api.js";
 import { $, confirmed, dateTime, duration, el, icon, seedButton, show, toast } from "./dom.js";
 import { settingLabel } from "./form.js";
 import { deselectJob, historyChanged, isSelected, keyOf, pictures, select } from "./gallery.js";
-import { dismiss } from "./jobs.js";
+import { dismiss, wayText } from "./jobs.js";
 
 const handlers = { reuse: () => {}, edit: () => {} };
 let cascade = null;
@@ -119,7 +119,7 @@ function facts(job, image) {
   const add = (name, ...value) => rows.push(el("div", {}, el("dt", {}, name), el("dd", {}, ...value)));
   if (!image) add("Status", job.error ?? { canceled: "Canceled", failed: "Failed" }[job.status] ?? job.status);
   if (job.negative_prompt) add("Negative prompt", el("span", { dir: "auto" }, job.negative_prompt));
-  if (job.edit) add("Edit", editText(job.edit));
+  if (job.edit) add("Edit", editText(job, image));
   if (image) add("Seed", seedButton(image.seed));
   if (image) add("Size", `${image.width}×${image.height}`);
   const took = job.started && job.finished ? `, in\u00a0${duration(job.finished - job.started).replace(" ", "\u00a0")}` : "";
@@ -140,9 +140,10 @@ const EDITS = {
   upscale: "An image, enlarged", edit: "Changed by the prompt", interpolate: "On the way",
 };
 
-function editText({ kind, strength, source_prompt: before, ends }) {
+function editText(job, image) {
+  const { kind, strength, source_prompt: before, ends } = job.edit;
   if (kind === "upscale" || kind === "outpaint") return EDITS[kind];
-  if (kind === "interpolate") return `${EDITS[kind]} from ${ends[0]} to ${ends[1]}`;
+  if (kind === "interpolate") return `${EDITS[kind]} from ${ends[0]} to ${ends[1]}${image ? `, ${wayText(job, image)}` : ""}`;
   if (kind === "edit") return `${EDITS[kind]}, before: “${before}”, strength ${Math.round(Math.max(...strength) * 100)}%`;
   const shares = [...new Set(strength.map((one) => `${Math.round(one * 100)}%`))];
   return `${EDITS[kind]}, strength ${shares.join(", ")}`;
@@ -244,7 +245,7 @@ function comparisonRows(entries) {
     row("Prompt", ({ image }) => image.prompt),
     row("Negative prompt", ({ job }) => job.negative_prompt),
     row("Seed", ({ image }) => image.seed),
-    row("Edit", ({ job }) => job.edit && editText(job.edit)),
+    row("Edit", ({ job, image }) => job.edit && editText(job, image)),
     row("Size", ({ image }) => `${image.width}×${image.height}`),
   ];
   const settings = new Map(entries.map(({ job }) => [job, effectiveSettings(job)]));
