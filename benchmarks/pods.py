@@ -7,6 +7,7 @@ minutes. `--make --only=NAME,NAME` makes the named plans again.
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import subprocess
 import sys
@@ -27,6 +28,10 @@ PODS = {"v4": "v4:8x8x4", "v5e": "v5e:16x16", "v5p": "v5p:4x8x8", "v6e": "v6e:16
 HALVES = {"v4": "v4:4x4x8", "v5e": "v5e:8x16", "v5p": "v5p:4x4x8", "v6e": "v6e:8x16"}
 HOSTS = {"v4": "v4:2x2x1", "v5e": "v5e:2x4", "v5p": "v5p:2x2x1", "v6e": "v6e:2x4"}
 BASE, SR_256, SR_1024 = (f"configs/imagen_{name}.py" for name in ("base_64", "sr_256", "sr_1024"))
+# DeepFloyd IF's largest stages: sampled on one host, and fine-tuned in full on v4-32, which has 16 chips, and v5e-64.
+IF_STAGES = {"if_64": "configs/if_64.py", "if_256": "configs/if_256.py"}
+IF_PODS = {"v4": "v4:2x2x4", "v5e": "v5e:8x8"}
+IF_ENCODER = "--config.text.model=google/t5-v1_1-xxl"  # what the converted folder has
 # Weak scaling, the same work per chip; on 256 chips it is the plan base_v4.
 WEAK_SCALING = {8: "v4:2x2x2", 16: "v4:2x2x4", 32: "v4:2x4x4", 64: "v4:4x4x4", 128: "v4:4x4x8"}
 DOTS = "--config.training.remat=dots"
@@ -48,6 +53,14 @@ def plan_flags() -> dict[str, str]:
         by_name[f"sample_{name}_v5e"] = (
             f"--config={config} --topology={HOSTS['v5e']} --what=sample --batch_size=16 --fsdp=8"
         )
+    for name, config in IF_STAGES.items():
+        for kind, pod in IF_PODS.items():
+            chips = math.prod(map(int, HOSTS[kind].partition(":")[2].split("x")))
+            by_name[f"sample_{name}_{kind}"] = (
+                f"--config={config} {IF_ENCODER} --topology={HOSTS[kind]} --what=sample --batch_size={chips} "
+                f"--fsdp={chips}"
+            )
+            by_name[f"{name}_{kind}"] = f"--config={config} {IF_ENCODER} --topology={pod}"
     for chips, pod in WEAK_SCALING.items():
         batch = f"--config.training.batch_size={8 * chips}"
         by_name[_weak_scaling_name(chips)] = f"--config={BASE} --topology={pod} --cached_text {DOTS} {batch}"
