@@ -96,6 +96,7 @@ Multiples = Annotated[tuple[int, ...], _all_of(lambda multiples: all(1 <= multip
 Levels = Annotated[tuple[float, float], _all_of(lambda pair: 0 <= pair[0] <= pair[1] <= 1)]
 Interval = Annotated[tuple[float, float], _all_of(lambda pair: 0 <= pair[0] < pair[1] <= 1)]
 Background = Annotated[int | tuple[int, int, int], _all_of(_is_background)]
+ThresholdMax = Annotated[float, _all_of(lambda most: most == 0 or most >= 1)]
 SpikeFactor = Annotated[float, _all_of(lambda factor: factor == 0 or factor > 1)]
 Devices = Annotated[int, _all_of(lambda count: count == -1 or count > 0)]
 SIZE = f"an integer for a square, or a pair (height, width), each up to {MAX_SIDE}"

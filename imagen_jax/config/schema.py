@@ -7,7 +7,6 @@ the training of the text encoder of shapes or figures. Objects are immutable; `l
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -34,6 +33,7 @@ from imagen_jax.config.fields import (
     SpikeFactor,
     Text,
     Texts,
+    ThresholdMax,
     Widths,
     key,
 )
@@ -446,11 +446,10 @@ class SamplingConfig(Group):
     dynamic_threshold_percentile: float = key(
         99.5, "Percentile of absolute pixel values for dynamic thresholding.", unit="%", gt=1, le=100
     )
-    dynamic_threshold_max: float = key(
-        math.inf,
-        "What dynamic thresholding divides by at most; 1 only clips.",
-        ge=1,
-        allow_inf_nan=True,
+    dynamic_threshold_max: ThresholdMax = key(
+        0.0,
+        "What dynamic thresholding divides by at most: 1 only clips, 0 is no limit.",
+        expected="0, or a finite number of 1 or more",
     )
     aug_level: float = key(
         0.0,

@@ -34,6 +34,7 @@ _DEFAULTS: dict[str, Any] = {
     "thresholding": False,
     "variance_type": "fixed_small",
 }
+_NO_LIMIT = 1e6
 _PREDICTION_TYPES = {"epsilon": "eps", "v_prediction": "v", "sample": "x"}
 _VARIANCE_TYPES = {"fixed_small": "small", "fixed_large": "large", "learned_range": "learned"}
 _SAMPLING = (
@@ -135,7 +136,8 @@ def scheduler_fields(config: StageConfig, original: Mapping[str, Any] | None) ->
         fields["thresholding"], fields["clip_sample"] = threshold == "dynamic", threshold != "none"
         if threshold == "dynamic":
             fields["dynamic_thresholding_ratio"] = wanted["dynamic_threshold_percentile"] / 100
-            fields["sample_max_value"] = wanted["dynamic_threshold_max"]
+            # diffusers always has a limit
+            fields["sample_max_value"] = wanted["dynamic_threshold_max"] or _NO_LIMIT
         fields["variance_type"] = _key_of(_VARIANCE_TYPES, wanted["variance_type"], "fixed_small")
     if keys["diffusion.prediction_type"] != config.diffusion.prediction_type:
         fields["prediction_type"] = _key_of(_PREDICTION_TYPES, config.diffusion.prediction_type, "epsilon")

@@ -120,20 +120,20 @@ def static_threshold(x: jax.Array) -> jax.Array:
     return jnp.clip(x, -1.0, 1.0)
 
 
-def dynamic_threshold(x: jax.Array, percentile: float = 99.5, maximum: float = math.inf) -> jax.Array:
+def dynamic_threshold(x: jax.Array, percentile: float = 99.5, maximum: float = 0.0) -> jax.Array:
     """Returns x [B, ...] clipped to [-s, s] and divided by s (arXiv:2205.11487, Section 2.3).
 
     Args:
         x: predicted images [B, ...].
         percentile: in percent; s is this percentile of |x| in each sample, but at least 1.
-        maximum: and at most this, at least 1.
+        maximum: and at most this, which is 1 or more; 0 for no limit.
     """
     s = jnp.percentile(jnp.abs(x), percentile, axis=tuple(range(1, x.ndim)))
-    s = append_dims(jnp.clip(s, 1.0, maximum), x)
+    s = append_dims(jnp.clip(s, 1.0, maximum or None), x)
     return jnp.clip(x, -s, s) / s
 
 
-def get_threshold_fn(name: str, percentile: float, maximum: float = math.inf) -> Callable[[jax.Array], jax.Array]:
+def get_threshold_fn(name: str, percentile: float, maximum: float = 0.0) -> Callable[[jax.Array], jax.Array]:
     """Returns a function that thresholds x_hat [B, ...].
 
     Args:

@@ -72,7 +72,8 @@ def compile_lowered(lowered: jax.stages.Lowered, argument_bytes: int, quick: boo
 
     Args:
         lowered: the program.
-        argument_bytes: arguments on each chip; XLA may report only the temporaries of a program that does not fit.
+        argument_bytes: arguments on each chip, with those that the program does not read, of which XLA knows nothing;
+            of a program that does not fit it may report only the temporaries.
         quick: whether to compile with little effort.
     """
     start, cpu_start = time.perf_counter(), time.process_time()
@@ -86,7 +87,9 @@ def compile_lowered(lowered: jax.stages.Lowered, argument_bytes: int, quick: boo
     seconds = time.perf_counter() - start, time.process_time() - cpu_start
     memory: Any = compiled.memory_analysis()
     temporary, code = memory.temp_size_in_bytes, memory.generated_code_size_in_bytes
-    io_bytes = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    # what the program does not read, as a text encoder that others need, is held as well
+    held = max(memory.argument_size_in_bytes, argument_bytes)
+    io_bytes = held + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return Compiled(compiled.as_text(), io_bytes + temporary + code, temporary, code, *seconds)
 
 

@@ -291,6 +291,9 @@ class Recorded:
         self.is_super_resolution, self.aug_levels, self.low_res_shape = True, stage.aug_levels, (8, 8, 3)
         self.masks = None
 
+    def aug_noise_shape(self, low_res):
+        return low_res.shape
+
     def augment_low_res(self, low_res, level, eps):
         self.conditions.append((np.asarray(low_res), np.asarray(level), np.asarray(eps)))
         return {"low_res": low_res, "aug_level": level}

@@ -441,6 +441,7 @@ def recorded_noise(stage, batch, key, schedule=None):
         prediction=stage.prediction,
         predict=predict,
         augment_low_res=augment_low_res,
+        aug_noise_shape=lambda low_res: low_res.shape,
     )
     encoder = types.SimpleNamespace(encode=lambda params, tokens, mask: jnp.zeros((BATCH, 2, 3)), length=2, width=3)
     example_losses(fake, encoder, {}, {}, {**batch, "mask": jnp.ones((BATCH, 2), bool)}, key)
@@ -488,6 +489,7 @@ def test_aug_levels_cover_their_range(low, high):
         ).aug_levels,
         aug_schedule=schedules.cosine(),
         augment_low_res=lambda low_res, level, eps: levels.append(level),
+        aug_noise_shape=lambda low_res: low_res.shape,
     )
     _low_res_condition(fake, jax.random.key(0), jnp.zeros((2000, 2, 2, 3)))
     counts, _ = np.histogram(levels[0], bins=4, range=(low, high))
@@ -505,7 +507,7 @@ class TestCrops:
     def test_target_and_condition_show_the_same_crop(self, cropping):
         """What the network sees at almost no noise, where z is the target."""
         batch = self.cropped_batch(cropping)
-        clear = types.SimpleNamespace(logsnr=lambda t: jnp.full_like(t, schedules.LOGSNR_MAX))
+        clear = schedules.Schedule("clear", lambda t: jnp.full_like(t, schedules.LOGSNR_MAX), jnp.zeros_like)
         seen = recorded_noise(cropping, batch, jax.random.key(0), clear)
         np.testing.assert_allclose(seen["z"], to_float(batch["image"]), atol=1e-3)
         np.testing.assert_allclose(seen["low_res"], resize(jnp.asarray(seen["z"]), 4, 4), atol=1e-3)
