@@ -53,7 +53,7 @@ def check_stage(config: StageConfig) -> None:
 
 
 def _check_levels(model: ModelConfig) -> None:
-    channels, attention = ("widths", "attention") if model.network == "if_unet" else ("channel_mult", "attention_types")
+    channels, attention = model.level_keys
     levels = len(getattr(model, channels))
     wrong = [
         f"model.{name} has {len(getattr(model, name))} entries for the {levels} levels of model.{channels}: give one "
@@ -63,18 +63,6 @@ def _check_levels(model: ModelConfig) -> None:
     ]
     if wrong:
         raise ConfigError(*wrong)
-
-
-def _attending_widths(model: ModelConfig) -> set[int]:
-    """Returns the channels of levels with attention; a wrong number of entries is reported by `_check_levels`."""
-    if model.network == "if_unet":
-        return {width for width, attends in zip(model.widths, model.attention, strict=False) if attends} | {
-            model.widths[-1]
-        }
-    attending = {mult for mult, kinds in zip(model.channel_mult, model.attention_types, strict=False) if kinds}
-    if model.network == "unet" and model.middle_attention_types:
-        attending.add(model.channel_mult[-1])
-    return {mult * model.channels for mult in attending}
 
 
 def _check_if_unet(config: StageConfig) -> None:
@@ -96,7 +84,8 @@ def _check_if_unet(config: StageConfig) -> None:
 
 
 def _check_heads(model: ModelConfig) -> None:
-    for channels in sorted(_attending_widths(model)):
+    # a wrong number of entries is reported by _check_levels
+    for channels in sorted(model.attending_widths):
         if channels % model.head_channels:
             raise ConfigError(
                 f"model.head_channels {model.head_channels} does not divide the {channels} channels of a level: "
@@ -118,7 +107,7 @@ def _check_pool_heads(model: ModelConfig) -> None:
 def _check_multiple(name: str, size: Size, model: ModelConfig) -> None:
     multiple = model.side_multiple
     if any(side < 1 or side % multiple for side in size):
-        levels = "widths" if model.network == "if_unet" else "channel_mult"
+        levels = model.level_keys[0]
         patches = "" if model.network == "if_unet" else f"model.patch_size {model.patch_size} and "
         raise ConfigError(
             f"{name} {format_size(size)} is not a multiple of {multiple}, as {patches}the "

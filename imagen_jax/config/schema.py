@@ -137,6 +137,17 @@ class NetworkKeys(Group):
         """What the sides of images must be multiples of."""
         return self.patch_size * 2 ** (len(self.channel_mult) - isinstance(self, UNetConfig))
 
+    @property
+    def level_keys(self) -> tuple[str, str]:
+        """The keys that have an entry for each level: of its channels, and of its attention."""
+        return "channel_mult", "attention_types"
+
+    @property
+    def attending_widths(self) -> set[int]:
+        """The channels of levels with attention."""
+        mults = zip(self.channel_mult, self.attention_types, strict=False)
+        return {mult * self.channels for mult, kinds in mults if kinds}
+
 
 class UNetConfig(NetworkKeys):
     """The U-Net of the base stage."""
@@ -145,6 +156,12 @@ class UNetConfig(NetworkKeys):
     middle_attention_types: AttentionTypes = key(
         ("self+text",), "Attention layers between down and up path.", expected=f"a tuple of any of {KINDS}"
     )
+
+    @property
+    def attending_widths(self) -> set[int]:
+        """See `NetworkKeys`; between down and up path, features have the channels of the last level."""
+        middle = {self.channel_mult[-1] * self.channels} if self.middle_attention_types else set()
+        return super().attending_widths | middle
 
 
 class EfficientUNetConfig(NetworkKeys):
@@ -194,6 +211,17 @@ class IFUNetConfig(Group):
     def side_multiple(self) -> int:
         """What the sides of images must be multiples of."""
         return int(2 ** (len(self.widths) - 1))
+
+    @property
+    def level_keys(self) -> tuple[str, str]:
+        """See `NetworkKeys`."""
+        return "widths", "attention"
+
+    @property
+    def attending_widths(self) -> set[int]:
+        """See `NetworkKeys`; there always is attention between down and up path, at the channels of the last level."""
+        levels = zip(self.widths, self.attention, strict=False)
+        return {width for width, attends in levels if attends} | {self.widths[-1]}
 
     @property
     def positions(self) -> int:

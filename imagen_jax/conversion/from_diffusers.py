@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import traverse_util
-from huggingface_hub import split_state_dict_into_shards_factory
 
 from imagen_jax.config.load import to_json
 from imagen_jax.config.schema import StageConfig
@@ -29,7 +28,7 @@ from imagen_jax.io.atomic import commit_folder, write_json
 from imagen_jax.io.bucket import is_bucket
 from imagen_jax.io.local_copy import copy_file
 from imagen_jax.io.paths import as_path, file_sizes
-from imagen_jax.io.tensor_files import INDEX_FILE, SINGLE_FILE, TensorFiles, TensorSpec, write_tensors
+from imagen_jax.io.tensor_files import TensorFiles, TensorSpec, mismatch_error, write_shards
 from imagen_jax.io.text import printable
 from imagen_jax.parallel.sharding import ParamPath
 from imagen_jax.stages.cascade_folder import check_out, unfinished_folder, weights_checksum, write_index
@@ -41,7 +40,6 @@ from imagen_jax.text.tokenizer import FILES as TOKENIZER_FILES
 TEXT_LENGTH = 77  # tokens, with padding, which the network reads
 MAX_SHARD_SIZE = 4 * 10**9  # bytes of a file
 _DTYPES = ("F32", "BF16", "F16")  # of which float32 holds every value
-_MAX_LISTED = 5  # tensors that an error lists
 # What diffusers' pipelines do unless they are told otherwise, in a first stage and in one that enlarges.
 _STEPS, _GUIDANCE = (100, 50), (7.0, 4.0)
 _ENLARGEMENT = 4  # of a super-resolution stage that is converted without the one before it
@@ -218,10 +216,7 @@ def _check_tensors(where: str, files: TensorFiles, shapes: dict[ParamPath, tuple
         elif files.dtypes[name] not in _DTYPES:
             problems.append(f"{name} is stored as {files.dtypes[name]}, expected one of {', '.join(_DTYPES)}")
     if problems:
-        more = f" and {len(problems) - _MAX_LISTED} more" if len(problems) > _MAX_LISTED else ""
-        raise ConfigError(
-            f"the tensors in {where} do not fit its config.json: {'; '.join(problems[:_MAX_LISTED])}{more}"
-        )
+        raise mismatch_error(where, problems)
 
 
 def _copy_encoders(cascade: Path, stages: Sequence[_SourceStage]) -> list[_Encoder]:
@@ -294,12 +289,6 @@ def _write_weights(folder: Path, files: TensorFiles) -> None:
     """Writes tensors of a U-Net as the float32 parameters of a stage, in files of up to `MAX_SHARD_SIZE`."""
     paths = {parameter_path(name, len(shape)): name for name, shape in files.shapes.items()}
     specs = {SEPARATOR.join(path): _spec(path, files.shapes[name]) for path, name in paths.items()}
-    split = split_state_dict_into_shards_factory(
-        specs,
-        get_storage_size=lambda spec: spec.nbytes,
-        filename_pattern=SINGLE_FILE.replace(".", "{suffix}.", 1),
-        max_shard_size=MAX_SHARD_SIZE,
-    )
 
     def read(parameter: str) -> np.ndarray:
         path = tuple(parameter.split(SEPARATOR))
@@ -307,10 +296,7 @@ def _write_weights(folder: Path, files: TensorFiles) -> None:
         tensor = files.read(name, tuple(slice(0, size) for size in files.shapes[name]))
         return from_torch(path, tensor).astype(np.float32, order="C")  # one copy, already transposed
 
-    for file, parameters in split.filename_to_tensors.items():
-        write_tensors(folder / file, {name: specs[name] for name in parameters}, read, {"format": "flax"})
-    if split.is_sharded:
-        write_json(folder / INDEX_FILE, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
+    write_shards(folder, specs, read, {"format": "flax"}, MAX_SHARD_SIZE)
 
 
 def _spec(path: ParamPath, stored: tuple[int, ...]) -> TensorSpec:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 
 from imagen_jax.errors import ConfigError
-from imagen_jax.io.atomic import new_mode, read_json, replacing
+from imagen_jax.io.atomic import new_mode, read_json, replacing, write_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"  # which of several files has which tensor
@@ -81,6 +82,12 @@ class TensorFiles:
             return file.get_slice(name)[index]
 
 
+def mismatch_error(where: str | Path, problems: Sequence[str], most: int = 5) -> ConfigError:
+    """Returns the error for tensors that are not those of a config.json, which lists some of the problems."""
+    more = f" and {len(problems) - most} more" if len(problems) > most else ""
+    return ConfigError(f"the tensors in {where} do not fit its config.json: {'; '.join(problems[:most])}{more}")
+
+
 def write_tensors(
     path: Path, specs: Mapping[str, TensorSpec], read: Callable[[str], np.ndarray], metadata: Mapping[str, str]
 ) -> None:
@@ -115,6 +122,37 @@ def write_tensors(
             assert (tensor.dtype, tensor.shape) == (FLOATS[specs[name].dtype], specs[name].shape), name
             file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
     path.chmod(new_mode(0o666))  # what `replacing` makes is for its owner only
+
+
+def write_shards(
+    folder: Path,
+    specs: Mapping[str, TensorSpec],
+    read: Callable[[str], np.ndarray],
+    metadata: Mapping[str, str],
+    max_shard_size: int,
+) -> None:
+    """Writes tensors as `SINGLE_FILE`, or as several files and `INDEX_FILE`; see `write_tensors`.
+
+    Args:
+        folder: on a disk.
+        specs: see `write_tensors`, as the following.
+        read: of any of the tensors.
+        metadata: of each file.
+        max_shard_size: bytes of tensors in a file; a larger tensor has a file of its own.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    split = split_state_dict_into_shards_factory(
+        dict(specs),
+        get_storage_size=lambda spec: spec.nbytes,
+        filename_pattern=SINGLE_FILE.replace(".", "{suffix}.", 1),
+        max_shard_size=max_shard_size,
+    )
+    for file, names in split.filename_to_tensors.items():
+        write_tensors(folder / file, {name: specs[name] for name in names}, read, metadata)
+    if split.is_sharded:
+        write_json(folder / INDEX_FILE, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
 
 
 @contextlib.contextmanager

@@ -8,15 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 from flax import traverse_util
-from huggingface_hub import split_state_dict_into_shards_factory
-from safetensors.numpy import save_file
 
 from imagen_jax.config.load import to_json
 from imagen_jax.config.paths import map_paths
 from imagen_jax.config.schema import StageConfig
-from imagen_jax.io.atomic import new_mode, write_json
+from imagen_jax.io.atomic import write_json
 from imagen_jax.io.bucket import is_bucket
-from imagen_jax.io.tensor_files import INDEX_FILE, SINGLE_FILE
+from imagen_jax.io.tensor_files import FLOATS, TensorSpec, write_shards
 from imagen_jax.stages.published import CONFIG, SEPARATOR, TextEncoderEntry
 
 
@@ -42,7 +40,7 @@ def portable_path(path: str) -> str:
 
 
 def write_stage(folder: Path, config: StageConfig, params: Any, max_shard_size: int) -> None:
-    """Writes a stage's config and weights to a new folder, one file of weights after another.
+    """Writes a stage's config and weights to a new folder, one tensor after another.
 
     Args:
         folder: on a disk.
@@ -55,16 +53,6 @@ def write_stage(folder: Path, config: StageConfig, params: Any, max_shard_size: 
     """
     write_json(folder / CONFIG, to_json(config))
     flat = traverse_util.flatten_dict(params, sep=SEPARATOR)
-    split = split_state_dict_into_shards_factory(
-        flat,
-        get_storage_size=lambda array: array.nbytes,
-        filename_pattern=SINGLE_FILE.replace(".", "{suffix}.", 1),
-        max_shard_size=max_shard_size,
-    )
-    for file, names in split.filename_to_tensors.items():
-        # save_file writes the memory of an array, whatever its strides are
-        tensors = {name: np.ascontiguousarray(jax.device_get(flat[name])) for name in names}
-        save_file(tensors, folder / file, metadata={"format": "flax"})
-        (folder / file).chmod(new_mode(0o666))  # safetensors makes it readable for its owner only
-    if split.is_sharded:
-        write_json(folder / INDEX_FILE, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
+    names = {dtype: name for name, dtype in FLOATS.items()}
+    specs = {name: TensorSpec(names[np.dtype(array.dtype)], array.shape) for name, array in flat.items()}
+    write_shards(folder, specs, lambda name: jax.device_get(flat[name]), {"format": "flax"}, max_shard_size)

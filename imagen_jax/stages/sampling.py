@@ -20,13 +20,12 @@ from imagen_jax.diffusion.pair_editing import edit_pairs
 from imagen_jax.diffusion.process import predict_x0_and_eps
 from imagen_jax.diffusion.schedules import Schedule, alpha_from_logsnr, cosine_time, sigma_from_logsnr
 from imagen_jax.diffusion.tiling import tiled_predict
-from imagen_jax.images.array import Size, scale_size
 from imagen_jax.models.attention_control import AttentionControl
 from imagen_jax.parallel import runtime
 from imagen_jax.parallel.axes import IMAGE, VECTOR
 from imagen_jax.parallel.batching import batch_sharding
 from imagen_jax.parallel.sharding import replicate_conv_kernels
-from imagen_jax.stages.stage import CONDITION_AXES, Stage, check_rows
+from imagen_jax.stages.stage import CONDITION_AXES, Stage, check_rows, enlarged_size
 from imagen_jax.text.encoder import TEXT_CONDITION_AXES, TextCondition
 
 SAMPLING_MESH = {"data": -1, "fsdp": 1, "spatial": 1}  # every device has full networks, and images of its own
@@ -210,11 +209,6 @@ def start_condition(
     if stage.masks is None:
         return condition
     return condition | (stage.unknown(shape) if known is None else stage.mask_known(**known))
-
-
-def enlarged_size(stage: Stage, low_res: jax.Array) -> Size:
-    """Returns (height, width) of the images of a super-resolution stage for low-resolution images [B, h, w, C]."""
-    return scale_size(low_res.shape[1:3], stage.low_res_shape[:2], stage.image_shape[:2])
 
 
 def make_denoise_fn(

@@ -174,10 +174,7 @@ class Stage:
         """Returns the shape of the noise that `augment_low_res` takes for images [B, h, w, C], or crops of them."""
         if not self.config.diffusion.aug_after_resize:
             return low_res.shape
-        return (len(low_res), *self._enlarged(low_res), low_res.shape[-1])
-
-    def _enlarged(self, low_res: jax.Array) -> Size:
-        return scale_size((low_res.shape[1], low_res.shape[2]), self.low_res_shape[:2], self.image_shape[:2])
+        return (len(low_res), *enlarged_size(self, low_res), low_res.shape[-1])
 
     def augment_low_res(self, low_res: jax.Array, aug_level: jax.Array, eps: jax.Array) -> dict[str, jax.Array]:
         """Applies noise conditioning augmentation (arXiv:2205.11487, Section 2.3).
@@ -191,7 +188,7 @@ class Stage:
             `low_res`, with noise and resized to the stage's image size (for a crop, to the crop's), and `aug_level`
             [B], as the network gets them.
         """
-        settings, size = self.config.diffusion, self._enlarged(low_res)
+        settings, size = self.config.diffusion, enlarged_size(self, low_res)
         alpha, sigma = self.aug_schedule.alpha(aug_level), self.aug_schedule.sigma(aug_level)
         if settings.aug_after_resize:
             condition = add_noise(resize(low_res, *size, settings.align_corners), eps, alpha, sigma)
@@ -215,6 +212,11 @@ class Stage:
     def unknown(self, shape: tuple[int, ...]) -> dict[str, jax.Array]:
         """Returns what `mask_known` gives for images of a shape (B, H, W, C) that are to be drawn in full."""
         return self.mask_known(jnp.zeros(shape), jnp.ones((*shape[:-1], 1)))
+
+
+def enlarged_size(stage: Stage, low_res: jax.Array) -> Size:
+    """Returns (height, width) of a super-resolution stage's images for low-resolution ones [B, h, w, C], or crops."""
+    return scale_size(low_res.shape[1:3], stage.low_res_shape[:2], stage.image_shape[:2])
 
 
 def build(config: StageConfig, text_width: int | None = None) -> Stage:

@@ -35,14 +35,13 @@ from imagen_jax.parallel.sharding import replicate_conv_kernels, replicated
 from imagen_jax.stages.sampling import (
     Conditions,
     Pairs,
-    enlarged_size,
     is_guided,
     make_denoise_fn,
     make_sampler,
     split_keys,
     start_condition,
 )
-from imagen_jax.stages.stage import Stage, check_rows
+from imagen_jax.stages.stage import Stage, check_rows, enlarged_size
 from imagen_jax.stages.text import PromptEncoder, repeat_text
 from imagen_jax.text.encoder import TEXT_CONDITION_AXES, TextCondition
 

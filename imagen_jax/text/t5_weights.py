@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import atomic_write, read_json, write_json
-from imagen_jax.io.tensor_files import INDEX_FILE, SINGLE_FILE, TensorFiles, pickle_files, tensor_paths
+from imagen_jax.io.tensor_files import INDEX_FILE, SINGLE_FILE, TensorFiles, mismatch_error, pickle_files, tensor_paths
 from imagen_jax.models.t5 import T5Encoder
 from imagen_jax.parallel.sharding import Index, ParamPath, ReadSliceFn
 
@@ -32,14 +32,13 @@ CONFIG_FIELDS = (
     "layer_norm_epsilon",
     "feed_forward_proj",
 )
-# deproblems of transformers for fields that older config.json files omit
+# defaults of transformers for fields that older config.json files omit
 _CONFIG_DEFAULTS = {
     "relative_attention_num_buckets": 32,
     "relative_attention_max_distance": 128,
     "layer_norm_epsilon": 1e-6,
 }
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_MAX_LISTED = 5  # tensors that an error lists
 _EMBEDDING = "shared.weight"
 _EMBEDDING_ALIAS = "encoder.embed_tokens.weight"  # the same tensor again, or the only one in some encoder-only files
 _RELATIVE_BIAS = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
@@ -136,10 +135,7 @@ def _check_tensors(folder: Path, files: TensorFiles, expected: dict[str, tuple[i
         elif files.dtypes[name] not in _FLOATS:
             problems.append(f"{name} is stored as {files.dtypes[name]}, expected one of {', '.join(_FLOATS)}")
     if problems:
-        more = f" and {len(problems) - _MAX_LISTED} more" if len(problems) > _MAX_LISTED else ""
-        raise ConfigError(
-            f"the tensors in {folder} do not fit its config.json: {'; '.join(problems[:_MAX_LISTED])}{more}"
-        )
+        raise mismatch_error(folder, problems)
 
 
 def parameter_reader(folder: Path, encoder: T5Encoder, shapes: dict) -> ReadSliceFn:

@@ -223,15 +223,15 @@ def test_changed_settings_go_to_the_scheduler(cascade, tmp_path, monkeypatch):
 
 
 def test_nothing_is_left_of_a_failure(cascade, tmp_path, monkeypatch):
-    from imagen_jax.conversion import from_diffusers
     from imagen_jax.conversion import to_diffusers as backwards
+    from imagen_jax.io import tensor_files
 
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
     convert([str(FIRST)], tmp_path / "out")
     before = contents(tmp_path)
-    monkeypatch.setattr(from_diffusers, "write_tensors", full)
+    monkeypatch.setattr(tensor_files, "write_tensors", full)
     monkeypatch.setattr(backwards, "write_tensors", full)
     with pytest.raises(OSError):
         convert([str(SECOND)], tmp_path / "out", ConvertSettings(overwrite=True))
