@@ -35,6 +35,7 @@ from imagen_jax.planning.encoders import abstract_encoder, cached_encoder
 from imagen_jax.planning.hardware import CHIPS, GIB
 from imagen_jax.planning.programs import train_program
 from imagen_jax.stages import stage as stages
+from imagen_jax.stages.lora import trained_patterns
 from imagen_jax.stages.stage import Stage
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training.diffusion import TRAINING_AXES
@@ -148,7 +149,7 @@ def measure(config: StageConfig, steps: int, peak_flops: float | None = None) ->
     step = program.lower().compile()
     compile_s = time.perf_counter() - start
     stage, optimizer = stages.build(config, encoder.width), make_optimizer(config.optimizer, config.training.steps)
-    abstract, frozen = abstract_parts(stage.init, optimizer, mesh, config.sharding_rules, config.training.trainable)
+    abstract, frozen = abstract_parts(stage.init, optimizer, mesh, config.sharding_rules, trained_patterns(config))
     state = first_state(optimizer, abstract, init_params(stage.init, config.seed, abstract.params))
     rows = len(batching.local_rows(config.training.batch_size, mesh))
     batch = batching.shard_local_batch(_random_batch(stage, encoder, rows), TRAINING_AXES, mesh)

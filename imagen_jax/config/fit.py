@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from imagen_jax.diffusion.noise_augmentation import AugLevelDistribution
 from imagen_jax.diffusion.random_masks import MASK_KINDS, MaskDistribution
@@ -40,6 +41,7 @@ def check_stage(config: StageConfig) -> None:
         partial(_check_buckets, config),
         partial(_check_optimizer, config.optimizer),
         partial(_check_training, config.training),
+        partial(_check_adapter, config),
         partial(_check_masks, config.inpainting),
         partial(_check_sampler, config),
         partial(_check_tiles, config),
@@ -211,14 +213,7 @@ def _check_optimizer(optimizer: OptimizerConfig) -> None:
 
 
 def _check_training(training: TrainingConfig) -> None:
-    problems = []
-    for pattern in training.trainable:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            problems.append(
-                f"training.trainable: {pattern!r} is not a regular expression ({error}): give for example 'attention'"
-            )
+    problems = _wrong_patterns("training.trainable", training.trainable)
     if not training.init_from and (training.init_weights != "ema" or training.init_partial):
         problems.append(
             f"training.init_weights {training.init_weights!r} and training.init_partial {training.init_partial} have "
@@ -226,6 +221,43 @@ def _check_training(training: TrainingConfig) -> None:
         )
     if problems:
         raise ConfigError(*problems)
+
+
+def _wrong_patterns(name: str, patterns: Sequence[str]) -> list[str]:
+    problems = []
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            problems.append(f"{name}: {pattern!r} is not a regular expression ({error}): give for example 'attention'")
+    return problems
+
+
+def _check_adapter(config: StageConfig) -> None:
+    """Checks that an adapter is beside a whole network of known weights."""
+    adapter, training = config.adapter, config.training
+    problems = _wrong_patterns("adapter.targets", adapter.targets)
+    if not adapter.enabled:
+        given = [name for name in ("rank", "alpha", "targets") if getattr(adapter, name) != _default(adapter, name)]
+        if given:
+            keys = ", ".join(f"adapter.{name}" for name in given)
+            problems.append(f"{keys} has no effect with adapter.kind 'none': set adapter.kind='lora', or leave it out")
+    elif not training.init_from:
+        problems.append(
+            "adapter.kind 'lora' needs training.init_from, the stage whose network is adapted: give its folder"
+        )
+    elif training.trainable or training.init_partial:
+        problems.append(
+            f"training.trainable {training.trainable!r} and training.init_partial {training.init_partial} do not go "
+            "with adapter.kind 'lora', which trains the adapter alone beside all of init_from's weights: leave them "
+            "() and False, and choose by adapter.targets"
+        )
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _default(group: Any, name: str) -> Any:
+    return type(group).model_fields[name].default
 
 
 def _check_masks(inpainting: InpaintingConfig) -> None:

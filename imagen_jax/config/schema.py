@@ -387,6 +387,34 @@ class TrainingConfig(Group):
     )
 
 
+class AdapterConfig(Group):
+    """A low-rank adapter, which is trained in place of the network."""
+
+    kind: str = key(
+        "none",
+        "What is trained: the network, or `lora`, low-rank changes of kernels beside a network that stays as it is.",
+        source="arXiv:2106.09685",
+        choices=("none", "lora"),
+    )
+    rank: int = key(8, "Rank of the changes.", ge=1, le=MAX_CHANNELS)
+    alpha: float = key(0.0, "Changes are scaled by alpha / rank; 0 for alpha = rank.", ge=0, le=2**20)
+    targets: Texts = key(
+        (),
+        "Regular expressions for the paths of modules whose kernels are adapted. Empty adapts all.",
+        expected="a tuple of regular expressions such as ('attend', 'to_[qkv]'), () to adapt every kernel",
+    )
+
+    @property
+    def enabled(self) -> bool:
+        """Whether an adapter is trained."""
+        return self.kind != "none"
+
+    @property
+    def scale(self) -> float:
+        """What changes are scaled by, alpha / rank."""
+        return self.alpha / self.rank if self.alpha else 1.0
+
+
 class MeshConfig(Group):
     """The mesh of devices; one axis may be -1, for the devices that are left."""
 
@@ -530,6 +558,7 @@ class StageConfig(Group):
     inpainting: InpaintingConfig = key(InpaintingConfig(), "Training to inpaint.")
     optimizer: OptimizerConfig = key(OptimizerConfig(), "The optimizer.")
     training: TrainingConfig = key(TrainingConfig(), "The training run.")
+    adapter: AdapterConfig = key(AdapterConfig(), "A low-rank adapter.")
     mesh: MeshConfig = key(MeshConfig(), "The mesh of devices.")
     sharding_rules: tuple[Any, ...] = key(
         (),

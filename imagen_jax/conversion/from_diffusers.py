@@ -22,7 +22,6 @@ from imagen_jax.config.schema import StageConfig
 from imagen_jax.conversion import origin, schedulers, unet_config, weight_files
 from imagen_jax.conversion.card import write_card
 from imagen_jax.conversion.pipeline_folder import PipelineFolder, license_files, open_pipeline
-from imagen_jax.conversion.tensor_names import from_torch, parameter_path, stored_shape
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import commit_folder, write_json
 from imagen_jax.io.bucket import is_bucket
@@ -30,6 +29,7 @@ from imagen_jax.io.local_copy import copy_file
 from imagen_jax.io.paths import as_path, file_sizes
 from imagen_jax.io.tensor_files import TensorFiles, TensorSpec, mismatch_error, write_shards
 from imagen_jax.io.text import printable
+from imagen_jax.models.if_names import from_torch, parameter_path, stored_shape
 from imagen_jax.parallel.sharding import ParamPath
 from imagen_jax.stages.cascade_folder import check_out, unfinished_folder, weights_checksum, write_index
 from imagen_jax.stages.published import CONFIG, ORIGIN, SEPARATOR, StageEntry, TextEncoderEntry, config_digest

@@ -24,7 +24,6 @@ from imagen_jax.conversion import origin, schedulers, unet_config, weight_files
 from imagen_jax.conversion.card import write_pipeline_card
 from imagen_jax.conversion.origin import Origin, TensorFile
 from imagen_jax.conversion.pipeline_folder import CLASSES, SCHEDULER_FILE
-from imagen_jax.conversion.tensor_names import stored_shape, tensor_name, to_torch
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import atomic_write, commit_folder, json_bytes, read_json
 from imagen_jax.io.bucket import is_bucket
@@ -32,15 +31,17 @@ from imagen_jax.io.local_copy import copy_file
 from imagen_jax.io.paths import as_path, file_sizes
 from imagen_jax.io.tensor_files import FLOATS, INDEX_FILE, SINGLE_FILE, TensorSpec, write_tensors
 from imagen_jax.io.text import printable
+from imagen_jax.models.if_names import stored_shape, tensor_name, to_torch
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.parallel.sharding import ParamPath, with_shardings
 from imagen_jax.pipelines.find_stages import find_stages
+from imagen_jax.stages.base import Weights
 from imagen_jax.stages.cascade_folder import check_new, unfinished_folder
-from imagen_jax.stages.published import INDEX, STAGE_FOLDER, PublishedWeights, is_published_stage
+from imagen_jax.stages.published import INDEX, STAGE_FOLDER, is_published_stage
 from imagen_jax.stages.stage import build
 from imagen_jax.stages.stage_folder import open_weights, read_config
 from imagen_jax.stages.trainable import select
-from imagen_jax.stages.weights import SavedWeights, WeightsChoice
+from imagen_jax.stages.weights import WeightsChoice
 from imagen_jax.text.encoder import encoder_folder
 from imagen_jax.text.hub import encoder_files
 from imagen_jax.text.tokenizer import FILES as TOKENIZER_FILES
@@ -76,7 +77,7 @@ class _Stage:
     """
 
     config: StageConfig
-    weights: SavedWeights | PublishedWeights
+    weights: Weights
     origin: Origin | None
     is_unchanged: bool
 

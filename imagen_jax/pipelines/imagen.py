@@ -26,11 +26,13 @@ from imagen_jax.diffusion.keys import MAX_INDEX
 from imagen_jax.diffusion.samplers import SamplerState
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import Size, image_dtype, to_uint
+from imagen_jax.io.paths import as_path
 from imagen_jax.parallel import multihost, runtime
 from imagen_jax.parallel.axes import IMAGE
 from imagen_jax.parallel.batching import pad_batch, padded_size, shard_host_batch
 from imagen_jax.parallel.mesh import make_mesh, num_batch_shards
 from imagen_jax.parallel.sharding import param_shardings
+from imagen_jax.pipelines.adapters import Adapters
 from imagen_jax.pipelines.find_stages import find_stages
 from imagen_jax.pipelines.loading import (
     TrainedStage,
@@ -101,6 +103,7 @@ class ImagenPipeline:
         self._encoders = tuple(encoders)
         self._progress: dict[str, Any] = {}
         self._samplers = [StageSampler(trained.stage, self.mesh) for trained in self.stages]
+        self._adapters = Adapters(self.stages)
         self._by_mesh: dict[Mesh, ImagenPipeline] = {}  # this pipeline on other devices
         # samplers with other settings, by stage and settings; shared by all pipelines made from this one
         self._cache: collections.OrderedDict[tuple[int, SamplingConfig], StageSampler] = collections.OrderedDict()
@@ -163,6 +166,54 @@ class ImagenPipeline:
         # not by an import: the room is above this one, and sees pipelines as any caller does
         publishing = importlib.import_module("imagen_jax.publishing.publish")
         publishing.publish(self, folder, publishing.PublishSettings(**settings))
+
+    def load_lora(
+        self, path: str | Path, scale: float = 1.0, *, name: str = "", stage: int | None = None
+    ) -> ImagenPipeline:
+        """Adds a low-rank adapter (arXiv:2106.09685) to the kernels of the stages that it was trained for.
+
+        Several add up. Nothing is compiled anew for samples, which take as long as without adapters; the kernels
+        without adapters stay in memory.
+
+        Args:
+            path: a safetensors file of this package, of diffusers or of PEFT; or a folder with one for each stage, see
+                `stages/lora_files.py`.
+            scale: what its changes are multiplied by: 1 as trained, and with 0 images are equal to the bit to those
+                without it.
+            name: for `set_lora_scale` and `unload_lora`; by default that of the file or folder.
+            stage: index of the stage; by default the one that it fits.
+
+        Returns:
+            This pipeline.
+
+        Raises:
+            ConfigError: the file is damaged or of another network, has values that are not finite, or the name is
+                taken.
+        """
+        return self._use(self._adapters.load(as_path(path), scale, name, stage))
+
+    def set_lora_scale(self, name: str, scale: float) -> ImagenPipeline:
+        """Changes the scale of an adapter, without compiling. Raises ConfigError if none has the name."""
+        return self._use(self._adapters.with_scale(name, scale))
+
+    def unload_lora(self, name: str = "") -> ImagenPipeline:
+        """Removes an adapter, or all. Raises ConfigError if none has the name."""
+        return self._use(self._adapters.without(name))
+
+    @property
+    def lora_scales(self) -> dict[str, float]:
+        """The scale of each adapter by name, in the order in which they were loaded."""
+        return self._adapters.scales
+
+    def _use(self, adapters: Adapters) -> ImagenPipeline:
+        """Samples with other adapters from now on."""
+        applied = [adapters.apply(index) for index in range(len(self.stages))]
+        self.stages = tuple(
+            dataclasses.replace(trained, params=other.params, checksum=other.checksum)
+            for trained, other in zip(self.stages, applied, strict=True)
+        )
+        self._adapters, self._by_mesh = adapters, {}
+        return self
 
     @property
     def text_encoders(self) -> tuple[PromptEncoder | None, ...]:

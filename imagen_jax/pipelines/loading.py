@@ -107,7 +107,7 @@ def load_stage(
     text_width: int | None = None,
     weights: WeightsChoice = LATEST_EMA,
 ) -> TrainedStage:
-    """Loads a stage with weights of its folder, in which a run may train.
+    """Loads a stage with weights of its folder, in which a run may train; those of an adapter are in its kernels.
 
     Args:
         workdir: the folder of a training run, or of a published stage.
@@ -123,6 +123,7 @@ def load_stage(
     saved = open_weights(workdir, weights)
     stage = build(config, saved.text_width if text_width is None else text_width)
     params = saved.load(with_shardings(jax.eval_shape(stage.init, jax.random.key(0)), mesh))
+    stage, params = stage.without_adapter(params)
     return TrainedStage(stage, params, saved.step, workdir, saved.kind, saved.checksum, saved.published_config)
 
 

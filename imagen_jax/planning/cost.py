@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.planning.flops import count_flops
+from imagen_jax.stages.lora import network_params, trained_patterns, with_adapter
 from imagen_jax.stages.stage import make_network, network_arguments
 from imagen_jax.stages.trainable import merge, split
 
@@ -24,7 +26,7 @@ class StageCost:
     Attributes:
         num_params: number of parameters.
         training_flops: operations of a forward and backward pass for one image, or for one crop if the config trains on
-            crops; without the gradients of parameters that `training.trainable` freezes.
+            crops; without the gradients of parameters that `training.trainable` freezes, or an adapter is beside.
     """
 
     num_params: int
@@ -46,7 +48,7 @@ def stage_cost(config: StageConfig, text_width: int) -> StageCost:
     traced = jax.jit(make_network(config).init_with_output).trace(jax.random.key(0), *arguments)
     _, variables = traced.out_info
     num_params = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    if not config.training.trainable:
+    if not trained_patterns(config):
         return StageCost(num_params, _FORWARD_AND_BACKWARD * count_flops(traced.jaxpr))
     return StageCost(num_params, _fine_tuning_flops(config, variables["params"], arguments))
 
@@ -55,11 +57,12 @@ def _fine_tuning_flops(config: StageConfig, params: Any, arguments: list[jax.Sha
     """Returns the operations of a forward and backward pass in which some parameters have no gradients."""
     # without what is computed again to save memory
     network = make_network(config.with_changes({"training.remat": "none"}))
+    everything = jax.eval_shape(partial(with_adapter, config), params, jax.random.key(0))
 
     def total(trainable: Any, frozen: Any) -> jax.Array:
         zeros = jax.tree.map(lambda argument: jnp.zeros(argument.shape, argument.dtype), arguments)
-        output = network.apply({"params": merge(trainable, frozen)}, *zeros)
+        output = network.apply({"params": network_params(config, merge(trainable, frozen))}, *zeros)
         assert isinstance(output, jax.Array)
         return jnp.sum(output)
 
-    return count_flops(jax.make_jaxpr(jax.grad(total))(*split(params, config.training.trainable)))
+    return count_flops(jax.make_jaxpr(jax.grad(total))(*split(everything, trained_patterns(config))))

@@ -19,6 +19,7 @@ from imagen_jax.parallel.mesh import check_batch_size
 from imagen_jax.planning.cost import stage_cost
 from imagen_jax.planning.flops import count_flops
 from imagen_jax.stages import stage as stages
+from imagen_jax.stages.lora import trained_patterns
 from imagen_jax.stages.sampling import SAMPLING_AXES, jit_sample_fn, make_sample_fn
 from imagen_jax.stages.stage import Stage
 from imagen_jax.stages.trainable import merge
@@ -61,7 +62,7 @@ def train_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder) -> P
     check_batch_size(size, mesh, config.training.grad_accum_steps)
     stage = stages.build(config, encoder.width)
     optimizer = make_optimizer(config.optimizer, config.training.steps)
-    abstract, frozen = abstract_parts(stage.init, optimizer, mesh, config.sharding_rules, config.training.trainable)
+    abstract, frozen = abstract_parts(stage.init, optimizer, mesh, config.sharding_rules, trained_patterns(config))
     everything = merge(abstract.params, frozen)
     encoder_params = sharding.with_shardings(encoder.shapes, mesh)
     image_shape = (size, *config.training_hw, config.channels)

@@ -17,7 +17,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from imagen_jax.config.fields import DTYPES
 from imagen_jax.config.fit import aug_level_distribution, mask_distribution
-from imagen_jax.config.schema import SamplingConfig, StageConfig
+from imagen_jax.config.schema import AdapterConfig, SamplingConfig, StageConfig
 from imagen_jax.diffusion import schedules
 from imagen_jax.diffusion.noise_augmentation import AugLevelDistribution
 from imagen_jax.diffusion.process import PredictionType, add_noise
@@ -33,6 +33,7 @@ from imagen_jax.models.unet import UNet
 from imagen_jax.models.unet_base import UNetBase, no_constraint
 from imagen_jax.parallel.axes import IMAGE, VECTOR
 from imagen_jax.parallel.batching import constrain_batch
+from imagen_jax.stages.lora import network_params, split_lora, with_adapter
 from imagen_jax.stages.text import make_encoder
 from imagen_jax.text.encoder import TEXT_CONDITION_AXES, TextCondition
 
@@ -107,15 +108,27 @@ class Stage:
         config = self.config.with_changes({f"sampling.{key}": value for key, value in changes.items()})
         return dataclasses.replace(self, config=config)
 
+    def without_adapter(self, params: Any) -> tuple[Stage, Any]:
+        """Returns the stage and its parameters with the adapter in its kernels, if it has one."""
+        if not self.config.adapter.enabled:
+            return self, params
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, split_lora(params)[1])
+        folded = jax.jit(partial(network_params, self.config), out_shardings=shardings)(params)
+        changes = {f"adapter.{name}": value for name, value in AdapterConfig().to_dict().items()}
+        return dataclasses.replace(self, config=self.config.with_changes(changes)), folded
+
     def sampling_key(self) -> SamplingConfig:
         """Returns a hashable key of the stage's sampling settings."""
         return self.config.sampling
 
     def init(self, key: jax.Array) -> Any:
-        """Returns random parameters, a plain nested dict; call it under `jax.jit` with `out_shardings`."""
+        """Returns random parameters, a plain nested dict; call it under `jax.jit` with `out_shardings`.
+
+        Raises ConfigError if an adapter's targets are not modules of the network.
+        """
         arguments = network_arguments(self.config, self.text_width, self.config.image_hw)
         zeros = jax.tree.map(lambda argument: jnp.zeros(argument.shape, argument.dtype), arguments)
-        return self.network.init({"params": key}, *zeros)["params"]
+        return with_adapter(self.config, self.network.init({"params": key}, *zeros)["params"], key)
 
     def predict(
         self,
@@ -130,7 +143,7 @@ class Stage:
         """Predicts at z_t.
 
         Args:
-            params: of the network.
+            params: of the network, and of an adapter if the config has one.
             z: noisy images z_t [B, H, W, C].
             logsnr: their log signal-to-noise ratio [B].
             text: embeddings [B, L, D] and mask [B, L].
@@ -151,7 +164,7 @@ class Stage:
         if "row_positions" in condition:
             positions = condition["row_positions"], condition["column_positions"]
         output = self.network.apply(
-            {"params": params},
+            {"params": network_params(self.config, params)},
             z,
             self._noise_level(logsnr),
             *text,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.stages import workdir
+from imagen_jax.stages.base import AdaptedWeights, has_base, open_base
 from imagen_jax.stages.checkpoints import has_checkpoint
 from imagen_jax.stages.published import PublishedWeights, is_published_stage, published_step, read_published_config
 from imagen_jax.stages.weights import ITEMS, LATEST_EMA, SavedWeights, WeightsChoice
@@ -17,11 +18,12 @@ def read_config(folder: Path, log: Callable[[str], None] = workdir.logger.warnin
     return read_published_config(folder) if is_published_stage(folder) else workdir.read_config(folder, log)
 
 
-def open_weights(folder: Path, choice: WeightsChoice = LATEST_EMA) -> SavedWeights | PublishedWeights:
-    """Returns weights of a stage's folder. Raises ConfigError and TrainingError as these classes."""
+def open_weights(folder: Path, choice: WeightsChoice = LATEST_EMA) -> SavedWeights | PublishedWeights | AdaptedWeights:
+    """Returns weights of a stage's folder. Raises ConfigError and TrainingError as `SavedWeights` and `open_base`."""
     if is_published_stage(folder):
         return PublishedWeights(folder, choice.kind, choice.step)
-    return SavedWeights(folder, ITEMS[choice.kind or "ema"], choice.step)
+    saved = SavedWeights(folder, ITEMS[choice.kind or "ema"], choice.step)
+    return AdaptedWeights(saved, open_base(folder, open_weights)) if has_base(folder) else saved
 
 
 def has_step(folder: Path, step: int) -> bool:

@@ -36,7 +36,7 @@ def split(params: Tree, patterns: Sequence[str]) -> tuple[Tree, Tree]:
         raise ConfigError(
             *(
                 f"training.trainable: {pattern!r} matches none of the network's {len(paths)} parameters: give a "
-                f"regular expression for paths such as {_nearest(pattern, paths)!r}"
+                f"regular expression for paths such as {nearest_path(pattern, paths)!r}"
                 for pattern in unmatched
             )
         )
@@ -49,7 +49,7 @@ def split(params: Tree, patterns: Sequence[str]) -> tuple[Tree, Tree]:
     return select(params, trainable), select(params, set(paths) - trainable)
 
 
-def _nearest(pattern: str, paths: Sequence[str]) -> str:
+def nearest_path(pattern: str, paths: Sequence[str]) -> str:
     """Returns the path whose parts, or adjacent parts together, are most like a pattern."""
     length = pattern.count("/") + 1
 

@@ -19,11 +19,12 @@ from imagen_jax.errors import ConfigError
 from imagen_jax.io.changes import changes, flatten
 from imagen_jax.models.unet_base import KNOWN_SKIP, KNOWN_STEM
 from imagen_jax.pipelines.find_stages import find_stages
-from imagen_jax.stages.published import PublishedWeights
+from imagen_jax.stages.base import Base, Weights
+from imagen_jax.stages.lora import is_adapter
 from imagen_jax.stages.saved_arrays import describe
 from imagen_jax.stages.stage_folder import open_weights, read_config
 from imagen_jax.stages.trainable import merge, select
-from imagen_jax.stages.weights import SavedWeights, WeightsChoice
+from imagen_jax.stages.weights import WeightsChoice
 from imagen_jax.text.encoder import is_local_folder
 from imagen_jax.training.state import InitFn, init_params
 
@@ -44,14 +45,15 @@ class StartingPoint:
 
     Raises:
         ConfigError: the folder is not that of a trained stage, or has other parameters than the network:
-            all of them have to be there but what `inpainting` adds, or with `training.init_partial` at least one.
+            all of them have to be there but what `inpainting` adds and the adapter, or with `training.init_partial` at
+            least one; beside an adapter all of the network's.
         TrainingError: its files are damaged.
     """
 
     def __init__(self, config: StageConfig, everything: Any) -> None:
         self._config, self._everything = config, everything
         self._taken: set[str] = set()
-        self._weights: SavedWeights | PublishedWeights | None = None
+        self._weights: Weights | None = None
         if config.training.init_from:
             self._open(config.training.init_from)
 
@@ -63,7 +65,10 @@ class StartingPoint:
         self._stored, self._needed = describe(self._weights.shapes, ""), describe(self._everything, "")
         both = self._stored.keys() & self._needed.keys()
         self._taken = {path for path in both if self._stored[path] == self._needed[path]}
-        missing = {path for path in self._needed.keys() - self._stored.keys() if not path.startswith(_INPAINTING)}
+        new = () if self._config.adapter.enabled else _INPAINTING  # an adapter is beside what was trained
+        missing = {
+            path for path in self._needed.keys() - self._stored.keys() if not (path.startswith(new) or is_adapter(path))
+        }
         fits = self._taken == self._stored.keys() and not missing
         if not fits and not training.init_partial:
             raise ConfigError(
@@ -97,6 +102,11 @@ class StartingPoint:
         if differences:
             log(f"the weights were trained with another config: {'; '.join(differences)}")
         return merge(params, loaded)
+
+    @property
+    def base(self) -> Base | None:
+        """The stage whose weights are taken, to be named beside an adapter; None for random ones."""
+        return None if self._weights is None else Base.of(self._weights)
 
     def _comparison(self) -> str:
         """Returns what is taken from the folder, what is new in the network and what is left, counted and named."""

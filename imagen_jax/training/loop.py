@@ -24,8 +24,11 @@ from imagen_jax.io import uploads
 from imagen_jax.io.paths import as_path
 from imagen_jax.parallel import batching, devices, multihost, runtime
 from imagen_jax.parallel.mesh import make_mesh
+from imagen_jax.stages.base import open_base, save_base
 from imagen_jax.stages.checkpoints import Checkpoints, has_checkpoint
 from imagen_jax.stages.frozen import load_frozen, save_frozen
+from imagen_jax.stages.lora import trained_patterns
+from imagen_jax.stages.stage_folder import open_weights
 from imagen_jax.stages.trainable import merge, split
 from imagen_jax.stages.workdir import check_batch_size, keep_own_values, open_workdir
 from imagen_jax.training.diffusion_task import DiffusionTask
@@ -123,7 +126,7 @@ def _run(config: StageConfig, workdir: Path, make_task: TaskFn, stop: StopReques
 
     optimizer = make_optimizer(config.optimizer, config.training.steps)
     abstract, abstract_frozen = abstract_parts(
-        objective.init, optimizer, mesh, config.sharding_rules, training.trainable
+        objective.init, optimizer, mesh, config.sharding_rules, trained_patterns(config)
     )
     start = None if has_checkpoint(workdir) else StartingPoint(config, merge(abstract.params, abstract_frozen))
     networks = task.load_networks()
@@ -149,12 +152,19 @@ def _run(config: StageConfig, workdir: Path, make_task: TaskFn, stop: StopReques
         )
         stack.callback(checkpoints.close)
         if start is not None and checkpoints.latest_step is None:
-            trainable, frozen_params = split(start.load(objective.init, log), training.trainable)
+            trainable, frozen_params = split(start.load(objective.init, log), trained_patterns(config))
             state = first_state(optimizer, abstract, trainable)
-            save_frozen(workdir, frozen_params)
+            if config.adapter.enabled:
+                assert start.base is not None  # the config was checked for it
+                save_base(workdir, start.base)
+            else:
+                save_frozen(workdir, frozen_params)
         else:
             state, saved = checkpoints.restore(abstract)
-            frozen_params = load_frozen(workdir, abstract_frozen)
+            if config.adapter.enabled:
+                frozen_params = open_base(workdir, open_weights).load(abstract_frozen)
+            else:
+                frozen_params = load_frozen(workdir, abstract_frozen)
             log_changes(saved, config, state, num_examples, log)
             batches.set_state(_resume_position(saved, training, len(buckets), log))
 

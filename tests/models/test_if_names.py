@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from imagen_jax.conversion import unet_config
-from imagen_jax.conversion.tensor_names import from_torch, parameter_path, stored_shape, tensor_name, to_torch
+from imagen_jax.models.if_names import from_torch, parameter_path, stored_shape, tensor_name, to_torch
 from imagen_jax.stages.stage_folder import read_config
 from tests.conversion.folders import UNET
 from tests.goldens.if_pipelines.cases import FIRST, SECOND
