@@ -4,16 +4,33 @@ Reads pipelines in the format of diffusers, here or on the Hugging Face Hub, and
 every command takes, as `imagen publish` does. `imagen convert --stages=DIR --to=diffusers --out=OUT` writes the stages
 of such a cascade, or stages trained from it, as `OUT/stage_0`, … for diffusers' IFPipeline and
 IFSuperResolutionPipeline. Neither needs diffusers or torch, and neither holds more than some tensors in memory.
+
+`imagen convert --stages=RUN,RUN --to=lora --out=OUT` writes what runs with `adapter.kind="lora"` have trained as
+safetensors files, which `--lora` of other commands and diffusers take. `imagen convert --stages=DIR --lora=OUT --merge
+--out=MERGED` adds adapters to the weights of a cascade, and publishes it.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from absl import flags
 
-from imagen_jax.cli.flags import CommandFlags, define_path, define_stages, define_weights, weights_choices
+from imagen_jax.cli.flags import (
+    CommandFlags,
+    define_lora,
+    define_path,
+    define_stages,
+    define_weights,
+    load_loras,
+    weights_choices,
+)
 from imagen_jax.errors import ConfigError
 
-_FORMATS = ("diffusers",)
+if TYPE_CHECKING:
+    from imagen_jax.stages.weights import WeightsChoice
+
+_FORMATS = ("diffusers", "lora")
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -28,6 +45,10 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     define_stages(values)
     define_weights(values)
+    define_lora(values)
+    flags.DEFINE_boolean(
+        "merge", False, "Publish the cascade with --lora, or the adapter of a run, in its weights.", flag_values=values
+    )
     flags.DEFINE_enum("to", None, _FORMATS, "The format to write the stages of --stages in.", flag_values=values)
     define_path(values, "out", None, "The folder to write: a new one.")
     flags.DEFINE_string(
@@ -52,10 +73,15 @@ def run(args: CommandFlags) -> None:
     names = [name for name in (args["from"] or "").split(",") if name]
     if bool(names) == bool(args.stages):
         raise ConfigError(
-            "give either --from, pipelines of diffusers to read, or --stages and --to=diffusers, stages to write so"
+            "give either --from, pipelines of diffusers to read, or --stages and --to=diffusers or lora, stages to "
+            "write so, or --stages and --merge"
         )
     if names:
         _convert(args, names)
+    elif args.merge:
+        _merge(args)
+    elif args.to == "lora":
+        _to_lora(args)
     else:
         _to_diffusers(args)
 
@@ -63,18 +89,43 @@ def run(args: CommandFlags) -> None:
 def _convert(args: CommandFlags, names: list[str]) -> None:
     from imagen_jax.conversion.from_diffusers import ConvertSettings, convert
 
-    if args.to or args.step or args.weights:
-        raise ConfigError("--to, --step and --weights are for --stages: leave them out with --from")
+    if args.to or args.step or args.weights or args.lora or args.merge:
+        raise ConfigError("--to, --step, --weights, --lora and --merge are for --stages: leave them out with --from")
     settings = ConvertSettings(variant=args.variant, dtype=args.dtype, overwrite=args.overwrite)
     print(convert(names, args.required("out", "runs/if"), settings).summary())
 
 
 def _to_diffusers(args: CommandFlags) -> None:
     from imagen_jax.conversion.to_diffusers import to_diffusers
-    from imagen_jax.stages.weights import WeightsChoice
 
     args.required("to", "diffusers")
+    if args.lora:
+        raise ConfigError("--lora is for --merge: publish the merged cascade, and convert that")
     out = args.required("out", "runs/if_diffusers")
+    print(to_diffusers(args.stage_names(), out, args.variant, args.overwrite, _weights(args)).summary())
+
+
+def _to_lora(args: CommandFlags) -> None:
+    from imagen_jax.conversion.to_lora import to_lora
+
+    if args.lora or args.variant:
+        raise ConfigError("--lora and --variant are not for --to=lora, which writes what runs have trained")
+    print(to_lora(args.stage_names(), args.required("out", "runs/lora"), args.overwrite, _weights(args)).summary())
+
+
+def _merge(args: CommandFlags) -> None:
+    from imagen_jax.pipelines.imagen import ImagenPipeline
+    from imagen_jax.publishing.publish import PublishSettings, publish
+
+    if args.to or args.variant:
+        raise ConfigError("--to and --variant are not for --merge, which publishes: convert the merged cascade then")
     choices = weights_choices(args, len(args.stage_folders(weights=False)))
-    weights = [WeightsChoice.from_mapping(choice) for choice in choices]
-    print(to_diffusers(args.stage_names(), out, args.variant, args.overwrite, weights).summary())
+    pipeline = load_loras(args, ImagenPipeline.from_pretrained(args.stage_names(), weights=choices))
+    print(publish(pipeline, args.required("out", "runs/merged"), PublishSettings(overwrite=args.overwrite)).summary())
+
+
+def _weights(args: CommandFlags) -> list[WeightsChoice]:
+    from imagen_jax.stages.weights import WeightsChoice
+
+    choices = weights_choices(args, len(args.stage_folders(weights=False)))
+    return [WeightsChoice.from_mapping(choice) for choice in choices]

@@ -258,10 +258,45 @@ def define_sampling(values: flags.FlagValues) -> None:
         flags.DEFINE_string(name, None, help_text, flag_values=values)
 
 
+def define_lora(values: flags.FlagValues) -> None:
+    """Defines `--lora` and `--lora_scale`, adapters to add to the stages."""
+    help_text = (
+        "Low-rank adapters to add to the stages, separated by commas: safetensors files, or folders of `imagen convert "
+        "--to=lora`."
+    )
+    define_path(values, "lora", None, help_text, separator=",")
+    flags.DEFINE_string(
+        "lora_scale",
+        "1",
+        "What the changes of --lora are multiplied by, one number for all adapters or one for each, separated by "
+        "commas.",
+        flag_values=values,
+    )
+
+
+def load_loras(args: CommandFlags, pipeline: ImagenPipeline) -> ImagenPipeline:
+    """Returns a pipeline with the adapters of the flags of `define_lora`. Raises ConfigError."""
+    paths = [path.strip() for path in (args.lora or "").split(",") if path.strip()]
+    texts = args.lora_scale.split(",")
+    if len(texts) not in (1, len(paths)) and paths:
+        raise ConfigError(
+            f"--lora_scale has {len(texts)} values for {len(paths)} adapters: give one for all, or one for each"
+        )
+    for index, path in enumerate(paths):
+        text = texts[index % len(texts)]
+        try:
+            scale = float(text)
+        except ValueError as error:
+            raise ConfigError(f"--lora_scale {text!r} is not a number: give for example 0.8") from error
+        pipeline.load_lora(path, scale, name=path)
+    return pipeline
+
+
 def define_pipeline(values: flags.FlagValues) -> None:
     """Defines the flags that `load_pipeline` reads: what to sample from, on which devices, with which settings."""
     define_stages(values)
     define_weights(values)
+    define_lora(values)
     define_mesh(values)
     define_sampling(values)
 
@@ -375,7 +410,8 @@ def load_pipeline(
         text_cache: a folder of embeddings.
 
     Raises:
-        ConfigError: as `ImagenPipeline.from_pretrained`, or a flag has another number of values than there are stages.
+        ConfigError: as `ImagenPipeline.from_pretrained` and `ImagenPipeline.load_lora`, or a flag has another number of
+            values than there are stages.
     """
     from imagen_jax.pipelines.imagen import ImagenPipeline
 
@@ -383,9 +419,10 @@ def load_pipeline(
         stages = len(args.stage_folders(weights=False))
         changes = stage_changes(args, stages) if changes is None else changes
         weights = weights_choices(args, stages) if weights is None else weights
-    return ImagenPipeline.from_pretrained(
+    pipeline = ImagenPipeline.from_pretrained(
         args.stage_names(), mesh_axes(args), changes, text_cache=text_cache, weights=weights
     )
+    return load_loras(args, pipeline)
 
 
 def prompt_guidance(args: CommandFlags, stages: int, prompts: int) -> np.ndarray | None:

@@ -10,8 +10,6 @@ import re
 
 import numpy as np
 
-from imagen_jax.parallel.sharding import ParamPath
-
 # modules in lists have numbers in their names, which are those of one module here
 _BLOCK = re.compile(r"(down_blocks|up_blocks)\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.")
 _MIDDLE = re.compile(r"(mid_block)\.(resnets|attentions)\.(\d+)\.")
@@ -21,7 +19,7 @@ _OUT = "to_out.0.", "to_out_0."
 _LEAVES = {"kernel": "weight", "scale": "weight"}
 
 
-def parameter_path(name: str, rank: int) -> ParamPath:
+def parameter_path(name: str, rank: int) -> tuple[str, ...]:
     """Returns the path of the parameter that is the tensor of a name, which has so many axes."""
     name = _BLOCK.sub(r"\1_\2_\3_\4.", name)
     name = _MIDDLE.sub(r"\1_\2_\3.", name).replace(*_OUT)
@@ -31,7 +29,7 @@ def parameter_path(name: str, rank: int) -> ParamPath:
     return (*modules, leaf)
 
 
-def tensor_name(path: ParamPath) -> str:
+def tensor_name(path: tuple[str, ...]) -> str:
     """Returns the name of the tensor that is the parameter at a path; the inverse of `parameter_path`."""
     *modules, leaf = path
     name = ".".join([*modules, _LEAVES.get(leaf, leaf)])
@@ -39,21 +37,21 @@ def tensor_name(path: ParamPath) -> str:
     return _MIDDLE_PATH.sub(r"\1.\2.\3", name).replace(*_OUT[::-1])
 
 
-def stored_shape(path: ParamPath, shape: tuple[int, ...]) -> tuple[int, ...]:
+def stored_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the shape of the tensor that is a parameter of a shape."""
     if path[-1] != "kernel":
         return shape
     return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
 
 
-def from_torch(path: ParamPath, tensor: np.ndarray) -> np.ndarray:
+def from_torch(path: tuple[str, ...], tensor: np.ndarray) -> np.ndarray:
     """Returns a tensor in the layout of the parameter, a view."""
     if path[-1] != "kernel":
         return tensor
     return tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
 
 
-def to_torch(path: ParamPath, parameter: np.ndarray) -> np.ndarray:
+def to_torch(path: tuple[str, ...], parameter: np.ndarray) -> np.ndarray:
     """Returns a parameter in the layout of the tensor, a view; the inverse of `from_torch`."""
     if path[-1] != "kernel":
         return parameter

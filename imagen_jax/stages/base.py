@@ -120,6 +120,7 @@ class AdaptedWeights:
         base: from `open_base`.
 
     Attributes:
+        base: the weights of the stage.
         workdir: the run's folder.
         step: the training step of the adapter.
         kind: "ema" or "raw", of the adapter.
@@ -128,7 +129,7 @@ class AdaptedWeights:
     """
 
     def __init__(self, adapter: SavedWeights, base: Weights) -> None:
-        self._adapter, self._base = adapter, base
+        self._adapter, self.base = adapter, base
         # a base that is itself a run with an adapter would need both in its kernels
         nested, rest = split_lora(base.shapes)
         if nested:
@@ -146,7 +147,7 @@ class AdaptedWeights:
     @property
     def checksum(self) -> str:
         """Identifies the checkpoints of the adapter and of the stage."""
-        return json_digest([self._adapter.checksum, self._base.checksum])
+        return json_digest([self._adapter.checksum, self.base.checksum])
 
     @property
     def published_config(self) -> str:
@@ -156,10 +157,10 @@ class AdaptedWeights:
     @property
     def text_width(self) -> int:
         """The width D of the text embeddings that the network was trained with."""
-        return self._base.text_width
+        return self.base.text_width
 
     def load(self, abstract: Any, partial: bool = False) -> Any:
         """Loads parameters, see `SavedWeights.load`."""
         adapter, rest = split_lora(abstract)
         loaded = self._adapter.load(adapter, partial) if adapter or not partial else {}
-        return merge(loaded, self._base.load(rest, partial) if rest or not partial else {})
+        return merge(loaded, self.base.load(rest, partial) if rest or not partial else {})

@@ -1,11 +1,10 @@
-"""Names and layouts of tensors, and the fields of the U-Net's config, there and back."""
+"""Names and layouts of tensors in files of diffusers, there and back."""
 
 import numpy as np
 import pytest
 
-from imagen_jax.conversion import unet_config
+from imagen_jax.io.tensor_files import TensorFiles
 from imagen_jax.models.if_names import from_torch, parameter_path, stored_shape, tensor_name, to_torch
-from imagen_jax.stages.stage_folder import read_config
 from tests.conversion.folders import UNET
 from tests.goldens.if_pipelines.cases import FIRST, SECOND
 
@@ -31,8 +30,6 @@ def test_names(name, rank, path):
 
 @pytest.mark.parametrize("folder", [FIRST, SECOND], ids=["first", "second"])
 def test_names_of_files_come_back(folder):
-    from imagen_jax.io.tensor_files import TensorFiles
-
     shapes = TensorFiles([folder / UNET]).shapes
     assert [tensor_name(parameter_path(name, len(shape))) for name, shape in shapes.items()] == list(shapes)
 
@@ -47,13 +44,3 @@ def test_layouts(shape):
     np.testing.assert_array_equal(to_torch(path, parameter), tensor)
     if len(shape) == 4:
         assert parameter[1, 2, 0, 4] == tensor[4, 0, 1, 2]
-
-
-@pytest.mark.parametrize("stage", [0, 1])
-def test_fields_say_what_the_config_says(cascade, stage):
-    config = read_config(cascade / f"stage_{stage}")
-    keys = unet_config.stage_keys(unet_config.unet_fields(config, 24), "it", bool(stage))
-    assert config == config.with_changes(keys)
-    other = config.with_changes({"model.activation": "silu", "model.cond_dim": 0, "model.dropout": 0.1})
-    keys = unet_config.stage_keys(unet_config.unet_fields(other, 24), "it", bool(stage))
-    assert other == config.with_changes(keys)
