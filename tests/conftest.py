@@ -32,9 +32,16 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+import jax  # noqa: E402  reads the variables above
+
 # Tracing makes millions of objects that live on. At Python's own thresholds, looking for cycles among them was a
 # quarter of the time of the tests that train.
 gc.set_threshold(200_000, 50, 50)
+
+# Each program that XLA compiles for a CPU maps some pieces of memory, of which Linux lets a process have 65,530
+# (vm.max_map_count): beyond it, it crashes. A process that has run half of the tests had 57,800.
+MAX_MAPS = 20_000
+MAPS = Path("/proc/self/maps")
 
 # These files take longest: they are begun first, lest one core wait for the other at the end.
 LONGEST = (
@@ -69,6 +76,15 @@ LONGEST = (
 def pytest_collection_modifyitems(items):
     order = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Forgets compiled programs when there are many; those that are used again are read from the cache on the disk."""
+    yield
+    if MAPS.exists() and len(MAPS.read_bytes().splitlines()) > MAX_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
