@@ -97,6 +97,9 @@ Levels = Annotated[tuple[float, float], _all_of(lambda pair: 0 <= pair[0] <= pai
 Interval = Annotated[tuple[float, float], _all_of(lambda pair: 0 <= pair[0] < pair[1] <= 1)]
 Background = Annotated[int | tuple[int, int, int], _all_of(_is_background)]
 ThresholdMax = Annotated[float, _all_of(lambda most: most == 0 or most >= 1)]
+RateFactors = Annotated[
+    tuple[tuple[Text, float], ...], _all_of(lambda pairs: all(0 <= factor <= 1000 for _, factor in pairs))
+]
 SpikeFactor = Annotated[float, _all_of(lambda factor: factor == 0 or factor > 1)]
 Devices = Annotated[int, _all_of(lambda count: count == -1 or count > 0)]
 SIZE = f"an integer for a square, or a pair (height, width), each up to {MAX_SIDE}"

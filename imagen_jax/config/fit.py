@@ -208,12 +208,18 @@ def _check_optimizer(optimizer: OptimizerConfig) -> None:
             f"optimizer.first_moment_dtype {optimizer.first_moment_dtype!r} has no effect on optimizer.name "
             "'adafactor', which has no first moment: leave it 'float32', or choose adam or muon"
         )
+    problems += _wrong_patterns("optimizer.rate_factors", [pattern for pattern, _ in optimizer.rate_factors])
     if problems:
         raise ConfigError(*problems)
 
 
 def _check_training(training: TrainingConfig) -> None:
     problems = _wrong_patterns("training.trainable", training.trainable)
+    if training.init_weights == "both" and (training.trainable or training.init_partial):
+        problems.append(
+            "training.init_weights 'both' continues the EMA of all parameters, and training.trainable or "
+            "training.init_partial leave some out: take 'ema' or 'raw'"
+        )
     if not training.init_from and (training.init_weights != "ema" or training.init_partial):
         problems.append(
             f"training.init_weights {training.init_weights!r} and training.init_partial {training.init_partial} have "
@@ -246,11 +252,12 @@ def _check_adapter(config: StageConfig) -> None:
         problems.append(
             "adapter.kind 'lora' needs training.init_from, the stage whose network is adapted: give its folder"
         )
-    elif training.trainable or training.init_partial:
+    elif training.trainable or training.init_partial or training.init_weights == "both":
         problems.append(
-            f"training.trainable {training.trainable!r} and training.init_partial {training.init_partial} do not go "
-            "with adapter.kind 'lora', which trains the adapter alone beside all of init_from's weights: leave them "
-            "() and False, and choose by adapter.targets"
+            f"training.trainable {training.trainable!r}, training.init_partial {training.init_partial} and "
+            f"training.init_weights {training.init_weights!r} do not go with adapter.kind 'lora', which trains the "
+            "adapter alone beside all of one kind of init_from's weights: leave them (), False and 'ema', and choose "
+            "by adapter.targets"
         )
     if problems:
         raise ConfigError(*problems)

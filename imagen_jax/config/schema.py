@@ -29,6 +29,7 @@ from imagen_jax.config.fields import (
     Levels,
     Multiples,
     PathText,
+    RateFactors,
     SizeValue,
     SpikeFactor,
     Text,
@@ -343,6 +344,12 @@ class OptimizerConfig(Group):
         "float32", "Type of the running mean of gradients; bfloat16 saves two bytes per parameter.", choices=DTYPES
     )
     weight_decay: float = key(0.0, "Decoupled weight decay.", ge=0)
+    rate_factors: RateFactors = key(
+        (),
+        "Pairs (regular expression of parameter paths, factor of the learning rate); the first match counts.",
+        source="arXiv:1801.06146, Section 3.2",
+        expected="a tuple of pairs such as (('^stem/', 0.1), ('attend', 1.0)), () for one learning rate",
+    )
     clip_norm: float = key(1.0, "Global norm that gradients are clipped to.", gt=0)
     spike_factor: SpikeFactor = key(
         0.0,
@@ -381,7 +388,11 @@ class TrainingConfig(Group):
         "The stage whose weights a new run starts from: its folder, or one of a published cascade, such as "
         "shapes/stage_0; empty for random ones.",
     )
-    init_weights: str = key("ema", "Which weights of init_from to take.", choices=("ema", "raw"))
+    init_weights: str = key(
+        "ema",
+        "Which weights of init_from to take; `both` trains the raw ones, and continues the EMA instead of a new one.",
+        choices=("ema", "raw", "both"),
+    )
     init_partial: bool = key(
         False, "Take from init_from what fits by name, shape and type, and start the rest from random values."
     )

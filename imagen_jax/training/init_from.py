@@ -1,7 +1,8 @@
 """The parameters of a run's first step: random, or the weights of a trained stage as far as they fit.
 
 A run that trains to inpaint starts from a stage that does not, too: what it has besides is 0, so that its first
-predictions are those of that stage.
+predictions are those of that stage. For another number of image channels, the kernels that read and write images are
+averaged over those of the stage and repeated: gray images are seen and drawn as before.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.tree_util import tree_leaves_with_path as leaves_with_path
 
 from imagen_jax.config.load import to_json
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.changes import changes, flatten
 from imagen_jax.models.unet_base import KNOWN_SKIP, KNOWN_STEM
+from imagen_jax.parallel.sharding import key_path, replicated
 from imagen_jax.pipelines.find_stages import find_stages
 from imagen_jax.stages.base import Base, Weights
 from imagen_jax.stages.lora import is_adapter
@@ -46,13 +50,14 @@ class StartingPoint:
     Raises:
         ConfigError: the folder is not that of a trained stage, or has other parameters than the network:
             all of them have to be there but what `inpainting` adds and the adapter, or with `training.init_partial` at
-            least one; beside an adapter all of the network's.
+            least one; beside an adapter all of the network's. Another number of image channels fits.
         TrainingError: its files are damaged.
     """
 
     def __init__(self, config: StageConfig, everything: Any) -> None:
         self._config, self._everything = config, everything
         self._taken: set[str] = set()
+        self._averaged: dict[str, int] = {}  # arrays of another number of channels, and the axis of these
         self._weights: Weights | None = None
         if config.training.init_from:
             self._open(config.training.init_from)
@@ -61,25 +66,83 @@ class StartingPoint:
         """Compares the parameters of a stage to the network's."""
         training = self._config.training
         folder, self._source_config = _read_source(name)
-        self._weights = open_weights(folder, WeightsChoice(kind=training.init_weights))
-        self._stored, self._needed = describe(self._weights.shapes, ""), describe(self._everything, "")
+        kind = "raw" if training.init_weights == "both" else training.init_weights
+        self._weights = open_weights(folder, WeightsChoice(kind=kind))
+        self._stored, self._needed = (describe(tree, "") for tree in self._trees())
         both = self._stored.keys() & self._needed.keys()
         self._taken = {path for path in both if self._stored[path] == self._needed[path]}
         new = () if self._config.adapter.enabled else _INPAINTING  # an adapter is beside what was trained
         missing = {
             path for path in self._needed.keys() - self._stored.keys() if not (path.startswith(new) or is_adapter(path))
         }
-        fits = self._taken == self._stored.keys() and not missing
+        self._averaged = self._channel_axes(both - self._taken)
+        fits = {*self._taken, *self._averaged} == self._stored.keys() and not missing
         if not fits and not training.init_partial:
             raise ConfigError(
                 f"training.init_from {training.init_from!r} does not fit the network: {self._comparison()}; give a "
                 "folder with the same network, or set training.init_partial to take what fits"
             )
-        if not self._taken:
+        if not self._taken and not self._averaged:
             raise ConfigError(
                 f"training.init_from {training.init_from!r} has nothing that fits the network: {self._comparison()}; "
                 "give a folder with a similar network, or leave it empty"
             )
+
+    def _trees(self) -> tuple[Any, Any]:
+        """Returns the parameters of the folder and of the network, without values."""
+        assert self._weights is not None
+        return self._weights.shapes, self._everything
+
+    def _channel_axes(self, paths: set[str]) -> dict[str, int]:
+        """Returns the arrays that differ by the number of image channels alone, and the axis that has these."""
+        source, config = self._source_config, self._config
+        old, new = source.channels, config.channels
+        # an adapter is beside the weights as they are
+        if old == new or source.model != config.model or config.adapter.enabled:
+            return {}
+        shapes = [{key_path(path): leaf.shape for path, leaf in leaves_with_path(tree)} for tree in self._trees()]
+        axes = {}
+        for path in paths:
+            before, after = (by_path[path] for by_path in shapes)
+            differ = [axis for axis, sizes in enumerate(zip(before, after, strict=False)) if sizes[0] != sizes[1]]
+            if len(before) == len(after) and len(differ) == 1 and before[differ[0]] * new == after[differ[0]] * old:
+                axes[path] = differ[0]
+        return axes
+
+    def _load_averaged(self, weights: Weights) -> Any:
+        """Returns arrays with the mean over the channels that they had in the place of each that they have.
+
+        Kernels that read images are scaled by old / new: what they make of gray images is the same.
+        """
+        if not self._averaged:
+            return {}
+        old, new = self._source_config.channels, self._config.channels
+        paths = set(self._averaged)
+        stored, needed = select(weights.shapes, paths), select(self._everything, paths)
+        mesh = jax.tree.leaves(needed)[0].sharding.mesh
+        whole = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)), stored
+        )
+
+        def average(path: Any, array: jax.Array, target: Any) -> jax.Array:
+            axis = self._averaged[key_path(path)]
+            split = (*array.shape[:axis], -1, old, *array.shape[axis + 1 :])  # channels are the innermost
+            mean = array.reshape(split).mean(axis=axis + 1, keepdims=True)
+            is_input = key_path(path).endswith("/kernel") and axis == array.ndim - 2
+            repeated = jnp.repeat(mean * (old / new if is_input else 1.0), new, axis=axis + 1)
+            return jax.device_put(repeated.reshape(target.shape), target.sharding)
+
+        return jax.tree_util.tree_map_with_path(average, weights.load(whole, partial=True), needed)
+
+    def load_ema(self) -> Any:
+        """Returns the EMA of the stage's parameters, in full, for a run that continues it.
+
+        Raises ConfigError if they do not all fit the network.
+        """
+        assert self._weights is not None
+        step = self._weights.step
+        ema = open_weights(self._weights.workdir, WeightsChoice(step, "ema"))
+        return ema.load(self._everything)
 
     def load(self, init: InitFn, log: Callable[[str], None]) -> Any:
         """Returns all parameters, and logs where they are from.
@@ -88,12 +151,13 @@ class StartingPoint:
             init: returns random parameters for a key, for those that are not taken from a folder.
             log: takes messages.
         """
-        new = select(self._everything, set(describe(self._everything, "")) - self._taken)
+        new = select(self._everything, set(describe(self._everything, "")) - self._taken - self._averaged.keys())
         params = init_params(init, self._config.seed, new)
         if self._weights is None:
             return params
         weights, training = self._weights, self._config.training
         loaded = weights.load(select(self._everything, self._taken), partial=True)
+        loaded = merge(loaded, self._load_averaged(weights))
         log(
             f"started from the {training.init_weights} weights of {str(weights.workdir)!r} at step {weights.step}: "
             f"{self._comparison()}"
@@ -111,12 +175,17 @@ class StartingPoint:
     def _comparison(self) -> str:
         """Returns what is taken from the folder, what is new in the network and what is left, counted and named."""
         stored, needed = self._stored, self._needed
-        different = sorted(path for path in stored.keys() & needed.keys() if path not in self._taken)
+        fitting = self._taken | self._averaged.keys()
+        different = sorted(path for path in stored.keys() & needed.keys() if path not in fitting)
         taken = select(self._everything, self._taken)
         size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(taken))
         new, left = sorted(needed.keys() - stored.keys()), sorted(stored.keys() - needed.keys())
         parts = [f"{len(self._taken)} of the network's {len(needed)} arrays are taken ({size:,} parameters)"]
+        channels = (
+            f"averaged over {self._source_config.channels} image channels and repeated for {self._config.channels}"
+        )
         for text, paths in (
+            (channels, sorted(self._averaged)),
             ("new in the network", new),
             ("left in the folder", left),
             ("of another shape or type", [f"{path} ({stored[path]}, not {needed[path]})" for path in different]),

@@ -154,6 +154,8 @@ def _run(config: StageConfig, workdir: Path, make_task: TaskFn, stop: StopReques
         if start is not None and checkpoints.latest_step is None:
             trainable, frozen_params = split(start.load(objective.init, log), trained_patterns(config))
             state = first_state(optimizer, abstract, trainable)
+            if training.init_weights == "both":
+                state = dataclasses.replace(state, ema_params=start.load_ema())
             if config.adapter.enabled:
                 assert start.base is not None  # the config was checked for it
                 save_base(workdir, start.base)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,8 +13,10 @@ import optax.contrib
 
 from imagen_jax.config.fields import DTYPES
 from imagen_jax.config.schema import OptimizerConfig
+from imagen_jax.errors import ConfigError
 from imagen_jax.parallel.scan_params import is_stacked
 from imagen_jax.parallel.sharding import key_path
+from imagen_jax.stages.trainable import nearest_path
 from imagen_jax.training.skip_updates import skip_bad_updates
 
 
@@ -73,6 +77,32 @@ def _clip_by_layer_rms(threshold: float) -> optax.GradientTransformation:
     return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(clipped, updates))
 
 
+def _scale_by_factors(factors: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
+    """Returns a transformation that multiplies updates, and so learning rates, by the factors of parameters' paths.
+
+    Raises ConfigError for a pattern that matches none, when the state is initialized.
+    """
+
+    def init(params: Any) -> optax.EmptyState:
+        paths = [key_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        for pattern, _ in factors:
+            if not any(re.search(pattern, path) for path in paths):
+                raise ConfigError(
+                    f"optimizer.rate_factors: {pattern!r} matches none of the {len(paths)} parameters that are "
+                    f"trained: give a regular expression for paths such as {nearest_path(pattern, paths)!r}"
+                )
+        return optax.EmptyState()
+
+    def factor(path: str) -> float:
+        return next((factor for pattern, factor in factors if re.search(pattern, path)), 1.0)
+
+    def scale(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        scaled = jax.tree_util.tree_map_with_path(lambda path, update: factor(key_path(path)) * update, updates)
+        return scaled, state
+
+    return optax.GradientTransformation(init, scale)
+
+
 def _adafactor(rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
     """Returns Adafactor (arXiv:1804.04235) without a first moment.
 
@@ -122,4 +152,8 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
                 consistent_rms=0.2,
                 muon_weight_dimension_numbers=_muon_dimensions,
             )
-    return skip_bad_updates(optax.chain(optax.clip_by_global_norm(config.clip_norm), update), config.spike_factor)
+    # without factors, the state has the structure that it had before there were any
+    factors = [_scale_by_factors(config.rate_factors)] if config.rate_factors else []
+    return skip_bad_updates(
+        optax.chain(optax.clip_by_global_norm(config.clip_norm), update, *factors), config.spike_factor
+    )

@@ -133,7 +133,15 @@ def _jit(function: Callable[..., Any], abstract: Any, **options: Any) -> Callabl
     return jax.jit(function, out_shardings=shardings, compiler_options=compiler_options, **options)
 
 
-def update_ema(ema: Any, params: Any, step: jax.Array, decay: float, applied: jax.Array | bool = True) -> Any:
+def update_ema(
+    ema: Any,
+    params: Any,
+    step: jax.Array,
+    decay: float,
+    applied: jax.Array | bool = True,
+    *,
+    continued: bool = False,
+) -> Any:
     """Returns d · ema + (1 - d) · params with d = min(decay, (1 + step) / (10 + step)), a short memory in early steps.
 
     Args:
@@ -142,7 +150,9 @@ def update_ema(ema: Any, params: Any, step: jax.Array, decay: float, applied: ja
         step: number of finished steps before this one.
         decay: the largest d, `optimizer.ema_decay`.
         applied: whether the step's update was applied; if not, the EMA stays.
+        continued: whether the EMA is that of an earlier run, whose memory is long from the first step: d = decay.
     """
+    early = decay if continued else (1.0 + step) / (10.0 + step)
     # d = 1 instead of a jnp.where for every array
-    d = jnp.where(applied, jnp.minimum(decay, (1.0 + step) / (10.0 + step)), 1.0)
+    d = jnp.where(applied, jnp.minimum(decay, early), 1.0)
     return jax.tree.map(lambda e, p: e + (1.0 - d) * (p - e), ema, params)

@@ -82,6 +82,7 @@ def make_train_step(
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     grad_accum_steps = config.training.grad_accum_steps
     learning_rate = learning_rate_schedule(config.optimizer, config.training.steps)
+    continued = config.training.init_weights == "both"
 
     def mean_loss(params: Any, frozen: Frozen, examples: Any) -> tuple[jax.Array, Any]:
         losses = objective.loss(merge(params, frozen.params), frozen.networks, examples)
@@ -102,7 +103,9 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, loss=loss)
         params = optax.apply_updates(state.params, updates)
         applied = opt_state.skipped_in_a_row == 0
-        ema_params = update_ema(state.ema_params, params, state.step, config.optimizer.ema_decay, applied)
+        ema_params = update_ema(
+            state.ema_params, params, state.step, config.optimizer.ema_decay, applied, continued=continued
+        )
         metrics = {
             **objective.metrics(batch, losses),
             "loss": loss,

@@ -333,3 +333,53 @@ def test_frozen_checksums_are_those_of_the_checkpoint(tuned, tmp_path):
     checksums.merge_shards(frozen, 1)
     with pytest.raises(TrainingError, match="_METADATA"):
         SavedWeights(folder)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_channels_see_and_draw_gray_images_as_before(source, channels):
+    config = base_config(**{"training.init_from": str(source), "channels": channels})
+    stage, parent = stages.build(config), stages.build(base_config())
+    optimizer = make_optimizer(config.optimizer, config.training.steps)
+    state, _ = abstract_parts(stage.init, optimizer, split_devices())
+    messages = []
+    params = StartingPoint(config, state.params).load(stage.init, messages.append)
+    assert any(f"averaged over 3 image channels and repeated for {channels}: " in text for text in messages)
+    assert any("channels was 3 and is now" in text for text in messages)
+    old = load_stage(source, base_config(), one_device()).params
+    gray = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    text = TextCondition(jax.numpy.ones((2, 24, stage.text_width)), jax.numpy.ones((2, 24), bool))
+
+    def predict(stage, params, image):
+        return np.asarray(jax.jit(lambda params: stage.predict(params, image, jax.numpy.zeros(2), text, {})[0])(params))
+
+    before, after = predict(parent, old, gray.repeat(3, -1)), predict(stage, params, gray.repeat(channels, -1))
+    assert np.ptp(before, axis=-1).max() > 1e-3
+    np.testing.assert_allclose(after, before.mean(axis=-1, keepdims=True).repeat(channels, -1), rtol=0, atol=2e-5)
+
+
+def test_ema_is_continued(source, tmp_path):
+    """A run of one step from both kinds of weights moves the EMA by 1 - decay, as the run that it continues would."""
+    changes = {"training.init_weights": "both", "training.steps": 1, "optimizer.ema_decay": 0.9}
+    train(base_config(**{"training.init_from": str(source)}, **changes), tmp_path / "tuned")
+    ema, raw = weights_of(source), weights_of(source, "params")
+    after, trained = weights_of(tmp_path / "tuned"), weights_of(tmp_path / "tuned", "params")
+    assert any(not np.array_equal(ema[path], raw[path]) for path in ema)
+    for path, array in after.items():
+        np.testing.assert_allclose(array, 0.9 * ema[path] + 0.1 * trained[path], rtol=0, atol=1e-6)
+        assert np.array_equal(raw[path], trained[path]) or np.abs(raw[path] - trained[path]).max() < 0.03
+
+
+def test_learning_rates_by_path(source, tmp_path):
+    """Adam's first update of each parameter is the learning rate times its factor."""
+    factors = (("^out/", 0.5), ("^stem/|^out_norm/", 0.0))
+    changes = {"training.steps": 1, "optimizer.rate_factors": factors, "optimizer.clip_norm": 1e6}
+    train(base_config(**{"training.init_from": str(source)}, **changes), tmp_path / "tuned")
+    before, after = weights_of(source), weights_of(tmp_path / "tuned", "params")
+    for path in before:
+        factor = 0.5 if path.startswith("out/") else 0.0 if path.startswith(("stem/", "out_norm/")) else 1.0
+        moved = np.abs(after[path] - before[path])
+        assert moved.max() <= factor * 1.001e-2
+        if path.endswith("/kernel") and "key" not in path:  # some gradients are small beside Adam's epsilon
+            assert moved.max() >= 0.7 * factor * 1e-2, path
+    with pytest.raises(ConfigError, match=r"rate_factors: '\^oud/' matches none .* such as 'out"):
+        train(base_config(**{"training.init_from": str(source), "optimizer.rate_factors": (("^oud/", 1.0),)}), tmp_path)
