@@ -32,6 +32,11 @@ BASE, SR_256, SR_1024 = (f"configs/imagen_{name}.py" for name in ("base_64", "sr
 IF_STAGES = {"if_64": "configs/if_64.py", "if_256": "configs/if_256.py"}
 IF_PODS = {"v4": "v4:2x2x4", "v5e": "v5e:8x8"}
 IF_ENCODER = "--config.text.model=google/t5-v1_1-xxl"  # what the converted folder has
+# adapters of attention, as diffusers trains them
+IF_LORA = (
+    "--config.adapter.kind=lora --config.adapter.rank=16 "
+    "\"--config.adapter.targets=('to_[qkv]','to_out_0','add_[kv]_proj')\""
+)
 # Weak scaling, the same work per chip; on 256 chips it is the plan base_v4.
 WEAK_SCALING = {8: "v4:2x2x2", 16: "v4:2x2x4", 32: "v4:2x4x4", 64: "v4:4x4x4", 128: "v4:4x4x8"}
 DOTS = "--config.training.remat=dots"
@@ -61,6 +66,7 @@ def plan_flags() -> dict[str, str]:
                 f"--fsdp={chips}"
             )
             by_name[f"{name}_{kind}"] = f"--config={config} {IF_ENCODER} --topology={pod}"
+            by_name[f"{name}_lora_{kind}"] = f"{by_name[f'{name}_{kind}']} {IF_LORA}"
     for chips, pod in WEAK_SCALING.items():
         batch = f"--config.training.batch_size={8 * chips}"
         by_name[_weak_scaling_name(chips)] = f"--config={BASE} --topology={pod} --cached_text {DOTS} {batch}"
