@@ -13,7 +13,7 @@ import numpy as np
 
 from imagen_jax.datasets.grammar import alternatives, split_background
 from imagen_jax.datasets.shapes.descriptions import Claim, Description
-from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLORS, INVERSE_RELATION, POSITIONS, SHAPES, SIZES
+from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLORS, INVERSE_RELATION, NEW_SHAPES, POSITIONS, SHAPES, SIZES
 from imagen_jax.errors import ConfigError
 
 MAX_BYTES = 96
@@ -28,7 +28,7 @@ _RELATED = {
     "above": ("above",),
     "below": ("below",),
 }
-_PLURALS = {noun: noun + ("es" if noun == "cross" else "s") for noun in (*SHAPES, "object", "shape")}
+_PLURALS = {noun: noun + ("es" if noun == "cross" else "s") for noun in (*SHAPES, *NEW_SHAPES, "object", "shape")}
 _SINGULARS = {plural: noun for noun, plural in _PLURALS.items()}
 
 
@@ -121,7 +121,7 @@ def _parse_objects(text: str, position: str = "") -> Claim | None:
     singular = _SINGULARS.get(noun, noun)
     if (noun in _SINGULARS) != (count > 1) or (position and count > 1):
         return None
-    return Claim(count, size or "", color or "", singular if singular in SHAPES else "", position)
+    return Claim(count, size or "", color or "", "" if singular in ("object", "shape") else singular, position)
 
 
 def _grammar_error(text: str) -> str:

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from imagen_jax.datasets.shapes import scenes
 from imagen_jax.datasets.shapes.render import coverage
-from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLORS, SHAPES, SIZES
+from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLORS, NEW_SHAPES, SHAPES, SIZES
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import Size
 
@@ -34,6 +34,7 @@ _SIZE_BORDER = math.sqrt(SIZES["small"][1] * SIZES["large"][0])
 _PALETTE = COLORS | BACKGROUNDS
 _NAMES = tuple(_PALETTE)
 _RGB = np.array(list(_PALETTE.values()), np.float32)
+_NAMED = (*SHAPES, *NEW_SHAPES)
 _SMOOTH = (0.25, 0.5, 0.25)  # against noise; outlines are smoothed alike before the comparison
 
 
@@ -42,7 +43,7 @@ class Detection:
     """A detected object. A name is None if the attribute matches none of the known values.
 
     Attributes:
-        shape: one of SHAPES, or None.
+        shape: one of SHAPES or NEW_SHAPES, or None.
         color: one of COLORS or BACKGROUNDS, or None.
         size: one of SIZES, or None.
         x: center, in units of the image's width.
@@ -143,7 +144,7 @@ def _measure(
     x, y = float((cover.sum(0) @ columns) / area), float((cover.sum(1) @ rows) / area)
     cover = _sharpen(cover)
     best = ("", 0.0, x, y, 0.0)
-    for shape, scale in itertools.product(SHAPES, _SCALES):
+    for shape, scale in itertools.product(_NAMED, _SCALES):
         radius = scale * math.sqrt(area / _UNIT_AREA[shape])
         center_y = y - _CENTROID_OFFSET[shape] * radius
         outline = _sharpen(_smooth(coverage(shape, columns - x, rows - center_y, radius)))
@@ -192,7 +193,7 @@ def _unit_moments() -> tuple[dict[str, float], dict[str, float]]:
     """Returns for each shape of radius 1, from a render, its area and how far its centroid is below its center."""
     radius = 200
     d = np.arange(-radius, radius, dtype=np.float32) + 0.5
-    covers = {shape: coverage(shape, d, d, radius) for shape in SHAPES}
+    covers = {shape: coverage(shape, d, d, radius) for shape in _NAMED}
     areas = {shape: float(cover.sum()) / radius**2 for shape, cover in covers.items()}
     offsets = {shape: float(cover.sum(1) @ d / cover.sum()) / radius for shape, cover in covers.items()}
     return areas, offsets

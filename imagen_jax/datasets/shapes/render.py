@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLORS, Scene, SceneObject
+from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLORS, NEW_SHAPES, Scene, SceneObject
 from imagen_jax.images.array import Size, image_dtype, parse_size
 
 # In units of an object's radius, chosen so that shapes with the same radius look equally large.
@@ -13,6 +13,8 @@ _SQUARE = 0.88  # half-side; its area is that of the circle
 _TRIANGLE = math.sqrt(3) / 2  # half-height of the equilateral triangle of half-width 1
 _CROSS = 0.36  # half-width of an arm
 _RING = 0.55  # radius of the hole
+_STAR = 0.48  # radius of the inner corners of a star with five points
+_SUBPIXELS = 8  # per axis, for shapes whose edges have no simple distance
 
 
 def render(scene: Scene, resolution: int | Size, bits: int = 8, transparent: bool = False) -> np.ndarray:
@@ -90,7 +92,7 @@ def coverage(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.nd
     """Returns the fraction of each pixel that a shape covers.
 
     Args:
-        shape: one of SHAPES.
+        shape: one of SHAPES or NEW_SHAPES.
         dx: [W], x of the pixel centers relative to the shape's center, in pixels.
         dy: [H], y of the pixel centers, downwards.
         radius: radius in pixels.
@@ -98,6 +100,8 @@ def coverage(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.nd
     Returns:
         [H, W] in [0, 1].
     """
+    if shape in NEW_SHAPES:
+        return _sampled_coverage(shape, dx, dy, radius)
     dx, dy = dx[None, :], dy[:, None]
     if shape == "square":
         return _span(dx, _SQUARE * radius) * _span(dy, _SQUARE * radius)
@@ -114,6 +118,31 @@ def coverage(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.nd
     distance = np.sqrt(dx * dx + dy * dy)
     disc = _inside(distance - radius)
     return disc - _inside(distance - _RING * radius) if shape == "ring" else disc
+
+
+def _sampled_coverage(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
+    """Returns the fraction of the points of a grid in each pixel that are inside of a star or a heart."""
+    offsets = (np.arange(_SUBPIXELS, dtype=np.float32) + 0.5) / _SUBPIXELS - 0.5
+    x, y = ((axis[:, None] + offsets).ravel() / max(radius, 1e-6) for axis in (dx, dy))
+    inside = (_in_star if shape == "star" else _in_heart)(x[None, :], y[:, None])
+    return inside.reshape(len(dy), _SUBPIXELS, len(dx), _SUBPIXELS).mean(axis=(1, 3), dtype=np.float32)
+
+
+def _in_star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Returns whether points are inside of a star with a point upwards, whose points are 1 from its center."""
+    # turned into the half of a point, where one edge is the border
+    angle = np.abs((np.arctan2(x, -y) + math.pi / 5) % (2 * math.pi / 5) - math.pi / 5)
+    distance = np.hypot(x, y)
+    along, across = distance * np.cos(angle), distance * np.sin(angle)
+    corner = _STAR * math.cos(math.pi / 5), _STAR * math.sin(math.pi / 5)
+    return across * (1 - corner[0]) <= corner[1] * (1 - along)
+
+
+def _in_heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Returns whether points are inside of a heart: two discs above, and what is below them down to its tip."""
+    lobes = np.hypot(np.abs(x) - 0.46, y + 0.3) <= 0.5
+    tip = (y >= -0.3) & (y <= 0.88) & (np.abs(x) <= 0.96 * np.sqrt(np.clip((0.88 - y) / 1.18, 0, 1)) ** 1.4)
+    return lobes | tip
 
 
 def _inside(distance: np.ndarray) -> np.ndarray:

@@ -7,6 +7,8 @@ Radii are in units of its shorter side, so that shapes keep their form in images
 import dataclasses
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
+# in no image of the data set: what a trained cascade can be taught from a few images
+NEW_SHAPES = ("star", "heart")
 
 # RGB. Any two of these twelve colors, backgrounds included, are more than 100 apart, so that objects can be detected in
 # an image that is a little blurred, noisy or off in color.

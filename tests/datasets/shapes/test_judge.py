@@ -14,7 +14,7 @@ from imagen_jax.datasets.shapes.descriptions import Claim, Description, category
 from imagen_jax.datasets.shapes.detect import detect
 from imagen_jax.datasets.shapes.judge import _wilson_interval, compare, judge, score
 from imagen_jax.datasets.shapes.render import render
-from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLORS, SHAPES, Scene, SceneObject
+from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLORS, NEW_SHAPES, SHAPES, Scene, SceneObject
 from imagen_jax.datasets.shapes.source import ShapesSource
 from imagen_jax.errors import ConfigError
 
@@ -397,3 +397,25 @@ def test_wilson_interval_matches_published_values():
     assert _wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=1e-4)
     assert _wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
     assert _wilson_interval(1, 29) == pytest.approx((0.0061, 0.1718), abs=1e-4)
+
+
+@pytest.mark.parametrize("shape", NEW_SHAPES)
+@pytest.mark.parametrize("resolution", [32, 64])
+def test_new_shapes_are_read_and_no_other_is_taken_for_them(shape, resolution):
+    """In scenes of the data set, one of whose objects is a star or a heart, half of them with blur and noise."""
+    source, rng, right = ShapesSource(5, "train", resolution, 120), np.random.default_rng(0), []
+    for i in range(120):
+        scene = source.scene(i)
+        first, *others = scene.objects
+        scene = dataclasses.replace(scene, objects=(dataclasses.replace(first, shape=shape), *others))
+        image = render(scene, resolution)
+        seen = detect(blemished(image, rng, 0.5 * resolution / 64, 0.03) if i % 2 else image)
+        for thing in scene.objects:
+            nearest = min(seen.objects, key=lambda f, thing=thing: abs(f.x - thing.x) + abs(f.y - thing.y))
+            right.append((nearest.shape, nearest.color) == (thing.shape, thing.color))
+    assert np.mean(right) >= 0.99
+
+
+def test_new_shapes_in_captions():
+    description = parse_caption("a large red star to the left of a heart")
+    assert description == Description((Claim(1, "large", "red", "star"), Claim(1, "", "", "heart")), "left of")
