@@ -106,7 +106,7 @@ def _to_diffusers(args: CommandFlags) -> None:
 
 
 def _to_lora(args: CommandFlags) -> None:
-    from imagen_jax.conversion.to_lora import to_lora
+    from imagen_jax.training.to_lora import to_lora
 
     if args.lora or args.variant:
         raise ConfigError("--lora and --variant are not for --to=lora, which writes what runs have trained")

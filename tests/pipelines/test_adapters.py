@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from imagen_jax.conversion.to_lora import to_lora
 from imagen_jax.errors import ConfigError
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.stages.lora import split_lora
 from imagen_jax.stages.lora_files import FILE, write_lora
 from imagen_jax.stages.stage import build
 from imagen_jax.training.loop import train
+from imagen_jax.training.to_lora import to_lora
 from tests.helpers.configs import base_config
 
 pytest_plugins = ("tests.helpers.fixtures",)

@@ -13,7 +13,15 @@ import numpy as np
 
 from imagen_jax.datasets.grammar import alternatives, split_background
 from imagen_jax.datasets.shapes.descriptions import Claim, Description
-from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLORS, INVERSE_RELATION, NEW_SHAPES, POSITIONS, SHAPES, SIZES
+from imagen_jax.datasets.shapes.scenes import (
+    BACKGROUNDS,
+    COLORS,
+    INVERSE_RELATION,
+    NEW_SHAPES,
+    POSITIONS,
+    SHAPES,
+    SIZES,
+)
 from imagen_jax.errors import ConfigError
 
 MAX_BYTES = 96

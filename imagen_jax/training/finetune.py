@@ -1,0 +1,392 @@
+"""Fine-tuning a cascade on a few images of a subject: DreamBooth (arXiv:2208.12242), by adapters or in full.
+
+OUT/finetune.json     what was asked for; the same call continues after a kill
+OUT/inspection/       the report on the images
+OUT/subject/          the images with the captions that they are trained with
+OUT/prior/            images of the class, drawn by the cascade before it is changed
+OUT/stage_N/          the run of each stage
+OUT/adapter/          the adapters as files, with a card; for the method "lora"
+OUT/before_after.png  samples of the same prompts and noise, before and after
+
+A stage trains on images of the subject and of the class in equal numbers: those of the class keep what it knew, with
+the weight 1 of the paper's prior-preservation loss. Each super-resolution stage sees low-resolution images of its own
+images, with noise, as in its training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from imagen_jax.config.data_schema import FileKeys
+from imagen_jax.config.load import default_config
+from imagen_jax.config.schema import StageConfig
+from imagen_jax.data.record import CorruptRecordError
+from imagen_jax.datasets.registry import make_source
+from imagen_jax.errors import ConfigError
+from imagen_jax.images.grid import image_grid, save_png
+from imagen_jax.inspection.inspect import inspect
+from imagen_jax.io.atomic import atomic_write, read_json, write_json
+from imagen_jax.io.changes import changes
+from imagen_jax.io.paths import as_path
+from imagen_jax.io.text import printable
+from imagen_jax.pipelines import output_dir
+from imagen_jax.pipelines.find_stages import find_stages
+from imagen_jax.pipelines.imagen import ImagenPipeline
+from imagen_jax.pipelines.request import SampleRequest
+from imagen_jax.pipelines.sample_to_folder import sample_to_folder
+from imagen_jax.pipelines.texts import make_texts
+from imagen_jax.stages.stage_folder import read_config
+from imagen_jax.training.adapter_card import adapter_card
+from imagen_jax.training.loop import train
+from imagen_jax.training.preemption import StopRequest
+from imagen_jax.training.to_lora import to_lora
+
+METHODS = ("lora", "dreambooth", "full")
+_SETTINGS, _SUBJECT, _PRIOR, _METADATA = "finetune.json", "subject", "prior", "metadata.jsonl"
+_MAX_SHOWN = 8  # prompts before and after
+_SEED = 0  # of samples
+# of the stage's own learning rate, which fits its width and its data
+_RATES = {"lora": 1.0, "dreambooth": 0.1, "full": 0.1}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneSettings:
+    """How a cascade is fine-tuned.
+
+    Attributes:
+        token: what names the subject in prompts, such as "sks star": a rare word, and what it is.
+        class_name: what the subject is one of, such as "star": the stages keep how they draw it. "" for no images of
+            the class.
+        method: "lora" trains adapters, "dreambooth" all weights with images of the class, "full" all weights on the
+            captions of the images, as for another domain.
+        prior_prompts: of the images of the class; () for "a CLASS".
+        prior_images: how many are drawn.
+        prompts: to show before and after; () for the subject, and captions of its images.
+        only: indices of the stages to train; () for all.
+        steps: of each stage; 0 for a number that follows from that of the images.
+        learning_rate: 0 for a part of each stage's own.
+        batch_size: 0 for 8, or a multiple of the devices above it.
+        rank: of the adapters.
+        targets: modules to adapt, as `adapter.targets`.
+        seed: of training and of the images of the class.
+    """
+
+    token: str = ""
+    class_name: str = ""
+    method: Literal["lora", "dreambooth", "full"] = "lora"
+    prior_prompts: Sequence[str] = ()
+    prior_images: int = 200
+    prompts: Sequence[str] = ()
+    only: Sequence[int] = ()
+    steps: int = 0
+    learning_rate: float = 0.0
+    batch_size: int = 0
+    rank: int = 8
+    targets: Sequence[str] = ()
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetuned:
+    """What `finetune` has made.
+
+    Attributes:
+        out: its folder.
+        stages: the folders of the cascade's stages: those that were trained, and the others as they were.
+        adapter: the folder of the adapters; None for other methods.
+        stopped_by: what asked it to stop before the end; "" if it is complete.
+    """
+
+    out: Path
+    stages: list[Path]
+    adapter: Path | None
+    stopped_by: str = ""
+
+    def summary(self) -> str:
+        """Returns the result as lines of text."""
+        if self.stopped_by:
+            return f"{self.out}: stopped by {self.stopped_by}; the same command continues"
+        names = ",".join(map(str, self.stages))
+        lines = [f"{self.out / 'before_after.png'} shows samples before and after", f"--stages={names} samples from it"]
+        if self.adapter is not None:
+            lines.append(f"{self.adapter} has the adapter, for --lora and ImagenPipeline.load_lora")
+        return "\n".join(lines)
+
+
+def finetune(
+    stages: str | Path | Sequence[str | Path],
+    images: str | Path,
+    out: str | Path,
+    settings: FinetuneSettings = FinetuneSettings(),
+    *,
+    stop: StopRequest | None = None,
+    log: Callable[[str], None] = logger.info,
+) -> Finetuned:
+    """Fine-tunes a cascade on a folder of images; called again with the same arguments, it continues.
+
+    Args:
+        stages: the cascade, see `find_stages`.
+        images: a folder of images of the subject; captions in text files beside them, or in a metadata file, are those
+            that they are trained with, and "a TOKEN" for images without.
+        out: the folder to write to.
+        settings: see `FinetuneSettings`.
+        stop: asks it to save and to return.
+        log: takes messages.
+
+    Raises:
+        ConfigError: a setting cannot work, no image can be read, or the folder is that of other settings.
+        TrainingError: a run cannot continue.
+    """
+    folder, source = as_path(out), as_path(images)
+    _check_settings(settings)
+    found = find_stages(stages)
+    configs = [read_config(path) for path in found]
+    only = settings.only or range(len(found))
+    if not all(0 <= index < len(found) for index in only):
+        raise ConfigError(f"stages {list(only)} are to be trained, and the cascade has {len(found)}, counted from 0")
+    _check_same(folder, _described(found, source, settings))
+    subject = _prepare_subject(source, folder, configs[-1], settings, log)
+    pipeline = ImagenPipeline.from_pretrained(list(found))
+    prior = _prepare_prior(pipeline, folder, settings, log)
+    tuned, stop = list(found), stop or StopRequest()
+    for index in only:
+        config = stage_config(configs[index], found[index], folder, len(subject), settings, prior)
+        tuned[index] = folder / f"stage_{index}"
+        log(f"stage {index}: {config.training.steps} steps on {len(subject)} images")
+        result = train(config, tuned[index], stop=stop)
+        if result.stopped_by:
+            return Finetuned(folder, tuned, None, result.stopped_by)
+    adapter = None
+    if settings.method == "lora":
+        adapter = folder / "adapter"
+        _write_adapter(adapter, [tuned[index] for index in only], list(only), settings, len(subject))
+    _save_before_after(pipeline, tuned, folder, settings, subject)
+    return Finetuned(folder, tuned, adapter)
+
+
+def _check_settings(settings: FinetuneSettings) -> None:
+    """Raises ConfigError for settings that cannot work, whatever the cascade is."""
+    problems = []
+    if settings.method not in METHODS:
+        problems.append(f"the method {printable(settings.method)!r} is not one of {', '.join(METHODS)}")
+    if settings.method != "full" and not settings.token.strip():
+        problems.append("there is no token that names the subject: give a rare word and its class, such as 'sks dog'")
+    if settings.method == "dreambooth" and not (settings.class_name or settings.prior_prompts):
+        problems.append(
+            "the method 'dreambooth' trains all weights and keeps what they know by images of a class: give its name, "
+            "such as 'dog', or take the method 'full'"
+        )
+    if settings.method == "full" and (settings.class_name or settings.prior_prompts):
+        problems.append("the method 'full' has no images of a class: leave the class out, or take 'dreambooth'")
+    for name, least in (("prior_images", 1), ("steps", 0), ("learning_rate", 0), ("batch_size", 0), ("rank", 1)):
+        if getattr(settings, name) < least:
+            problems.append(f"{name} {getattr(settings, name)} is below {least}")
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _described(stages: Sequence[Path], images: Path, settings: FinetuneSettings) -> dict[str, Any]:
+    """Returns what decides the result, as JSON."""
+    described = {"stages": [str(path) for path in stages], "images": str(images), **dataclasses.asdict(settings)}
+    tree: dict[str, Any] = json.loads(json.dumps(described))
+    return tree
+
+
+def _check_same(folder: Path, described: dict[str, Any]) -> None:
+    """Writes what was asked for into a new folder. Raises ConfigError if the folder is that of another call."""
+    path = folder / _SETTINGS
+    if not path.exists():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise ConfigError(f"{folder} has files that are not those of a fine-tuning: give a new folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, described)
+        return
+    try:
+        different = changes(read_json(path), described)
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"{path} is damaged ({error}): give a new folder") from error
+    if different:
+        raise ConfigError(f"{folder} is of other settings: {'; '.join(different.values())}; give a new folder")
+
+
+# images
+
+
+def _prepare_subject(
+    source: Path, folder: Path, config: StageConfig, settings: FinetuneSettings, log: Callable[[str], None]
+) -> list[str]:
+    """Copies the images that can be read, and returns the caption of each."""
+    target = folder / _SUBJECT
+    if (target / _METADATA).exists():
+        lines = (target / _METADATA).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line)["text"] for line in lines]
+    data = default_config(source="folder").data
+    data.update(path=str(source), validation_fraction=0.0, max_corrupt=1.0, allow_no_captions=True)
+    looked_at = config.with_changes({"data": data.to_dict(), "low_res_size": 0, "text.cache": ""})
+    report = inspect(looked_at, folder / "inspection")
+    for record in report["unreadable_files"]:
+        log(f"left out: {printable(record['name'])}: {printable(record['reason'])}")
+    if report["unusable"] and report["unreadable"] == report["records"]:
+        raise ConfigError(f"--images {str(source)!r} cannot be used: {report['unusable']}")
+    unreadable = {record["name"] for record in report["unreadable_files"]}
+    records = make_source(looked_at.data, "train", looked_at.image_hw)
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    entries: list[dict[str, str]] = []
+    for index in range(len(records)):
+        try:
+            record = records[index]
+        except CorruptRecordError:
+            continue
+        if record.name not in unreadable:
+            assert isinstance(record.image, bytes)  # a file of the folder
+            file = f"{len(entries):04d}{Path(record.name).suffix.lower()}"
+            atomic_write(target / file, record.image)
+            text = record.captions[0] if record.captions else f"a {settings.token}"
+            entries.append({"file_name": file, "text": text})
+    missing = [entry["text"] for entry in entries if settings.token and settings.token not in entry["text"]]
+    if missing:
+        log(
+            f"{len(missing)} of {len(entries)} captions do not name {settings.token!r}, such as {missing[0]!r}: "
+            "prompts with it will not mean what is in these images"
+        )
+    _write_metadata(target, entries)
+    return [entry["text"] for entry in entries]
+
+
+def _write_metadata(folder: Path, entries: Sequence[Mapping[str, str]]) -> None:
+    """Writes the captions of a folder's images, which complete it."""
+    atomic_write(folder / _METADATA, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
+
+
+def _prepare_prior(
+    pipeline: ImagenPipeline, folder: Path, settings: FinetuneSettings, log: Callable[[str], None]
+) -> Path | None:
+    """Draws the images of the class, those that are missing, and returns their folder; None if none are wanted."""
+    if not settings.class_name and not settings.prior_prompts:
+        return None
+    out, prompts = folder / _PRIOR, list(settings.prior_prompts) or [f"a {settings.class_name}"]
+    images = out / output_dir.IMAGES
+    if (images / _METADATA).exists():
+        return images
+    prompts = [prompts[index % len(prompts)] for index in range(settings.prior_images)]
+    log(f"drawing {len(prompts)} images of what the cascade is to keep, such as {prompts[0]!r}")
+    sample_to_folder(pipeline, SampleRequest(make_texts(prompts), seed=settings.seed, batch_size=16), out)
+    names = [output_dir.image_path(out, index).name for index in range(len(prompts))]
+    _write_metadata(images, [{"file_name": name, "text": text} for name, text in zip(names, prompts, strict=True)])
+    return images
+
+
+# the run of a stage
+
+
+def stage_config(
+    config: StageConfig, stage: Path, folder: Path, images: int, settings: FinetuneSettings, prior: Path | None
+) -> StageConfig:
+    """Returns the config of the run that fine-tunes a stage.
+
+    Args:
+        config: of the stage.
+        stage: its folder.
+        folder: of the fine-tuning.
+        images: number of images of the subject.
+        settings: see `FinetuneSettings`.
+        prior: the folder of the images of the class; None without any.
+
+    Raises:
+        ConfigError: a setting does not fit the stage.
+    """
+    steps = settings.steps or _steps(images, settings.method)
+    devices = max(jax.device_count(), 1)
+    batch_size = settings.batch_size or devices * math.ceil(8 / devices)
+    parts = {"subject": _part(folder / _SUBJECT)} | ({"prior": _part(prior)} if prior else {})
+    optimizer = default_config().optimizer.to_dict() | {
+        "name": "adam",
+        "learning_rate": settings.learning_rate or _RATES[settings.method] * config.optimizer.learning_rate,
+        "warmup_steps": min(100, steps // 10),
+        "ema_decay": 0.99,
+    }
+    training = {
+        "init_from": str(stage),
+        "init_weights": "ema",
+        "init_partial": False,
+        "trainable": (),
+        "batch_size": batch_size,
+        "grad_accum_steps": 1,
+        "steps": steps,
+        "log_every": max(1, min(25, steps // 10)),
+        "save_every": max(1, steps // 4),
+        "preview_every": max(1, steps // 4),
+        "preview_count": 8,
+        "keep_checkpoints": 1,
+    }
+    lora = {"kind": "lora", "rank": settings.rank, "targets": tuple(settings.targets)}
+    data: dict[str, Any] = {"source": "mixture", "parts": parts, "bits": config.data.bits, "threads": 4}
+    data |= {"crop_size": config.data.crop_size, "max_corrupt": 0.0}
+    if isinstance(config.data, FileKeys):
+        data["transform"] = config.data.transform.to_dict()
+    return config.with_changes(
+        {
+            "seed": settings.seed,
+            "data": data,
+            "text.cache": "",
+            "optimizer": optimizer,
+            **{f"training.{key}": value for key, value in training.items()},
+            **({f"adapter.{key}": value for key, value in lora.items()} if settings.method == "lora" else {}),
+        }
+    )
+
+
+def _part(path: Path) -> dict[str, Any]:
+    """Returns a part of a mixture: a folder, of which every image is trained on."""
+    return {"source": "folder", "path": str(path), "weight": 1.0, "validation_fraction": 0.0}
+
+
+def _steps(images: int, method: str) -> int:
+    """Returns the steps for a number of images: DreamBooth's 800 to 1,200 for a handful, more for many."""
+    return min(20_000, max(800, (40 if method == "full" else 100) * images))
+
+
+# what a user sees
+
+
+def _write_adapter(
+    out: Path, runs: Sequence[Path], indices: Sequence[int], settings: FinetuneSettings, images: int
+) -> None:
+    """Writes the adapters of the runs, each as that of its stage, and a card."""
+    shutil.rmtree(out, ignore_errors=True)
+    temporary = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(temporary, ignore_errors=True)
+    for run, index in zip(runs, indices, strict=True):
+        to_lora(run, temporary / f"stage_{index}")
+    atomic_write(
+        temporary / "README.md", adapter_card(runs, indices, settings.token, settings.prompts, images).encode()
+    )
+    temporary.rename(out)
+
+
+def _save_before_after(
+    pipeline: ImagenPipeline, tuned: Sequence[Path], folder: Path, settings: FinetuneSettings, subject: Sequence[str]
+) -> None:
+    """Writes samples of the same prompts and noise before and after."""
+    prompts = list(settings.prompts)
+    if not prompts:
+        prompts = list(dict.fromkeys([*([f"a {settings.token}"] if settings.token else []), *subject]))
+    prompts = prompts[:_MAX_SHOWN]
+    before = pipeline(prompts, seed=_SEED).images
+    after = ImagenPipeline.from_pretrained(list(tuned))(prompts, seed=_SEED).images
+    images = np.concatenate([before, after])
+    labels = [f"before: {text}" for text in prompts] + [f"after: {text}" for text in prompts]
+    save_png(image_grid(images, labels, columns=len(prompts)), folder / "before_after.png")
