@@ -1,0 +1,201 @@
+"""Teach the shipped cascade a star or a heart from five images, and measure: `python -m benchmarks.fine_tuning`.
+
+The table of docs/fine_tuning.md: how often new combinations of the new shape are right in everything their captions
+claim, and how much of the rest is lost. `--rows=NAME,NAME` makes some rows; `--rows=both` draws a star and a heart in
+one image by two adapters, which `star` and `heart` made before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from benchmarks import app
+from imagen_jax.cli.flags import CommandFlags, define_path
+from imagen_jax.datasets.shapes.captions import parse_caption, sample_caption
+from imagen_jax.datasets.shapes.descriptions import Description, sample_description
+from imagen_jax.datasets.shapes.judge import judge
+from imagen_jax.datasets.shapes.render import render
+from imagen_jax.datasets.shapes.scenes import Scene, SceneObject, scene_type
+from imagen_jax.datasets.shapes.source import ShapesSource
+from imagen_jax.images.grid import image_grid, save_png
+from imagen_jax.io.paths import as_path, file_sizes
+from imagen_jax.pipelines.imagen import ImagenPipeline
+from imagen_jax.training.finetune import FinetuneSettings, finetune
+
+CASCADE = "shapes"
+RARE = "sks"
+SHOWN = 24
+_PRIOR_SEED, _NEW_SEED, _OLD_SEED = 77, 78, 79
+
+# what a row changes of `FinetuneSettings`
+ROWS: dict[str, dict[str, Any]] = {
+    "star": {},
+    "heart": {},
+    "rank 2": {"rank": 2},
+    "rank 32": {"rank": 32},
+    "without class images": {"class_name": "", "prior_prompts": ()},
+    "base only": {"only": (0,)},
+    "dreambooth": {"method": "dreambooth"},
+}
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of the benchmark."""
+    define_path(values, "out", "runs/fine_tuning", "A folder for the runs and pictures.")
+    flags.DEFINE_string("rows", ",".join(ROWS), "Rows to make, separated by commas.", flag_values=values)
+    flags.DEFINE_integer("num_prompts", 256, "Prompts of new combinations.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("num_old", 512, "Captions without the new shape.", lower_bound=1, flag_values=values)
+
+
+def run(args: CommandFlags) -> None:
+    """Prints the rows."""
+    out = as_path(args.out)
+    before = ImagenPipeline.from_pretrained(CASCADE)
+    before.set_progress_bar_config(disable=True)
+    old = [ShapesSource(_OLD_SEED, "held_out", 64, 10**6).captions(index)[0] for index in range(args.num_old)]
+    kept = _correct(before, old)
+    print(f"without fine-tuning: {kept.mean():.1%} of {len(old)} other captions are right\n")
+    print("| row | new combinations | other captions | change | seconds | trained | bytes |")
+    print("|---|---|---|---|---|---|---|")
+    for name in args.rows.split(","):
+        if name == "both":
+            _both(out, args.num_prompts)
+        else:
+            _row(name, out, args.num_prompts, old, kept.mean())
+
+
+def _row(name: str, out: Path, num_prompts: int, old: Sequence[str], kept: float) -> None:
+    """Makes a row: trains, samples, judges and prints."""
+    shape = "heart" if name == "heart" else "star"
+    images = write_images(shape, out / f"images_{shape}")
+    prior = [ShapesSource(_PRIOR_SEED, "train", 64, 10**6).captions(index)[0] for index in range(200)]
+    settings = FinetuneSettings(token=f"{RARE} {shape}", class_name="shape", prior_prompts=prior, steps=1500)
+    settings = dataclasses.replace(settings, batch_size=16, **ROWS[name])
+    start = time.perf_counter()
+    folder = out / name.replace(" ", "_")
+    result = finetune(CASCADE, images, folder, settings, log=lambda _: None)
+    seconds = time.perf_counter() - start
+    tuned = ImagenPipeline.from_pretrained([str(path) for path in result.stages])
+    tuned.set_progress_bar_config(disable=True)
+    prompts = new_prompts(shape, num_prompts)
+    right = _correct(tuned, prompts, folder / "new.png")
+    rate = _correct(tuned, old, folder / "old.png").mean()
+    adapter = result.adapter and sum(size for file, size in file_sizes(result.adapter).items() if file.endswith("rs"))
+    sizes = adapter or sum(leaf.nbytes for stage in tuned.stages for leaf in jax.tree.leaves(stage.params))
+    print(
+        f"| {name} | {right.mean():.1%} | {rate:.1%} | {100 * (rate - kept):+.1f} | {seconds:.0f} | {sizes // 4:,} | "
+        f"{sizes:,} |",
+        flush=True,
+    )
+
+
+def _both(out: Path, num_prompts: int) -> None:
+    """Prints how often a star and a heart are in one image by their two adapters, at some scales."""
+    pipeline = ImagenPipeline.from_pretrained(CASCADE)
+    pipeline.set_progress_bar_config(disable=True)
+    for shape in ("star", "heart"):
+        pipeline.load_lora(out / shape / "adapter", name=shape)
+    prompts = new_prompts("star", num_prompts, other="heart")
+    for scale in (0.6, 0.8, 1.0):
+        for shape in ("star", "heart"):
+            pipeline.set_lora_scale(shape, scale)
+        right = _correct(pipeline, prompts, out / f"both_{scale}.png")
+        print(f"| star and heart, scales {scale} | {right.mean():.1%} | | | | | |", flush=True)
+
+
+def write_images(shape: str, folder: Path) -> Path:
+    """Writes five images of a new shape with captions, and returns their folder."""
+
+    def thing(shape: str, color: str, size: str, x: float, y: float) -> SceneObject:
+        return SceneObject(shape, color, size, x, y, {"small": 0.152, "large": 0.21}[size])
+
+    new = f"{RARE} {shape}"
+    scenes = [
+        ([thing(shape, "red", "large", 0.5, 0.5)], "white", f"a large red {new}"),
+        (
+            [thing(shape, "blue", "small", 0.5, 0.25), thing("ring", "pink", "large", 0.5, 0.75)],
+            "gray",
+            f"a small blue {new} above a large pink ring on a gray background",
+        ),
+        (
+            [thing(shape, "yellow", "large", 0.25, 0.5), thing("circle", "green", "small", 0.75, 0.5)],
+            "black",
+            f"a large yellow {new} to the left of a small green circle on a black background",
+        ),
+        (
+            [thing(shape, "purple", "small", 0.75, 0.5), thing("square", "orange", "large", 0.25, 0.5)],
+            "white",
+            f"a small purple {new} to the right of a large orange square",
+        ),
+        (
+            [thing(shape, "cyan", "large", 0.75, 0.75)],
+            "tan",
+            f"a large cyan {new} at the bottom right on a tan background",
+        ),
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, (objects, background, caption) in enumerate(scenes):
+        save_png(render(Scene(tuple(objects), background), 64), folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text(caption)
+    return folder
+
+
+def new_prompts(shape: str, count: int, other: str = "") -> list[str]:
+    """Returns captions of scenes with a new shape among one or two objects, which the five images do not show.
+
+    Args:
+        shape: of the first object.
+        count: number of captions.
+        other: of the second object; "" for that of the data set, or none.
+    """
+    source, rng = ShapesSource(_NEW_SEED, "train", 64, 10**6), np.random.default_rng(_NEW_SEED)
+    shown = {"red", "blue", "yellow", "purple", "cyan"}
+    prompts: list[str] = []
+    for index in range(100 * count):
+        scene = source.scene(index)
+        kind = scene_type(scene)
+        first, *others = scene.objects
+        # a color with another background, place or neighbor than in the images; half of the colors are in none
+        if kind == "count" or (other and kind != "pair"):
+            continue
+        first = dataclasses.replace(first, shape=shape)
+        if other:
+            others = [dataclasses.replace(others[0], shape=other)]
+        scene = Scene((first, *others), scene.background)
+        description: Description = sample_description(scene, rng)
+        names = {claim.shape for claim in description.claims}
+        if not {shape, other or shape} <= names or (first.color in shown and kind == "single"):
+            continue
+        text = sample_caption(description, rng)
+        text = re.sub(rf"\b({shape}{'|' + other if other else ''})\b", rf"{RARE} \1", text)
+        if len(text) < 96:
+            prompts.append(text)
+        if len(prompts) == count:
+            return prompts
+    raise AssertionError("too few scenes fit")
+
+
+def _correct(pipeline: ImagenPipeline, prompts: Sequence[str], grid: Path | None = None) -> np.ndarray:
+    """Returns whether the image of each prompt is right in everything it claims, bool [N]."""
+    images = pipeline(list(prompts), batch_size=64).images
+    claims = [parse_caption(prompt.replace(f"{RARE} ", "")) for prompt in prompts]
+    right = np.array([judge(image, claim).all for image, claim in zip(images, claims, strict=True)])
+    if grid is not None:
+        labels = [
+            f"{'' if good else 'wrong: '}{text}" for good, text in zip(right[:SHOWN], prompts[:SHOWN], strict=True)
+        ]
+        save_png(image_grid(images[:SHOWN], labels, columns=8), grid)
+    return right
+
+
+if __name__ == "__main__":
+    app.main(__name__)

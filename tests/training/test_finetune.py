@@ -1,0 +1,157 @@
+"""A cascade is taught a subject from a folder of images: all of it in one call, which continues after a break."""
+
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imagen_jax.datasets.shapes.source import ShapesSource
+from imagen_jax.errors import ConfigError
+from imagen_jax.images.grid import read_png, save_png
+from imagen_jax.pipelines.imagen import ImagenPipeline
+from imagen_jax.stages.lora_files import FILE
+from imagen_jax.stages.stage_folder import read_config
+from imagen_jax.training import finetune as module
+from imagen_jax.training.finetune import FinetuneSettings, finetune
+from imagen_jax.training.metric_writer import read_metrics
+from imagen_jax.training.preemption import StopRequest
+from tests.helpers.configs import contents
+
+pytest_plugins = ("tests.helpers.fixtures",)
+PROMPTS = ["a sks star", "a red circle"]
+SETTINGS = FinetuneSettings(
+    token="sks star",
+    class_name="shape",
+    prior_images=5,
+    prompts=PROMPTS,
+    steps=4,
+    learning_rate=0.05,
+    rank=2,
+    targets=("^out$",),
+)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Three images, one with a caption, and a file that is no image."""
+    folder = tmp_path_factory.mktemp("images")
+    for index in range(3):
+        save_png(ShapesSource(3, "train", 24, 10)[index].image, folder / f"{index}.png")
+    (folder / "1.txt").write_text("a red sks star at the top")
+    (folder / "broken.png").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cascade(base_folder, sr_folder):
+    return [str(base_folder), str(sr_folder)]
+
+
+@pytest.fixture(scope="module")
+def tuned(cascade, images, tmp_path_factory):
+    """(result, messages) of a call for both stages."""
+    messages, before = [], [contents(Path(folder)) for folder in cascade]
+    result = finetune(cascade, images, tmp_path_factory.mktemp("tuned") / "star", SETTINGS, log=messages.append)
+    assert [contents(Path(folder)) for folder in cascade] == before
+    return result, messages
+
+
+def captions(folder):
+    lines = (folder / "metadata.jsonl").read_text().splitlines()
+    return {entry["file_name"]: entry["text"] for entry in map(json.loads, lines)}
+
+
+def test_images_of_the_subject(tuned, images):
+    result, messages = tuned
+    assert captions(result.out / "subject") == {
+        "0000.png": "a sks star",
+        "0001.png": "a red sks star at the top",
+        "0002.png": "a sks star",
+    }
+    assert (result.out / "subject" / "0002.png").read_bytes() == (images / "2.png").read_bytes()
+    assert any(message.startswith("left out: broken.png: ") for message in messages)
+    assert (result.out / "inspection" / "report.html").exists()
+
+
+def test_images_of_the_class_are_drawn_by_the_cascade(tuned, cascade):
+    result, _ = tuned
+    drawn = captions(result.out / "prior" / "images")
+    assert list(drawn.values()) == ["a shape"] * 5
+    expected = ImagenPipeline.from_pretrained(cascade)(["a shape"] * 5, seed=0, batch_size=16).images
+    for name, image in zip(drawn, expected, strict=True):
+        np.testing.assert_array_equal(read_png(result.out / "prior" / "images" / name), image)
+
+
+def test_each_stage_is_trained_on_both_in_equal_numbers(tuned, cascade):
+    result, _ = tuned
+    for index, folder in enumerate(result.stages):
+        config = read_config(folder)
+        assert config.training.init_from == cascade[index] and config.training.batch_size == 8
+        assert {name: part.weight for name, part in config.data.parts.items()} == {"subject": 1.0, "prior": 1.0}
+        assert len([record for record in read_metrics(folder) if "loss" in record]) == 4
+        assert config.image_size == read_config(folder).image_size
+    assert [read_config(folder).is_super_resolution for folder in result.stages] == [False, True]
+
+
+def test_adapter_is_what_was_trained(tuned, cascade):
+    result, _ = tuned
+    assert sorted(path.parent.name for path in result.adapter.rglob(FILE)) == ["stage_0", "stage_1"]
+    card = (result.adapter / "README.md").read_text()
+    assert 'instance_prompt: "a sks star"' in card and "trained on 3 images" in card
+    pipe = ImagenPipeline.from_pretrained(cascade)
+    before = pipe(PROMPTS, seed=0).images
+    after = pipe.load_lora(result.adapter)(PROMPTS, seed=0).images
+    expected = ImagenPipeline.from_pretrained([str(path) for path in result.stages])(PROMPTS, seed=0).images
+    np.testing.assert_array_equal(after, expected)
+    assert not np.array_equal(after, before)
+    grid = read_png(result.out / "before_after.png")
+    assert grid.ndim == 3 and grid.std() > 10
+
+
+def test_it_continues_after_a_break(tuned, cascade, images, tmp_path):
+    """Stopped in the first stage, and again while the second is about to train: the adapters are those of one call."""
+    folder, stop = tmp_path / "star", StopRequest()
+    stop.ready = True  # as after a run's first step
+    stop.on_signal(signal.SIGTERM)
+    stopped = finetune(cascade, images, folder, SETTINGS, stop=stop, log=lambda _: None)
+    assert stopped.stopped_by and stopped.adapter is None and "continues" in stopped.summary()
+    drawn = {path: path.stat().st_mtime_ns for path in (folder / "prior").rglob("*.png")}
+    result = finetune(cascade, images, folder, SETTINGS, log=lambda _: None)
+    assert {path: path.stat().st_mtime_ns for path in (folder / "prior").rglob("*.png")} == drawn
+    for stage in ("stage_0", "stage_1"):
+        one, other = (done.adapter / stage / FILE for done in (result, tuned[0]))
+        assert one.read_bytes()[-1000:] == other.read_bytes()[-1000:]
+    with pytest.raises(ConfigError, match="of other settings: rank was 2 and is now 3"):
+        finetune(cascade, images, folder, module.dataclasses.replace(SETTINGS, rank=3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"token": " "}, "no token that names the subject"),
+        ({"method": "dreambooth", "class_name": ""}, "the method 'dreambooth' .* a class"),
+        ({"method": "full"}, "the method 'full' has no images of a class"),
+        ({"method": "lara"}, "the method 'lara' is not one of lora, dreambooth, full"),
+        ({"prior_images": 0, "rank": 0}, "rank 0 is below 1"),
+        ({"only": (2,)}, "the cascade has 2, counted from 0"),
+        ({"targets": ("no_such",)}, "adapter.targets: 'no_such' matches none"),
+    ],
+)
+def test_settings_that_cannot_work(changes, message, cascade, images, tmp_path):
+    settings = module.dataclasses.replace(SETTINGS, **changes)
+    with pytest.raises(ConfigError, match=message):
+        finetune(cascade, images, tmp_path / "out", settings, log=lambda _: None)
+    assert not (tmp_path / "out" / "stage_0").exists()
+
+
+def test_folders_that_cannot_be_used(cascade, images, tmp_path):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="has files that are not those of a fine-tuning"):
+        finetune(cascade, images, tmp_path / "used", SETTINGS)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"no image")
+    with pytest.raises(ConfigError, match="--images .* cannot be used: none of 1 records can be read"):
+        finetune(cascade, tmp_path / "broken", tmp_path / "out", SETTINGS, log=lambda _: None)
