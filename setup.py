@@ -58,7 +58,7 @@ EXTRAS = {
     ],
     # what samplers, T5 and cleaned captions are compared with (make parity); the version of torch that has been, and no
     # other
-    "parity": ["diffusers==0.42.1", "torch==2.13.0", "ftfy>=6.3", "beautifulsoup4>=4.12"],
+    "parity": ["diffusers==0.42.1", "torch==2.13.0", "ftfy>=6.3", "beautifulsoup4>=4.12", "peft>=0.17"],
     # whose speed is compared with ours (make peers)
     "peers": ["diffusers==0.42.1", "torch==2.13.0", "imagen-pytorch==2.1.0"],
     "docs": [

@@ -9,6 +9,7 @@ import sys
 
 from tests.goldens.captions import make as captions
 from tests.goldens.deepfloyd_if import make as deepfloyd_if
+from tests.goldens.if_lora import make as if_lora
 from tests.goldens.if_pipelines import make as if_pipelines
 from tests.goldens.samplers import make as samplers
 from tests.goldens.t5 import make as t5
@@ -19,7 +20,7 @@ LIBRARIES = ("diffusers", "transformers", "torch", "jax")
 def compare():
     """Prints all differences, and returns whether they are within their tolerances."""
     print(", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES))
-    passed = [part.compare() for part in (samplers, t5, captions, deepfloyd_if, if_pipelines)]
+    passed = [part.compare() for part in (samplers, t5, captions, deepfloyd_if, if_pipelines, if_lora)]
     print("all passed" if all(passed) else "FAILED")
     return all(passed)
 
@@ -35,5 +36,6 @@ if __name__ == "__main__":
         captions.write()
         deepfloyd_if.write()
         if_pipelines.write()
+        if_lora.write()
     else:
         sys.exit(not compare())
