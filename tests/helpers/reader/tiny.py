@@ -4,7 +4,8 @@ A command is checked as it is written first: its config is loaded with its overr
 
 - A side of an image becomes 8 × (log2 of it - 2): 32 is 24, 64 is 32, 1024 is 64. What fits together still does.
 - A network has one level, 8 channels and as few layers as it can; a run has 2 steps of 8 images, on one device.
-- A stage of DeepFloyd IF is that which it starts from, as `provisions` has it.
+- A stage of DeepFloyd IF is that which it starts from, as `provisions` has it; an adapter is beside a stage as it is.
+- A fine-tuning has 2 steps a stage, 2 images of the class, and an adapter of one kernel.
 - Data are read as they are, but of rendered scenes there are 64. An evaluation has 4 images.
 
 Everything else stays: data sources and paths, the text encoder, objective, optimizer, sampler, and every flag.
@@ -50,6 +51,7 @@ RUN = {
     "mesh.spatial": 1,
 }
 EVALUATION = {"num_samples": 4, "batch_size": 4, "data.threads": 2, "data.prefetch": 2}
+FINETUNING = ["--steps=2", "--prior_images=2", "--targets=^out$"]
 PRETRAINING = {
     "steps": 2,
     "warmup_steps": 1,
@@ -67,6 +69,8 @@ def tiny_arguments(module, arguments):
         module: name of the command's module.
         arguments: as they are written.
     """
+    if module == "imagen_jax.cli.finetune":
+        return [*arguments, *FINETUNING]
     overrides = tiny_overrides(module, arguments)
     return [*arguments, *(f"--config.{key}={value!r}" for key, value in overrides.items())]
 
@@ -91,6 +95,8 @@ def tiny_overrides(module, arguments):
     run = {} if module == "imagen_jax.cli.plan" else RUN
     if config.model.network == "if_unet":
         return run | data | _parent(config)
+    if config.adapter.enabled:
+        return run | data
     return MODEL | run | data | _layers(config) | _sizes(config)
 
 
