@@ -227,43 +227,56 @@ def _check_same(folder: Path, described: dict[str, Any]) -> None:
 def _prepare_subject(
     source: Path, folder: Path, config: StageConfig, settings: FinetuneSettings, log: Callable[[str], None]
 ) -> list[str]:
-    """Copies the images that can be read, and returns the caption of each."""
+    """Copies the images that can be read, and returns the first caption of each."""
     target = folder / _SUBJECT
-    if (target / _METADATA).exists():
-        lines = (target / _METADATA).read_text(encoding="utf-8").splitlines()
-        return [json.loads(line)["text"] for line in lines]
+    if not target.is_dir():
+        temporary = folder / f".{_SUBJECT}.unfinished"
+        shutil.rmtree(temporary, ignore_errors=True)
+        _copy_subject(source, folder, temporary, config, settings, log)
+        temporary.rename(target)
+    return [path.read_text(encoding="utf-8").splitlines()[0] for path in sorted(target.glob("*.txt"))]
+
+
+def _copy_subject(
+    source: Path,
+    folder: Path,
+    target: Path,
+    config: StageConfig,
+    settings: FinetuneSettings,
+    log: Callable[[str], None],
+) -> None:
+    """Writes the images that can be read, and beside each a text file with its captions, one on each line."""
     data = default_config(source="folder").data
     data.update(path=str(source), validation_fraction=0.0, max_corrupt=1.0, allow_no_captions=True)
     looked_at = config.with_changes({"data": data.to_dict(), "low_res_size": 0, "text.cache": ""})
     report = inspect(looked_at, folder / "inspection")
-    for record in report["unreadable_files"]:
-        log(f"left out: {printable(record['name'])}: {printable(record['reason'])}")
-    if report["unusable"] and report["unreadable"] == report["records"]:
+    for entry in report["unreadable_files"]:
+        log(f"left out: {printable(entry['name'])}: {printable(entry['reason'])}")
+    if report["unreadable"] == report["records"]:
         raise ConfigError(f"--images {str(source)!r} cannot be used: {report['unusable']}")
-    unreadable = {record["name"] for record in report["unreadable_files"]}
+    unreadable = {entry["name"] for entry in report["unreadable_files"]}
     records = make_source(looked_at.data, "train", looked_at.image_hw)
-    shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    entries: list[dict[str, str]] = []
+    texts: list[str] = []
     for index in range(len(records)):
         try:
             record = records[index]
         except CorruptRecordError:
             continue
-        if record.name not in unreadable:
-            assert isinstance(record.image, bytes)  # a file of the folder
-            file = f"{len(entries):04d}{Path(record.name).suffix.lower()}"
-            atomic_write(target / file, record.image)
-            text = record.captions[0] if record.captions else f"a {settings.token}"
-            entries.append({"file_name": file, "text": text})
-    missing = [entry["text"] for entry in entries if settings.token and settings.token not in entry["text"]]
+        if record.name in unreadable:
+            continue
+        assert isinstance(record.image, bytes)  # a file of the folder
+        name = f"{len(texts):04d}"
+        captions = [" ".join(caption.split()) for caption in record.captions] or [f"a {settings.token}"]
+        atomic_write(target / f"{name}{Path(record.name).suffix.lower()}", record.image)
+        atomic_write(target / f"{name}.txt", "\n".join(captions).encode())
+        texts.append("\n".join(captions))
+    missing = [text.splitlines()[0] for text in texts if settings.token and settings.token not in text]
     if missing:
         log(
-            f"{len(missing)} of {len(entries)} captions do not name {settings.token!r}, such as {missing[0]!r}: "
+            f"{len(missing)} of {len(texts)} captions do not name {settings.token!r}, such as {missing[0]!r}: "
             "prompts with it will not mean what is in these images"
         )
-    _write_metadata(target, entries)
-    return [entry["text"] for entry in entries]
 
 
 def _write_metadata(folder: Path, entries: Sequence[Mapping[str, str]]) -> None:
