@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -42,17 +43,19 @@ def atomic_write(path: Path, data: bytes) -> None:
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Yields a file that takes the place of one on a disk when the block is left, unless it raises.
 
-    Several processes may do so at the same time, also on several machines: each writes a file of its own.
+    Several processes may do so at the same time, also on several machines: each writes a file of its own. It has the
+    permissions that any new file of this process has.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as temporary:
-        try:
-            yield temporary
-            temporary.close()
-            os.replace(temporary.name, path)
-        except BaseException:
-            os.unlink(temporary.name)
-            raise
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    file = temporary.open("xb")  # what `tempfile` makes is for its owner only
+    try:
+        with file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -112,7 +115,7 @@ def commit_folder(temporary: Path, folder: Path) -> None:
     """
     for path in [*temporary.rglob("*"), temporary]:
         _fsync(path)
-    temporary.chmod(new_mode(0o777))
+    temporary.chmod(_new_folder_mode())
     replaced = folder.with_name(f".{folder.name}.replaced")
     if folder.is_dir():
         shutil.rmtree(replaced, ignore_errors=True)
@@ -122,14 +125,11 @@ def commit_folder(temporary: Path, folder: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def new_mode(most: int) -> int:
-    """Returns the permissions that this process gives to what it makes: 0o777 for a folder, 0o666 for a file, at most.
-
-    For what `tempfile` and others make for its owner only.
-    """
+def _new_folder_mode() -> int:
+    """Returns the permissions of a new folder of this process; `tempfile` makes folders for their owner only."""
     mask = os.umask(0)
     os.umask(mask)
-    return most & ~mask
+    return 0o777 & ~mask
 
 
 def _fsync(path: Path) -> None:

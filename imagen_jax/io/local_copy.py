@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
-from imagen_jax.io.atomic import new_mode, replacing
+from imagen_jax.io.atomic import replacing
 from imagen_jax.io.bucket import BucketPath
 from imagen_jax.io.paths import bucket_path
 
@@ -65,4 +65,3 @@ def copy_file(file: Path, target: Path) -> None:
         else:
             with file.open("rb") as source:
                 shutil.copyfileobj(source, temporary)
-    target.chmod(new_mode(0o666))  # what `replacing` makes is for its owner only

@@ -15,7 +15,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 
 from imagen_jax.errors import ConfigError
-from imagen_jax.io.atomic import new_mode, read_json, replacing, write_json
+from imagen_jax.io.atomic import read_json, replacing, write_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"  # which of several files has which tensor
@@ -121,7 +121,6 @@ def write_tensors(
             tensor = read(name)
             assert (tensor.dtype, tensor.shape) == (FLOATS[specs[name].dtype], specs[name].shape), name
             file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
-    path.chmod(new_mode(0o666))  # what `replacing` makes is for its owner only
 
 
 def write_shards(
