@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -13,7 +12,7 @@ from imagen_jax.conversion.pipeline_folder import CLASSES, PipelineFolder, compo
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.tensor_files import INDEX_FILE, SINGLE_FILE, TensorFiles
 from imagen_jax.io.text import printable
-from imagen_jax.stages.published import INDEX, ORIGIN, read_origin
+from imagen_jax.stages.published import INDEX
 
 FORMAT = 1
 # components without tensors that are kept, and those that are not: their weights are not converted
@@ -136,12 +135,6 @@ def validate(tree: Any, where: str) -> Origin:
             "install --upgrade imagen_jax"
         )
     return origin
-
-
-def read(folder: Path) -> Origin | None:
-    """Returns what a published stage keeps of its pipeline; None if it has not been converted. Raises ConfigError."""
-    tree = read_origin(folder)
-    return None if tree is None else validate(tree, str(folder / ORIGIN))
 
 
 assert SINGLE_FILE.partition(".")[0] == weight_files.TEXT_ENCODER  # the stem of the names above

@@ -10,7 +10,6 @@ FOLDER/README.md, FOLDER/LICENSE              the license of the weights
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from imagen_jax.io.local_copy import local_folder
 from imagen_jax.io.paths import as_path
 from imagen_jax.io.text import printable
 from imagen_jax.pipelines.hub import parse_name
+from imagen_jax.pipelines.origin import LICENSE_FILE, LICENSE_KEYS
 from imagen_jax.stages.published import CLASS_NAME, INDEX
 
 # the classes of pipelines, whose U-Nets are alike -> whether they enlarge images
@@ -40,8 +40,6 @@ CLASSES = {
 }
 SCHEDULER_FILE = "scheduler_config.json"
 CARD = "README.md"
-LICENSE_KEYS = ("license", "license_name", "license_link")
-_LICENSE_FILE = re.compile(r"LICEN[CS]E[\w.-]*", re.IGNORECASE)
 _MAX_TEXT = 2**20  # bytes of a card or license
 
 
@@ -196,7 +194,7 @@ def component(index: Mapping[str, Any], name: str) -> str | None:
 
 def license_files(folder: Path) -> list[Path]:
     """Returns the texts of licenses in a folder, such as LICENSE.md."""
-    files = [path for path in folder.iterdir() if _LICENSE_FILE.fullmatch(path.name)]
+    files = [path for path in folder.iterdir() if LICENSE_FILE.fullmatch(path.name)]
     return sorted(path for path in files if path.is_file() and path.stat().st_size <= _MAX_TEXT)
 
 

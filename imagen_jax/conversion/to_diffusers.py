@@ -35,9 +35,10 @@ from imagen_jax.models.if_names import stored_shape, tensor_name, to_torch
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.parallel.sharding import ParamPath, with_shardings
 from imagen_jax.pipelines.find_stages import find_stages
+from imagen_jax.pipelines.origin import find_origin
 from imagen_jax.stages.base import Weights
 from imagen_jax.stages.cascade_folder import check_new, unfinished_folder
-from imagen_jax.stages.published import INDEX, STAGE_FOLDER, is_published_stage
+from imagen_jax.stages.published import INDEX, ORIGIN, STAGE_FOLDER, is_published_stage
 from imagen_jax.stages.stage import build
 from imagen_jax.stages.stage_folder import open_weights, read_config
 from imagen_jax.stages.trainable import select
@@ -48,7 +49,6 @@ from imagen_jax.text.tokenizer import FILES as TOKENIZER_FILES
 
 _NETWORK = "if_unet"
 _GROUP_BYTES = 2**26  # of parameters that are loaded together: each load of a checkpoint takes some time
-_MAX_LINKS = 10  # of `training.init_from` that are followed to the pipeline that a stage was converted from
 _VARIANTS = {"": "F32", weight_files.NO_VARIANT: "F32", "fp16": "F16", "bf16": "BF16"}
 
 
@@ -157,24 +157,10 @@ def _open(folder: Path, choice: WeightsChoice) -> _Stage:
             f"the stage in {folder} is trained to inpaint, and diffusers' U-Net has no place for what it sees of the "
             "image: give a stage with inpainting.enabled = False"
         )
-    kept = origin.read(folder) if is_published_stage(folder) else None
-    return _Stage(config, open_weights(folder, choice), kept or _origin_of_training(config), kept is not None)
-
-
-def _origin_of_training(config: StageConfig) -> Origin | None:
-    """Returns what is kept of the pipeline that a trained stage started from; None if its folder is not there."""
-    for _ in range(_MAX_LINKS):
-        if not config.training.init_from:
-            return None
-        try:
-            folder = find_stages(config.training.init_from, weights=False, text_encoder=False)[0]
-            kept = origin.read(folder) if is_published_stage(folder) else None
-            if kept is not None:
-                return kept
-            config = read_config(folder, lambda text: None)
-        except ConfigError:
-            return None
-    return None
+    tree, weights = find_origin(folder, config), open_weights(folder, choice)
+    kept = None if tree is None else origin.validate(tree, str(folder / ORIGIN))
+    # training counts steps from the weights that it starts from
+    return _Stage(config, weights, kept, kept is not None and is_published_stage(folder) and weights.step == 0)
 
 
 def _write_pipeline(folder: Path, stage: _Stage, variant: str) -> None:

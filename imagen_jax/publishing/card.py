@@ -10,7 +10,7 @@ import html
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -44,7 +44,7 @@ class CardFacts:
     Attributes:
         name: of the cascade.
         loads_as: the name that `from_pretrained` takes.
-        license: of the weights; "" for none.
+        license: the fields of the header about that of the weights; empty for none.
         stages: with their weights, base first.
         encoders: of the stages.
         evaluation: of these weights; None for none.
@@ -55,7 +55,7 @@ class CardFacts:
 
     name: str
     loads_as: str
-    license: str
+    license: Mapping[str, str]
     stages: Sequence[TrainedStage]
     encoders: Sequence[TextEncoderEntry]
     evaluation: Evaluation | None
@@ -88,14 +88,17 @@ def model_card(facts: CardFacts) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def license_header(license: str) -> dict[str, str]:
+    """Returns the fields of the header for a license: its identifier on the Hub, its name, or its address."""
+    if _LICENSE_ID.fullmatch(license):
+        return {"license": license}
+    key = "license_link" if license.startswith(("http://", "https://")) else "license_name"
+    return {"license": "other", key: printable(license)}
+
+
 def _header(facts: CardFacts) -> str:
     """Returns the YAML header."""
-    given: dict[str, Any] = {}
-    if _LICENSE_ID.fullmatch(facts.license):
-        given["license"] = facts.license
-    elif facts.license:
-        key = "license_link" if facts.license.startswith(("http://", "https://")) else "license_name"
-        given |= {"license": "other", key: printable(facts.license)}
+    given: dict[str, Any] = dict(facts.license)
     if facts.evaluation is not None and facts.evaluation.scores is not None:
         given |= {"model_name": printable(facts.name), "eval_results": _eval_results(facts.evaluation)}
     data = ModelCardData(
@@ -319,7 +322,8 @@ def _limits(facts: CardFacts) -> str:
 
 
 def _license(facts: CardFacts) -> str:
-    stated = _escape(facts.license) if facts.license else "None was stated when this cascade was published."
+    named = [_escape(text) for text in facts.license.values() if text != "other"]
+    stated = ", ".join(named or facts.license.values()) or "None was stated when this cascade was published."
     return f"## License\n\n{stated}"
 
 

@@ -11,7 +11,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import jax
 
@@ -26,7 +26,8 @@ from imagen_jax.io.paths import as_path, bucket_path, file_sizes
 from imagen_jax.io.version import VERSION
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.pipelines.loading import TrainedStage
-from imagen_jax.publishing.card import CardFacts, model_card
+from imagen_jax.pipelines.origin import find_origin, license_fields, license_texts
+from imagen_jax.publishing.card import CardFacts, license_header, model_card
 from imagen_jax.publishing.evaluation import Evaluation, find_evaluation
 from imagen_jax.publishing.push import check_push, push
 from imagen_jax.publishing.stage_files import portable_config, write_stage
@@ -49,7 +50,7 @@ class PublishSettings:
     Attributes:
         name: of the cascade; "" for that of its folder.
         license: of the weights, by its identifier on the Hub, such as "apache-2.0", its name, or its address; "" for
-            none.
+            that of the pipelines that stages were converted from, or none.
         text_encoder: whether the files of the text encoder are inside; None for those that no name leads others to.
         max_shard_size: bytes of tensors in a file.
         evaluation: folder or scores.json of `imagen evaluate` of the same weights, for the model card; None to look
@@ -106,19 +107,20 @@ def publish(
     check_out(folder, settings.overwrite, [trained.folder for trained in pipeline.stages])
     target = check_push(settings.push, settings.private, settings.overwrite) if settings.push else None
     evaluation = find_evaluation(pipeline.stages, settings.evaluation)
+    origins = [find_origin(trained.folder, trained.stage.config) for trained in pipeline.stages]
     texts = [trained.stage.config.text for trained in pipeline.stages]
     encoders = plan_encoders(texts, pipeline.text_encoders, settings.text_encoder)
     prompts = list(settings.prompts) or _default_prompts(pipeline.stages, evaluation)
     temporary = unfinished_folder(folder)
     try:
-        _write_stages(temporary, pipeline.stages, encoders, settings)
+        _write_stages(temporary, pipeline.stages, encoders, origins, settings)
         copy_encoders(encoders, temporary)
         _write_grid(temporary / GRID, pipeline, prompts)
         name = settings.name or folder.name
         facts = CardFacts(
             name=name,
             loads_as=folder.name if target is None else target.repo,
-            license=settings.license,
+            license=_license(settings.license, origins),
             stages=pipeline.stages,
             encoders=[plan.entry for plan in encoders],
             evaluation=evaluation,
@@ -166,13 +168,26 @@ def _default_prompts(stages: Sequence[TrainedStage], evaluation: Evaluation | No
         ) from error
 
 
+def _license(license: str, origins: Sequence[Any]) -> dict[str, str]:
+    """Returns the fields of the card about the license: what was given, else those of a pipeline of the stages."""
+    if license:
+        return license_header(license)
+    return next((fields for fields in map(license_fields, origins) if fields), {})
+
+
 def _write_stages(
-    folder: Path, stages: Sequence[TrainedStage], encoders: Sequence[EncoderPlan], settings: PublishSettings
+    folder: Path,
+    stages: Sequence[TrainedStage],
+    encoders: Sequence[EncoderPlan],
+    origins: Sequence[Any],
+    settings: PublishSettings,
 ) -> None:
-    """Writes the folder of each stage."""
-    for index, (trained, encoder) in enumerate(zip(stages, encoders, strict=True)):
+    """Writes the folder of each stage, and the licenses of pipelines that they come from."""
+    for index, (trained, encoder, origin) in enumerate(zip(stages, encoders, origins, strict=True)):
         config = portable_config(trained.stage.config, encoder.entry)
-        write_stage(folder / f"stage_{index}", config, trained.params, settings.max_shard_size)
+        write_stage(folder / f"stage_{index}", config, trained.params, settings.max_shard_size, origin)
+        for name, text in license_texts(origin).items():
+            atomic_write(folder / name, text.encode())
 
 
 def _write_grid(path: Path, pipeline: ImagenPipeline, prompts: Sequence[str]) -> None:

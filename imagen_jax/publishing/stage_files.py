@@ -15,7 +15,7 @@ from imagen_jax.config.schema import StageConfig
 from imagen_jax.io.atomic import write_json
 from imagen_jax.io.bucket import is_bucket
 from imagen_jax.io.tensor_files import FLOATS, TensorSpec, write_shards
-from imagen_jax.stages.published import CONFIG, SEPARATOR, TextEncoderEntry
+from imagen_jax.stages.published import CONFIG, ORIGIN, SEPARATOR, TextEncoderEntry
 
 
 def portable_config(config: StageConfig, encoder: TextEncoderEntry) -> StageConfig:
@@ -39,7 +39,7 @@ def portable_path(path: str) -> str:
     return pure.name if is_place else path
 
 
-def write_stage(folder: Path, config: StageConfig, params: Any, max_shard_size: int) -> None:
+def write_stage(folder: Path, config: StageConfig, params: Any, max_shard_size: int, origin: Any = None) -> None:
     """Writes a stage's config and weights to a new folder, one tensor after another.
 
     Args:
@@ -47,11 +47,14 @@ def write_stage(folder: Path, config: StageConfig, params: Any, max_shard_size: 
         config: see `portable_config`.
         params: nested dicts of arrays, on any devices of this process.
         max_shard_size: bytes of tensors in a file; a larger tensor has a file of its own.
+        origin: what it keeps of the pipeline that it was converted from, see `find_origin`; None for nothing.
 
     Raises:
         OSError: a file cannot be written.
     """
     write_json(folder / CONFIG, to_json(config))
+    if origin is not None:
+        write_json(folder / ORIGIN, origin)
     flat = traverse_util.flatten_dict(params, sep=SEPARATOR)
     names = {dtype: name for name, dtype in FLOATS.items()}
     specs = {name: TensorSpec(names[np.dtype(array.dtype)], array.shape) for name, array in flat.items()}

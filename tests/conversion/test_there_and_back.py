@@ -135,9 +135,25 @@ def test_a_later_stage_alone(tmp_path):
     assert pipeline_files(SECOND) == pipeline_files(tmp_path / "back/stage_0")
 
 
+def test_a_cascade_comes_back_after_it_was_published_again(cascade, tmp_path):
+    """With the license: its text, and what the card says of it."""
+    pipeline = ImagenPipeline.from_pretrained(cascade, one_device(), [{"num_inference_steps": 2}] * 2)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(tmp_path / "again", prompts=["a red circle"])
+    to_diffusers(tmp_path / "again", tmp_path / "back")
+    for index, before in enumerate((FIRST, SECOND)):
+        assert pipeline_files(before) == pipeline_files(tmp_path / f"back/stage_{index}")
+    assert (tmp_path / "again/LICENSE").read_bytes() == (FIRST / "LICENSE").read_bytes()
+    card = ModelCard.load(tmp_path / "again/README.md")
+    assert (card.data.license, card.data.license_name) == ("other", "tiny-license")
+    assert "## License\n\ntiny-license" in card.content
+    pipeline.save_pretrained(tmp_path / "mine", prompts=["a red circle"], license="apache-2.0")
+    assert ModelCard.load(tmp_path / "mine/README.md").data.license == "apache-2.0"
+
+
 @pytest.mark.parametrize("stage", [0, 1])
 def test_without_its_origin_a_stage_becomes_a_new_pipeline(cascade, tmp_path, stage):
-    """As one that `imagen publish` has written does."""
+    """As one from a folder that `imagen convert` of an earlier version wrote does."""
     folder = tmp_path / "published"
     for name, data in contents(cascade).items():
         if data and not name.endswith(ORIGIN):
@@ -201,6 +217,11 @@ def test_a_trained_stage_has_its_ema(cascade, tmp_path):
     assert any((before[name] != after[name]).any() for name in before)
     unchanged = {name: data for name, data in pipeline_files(FIRST).items() if not name.startswith(UNET)}
     assert {name: data for name, data in pipeline_files(folder).items() if not name.startswith(UNET)} == unchanged
+    # published, it is the same
+    pipeline = ImagenPipeline.from_pretrained(tmp_path / "run", one_device(), [{"num_inference_steps": 2}])
+    pipeline.save_pretrained(tmp_path / "published", prompts=["a red circle"])
+    to_diffusers(tmp_path / "published", tmp_path / "back_of_published")
+    assert contents(tmp_path / "back_of_published") == contents(tmp_path / "back")
     # and again into a cascade: the same parameters as those of the run
     convert([str(folder)], tmp_path / "again")
     run = open_weights(tmp_path / "run")
