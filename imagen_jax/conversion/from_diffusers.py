@@ -22,6 +22,7 @@ from imagen_jax.config.schema import StageConfig
 from imagen_jax.conversion import origin, schedulers, unet_config, weight_files
 from imagen_jax.conversion.card import write_card
 from imagen_jax.conversion.pipeline_folder import PipelineFolder, license_files, open_pipeline
+from imagen_jax.conversion.shared_encoder import check_shared_encoder
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import commit_folder, write_json
 from imagen_jax.io.bucket import is_bucket
@@ -139,7 +140,7 @@ def _open(names: Sequence[str], variant: str) -> list[PipelineFolder]:
         raise ConfigError(f"{len(names)} pipelines are given, and one or two can be converted: the first stage first")
     sources: list[PipelineFolder] = []
     for name in names:
-        # the Hub has the same text encoder with each stage
+        # the Hub has the same text encoder with each stage, which is compared by its list of files
         sources.append(open_pipeline(name, variant, text_encoder=not sources))
     if len(sources) == 2:
         for source, enlarges in zip(sources, (False, True), strict=True):
@@ -153,6 +154,9 @@ def _open(names: Sequence[str], variant: str) -> list[PipelineFolder]:
         raise ConfigError(
             f"{sources[0].folder} has no text encoder: copy text_encoder and tokenizer of the pipeline there"
         )
+    for source in sources[1:]:
+        if source.text_encoder is None:
+            check_shared_encoder(sources[0], source)
     return sources
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import NamedTuple
 
 from imagen_jax.conversion import weight_files
 from imagen_jax.errors import ConfigError
@@ -17,7 +18,21 @@ _SMALL = ("README.md", "LICENSE*", INDEX, "*/*.json", "tokenizer/*")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
-def fetch_pipeline(name: HubName, variant: str, text_encoder: bool) -> Path:
+class RemoteFile(NamedTuple):
+    """What the Hub says of a file: its size in bytes, and what identifies its content."""
+
+    size: int
+    blob: str
+
+
+class FetchedPipeline(NamedTuple):
+    """A pipeline's folder in the Hub's cache, and all files that the Hub lists, by path; none if it was not asked."""
+
+    folder: Path
+    files: dict[str, RemoteFile]
+
+
+def fetch_pipeline(name: HubName, variant: str, text_encoder: bool) -> FetchedPipeline:
     """Returns the folder in the Hub's cache that has a pipeline's files of one variant.
 
     Args:
@@ -32,19 +47,25 @@ def fetch_pipeline(name: HubName, variant: str, text_encoder: bool) -> Path:
     import huggingface_hub
 
     try:
-        names = huggingface_hub.list_repo_files(name.repo, revision=name.revision)
+        entries = list(huggingface_hub.list_repo_tree(name.repo, revision=name.revision, recursive=True))
     except Exception as error:  # errors of the network and the Hub
         cached = _cached(name)
         if cached is None:
             raise access_error(name, error) from error
-        return cached
+        return FetchedPipeline(cached, {})
+    files = {
+        entry.path: RemoteFile(entry.size, entry.blob_id)
+        for entry in entries
+        if isinstance(entry, huggingface_hub.hf_api.RepoFile)
+    }
+    names = list(files)
     if INDEX not in names:
         raise ConfigError(f"{name} on the Hugging Face Hub has no {INDEX}: give the name of a diffusers pipeline")
     weights = []
     for component in _COMPONENTS if text_encoder else ("unet",):
-        files = [file.partition("/")[2] for file in names if file.startswith(f"{component}/")]
-        if files:
-            chosen = weight_files.choose(files, _COMPONENTS[component], variant, component, name.repo)
+        inside = [file.partition("/")[2] for file in names if file.startswith(f"{component}/")]
+        if inside:
+            chosen = weight_files.choose(inside, _COMPONENTS[component], variant, component, name.repo)
             weights.append((component, chosen))
     patterns = [*_SMALL, *(f"{component}/{chosen.file}" for component, chosen in weights)]
     folder = _download(name, patterns)
@@ -54,7 +75,9 @@ def fetch_pipeline(name: HubName, variant: str, text_encoder: bool) -> Path:
         if chosen.is_index
         for file in set(read_weight_map(folder / component / chosen.file).values())
     ]
-    return _download(HubName(name.repo, folder.name), [*patterns, *sorted(shards)]) if shards else folder
+    if shards:
+        folder = _download(HubName(name.repo, folder.name), [*patterns, *sorted(shards)])
+    return FetchedPipeline(folder, files)
 
 
 def _cached(name: HubName) -> Path | None:

@@ -18,6 +18,7 @@ from typing import Any
 from huggingface_hub.repocard import metadata_load
 
 from imagen_jax.conversion import hub, schedulers, unet_config, weight_files
+from imagen_jax.conversion.hub import FetchedPipeline, RemoteFile
 from imagen_jax.conversion.weight_files import WeightFiles
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import read_json
@@ -57,6 +58,7 @@ class PipelineFolder:
         weights: of the U-Net.
         text_encoder: the weights of the text encoder; None without one.
         license: the fields about it in the header of the card.
+        remote: what the Hub lists of its files; empty for a folder, or without a network.
     """
 
     name: str
@@ -68,6 +70,7 @@ class PipelineFolder:
     weights: WeightFiles
     text_encoder: WeightFiles | None
     license: dict[str, str]
+    remote: dict[str, RemoteFile]
 
     @property
     def is_super_resolution(self) -> bool:
@@ -95,7 +98,7 @@ def open_pipeline(name: str, variant: str = "", text_encoder: bool = True) -> Pi
     Raises:
         ConfigError: there is no such pipeline, a file is missing or damaged, or it is not one of DeepFloyd IF.
     """
-    folder = _find(name, variant, text_encoder)
+    folder, remote = _find(name, variant, text_encoder)
     index = _read_index(folder)
     class_name = index["_class_name"]
     unet = _read(folder, "unet/config.json")
@@ -118,16 +121,17 @@ def open_pipeline(name: str, variant: str = "", text_encoder: bool = True) -> Pi
         weights=_choose(folder / "unet", weight_files.UNET, variant),
         text_encoder=_text_encoder(folder, index, variant) if text_encoder or as_path(name).is_dir() else None,
         license=_read_license(folder),
+        remote=remote,
     )
 
 
-def _find(name: str, variant: str, text_encoder: bool) -> Path:
-    """Returns the folder of a pipeline on a disk. Raises ConfigError."""
+def _find(name: str, variant: str, text_encoder: bool) -> FetchedPipeline:
+    """Returns the folder of a pipeline on a disk, and what the Hub lists of it. Raises ConfigError."""
     path = as_path(name)
     if path.is_file():
         raise ConfigError(f"{printable(name)!r} is a file: give the folder of a diffusers pipeline, with {INDEX}")
     if path.is_dir():
-        return local_folder(path)
+        return FetchedPipeline(local_folder(path), {})
     repository = None if is_bucket(name) else parse_name(name)
     if repository is None:
         raise ConfigError(

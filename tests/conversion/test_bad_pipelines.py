@@ -185,6 +185,16 @@ def test_without_a_text_encoder(first, tmp_path):
     assert "has no text encoder" in refused(tmp_path, first)
 
 
+def test_a_second_stage_without_weights_of_its_text_encoder(first, tmp_path, caplog):
+    second = shutil.copytree(SECOND, tmp_path / "second")
+    (second / "text_encoder/model.safetensors").unlink()
+    change_json(second / "text_encoder/config.json", num_layers=3)
+    assert "num_layers 3 instead of 1" in refused(tmp_path, first, second)
+    change_json(second / "text_encoder/config.json", num_layers=1)
+    convert([str(first), str(second)], tmp_path / "out")
+    assert any("were not compared" in record.getMessage() for record in caplog.records)
+
+
 def test_text_encoders_that_do_not_fit(first, tmp_path):
     shutil.rmtree(first / "text_encoder")
     shutil.copytree(SHAPES_ENCODER, first / "text_encoder")

@@ -1,5 +1,6 @@
 """Pipelines on the Hub, from a server of its interface on this machine: one variant is downloaded, and nothing else."""
 
+import json
 import shlex
 import shutil
 
@@ -61,6 +62,44 @@ def test_the_second_stage_takes_the_text_encoder_of_the_first(both, tmp_path):
     convert(NAMES, tmp_path / "out")
     texts = [path for method, path in both.log if method == "GET" and "text_encoder/model" in path]
     assert texts and not [path for path in texts if NAMES[1] in path]
+
+
+def changed_config(**changes):
+    return json.dumps(json.loads((FIRST / "text_encoder/config.json").read_text()) | changes).encode()
+
+
+WEIGHTS = (FIRST / "text_encoder/model.safetensors").read_bytes()
+OTHERS = {
+    "config": ({"text_encoder/config.json": changed_config(num_heads=8)}, "num_heads 8 instead of"),
+    "vocabulary": ({"tokenizer/tokenizer.json": b"{}"}, "another tokenizer.json"),
+    "weights": ({"text_encoder/model.safetensors": WEIGHTS[:-1] + b"x"}, "model.safetensors is another file"),
+}
+
+
+@pytest.mark.parametrize("files, message", OTHERS.values(), ids=OTHERS)
+def test_another_text_encoder_is_refused(both, tmp_path, files, message):
+    both.add(NAMES[0], FIRST)
+    both.add(NAMES[1], SECOND, **files)
+    assert message in refused(NAMES, tmp_path / "out")
+    texts = [path for method, path in both.log if method == "GET" and "text_encoder/model" in path]
+    assert not [path for path in texts if NAMES[1] in path]
+
+
+def test_a_text_encoder_is_compared_with_a_folder_by_size(both, tmp_path):
+    both.add(NAMES[1], SECOND, **{"text_encoder/model.safetensors": WEIGHTS + b"x"})
+    assert "is another file" in refused([str(FIRST), NAMES[1]], tmp_path / "out")
+    both.add(NAMES[1], SECOND)
+    convert([str(FIRST), NAMES[1]], tmp_path / "out")
+
+
+def test_what_is_not_compared_is_said(both, tmp_path, caplog):
+    """Other fields of config.json, such as the version that wrote it, make no difference."""
+    both.add(NAMES[0], FIRST)
+    names = {"text_encoder/model.safetensors": None, "text_encoder/model.fp16.safetensors": WEIGHTS}
+    both.add(NAMES[1], SECOND, **names, **{"text_encoder/config.json": changed_config(transformers_version="1.0")})
+    convert(NAMES, tmp_path / "out")
+    (text,) = [record.getMessage() for record in caplog.records if "compared" in record.getMessage()]
+    assert "ann/second" in text and "the Hub lists no model.safetensors" in text
 
 
 def test_a_gated_repository(both, tmp_path):
