@@ -65,6 +65,14 @@ def define_flags(values: flags.FlagValues) -> None:
         "What the cascade and its text encoder compute in; weights are stored as float32.",
         flag_values=values,
     )
+    flags.DEFINE_integer(
+        "low_res_size",
+        0,
+        "Size in pixels of the images that a super-resolution stage enlarges which is converted alone; a fourth of its "
+        "own by default.",
+        lower_bound=0,
+        flag_values=values,
+    )
     flags.DEFINE_boolean("overwrite", False, "Replace what this command has written to OUT.", flag_values=values)
 
 
@@ -91,7 +99,9 @@ def _convert(args: CommandFlags, names: list[str]) -> None:
 
     if args.to or args.step or args.weights or args.lora or args.merge:
         raise ConfigError("--to, --step, --weights, --lora and --merge are for --stages: leave them out with --from")
-    settings = ConvertSettings(variant=args.variant, dtype=args.dtype, overwrite=args.overwrite)
+    settings = ConvertSettings(
+        variant=args.variant, dtype=args.dtype, overwrite=args.overwrite, low_res_size=args.low_res_size
+    )
     print(convert(names, args.required("out", "runs/if"), settings).summary())
 
 
@@ -101,6 +111,8 @@ def _to_diffusers(args: CommandFlags) -> None:
     args.required("to", "diffusers")
     if args.lora:
         raise ConfigError("--lora is for --merge: publish the merged cascade, and convert that")
+    if args.low_res_size:
+        raise ConfigError("--low_res_size is for --from: leave it out with --stages")
     out = args.required("out", "runs/if_diffusers")
     print(to_diffusers(args.stage_names(), out, args.variant, args.overwrite, _weights(args)).summary())
 

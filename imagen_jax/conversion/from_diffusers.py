@@ -24,6 +24,7 @@ from imagen_jax.conversion.card import write_card
 from imagen_jax.conversion.pipeline_folder import PipelineFolder, license_files, open_pipeline
 from imagen_jax.conversion.shared_encoder import check_shared_encoder
 from imagen_jax.errors import ConfigError
+from imagen_jax.images.array import format_height_width
 from imagen_jax.io.atomic import commit_folder, write_json
 from imagen_jax.io.bucket import is_bucket
 from imagen_jax.io.local_copy import copy_file
@@ -57,26 +58,38 @@ class ConvertSettings:
             are.
         dtype: what the cascade computes in, "bfloat16" or "float32"; weights are stored as float32.
         overwrite: whether a published cascade in the folder is replaced.
+        low_res_size: of the images, in pixels, that a super-resolution stage enlarges which is converted alone; 0 for a
+            fourth of its own size, as in DeepFloyd IF.
     """
 
     variant: str = ""
     dtype: str = "bfloat16"
     overwrite: bool = False
+    low_res_size: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class ConvertedCascade:
-    """What `convert` has written: the folder, the number of its stages and parameters, and its size in bytes."""
+    """What `convert` has written.
+
+    Attributes:
+        out: the folder.
+        stages: their number.
+        parameters: their number.
+        size: in bytes.
+        notes: sentences on what the pipelines do not say, and was assumed.
+    """
 
     out: Path
     stages: int
     parameters: int
     size: int
+    notes: tuple[str, ...] = ()
 
     def summary(self) -> str:
-        """Returns the result as a line of text."""
+        """Returns the result as lines of text."""
         stages = "1 stage" if self.stages == 1 else f"{self.stages} stages"
-        return f"{self.out}: {stages}, {self.parameters:,} parameters, {self.size:,} bytes"
+        return "\n".join([f"{self.out}: {stages}, {self.parameters:,} parameters, {self.size:,} bytes", *self.notes])
 
 
 class _Encoder(NamedTuple):
@@ -114,7 +127,8 @@ def convert(names: Sequence[str], out: str | Path, settings: ConvertSettings = C
     check_out(folder, settings.overwrite)
     sources = _open(names, settings.variant)
     check_out(folder, settings.overwrite, [source.folder for source in sources])
-    stages = [_read_stage(source, sources[0], settings.dtype) for source in sources]
+    _check_low_res_size(settings.low_res_size, sources)
+    stages = [_read_stage(source, sources[0], settings) for source in sources]
     temporary = unfinished_folder(folder)
     try:
         encoders = _copy_encoders(temporary, stages)
@@ -131,7 +145,8 @@ def convert(names: Sequence[str], out: str | Path, settings: ConvertSettings = C
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     parameters = sum(int(np.prod(shape)) for stage in stages for shape in stage.files.shapes.values())
-    return ConvertedCascade(folder, len(stages), parameters, size)
+    notes = () if settings.low_res_size else _assumptions(stages[0].config)
+    return ConvertedCascade(folder, len(stages), parameters, size, notes)
 
 
 def _open(names: Sequence[str], variant: str) -> list[PipelineFolder]:
@@ -160,7 +175,27 @@ def _open(names: Sequence[str], variant: str) -> list[PipelineFolder]:
     return sources
 
 
-def _read_stage(source: PipelineFolder, first: PipelineFolder, dtype: str) -> _SourceStage:
+def _check_low_res_size(size: int, sources: Sequence[PipelineFolder]) -> None:
+    """Raises ConfigError if a size is given where it is known, or none can be."""
+    if size and not sources[0].is_super_resolution:
+        raise ConfigError(
+            f"--low_res_size={size} is for a super-resolution stage that is converted alone: leave it out, the first "
+            "stage has the size of its images"
+        )
+
+
+def _assumptions(first: StageConfig) -> tuple[str, ...]:
+    """Returns a sentence on the size of the images that a cascade's first stage enlarges, if it enlarges any."""
+    if not first.is_super_resolution:
+        return ()
+    low, high = format_height_width(first.low_res_hw), format_height_width(first.image_hw)
+    return (
+        f"it enlarges images of {low} to {high}, which no file of the pipeline says: a fourth, as in DeepFloyd IF, is "
+        "assumed; if it was trained to enlarge others, give their size by --low_res_size",
+    )
+
+
+def _read_stage(source: PipelineFolder, first: PipelineFolder, settings: ConvertSettings) -> _SourceStage:
     """Returns a stage to write; its tensors are those of its network. Raises ConfigError."""
     name = source.file("unet/config.json")
     keys = unet_config.stage_keys(source.unet, name, source.is_super_resolution)
@@ -170,17 +205,18 @@ def _read_stage(source: PipelineFolder, first: PipelineFolder, dtype: str) -> _S
     second = source.is_super_resolution
     keys |= {
         "diffusion.null_text": "empty",
-        "model.dtype": dtype,
+        "model.dtype": settings.dtype,
         "sampling.num_inference_steps": _STEPS[second],
         "sampling.guidance_scale": _GUIDANCE[second],
         "text.length": TEXT_LENGTH,
         "text.padding": "encoded",
         "text.cleaning": "if",
-        "text.dtype": dtype,
+        "text.dtype": settings.dtype,
     }
     if second:
+        before = settings.low_res_size or None if first is source else first.unet["sample_size"]
         keys |= {
-            "low_res_size": _low_res_size(keys["image_size"], None if first is source else first.unet["sample_size"]),
+            "low_res_size": _low_res_size(keys["image_size"], before),
             "diffusion.aug_schedule": schedulers.SCHEDULE,
             "diffusion.aug_after_resize": True,
             "diffusion.align_corners": True,
@@ -196,7 +232,7 @@ def _read_stage(source: PipelineFolder, first: PipelineFolder, dtype: str) -> _S
 
 
 def _low_res_size(size: Any, before: Any) -> Any:
-    """Returns the size of the images that a stage enlarges: those of the stage before, or a fourth of its own."""
+    """Returns the size of the images that a stage enlarges: `before`, if it is known, or a fourth of its own."""
     if before is not None:
         return tuple(before) if isinstance(before, list) else before
     return tuple(side // _ENLARGEMENT for side in size) if isinstance(size, tuple) else size // _ENLARGEMENT

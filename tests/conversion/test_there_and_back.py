@@ -128,9 +128,14 @@ def test_large_stages_are_in_several_files(cascade, tmp_path, monkeypatch):
 
 
 def test_a_later_stage_alone(tmp_path):
-    convert([str(SECOND)], tmp_path / "second")
+    """No file of it says what it enlarges: a fourth of its size is assumed and said, or the size is given."""
+    converted = convert([str(SECOND)], tmp_path / "second")
     config = read_config(tmp_path / "second/stage_0")
     assert (config.image_size, config.low_res_size) == (16, 4)
+    assert "enlarges images of 4×4 to 16×16" in converted.summary() and "--low_res_size" in converted.summary()
+    given = convert([str(SECOND)], tmp_path / "given", ConvertSettings(low_res_size=8))
+    config = read_config(tmp_path / "given/stage_0")
+    assert (config.image_size, config.low_res_size) == (16, 8) and not given.notes
     to_diffusers(tmp_path / "second", tmp_path / "back")
     assert pipeline_files(SECOND) == pipeline_files(tmp_path / "back/stage_0")
 
