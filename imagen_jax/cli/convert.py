@@ -73,6 +73,13 @@ def define_flags(values: flags.FlagValues) -> None:
         lower_bound=0,
         flag_values=values,
     )
+    define_path(
+        values,
+        "null_text",
+        "",
+        "File of the embedding that replaces the text in guidance and for dropped captions, instead of T5's of the "
+        "empty caption: .npy, or .safetensors with one tensor.",
+    )
     flags.DEFINE_boolean("overwrite", False, "Replace what this command has written to OUT.", flag_values=values)
 
 
@@ -84,6 +91,8 @@ def run(args: CommandFlags) -> None:
             "give either --from, pipelines of diffusers to read, or --stages and --to=diffusers or lora, stages to "
             "write so, or --stages and --merge"
         )
+    if not names and (args.low_res_size or args.null_text):
+        raise ConfigError("--low_res_size and --null_text are for --from: leave them out with --stages")
     if names:
         _convert(args, names)
     elif args.merge:
@@ -100,7 +109,11 @@ def _convert(args: CommandFlags, names: list[str]) -> None:
     if args.to or args.step or args.weights or args.lora or args.merge:
         raise ConfigError("--to, --step, --weights, --lora and --merge are for --stages: leave them out with --from")
     settings = ConvertSettings(
-        variant=args.variant, dtype=args.dtype, overwrite=args.overwrite, low_res_size=args.low_res_size
+        variant=args.variant,
+        dtype=args.dtype,
+        overwrite=args.overwrite,
+        low_res_size=args.low_res_size,
+        null_text=args.null_text,
     )
     print(convert(names, args.required("out", "runs/if"), settings).summary())
 
@@ -111,8 +124,6 @@ def _to_diffusers(args: CommandFlags) -> None:
     args.required("to", "diffusers")
     if args.lora:
         raise ConfigError("--lora is for --merge: publish the merged cascade, and convert that")
-    if args.low_res_size:
-        raise ConfigError("--low_res_size is for --from: leave it out with --stages")
     out = args.required("out", "runs/if_diffusers")
     print(to_diffusers(args.stage_names(), out, args.variant, args.overwrite, _weights(args)).summary())
 

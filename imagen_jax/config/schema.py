@@ -285,7 +285,9 @@ class DiffusionConfig(Group):
         le=1,
     )
     null_text: str = key(
-        "zero", "What replaces a dropped caption: no text, or the empty caption.", choices=("zero", "empty")
+        "zero",
+        "What replaces a dropped caption: no text, the empty caption, or the embedding stored beside the text encoder.",
+        choices=("zero", "empty", "stored"),
     )
 
 

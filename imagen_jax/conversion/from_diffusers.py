@@ -37,6 +37,8 @@ from imagen_jax.stages.cascade_folder import check_out, unfinished_folder, weigh
 from imagen_jax.stages.published import CONFIG, ORIGIN, SEPARATOR, StageEntry, TextEncoderEntry, config_digest
 from imagen_jax.stages.stage import build
 from imagen_jax.text.encoder import load_encoder
+from imagen_jax.text.null_text import FILE as NULL_TEXT
+from imagen_jax.text.null_text import load_array, write_null_text
 from imagen_jax.text.tokenizer import FILES as TOKENIZER_FILES
 
 TEXT_LENGTH = 77  # tokens, with padding, which the network reads
@@ -60,12 +62,15 @@ class ConvertSettings:
         overwrite: whether a published cascade in the folder is replaced.
         low_res_size: of the images, in pixels, that a super-resolution stage enlarges which is converted alone; 0 for a
             fourth of its own size, as in DeepFloyd IF.
+        null_text: the file of an embedding that replaces the empty caption, see `text/null_text.py`; "" for that of a
+            pipeline that `to_diffusers` wrote, or none.
     """
 
     variant: str = ""
     dtype: str = "bfloat16"
     overwrite: bool = False
     low_res_size: int = 0
+    null_text: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,12 +105,21 @@ class _Encoder(NamedTuple):
 
 
 class _SourceStage(NamedTuple):
-    """A stage to write: the pipeline, its weights, its config without the text encoder, and the width of its text."""
+    """A stage to write.
+
+    Attributes:
+        source: the pipeline.
+        files: its weights.
+        config: without the text encoder.
+        width: of its text.
+        null_text: the stored one [L, D], to be written beside its text encoder; None for none.
+    """
 
     source: PipelineFolder
     files: TensorFiles
     config: StageConfig
     width: int
+    null_text: np.ndarray | None
 
 
 def convert(names: Sequence[str], out: str | Path, settings: ConvertSettings = ConvertSettings()) -> ConvertedCascade:
@@ -200,11 +214,12 @@ def _read_stage(source: PipelineFolder, first: PipelineFolder, settings: Convert
     name = source.file("unet/config.json")
     keys = unet_config.stage_keys(source.unet, name, source.is_super_resolution)
     width = unet_config.text_width(source.unet, name)
+    null_text = _null_text(source if source.text_encoder is not None else first, width, settings.null_text)
     learned = keys["diffusion.variance_type"] == "learned"
     keys |= schedulers.stage_keys(source.scheduler, source.file("scheduler/scheduler_config.json"), learned)
     second = source.is_super_resolution
     keys |= {
-        "diffusion.null_text": "empty",
+        "diffusion.null_text": "empty" if null_text is None else "stored",
         "model.dtype": settings.dtype,
         "sampling.num_inference_steps": _STEPS[second],
         "sampling.guidance_scale": _GUIDANCE[second],
@@ -228,7 +243,14 @@ def _read_stage(source: PipelineFolder, first: PipelineFolder, settings: Convert
         raise ConfigError(*(f"{name} describes no stage: {problem}" for problem in error.problems)) from error
     files = TensorFiles(weight_files.parts(source.folder / "unet", source.weights))
     _check_tensors(source.file("unet"), files, _shapes(config, width))
-    return _SourceStage(source, files, config, width)
+    return _SourceStage(source, files, config, width, null_text)
+
+
+def _null_text(source: PipelineFolder, width: int, given: str) -> np.ndarray | None:
+    """Returns the null text in a file that is given, or of a pipeline that has one. Raises ConfigError."""
+    own = source.folder / "text_encoder" / NULL_TEXT
+    name = given or (str(own) if own.is_file() else "")
+    return load_array(name, (TEXT_LENGTH, width)) if name else None
 
 
 def _low_res_size(size: Any, before: Any) -> Any:
@@ -266,12 +288,14 @@ def _copy_encoders(cascade: Path, stages: Sequence[_SourceStage]) -> list[_Encod
         ConfigError: one cannot be read, or has another width than the U-Net takes.
     """
     encoders: list[_Encoder] = []
-    for source, width in ((stage.source, stage.width) for stage in stages):
+    for source, _, _, width, null_text in stages:
         if source.text_encoder is None:
             encoders.append(encoders[0])
             continue
         name = f"text_encoder_{len(encoders)}" if encoders else "text_encoder"
         _copy_encoder(source, cascade / name)
+        if null_text is not None:
+            write_null_text(cascade / name, null_text)
         try:
             encoder = load_encoder(str(cascade / name), TEXT_LENGTH)
             fingerprint = encoder.fingerprint()

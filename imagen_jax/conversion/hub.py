@@ -11,10 +11,11 @@ from imagen_jax.errors import ConfigError
 from imagen_jax.io.tensor_files import read_weight_map
 from imagen_jax.pipelines.hub import HubName, access_error
 from imagen_jax.stages.published import INDEX
+from imagen_jax.text.null_text import FILE as NULL_TEXT
 
 _COMPONENTS = {"unet": weight_files.UNET, "text_encoder": weight_files.TEXT_ENCODER}
 # Small files; tokenizers have no others. Weights of other components, and pickled ones, are never downloaded.
-_SMALL = ("README.md", "LICENSE*", INDEX, "*/*.json", "tokenizer/*")
+_SMALL = ("README.md", "LICENSE*", INDEX, "*/*.json", "tokenizer/*", f"text_encoder/{NULL_TEXT}")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 

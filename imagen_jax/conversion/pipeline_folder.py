@@ -29,6 +29,7 @@ from imagen_jax.io.text import printable
 from imagen_jax.pipelines.hub import parse_name
 from imagen_jax.pipelines.origin import LICENSE_FILE, LICENSE_KEYS
 from imagen_jax.stages.published import CLASS_NAME, INDEX
+from imagen_jax.text.null_text import FILE as NULL_TEXT
 
 # the classes of pipelines, whose U-Nets are alike -> whether they enlarge images
 CLASSES = {
@@ -184,7 +185,7 @@ def _text_encoder(folder: Path, index: Mapping[str, Any], variant: str) -> Weigh
     """Returns the weights of the text encoder; None if the pipeline, or the part of it that is here, has none."""
     encoder = folder / "text_encoder"
     names = {path.name for path in encoder.iterdir()} if encoder.is_dir() else set()
-    if not component(index, "text_encoder") or not names - {"config.json"}:
+    if not component(index, "text_encoder") or not names - {"config.json", NULL_TEXT}:
         return None
     return _choose(encoder, weight_files.TEXT_ENCODER, variant)
 

@@ -45,6 +45,7 @@ from imagen_jax.stages.trainable import select
 from imagen_jax.stages.weights import WeightsChoice
 from imagen_jax.text.encoder import encoder_folder
 from imagen_jax.text.hub import encoder_files
+from imagen_jax.text.null_text import FILE as NULL_TEXT
 from imagen_jax.text.tokenizer import FILES as TOKENIZER_FILES
 
 _NETWORK = "if_unet"
@@ -324,6 +325,8 @@ def _copy_encoder(folder: Path, stage: _Stage, variant: str) -> dict[str, str]:
     else:
         names = _encoder_names(_label(variant))
     for name in encoder_files(source):
+        if name == NULL_TEXT and stage.config.diffusion.null_text != "stored":
+            continue
         is_tokenizer = name in TOKENIZER_FILES
         target = f"tokenizer/{name}" if is_tokenizer else f"text_encoder/{names.get(name, name)}"
         copy_file(source / name, folder / target)

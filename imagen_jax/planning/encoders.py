@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from imagen_jax.config.fields import DTYPES
 from imagen_jax.config.schema import TextConfig
@@ -52,13 +53,19 @@ def abstract_encoder(config: TextConfig) -> TextEncoder:
     """
     fields, dtype = published_t5_fields(config.model), DTYPES[config.dtype]
     if fields is None:
-        return load_encoder(config.model, config.length, dtype, config.padding)
+        return _with_blank_null_text(load_encoder(config.model, config.length, dtype, config.padding))
 
     def read(path: ParamPath, index: Index) -> NoReturn:
         raise ValueError(f"{'/'.join(path)} of {config.model} cannot be read: a plan has only its shape")
 
     # plans tokenize nothing; all T5s end a sequence with the same token
-    return build_encoder(fields, read, byte_tokenizer(config.length, config.padding), dtype)
+    return _with_blank_null_text(build_encoder(fields, read, byte_tokenizer(config.length, config.padding), dtype))
+
+
+def _with_blank_null_text(encoder: TextEncoder) -> TextEncoder:
+    """Returns an encoder with zeros in the place of a stored null text, whose values no plan depends on."""
+    zeros = np.zeros((encoder.length, encoder.width), np.float32)
+    return dataclasses.replace(encoder, null_text=lambda: zeros)
 
 
 def cached_encoder(encoder: TextEncoder) -> TextEncoder:

@@ -27,6 +27,7 @@ from imagen_jax.text.embedding_cache_writer import (
     write_shard,
 )
 from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.null_text import write_null_text
 
 EMBEDDING_MESH = {"data": 1, "fsdp": -1}  # the devices of one process share an encoder
 
@@ -57,7 +58,10 @@ def embed(
     found = index_captions(captions, hidden=not multihost.is_main_process())
     warn_unreadable(captions)
     plan = _make_plan(encoder, found, dtype, shard_rows)
+    null_text = encoder.null_text() if config.diffusion.null_text == "stored" else None
     prepare_folder(out, plan, found.keys, multihost.is_main_process())
+    if null_text is not None and multihost.is_main_process():
+        write_null_text(out, null_text)
     multihost.barrier("the plan is written")
 
     own = range(jax.process_index(), plan.shards, jax.process_count())

@@ -79,12 +79,18 @@ def null_text(kind: str, encoder: TextEncoder, params: Any) -> TextCondition:
 
     Args:
         kind: `diffusion.null_text`: "zero", zeros and an empty mask (arXiv:2205.11487, Section 2.2); or "empty", the
-            encoding of the empty caption, whose only token is the end of the sequence.
+            encoding of the empty caption, whose only token is the end of the sequence; or "stored", an embedding beside
+            the encoder, as DeepFloyd IF's own code has it.
         encoder: the text encoder.
-        params: its parameters; unused for "zero".
+        params: its parameters; used for "empty" alone.
+
+    Raises:
+        ConfigError: none is stored, or one of another shape.
     """
     if kind == "zero":
         return TextCondition(jnp.zeros((encoder.length, encoder.width)), jnp.zeros(encoder.length, bool))
+    if kind == "stored":
+        return TextCondition(jnp.asarray(encoder.null_text()), jnp.ones(encoder.length, bool))
     tokens, mask = map(jnp.asarray, encoder.tokenize.empty_caption)
     return TextCondition(encoder.encode(params, tokens[None], mask[None])[0], mask)
 
@@ -171,7 +177,7 @@ class PromptEncoder:
     def null_text(self, kind: str) -> TextCondition:
         """Returns the text of a dropped caption, see `null_text`; the encoder is used only for "empty"."""
         if kind not in self._null_texts:
-            params = {} if kind == "zero" else self.params
+            params = self.params if kind == "empty" else {}
             self._null_texts[kind] = jax.jit(functools.partial(null_text, kind, self.encoder))(params)
         return self._null_texts[kind]
 

@@ -3,6 +3,7 @@
     OUT/manifest.json                      description; written last, so a cache without it is incomplete
     OUT/keys                               sorted hashes of the captions, 16 bytes each
     OUT/shard-00000-of-00012.array_record  a row for each caption, in the order of the keys
+    OUT/null_text.safetensors              that of the encoder, if it has one, see `null_text.py`
 
 A row is a caption and the embeddings of its tokens, without padding, or all L if padding is encoded. ArrayRecord stores
 a checksum with each row and verifies it on each read. The shards themselves are not hashed at start: a large cache has
@@ -33,6 +34,8 @@ from imagen_jax.io.local_copy import local_file
 from imagen_jax.io.paths import file_sizes
 from imagen_jax.parallel import runtime
 from imagen_jax.text.encoder import TextEncoder, in_memory_reader
+from imagen_jax.text.null_text import FILE as NULL_TEXT
+from imagen_jax.text.null_text import read_null_text
 from imagen_jax.text.tokenizer import PADDINGS
 
 MANIFEST = "manifest.json"
@@ -256,6 +259,12 @@ class EmbeddingCache:
         """(embeddings bfloat16 [L, D], mask bool [L]) of the end of sequence alone: the row of the empty caption."""
         return self._padded(self._row(""))
 
+    @property
+    def null_text(self) -> np.ndarray:
+        """The null text that was stored beside the encoder, float32 [L, D]. Raises ConfigError if there was none."""
+        file = self._folder / NULL_TEXT
+        return read_null_text(local_file(file) if file.is_file() else file, (self.plan.length, self.plan.width))
+
     def __contains__(self, caption: str) -> bool:
         return not caption.strip() or self._find_row(caption) is not None
 
@@ -362,4 +371,5 @@ def cached_encoder(cache: EmbeddingCache, dtype: Any) -> TextEncoder:
         tokenize=cache,
         encode=lambda params, embeddings, mask: embeddings.astype(dtype),
         fingerprint=lambda: cache.plan.fingerprint,
+        null_text=lambda: cache.null_text,
     )

@@ -26,6 +26,8 @@ from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.parallel.sharding import ReadSliceFn, load_params
 from imagen_jax.text.fingerprint import encoder_fingerprint
 from imagen_jax.text.hub import cached_folder, check_repo_id, hub_folder
+from imagen_jax.text.null_text import FILE as NULL_TEXT
+from imagen_jax.text.null_text import read_null_text
 from imagen_jax.text.t5_weights import parameter_reader, read_config
 from imagen_jax.text.tokenizer import BYTE_VOCAB_SIZE, TextInput, Tokenizer, byte_tokenizer, folder_tokenizer
 
@@ -71,6 +73,8 @@ class TextEncoder:
             the padding "encoded" the embedding of padding.
         fingerprint: returns a hash of weights and tokenizer, see `fingerprint.py`; the first call reads all weights.
             It does not depend on length, padding and cleaning.
+        null_text: returns the null text that is stored beside the encoder, float32 [L, D]; raises ConfigError if there
+            is none. All of its positions are read.
     """
 
     shapes: dict
@@ -80,6 +84,7 @@ class TextEncoder:
     tokenize: TextInput
     encode: Callable[[dict, jax.Array, jax.Array], jax.Array]
     fingerprint: Callable[[], str]
+    null_text: Callable[[], np.ndarray]
 
     def load(self, mesh: Mesh) -> dict:
         """Loads the parameters for `encode` on a mesh; each process reads only what its devices need."""
@@ -203,7 +208,7 @@ def folder_encoder(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the embedding only {config['vocab_size']}:"
             " give the tokenizer files that came with the weights"
         )
-    return build_encoder(config, read, tokenizer, dtype)
+    return build_encoder(config, read, tokenizer, dtype, folder / NULL_TEXT)
 
 
 def in_memory_reader(params: dict) -> ReadSliceFn:
@@ -212,7 +217,9 @@ def in_memory_reader(params: dict) -> ReadSliceFn:
     return lambda path, index: flat[path][index]
 
 
-def build_encoder(config: dict[str, Any], read: ReadSliceFn, tokenizer: Tokenizer, dtype: Any) -> TextEncoder:
+def build_encoder(
+    config: dict[str, Any], read: ReadSliceFn, tokenizer: Tokenizer, dtype: Any, null_text: Path | None = None
+) -> TextEncoder:
     """Builds an encoder.
 
     Args:
@@ -220,9 +227,12 @@ def build_encoder(config: dict[str, Any], read: ReadSliceFn, tokenizer: Tokenize
         read: reads any part of a parameter.
         tokenizer: its tokenizer, which also knows whether padding is encoded.
         dtype: dtype of parameters and computation.
+        null_text: the file of a stored null text, which may be absent; None without a folder.
     """
     module = T5Encoder(**config, encode_padding=tokenizer.padding == "encoded", dtype=dtype)
     shapes = parameter_shapes(config, dtype)
+    read_null = null_text_reader(null_text, (tokenizer.length, config["d_model"]))
+    stored = null_text if null_text is not None and null_text.is_file() else None
 
     return TextEncoder(
         shapes=shapes,
@@ -231,8 +241,20 @@ def build_encoder(config: dict[str, Any], read: ReadSliceFn, tokenizer: Tokenize
         length=tokenizer.length,
         tokenize=tokenizer,
         encode=_make_encode(module),
-        fingerprint=functools.cache(functools.partial(encoder_fingerprint, module, shapes, read, tokenizer)),
+        fingerprint=functools.cache(functools.partial(encoder_fingerprint, module, shapes, read, tokenizer, stored)),
+        null_text=read_null,
     )
+
+
+def null_text_reader(file: Path | None, shape: tuple[int, int]) -> Callable[[], np.ndarray]:
+    """Returns `TextEncoder.null_text` for a file that may be absent, None for an encoder without files."""
+
+    def read() -> np.ndarray:
+        if file is None:
+            raise ConfigError("diffusion.null_text is 'stored', and this text encoder has no files: set it to 'empty'")
+        return read_null_text(file, shape)
+
+    return read
 
 
 @functools.cache

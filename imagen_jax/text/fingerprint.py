@@ -1,4 +1,4 @@
-"""Identity of a text encoder: a hash of its weights, its config and its tokenizer.
+"""Identity of a text encoder: a hash of its weights, its config, its tokenizer, and a null text stored beside it.
 
 Weights are hashed as bfloat16, tensor by tensor: copies of an encoder in other dtypes, or in more or fewer files, are
 the same encoder. Embeddings are stored in bfloat16 or less, which would not show a difference.
@@ -6,6 +6,7 @@ the same encoder. Embeddings are stored in bfloat16 or less, which would not sho
 
 import hashlib
 import json
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,9 @@ from imagen_jax.text.tokenizer import Tokenizer
 _HEX_DIGITS = 32  # 128 bits
 
 
-def encoder_fingerprint(encoder: T5Encoder, shapes: dict, read: ReadSliceFn, tokenizer: Tokenizer) -> str:
+def encoder_fingerprint(
+    encoder: T5Encoder, shapes: dict, read: ReadSliceFn, tokenizer: Tokenizer, null_text: Path | None = None
+) -> str:
     """Computes the fingerprint of an encoder. Reads all of its weights, one tensor at a time.
 
     Args:
@@ -27,6 +30,7 @@ def encoder_fingerprint(encoder: T5Encoder, shapes: dict, read: ReadSliceFn, tok
         shapes: its parameters as abstract arrays, a plain nested dict.
         read: reads any part of a parameter.
         tokenizer: its tokenizer.
+        null_text: the file of its null text; None without one.
 
     Returns:
         32 hexadecimal digits.
@@ -37,4 +41,6 @@ def encoder_fingerprint(encoder: T5Encoder, shapes: dict, read: ReadSliceFn, tok
         array = np.asarray(read(path, tuple(slice(0, size) for size in leaf.shape)), jnp.bfloat16, order="C")
         digest.update(f"{'/'.join(path)} {array.shape}".encode())
         digest.update(array.view(np.uint16).data)
+    if null_text is not None:
+        digest.update(null_text.read_bytes())
     return digest.hexdigest()[:_HEX_DIGITS]

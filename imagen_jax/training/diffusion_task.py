@@ -37,6 +37,8 @@ class DiffusionTask:
     def __init__(self, config: StageConfig, mesh: Mesh) -> None:
         encoder = make_cached_encoder(config.text) if config.text.cache else make_encoder(config.text)
         self._config = config
+        if config.diffusion.null_text == "stored":
+            encoder.null_text()  # an error before anything is built
         self._encoder = PromptEncoder(encoder, mesh, config.text)
         self.objective = DiffusionObjective(build(config, encoder.width), encoder)
 

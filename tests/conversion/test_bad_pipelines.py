@@ -227,7 +227,7 @@ def test_a_pipeline_is_no_cascade(tmp_path):
         (["--from=nowhere", "--out=OUT"], "neither a folder nor ORG/NAME"),
         ([f"--from={FIRST},{SECOND}", "--low_res_size=8", "--out=OUT"], "--low_res_size=8 is for"),
         ([f"--from={SECOND}", "--low_res_size=32", "--out=OUT"], "32"),
-        (["--stages=shapes", "--to=diffusers", "--low_res_size=8", "--out=OUT"], "--low_res_size is for --from"),
+        (["--stages=shapes", "--to=diffusers", "--low_res_size=8", "--out=OUT"], "are for --from"),
     ],
     ids=str,
 )
