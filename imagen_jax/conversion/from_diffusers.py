@@ -29,11 +29,11 @@ from imagen_jax.io.atomic import commit_folder, write_json
 from imagen_jax.io.bucket import is_bucket
 from imagen_jax.io.local_copy import copy_file
 from imagen_jax.io.paths import as_path, file_sizes
-from imagen_jax.io.tensor_files import TensorFiles, TensorSpec, mismatch_error, write_shards
+from imagen_jax.io.tensor_files import SINGLE_FILE, TensorFiles, TensorSpec, mismatch_error, write_shards
 from imagen_jax.io.text import printable
 from imagen_jax.models.if_names import from_torch, parameter_path, stored_shape
 from imagen_jax.parallel.sharding import ParamPath
-from imagen_jax.stages.cascade_folder import check_out, unfinished_folder, weights_checksum, write_index
+from imagen_jax.stages.cascade_folder import check_out, new_folder, weights_checksum, write_index
 from imagen_jax.stages.published import CONFIG, ORIGIN, SEPARATOR, StageEntry, TextEncoderEntry, config_digest
 from imagen_jax.stages.stage import build
 from imagen_jax.text.encoder import load_encoder
@@ -143,8 +143,7 @@ def convert(names: Sequence[str], out: str | Path, settings: ConvertSettings = C
     check_out(folder, settings.overwrite, [source.folder for source in sources])
     _check_low_res_size(settings.low_res_size, sources)
     stages = [_read_stage(source, sources[0], settings) for source in sources]
-    temporary = unfinished_folder(folder)
-    try:
+    with new_folder(folder) as temporary:
         encoders = _copy_encoders(temporary, stages)
         entries = []
         for index, (stage, encoder) in enumerate(zip(stages, encoders, strict=True)):
@@ -156,8 +155,6 @@ def convert(names: Sequence[str], out: str | Path, settings: ConvertSettings = C
         write_index(temporary, folder.name, entries)
         size = sum(file_sizes(temporary).values())
         commit_folder(temporary, folder.absolute())
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     parameters = sum(int(np.prod(shape)) for stage in stages for shape in stage.files.shapes.values())
     notes = () if settings.low_res_size else _assumptions(stages[0].config)
     return ConvertedCascade(folder, len(stages), parameters, size, notes)
@@ -181,7 +178,8 @@ def _open(names: Sequence[str], variant: str) -> list[PipelineFolder]:
                 )
     if sources[0].text_encoder is None:
         raise ConfigError(
-            f"{sources[0].folder} has no text encoder: copy text_encoder and tokenizer of the pipeline there"
+            f"{sources[0].folder} has no text encoder, such as text_encoder/{SINGLE_FILE}: copy text_encoder and "
+            "tokenizer of the pipeline there"
         )
     for source in sources[1:]:
         if source.text_encoder is None:
@@ -270,7 +268,10 @@ def _check_tensors(where: str, files: TensorFiles, shapes: dict[ParamPath, tuple
     """Raises ConfigError that lists missing, unexpected and misshapen tensors, and those that are not floats."""
     paths = {parameter_path(name, len(shape)): name for name, shape in files.shapes.items()}
     problems = [f"missing {'.'.join(path)}" for path in sorted(shapes.keys() - paths.keys())]
-    problems += [f"unexpected {printable(paths[path])}" for path in sorted(paths.keys() - shapes.keys())]
+    problems += [
+        f"unexpected {printable(paths[path])} in {files.files[paths[path]]}"
+        for path in sorted(paths.keys() - shapes.keys())
+    ]
     for path in sorted(shapes.keys() & paths.keys()):
         name, shape = paths[path], stored_shape(path, shapes[path])
         if files.shapes[name] != shape:
@@ -338,7 +339,7 @@ def _write_stage(folder: Path, stage: _SourceStage, encoder: _Encoder) -> StageE
     names = None if stage.source.text_encoder is None else encoder.names
     write_json(folder / CONFIG, config)
     write_json(folder / ORIGIN, origin.describe(stage.source, stage.files, names).model_dump())
-    _write_weights(folder, stage.files)
+    _write_weights(folder, stage.files, stage.source.folder / "unet")
     return StageEntry(
         folder=folder.name,
         step=0,
@@ -349,8 +350,11 @@ def _write_stage(folder: Path, stage: _SourceStage, encoder: _Encoder) -> StageE
     )
 
 
-def _write_weights(folder: Path, files: TensorFiles) -> None:
-    """Writes tensors of a U-Net as the float32 parameters of a stage, in files of up to `MAX_SHARD_SIZE`."""
+def _write_weights(folder: Path, files: TensorFiles, source: Path) -> None:
+    """Writes tensors of a U-Net as the float32 parameters of a stage, in files of up to `MAX_SHARD_SIZE`.
+
+    Raises ConfigError if one of the tensors, which are in the folder `source`, has values that are not finite.
+    """
     paths = {parameter_path(name, len(shape)): name for name, shape in files.shapes.items()}
     specs = {SEPARATOR.join(path): _spec(path, files.shapes[name]) for path, name in paths.items()}
 
@@ -358,6 +362,8 @@ def _write_weights(folder: Path, files: TensorFiles) -> None:
         path = tuple(parameter.split(SEPARATOR))
         name = paths[path]
         tensor = files.read(name, tuple(slice(0, size) for size in files.shapes[name]))
+        if not np.isfinite(tensor).all():
+            raise ConfigError(f"{name} in {source / files.files[name]} has values that are not finite: copy it again")
         return from_torch(path, tensor).astype(np.float32, order="C")  # one copy, already transposed
 
     write_shards(folder, specs, read, {"format": "flax"}, MAX_SHARD_SIZE)

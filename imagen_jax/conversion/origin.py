@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from imagen_jax.conversion import weight_files
-from imagen_jax.conversion.pipeline_folder import CLASSES, PipelineFolder, component, license_files
+from imagen_jax.conversion.pipeline_folder import CLASSES, SMALL_COMPONENTS, PipelineFolder, component, license_files
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.tensor_files import INDEX_FILE, SINGLE_FILE, TensorFiles
 from imagen_jax.io.text import printable
 from imagen_jax.stages.published import INDEX
 
 FORMAT = 1
-# components without tensors that are kept, and those that are not: their weights are not converted
-_CONFIGS = ("scheduler", "image_noising_scheduler", "feature_extractor")
+# components that are not kept: their weights are not converted
 _DROPPED = ("safety_checker", "watermarker")
 _PATH = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
@@ -97,10 +97,21 @@ def _texts(source: PipelineFolder) -> dict[str, str]:
     paths = [source.folder / INDEX, source.folder / "unet/config.json", *license_files(source.folder)]
     if source.weights.is_index:
         paths.append(source.folder / "unet" / source.weights.file)
-    for name in _CONFIGS:
+    for name in SMALL_COMPONENTS:
         if component(source.index, name):
             paths += sorted((source.folder / name).glob("*.json"))
-    return {path.relative_to(source.folder).as_posix(): path.read_text(encoding="utf-8") for path in paths}
+    return {path.relative_to(source.folder).as_posix(): _read_text(path) for path in paths}
+
+
+def _read_text(path: Path) -> str:
+    """Returns the content of a config, or of a license in whatever encoding. Raises ConfigError."""
+    data = path.read_bytes()
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        if path.suffix != ".json":
+            return data.decode("latin-1")
+        raise ConfigError(f"{path} is not in UTF-8 ({error}): copy it again") from error
 
 
 def text_encoder_names(source: PipelineFolder) -> dict[str, str]:

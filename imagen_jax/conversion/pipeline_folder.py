@@ -10,7 +10,7 @@ FOLDER/README.md, FOLDER/LICENSE              the license of the weights
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from huggingface_hub.repocard import metadata_load
 
 from imagen_jax.conversion import hub, schedulers, unet_config, weight_files
+from imagen_jax.conversion.download import downloaded_files, verify_download
 from imagen_jax.conversion.hub import FetchedPipeline, RemoteFile
 from imagen_jax.conversion.weight_files import WeightFiles
 from imagen_jax.errors import ConfigError
@@ -30,6 +31,7 @@ from imagen_jax.pipelines.hub import parse_name
 from imagen_jax.pipelines.origin import LICENSE_FILE, LICENSE_KEYS
 from imagen_jax.stages.published import CLASS_NAME, INDEX
 from imagen_jax.text.null_text import FILE as NULL_TEXT
+from imagen_jax.text.tokenizer import FILES as TOKENIZER_FILES
 
 # the classes of pipelines, whose U-Nets are alike -> whether they enlarge images
 CLASSES = {
@@ -40,6 +42,8 @@ CLASSES = {
     "IFImg2ImgSuperResolutionPipeline": True,
     "IFInpaintingSuperResolutionPipeline": True,
 }
+# components without tensors whose configs are kept
+SMALL_COMPONENTS = ("scheduler", "image_noising_scheduler", "feature_extractor")
 SCHEDULER_FILE = "scheduler_config.json"
 CARD = "README.md"
 _MAX_TEXT = 2**20  # bytes of a card or license
@@ -97,7 +101,8 @@ def open_pipeline(name: str, variant: str = "", text_encoder: bool = True) -> Pi
         text_encoder: whether the text encoder is needed; if not, that of a pipeline on the Hub is left there.
 
     Raises:
-        ConfigError: there is no such pipeline, a file is missing or damaged, or it is not one of DeepFloyd IF.
+        ConfigError: there is no such pipeline, a file is missing or damaged, or differs from the checksum of its
+            download, or the pipeline is not one of DeepFloyd IF.
     """
     folder, remote = _find(name, variant, text_encoder)
     index = _read_index(folder)
@@ -112,7 +117,7 @@ def open_pipeline(name: str, variant: str = "", text_encoder: bool = True) -> Pi
         raise ConfigError(
             f"{folder / 'unet/config.json'} is of a {printable(str(kind))[:80]}, and {unet_config.CLASS} is supported"
         )
-    return PipelineFolder(
+    source = PipelineFolder(
         name=name,
         folder=folder,
         class_name=class_name,
@@ -124,6 +129,8 @@ def open_pipeline(name: str, variant: str = "", text_encoder: bool = True) -> Pi
         license=_read_license(folder),
         remote=remote,
     )
+    verify_download(folder, _files(source))
+    return source
 
 
 def _find(name: str, variant: str, text_encoder: bool) -> FetchedPipeline:
@@ -188,6 +195,23 @@ def _text_encoder(folder: Path, index: Mapping[str, Any], variant: str) -> Weigh
     if not component(index, "text_encoder") or not names - {"config.json", NULL_TEXT}:
         return None
     return _choose(encoder, weight_files.TEXT_ENCODER, variant)
+
+
+def _files(source: PipelineFolder) -> Iterator[str]:
+    """Yields the paths of the files that a conversion reads, some of which may be absent; not the card, for people."""
+    yield INDEX
+    for name in SMALL_COMPONENTS:
+        yield f"{name}/{'preprocessor_config.json' if name == 'feature_extractor' else SCHEDULER_FILE}"
+        yield from (f"{name}/{path.name}" for path in (source.folder / name).glob("*.json"))
+    for name, weights in (("unet", source.weights), ("text_encoder", source.text_encoder)):
+        if weights is not None:
+            parts = weight_files.parts(source.folder / name, weights)
+            yield from (f"{name}/{file}" for file in ("config.json", weights.file, *(path.name for path in parts)))
+    if source.text_encoder is not None:
+        yield from (f"tokenizer/{file}" for file in TOKENIZER_FILES)
+    else:  # it is missing if it was downloaded
+        yield from downloaded_files(source.folder, "text_encoder")
+    yield from (path.name for path in license_files(source.folder))
 
 
 def component(index: Mapping[str, Any], name: str) -> str | None:

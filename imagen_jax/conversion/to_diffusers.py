@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from imagen_jax.parallel.sharding import ParamPath, with_shardings
 from imagen_jax.pipelines.find_stages import find_stages
 from imagen_jax.pipelines.origin import find_origin
 from imagen_jax.stages.base import Weights
-from imagen_jax.stages.cascade_folder import check_new, unfinished_folder
+from imagen_jax.stages.cascade_folder import check_new, new_folder
 from imagen_jax.stages.published import INDEX, ORIGIN, STAGE_FOLDER, is_published_stage
 from imagen_jax.stages.stage import build
 from imagen_jax.stages.stage_folder import open_weights, read_config
@@ -115,14 +114,11 @@ def to_diffusers(
     _check_out(folder, overwrite, found)
     choices = weights or [WeightsChoice()] * len(found)
     opened = [_open(stage, choice) for stage, choice in zip(found, choices, strict=True)]
-    temporary = unfinished_folder(folder)
-    try:
+    with new_folder(folder) as temporary:
         for index, stage in enumerate(opened):
             _write_pipeline(temporary / f"stage_{index}", stage, variant)
         size = sum(file_sizes(temporary).values())
         commit_folder(temporary, folder.absolute())
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return WrittenPipelines([folder / f"stage_{index}" for index in range(len(opened))], size)
 
 

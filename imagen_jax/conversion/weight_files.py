@@ -19,7 +19,7 @@ from imagen_jax.io.text import printable
 
 UNET, TEXT_ENCODER = "diffusion_pytorch_model", "model"  # how their files begin
 NO_VARIANT = "none"  # as a user names the files without one
-_SHARD = re.compile(r"-\d{5}-of-\d{5}")
+_SHARD = r"-\d{5}-of-\d{5}"
 
 
 class WeightFiles(NamedTuple):
@@ -80,8 +80,9 @@ def _variants(names: Iterable[str], stem: str) -> dict[str, WeightFiles]:
 
 def _nothing(names: Iterable[str], stem: str, where: str, pipeline: str) -> ConfigError:
     """Returns the error for a folder without weights, or with those that are not read."""
-    if any(name.startswith(stem) and _SHARD.search(name) and name.endswith(".safetensors") for name in names):
-        return ConfigError(f"{where} has parts of weights and no {stem}.safetensors.index.json: copy that file there")
+    for part in filter(None, (re.fullmatch(rf"{stem}(\.\w+)?{_SHARD}\.safetensors", name) for name in names)):
+        index = f"{stem}.safetensors.index{part[1] or ''}.json"
+        return ConfigError(f"{where} has parts of weights and no {index}: copy that file there")
     pickled = pickle_files(names)
     if pickled:
         return ConfigError(

@@ -162,5 +162,9 @@ def verify(
     unlisted = [f"{name} is not in {MANIFEST}" for name in sorted(sizes.keys() - sums.keys())]
     by_size = sorted(sums.keys() & sizes.keys(), key=lambda name: (sizes[name], name))
     actual = _checksums(folder, by_size[shard::num_shards])
-    different = [f"{name} differs from its checksum" for name, value in sorted(actual.items()) if value != sums[name]]
+    different = [
+        f"{name} differs from its checksum in {MANIFEST}"
+        for name, value in sorted(actual.items())
+        if value != sums[name]
+    ]
     return missing + unlisted + different

@@ -160,6 +160,11 @@ def _run_folders(folder: Path) -> list[Path]:
             f"{str(folder)!r} has pickled weights ({printable(', '.join(pickled[:3]))}), and unpickling can run code: "
             "give the --workdir of a training run, or a folder of imagen publish"
         )
+    if (folder / checksums.MANIFEST).is_file():
+        raise ConfigError(
+            f"{str(folder)!r} has a {checksums.MANIFEST} and no {INDEX}, as a published cascade that is not complete: "
+            "copy or download it again"
+        )
     raise ConfigError(
         f"{str(folder)!r} is not a stage folder and has none in it: give the --workdir of a training run, a folder of "
         "such folders, or a folder of imagen publish"

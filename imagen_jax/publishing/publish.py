@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -32,7 +31,7 @@ from imagen_jax.publishing.evaluation import Evaluation, find_evaluation
 from imagen_jax.publishing.push import check_push, push
 from imagen_jax.publishing.stage_files import portable_config, write_stage
 from imagen_jax.publishing.text_encoders import EncoderPlan, copy_encoders, plan_encoders
-from imagen_jax.stages.cascade_folder import check_out, unfinished_folder, weights_checksum, write_index
+from imagen_jax.stages.cascade_folder import check_out, new_folder, weights_checksum, write_index
 from imagen_jax.stages.published import INDEX, StageEntry
 
 CARD = "README.md"
@@ -111,8 +110,7 @@ def publish(
     texts = [trained.stage.config.text for trained in pipeline.stages]
     encoders = plan_encoders(texts, pipeline.text_encoders, settings.text_encoder)
     prompts = list(settings.prompts) or _default_prompts(pipeline.stages, evaluation)
-    temporary = unfinished_folder(folder)
-    try:
+    with new_folder(folder) as temporary:
         _write_stages(temporary, pipeline.stages, encoders, origins, settings)
         copy_encoders(encoders, temporary)
         _write_grid(temporary / GRID, pipeline, prompts)
@@ -132,8 +130,6 @@ def publish(
         _write_index(temporary, name, pipeline.stages, encoders)
         sizes = file_sizes(temporary)
         _put(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     url = "" if target is None else push(local_folder(folder), target, settings.private)
     return PublishedCascade(folder, len(sizes), sum(sizes.values()), url)
 

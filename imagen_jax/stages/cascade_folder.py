@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
+import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from imagen_jax.errors import ConfigError
@@ -79,6 +81,23 @@ def unfinished_folder(folder: Path) -> Path:
     for leftover in parent.glob(f".{folder.name}.unfinished-*"):
         logger.warning("%s was left by a command that did not finish, if none is running: delete it", leftover)
     return Path(tempfile.mkdtemp(prefix=f".{folder.name}.unfinished-", dir=parent))
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yields the `unfinished_folder` of a folder, which is deleted at the end, unless it was put in its place.
+
+    Errors of the operating system that name no file, as that of a full disk, name the folder.
+    """
+    temporary = unfinished_folder(folder)
+    try:
+        yield temporary
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(folder)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_index(folder: Path, name: str, stages: list[StageEntry]) -> None:

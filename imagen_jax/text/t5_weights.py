@@ -15,6 +15,7 @@ from safetensors.numpy import save
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import atomic_write, read_json, write_json
 from imagen_jax.io.tensor_files import INDEX_FILE, SINGLE_FILE, TensorFiles, mismatch_error, pickle_files, tensor_paths
+from imagen_jax.io.text import printable
 from imagen_jax.models.t5 import T5Encoder
 from imagen_jax.parallel.sharding import Index, ParamPath, ReadSliceFn
 
@@ -129,7 +130,7 @@ def _check_tensors(folder: Path, files: TensorFiles, expected: dict[str, tuple[i
     for name, shape in files.shapes.items():
         if name not in expected:
             if name != _EMBEDDING_ALIAS and not name.startswith(_DECODER_PREFIXES):
-                problems.append(f"unexpected {name}")
+                problems.append(f"unexpected {printable(name)} in {files.files[name]}")
         elif shape != expected[name]:
             problems.append(f"{name} is {list(shape)}, expected {list(expected[name])}")
         elif files.dtypes[name] not in _FLOATS:

@@ -68,7 +68,7 @@ def test_missing_shards(half, tmp_path):
     shard.unlink()
     assert shard.name in refused(tmp_path, half)
     next((half / "unet").glob("*.index.*")).unlink()
-    assert "diffusion_pytorch_model.safetensors.index.json" in refused(tmp_path, half)
+    assert "diffusion_pytorch_model.safetensors.index.fp16.json" in refused(tmp_path, half)
 
 
 def test_several_variants(first, tmp_path):
@@ -178,6 +178,24 @@ def test_tensors(first, tmp_path, change):
     assert (
         "to_out" in message and {"shape": "[16, 8], expected [16, 16]", "dtype": "I32"}.get(change, change) in message
     )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite(first, tmp_path, value):
+    tensors = load_file(first / UNET)
+    tensors["conv_in.bias"][3] = value
+    save_file(tensors, first / UNET)
+    assert f"conv_in.bias in {first / UNET}" in refused(tmp_path, first)
+
+
+def test_a_license_in_another_encoding(first, tmp_path):
+    (first / "LICENSE").write_bytes("für Forschung".encode("latin-1"))
+    convert([str(first)], tmp_path / "out")
+    assert (tmp_path / "out/LICENSE").read_bytes() == (first / "LICENSE").read_bytes()
+    shutil.rmtree(tmp_path / "out")
+    path = first / "feature_extractor/preprocessor_config.json"
+    path.write_bytes(path.read_bytes() + b"\xff")
+    assert str(path) in refused(tmp_path, first)
 
 
 def test_without_a_text_encoder(first, tmp_path):

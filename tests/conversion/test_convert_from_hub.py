@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 
+import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
@@ -100,6 +101,29 @@ def test_what_is_not_compared_is_said(both, tmp_path, caplog):
     convert(NAMES, tmp_path / "out")
     (text,) = [record.getMessage() for record in caplog.records if "compared" in record.getMessage()]
     assert "ann/second" in text and "the Hub lists no model.safetensors" in text
+
+
+@pytest.mark.parametrize("file", ["unet/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer.json"])
+def test_a_damaged_download_is_refused_by_name(both, tmp_path, file):
+    """In the Hub's cache, where the name of a file is its checksum, and in a folder, which has it beside the files."""
+    both.add(NAMES[0], FIRST)
+    convert(NAMES[:1], tmp_path / "out")
+    (cached,) = (tmp_path / "cache").glob(f"models--ann--first/snapshots/*/{file}")
+    folder = tmp_path / "folder"
+    huggingface_hub.snapshot_download(NAMES[0], local_dir=folder, revision=both.repositories[NAMES[0]].refs["main"])
+    convert([str(folder)], tmp_path / "of_folder")
+    ours, theirs = (contents(tmp_path / name / "stage_0") for name in ("out", "of_folder"))
+    assert ours["model.safetensors"] == theirs["model.safetensors"]
+    for path, name in ((cached, NAMES[0]), (folder / file, str(folder))):
+        data = bytearray(path.read_bytes())
+        data[-3] ^= 1
+        path.resolve().write_bytes(data)
+        message = refused([name], tmp_path / "again")
+        assert f"{path} differs from the checksum of its download" in message
+    assert ".cache/huggingface/download to take it as it is" in message
+    shutil.rmtree(folder / ".cache")
+    if file.startswith("unet"):  # nothing says that it is another value
+        convert([str(folder)], tmp_path / "again")
 
 
 def test_a_gated_repository(both, tmp_path):

@@ -134,6 +134,19 @@ def trained_together(workdir, count, **options):
             assert code == 0, output
 
 
+@contextlib.contextmanager
+def small_disk(folder, size):
+    """Mounts a disk of a size in MiB; yields whether that is possible, as it is for root."""
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}m", "none", folder]
+    mounted = subprocess.run(mount, capture_output=True).returncode == 0
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+
+
 def devices(count):
     """Returns the environment of a command with a number of simulated devices."""
     return {"XLA_FLAGS": xla_flags(count)}

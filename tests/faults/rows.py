@@ -25,7 +25,16 @@ from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import abstract_state
 from tests.conftest import CACHE
 from tests.faults.by_tests import TESTED
-from tests.faults.harness import Result, Training, leftovers, losses, resumed_step, steps_in, trained
+from tests.faults.converted import (
+    cut_files_of_cascade,
+    cut_files_of_pipeline,
+    flipped_bits_of_cascade,
+    flipped_bits_of_folder,
+    flipped_bits_of_pipeline,
+    full_disk_of_conversion,
+    killed_conversion,
+)
+from tests.faults.harness import Result, Training, leftovers, losses, resumed_step, small_disk, steps_in, trained
 from tests.faults.in_bucket import kill_in_bucket
 from tests.faults.inputs import killed_embedding, mutated_configs
 from tests.faults.long_runs import blocking_saves, flat_memory, goodput_under_kills
@@ -219,19 +228,6 @@ def disk_full(bench, trials):
     trained(workdir)
     worst = bench.difference(workdir)
     return Result("no space for a checkpoint", 1, int(passed and worst == 0), f"difference {worst:g} after it")
-
-
-@contextlib.contextmanager
-def small_disk(folder, size):
-    """Mounts a disk of a size in MiB; yields whether that is possible, as it is for root."""
-    folder.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}m", "none", folder]
-    mounted = subprocess.run(mount, capture_output=True).returncode == 0
-    try:
-        yield mounted
-    finally:
-        if mounted:
-            subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def disk_full_for(steps):
@@ -478,6 +474,13 @@ ROWS = {
     "devices": (other_devices, 4),
     "configs": (mutated_configs, 10_000),
     "embed": (killed_embedding, 20),
+    "flip_converted": (flipped_bits_of_cascade, 500),
+    "cut_converted": (cut_files_of_cascade, 1000),
+    "flip_pipeline": (flipped_bits_of_pipeline, 600),
+    "cut_pipeline": (cut_files_of_pipeline, 1000),
+    "flip_folder": (flipped_bits_of_folder, 600),
+    "kill_convert": (killed_conversion, 20),
+    "full_convert": (full_disk_of_conversion, 10),
     "memory": (flat_memory, 10_000),
     "blocking": (blocking_saves, 4),
     "server": (killed_server, 20),

@@ -5,8 +5,8 @@ import pytest
 from tests.faults.harness import Bench
 from tests.faults.rows import ROWS
 
-TRIALS = {"flip": 200, "cut": 10, "mesh": 3, "model": 1, "beside": 2}
-SLOW = ("flip", "beside")
+TRIALS = {"flip": 200, "cut": 10, "mesh": 3, "model": 1, "beside": 2, "cut_converted": 3, "flip_pipeline": 100}
+SLOW = ("flip", "beside", "flip_pipeline")
 
 
 @pytest.fixture(scope="module")

@@ -90,7 +90,9 @@ def test_a_flipped_bit_is_refused_by_name_or_changes_nothing(folder):
     assert loaded(folder) == expected
 
 
-@pytest.mark.parametrize("name", ["stage_0/config.json", "stage_1/model.safetensors.index.json", "SHA256SUMS"])
+@pytest.mark.parametrize(
+    "name", ["model_index.json", "stage_0/config.json", "stage_1/model.safetensors.index.json", "SHA256SUMS"]
+)
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
     assert name in refused(folder)
