@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imagen_jax.errors import ConfigError
-from imagen_jax.io.tensor_files import pickle_files, read_weight_map
+from imagen_jax.io.tensor_files import pickle_files, pickled_error, read_weight_map
 from imagen_jax.io.text import printable
 
 UNET, TEXT_ENCODER = "diffusion_pytorch_model", "model"  # how their files begin
@@ -85,10 +85,7 @@ def _nothing(names: Iterable[str], stem: str, where: str, pipeline: str) -> Conf
         return ConfigError(f"{where} has parts of weights and no {index}: copy that file there")
     pickled = pickle_files(names)
     if pickled:
-        return ConfigError(
-            f"{where} has only pickled weights ({printable(', '.join(pickled[:3]))}), and unpickling can run code from "
-            f"the file; if you trust its author, run once where torch is installed: {_resave_command(pipeline)}"
-        )
+        return pickled_error(where, pickled, _resave_command(pipeline))
     return ConfigError(f"{where} has neither {stem}.safetensors nor an index: copy the weights there")
 
 

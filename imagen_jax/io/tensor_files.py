@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import read_json, replacing, write_json
+from imagen_jax.io.text import printable
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"  # which of several files has which tensor
@@ -211,3 +212,17 @@ def read_weight_map(index: Path) -> dict[str, str]:
 def pickle_files(names: Iterable[str]) -> list[str]:
     """Returns those of some files, by their names, that hold pickled weights, sorted."""
     return sorted(name for name in names if name.lower().endswith(_PICKLES))
+
+
+def pickled_error(where: str | Path, pickled: Sequence[str], command: str) -> ConfigError:
+    """Returns the error for weights that are pickled alone.
+
+    Args:
+        where: what has them.
+        pickled: the names of their files.
+        command: writes them again as safetensors, in an environment with torch.
+    """
+    return ConfigError(
+        f"{where} has only pickled weights ({printable(', '.join(pickled[:3]))}), and unpickling can run code from the "
+        f"file; if you trust its author, run once where torch is installed: {command}"
+    )

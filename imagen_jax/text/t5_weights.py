@@ -14,7 +14,15 @@ from safetensors.numpy import save
 
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import atomic_write, read_json, write_json
-from imagen_jax.io.tensor_files import INDEX_FILE, SINGLE_FILE, TensorFiles, mismatch_error, pickle_files, tensor_paths
+from imagen_jax.io.tensor_files import (
+    INDEX_FILE,
+    SINGLE_FILE,
+    TensorFiles,
+    mismatch_error,
+    pickle_files,
+    pickled_error,
+    tensor_paths,
+)
 from imagen_jax.io.text import printable
 from imagen_jax.models.t5 import T5Encoder
 from imagen_jax.parallel.sharding import Index, ParamPath, ReadSliceFn
@@ -108,10 +116,7 @@ def weight_files(folder: Path) -> list[Path]:
         return paths
     pickled = pickle_files(path.name for path in folder.glob("*"))
     if pickled:
-        raise ConfigError(
-            f"{folder} has only pickled weights ({', '.join(pickled)}), expected safetensors: unpickling can run code"
-            f" from the file; if you trust its author, run once where torch is installed: {conversion_command(folder)}"
-        )
+        raise pickled_error(folder, pickled, conversion_command(folder))
     raise ConfigError(f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}: copy the weights there")
 
 
