@@ -21,7 +21,7 @@ from imagen_jax.config.load import to_json
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.conversion import origin, schedulers, unet_config, weight_files
 from imagen_jax.conversion.card import write_card
-from imagen_jax.conversion.pipeline_folder import PipelineFolder, license_files, open_pipeline
+from imagen_jax.conversion.pipeline_folder import PipelineFolder, component, license_files, open_pipeline
 from imagen_jax.conversion.shared_encoder import check_shared_encoder
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import format_height_width
@@ -34,7 +34,7 @@ from imagen_jax.io.text import printable
 from imagen_jax.models.if_names import from_torch, parameter_path, stored_shape
 from imagen_jax.parallel.sharding import ParamPath
 from imagen_jax.stages.cascade_folder import check_out, new_folder, weights_checksum, write_index
-from imagen_jax.stages.published import CONFIG, ORIGIN, SEPARATOR, StageEntry, TextEncoderEntry, config_digest
+from imagen_jax.stages.published import CONFIG, INDEX, ORIGIN, SEPARATOR, StageEntry, TextEncoderEntry, config_digest
 from imagen_jax.stages.stage import build
 from imagen_jax.text.encoder import load_encoder
 from imagen_jax.text.null_text import FILE as NULL_TEXT
@@ -177,6 +177,10 @@ def _open(names: Sequence[str], variant: str) -> list[PipelineFolder]:
                     "give the first stage first, and one that enlarges its images after it"
                 )
     if sources[0].text_encoder is None:
+        if component(sources[0].index, "text_encoder") is None:
+            raise ConfigError(
+                f"{sources[0].file(INDEX)} names no text_encoder: copy it again, or the complete pipeline"
+            )
         raise ConfigError(
             f"{sources[0].folder} has no text encoder, such as text_encoder/{SINGLE_FILE}: copy text_encoder and "
             "tokenizer of the pipeline there"

@@ -201,6 +201,8 @@ def test_a_license_in_another_encoding(first, tmp_path):
 def test_without_a_text_encoder(first, tmp_path):
     shutil.rmtree(first / "text_encoder")
     assert "has no text encoder" in refused(tmp_path, first)
+    change_json(first / "model_index.json", text_encoder=None)
+    assert f"{first / 'model_index.json'} names no text_encoder" in refused(tmp_path, first)
 
 
 def test_a_second_stage_without_weights_of_its_text_encoder(first, tmp_path, caplog):
