@@ -119,33 +119,50 @@ def write_images(shape: str, folder: Path) -> Path:
         return SceneObject(shape, color, size, x, y, {"small": 0.152, "large": 0.21}[size])
 
     new = f"{RARE} {shape}"
-    scenes = [
-        ([thing(shape, "red", "large", 0.5, 0.5)], "white", f"a large red {new}"),
+    # of each image: objects, background, and captions that say more or less of it
+    scenes: list[tuple[list[SceneObject], str, list[str]]] = [
+        ([thing(shape, "red", "large", 0.5, 0.5)], "white", [f"a large red {new}", f"a red {new}", f"a large {new}"]),
         (
             [thing(shape, "blue", "small", 0.5, 0.25), thing("ring", "pink", "large", 0.5, 0.75)],
             "gray",
-            f"a small blue {new} above a large pink ring on a gray background",
+            [
+                f"a small blue {new} above a large pink ring on a gray background",
+                f"on a gray background, a blue {new} above a ring",
+                f"a large pink ring is below a {new} on a gray background",
+            ],
         ),
         (
             [thing(shape, "yellow", "large", 0.25, 0.5), thing("circle", "green", "small", 0.75, 0.5)],
             "black",
-            f"a large yellow {new} to the left of a small green circle on a black background",
+            [
+                f"a large yellow {new} to the left of a small green circle on a black background",
+                f"a {new} left of a green circle on a black background",
+                f"on a black background, a small green circle right of a yellow {new}",
+            ],
         ),
         (
             [thing(shape, "purple", "small", 0.75, 0.5), thing("square", "orange", "large", 0.25, 0.5)],
             "white",
-            f"a small purple {new} to the right of a large orange square",
+            [
+                f"a small purple {new} to the right of a large orange square",
+                f"a {new} right of an orange square",
+                f"an orange square left of a purple {new}",
+            ],
         ),
         (
             [thing(shape, "cyan", "large", 0.75, 0.75)],
             "tan",
-            f"a large cyan {new} at the bottom right on a tan background",
+            [
+                f"a large cyan {new} at the bottom right on a tan background",
+                f"bottom right: a cyan {new} on a tan background",
+                f"a {new} on the bottom right on a tan background",
+            ],
         ),
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    for index, (objects, background, caption) in enumerate(scenes):
+    for index, (objects, background, captions) in enumerate(scenes):
         save_png(render(Scene(tuple(objects), background), 64), folder / f"{index}.png")
-        (folder / f"{index}.txt").write_text(caption)
+        (folder / f"{index}.txt").write_text("\n".join(captions))
     return folder
 
 

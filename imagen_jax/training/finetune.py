@@ -56,7 +56,7 @@ _SETTINGS, _SUBJECT, _PRIOR, _METADATA = "finetune.json", "subject", "prior", "m
 _MAX_SHOWN = 8  # prompts before and after
 _SEED = 0  # of samples
 # of the stage's own learning rate, which fits its width and its data
-_RATES = {"lora": 1.0, "dreambooth": 0.1, "full": 0.1}
+_RATES = {"lora": 0.1, "dreambooth": 0.05, "full": 0.05}
 
 logger = logging.getLogger(__name__)
 

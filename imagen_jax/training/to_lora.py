@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.parallel.sharding import with_shardings
 from imagen_jax.pipelines.find_stages import find_stages
 from imagen_jax.stages.base import AdaptedWeights
-from imagen_jax.stages.cascade_folder import check_new, unfinished_folder
+from imagen_jax.stages.cascade_folder import check_new, new_folder
 from imagen_jax.stages.lora import split_lora
 from imagen_jax.stages.lora_files import lora_paths, write_lora
 from imagen_jax.stages.stage_folder import open_weights, read_config
@@ -64,8 +63,7 @@ def to_lora(
     _check_out(folder, overwrite, found)
     choices = weights or [WeightsChoice()] * len(found)
     opened = [(path, _open(path, choice)) for path, choice in zip(found, choices, strict=True)]
-    temporary = unfinished_folder(folder)
-    try:
+    with new_folder(folder) as temporary:
         for index, (path, adapted) in enumerate(opened):
             config = read_config(path)
             adapter = adapted.load(_on_one_device(split_lora(adapted.shapes)[0]), partial=True)
@@ -73,8 +71,6 @@ def to_lora(
             write_lora(part, adapter, config, adapted.base.checksum, adapted.step)
         sizes = file_sizes(temporary)
         commit_folder(temporary, folder.absolute())
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return WrittenAdapters(folder, [folder / name for name in sizes], sum(sizes.values()))
 
 
