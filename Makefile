@@ -113,7 +113,7 @@ page: $(SETUP) ## test the page of imagen serve in chromium, Debian's or $$CHROM
 	npm install --silent --no-audit --no-fund --prefix=$(PAGE) 'axe-core@^4.10' || echo 'without axe-core: npm is missing, or failed'
 	PYTHONPATH=$(PAGE) $(BIN)/python -m pytest --numprocesses=0 -rs tests/page $(ARGS)
 
-parity: $(PARITY)/.complete ## run samplers, weights, T5 and the cleaning of captions beside diffusers and transformers; print the differences
+parity: $(PARITY)/.complete ## run samplers, weights, T5, CLIP and the cleaning of captions beside diffusers and transformers; print the differences
 	JAX_PLATFORMS=cpu $(PARITY)/bin/python -m tests.goldens --compare
 
 goldens: $(PARITY)/.complete ## write again what diffusers and transformers do, for the tests to compare with; by hand

@@ -72,7 +72,8 @@ def _write_pipeline(name: str, widths: tuple[int, ...]) -> tuple[int, int]:
     from imagen_jax.conversion import schedulers, unet_config
     from imagen_jax.io.atomic import write_json
     from imagen_jax.io.tensor_files import TensorSpec, write_tensors
-    from imagen_jax.models.if_names import stored_shape, tensor_name
+    from imagen_jax.io.torch_layout import stored_shape
+    from imagen_jax.models.if_names import tensor_name
     from imagen_jax.stages.stage import build
     from imagen_jax.text.encoder import SHAPES_ENCODER, load_encoder
 

@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 
 from benchmarks import app
 from imagen_jax.cli.flags import CommandFlags
+from imagen_jax.io.torch_layout import stored_shape
 from imagen_jax.models.t5 import T5Encoder
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.parallel.sharding import load_params
@@ -75,9 +76,8 @@ def _write_model(folder: Path, config: dict[str, Any]) -> list[int]:
         weight_map.update(dict.fromkeys(pending, file))
         pending.clear()
 
-    for path, (name, flip) in tensor_names(T5Encoder(**config)).items():
-        shape = shapes[path].shape
-        pending[name] = np.full(shape[::-1] if flip else shape, 0.01, np.float32)
+    for path, name in tensor_names(T5Encoder(**config)).items():
+        pending[name] = np.full(stored_shape(path, shapes[path].shape), 0.01, np.float32)
         sizes.append(pending[name].nbytes)
         if sum(tensor.nbytes for tensor in pending.values()) > FILE_BYTES:
             write()

@@ -31,7 +31,8 @@ from imagen_jax.io.local_copy import copy_file
 from imagen_jax.io.paths import as_path, file_sizes
 from imagen_jax.io.tensor_files import SINGLE_FILE, TensorFiles, TensorSpec, mismatch_error, write_shards
 from imagen_jax.io.text import printable
-from imagen_jax.models.if_names import from_torch, parameter_path, stored_shape
+from imagen_jax.io.torch_layout import from_torch, stored_shape
+from imagen_jax.models.if_names import parameter_path
 from imagen_jax.parallel.sharding import ParamPath
 from imagen_jax.stages.cascade_folder import check_out, new_folder, weights_checksum, write_index
 from imagen_jax.stages.published import CONFIG, INDEX, ORIGIN, SEPARATOR, StageEntry, TextEncoderEntry, config_digest

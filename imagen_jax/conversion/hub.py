@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from imagen_jax.conversion import weight_files
 from imagen_jax.errors import ConfigError
+from imagen_jax.io.hub import HubName, access_error
 from imagen_jax.io.tensor_files import read_weight_map
-from imagen_jax.pipelines.hub import HubName, access_error
 from imagen_jax.stages.published import INDEX
 from imagen_jax.text.null_text import FILE as NULL_TEXT
 

@@ -24,10 +24,10 @@ from imagen_jax.conversion.weight_files import WeightFiles
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import read_json
 from imagen_jax.io.bucket import is_bucket
+from imagen_jax.io.hub import parse_name
 from imagen_jax.io.local_copy import local_folder
 from imagen_jax.io.paths import as_path
 from imagen_jax.io.text import printable
-from imagen_jax.pipelines.hub import parse_name
 from imagen_jax.pipelines.origin import LICENSE_FILE, LICENSE_KEYS
 from imagen_jax.stages.published import CLASS_NAME, INDEX
 from imagen_jax.text.null_text import FILE as NULL_TEXT

@@ -30,7 +30,8 @@ from imagen_jax.io.local_copy import copy_file
 from imagen_jax.io.paths import as_path, file_sizes
 from imagen_jax.io.tensor_files import FLOATS, INDEX_FILE, SINGLE_FILE, TensorSpec, write_tensors
 from imagen_jax.io.text import printable
-from imagen_jax.models.if_names import stored_shape, tensor_name, to_torch
+from imagen_jax.io.torch_layout import stored_shape, to_torch
+from imagen_jax.models.if_names import tensor_name
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.parallel.sharding import ParamPath, with_shardings
 from imagen_jax.pipelines.find_stages import find_stages

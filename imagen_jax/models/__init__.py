@@ -1,4 +1,4 @@
-"""The networks: U-Net, Efficient U-Net and T5 encoder; the only package that imports `flax.linen`.
+"""The networks: U-Net, Efficient U-Net, T5 encoder and CLIP; the only package that imports `flax.linen`.
 
 Networks do not depend on configs, meshes or the diffusion process.
 """

@@ -1,14 +1,11 @@
-"""Names and layouts of the U-Net's tensors: in diffusers' files, and as the parameters of `IFUNet`.
+"""Names of the U-Net's tensors: in diffusers' files, and as the parameters of `IFUNet`.
 
-Torch has kernels of dense layers as [out, in] and of convolutions as [out, in, height, width]; Flax as [in, out] and
-[height, width, in, out].
+Their layouts are those of `io.torch_layout`.
 """
 
 from __future__ import annotations
 
 import re
-
-import numpy as np
 
 # modules in lists have numbers in their names, which are those of one module here
 _BLOCK = re.compile(r"(down_blocks|up_blocks)\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.")
@@ -35,24 +32,3 @@ def tensor_name(path: tuple[str, ...]) -> str:
     name = ".".join([*modules, _LEAVES.get(leaf, leaf)])
     name = _BLOCK_PATH.sub(r"\1.\2.\3.\4", name)
     return _MIDDLE_PATH.sub(r"\1.\2.\3", name).replace(*_OUT[::-1])
-
-
-def stored_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the shape of the tensor that is a parameter of a shape."""
-    if path[-1] != "kernel":
-        return shape
-    return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
-
-
-def from_torch(path: tuple[str, ...], tensor: np.ndarray) -> np.ndarray:
-    """Returns a tensor in the layout of the parameter, a view."""
-    if path[-1] != "kernel":
-        return tensor
-    return tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
-
-
-def to_torch(path: tuple[str, ...], parameter: np.ndarray) -> np.ndarray:
-    """Returns a parameter in the layout of the tensor, a view; the inverse of `from_torch`."""
-    if path[-1] != "kernel":
-        return parameter
-    return parameter.transpose(3, 2, 0, 1) if parameter.ndim == 4 else parameter.T

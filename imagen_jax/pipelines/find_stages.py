@@ -11,6 +11,7 @@ from pathlib import Path
 from imagen_jax.errors import ConfigError
 from imagen_jax.io import checksums
 from imagen_jax.io.bucket import BucketError
+from imagen_jax.io.hub import HubName, parse_name
 from imagen_jax.io.local_copy import local_folder
 from imagen_jax.io.paths import as_path, bucket_path
 from imagen_jax.io.tensor_files import pickle_files
@@ -86,7 +87,7 @@ class _Finder:
             return self._in_folder(path)
         if isinstance(name, str) and bucket_path(path) is None:
             base, only = _split_stage(name)
-            repository = hub.parse_name(base)
+            repository = parse_name(base)
             if repository is not None:
                 return self._on_hub(repository, only)
         raise ConfigError(
@@ -103,10 +104,10 @@ class _Finder:
             return self._published(_fetch_from(folder.parent), folder.name)
         return _run_folders(folder)
 
-    def _on_hub(self, name: hub.HubName, only: str | None) -> list[Path]:
+    def _on_hub(self, name: HubName, only: str | None) -> list[Path]:
         """Returns the stages of a cascade on the Hub, or one of them."""
         folder = hub.fetch(name, [INDEX, checksums.MANIFEST])
-        commit = hub.HubName(name.repo, folder.name)  # the branch may move meanwhile
+        commit = HubName(name.repo, folder.name)  # the branch may move meanwhile
         return self._published(lambda names: hub.fetch(commit, names), only)
 
     def _published(self, fetch: Callable[[Sequence[str]], Path], only: str | None) -> list[Path]:

@@ -10,8 +10,8 @@ import huggingface_hub
 from huggingface_hub import errors
 
 from imagen_jax.errors import ConfigError, TrainingError
+from imagen_jax.io.hub import HubName, access_error, parse_name
 from imagen_jax.io.paths import file_sizes
-from imagen_jax.pipelines.hub import HubName, access_error, parse_name
 from imagen_jax.stages.published import INDEX
 
 # what an earlier version of the cascade may have, and this one may not

@@ -1,4 +1,4 @@
-"""Tokenizers, the frozen T5 encoder with its weights, and caches of text embeddings.
+"""Tokenizers, the frozen T5 encoder and CLIP with their weights, and caches of text embeddings.
 
-The T5 network itself lives in `models`.
+The networks themselves live in `models`.
 """

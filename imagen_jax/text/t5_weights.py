@@ -13,19 +13,18 @@ from flax import traverse_util
 from safetensors.numpy import save
 
 from imagen_jax.errors import ConfigError
+from imagen_jax.io import torch_layout
 from imagen_jax.io.atomic import atomic_write, read_json, write_json
 from imagen_jax.io.tensor_files import (
     INDEX_FILE,
     SINGLE_FILE,
     TensorFiles,
-    mismatch_error,
     pickle_files,
     pickled_error,
     tensor_paths,
 )
-from imagen_jax.io.text import printable
 from imagen_jax.models.t5 import T5Encoder
-from imagen_jax.parallel.sharding import Index, ParamPath, ReadSliceFn
+from imagen_jax.parallel.sharding import ParamPath, ReadSliceFn
 
 # model_type -> default of feed_forward_proj, which config.json may omit. ByT5, flan and UL2 say "t5".
 _MODEL_TYPES = {"t5": "relu", "mt5": "gated-gelu", "umt5": "gated-gelu"}
@@ -47,7 +46,6 @@ _CONFIG_DEFAULTS = {
     "relative_attention_max_distance": 128,
     "layer_norm_epsilon": 1e-6,
 }
-_FLOATS = ("F64", "F32", "F16", "BF16")
 _EMBEDDING = "shared.weight"
 _EMBEDDING_ALIAS = "encoder.embed_tokens.weight"  # the same tensor again, or the only one in some encoder-only files
 _RELATIVE_BIAS = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
@@ -81,31 +79,25 @@ def read_config(folder: Path) -> dict[str, Any]:
     return fields | {"relative_bias_per_layer": model_type == "umt5"}
 
 
-def tensor_names(encoder: T5Encoder) -> dict[ParamPath, tuple[str, bool]]:
-    """Returns parameter path -> (tensor name, whether the tensor is stored transposed) for the complete encoder.
-
-    Hugging Face stores matrices as [out, in], Flax as [in, out].
-    """
-    names: dict[ParamPath, tuple[str, bool]] = {
-        ("token_embedding", "embedding"): (_EMBEDDING, False),
-        ("final_norm", "scale"): ("encoder.final_layer_norm.weight", False),
+def tensor_names(encoder: T5Encoder) -> dict[ParamPath, str]:
+    """Returns parameter path -> tensor name for the complete encoder."""
+    names: dict[ParamPath, str] = {
+        ("token_embedding", "embedding"): _EMBEDDING,
+        ("final_norm", "scale"): "encoder.final_layer_norm.weight",
     }
     if not encoder.relative_bias_per_layer:
-        names["relative_bias", "embedding"] = (_RELATIVE_BIAS.format(0), False)
+        names["relative_bias", "embedding"] = _RELATIVE_BIAS.format(0)
     gated = encoder.feed_forward_proj.startswith("gated-")
     for i in range(encoder.num_layers):
         attention, feed_forward = f"encoder.block.{i}.layer.0", f"encoder.block.{i}.layer.1"
         if encoder.relative_bias_per_layer:
-            names[f"block_{i}_relative_bias", "embedding"] = (_RELATIVE_BIAS.format(i), False)
-        names[f"block_{i}_attention_norm", "scale"] = (f"{attention}.layer_norm.weight", False)
-        names[f"block_{i}_feed_forward_norm", "scale"] = (f"{feed_forward}.layer_norm.weight", False)
+            names[f"block_{i}_relative_bias", "embedding"] = _RELATIVE_BIAS.format(i)
+        names[f"block_{i}_attention_norm", "scale"] = f"{attention}.layer_norm.weight"
+        names[f"block_{i}_feed_forward_norm", "scale"] = f"{feed_forward}.layer_norm.weight"
         for matrix in "qkvo":
-            names[f"block_{i}_attention", matrix, "kernel"] = (f"{attention}.SelfAttention.{matrix}.weight", True)
+            names[f"block_{i}_attention", matrix, "kernel"] = f"{attention}.SelfAttention.{matrix}.weight"
         for matrix in ("wi_0", "wi_1", "wo") if gated else ("wi", "wo"):
-            names[f"block_{i}_feed_forward", matrix, "kernel"] = (
-                f"{feed_forward}.DenseReluDense.{matrix}.weight",
-                True,
-            )
+            names[f"block_{i}_feed_forward", matrix, "kernel"] = f"{feed_forward}.DenseReluDense.{matrix}.weight"
     return names
 
 
@@ -129,21 +121,6 @@ def conversion_command(folder: Path) -> str:
     return f"python -c {shlex.quote(code)}"
 
 
-def _check_tensors(folder: Path, files: TensorFiles, expected: dict[str, tuple[int, ...]]) -> None:
-    """Raises ConfigError that lists missing, unexpected, misshapen and quantized tensors; ignores the decoder."""
-    problems = [f"missing {name}" for name in expected if name not in files.shapes]
-    for name, shape in files.shapes.items():
-        if name not in expected:
-            if name != _EMBEDDING_ALIAS and not name.startswith(_DECODER_PREFIXES):
-                problems.append(f"unexpected {printable(name)} in {files.files[name]}")
-        elif shape != expected[name]:
-            problems.append(f"{name} is {list(shape)}, expected {list(expected[name])}")
-        elif files.dtypes[name] not in _FLOATS:
-            problems.append(f"{name} is stored as {files.dtypes[name]}, expected one of {', '.join(_FLOATS)}")
-    if problems:
-        raise mismatch_error(folder, problems)
-
-
 def parameter_reader(folder: Path, encoder: T5Encoder, shapes: dict) -> ReadSliceFn:
     """Returns a function that reads any part of a parameter from the folder's files, in their dtype.
 
@@ -161,15 +138,13 @@ def parameter_reader(folder: Path, encoder: T5Encoder, shapes: dict) -> ReadSlic
     names = tensor_names(encoder)
     files = TensorFiles(weight_files(folder))
     if _EMBEDDING not in files.shapes and _EMBEDDING_ALIAS in files.shapes:
-        names["token_embedding", "embedding"] = (_EMBEDDING_ALIAS, False)
-    expected = {name: flat_shapes[path][::-1] if flip else flat_shapes[path] for path, (name, flip) in names.items()}
-    _check_tensors(folder, files, expected)
+        names["token_embedding", "embedding"] = _EMBEDDING_ALIAS
+    return torch_layout.parameter_reader(folder, files, names, flat_shapes, _is_other)
 
-    def read(path: ParamPath, index: Index) -> np.ndarray:
-        name, flip = names[path]
-        return files.read(name, index[::-1]).T if flip else files.read(name, index)
 
-    return read
+def _is_other(name: str) -> bool:
+    """Returns whether a tensor is one of a complete T5 that its encoder does not need."""
+    return name == _EMBEDDING_ALIAS or name.startswith(_DECODER_PREFIXES)
 
 
 def save_folder(folder: Path, config: dict[str, Any], params: dict) -> None:
@@ -185,9 +160,8 @@ def save_folder(folder: Path, config: dict[str, Any], params: dict) -> None:
     encoder = T5Encoder(**config)
     flat = traverse_util.flatten_dict(params)
     tensors = {}
-    for path, (name, flip) in tensor_names(encoder).items():
-        array = np.asarray(flat[path])
-        tensors[name] = np.ascontiguousarray(array.T if flip else array)
+    for path, name in tensor_names(encoder).items():
+        tensors[name] = np.ascontiguousarray(torch_layout.to_torch(path, np.asarray(flat[path])))
     # not save_file, which makes the file readable for its owner only
     atomic_write(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
     metadata = {

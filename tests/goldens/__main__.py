@@ -8,6 +8,7 @@ import importlib.metadata
 import sys
 
 from tests.goldens.captions import make as captions
+from tests.goldens.clip import make as clip
 from tests.goldens.deepfloyd_if import make as deepfloyd_if
 from tests.goldens.if_lora import make as if_lora
 from tests.goldens.if_pipelines import make as if_pipelines
@@ -20,7 +21,7 @@ LIBRARIES = ("diffusers", "transformers", "torch", "jax")
 def compare():
     """Prints all differences, and returns whether they are within their tolerances."""
     print(", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES))
-    passed = [part.compare() for part in (samplers, t5, captions, deepfloyd_if, if_pipelines, if_lora)]
+    passed = [part.compare() for part in (samplers, t5, clip, captions, deepfloyd_if, if_pipelines, if_lora)]
     print("all passed" if all(passed) else "FAILED")
     return all(passed)
 
@@ -33,6 +34,7 @@ if __name__ == "__main__":
     if parser.parse_args().write:
         samplers.write()
         t5.write()
+        clip.write()
         captions.write()
         deepfloyd_if.write()
         if_pipelines.write()

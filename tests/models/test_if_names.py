@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from imagen_jax.io.tensor_files import TensorFiles
-from imagen_jax.models.if_names import from_torch, parameter_path, stored_shape, tensor_name, to_torch
+from imagen_jax.io.torch_layout import from_torch, stored_shape, to_torch
+from imagen_jax.models.if_names import parameter_path, tensor_name
 from tests.conversion.folders import UNET
 from tests.goldens.if_pipelines.cases import FIRST, SECOND
 

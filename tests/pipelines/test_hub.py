@@ -12,8 +12,8 @@ import pytest
 from huggingface_hub import constants
 
 from imagen_jax.errors import ConfigError, TrainingError
+from imagen_jax.io.hub import HubName, parse_name
 from imagen_jax.pipelines.find_stages import CASCADES, find_stages
-from imagen_jax.pipelines.hub import HubName, parse_name
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.stages.published import INDEX
 from tests.helpers.configs import contents, one_device

@@ -220,7 +220,7 @@ def test_tensor_mismatches_are_listed(folder):
         "missing encoder.final_layer_norm.weight",
         "unexpected encoder.block.7.extra",
         "encoder.block.0.layer.0.SelfAttention.q.weight is [64, 65], expected [64, 64]",
-        "encoder.block.1.layer.1.layer_norm.weight is stored as I8, expected one of F64, F32, F16, BF16",
+        "encoder.block.1.layer.1.layer_norm.weight is stored as I8, expected one of F64, F32, BF16, F16",
     ):
         assert fault in str(caught.value)
 

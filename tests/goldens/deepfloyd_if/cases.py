@@ -16,7 +16,8 @@ from flax import traverse_util
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.diffusion import samplers
 from imagen_jax.diffusion.process import add_noise
-from imagen_jax.models.if_names import from_torch, stored_shape, tensor_name
+from imagen_jax.io.torch_layout import from_torch, stored_shape
+from imagen_jax.models.if_names import tensor_name
 from imagen_jax.stages.sampling import Conditions, make_denoise_fn, make_sampler, split_keys, start_condition
 from imagen_jax.stages.stage import build
 from imagen_jax.stages.stage_sampler import strength_steps
