@@ -80,6 +80,12 @@ def define_flags(values: flags.FlagValues) -> None:
         "File of the embedding that replaces the text in guidance and for dropped captions, instead of T5's of the "
         "empty caption: .npy, or .safetensors with one tensor.",
     )
+    flags.DEFINE_boolean(
+        "no_safety_checker",
+        False,
+        "Leave out the safety checker that the pipelines have; the cascade says so then.",
+        flag_values=values,
+    )
     flags.DEFINE_boolean("overwrite", False, "Replace what this command has written to OUT.", flag_values=values)
 
 
@@ -114,6 +120,7 @@ def _convert(args: CommandFlags, names: list[str]) -> None:
         overwrite=args.overwrite,
         low_res_size=args.low_res_size,
         null_text=args.null_text,
+        safety_checker=not args.no_safety_checker,
     )
     print(convert(names, args.required("out", "runs/if"), settings).summary())
 

@@ -28,9 +28,11 @@ from imagen_jax.cli.flags import (
     define_images,
     define_path,
     define_pipeline,
+    define_safety_checker,
     define_text_cache,
     load_pipeline,
     read_size,
+    safety_checker_choice,
     stage_changes,
 )
 from imagen_jax.cli.sample import read_prompts
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from imagen_jax.pipelines.editor import ImagenEditor
+    from imagen_jax.pipelines.imagen import ImagenPipelineOutput
 
 TASKS = ("image_to_image", "inpaint", "outpaint", "variations", "upscale", "interpolate", "edit", "invert")
 # the flags of each task, besides those of all; True for those that it cannot do without
@@ -92,6 +95,7 @@ def define_flags(values: flags.FlagValues) -> None:
     define_images(values, batch_size=16)
     flags.DEFINE_string("negative_prompt", None, "What images should not show.", flag_values=values)
     define_text_cache(values)
+    define_safety_checker(values)
 
 
 def run(args: CommandFlags) -> None:
@@ -103,6 +107,7 @@ def run(args: CommandFlags) -> None:
     from imagen_jax.images.files import decode_image, read_bytes
     from imagen_jax.pipelines import edit_to_folder
     from imagen_jax.pipelines.editor import ImagenEditor
+    from imagen_jax.pipelines.output_dir import flagged_lines
 
     files: dict[str, bytes] = {
         name: read_bytes(as_path(own[name]), f"--{name}") for name in ("image", "mask") if name in own
@@ -113,7 +118,8 @@ def run(args: CommandFlags) -> None:
     # as arguments of the call: they stand above what a task sets by itself
     settings = {name: [change[name] for change in changes] for name in changes[0]}
     settings |= {name: args[name] for name in ("seed", "negative_prompt", "height", "width") if args[name] is not None}
-    pipeline = load_pipeline(args, [{} for _ in changes], text_cache=args.text_cache)
+    unchanged: list[dict[str, object]] = [{} for _ in changes]
+    pipeline = load_pipeline(args, unchanged, None, args.text_cache, safety_checker_choice(args))
     out = args.output_folder("runs/edit")
     digests: dict[str, Any] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     if end_files:
@@ -122,11 +128,15 @@ def run(args: CommandFlags) -> None:
     edit: dict[str, Any] = {"task": task, **own, **digests, "prompts": prompts, "settings": settings}
     edit_to_folder.prepare(out, pipeline, edit, args.overwrite)
     settings["batch_size"] = args.batch_size
-    result = _edit(ImagenEditor(pipeline), task, args, images, ends, prompts, settings, out)
+    output = _edit(ImagenEditor(pipeline), task, args, images, ends, prompts, settings, out)
+    result = output.images
     captions = [*(prompts or [])] if prompts and len(prompts) == len(result) else [task] * len(result)
     given = [(np.asarray(image.convert("RGB")), name) for name, image in images.items()]
     edit_to_folder.save(out, result, captions, given)
     print(f"{len(result)} images: {out / 'samples.png'} shows them, {out / 'images'} has each")
+    flagged = [] if output.safety is None else np.flatnonzero(output.safety.flagged).tolist()
+    for line in flagged_lines(flagged):
+        print(line)
 
 
 def _check_flags(args: CommandFlags) -> str:
@@ -154,35 +164,35 @@ def _edit(
     prompts: list[str] | None,
     settings: dict[str, Any],
     out: Path,
-) -> np.ndarray:
-    """Returns the images of a task, uint8 or uint16 [N, H, W, C]."""
+) -> ImagenPipelineOutput:
+    """Returns the images of a task."""
     own: dict[str, Any] = {name: args[name] for name in ("resample", "feather", "exact") if args[name] is not None}
     if args.strength is not None:
         own["strength"] = _read_strength(args.strength)
     count = _DEFAULT_COUNT if args.count is None else args.count
     match task:
         case "image_to_image":
-            return editor.image_to_image(images["image"], prompts or [], **own, **settings).images
+            return editor.image_to_image(images["image"], prompts or [], **own, **settings)
         case "inpaint":
-            return editor.inpaint(images["image"], images["mask"], prompts or [], **own, **settings).images
+            return editor.inpaint(images["image"], images["mask"], prompts or [], **own, **settings)
         case "outpaint":
             canvas, position = read_size(args.canvas, "--canvas"), None
             if args.position is not None:
                 position = read_size(args.position, "--position")
-            return editor.outpaint(images["image"], canvas, prompts or [], position, **own, **settings).images
+            return editor.outpaint(images["image"], canvas, prompts or [], position, **own, **settings)
         case "variations":
             described: dict[str, Any] = {"prompt": prompts} if prompts else {}
-            return editor.variations(images["image"], count, **own, **described, **settings).images
+            return editor.variations(images["image"], count, **own, **described, **settings)
         case "upscale":
-            return editor.upscale(images["image"], prompts or [], **settings).images
+            return editor.upscale(images["image"], prompts or [], **settings)
         case "edit":
-            return editor.edit(images["image"], args.source_prompt, prompts or [], **own, **settings).images
+            return editor.edit(images["image"], args.source_prompt, prompts or [], **own, **settings)
         case "interpolate":
             first, second = ends
-            return editor.interpolate(first, second, count, prompts[0] if prompts else None, **settings).images
+            return editor.interpolate(first, second, count, prompts[0] if prompts else None, **settings)
     inversion = editor.invert(images["image"], prompts or [], **own, **settings)
     inversion.save(out / "inversion.npz")
-    return editor.from_inversion(inversion).images
+    return editor.from_inversion(inversion)
 
 
 def _read_strength(parts: list[str]) -> list[float] | float:

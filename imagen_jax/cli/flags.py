@@ -67,7 +67,7 @@ class CommandFlags:
             return True
         rest = []
         aliases = getattr(self._command, "ALIASES", {})
-        for argument in (aliases.get(argument, argument) for argument in arguments):
+        for argument in (self._with_underscores(aliases.get(argument, argument)) for argument in arguments):
             if argument.startswith(OVERRIDE):
                 key, equals, value = argument.removeprefix(OVERRIDE).partition("=")
                 if not equals:
@@ -87,6 +87,12 @@ class CommandFlags:
         if self.overrides and "config" not in self._values:
             raise ConfigError(f"{OVERRIDE}{next(iter(self.overrides))!s} is given to a command that takes no config")
         return False
+
+    def _with_underscores(self, argument: str) -> str:
+        """Returns an argument with underscores for dashes in the name of a flag, which other programs have."""
+        name, equals, value = argument.partition("=")
+        known = name.removeprefix("--").replace("-", "_")
+        return f"--{known}{equals}{value}" if name.startswith("--") and known in self._values else argument
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in self._values:
@@ -226,6 +232,22 @@ def weights_choices(args: CommandFlags, stages: int) -> list[dict[str, Any]]:
 def define_text_cache(values: flags.FlagValues) -> None:
     """Defines `--text_cache`, a folder of text embeddings."""
     define_path(values, "text_cache", None, "A folder of `imagen embed`: prompts in it are looked up, and not encoded.")
+
+
+def define_safety_checker(values: flags.FlagValues) -> None:
+    """Defines `--no_safety_checker`, which `safety_checker_choice` reads."""
+    flags.DEFINE_boolean(
+        "no_safety_checker",
+        False,
+        "Leave images as they are; by default those that the safety checker of the cascade flags, if it has one, are "
+        "black.",
+        flag_values=values,
+    )
+
+
+def safety_checker_choice(args: CommandFlags) -> str | None:
+    """Returns which safety checker the flag asks for, as `from_pretrained` takes it."""
+    return None if args.no_safety_checker else "cascade"
 
 
 def define_mesh(values: flags.FlagValues) -> None:
@@ -400,6 +422,7 @@ def load_pipeline(
     changes: Sequence[Mapping[str, object]] | None = None,
     weights: Sequence[Mapping[str, object]] | None = None,
     text_cache: str | None = None,
+    safety_checker: str | None = None,
 ) -> ImagenPipeline:
     """Loads the cascade of `--stages` onto the mesh of the flags.
 
@@ -408,6 +431,7 @@ def load_pipeline(
         changes: of the sampling settings of each stage; None for those of the flags.
         weights: of each stage; None for those of the flags.
         text_cache: a folder of embeddings.
+        safety_checker: "cascade" for that of the cascade, if it has one; None for none.
 
     Raises:
         ConfigError: as `ImagenPipeline.from_pretrained` and `ImagenPipeline.load_lora`, or a flag has another number of
@@ -420,7 +444,12 @@ def load_pipeline(
         changes = stage_changes(args, stages) if changes is None else changes
         weights = weights_choices(args, stages) if weights is None else weights
     pipeline = ImagenPipeline.from_pretrained(
-        args.stage_names(), mesh_axes(args), changes, text_cache=text_cache, weights=weights
+        args.stage_names(),
+        mesh_axes(args),
+        changes,
+        text_cache=text_cache,
+        weights=weights,
+        safety_checker=safety_checker,
     )
     return load_loras(args, pipeline)
 

@@ -87,7 +87,7 @@ def run(args: CommandFlags) -> None:
     )
     check_settings(settings)
     check_out(as_path(out), settings.overwrite)
-    print(publish(load_pipeline(args), out, settings).summary())
+    print(publish(load_pipeline(args, safety_checker="cascade"), out, settings).summary())
 
 
 def _read_size(text: str) -> int:

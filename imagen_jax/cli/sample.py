@@ -21,9 +21,11 @@ from imagen_jax.cli.flags import (
     define_images,
     define_path,
     define_pipeline,
+    define_safety_checker,
     define_text_cache,
     load_pipeline,
     prompt_guidance,
+    safety_checker_choice,
     stage_changes,
     weights_choices,
 )
@@ -64,6 +66,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     define_text_cache(values)
+    define_safety_checker(values)
 
 
 def run(args: CommandFlags) -> None:
@@ -90,7 +93,8 @@ def _from_flags(args: CommandFlags) -> tuple[ImagenPipeline, SampleRequest]:
     changes = stage_changes(args, len(folders), with_guidance=scales is None)
     negative = None if args.negative_prompt is None else [text.strip() for text in args.negative_prompt.split(";")]
     texts = make_texts(prompts, negative)
-    pipeline = load_pipeline(args, changes, weights_choices(args, len(folders)), args.text_cache)
+    weights = weights_choices(args, len(folders))
+    pipeline = load_pipeline(args, changes, weights, args.text_cache, safety_checker_choice(args))
     size = pipeline.as_size(args.height, args.width)
     return pipeline, SampleRequest(texts, args.seed, args.batch_size, scales, size)
 
@@ -109,7 +113,7 @@ def _like(args: CommandFlags) -> tuple[ImagenPipeline, SampleRequest]:
     ]
     is_chosen = args.other_model or args.step is not None or args.weights is not None
     weights = weights_choices(args, len(folders)) if is_chosen else record.weights(folders)
-    pipeline = load_pipeline(args, changes, weights, args.text_cache)
+    pipeline = load_pipeline(args, changes, weights, args.text_cache, safety_checker_choice(args))
     if not args.other_model:
         image_record.check_same_model(record, pipeline.stages, what)
     image_record.warn_if_elsewhere(record, pipeline)

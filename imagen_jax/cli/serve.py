@@ -20,8 +20,10 @@ from imagen_jax.cli.flags import (
     CommandFlags,
     define_path,
     define_pipeline,
+    define_safety_checker,
     define_text_cache,
     load_pipeline,
+    safety_checker_choice,
 )
 from imagen_jax.errors import ConfigError, require
 from imagen_jax.io.paths import as_path
@@ -89,6 +91,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "max_queued_jobs", 512, "Jobs that may wait; of one client, half of them.", lower_bound=1, flag_values=values
     )
     define_text_cache(values)
+    define_safety_checker(values)
 
 
 def run(args: CommandFlags) -> None:
@@ -113,7 +116,7 @@ def run(args: CommandFlags) -> None:
     batch_sizes = _batch_sizes(args.batch_sizes)
     out = args.output_folder("runs/serve")
     with bind(args.host, args.port) as bound:  # before anything that takes long
-        pipeline = load_pipeline(args, text_cache=args.text_cache)
+        pipeline = load_pipeline(args, text_cache=args.text_cache, safety_checker=safety_checker_choice(args))
         limits = QueueLimits(images=args.max_queued_images, jobs=args.max_queued_jobs)
         engine = Engine(pipeline, out, batch_sizes=batch_sizes, limits=limits)
         serve(engine, pipeline, bound, settings)

@@ -14,11 +14,18 @@ from imagen_jax.conversion.pipeline_folder import CARD, PipelineFolder, license_
 from imagen_jax.images.array import format_height_width
 from imagen_jax.io.atomic import atomic_write
 from imagen_jax.io.text import printable
+from imagen_jax.stages.published import SafetyCheckerEntry
 
 _TAGS = ("imagen", "deepfloyd-if", "diffusion", "text-to-image")
 
 
-def write_card(folder: Path, name: str, sources: Sequence[PipelineFolder], configs: Sequence[StageConfig]) -> None:
+def write_card(
+    folder: Path,
+    name: str,
+    sources: Sequence[PipelineFolder],
+    configs: Sequence[StageConfig],
+    checker: SafetyCheckerEntry | None,
+) -> None:
     """Writes the card of a cascade.
 
     Args:
@@ -26,6 +33,7 @@ def write_card(folder: Path, name: str, sources: Sequence[PipelineFolder], confi
         name: of the cascade.
         sources: the pipelines of its stages.
         configs: of its stages.
+        checker: its safety checker.
 
     Raises:
         OSError: the card cannot be written.
@@ -44,7 +52,7 @@ def write_card(folder: Path, name: str, sources: Sequence[PipelineFolder], confi
         f"# {printable(name)}",
         f"{what} of {sizes} pixels in the format of imagen_jax, converted by `imagen convert` from:",
         "\n".join(lines),
-        "The weights are those of the pipelines, unchanged; the safety checker and the watermark are not converted.",
+        f"The weights are those of the pipelines, unchanged. {_safety(checker)} The watermark is not converted.",
         f"## Use\n\n```\n{use}\n```",
         f"## License\n\n{_license(license, folder)}",
     ]
@@ -86,6 +94,15 @@ def _header(license: Mapping[str, str], library: str, sources: Sequence[str]) ->
         base_model=names or None,
         **fields,
     ).to_yaml()
+
+
+def _safety(checker: SafetyCheckerEntry | None) -> str:
+    """Returns a sentence about the safety checker."""
+    if checker is None:
+        return "They have no safety checker."
+    if checker.folder is None:
+        return "Their safety checker was left out."
+    return "Images that their safety checker flags are made black."
 
 
 def _license(license: Mapping[str, str], folder: Path) -> str:

@@ -19,7 +19,7 @@ from flax import traverse_util
 
 from imagen_jax.config.load import to_json
 from imagen_jax.config.schema import StageConfig
-from imagen_jax.conversion import origin, schedulers, unet_config, weight_files
+from imagen_jax.conversion import origin, safety_checker, schedulers, unet_config, weight_files
 from imagen_jax.conversion.card import write_card
 from imagen_jax.conversion.pipeline_folder import PipelineFolder, component, license_files, open_pipeline
 from imagen_jax.conversion.shared_encoder import check_shared_encoder
@@ -65,6 +65,7 @@ class ConvertSettings:
             fourth of its own size, as in DeepFloyd IF.
         null_text: the file of an embedding that replaces the empty caption, see `text/null_text.py`; "" for that of a
             pipeline that `to_diffusers` wrote, or none.
+        safety_checker: whether the safety checker that a pipeline names is taken over; the cascade says if not.
     """
 
     variant: str = ""
@@ -72,6 +73,7 @@ class ConvertSettings:
     overwrite: bool = False
     low_res_size: int = 0
     null_text: str = ""
+    safety_checker: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,20 +142,22 @@ def convert(names: Sequence[str], out: str | Path, settings: ConvertSettings = C
         raise ConfigError(f"--out {str(out)!r} is in a bucket: give a folder on this machine, and copy it there then")
     folder = as_path(out)
     check_out(folder, settings.overwrite)
-    sources = _open(names, settings.variant)
+    sources = _open(names, settings)
+    checked = safety_checker.choose(sources, settings.safety_checker)
     check_out(folder, settings.overwrite, [source.folder for source in sources])
     _check_low_res_size(settings.low_res_size, sources)
     stages = [_read_stage(source, sources[0], settings) for source in sources]
     with new_folder(folder) as temporary:
         encoders = _copy_encoders(temporary, stages)
+        checker = safety_checker.copy(checked, sources, temporary)
         entries = []
         for index, (stage, encoder) in enumerate(zip(stages, encoders, strict=True)):
-            entries.append(_write_stage(temporary / f"stage_{index}", stage, encoder))
+            entries.append(_write_stage(temporary / f"stage_{index}", stage, encoder, checked))
         for source in sources:
             for path in license_files(source.folder):
                 copy_file(path, temporary / path.name)
-        write_card(temporary, folder.name, sources, [stage.config for stage in stages])
-        write_index(temporary, folder.name, entries)
+        write_card(temporary, folder.name, sources, [stage.config for stage in stages], checker)
+        write_index(temporary, folder.name, entries, checker)
         size = sum(file_sizes(temporary).values())
         commit_folder(temporary, folder.absolute())
     parameters = sum(int(np.prod(shape)) for stage in stages for shape in stage.files.shapes.values())
@@ -161,14 +165,15 @@ def convert(names: Sequence[str], out: str | Path, settings: ConvertSettings = C
     return ConvertedCascade(folder, len(stages), parameters, size, notes)
 
 
-def _open(names: Sequence[str], variant: str) -> list[PipelineFolder]:
+def _open(names: Sequence[str], settings: ConvertSettings) -> list[PipelineFolder]:
     """Returns the pipelines of some names. Raises ConfigError unless they are the stages of a cascade, in order."""
     if not 1 <= len(names) <= 2:
         raise ConfigError(f"{len(names)} pipelines are given, and one or two can be converted: the first stage first")
     sources: list[PipelineFolder] = []
     for name in names:
-        # the Hub has the same text encoder with each stage, which is compared by its list of files
-        sources.append(open_pipeline(name, variant, text_encoder=not sources))
+        # the Hub has the same text encoder with each stage, which is compared by its list of files, and checker
+        needs_checker = settings.safety_checker and not any(source.safety_checker for source in sources)
+        sources.append(open_pipeline(name, settings.variant, not sources, needs_checker))
     if len(sources) == 2:
         for source, enlarges in zip(sources, (False, True), strict=True):
             if source.is_super_resolution != enlarges:
@@ -319,14 +324,14 @@ def _copy_encoders(cascade: Path, stages: Sequence[_SourceStage]) -> list[_Encod
             encoders.append(same[0])
             continue
         entry = TextEncoderEntry(model=f"{source.short_name}/text_encoder", fingerprint=fingerprint, folder=name)
-        encoders.append(_Encoder(entry, origin.text_encoder_names(source)))
+        encoders.append(_Encoder(entry, origin.file_names(source.text_encoder)))
     return encoders
 
 
 def _copy_encoder(source: PipelineFolder, target: Path) -> None:
     """Copies a text encoder and its tokenizer into one folder, which `text/encoder.py` reads."""
     assert source.text_encoder is not None
-    folder, renamed = source.folder / "text_encoder", {v: k for k, v in origin.text_encoder_names(source).items()}
+    folder, renamed = source.folder / "text_encoder", {v: k for k, v in origin.file_names(source.text_encoder).items()}
     names = {path.name for path in weight_files.parts(folder, source.text_encoder)}
     for name in sorted(names | {source.text_encoder.file, "config.json"}):
         if not (folder / name).is_file():
@@ -337,13 +342,14 @@ def _copy_encoder(source: PipelineFolder, target: Path) -> None:
             copy_file(source.folder / "tokenizer" / name, target / name)
 
 
-def _write_stage(folder: Path, stage: _SourceStage, encoder: _Encoder) -> StageEntry:
-    """Writes a stage's folder, and returns its entry in the index."""
+def _write_stage(folder: Path, stage: _SourceStage, encoder: _Encoder, checked: PipelineFolder | None) -> StageEntry:
+    """Writes a stage's folder, and returns its entry in the index; `checked` has the cascade's safety checker."""
     text = {"text.model": encoder.entry.model, "text.fingerprint": encoder.entry.fingerprint}
     config = to_json(stage.config.with_changes(text))
     names = None if stage.source.text_encoder is None else encoder.names
     write_json(folder / CONFIG, config)
-    write_json(folder / ORIGIN, origin.describe(stage.source, stage.files, names).model_dump())
+    checker_names = safety_checker.names_in(stage.source, checked)
+    write_json(folder / ORIGIN, origin.describe(stage.source, stage.files, names, checker_names).model_dump())
     _write_weights(folder, stage.files, stage.source.folder / "unet")
     return StageEntry(
         folder=folder.name,

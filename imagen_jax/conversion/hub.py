@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from imagen_jax.conversion import weight_files
+from imagen_jax.conversion.weight_files import WeightFiles
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.hub import HubName, access_error
 from imagen_jax.io.tensor_files import read_weight_map
-from imagen_jax.stages.published import INDEX
+from imagen_jax.stages.published import INDEX, SAFETY_CHECKER
 from imagen_jax.text.null_text import FILE as NULL_TEXT
 
 _COMPONENTS = {"unet": weight_files.UNET, "text_encoder": weight_files.TEXT_ENCODER}
@@ -33,13 +35,14 @@ class FetchedPipeline(NamedTuple):
     files: dict[str, RemoteFile]
 
 
-def fetch_pipeline(name: HubName, variant: str, text_encoder: bool) -> FetchedPipeline:
+def fetch_pipeline(name: HubName, variant: str, text_encoder: bool, safety_checker: bool) -> FetchedPipeline:
     """Returns the folder in the Hub's cache that has a pipeline's files of one variant.
 
     Args:
         name: of the repository.
         variant: of the weights, see `weight_files.choose`.
         text_encoder: whether its text encoder is needed, which is larger than the others.
+        safety_checker: whether its safety checker, if it names one, will be needed, see `fetch_safety_checker`.
 
     Raises:
         ConfigError: there is no such repository or variant, its conditions are not accepted, or the Hub cannot be
@@ -64,12 +67,13 @@ def fetch_pipeline(name: HubName, variant: str, text_encoder: bool) -> FetchedPi
         raise ConfigError(f"{name} on the Hugging Face Hub has no {INDEX}: give the name of a diffusers pipeline")
     weights = []
     for component in _COMPONENTS if text_encoder else ("unet",):
-        inside = [file.partition("/")[2] for file in names if file.startswith(f"{component}/")]
+        inside = _files_of(component, names)
         if inside:
             chosen = weight_files.choose(inside, _COMPONENTS[component], variant, component, name.repo)
             weights.append((component, chosen))
     patterns = [*_SMALL, *(f"{component}/{chosen.file}" for component, chosen in weights)]
-    folder = _download(name, patterns)
+    checker = _choose_checker(names, weights[0][1].variant if weights else "") if safety_checker else None
+    folder = _download(name, patterns, [] if checker is None else [f"{SAFETY_CHECKER}/{checker.file}"])
     shards = [
         f"{component}/{file}"
         for component, chosen in weights
@@ -79,6 +83,44 @@ def fetch_pipeline(name: HubName, variant: str, text_encoder: bool) -> FetchedPi
     if shards:
         folder = _download(HubName(name.repo, folder.name), [*patterns, *sorted(shards)])
     return FetchedPipeline(folder, files)
+
+
+def fetch_safety_checker(name: HubName, folder: Path, variant: str) -> None:
+    """Downloads the weights of a pipeline's safety checker, if it has any that are read.
+
+    Args:
+        name: of the repository.
+        folder: from `fetch_pipeline`.
+        variant: of the U-Net's weights, see `weight_files.choose_near`.
+
+    Raises:
+        ConfigError: they cannot be downloaded.
+    """
+    import huggingface_hub
+
+    commit = HubName(name.repo, folder.name)
+    try:
+        names = huggingface_hub.list_repo_files(commit.repo, revision=commit.revision)
+    except Exception:  # without a network, what the cache has counts
+        return
+    chosen = _choose_checker(names, variant)
+    if chosen is None:
+        return
+    patterns = [f"{SAFETY_CHECKER}/{chosen.file}"]
+    _download(commit, patterns)
+    if chosen.is_index:
+        shards = set(read_weight_map(folder / SAFETY_CHECKER / chosen.file).values())
+        _download(commit, [*patterns, *(f"{SAFETY_CHECKER}/{file}" for file in sorted(shards))])
+
+
+def _files_of(component: str, names: list[str]) -> list[str]:
+    """Returns the names of a component's files, of those of all files of a repository."""
+    return [name.partition("/")[2] for name in names if name.startswith(f"{component}/")]
+
+
+def _choose_checker(names: list[str], variant: str) -> WeightFiles | None:
+    """Returns the weights of the safety checker among all files of a repository; None if it has none."""
+    return weight_files.choose_near(_files_of(SAFETY_CHECKER, names), weight_files.SAFETY_CHECKER, variant)
 
 
 def _cached(name: HubName) -> Path | None:
@@ -95,8 +137,11 @@ def _cached(name: HubName) -> Path | None:
         return None
 
 
-def _download(name: HubName, patterns: list[str]) -> Path:
-    """Returns the folder in the cache with the files that match, but for pickled ones. Raises ConfigError."""
+def _download(name: HubName, patterns: list[str], later: Sequence[str] = ()) -> Path:
+    """Returns the folder in the cache with the files that match, but for pickled ones.
+
+    Raises ConfigError; where a license has to be accepted, it says how to download them, and those of `later`.
+    """
     import huggingface_hub
     from huggingface_hub import constants, errors
 
@@ -105,7 +150,7 @@ def _download(name: HubName, patterns: list[str]) -> Path:
             name.repo, revision=name.revision, allow_patterns=patterns, ignore_patterns=list(_PICKLED)
         )
     except errors.GatedRepoError as error:
-        include = " ".join(f"--include {shlex.quote(pattern)}" for pattern in patterns)
+        include = " ".join(f"--include {shlex.quote(pattern)}" for pattern in (*patterns, *later))
         folder = name.repo.partition("/")[2]
         raise ConfigError(
             f"{name} cannot be read from the Hugging Face Hub: its authors ask you to agree to their license; do so at "

@@ -10,14 +10,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from imagen_jax.conversion import weight_files
 from imagen_jax.conversion.pipeline_folder import CLASSES, SMALL_COMPONENTS, PipelineFolder, component, license_files
+from imagen_jax.conversion.weight_files import WeightFiles
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.tensor_files import INDEX_FILE, SINGLE_FILE, TensorFiles
 from imagen_jax.io.text import printable
-from imagen_jax.stages.published import INDEX
+from imagen_jax.stages.published import INDEX, SAFETY_CHECKER
 
 FORMAT = 1
-# components that are not kept: their weights are not converted
-_DROPPED = ("safety_checker", "watermarker")
+_WATERMARKER = "watermarker"  # a component that is not converted
 _PATH = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
@@ -53,6 +53,7 @@ class Origin(_Part):
         unet: the files of the U-Net's weights, by name in `unet`.
         text_encoder: names in the pipeline's `text_encoder` of files that the cascade has under other names, by those;
             None for a pipeline without a text encoder.
+        safety_checker: likewise of the pipeline's `safety_checker`; None if the cascade does not have it.
     """
 
     format: int
@@ -62,15 +63,22 @@ class Origin(_Part):
     texts: dict[_FilePath, str]
     unet: dict[_FilePath, TensorFile] = Field(min_length=1)
     text_encoder: dict[_FilePath, _FilePath] | None
+    safety_checker: dict[_FilePath, _FilePath] | None = None
 
 
-def describe(source: PipelineFolder, files: TensorFiles, text_encoder: dict[str, str] | None) -> Origin:
+def describe(
+    source: PipelineFolder,
+    files: TensorFiles,
+    text_encoder: dict[str, str] | None,
+    safety_checker: dict[str, str] | None,
+) -> Origin:
     """Returns what is kept of a pipeline.
 
     Args:
         source: the pipeline.
         files: the weights of its U-Net.
         text_encoder: see `Origin`.
+        safety_checker: see `Origin`.
 
     Raises:
         ConfigError: a tensor has another type than floats.
@@ -87,6 +95,7 @@ def describe(source: PipelineFolder, files: TensorFiles, text_encoder: dict[str,
             "texts": _texts(source),
             "unet": {file: {"metadata": files.metadata[file], "tensors": by_file[file]} for file in by_file},
             "text_encoder": text_encoder,
+            "safety_checker": safety_checker,
         },
         source.file("unet"),
     )
@@ -114,22 +123,22 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"{path} is not in UTF-8 ({error}): copy it again") from error
 
 
-def text_encoder_names(source: PipelineFolder) -> dict[str, str]:
-    """Returns what files of a pipeline's text encoder are called there, by the names that `text/` reads them by."""
-    weights = source.text_encoder
+def file_names(weights: WeightFiles | None) -> dict[str, str]:
+    """Returns what files of a model's weights are called in a pipeline, by the names that they are read by."""
     if weights is None or not weights.variant:
         return {}
     return {(INDEX_FILE if weights.is_index else SINGLE_FILE): weights.file}
 
 
-def dropped(source: PipelineFolder) -> list[str]:
-    """Returns the components of a pipeline that are not converted."""
-    return [name for name in _DROPPED if component(source.index, name)]
+def kept_components(index: dict[str, Any], safety_checker: bool) -> dict[str, Any]:
+    """Returns a model_index.json in which the components that are not converted are absent.
 
-
-def without_dropped(index: dict[str, Any]) -> dict[str, Any]:
-    """Returns a model_index.json in which the components that are not converted are absent."""
-    return {key: [None, None] if key in _DROPPED else value for key, value in index.items()}
+    Args:
+        index: of the pipeline.
+        safety_checker: whether the safety checker is there.
+    """
+    absent = (_WATERMARKER,) if safety_checker else (_WATERMARKER, SAFETY_CHECKER)
+    return {key: [None, None] if key in absent else value for key, value in index.items()}
 
 
 def validate(tree: Any, where: str) -> Origin:

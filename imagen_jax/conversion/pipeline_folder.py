@@ -5,6 +5,7 @@ FOLDER/unet/config.json, FOLDER/unet/*.safetensors
 FOLDER/scheduler/scheduler_config.json
 FOLDER/image_noising_scheduler/scheduler_config.json    of a super-resolution stage
 FOLDER/text_encoder/, FOLDER/tokenizer/       a T5 and its tokenizer
+FOLDER/safety_checker/, FOLDER/feature_extractor/    the safety checker, and how it is given images
 FOLDER/README.md, FOLDER/LICENSE              the license of the weights
 """
 
@@ -24,12 +25,12 @@ from imagen_jax.conversion.weight_files import WeightFiles
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import read_json
 from imagen_jax.io.bucket import is_bucket
-from imagen_jax.io.hub import parse_name
+from imagen_jax.io.hub import HubName, parse_name
 from imagen_jax.io.local_copy import local_folder
 from imagen_jax.io.paths import as_path
 from imagen_jax.io.text import printable
 from imagen_jax.pipelines.origin import LICENSE_FILE, LICENSE_KEYS
-from imagen_jax.stages.published import CLASS_NAME, INDEX
+from imagen_jax.stages.published import CLASS_NAME, INDEX, SAFETY_CHECKER
 from imagen_jax.text.null_text import FILE as NULL_TEXT
 from imagen_jax.text.tokenizer import FILES as TOKENIZER_FILES
 
@@ -62,6 +63,7 @@ class PipelineFolder:
         scheduler: that of scheduler/scheduler_config.json.
         weights: of the U-Net.
         text_encoder: the weights of the text encoder; None without one.
+        safety_checker: likewise of the safety checker.
         license: the fields about it in the header of the card.
         remote: what the Hub lists of its files; empty for a folder, or without a network.
     """
@@ -74,6 +76,7 @@ class PipelineFolder:
     scheduler: dict[str, Any]
     weights: WeightFiles
     text_encoder: WeightFiles | None
+    safety_checker: WeightFiles | None
     license: dict[str, str]
     remote: dict[str, RemoteFile]
 
@@ -92,19 +95,22 @@ class PipelineFolder:
         return str(self.folder / name)
 
 
-def open_pipeline(name: str, variant: str = "", text_encoder: bool = True) -> PipelineFolder:
+def open_pipeline(
+    name: str, variant: str = "", text_encoder: bool = True, safety_checker: bool = True
+) -> PipelineFolder:
     """Opens a pipeline: reads its configs, and which files have its weights.
 
     Args:
         name: its folder, or ORG/NAME or ORG/NAME@REVISION on the Hugging Face Hub.
         variant: of the weights, see `weight_files.choose`.
         text_encoder: whether the text encoder is needed; if not, that of a pipeline on the Hub is left there.
+        safety_checker: likewise for the safety checker.
 
     Raises:
         ConfigError: there is no such pipeline, a file is missing or damaged, or differs from the checksum of its
             download, or the pipeline is not one of DeepFloyd IF.
     """
-    folder, remote = _find(name, variant, text_encoder)
+    folder, remote = _find(name, variant, text_encoder, safety_checker)
     index = _read_index(folder)
     class_name = index["_class_name"]
     unet = _read(folder, "unet/config.json")
@@ -117,6 +123,11 @@ def open_pipeline(name: str, variant: str = "", text_encoder: bool = True) -> Pi
         raise ConfigError(
             f"{folder / 'unet/config.json'} is of a {printable(str(kind))[:80]}, and {unet_config.CLASS} is supported"
         )
+    weights = _choose(folder / "unet", weight_files.UNET, variant)
+    is_here = as_path(name).is_dir()
+    checker = None
+    if component(index, SAFETY_CHECKER) and (safety_checker or is_here):
+        checker = _safety_checker(folder, None if is_here else parse_name(name), weights.variant)
     source = PipelineFolder(
         name=name,
         folder=folder,
@@ -124,8 +135,9 @@ def open_pipeline(name: str, variant: str = "", text_encoder: bool = True) -> Pi
         index=index,
         unet=unet,
         scheduler=scheduler,
-        weights=_choose(folder / "unet", weight_files.UNET, variant),
-        text_encoder=_text_encoder(folder, index, variant) if text_encoder or as_path(name).is_dir() else None,
+        weights=weights,
+        text_encoder=_text_encoder(folder, index, variant) if text_encoder or is_here else None,
+        safety_checker=checker,
         license=_read_license(folder),
         remote=remote,
     )
@@ -133,7 +145,7 @@ def open_pipeline(name: str, variant: str = "", text_encoder: bool = True) -> Pi
     return source
 
 
-def _find(name: str, variant: str, text_encoder: bool) -> FetchedPipeline:
+def _find(name: str, variant: str, text_encoder: bool, safety_checker: bool) -> FetchedPipeline:
     """Returns the folder of a pipeline on a disk, and what the Hub lists of it. Raises ConfigError."""
     path = as_path(name)
     if path.is_file():
@@ -146,7 +158,7 @@ def _find(name: str, variant: str, text_encoder: bool) -> FetchedPipeline:
             f"{printable(name)!r} is neither a folder nor ORG/NAME, a name on the Hugging Face Hub: give the folder of "
             "a diffusers pipeline, or for example DeepFloyd/IF-I-M-v1.0"
         )
-    return hub.fetch_pipeline(repository, variant, text_encoder)
+    return hub.fetch_pipeline(repository, variant, text_encoder, safety_checker)
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
@@ -197,13 +209,26 @@ def _text_encoder(folder: Path, index: Mapping[str, Any], variant: str) -> Weigh
     return _choose(encoder, weight_files.TEXT_ENCODER, variant)
 
 
+def _safety_checker(folder: Path, repository: HubName | None, variant: str) -> WeightFiles | None:
+    """Returns the weights of the safety checker; None if they are neither here nor in a repository on the Hub."""
+    if repository is not None:
+        hub.fetch_safety_checker(repository, folder, variant)
+    where = folder / SAFETY_CHECKER
+    names = [path.name for path in where.iterdir()] if where.is_dir() else []
+    chosen = weight_files.choose_near(names, weight_files.SAFETY_CHECKER, variant)
+    if chosen is not None:
+        weight_files.parts(where, chosen)
+    return chosen
+
+
 def _files(source: PipelineFolder) -> Iterator[str]:
     """Yields the paths of the files that a conversion reads, some of which may be absent; not the card, for people."""
     yield INDEX
     for name in SMALL_COMPONENTS:
         yield f"{name}/{'preprocessor_config.json' if name == 'feature_extractor' else SCHEDULER_FILE}"
         yield from (f"{name}/{path.name}" for path in (source.folder / name).glob("*.json"))
-    for name, weights in (("unet", source.weights), ("text_encoder", source.text_encoder)):
+    components = {"unet": source.weights, "text_encoder": source.text_encoder, SAFETY_CHECKER: source.safety_checker}
+    for name, weights in components.items():
         if weights is not None:
             parts = weight_files.parts(source.folder / name, weights)
             yield from (f"{name}/{file}" for file in ("config.json", weights.file, *(path.name for path in parts)))

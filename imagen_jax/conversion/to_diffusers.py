@@ -23,7 +23,9 @@ from imagen_jax.conversion import origin, schedulers, unet_config, weight_files
 from imagen_jax.conversion.card import write_pipeline_card
 from imagen_jax.conversion.origin import Origin, TensorFile
 from imagen_jax.conversion.pipeline_folder import CLASSES, SCHEDULER_FILE
+from imagen_jax.conversion.safety_checker import FEATURE_EXTRACTOR
 from imagen_jax.errors import ConfigError
+from imagen_jax.images.clip_inputs import FILE as INPUTS_FILE
 from imagen_jax.io.atomic import atomic_write, commit_folder, json_bytes, read_json
 from imagen_jax.io.bucket import is_bucket
 from imagen_jax.io.local_copy import copy_file
@@ -35,10 +37,18 @@ from imagen_jax.models.if_names import tensor_name
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.parallel.sharding import ParamPath, with_shardings
 from imagen_jax.pipelines.find_stages import find_stages
-from imagen_jax.pipelines.origin import find_origin
+from imagen_jax.pipelines.origin import find_converted
+from imagen_jax.pipelines.safety_checker import checker_files
 from imagen_jax.stages.base import Weights
 from imagen_jax.stages.cascade_folder import check_new, new_folder
-from imagen_jax.stages.published import INDEX, ORIGIN, STAGE_FOLDER, is_published_stage
+from imagen_jax.stages.published import (
+    INDEX,
+    ORIGIN,
+    SAFETY_CHECKER,
+    STAGE_FOLDER,
+    is_published_stage,
+    safety_checker_of,
+)
 from imagen_jax.stages.stage import build
 from imagen_jax.stages.stage_folder import open_weights, read_config
 from imagen_jax.stages.trainable import select
@@ -75,12 +85,14 @@ class _Stage:
         weights: of its folder.
         origin: what is kept of the pipeline it comes from; None if that is not known.
         is_unchanged: whether it has the weights of that pipeline.
+        checker: the folder of its cascade's safety checker; None without one.
     """
 
     config: StageConfig
     weights: Weights
     origin: Origin | None
     is_unchanged: bool
+    checker: Path | None
 
 
 def to_diffusers(
@@ -111,7 +123,7 @@ def to_diffusers(
     if is_bucket(str(out)):
         raise ConfigError(f"--out {str(out)!r} is in a bucket: give a folder on this machine, and copy it there then")
     folder = as_path(out)
-    found = find_stages(stages)
+    found = find_stages(stages, safety_checker=True)
     _check_out(folder, overwrite, found)
     choices = weights or [WeightsChoice()] * len(found)
     opened = [_open(stage, choice) for stage, choice in zip(found, choices, strict=True)]
@@ -155,10 +167,21 @@ def _open(folder: Path, choice: WeightsChoice) -> _Stage:
             f"the stage in {folder} is trained to inpaint, and diffusers' U-Net has no place for what it sees of the "
             "image: give a stage with inpainting.enabled = False"
         )
-    tree, weights = find_origin(folder, config), open_weights(folder, choice)
-    kept = None if tree is None else origin.validate(tree, str(folder / ORIGIN))
+    found, weights = find_converted(folder, config), open_weights(folder, choice)
+    kept = None if found is None else origin.validate(found[1], str(folder / ORIGIN))
     # training counts steps from the weights that it starts from
-    return _Stage(config, weights, kept, kept is not None and is_published_stage(folder) and weights.step == 0)
+    is_unchanged = kept is not None and is_published_stage(folder) and weights.step == 0
+    # one that was published after it was trained is in a cascade of its own
+    home = folder if is_published_stage(folder) or found is None else found[0]
+    return _Stage(config, weights, kept, is_unchanged, _checker(home, kept))
+
+
+def _checker(folder: Path, kept: Origin | None) -> Path | None:
+    """Returns the folder of the safety checker of a stage's cascade; None if the stage's pipeline has none."""
+    if not is_published_stage(folder) or (kept is not None and kept.safety_checker is None):
+        return None
+    entry = safety_checker_of(folder)
+    return None if entry is None or entry.folder is None else folder.parent / entry.folder
 
 
 def _write_pipeline(folder: Path, stage: _Stage, variant: str) -> None:
@@ -182,6 +205,7 @@ def _write_pipeline(folder: Path, stage: _Stage, variant: str) -> None:
     for name, text in texts.items():
         atomic_write(folder / name, text.encode())
     _write_weights(folder / "unet", stage, files)
+    _copy_checker(folder, stage, variant)
     license = {} if kept is None else kept.license
     write_pipeline_card(folder, license, "" if kept is None else kept.name, not stage.is_unchanged)
 
@@ -196,11 +220,12 @@ def _verbatim(text: str | None, value: Any) -> str:
 def _index(stage: _Stage, encoder: Mapping[str, str]) -> dict[str, Any]:
     """Returns the content of model_index.json."""
     if stage.origin is not None:
-        return origin.without_dropped(json.loads(stage.origin.texts[INDEX]))
+        return origin.kept_components(json.loads(stage.origin.texts[INDEX]), stage.checker is not None)
     second = stage.config.is_super_resolution
+    is_checked = stage.checker is not None
     components: dict[str, list[str | None]] = {
-        "feature_extractor": [None, None],
-        "safety_checker": [None, None],
+        FEATURE_EXTRACTOR: ["transformers", "CLIPImageProcessor"] if is_checked else [None, None],
+        SAFETY_CHECKER: ["deepfloyd_if", "IFSafetyChecker"] if is_checked else [None, None],
         "scheduler": ["diffusers", schedulers.CLASS],
         "text_encoder": ["transformers", encoder["text_encoder"]],
         "tokenizer": ["transformers", encoder["tokenizer"]],
@@ -212,7 +237,7 @@ def _index(stage: _Stage, encoder: Mapping[str, str]) -> dict[str, Any]:
     return {
         "_class_name": "IFSuperResolutionPipeline" if second else "IFPipeline",
         "_diffusers_version": unet_config.VERSION,
-        "requires_safety_checker": False,
+        "requires_safety_checker": is_checked,
         **dict(sorted(components.items())),
     }
 
@@ -330,6 +355,22 @@ def _copy_encoder(folder: Path, stage: _Stage, variant: str) -> dict[str, str]:
     config, tokenizer = (_json_or_empty(source / name) for name in ("config.json", "tokenizer_config.json"))
     classes = config.get("architectures") or ["T5EncoderModel"]
     return {"text_encoder": str(classes[0]), "tokenizer": str(tokenizer.get("tokenizer_class", "T5Tokenizer"))}
+
+
+def _copy_checker(folder: Path, stage: _Stage, variant: str) -> None:
+    """Copies a stage's safety checker, if it has one, into the folder of a pipeline; as `_copy_encoder`."""
+    if stage.checker is None:
+        return
+    kept = stage.origin
+    if stage.is_unchanged and kept is not None and not variant:
+        names = kept.safety_checker or {}
+    else:
+        names = _encoder_names(_label(variant))
+    for path in checker_files(stage.checker):
+        if path.name != INPUTS_FILE:
+            copy_file(path, folder / SAFETY_CHECKER / names.get(path.name, path.name))
+        elif kept is None:  # else it is among the texts
+            copy_file(path, folder / FEATURE_EXTRACTOR / path.name)
 
 
 def _label(variant: str) -> str:

@@ -18,6 +18,7 @@ from imagen_jax.io.tensor_files import pickle_files, pickled_error, read_weight_
 from imagen_jax.io.text import printable
 
 UNET, TEXT_ENCODER = "diffusion_pytorch_model", "model"  # how their files begin
+SAFETY_CHECKER = TEXT_ENCODER
 NO_VARIANT = "none"  # as a user names the files without one
 _SHARD = r"-\d{5}-of-\d{5}"
 
@@ -65,6 +66,12 @@ def choose(names: Iterable[str], stem: str, wanted: str, component: str, pipelin
     return there["" if wanted == NO_VARIANT else wanted] if wanted else next(iter(there.values()))
 
 
+def choose_near(names: Iterable[str], stem: str, variant: str) -> WeightFiles | None:
+    """Returns the weights of a variant or, as diffusers does, those of none, or of any other; None without weights."""
+    there = _variants(sorted(names), stem)
+    return there.get(variant) or there.get("") or next(iter(there.values()), None)
+
+
 def _variants(names: Iterable[str], stem: str) -> dict[str, WeightFiles]:
     """Returns the weights of each variant; a single file counts before an index, as in diffusers."""
     single = re.compile(rf"{stem}(?:\.(\w+))?\.safetensors")
@@ -92,9 +99,12 @@ def _nothing(names: Iterable[str], stem: str, where: str, pipeline: str) -> Conf
 def _resave_command(pipeline: str) -> str:
     """Returns the command by which diffusers writes a pipeline with pickled weights again, as safetensors."""
     new = json.dumps(f"{Path(pipeline).name}-safetensors", ensure_ascii=False)
+    old = json.dumps(pipeline, ensure_ascii=False)
     code = (
-        f"from diffusers import DiffusionPipeline as P; P.from_pretrained({json.dumps(pipeline, ensure_ascii=False)}, "
-        f"safety_checker=None, watermarker=None).save_pretrained({new})"
+        "from diffusers import DiffusionPipeline as P; from diffusers.pipelines.deepfloyd_if import IFSafetyChecker; "
+        # without it, diffusers 0.42 cannot load its checker with transformers 5
+        "IFSafetyChecker.all_tied_weights_keys = {}; "
+        f"P.from_pretrained({old}, watermarker=None).save_pretrained({new})"
     )
     return f"python -c {shlex.quote(code)}"
 

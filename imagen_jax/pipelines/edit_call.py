@@ -51,8 +51,7 @@ class PreparedEdit:
     def sample(self, callback: Callback | None = None) -> ImagenPipelineOutput:
         """Samples the images."""
         images = [samples[self.walks - 1 :: self.walks] for samples in self.pipeline.sample_all(self.request, callback)]
-        kept = self.finish(images[-1])
-        return ImagenPipelineOutput(kept, [*images[:-1], kept])
+        return self.pipeline.checked([*images[:-1], self.finish(images[-1])], self.request.batch_size)
 
     def placed(self, before: Size, after: Size) -> PreparedEdit:
         """Returns the edit of a canvas with `canvas_positions`, for networks that embed positions and are outgrown.

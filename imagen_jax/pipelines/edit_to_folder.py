@@ -37,6 +37,7 @@ def prepare(out: Path, pipeline: ImagenPipeline, edit: Mapping[str, Any], overwr
     """
     if multihost.is_main_process():
         manifest = {"edit": dict(edit), "stages": output_dir.stages_manifest(pipeline.stages)}
+        manifest |= output_dir.checker_manifest(pipeline.safety_checker)
         output_dir.prepare(out, json.loads(json.dumps(manifest)), overwrite)
 
 

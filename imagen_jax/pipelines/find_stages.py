@@ -26,6 +26,7 @@ from imagen_jax.stages.published import (
     is_published_stage,
     listed_files,
     read_index,
+    verify_safety_checker,
     verify_text_encoder,
 )
 from imagen_jax.stages.stage_folder import read_config
@@ -40,7 +41,11 @@ logger = logging.getLogger(__name__)
 
 
 def find_stages(
-    names: str | Path | Sequence[str | Path], *, weights: bool = True, text_encoder: bool = True
+    names: str | Path | Sequence[str | Path],
+    *,
+    weights: bool = True,
+    text_encoder: bool = True,
+    safety_checker: bool = False,
 ) -> list[Path]:
     """Returns the folders of the stages of a cascade, base first.
 
@@ -51,6 +56,7 @@ def find_stages(
             as NAME/stage_0. A name is a folder, if there is one, before it is looked for on the Hub.
         weights: whether the weights are needed; without, only indices and configs are downloaded.
         text_encoder: whether text encoders inside of published cascades are needed; they are verified.
+        safety_checker: likewise safety checkers.
 
     Returns:
         Folders to read with `stages/stage_folder.py`; of published cascades, on a disk of this machine.
@@ -59,7 +65,7 @@ def find_stages(
         ConfigError: a name leads nowhere, or to what is no stage.
     """
     given = [names] if isinstance(names, (str, os.PathLike)) else list(names)
-    find = _Finder(weights, text_encoder)
+    find = _Finder(weights, text_encoder, safety_checker)
     try:
         return [folder for name in given for folder in find(name)]
     except BucketError as error:
@@ -69,8 +75,8 @@ def find_stages(
 class _Finder:
     """Finds the stages of one name; arguments as `find_stages`."""
 
-    def __init__(self, weights: bool, text_encoder: bool) -> None:
-        self._weights, self._text_encoder = weights, text_encoder
+    def __init__(self, weights: bool, text_encoder: bool, safety_checker: bool) -> None:
+        self._weights, self._text_encoder, self._safety_checker = weights, text_encoder, safety_checker
 
     def __call__(self, name: str | Path) -> list[Path]:
         """Returns the folders of the stages. Raises ConfigError."""
@@ -118,7 +124,8 @@ class _Finder:
             only: the stage to return; None for all.
         """
         folder = fetch([INDEX, checksums.MANIFEST])
-        entries = [entry for entry in read_index(folder).stages if only in (None, entry.folder)]
+        index = read_index(folder)
+        entries = [entry for entry in index.stages if only in (None, entry.folder)]
         if not entries:
             raise ConfigError(f"{folder / INDEX} lists no {only}: give one of its stages, or the cascade")
         parts = {entry.folder for entry in entries}
@@ -127,11 +134,15 @@ class _Finder:
             names = listed_files(folder, parts)
         if self._text_encoder:
             names += listed_files(folder, {entry.text_encoder.folder or "" for entry in entries})
+        if self._safety_checker and index.safety_checker is not None:
+            names += listed_files(folder, {index.safety_checker.folder or ""})
         folder = fetch(names)
         stages = [folder / entry.folder for entry in entries]
         if self._text_encoder:
             for stage in stages:
                 verify_text_encoder(stage)
+        if self._safety_checker:
+            verify_safety_checker(stages[0])
         return stages
 
 

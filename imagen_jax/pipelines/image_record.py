@@ -95,6 +95,7 @@ class ImageRecord(_Part):
         devices: the devices that sampled it, and how they shared the work.
         software: versions of this package and of JAX.
         edit: how it was made from another image; None for an image from a prompt alone.
+        flagged: whether the safety checker has made it black.
     """
 
     format: int = Field(ge=_FORMAT, le=_FORMAT)
@@ -109,6 +110,7 @@ class ImageRecord(_Part):
     devices: str = ""
     software: str = ""
     edit: EditRecord | None = None
+    flagged: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> ImageRecord:
@@ -147,7 +149,12 @@ class Recorder:
         self._devices = _describe_devices(pipeline)
 
     def texts(
-        self, first: int, row: int, shape: Sequence[int], edit: Mapping[str, Any] | None = None
+        self,
+        first: int,
+        row: int,
+        shape: Sequence[int],
+        edit: Mapping[str, Any] | None = None,
+        flagged: bool = False,
     ) -> dict[str, str]:
         """Returns the texts of an image, by keyword; none for given embeddings, and for a prompt too long for a file.
 
@@ -156,6 +163,7 @@ class Recorder:
             row: position of the image in its batch.
             shape: of the image, (H, W, C).
             edit: how it was made from another one, with the fields of `EditRecord`.
+            flagged: whether the safety checker has made it black.
         """
         request, position = self._request, first + row
         if edit is None and (request.texts.embeds is not None or request.texts.negative_embeds is not None):
@@ -180,6 +188,8 @@ class Recorder:
         }
         if edit is not None:
             record["edit"] = dict(edit)
+        if flagged:
+            record["flagged"] = True
         texts = {SUMMARY_KEYWORD: _summary(record, shape), KEYWORD: _dumps(record)}
         if any(len(text.encode()) > png.MAX_TEXT_BYTES for text in texts.values()):
             logger.warning("image %d: its prompt is too long to be written into the file", record["index"])

@@ -47,6 +47,7 @@ from imagen_jax.pipelines.request import (
     SampleRequest,
     SamplingProgress,
 )
+from imagen_jax.pipelines.safety_checker import FROM_CASCADE, SafetyChecker, SafetyReport, open_checker
 from imagen_jax.pipelines.sizes import base_size, check_size
 from imagen_jax.pipelines.texts import as_prompts, encode_batch, make_texts, required
 from imagen_jax.stages.sampling import PAIRS_AXES, SAMPLING_MESH, Pairs
@@ -68,10 +69,12 @@ class ImagenPipelineOutput:
     Attributes:
         images: the images of the last stage, uint8 [N, H, W, C]; uint16 for stages that sample 16 bits.
         stages: the images of every stage, base first; the last entry is `images`.
+        safety: which of them the safety checker has flagged, and are black; None where none has looked at them.
     """
 
     images: np.ndarray
     stages: list[np.ndarray]
+    safety: SafetyReport | None = None
 
 
 class ImagenPipeline:
@@ -83,6 +86,12 @@ class ImagenPipeline:
             networks.
         encoders: the text encoder of each stage, the same object for stages that share it; None without any, for
             `prompt_embeds`. By default those that the configs name.
+        safety_checker: makes images black that it flags; None for none.
+
+    Attributes:
+        stages: as given.
+        mesh: as given.
+        safety_checker: as given.
 
     Raises:
         ConfigError: the stages do not chain, or their sampling settings cannot work.
@@ -93,6 +102,7 @@ class ImagenPipeline:
         stages: Sequence[TrainedStage],
         mesh: Mesh | None = None,
         encoders: Sequence[PromptEncoder | None] | None = None,
+        safety_checker: SafetyChecker | None = None,
     ) -> None:
         check_chain([trained.stage.config for trained in stages])
         runtime.enable_compilation_cache()
@@ -101,6 +111,7 @@ class ImagenPipeline:
         if encoders is None:
             encoders = make_encoders([trained.stage.config for trained in stages], self.mesh)
         self._encoders = tuple(encoders)
+        self.safety_checker = safety_checker
         self._progress: dict[str, Any] = {}
         self._samplers = [StageSampler(trained.stage, self.mesh) for trained in self.stages]
         self._adapters = Adapters(self.stages)
@@ -119,6 +130,7 @@ class ImagenPipeline:
         text_encoder: bool = True,
         text_cache: str | Path | None = None,
         weights: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        safety_checker: SafetyChecker | str | Path | None = FROM_CASCADE,
     ) -> ImagenPipeline:
         """Loads a cascade, also while it is trained. Weights of text encoders are loaded at first use.
 
@@ -132,13 +144,14 @@ class ImagenPipeline:
             text_cache: a folder of embeddings from `imagen embed`: prompts in it are looked up, not encoded.
             weights: which weights to load, such as `{"step": 1000, "kind": "raw"}`, for all stages or for each; by
                 default the EMA, `"ema"`, of the newest checkpoint, or what was published.
+            safety_checker: "cascade" for that of the cascade, if it has one; None for none; or another, or its folder.
 
         Raises:
             ConfigError: a name leads nowhere, a folder holds no stage, or no checkpoint of the given step, a published
                 file is damaged, the stages do not chain, or a text encoder cannot be opened.
             TrainingError: every checkpoint of a stage is damaged.
         """
-        folders = find_stages(stages, text_encoder=text_encoder)
+        folders = find_stages(stages, text_encoder=text_encoder, safety_checker=safety_checker == FROM_CASCADE)
         choices = read_choices(weights, len(folders))
         mesh = _as_mesh(mesh)
         configs = read_chain(folders, sampling)
@@ -149,7 +162,7 @@ class ImagenPipeline:
             load_stage(folder, config, mesh, encoder.width if encoder else None, choice)
             for folder, config, encoder, choice in zip(folders, configs, encoders, choices, strict=True)
         ]
-        return cls(loaded, mesh, encoders)
+        return cls(loaded, mesh, encoders, open_checker(safety_checker, folders, mesh))
 
     def save_pretrained(self, folder: str | Path, **settings: Any) -> None:
         """Publishes the cascade, as `imagen publish` does: `from_pretrained` loads the folder, here and elsewhere.
@@ -296,7 +309,8 @@ class ImagenPipeline:
             **settings: any other key of a config's `sampling`, such as `eta` or `threshold`.
 
         Returns:
-            `.images` [N, H, W, C] of the last stage, and `.stages`, the images of every stage.
+            `.images` [N, H, W, C] of the last stage, `.stages`, the images of every stage, and `.safety`, which of them
+            the cascade's safety checker has flagged: these are black.
 
         Raises:
             ConfigError: a setting is unknown, out of range, or has another number of values than there are stages.
@@ -317,8 +331,7 @@ class ImagenPipeline:
             aug_level=aug_level,
             **settings,
         )
-        images = pipeline.sample_all(request, callback)
-        return ImagenPipelineOutput(images[-1], images)
+        return pipeline.checked(pipeline.sample_all(request, callback), batch_size)
 
     def make_request(
         self,
@@ -408,10 +421,24 @@ class ImagenPipeline:
             dataclasses.replace(trained, params=jax.device_put(trained.params, param_shardings(trained.params, mesh)))
             for trained in self.stages
         ]
-        return ImagenPipeline(stages, mesh, [copy(encoder) for encoder in self._encoders])
+        checker = self.safety_checker and self.safety_checker.on(mesh)
+        return ImagenPipeline(stages, mesh, [copy(encoder) for encoder in self._encoders], checker)
+
+    def checked(self, images: Sequence[np.ndarray], batch_size: int) -> ImagenPipelineOutput:
+        """Returns images with those in black that the safety checker, if there is one, flags.
+
+        Args:
+            images: of every stage, [N, H, W, C] each; those of the last are checked.
+            batch_size: to check at once, see `padded_batch`.
+        """
+        report = None
+        if self.safety_checker is not None:
+            report = self.safety_checker(images[-1], self.padded_batch(len(images[-1]), batch_size))
+            images = [report.blacken(stage) for stage in images]
+        return ImagenPipelineOutput(images[-1], list(images), report)
 
     def sample_all(self, request: SampleRequest, callback: Callback | None = None) -> list[np.ndarray]:
-        """Returns the images of every stage, [N, H, W, C] each; see `iter_batches`."""
+        """Returns the images of every stage, [N, H, W, C] each, not checked for safety; see `iter_batches`."""
         batches = [images for _, images in self.iter_batches(request, callback=callback)]
         return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
@@ -426,7 +453,8 @@ class ImagenPipeline:
             callback: called every few steps of a stage.
 
         Yields:
-            The index of the batch's first prompt, and the images of every stage, uint8 or uint16 [B, H, W, C] each.
+            The index of the batch's first prompt, and the images of every stage, uint8 or uint16 [B, H, W, C] each;
+            they are not checked for safety, see `checked`.
         """
         yield from self._iter_batches(request, pending, callback, self._sample_batch)
 

@@ -23,14 +23,21 @@ _MAX_LINKS = 10  # of `training.init_from` that are followed to the pipeline tha
 
 
 def find_origin(folder: Path, config: StageConfig) -> Any:
-    """Returns what a stage keeps of a pipeline; for one that was trained, what the stage keeps that it started from.
+    """Returns what a stage keeps of a pipeline, or the stage that it started from; None without one, as that."""
+    found = find_converted(folder, config)
+    return None if found is None else found[1]
+
+
+def find_converted(folder: Path, config: StageConfig) -> tuple[Path, Any] | None:
+    """Returns the stage that keeps something of a pipeline: a stage itself, or the one that it started from.
 
     Args:
         folder: of the stage.
         config: of the stage.
 
     Returns:
-        The JSON value, as it was read; None if the stage comes from no pipeline, or its first stage is not there.
+        Its folder, and the JSON value, as it was read; None if the stage comes from no pipeline, or its first stage is
+        not there.
 
     Raises:
         ConfigError: the stage has one, and it is damaged.
@@ -40,11 +47,12 @@ def find_origin(folder: Path, config: StageConfig) -> Any:
         if origin is not None or not config.training.init_from:
             break
         try:
-            folder = find_stages(config.training.init_from, weights=False, text_encoder=False)[0]
+            name = config.training.init_from
+            folder = find_stages(name, weights=False, text_encoder=False, safety_checker=True)[0]
             origin, config = _own_origin(folder), read_config(folder, lambda text: None)
         except ConfigError:
             return None
-    return origin
+    return None if origin is None else (folder, origin)
 
 
 def _own_origin(folder: Path) -> Any:

@@ -25,15 +25,19 @@ from imagen_jax.io.atomic import read_json, write_json
 from imagen_jax.io.changes import changes, flatten
 from imagen_jax.pipelines.loading import TrainedStage
 from imagen_jax.pipelines.request import SampleRequest
+from imagen_jax.pipelines.safety_checker import SafetyChecker
 
 MANIFEST = "samples.json"
 SHEET = "samples.png"
 IMAGES = "images"
 MAX_DIFFERENCES = 3  # that a message names
+MAX_FLAGGED = 20  # images that a message names
 _THREADS = 8  # that read or write images at the same time
 
 
-def run_manifest(stages: Sequence[TrainedStage], request: SampleRequest) -> dict[str, Any]:
+def run_manifest(
+    stages: Sequence[TrainedStage], request: SampleRequest, safety_checker: SafetyChecker | None = None
+) -> dict[str, Any]:
     """Returns all that decides the images, as JSON: not how they are batched nor on which devices.
 
     A text encoder is identified by its name, and by `config.text.fingerprint` where that is given.
@@ -41,6 +45,7 @@ def run_manifest(stages: Sequence[TrainedStage], request: SampleRequest) -> dict
     Args:
         stages: of the cascade, base first.
         request: what to sample.
+        safety_checker: makes images black that it flags; None for none.
     """
     scales, texts, positions = request.guidance_scale, request.texts, request.positions
     manifest: dict[str, Any] = {
@@ -54,7 +59,13 @@ def run_manifest(stages: Sequence[TrainedStage], request: SampleRequest) -> dict
         manifest["negative_prompts"] = [texts.negative_prompts[i] for i in positions]
     if request.size is not None:
         manifest["size"] = list(request.size)
+    manifest |= checker_manifest(safety_checker)
     return json.loads(json.dumps(manifest))
+
+
+def checker_manifest(safety_checker: SafetyChecker | None) -> dict[str, Any]:
+    """Returns which safety checker makes images black, as JSON; nothing without one."""
+    return {} if safety_checker is None else {"safety_checker": safety_checker.checksum}
 
 
 def stages_manifest(stages: Sequence[TrainedStage]) -> dict[str, Any]:
@@ -82,6 +93,15 @@ def _stage_manifest(trained: TrainedStage) -> dict[str, Any]:
 def image_path(folder: Path, index: int) -> Path:
     """Returns the path of the image of a sample."""
     return folder / IMAGES / f"{index:04d}.png"
+
+
+def flagged_lines(indices: Sequence[int]) -> list[str]:
+    """Returns what a command prints of images that the safety checker has made black: a line, or none."""
+    if not indices:
+        return []
+    names = ", ".join(image_path(Path(), index).name for index in indices[:MAX_FLAGGED])
+    more = f" and {len(indices) - MAX_FLAGGED} more" if len(indices) > MAX_FLAGGED else ""
+    return [f"{len(indices)} images are black, as the safety checker has flagged them: {names}{more}"]
 
 
 def prepare(folder: Path, manifest: dict[str, Any], overwrite: bool) -> None:

@@ -23,18 +23,23 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class FolderResult:
-    """What `sample_to_folder` has written: `total` images, of which `existing` were there before."""
+    """What `sample_to_folder` has written: `total` images, of which `existing` were there before.
+
+    `flagged` are the numbers of those that the safety checker has made black in this call.
+    """
 
     out: Path
     total: int
     existing: int
+    flagged: tuple[int, ...] = ()
 
     def summary(self) -> str:
         """Returns the result as lines of text."""
         shown = "all of them" if self.total <= MAX_GRID else f"the first {MAX_GRID}"
         sheet, images = self.out / output_dir.SHEET, self.out / output_dir.IMAGES
         lines = [f"{self.existing} of {self.total} images existed already"] if self.existing else []
-        return "\n".join([*lines, f"{self.total} images: {sheet} shows {shown}, {images} has each"])
+        lines.append(f"{self.total} images: {sheet} shows {shown}, {images} has each")
+        return "\n".join([*lines, *output_dir.flagged_lines(self.flagged)])
 
 
 def sample_to_folder(
@@ -64,22 +69,29 @@ def sample_to_folder(
     positions = np.array(request.positions)
     pending = np.zeros(len(request.texts.prompts), bool)
     if multihost.is_main_process():
-        manifest = output_dir.run_manifest(pipeline.stages, request)
+        manifest = output_dir.run_manifest(pipeline.stages, request, pipeline.safety_checker)
         output_dir.prepare(out, manifest, overwrite)
         pending[positions] = output_dir.missing_images(out, [request.number(i) for i in request.positions])
         recorder = Recorder(pipeline, request, manifest["stages"])
     # as the main process sees it: the folder may be on its machine alone
     pending = multihost.broadcast_from_main(pending)
+    flagged: list[int] = []
     for first, by_stage in pipeline.iter_batches(request, pending):
+        rows = np.flatnonzero(pending[first : first + len(by_stage[-1])])
+        output = pipeline.checked([by_stage[-1][rows]], request.batch_size)
+        is_flagged = np.zeros(len(rows), bool) if output.safety is None else output.safety.flagged
         if multihost.is_main_process():
-            rows = {row: image for row, image in enumerate(by_stage[-1]) if pending[first + row]}
-            indices = {row: request.number(first + row) for row in rows}
-            texts = {indices[row]: recorder.texts(first, row, image.shape) for row, image in rows.items()}
-            output_dir.save(out, {indices[row]: image for row, image in rows.items()}, texts)
+            indices = [request.number(first + int(row)) for row in rows]
+            texts = {
+                index: recorder.texts(first, int(row), image.shape, flagged=bool(black))
+                for index, row, image, black in zip(indices, rows, output.images, is_flagged, strict=True)
+            }
+            output_dir.save(out, dict(zip(indices, output.images, strict=True)), texts)
+            flagged += [index for index, black in zip(indices, is_flagged, strict=True) if black]
     if not multihost.is_main_process():
         return None
     _save_sheet(out, request, positions[:MAX_GRID], columns)
-    return FolderResult(out, len(positions), int(np.sum(~pending[positions])))
+    return FolderResult(out, len(positions), int(np.sum(~pending[positions])), tuple(flagged))
 
 
 def _save_sheet(out: Path, request: SampleRequest, positions: np.ndarray, columns: int) -> None:

@@ -26,13 +26,14 @@ from imagen_jax.io.version import VERSION
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.pipelines.loading import TrainedStage
 from imagen_jax.pipelines.origin import find_origin, license_fields, license_texts
+from imagen_jax.pipelines.safety_checker import copy_checker
 from imagen_jax.publishing.card import CardFacts, license_header, model_card
 from imagen_jax.publishing.evaluation import Evaluation, find_evaluation
 from imagen_jax.publishing.push import check_push, push
 from imagen_jax.publishing.stage_files import portable_config, write_stage
 from imagen_jax.publishing.text_encoders import EncoderPlan, copy_encoders, plan_encoders
 from imagen_jax.stages.cascade_folder import check_out, new_folder, weights_checksum, write_index
-from imagen_jax.stages.published import INDEX, StageEntry
+from imagen_jax.stages.published import INDEX, SAFETY_CHECKER, SafetyCheckerEntry, StageEntry
 
 CARD = "README.md"
 GRID = "samples.png"
@@ -110,11 +111,14 @@ def publish(
     texts = [trained.stage.config.text for trained in pipeline.stages]
     encoders = plan_encoders(texts, pipeline.text_encoders, settings.text_encoder)
     prompts = list(settings.prompts) or _default_prompts(pipeline.stages, evaluation)
+    name = settings.name or folder.name
     with new_folder(folder) as temporary:
         _write_stages(temporary, pipeline.stages, encoders, origins, settings)
         copy_encoders(encoders, temporary)
+        checker = None
+        if pipeline.safety_checker is not None:
+            checker = copy_checker(pipeline.safety_checker, temporary, f"{name}/{SAFETY_CHECKER}")
         _write_grid(temporary / GRID, pipeline, prompts)
-        name = settings.name or folder.name
         facts = CardFacts(
             name=name,
             loads_as=folder.name if target is None else target.repo,
@@ -127,7 +131,7 @@ def publish(
             software=VERSION,
         )
         atomic_write(temporary / CARD, model_card(facts).encode())
-        _write_index(temporary, name, pipeline.stages, encoders)
+        _write_index(temporary, name, pipeline.stages, encoders, checker)
         sizes = file_sizes(temporary)
         _put(temporary, folder)
     url = "" if target is None else push(local_folder(folder), target, settings.private)
@@ -191,7 +195,13 @@ def _write_grid(path: Path, pipeline: ImagenPipeline, prompts: Sequence[str]) ->
     save_png(image_grid(images, prompts, math.ceil(math.sqrt(len(prompts)))), path)
 
 
-def _write_index(folder: Path, name: str, stages: Sequence[TrainedStage], encoders: Sequence[EncoderPlan]) -> None:
+def _write_index(
+    folder: Path,
+    name: str,
+    stages: Sequence[TrainedStage],
+    encoders: Sequence[EncoderPlan],
+    checker: SafetyCheckerEntry | None,
+) -> None:
     """Writes the index, and the checksums of all files, which complete the folder."""
     entries = [
         StageEntry(
@@ -204,7 +214,7 @@ def _write_index(folder: Path, name: str, stages: Sequence[TrainedStage], encode
         )
         for index, (trained, encoder) in enumerate(zip(stages, encoders, strict=True))
     ]
-    write_index(folder, name, entries)
+    write_index(folder, name, entries, checker)
 
 
 def _put(temporary: Path, folder: Path) -> None:

@@ -45,10 +45,11 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class SampledImage:
-    """An image [H, W, C] and the texts of its PNG file, by keyword."""
+    """An image [H, W, C], the texts of its PNG file by keyword, and whether the safety checker has made it black."""
 
     image: np.ndarray
     texts: dict[str, str]
+    flagged: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,14 +188,19 @@ class BatchSampler:
 
         recorder = Recorder(plan.pipeline, request, self._manifest(plan))
         ((_, stages),) = plan.pipeline.iter_batches(request, callback=tell)
+        finished = np.stack([plan.finish(stages[-1][row * walks + walks - 1]) for row, (plan, _) in enumerate(rows)])
+        checker, flagged = plan.pipeline.safety_checker, np.zeros(len(rows), bool)
+        if checker is not None:
+            report = checker(finished, size)  # the size of the batch, whose program the warm-up has compiled
+            finished, flagged = report.blacken(finished), report.flagged
         # a callback may have sampled other batches
         self._measure(time.monotonic() - start - (self.seconds - others), size, len(rows) * self.cost(plan))
         sampled = []
         for row, (plan, _) in enumerate(rows):
-            last = row * walks + walks - 1
-            image, edit = plan.finish(stages[-1][last]), plan.request.edit
-            record = None if edit is None else dataclasses.asdict(edit)
-            sampled.append(SampledImage(image, recorder.texts(0, last, image.shape, record)))
+            last, image, is_flagged = row * walks + walks - 1, finished[row], bool(flagged[row])
+            record = None if plan.request.edit is None else dataclasses.asdict(plan.request.edit)
+            texts = recorder.texts(0, last, image.shape, record, is_flagged)
+            sampled.append(SampledImage(image, texts, is_flagged))
         return sampled
 
     def _manifest(self, plan: JobPlan) -> dict[str, Any]:

@@ -65,6 +65,7 @@ class CascadeView(BaseModel):
     limits: LimitsView
     examples: list[str] = Field(description="Prompts to begin with.")
     negative_prompt: bool = Field(description="Whether a negative prompt has an effect with the default settings.")
+    safety_checker: bool = Field(description="Whether images are black that a safety checker flags; no previews then.")
 
 
 def cascade_view(pipeline: ImagenPipeline, name: str, examples: Sequence[str], limits: HttpLimits) -> CascadeView:
@@ -88,6 +89,7 @@ def cascade_view(pipeline: ImagenPipeline, name: str, examples: Sequence[str], l
         ),
         examples=list(examples),
         negative_prompt=any(scale != 1 for scale in scales),
+        safety_checker=pipeline.safety_checker is not None,
     )
 
 

@@ -534,7 +534,8 @@ class Engine:
             for job_id, members in rows.items():
                 self._active[job_id].progress = self._job_progress(job_id, progress, len(members), rest)
         followed = rows.keys() & self._hub.followed()
-        previewed = rows.keys() & self._hub.previewed()
+        # what the safety checker has not seen yet is not shown
+        previewed = set() if self._pipeline.safety_checker else rows.keys() & self._hub.previewed()
         previews = progress.sampling.preview() if previewed and _is_shown(progress.sampling) else None
         for job_id in followed:
             where = self.progress(job_id)
@@ -568,14 +569,14 @@ class Engine:
 
     def _keep(self, batch: list[tuple[QueuedJob, int]], images: list[SampledImage]) -> None:
         """Writes the images of a batch, and marks those jobs as done that have all of theirs."""
-        kept: list[tuple[str, int]] = []
+        kept: dict[tuple[str, int], bool] = {}
         for (job, index), sampled in zip(batch, images, strict=True):
             path = self._store.images / image_name(job.id, index)
             if self._until_written(functools.partial(save_png, sampled.image, path, sampled.texts), [job.id]):
-                kept.append((job.id, index))
+                kept[job.id, index] = sampled.flagged
         done: list[str] = []
         self._until_written(lambda: done.extend(self._store.add_images(kept)), [job_id for job_id, _ in kept])
-        self._tell_kept(kept)
+        self._tell_kept(list(kept))
         for job_id in done:
             self._forget(job_id)
 

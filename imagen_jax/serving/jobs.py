@@ -105,6 +105,7 @@ class JobImage:
         file: name of the PNG file, `ID-INDEX.png`; None until it is sampled.
         width: in pixels.
         height: in pixels.
+        flagged: whether the safety checker has made it black.
     """
 
     index: int
@@ -113,6 +114,7 @@ class JobImage:
     file: str | None
     width: int
     height: int
+    flagged: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

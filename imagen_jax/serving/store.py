@@ -16,19 +16,20 @@ import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.grid import is_valid_png
 from imagen_jax.io.checksums import json_digest
+from imagen_jax.pipelines.image_record import read_record
 from imagen_jax.serving.jobs import ACTIVE, EditInputs, Job, JobImage, JobRequest, Status, StorageError
 
 DATABASE = "jobs.sqlite3"
 IMAGES = "images"
 _APPLICATION = 0x696D6A78  # "imjx", in the header of the file
-_VERSION = 2
+_VERSION = 3
 _WAIT_SECONDS = 10.0  # for a lock that a tool such as a backup holds
 _INPUTS = """
 CREATE TABLE inputs (
@@ -38,6 +39,7 @@ CREATE TABLE inputs (
     PRIMARY KEY (job, name)
 );
 """
+_FLAGGED = "ALTER TABLE images ADD COLUMN flagged INTEGER NOT NULL DEFAULT 0;"
 _SCHEMA = """
 CREATE TABLE jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -123,7 +125,7 @@ class Store:
         (tables,) = self._writer.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if not tables:
             script = f"PRAGMA application_id = {_APPLICATION}; PRAGMA user_version = {_VERSION};"
-            self._writer.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} {_INPUTS} {script} COMMIT;")
+            self._writer.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} {_INPUTS} {_FLAGGED} {script} COMMIT;")
             return
         if application != _APPLICATION:
             raise ConfigError(f"{str(self._path)!r} is a database of another program: give another folder")
@@ -131,8 +133,10 @@ class Store:
             raise ConfigError(
                 f"{str(self._path)!r} was written by a later version of imagen_jax: update, or give another folder"
             )
-        if version < 2:  # before jobs could edit
-            self._writer.executescript(f"BEGIN IMMEDIATE; {_INPUTS} PRAGMA user_version = {_VERSION}; COMMIT;")
+        # before jobs could edit, and before safety checkers
+        changes = "".join(change for before, change in ((2, _INPUTS), (3, _FLAGGED)) if version < before)
+        if changes:
+            self._writer.executescript(f"BEGIN IMMEDIATE; {changes} PRAGMA user_version = {_VERSION}; COMMIT;")
 
     def close(self) -> None:
         """Closes the database; what is in the write-ahead log goes into its file."""
@@ -301,22 +305,23 @@ class Store:
             statement = "UPDATE jobs SET status = 'queued' WHERE id = ? AND status = 'running'"
             database.executemany(statement, [(job_id,) for job_id in job_ids])
 
-    def add_images(self, images: Sequence[tuple[str, int]]) -> list[str]:
+    def add_images(self, images: Mapping[tuple[str, int], bool]) -> list[str]:
         """Keeps that images exist, and marks jobs that have all of theirs as done.
 
         Args:
-            images: (job, index) of each; those of jobs that are no longer active are left out.
+            images: (job, index) of each, and whether it is flagged; those of jobs that are no longer active are left
+                out.
 
         Returns:
             The jobs that are now done.
         """
         done = []
         with self._transaction() as database:
-            for job_id, index in images:
+            for (job_id, index), flagged in images.items():
                 database.execute(
-                    "INSERT OR IGNORE INTO images SELECT number, ? FROM jobs"
+                    "INSERT OR IGNORE INTO images SELECT number, ?, ? FROM jobs"
                     " WHERE id = ? AND status IN ('queued', 'running')",
-                    (index, job_id),
+                    (index, flagged, job_id),
                 )
             for job_id in dict.fromkeys(job_id for job_id, _ in images):
                 number, status, request = database.execute(
@@ -371,12 +376,12 @@ class Store:
             path.unlink(missing_ok=True)
         with self._transaction() as database:
             database.execute("UPDATE jobs SET status = 'queued' WHERE status = 'running'")
-        found = []
+        found = {}
         for job in self._active():
             for image in job.images:
-                name = image_name(job.id, image.index)
-                if image.file is None and is_valid_png(self.images / name):
-                    found.append((job.id, image.index))
+                path = self.images / image_name(job.id, image.index)
+                if image.file is None and is_valid_png(path):
+                    found[job.id, image.index] = _is_flagged(path)
         self.add_images(found)
         return self._active()
 
@@ -391,10 +396,26 @@ class Store:
         jobs = []
         for number, job_id, client, status, created, started, finished, text, height, width, error in rows:
             request = JobRequest.from_json(json.loads(text))
-            found = {i for (i,) in database.execute("SELECT position FROM images WHERE job = ?", (number,))}
+            found = dict(database.execute("SELECT position, flagged FROM images WHERE job = ?", (number,)).fetchall())
             images = [
-                JobImage(i, request.prompt(i), seed, image_name(job_id, i) if i in found else None, width, height)
+                JobImage(
+                    i,
+                    request.prompt(i),
+                    seed,
+                    image_name(job_id, i) if i in found else None,
+                    width,
+                    height,
+                    bool(found.get(i)),
+                )
                 for i, seed in enumerate(request.seeds)
             ]
             jobs.append(Job(job_id, client, status, created, started, finished, request, images, error))
         return jobs
+
+
+def _is_flagged(path: Path) -> bool:
+    """Returns whether the safety checker has made an image black, as its file says."""
+    try:
+        return read_record(path).flagged
+    except ConfigError:  # of a prompt that is too long for the file
+        return False

@@ -34,6 +34,7 @@ class ImageView(BaseModel):
     )
     width: int = Field(description="In pixels.")
     height: int = Field(description="In pixels.")
+    flagged: bool = Field(description="Whether the cascade's safety checker has flagged it: it is black then.")
 
 
 class EditView(BaseModel):
@@ -103,6 +104,7 @@ class JobView(BaseModel):
                             "url": "/v1/images/6tB0m2vP3nYcXq8e-0.png",
                             "width": 64,
                             "height": 64,
+                            "flagged": False,
                         }
                     ],
                     "error": None,
@@ -124,7 +126,13 @@ def image_view(image: JobImage, tokens: Tokens) -> ImageView:
     """Returns an image as clients see it."""
     url = None if image.file is None else tokens.sign(f"/v1/images/{image.file}")
     return ImageView(
-        index=image.index, prompt=image.prompt, seed=image.seed, url=url, width=image.width, height=image.height
+        index=image.index,
+        prompt=image.prompt,
+        seed=image.seed,
+        url=url,
+        width=image.width,
+        height=image.height,
+        flagged=image.flagged,
     )
 
 

@@ -15,7 +15,15 @@ from imagen_jax.io import checksums
 from imagen_jax.io.atomic import read_json, write_json
 from imagen_jax.io.paths import bucket_path, check_writable
 from imagen_jax.io.version import VERSION
-from imagen_jax.stages.published import CLASS_NAME, FORMAT, INDEX, CascadeIndex, StageEntry, is_published
+from imagen_jax.stages.published import (
+    CLASS_NAME,
+    FORMAT,
+    INDEX,
+    CascadeIndex,
+    SafetyCheckerEntry,
+    StageEntry,
+    is_published,
+)
 
 _BLOCK = 2**24  # bytes read at once
 
@@ -100,10 +108,17 @@ def new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_index(folder: Path, name: str, stages: list[StageEntry]) -> None:
+def write_index(
+    folder: Path, name: str, stages: list[StageEntry], safety_checker: SafetyCheckerEntry | None = None
+) -> None:
     """Writes a cascade's index, and the checksums of all files, which complete the folder. Raises OSError."""
     index = CascadeIndex(
-        _class_name="ImagenPipeline", _imagen_jax_version=VERSION, format=FORMAT, name=name, stages=stages
+        _class_name="ImagenPipeline",
+        _imagen_jax_version=VERSION,
+        format=FORMAT,
+        name=name,
+        stages=stages,
+        safety_checker=safety_checker,
     )
     write_json(folder / INDEX, index.to_json())
     checksums.write_shard(folder, 0, checksums.list_files(folder))

@@ -7,6 +7,7 @@
     CASCADE/stage_N/model-00001-of-00002.safetensors, …, CASCADE/stage_N/model.safetensors.index.json
     CASCADE/stage_N/diffusers.json                     of a stage that `imagen convert` read: what it needs to go back
     CASCADE/text_encoder/                              a Hugging Face T5 folder, if the text encoder is inside
+    CASCADE/safety_checker/                            that of DeepFloyd IF, see `pipelines/safety_checker.py`
     CASCADE/README.md, CASCADE/samples.png             for people; not read, and not verified
 
 Only files that the checksums list are used, and others beside them are refused. Tensors are named after the paths of
@@ -47,6 +48,7 @@ CONFIG = "config.json"
 ORIGIN = "diffusers.json"
 FORMAT = 1
 CLASS_NAME = "ImagenPipeline"
+SAFETY_CHECKER: Literal["safety_checker"] = "safety_checker"
 SEPARATOR = "."  # in the names of tensors, where paths of parameters have a slash
 STAGE_FOLDER = re.compile(r"stage_(0|[1-9][0-9]?)")
 _SHA256 = r"^[0-9a-f]{64}$"
@@ -67,6 +69,20 @@ class TextEncoderEntry(_Part):
     model: str = Field(min_length=1)
     fingerprint: str = Field(pattern=r"^[0-9a-f]{32}$")
     folder: str | None = Field(default=None, pattern=r"^text_encoder(_[0-9]{1,2})?$")
+
+
+class SafetyCheckerEntry(_Part):
+    """The safety checker of a cascade.
+
+    Attributes:
+        model: where it is from.
+        checksum: identifies its weights, see `cascade_folder.weights_checksum`; "" where it was left out.
+        folder: in the cascade; None where whoever made the cascade chose to leave it out.
+    """
+
+    model: str = Field(min_length=1)
+    checksum: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    folder: Literal["safety_checker"] | None = None
 
 
 class StageEntry(_Part):
@@ -97,10 +113,11 @@ class CascadeIndex(_Part):
     format: int
     name: str
     stages: list[StageEntry] = Field(min_length=1, max_length=100)
+    safety_checker: SafetyCheckerEntry | None = None  # for a cascade that never had one
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the content of the file."""
-        return self.model_dump(by_alias=True)
+        """Returns the content of the file; without a safety checker, that of versions which knew none."""
+        return self.model_dump(by_alias=True, exclude=None if self.safety_checker else {"safety_checker"})
 
 
 def config_digest(config: dict[str, Any]) -> str:
@@ -267,6 +284,18 @@ def verify_text_encoder(folder: Path) -> None:
     encoder = _entry(folder).text_encoder
     if encoder.folder is not None:
         _verify_part(folder.parent, encoder.folder)
+
+
+def safety_checker_of(folder: Path) -> SafetyCheckerEntry | None:
+    """Returns the safety checker of the cascade that has a stage; None if it never had one. Raises ConfigError."""
+    return read_index(folder.parent).safety_checker
+
+
+def verify_safety_checker(folder: Path) -> None:
+    """Raises ConfigError if the cascade that has a stage has a safety checker inside, and that is damaged."""
+    entry = safety_checker_of(folder)
+    if entry is not None and entry.folder is not None:
+        _verify_part(folder.parent, entry.folder)
 
 
 class PublishedWeights:

@@ -152,7 +152,9 @@ def _make_encode(tower: Tower, mesh: Mesh) -> Callable[[dict, jax.Array], jax.Ar
     """Returns the unit vectors [B, D] of a tower: one function for all equal ones, so that it is compiled once."""
 
     def encode(params: dict, inputs: jax.Array) -> jax.Array:
-        embeddings: Any = tower.apply({"params": params}, inputs)
+        # accelerators would round float32 in products to fewer bits; bfloat16 is not affected
+        with jax.default_matmul_precision("float32"):
+            embeddings: Any = tower.apply({"params": params}, inputs)
         return embeddings / jnp.linalg.norm(embeddings, axis=-1, keepdims=True)
 
     return jax.jit(encode, out_shardings=batch_sharding(mesh, _AXES))

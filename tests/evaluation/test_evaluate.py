@@ -1,5 +1,6 @@
 """An evaluation that is killed continues, with the results of an unbroken one."""
 
+import copy
 import json
 import random
 import shutil
@@ -11,6 +12,7 @@ from imagen_jax.config.schema import EvaluationConfig
 from imagen_jax.errors import ConfigError
 from imagen_jax.evaluation.evaluate import check_judge
 from imagen_jax.evaluation.progress import IMAGES, MANIFEST, RECORDS, EvaluationFolder
+from tests.goldens.safety_checker import cases as safety_checkers
 from tests.helpers.configs import ROOT
 
 pytest_plugins = ("tests.helpers.fixtures",)
@@ -37,6 +39,14 @@ def results(out):
 def unbroken(pipeline, tmp_path_factory):
     out = tmp_path_factory.mktemp("scores")
     return out, evaluate(pipeline, config_of(), out)
+
+
+def test_a_safety_checker_changes_no_score(pipeline, unbroken, tmp_path):
+    """What is measured is what the stages draw, also where it would be black."""
+    checked = copy.copy(pipeline)
+    checked.safety_checker = safety_checkers.load(tmp_path / "checker", pipeline.mesh, nsfw=99)
+    assert not checked(["a ring"]).images.any()
+    assert evaluate(checked, config_of()).scores == unbroken[1].scores
 
 
 @pytest.fixture

@@ -12,16 +12,18 @@ from tests.goldens.clip import make as clip
 from tests.goldens.deepfloyd_if import make as deepfloyd_if
 from tests.goldens.if_lora import make as if_lora
 from tests.goldens.if_pipelines import make as if_pipelines
+from tests.goldens.safety_checker import make as safety_checker
 from tests.goldens.samplers import make as samplers
 from tests.goldens.t5 import make as t5
 
+PARTS = (samplers, t5, clip, captions, deepfloyd_if, if_pipelines, if_lora, safety_checker)
 LIBRARIES = ("diffusers", "transformers", "torch", "jax")
 
 
 def compare():
     """Prints all differences, and returns whether they are within their tolerances."""
     print(", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES))
-    passed = [part.compare() for part in (samplers, t5, clip, captions, deepfloyd_if, if_pipelines, if_lora)]
+    passed = [part.compare() for part in PARTS]
     print("all passed" if all(passed) else "FAILED")
     return all(passed)
 
@@ -32,12 +34,7 @@ if __name__ == "__main__":
     group.add_argument("--write", action="store_true", help="write the goldens")
     group.add_argument("--compare", action="store_true", help="print how far apart the two are")
     if parser.parse_args().write:
-        samplers.write()
-        t5.write()
-        clip.write()
-        captions.write()
-        deepfloyd_if.write()
-        if_pipelines.write()
-        if_lora.write()
+        for part in PARTS:
+            part.write()
     else:
         sys.exit(not compare())

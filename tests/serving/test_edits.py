@@ -243,7 +243,7 @@ def test_database_of_before_edits_is_opened(shapes, tmp_path):
     (before,) = wait(engine, engine.submit(request(settings=STEPS), "a").id)
     engine.stop(60)
     with contextlib.closing(sqlite3.connect(tmp_path / DATABASE)) as database:
-        database.executescript("DROP TABLE inputs; PRAGMA user_version = 1;")
+        database.executescript("DROP TABLE inputs; ALTER TABLE images DROP COLUMN flagged; PRAGMA user_version = 1;")
     engine = Engine(shapes, tmp_path, batch_sizes=(1,), warm_up=False)
     engine.start()
     try:

@@ -250,6 +250,7 @@ function cell(entry, image) {
     setImage(found.img, entry.job.id, image);
     found.img.hidden = false;
     found.button.disabled = false;
+    if (image.flagged) found.button.title = "Black, as the safety checker has flagged it";
     if (!entry.job.edit?.ends) found.item.append(seedButton(image.seed));
   }
   if (hasEnded(entry.job) && !image.url) found.item.classList.add("never");

@@ -120,6 +120,7 @@ function facts(job, image) {
   if (!image) add("Status", job.error ?? { canceled: "Canceled", failed: "Failed" }[job.status] ?? job.status);
   if (job.negative_prompt) add("Negative prompt", el("span", { dir: "auto" }, job.negative_prompt));
   if (job.edit) add("Edit", editText(job, image));
+  if (image?.flagged) add("Black", "The safety checker has flagged it");
   if (image) add("Seed", seedButton(image.seed));
   if (image) add("Size", `${image.width}×${image.height}`);
   const took = job.started && job.finished ? `, in\u00a0${duration(job.finished - job.started).replace(" ", "\u00a0")}` : "";
