@@ -158,7 +158,8 @@ def finetune(
         raise ConfigError(f"stages {list(only)} are to be trained, and the cascade has {len(found)}, counted from 0")
     _check_same(folder, _described(found, source, settings))
     subject = _prepare_subject(source, folder, configs[-1], settings, log)
-    pipeline = ImagenPipeline.from_pretrained(list(found))
+    # no safety checker: black images would be trained on
+    pipeline = ImagenPipeline.from_pretrained(list(found), safety_checker=None)
     prior = _prepare_prior(pipeline, folder, settings, log)
     tuned, stop = list(found), stop or StopRequest()
     for index in only:
