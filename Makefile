@@ -97,8 +97,9 @@ docs: $(SETUP) ## build the documentation site into build/docs, and run the note
 	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs build/docs
 
 # Tests of one file stay together: they share what they compile and train. Those that take longest begin (conftest.py).
+# A worker that crashes ends the run: with another in its place, xdist may wait for ever.
 pytest: $(SETUP) ## run the tests on every core; make pytest ARGS='-n 0 -k name' runs some in one process
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder --max-worker-restart=0 $(ARGS)
 
 faults: $(SETUP) ## break training in every way that docs/fault_tolerance.md tells of (40 minutes); make faults ARGS='kill=20 flip=500'
 	$(BIN)/python -m tests.faults $(ARGS)
