@@ -97,8 +97,10 @@ def run(args: CommandFlags) -> None:
             "give either --from, pipelines of diffusers to read, or --stages and --to=diffusers or lora, stages to "
             "write so, or --stages and --merge"
         )
-    if not names and (args.low_res_size or args.null_text):
-        raise ConfigError("--low_res_size and --null_text are for --from: leave them out with --stages")
+    if not names and (args.low_res_size or args.null_text or args.no_safety_checker):
+        raise ConfigError(
+            "--low_res_size, --null_text and --no_safety_checker are for --from: leave them out with --stages"
+        )
     if names:
         _convert(args, names)
     elif args.merge:
