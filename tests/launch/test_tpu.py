@@ -297,6 +297,12 @@ INSTALL = ["tpu-vm scp", "tpu-vm ssh", "tpu-vm ssh"]
 MOUNT, START = "tpu-vm ssh", "tpu-vm ssh"
 
 
+def finish(cloud, code):
+    """Ends the run; the file appears with its content, or a worker would read it while it is empty."""
+    (cloud.world / "finish.part").write_text(code)
+    (cloud.world / "finish.part").rename(cloud.world / "finish")
+
+
 def is_running(cloud):
     """Returns whether both workers run the command."""
     return all(len(cloud.python_calls(worker)) == 2 for worker in (0, 1))
@@ -312,7 +318,7 @@ def test_preempted_run_is_started_again(cloud, watch, tmp_path, queue):
         python_calls += [cloud.python_calls(worker)[1] for worker in (0, 1)]
         cloud.preempt()
     wait_for(lambda: "run running" in (tmp_path / "watch.txt").read_text())
-    (cloud.world / "finish").write_text("0")
+    finish(cloud, "0")
     assert watcher.wait() == 0
     assert python_calls == [["-m", "imagen_jax", *TRAIN]] * 4
     kind = "queued-resources" if queue == "yes" else "tpu-vm"
@@ -372,7 +378,7 @@ def test_unavailable_cloud_is_polled_again(cloud, watch):
     num_calls = len(cloud.calls)
     wait_for(lambda: len(cloud.calls) > num_calls + 3)
     (cloud.world / "broken").unlink()
-    (cloud.world / "finish").write_text("0")
+    finish(cloud, "0")
     assert watcher.wait() == 0
     assert cloud.verbs == ["queued-resources create", *INSTALL, START]
 
@@ -383,7 +389,7 @@ def test_watch_finds_running_run(cloud, watch):
     wait_for(lambda: cloud.state["node"] == "READY" and is_running(cloud))
     first.kill()
     first.wait()
-    (cloud.world / "finish").write_text("0")
+    finish(cloud, "0")
     assert watch().wait() == 0
     assert cloud.verbs == ["queued-resources create", *INSTALL, START]
 
