@@ -11,14 +11,14 @@ from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 from imagen_jax.errors import ConfigError, unknown_name_error
 from imagen_jax.images.array import format_size
 from imagen_jax.io.checksums import json_digest
 from imagen_jax.pipelines.loading import TrainedStage
-from imagen_jax.stages.lora import KERNEL, add_product
+from imagen_jax.stages.lora import KERNEL, Factors, add_product
 from imagen_jax.stages.lora_files import LoraFile, lora_paths, read_lora
-from imagen_jax.stages.trainable import Tree
 
 _MAX_SCALE = 100.0
 
@@ -30,11 +30,11 @@ class LoadedLora:
     """An adapter of some stages.
 
     Attributes:
-        files: stage index -> its file.
+        changes: stage index -> the SHA-256 of its file, and the change of each kernel by the path of its module.
         scale: of all its changes.
     """
 
-    files: Mapping[int, LoraFile]
+    changes: Mapping[int, tuple[str, Mapping[str, Factors]]]
     scale: float
 
 
@@ -57,48 +57,50 @@ class Adapters:
 
     def load(self, path: Path, scale: float, name: str, stage: int | None) -> Self:
         """Returns these adapters and another one; see `ImagenPipeline.load_lora`."""
-        files: dict[int, LoraFile] = {}
-        for file in lora_paths(path):
-            index, lora = self._place(file, stage)
-            if index in files:
+        changes: dict[int, tuple[str, Mapping[str, Factors]]] = {}
+        for file in map(read_lora, lora_paths(path)):
+            index, factors = self._place(file, stage)
+            if index in changes:
                 raise ConfigError(f"{path} has two adapters of stage {index}: give one of its files, with stage=INDEX")
-            files[index] = lora
+            changes[index] = file.digest, factors
         name = name or path.absolute().stem
         if name in self.loaded:
             raise ConfigError(
                 f"an adapter {name!r} is loaded already: unload it, change its scale, or give this one another name"
             )
-        return dataclasses.replace(self, loaded={**self.loaded, name: LoadedLora(files, _checked(scale))})
+        return dataclasses.replace(self, loaded={**self.loaded, name: LoadedLora(changes, _checked(scale))})
 
-    def _place(self, path: Path, stage: int | None) -> tuple[int, LoraFile]:
-        """Returns the stage that a file's adapter fits, and the adapter. Raises ConfigError if none or several do."""
+    def _place(self, file: LoraFile, stage: int | None) -> tuple[int, dict[str, Factors]]:
+        """Returns the stage that an adapter fits, and its changes there. Raises ConfigError if none or several do."""
         if stage is not None and not 0 <= stage < len(self.stages):
             raise ConfigError(f"there is no stage {stage}: the pipeline has {len(self.stages)}, counted from 0")
-        fitting: dict[int, LoraFile] = {}
+        fitting: dict[int, dict[str, Factors]] = {}
         problems: list[str] = []
         for index in range(len(self.stages)) if stage is None else [stage]:
             config, params = self.stages[index].stage.config, self.stages[index].params
             try:
-                lora = read_lora(path, params, config.model.network)
-                if lora.origin is not None and lora.origin.image_size != config.image_hw:
-                    sizes = format_size(lora.origin.image_size), format_size(config.image_hw)
+                factors = file.factors(params, config.model.network)
+                if file.origin is not None and file.origin.image_size != config.image_hw:
+                    sizes = format_size(file.origin.image_size), format_size(config.image_hw)
                     raise ConfigError(
-                        f"{path} was trained for images of {sizes[0]}, and stage {index} makes {sizes[1]}"
+                        f"{file.path} was trained for images of {sizes[0]}, and stage {index} makes {sizes[1]}"
                     )
-                fitting[index] = lora
+                fitting[index] = factors
             except ConfigError as error:
                 problems += error.problems
         if not fitting:
             raise ConfigError(*dict.fromkeys(problems))
-        # stages of equal networks are told apart by the name of the file's folder
-        named = {index: lora for index, lora in fitting.items() if lora.stage == index}
-        if len(named or fitting) > 1:
-            raise ConfigError(f"{path} fits the stages {', '.join(map(str, fitting))}: say which, with stage=INDEX")
-        index, lora = next(iter((named or fitting).items()))
+        if file.stage in fitting:  # stages of equal networks are told apart by the name of the file's folder
+            fitting = {file.stage: fitting[file.stage]}
+        if len(fitting) > 1:
+            raise ConfigError(
+                f"{file.path} fits the stages {', '.join(map(str, fitting))}: say which, with stage=INDEX"
+            )
+        ((index, factors),) = fitting.items()
         base = self.stages[index].checksum
-        if lora.origin is not None and base and lora.origin.base != base:
-            logger.warning("%s was trained beside other weights than those of stage %d", path, index)
-        return index, lora
+        if file.origin is not None and base and file.origin.base != base:
+            logger.warning("%s was trained beside other weights than those of stage %d", file.path, index)
+        return index, factors
 
     def with_scale(self, name: str, scale: float) -> Self:
         """Returns these adapters, one of them with another scale. Raises ConfigError for an unknown one."""
@@ -120,22 +122,18 @@ class Adapters:
     def apply(self, index: int) -> TrainedStage:
         """Returns a stage with the adapters in its kernels; the others are shared with the stage without."""
         trained = self.stages[index]
-        loras = [(lora.files[index], lora.scale) for lora in self.loaded.values() if index in lora.files]
+        loras = [(*lora.changes[index], lora.scale) for lora in self.loaded.values() if index in lora.changes]
         if not loras:
             return trained
-        paths = sorted({path for file, _ in loras for path in file.factors})
-        kernels = [_at(trained.params, path) for path in paths]
-        changes = [[file.factors[path] for file, _ in loras if path in file.factors] for path in paths]
-        scales = [
-            [jnp.float32(scale * file.factors[path].scale) for file, scale in loras if path in file.factors]
-            for path in paths
-        ]
-        factors = [[(jnp.asarray(change.a), jnp.asarray(change.b)) for change in one] for one in changes]
-        merged = _merge_program(tuple(kernel.sharding for kernel in kernels))(kernels, factors, scales)
-        params = trained.params
-        for path, kernel in zip(paths, merged, strict=True):
-            params = _replaced(params, path.split("/"), kernel)
-        applied = [[file.digest, scale] for file, scale in loras if scale]
+        products: dict[str, list[tuple[Any, Any, jax.Array]]] = {}
+        for _, factors, scale in loras:
+            for path, (a, b, own) in factors.items():
+                products.setdefault(f"{path}/{KERNEL}", []).append((a, b, jnp.float32(scale * own)))
+        leaves = traverse_util.flatten_dict(trained.params, sep="/")
+        kernels = {path: leaves[path] for path in products}
+        merge = _merge_program(tuple(sorted((path, kernel.sharding) for path, kernel in kernels.items())))
+        params = traverse_util.unflatten_dict(leaves | merge(kernels, products), sep="/")
+        applied = [[digest, scale] for digest, _, scale in loras if scale]
         checksum = json_digest([trained.checksum, applied]) if applied and trained.checksum else trained.checksum
         return dataclasses.replace(trained, params=params, checksum=checksum)
 
@@ -147,28 +145,13 @@ def _checked(scale: float) -> float:
 
 
 @functools.cache
-def _merge_program(shardings: tuple[jax.sharding.Sharding, ...]) -> jax.stages.Wrapped:
-    """Returns the program that adds changes to kernels; other scales need no other one."""
+def _merge_program(shardings: tuple[tuple[str, jax.sharding.Sharding], ...]) -> jax.stages.Wrapped:
+    """Returns the program that adds products to kernels, whose shardings they keep; other scales need no other one."""
 
-    def merge(kernels: list[jax.Array], factors: list[list[Any]], scales: list[list[jax.Array]]) -> list[jax.Array]:
-        merged = []
-        for kernel, changes, numbers in zip(kernels, factors, scales, strict=True):
-            for (a, b), scale in zip(changes, numbers, strict=True):
-                kernel = add_product(kernel, a, b, scale)
-            merged.append(kernel)
-        return merged
+    def merge(kernels: dict[str, jax.Array], products: dict[str, list[Any]]) -> dict[str, jax.Array]:
+        for path, changes in products.items():
+            for a, b, scale in changes:
+                kernels[path] = add_product(kernels[path], a, b, scale)
+        return kernels
 
-    return jax.jit(merge, out_shardings=list(shardings))
-
-
-def _at(params: Tree, path: str) -> Any:
-    for name in path.split("/"):
-        params = params[name]
-    return params[KERNEL]
-
-
-def _replaced(params: Tree, path: Sequence[str], kernel: jax.Array) -> Tree:
-    """Returns parameters with another kernel in the module at a path; all else is shared."""
-    if not path:
-        return {**params, KERNEL: kernel}
-    return {**params, path[0]: _replaced(params[path[0]], path[1:], kernel)}
+    return jax.jit(merge, out_shardings=dict(shardings))

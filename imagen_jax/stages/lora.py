@@ -9,16 +9,16 @@ at 0, a run starts from what its parent predicts, to the bit.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 from imagen_jax.config.schema import AdapterConfig, StageConfig
-from imagen_jax.errors import ConfigError
 from imagen_jax.parallel.scan_params import is_stacked
-from imagen_jax.stages.trainable import Tree, merge, nearest_path, param_paths
+from imagen_jax.stages.trainable import Tree, check_patterns, merge, param_paths, select
 
 LORA_A, LORA_B = "lora_a", "lora_b"
 KERNEL = "kernel"
@@ -67,15 +67,7 @@ def adapted_modules(params: Tree, targets: Sequence[str]) -> list[str]:
         ConfigError: one matches no module that has a kernel.
     """
     modules = [path.removesuffix(f"/{KERNEL}") for path in param_paths(params) if path.endswith(f"/{KERNEL}")]
-    unmatched = [pattern for pattern in targets if not any(re.search(pattern, path) for path in modules)]
-    if unmatched:
-        raise ConfigError(
-            *(
-                f"adapter.targets: {pattern!r} matches none of the network's {len(modules)} kernels: give a regular "
-                f"expression for paths such as {nearest_path(pattern, modules)!r}"
-                for pattern in unmatched
-            )
-        )
+    check_patterns("adapter.targets", targets, modules, f"the network's {len(modules)} kernels")
     return [path for path in modules if not targets or any(re.search(pattern, path) for pattern in targets)]
 
 
@@ -106,11 +98,12 @@ def init_lora(params: Tree, config: AdapterConfig, key: jax.Array) -> Tree:
     Raises:
         ConfigError: as `adapted_modules`.
     """
-    adapter: Tree = {}
+    leaves, factors = traverse_util.flatten_dict(params, sep="/"), {}
     for index, path in enumerate(adapted_modules(params, config.targets)):
-        a_shape, b_shape = factor_shapes(path, _module(params, path)[KERNEL].shape, config.rank)
-        a = jax.random.normal(jax.random.fold_in(key, index), a_shape) * config.rank**-0.5
-        adapter = merge(adapter, _nested(path, {LORA_A: a, LORA_B: jnp.zeros(b_shape)}))
+        a_shape, b_shape = factor_shapes(path, leaves[f"{path}/{KERNEL}"].shape, config.rank)
+        factors[f"{path}/{LORA_A}"] = jax.random.normal(jax.random.fold_in(key, index), a_shape) * config.rank**-0.5
+        factors[f"{path}/{LORA_B}"] = jnp.zeros(b_shape)
+    adapter: Tree = traverse_util.unflatten_dict(factors, sep="/")
     return adapter
 
 
@@ -143,27 +136,6 @@ def with_axes(b: Any, axes: int) -> Any:
 
 def split_lora(params: Tree) -> tuple[Tree, Tree]:
     """Returns the adapter in a tree of parameters, and the parameters without it."""
-    adapter: Tree = {}
-    rest: Tree = {}
-    for name, value in params.items():
-        if isinstance(value, dict):
-            inner = split_lora(value)
-            for part, tree in zip((adapter, rest), inner, strict=True):
-                if tree:
-                    part[name] = tree
-        else:
-            (adapter if name in (LORA_A, LORA_B) else rest)[name] = value
-    return adapter, rest
-
-
-def _module(params: Mapping[str, Any], path: str) -> Any:
-    for name in path.split("/"):
-        params = params[name]
-    return params
-
-
-def _nested(path: str, leaf: Any) -> Tree:
-    for name in reversed(path.split("/")):
-        leaf = {name: leaf}
-    tree: Tree = leaf
-    return tree
+    paths = set(param_paths(params))
+    adapter = {path for path in paths if is_adapter(path)}
+    return select(params, adapter), select(params, paths - adapter)

@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from imagen_jax.config.schema import StageConfig
@@ -32,7 +33,6 @@ from imagen_jax.io.tensor_files import TensorFiles, TensorSpec, write_tensors
 from imagen_jax.io.text import printable
 from imagen_jax.models.if_names import tensor_name
 from imagen_jax.parallel.scan_params import is_stacked
-from imagen_jax.parallel.sharding import key_path
 from imagen_jax.stages.lora import KERNEL, LORA_A, LORA_B, Factors, factor_shapes, with_axes
 from imagen_jax.stages.trainable import Tree
 
@@ -71,16 +71,59 @@ class LoraFile:
     Attributes:
         path: the file.
         digest: SHA-256 of the file.
-        factors: module path -> `A` and `B` in Flax's layout, and what their product is scaled by.
+        modules: module name -> its tensors, in the layout of the file, by what they are: `lora_a`, `lora_b`, `alpha`.
+        settings: what PEFT has written of the adapter.
         origin: what it was trained for; None for a file of another program.
         stage: the number in the name of its folder; None without one.
     """
 
     path: Path
     digest: str
-    factors: dict[str, Factors]
+    modules: Mapping[str, Mapping[str, np.ndarray]]
+    settings: Mapping[str, Any]
     origin: Origin | None
     stage: int | None
+
+    def factors(self, params: Tree, network: str) -> dict[str, Factors]:
+        """Returns the change of each kernel of a network, by the path of its module.
+
+        Args:
+            params: of the network; arrays or abstract arrays.
+            network: `model.network`, which decides the names of its modules.
+
+        Raises:
+            ConfigError: the adapter is of another network.
+        """
+        names, leaves = _tensor_names(network), traverse_util.flatten_dict(params, sep="/")
+        end = f"/{KERNEL}"
+        kernels = {path.removesuffix(end): leaf.shape for path, leaf in leaves.items() if path.endswith(end)}
+        known = {names(module): module for module in kernels}
+        unknown = sorted(self.modules.keys() - known.keys())
+        if unknown:
+            raise self._not_of(f"the network {network!r} has no {_listed(unknown)}")
+        factors = {}
+        for name, parts in self.modules.items():
+            module = known[name]
+            stacked = is_stacked(f"{module}/")
+            a, b = (_from_torch(parts[half], stacked) for half in (LORA_A, LORA_B))
+            rank = a.shape[-1]
+            if math.prod(b.shape[int(stacked) : -2]) == 1:  # a convolution of 1×1
+                b = b.reshape(*b.shape[: int(stacked)], *b.shape[-2:])
+            if (a.shape, b.shape) != factor_shapes(module, kernels[module], rank):
+                raise self._not_of(f"{printable(name)} has {a.shape} and {b.shape} for {kernels[module]}")
+            alpha = float(parts["alpha"].reshape(())) if "alpha" in parts else _alpha(self.settings, name, rank)
+            factors[module] = Factors(a, b, alpha / (math.sqrt(rank) if self.settings.get("use_rslora") else rank))
+        return factors
+
+    def _not_of(self, problem: str) -> ConfigError:
+        """Returns the error for a network that the adapter is not of."""
+        what = ""
+        if self.origin is not None:
+            size = format_size(self.origin.image_size)
+            what = f", which was trained for images of {size} by the network {self.origin.network!r}"
+        return ConfigError(
+            f"{self.path} is no adapter of this stage{what}: {problem}; give the stage that it was trained for"
+        )
 
 
 def write_lora(folder: Path, adapter: Tree, config: StageConfig, base: str, step: int) -> Path:
@@ -99,7 +142,7 @@ def write_lora(folder: Path, adapter: Tree, config: StageConfig, base: str, step
     rank, alpha = config.adapter.rank, config.adapter.scale * config.adapter.rank
     names = _tensor_names(config.model.network)
     tensors: dict[str, np.ndarray] = {}
-    leaves = dict(_leaves(adapter))
+    leaves = traverse_util.flatten_dict(adapter, sep="/")
     for path in sorted({path.rpartition("/")[0] for path in leaves}):
         a, b = (np.asarray(jax.device_get(leaves[f"{path}/{half}"])) for half in (LORA_A, LORA_B))
         for end, factor in (("lora_A", a), ("lora_B", with_axes(b, a.ndim))):
@@ -136,16 +179,10 @@ def lora_paths(path: Path) -> list[Path]:
     return found
 
 
-def read_lora(path: Path, params: Tree, network: str) -> LoraFile:
-    """Returns the adapter in a file, for a network.
+def read_lora(path: Path) -> LoraFile:
+    """Returns the adapter in a safetensors file of this package, of diffusers or of PEFT.
 
-    Args:
-        path: a safetensors file of this package, of diffusers or of PEFT.
-        params: of the network; arrays or abstract arrays.
-        network: `model.network`, which decides the names of its modules.
-
-    Raises:
-        ConfigError: the file is damaged, has a value that is not finite, or is an adapter of something else.
+    Raises ConfigError if it is damaged, has a value that is not finite, or is an adapter of something else.
     """
     files = TensorFiles([path])
     tensors = {name: files.read(name, tuple(slice(None) for _ in shape)) for name, shape in files.shapes.items()}
@@ -154,29 +191,9 @@ def read_lora(path: Path, params: Tree, network: str) -> LoraFile:
     wrong = sorted(name for name, tensor in tensors.items() if not np.isfinite(tensor.astype(np.float32)).all())
     if wrong:
         raise ConfigError(f"{path} has values that are not finite, in {_listed(wrong)}: train the adapter again")
-    modules = _by_module(path, tensors)
-    names = _tensor_names(network)
-    kernels = {name.removesuffix(f"/{KERNEL}"): leaf.shape for name, leaf in _leaves(params) if name.endswith(KERNEL)}
-    known = {names(module): module for module in kernels}
-    unknown = sorted(modules.keys() - known.keys())
-    if unknown:
-        raise _not_of(path, origin, f"the network {network!r} has no {_listed(unknown)}")
-    settings, factors = _read_peft(path, metadata), {}
-    for name, parts in modules.items():
-        module = known[name]
-        if not {LORA_A, LORA_B} <= parts.keys():
-            raise ConfigError(f"{path} has one half of the change of {printable(name)}: copy it again")
-        stacked = is_stacked(f"{module}/")
-        a, b = (_from_torch(parts[half], stacked) for half in (LORA_A, LORA_B))
-        rank = a.shape[-1]
-        if math.prod(b.shape[int(stacked) : -2]) == 1:  # a convolution of 1×1
-            b = b.reshape(*b.shape[: int(stacked)], *b.shape[-2:])
-        if (a.shape, b.shape) != factor_shapes(module, kernels[module], rank):
-            raise _not_of(path, origin, f"{printable(name)} has {a.shape} and {b.shape} for {kernels[module]}")
-        alpha = float(parts["alpha"].reshape(())) if "alpha" in parts else _alpha(settings, name, rank)
-        factors[module] = Factors(a, b, alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank))
-    stage = _STAGE.fullmatch(path.parent.name)
-    return LoraFile(path, sha256_file(path), factors, origin, None if stage is None else int(stage[1]))
+    modules, stage = _by_module(path, tensors), _STAGE.fullmatch(path.parent.name)
+    number = None if stage is None else int(stage[1])
+    return LoraFile(path, sha256_file(path), modules, _read_peft(path, metadata), origin, number)
 
 
 def _read_origin(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> Origin | None:
@@ -219,6 +236,9 @@ def _by_module(path: Path, tensors: Mapping[str, np.ndarray]) -> dict[str, dict[
         modules.setdefault(module, {})[_ENDS[end]] = tensor.astype(np.float32)
     if not modules:
         raise ConfigError(f"{path} has no tensors: copy it again")
+    for name, parts in modules.items():
+        if not {LORA_A, LORA_B} <= parts.keys():
+            raise ConfigError(f"{path} has one half of the change of {printable(name)}: copy it again")
     return modules
 
 
@@ -244,14 +264,6 @@ def _alpha(settings: Mapping[str, Any], name: str, rank: int) -> float:
     return float(settings.get("lora_alpha", rank))
 
 
-def _not_of(path: Path, origin: Origin | None, problem: str) -> ConfigError:
-    """Returns the error for an adapter of another network than that of a stage."""
-    what = ""
-    if origin is not None:
-        what = f", which was trained for images of {format_size(origin.image_size)} by the network {origin.network!r}"
-    return ConfigError(f"{path} is no adapter of this stage{what}: {problem}; give the stage that it was trained for")
-
-
 def _listed(names: Iterable[str]) -> str:
     """Returns some names as text, the others counted."""
     names = [printable(name) for name in names]
@@ -267,10 +279,6 @@ def _tensor_names(network: str) -> Callable[[str], str]:
     if network == "if_unet":
         return lambda path: tensor_name((*path.split("/"), KERNEL)).removesuffix(".weight")
     return lambda path: path.replace("/", ".")
-
-
-def _leaves(params: Tree) -> list[tuple[str, Any]]:
-    return [(key_path(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
 
 
 def _to_torch(factor: np.ndarray, stacked: bool) -> np.ndarray:

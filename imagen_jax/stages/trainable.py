@@ -31,15 +31,7 @@ def split(params: Tree, patterns: Sequence[str]) -> tuple[Tree, Tree]:
     if not patterns:
         return params, {}
     paths = param_paths(params)
-    unmatched = [pattern for pattern in patterns if not any(re.search(pattern, path) for path in paths)]
-    if unmatched:
-        raise ConfigError(
-            *(
-                f"training.trainable: {pattern!r} matches none of the network's {len(paths)} parameters: give a "
-                f"regular expression for paths such as {nearest_path(pattern, paths)!r}"
-                for pattern in unmatched
-            )
-        )
+    check_patterns("training.trainable", patterns, paths, f"the network's {len(paths)} parameters")
     trainable = {path for path in paths if any(re.search(pattern, path) for pattern in patterns)}
     if len(trainable) == len(paths):
         raise ConfigError(
@@ -49,7 +41,30 @@ def split(params: Tree, patterns: Sequence[str]) -> tuple[Tree, Tree]:
     return select(params, trainable), select(params, set(paths) - trainable)
 
 
-def nearest_path(pattern: str, paths: Sequence[str]) -> str:
+def check_patterns(key: str, patterns: Sequence[str], paths: Sequence[str], what: str) -> None:
+    """Checks that regular expressions are each found in a path.
+
+    Args:
+        key: the config key that has them.
+        patterns: the regular expressions.
+        paths: of parameters or of modules.
+        what: what the paths are of, for the message.
+
+    Raises:
+        ConfigError: with all that are found in none.
+    """
+    unmatched = [pattern for pattern in patterns if not any(re.search(pattern, path) for path in paths)]
+    if unmatched:
+        raise ConfigError(
+            *(
+                f"{key}: {pattern!r} matches none of {what}: give a regular expression for paths such as "
+                f"{_nearest_path(pattern, paths)!r}"
+                for pattern in unmatched
+            )
+        )
+
+
+def _nearest_path(pattern: str, paths: Sequence[str]) -> str:
     """Returns the path whose parts, or adjacent parts together, are most like a pattern."""
     length = pattern.count("/") + 1
 

@@ -18,7 +18,7 @@ from flax import traverse_util
 
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.atomic import read_json
-from imagen_jax.io.tensor_files import INDEX_FILE, SINGLE_FILE, pickle_files, tensor_paths
+from imagen_jax.io.tensor_files import INDEX_FILE, SINGLE_FILE, pickle_files, pickled_error, tensor_paths
 from imagen_jax.models.clip import CLIPTextTower, CLIPVisionTower
 from imagen_jax.parallel.sharding import ParamPath
 
@@ -192,7 +192,4 @@ def weight_files(folder: Path, repo: str = "", names: Iterable[str] = ()) -> lis
     new = repo.rpartition("/")[2] if repo else where
     old, new = (json.dumps(text, ensure_ascii=False) for text in (where, new))
     code = f"from transformers import AutoModel as M; M.from_pretrained({old}).save_pretrained({new})"
-    raise ConfigError(
-        f"{where} has only pickled weights ({', '.join(pickled[:3])}), expected safetensors: unpickling can run code "
-        f"from the file; if you trust its author, run once where torch is installed: python -c {shlex.quote(code)}"
-    )
+    raise pickled_error(where, pickled, f"python -c {shlex.quote(code)}")

@@ -13,10 +13,9 @@ import optax.contrib
 
 from imagen_jax.config.fields import DTYPES
 from imagen_jax.config.schema import OptimizerConfig
-from imagen_jax.errors import ConfigError
 from imagen_jax.parallel.scan_params import is_stacked
 from imagen_jax.parallel.sharding import key_path
-from imagen_jax.stages.trainable import nearest_path
+from imagen_jax.stages.trainable import check_patterns, param_paths
 from imagen_jax.training.skip_updates import skip_bad_updates
 
 
@@ -84,13 +83,8 @@ def _scale_by_factors(factors: Sequence[tuple[str, float]]) -> optax.GradientTra
     """
 
     def init(params: Any) -> optax.EmptyState:
-        paths = [key_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-        for pattern, _ in factors:
-            if not any(re.search(pattern, path) for path in paths):
-                raise ConfigError(
-                    f"optimizer.rate_factors: {pattern!r} matches none of the {len(paths)} parameters that are "
-                    f"trained: give a regular expression for paths such as {nearest_path(pattern, paths)!r}"
-                )
+        paths, patterns = param_paths(params), [pattern for pattern, _ in factors]
+        check_patterns("optimizer.rate_factors", patterns, paths, f"the {len(paths)} parameters that are trained")
         return optax.EmptyState()
 
     def factor(path: str) -> float:

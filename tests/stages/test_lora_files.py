@@ -34,9 +34,9 @@ def test_what_is_written_is_read(tmp_path):
     stage = cases.stage_of(*cases.UNETS["second stage"][:2], True)
     params = params_of(jax.eval_shape(stage.init, jax.random.key(0)))
     path = cases.write_ours("second stage", tmp_path)
-    lora, tensors = read_lora(path, params, "if_unet"), load_file(path)
+    lora, tensors = read_lora(path), load_file(path)
     assert lora.stage is None and lora.origin.image_size == (16, 16) and lora.origin.step == 1
-    factors = lora.factors["down_blocks_0_resnets_0/conv1"]
+    factors = lora.factors(params, "if_unet")["down_blocks_0_resnets_0/conv1"]
     assert factors.scale == cases.ALPHA / cases.RANK
     name = "unet.down_blocks.0.resnets.0.conv1"
     np.testing.assert_array_equal(factors.a, tensors[f"{name}.lora_A.weight"].transpose(2, 3, 1, 0))
