@@ -35,7 +35,7 @@ from imagen_jax.planning.encoders import abstract_encoder, cached_encoder
 from imagen_jax.planning.hardware import CHIPS, GIB
 from imagen_jax.planning.programs import train_program
 from imagen_jax.stages import stage as stages
-from imagen_jax.stages.lora import trained_patterns
+from imagen_jax.stages.adapter import trained_patterns
 from imagen_jax.stages.stage import Stage
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.training.diffusion import TRAINING_AXES

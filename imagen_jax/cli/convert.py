@@ -6,7 +6,8 @@ of such a cascade, or stages trained from it, as `OUT/stage_0`, … for diffuser
 IFSuperResolutionPipeline. Neither needs diffusers or torch, and neither holds more than some tensors in memory.
 
 `imagen convert --stages=RUN,RUN --to=lora --out=OUT` writes what runs with `adapter.kind="lora"` have trained as
-safetensors files, which `--lora` of other commands and diffusers take. `imagen convert --stages=DIR --lora=OUT --merge
+safetensors files, which `--lora` of other commands and diffusers take, and `--to=embedding` the words of
+`adapter.token`, for `--embedding`. `imagen convert --stages=DIR --lora=OUT --merge
 --out=MERGED` adds adapters to the weights of a cascade, and publishes it.
 """
 
@@ -22,7 +23,7 @@ from imagen_jax.cli.flags import (
     define_path,
     define_stages,
     define_weights,
-    load_loras,
+    load_adapters,
     weights_choices,
 )
 from imagen_jax.errors import ConfigError
@@ -30,7 +31,7 @@ from imagen_jax.errors import ConfigError
 if TYPE_CHECKING:
     from imagen_jax.stages.weights import WeightsChoice
 
-_FORMATS = ("diffusers", "lora")
+_FORMATS = ("diffusers", "lora", "embedding")
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -105,7 +106,7 @@ def run(args: CommandFlags) -> None:
         _convert(args, names)
     elif args.merge:
         _merge(args)
-    elif args.to == "lora":
+    elif args.to in ("lora", "embedding"):
         _to_lora(args)
     else:
         _to_diffusers(args)
@@ -114,8 +115,10 @@ def run(args: CommandFlags) -> None:
 def _convert(args: CommandFlags, names: list[str]) -> None:
     from imagen_jax.conversion.from_diffusers import ConvertSettings, convert
 
-    if args.to or args.step or args.weights or args.lora or args.merge:
-        raise ConfigError("--to, --step, --weights, --lora and --merge are for --stages: leave them out with --from")
+    if args.to or args.step or args.weights or args.lora or args.embedding or args.merge:
+        raise ConfigError(
+            "--to, --step, --weights, --lora, --embedding and --merge are for --stages: leave them out with --from"
+        )
     settings = ConvertSettings(
         variant=args.variant,
         dtype=args.dtype,
@@ -131,8 +134,8 @@ def _to_diffusers(args: CommandFlags) -> None:
     from imagen_jax.conversion.to_diffusers import to_diffusers
 
     args.required("to", "diffusers")
-    if args.lora:
-        raise ConfigError("--lora is for --merge: publish the merged cascade, and convert that")
+    if args.lora or args.embedding:
+        raise ConfigError("--lora and --embedding are for --merge: publish the merged cascade, and convert that")
     out = args.required("out", "runs/if_diffusers")
     print(to_diffusers(args.stage_names(), out, args.variant, args.overwrite, _weights(args)).summary())
 
@@ -140,9 +143,12 @@ def _to_diffusers(args: CommandFlags) -> None:
 def _to_lora(args: CommandFlags) -> None:
     from imagen_jax.training.to_lora import to_lora
 
-    if args.lora or args.variant:
-        raise ConfigError("--lora and --variant are not for --to=lora, which writes what runs have trained")
-    print(to_lora(args.stage_names(), args.required("out", "runs/lora"), args.overwrite, _weights(args)).summary())
+    if args.lora or args.embedding or args.variant:
+        raise ConfigError(
+            f"--lora, --embedding and --variant are not for --to={args.to}, which writes what runs have trained"
+        )
+    out = args.required("out", f"runs/{args.to}")
+    print(to_lora(args.stage_names(), out, args.overwrite, _weights(args), args.to).summary())
 
 
 def _merge(args: CommandFlags) -> None:
@@ -152,7 +158,7 @@ def _merge(args: CommandFlags) -> None:
     if args.to or args.variant:
         raise ConfigError("--to and --variant are not for --merge, which publishes: convert the merged cascade then")
     choices = weights_choices(args, len(args.stage_folders(weights=False)))
-    pipeline = load_loras(args, ImagenPipeline.from_pretrained(args.stage_names(), weights=choices))
+    pipeline = load_adapters(args, ImagenPipeline.from_pretrained(args.stage_names(), weights=choices))
     print(publish(pipeline, args.required("out", "runs/merged"), PublishSettings(overwrite=args.overwrite)).summary())
 
 

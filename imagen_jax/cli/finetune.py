@@ -4,8 +4,9 @@ Checks the images, draws images of the class by the cascade itself so that it ke
 and writes `OUT/before_after.png` and, for adapters, `OUT/adapter` with a card. Run again with the same flags after a
 break, it continues. Captions in text files beside the images are used where they are there.
 
-`--method=lora` trains adapters of kilobytes to megabytes; `dreambooth` all weights, with images of the class; `full`
-all weights on captioned images of another domain, without.
+`--method=lora` trains adapters of kilobytes to megabytes; `dreambooth` all weights, with images of the class;
+`textual_inversion` the token alone; `full` all weights on captioned images of another domain, without images of a
+class. With `--initializer=dog` adapters and the token are learned together.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from absl import flags
 from imagen_jax.cli.flags import CommandFlags, define_path, define_stages
 from imagen_jax.errors import ConfigError
 
-_METHODS = ("lora", "dreambooth", "full")
+_METHODS = ("lora", "dreambooth", "textual_inversion", "full")
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -33,6 +34,13 @@ def define_flags(values: flags.FlagValues) -> None:
         "class", "", "What the subject is one of, such as 'dog'; the cascade keeps it.", flag_values=values
     )
     flags.DEFINE_enum("method", "lora", _METHODS, "What is trained.", flag_values=values)
+    flags.DEFINE_string(
+        "initializer",
+        "",
+        "A word that the text encoder knows, as which the token starts to be learned; '' leaves the encoder as it is, "
+        "or with textual_inversion starts at the mean of its tokens.",
+        flag_values=values,
+    )
     flags.DEFINE_string(
         "prior_prompts",
         None,
@@ -78,6 +86,7 @@ def run(args: CommandFlags) -> None:
         token=args.token.strip(),
         class_name=args["class"].strip(),
         method=args.method,
+        initializer=args.initializer.strip(),
         prior_prompts=prior,
         prior_images=args.prior_images,
         prompts=[] if args.prompts is None else read_prompts(args.prompts, None),

@@ -281,7 +281,7 @@ def define_sampling(values: flags.FlagValues) -> None:
 
 
 def define_lora(values: flags.FlagValues) -> None:
-    """Defines `--lora` and `--lora_scale`, adapters to add to the stages."""
+    """Defines `--lora`, `--lora_scale` and `--embedding`, adapters and learned tokens to add to the cascade."""
     help_text = (
         "Low-rank adapters to add to the stages, separated by commas: safetensors files, or folders of `imagen convert "
         "--to=lora`."
@@ -294,10 +294,12 @@ def define_lora(values: flags.FlagValues) -> None:
         "commas.",
         flag_values=values,
     )
+    help_text = "Learned tokens to add to the text encoder, separated by commas: files learned_embeds.safetensors."
+    define_path(values, "embedding", None, help_text, separator=",")
 
 
-def load_loras(args: CommandFlags, pipeline: ImagenPipeline) -> ImagenPipeline:
-    """Returns a pipeline with the adapters of the flags of `define_lora`. Raises ConfigError."""
+def load_adapters(args: CommandFlags, pipeline: ImagenPipeline) -> ImagenPipeline:
+    """Returns a pipeline with what the flags of `define_lora` name. Raises ConfigError."""
     paths = [path.strip() for path in (args.lora or "").split(",") if path.strip()]
     texts = args.lora_scale.split(",")
     if len(texts) not in (1, len(paths)) and paths:
@@ -311,6 +313,9 @@ def load_loras(args: CommandFlags, pipeline: ImagenPipeline) -> ImagenPipeline:
         except ValueError as error:
             raise ConfigError(f"--lora_scale {text!r} is not a number: give for example 0.8") from error
         pipeline.load_lora(path, scale, name=path)
+    for path in (args.embedding or "").split(","):
+        if path.strip():
+            pipeline.load_embedding(path.strip())
     return pipeline
 
 
@@ -451,7 +456,7 @@ def load_pipeline(
         weights=weights,
         safety_checker=safety_checker,
     )
-    return load_loras(args, pipeline)
+    return load_adapters(args, pipeline)
 
 
 def prompt_guidance(args: CommandFlags, stages: int, prompts: int) -> np.ndarray | None:

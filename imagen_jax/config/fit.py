@@ -239,25 +239,42 @@ def _wrong_patterns(name: str, patterns: Sequence[str]) -> list[str]:
     return problems
 
 
+_LORA_KEYS, _TOKEN_KEYS = ("rank", "alpha", "targets"), ("initializer", "vectors")
+
+
 def _check_adapter(config: StageConfig) -> None:
     """Checks that an adapter is beside a whole network of known weights."""
     adapter, training = config.adapter, config.training
     problems = _wrong_patterns("adapter.targets", adapter.targets)
-    if not adapter.enabled:
-        given = [name for name in ("rank", "alpha", "targets") if getattr(adapter, name) != _default(adapter, name)]
-        if given:
-            keys = ", ".join(f"adapter.{name}" for name in given)
-            problems.append(f"{keys} has no effect with adapter.kind 'none': set adapter.kind='lora', or leave it out")
-    elif not training.init_from:
+    for names, used, fix in (
+        (_LORA_KEYS, adapter.kind == "lora", "adapter.kind='lora'"),
+        (("token",), adapter.enabled, "adapter.kind='textual_inversion' or 'lora'"),
+        (_TOKEN_KEYS, adapter.token, "adapter.token, the word to learn"),
+    ):
+        given = [f"adapter.{name}" for name in names if getattr(adapter, name) != _default(adapter, name)]
+        if given and not used:
+            problems.append(
+                f"{', '.join(given)} has no effect with adapter.kind {adapter.kind!r} and adapter.token "
+                f"{adapter.token!r}: set {fix}, or leave it out"
+            )
+    if adapter.enabled and not training.init_from:
         problems.append(
-            "adapter.kind 'lora' needs training.init_from, the stage whose network is adapted: give its folder"
+            f"adapter.kind {adapter.kind!r} needs training.init_from, the stage whose network is adapted: give its "
+            "folder"
         )
-    elif training.trainable or training.init_partial or training.init_weights == "both":
+    if adapter.enabled and (training.trainable or training.init_partial or training.init_weights == "both"):
         problems.append(
             f"training.trainable {training.trainable!r}, training.init_partial {training.init_partial} and "
-            f"training.init_weights {training.init_weights!r} do not go with adapter.kind 'lora', which trains the "
-            "adapter alone beside all of one kind of init_from's weights: leave them (), False and 'ema', and choose "
-            "by adapter.targets"
+            f"training.init_weights {training.init_weights!r} do not go with adapter.kind {adapter.kind!r}, which "
+            "trains the adapter alone beside all of one kind of init_from's weights: leave them (), False and 'ema', "
+            "and choose by adapter.targets"
+        )
+    if adapter.kind == "textual_inversion" and not adapter.token:
+        problems.append("adapter.kind 'textual_inversion' needs adapter.token, the word to learn, such as 'sks star'")
+    if config.text.cache and (config.text.learned or adapter.token):
+        problems.append(
+            "text.cache has embeddings of captions without learned tokens: set it to '', and captions are encoded as "
+            "they come"
         )
     if problems:
         raise ConfigError(*problems)

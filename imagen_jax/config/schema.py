@@ -48,6 +48,7 @@ from imagen_jax.images.array import IMAGE_DTYPES, Size, parse_size
 from imagen_jax.models.if_unet import ACTIVATIONS
 from imagen_jax.models.unet_base import REMAT_POLICIES
 from imagen_jax.text.cleaning import CLEANINGS
+from imagen_jax.text.learned_tokens import MAX_ROWS
 from imagen_jax.text.tokenizer import PADDINGS
 
 SCHEMA_VERSION = 2
@@ -78,6 +79,12 @@ class TextConfig(Group):
     dtype: str = key("bfloat16", "Compute type of the encoder.", choices=DTYPES)
     cache: PathText = key(
         "", "A folder written by `imagen embed`: training reads embeddings there and needs no encoder."
+    )
+    learned: tuple[PathText, ...] = key(
+        (),
+        "Files of learned tokens, or their folders: words that captions may then have, with rows of their own.",
+        source="arXiv:2208.01618",
+        expected="a tuple of paths of learned_embeds.safetensors, () for none",
     )
     fingerprint: Text = key("", "Fingerprint of the encoder, as `imagen embed` prints it; empty accepts any encoder.")
 
@@ -401,13 +408,14 @@ class TrainingConfig(Group):
 
 
 class AdapterConfig(Group):
-    """A low-rank adapter, which is trained in place of the network."""
+    """What is trained in place of the network, which stays as it is."""
 
     kind: str = key(
         "none",
-        "What is trained: the network, or `lora`, low-rank changes of kernels beside a network that stays as it is.",
-        source="arXiv:2106.09685",
-        choices=("none", "lora"),
+        "What is trained: the network; or beside it `lora`, low-rank changes of kernels, or `textual_inversion`, a "
+        "word of the text encoder.",
+        source="arXiv:2106.09685, arXiv:2208.01618",
+        choices=("none", "lora", "textual_inversion"),
     )
     rank: int = key(8, "Rank of the changes.", ge=1, le=MAX_CHANNELS)
     alpha: float = key(0.0, "Changes are scaled by alpha / rank; 0 for alpha = rank.", ge=0, le=2**20)
@@ -416,6 +424,13 @@ class AdapterConfig(Group):
         "Regular expressions for the paths of modules whose kernels are adapted. Empty adapts all.",
         expected="a tuple of regular expressions such as ('attend', 'to_[qkv]'), () to adapt every kernel",
     )
+    token: Text = key(
+        "",
+        "A word that is learned with its own rows in the text encoder's token table, by textual inversion alone or "
+        "beside `lora`.",
+    )
+    initializer: Text = key("", "A word whose tokens the learned ones start as; empty starts at the mean of the table.")
+    vectors: int = key(1, "Tokens that the word is made of.", unit="tokens", ge=1, le=MAX_ROWS)
 
     @property
     def enabled(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from PIL import Image
 
 from imagen_jax.data.dataset import first_examples
@@ -25,13 +26,14 @@ COLUMNS = 4
 SEED = 0
 
 
-def make_preview(stage: Stage, encoder: PromptEncoder) -> Callable[[Any], tuple[Image.Image, dict[str, float]]]:
-    """Returns a function `params -> (grid, metrics)` for the first examples of the validation split.
+def make_preview(stage: Stage, mesh: Mesh) -> Callable[[Any, PromptEncoder], tuple[Image.Image, dict[str, float]]]:
+    """Returns a function `(params, encoder) -> (grid, metrics)` for the first examples of the validation split.
 
-    The grid has samples for their captions, which are encoded once; a super-resolution stage enlarges the downsampled
-    images of the data set. The metrics are those of `compute_metrics`, and of `validation_metrics` on the real images.
+    The grid has samples for their captions, which an encoder encodes once; a super-resolution stage enlarges the
+    downsampled images of the data set. The metrics are those of `compute_metrics`, and of `validation_metrics` on the
+    real images.
     """
-    config, mesh = stage.config, encoder.mesh
+    config = stage.config
     examples = make_examples(config.data, config.data.validation_split, config.image_hw, config.channels)
     real, prompts = first_examples(examples, config.training.preview_count)
     small = None
@@ -39,13 +41,14 @@ def make_preview(stage: Stage, encoder: PromptEncoder) -> Callable[[Any], tuple[
         small = np.asarray(resize(to_float(jnp.asarray(real)), *stage.low_res_shape[:2]))
     sampler = StageSampler(stage, mesh)
     validation_loss = make_validation_loss(stage, mesh, len(real))
-    texts = functools.cache(lambda: encoder.on_host(prompts, len(prompts)))
+    encode = functools.lru_cache(1)(lambda encoder: encoder.on_host(prompts, len(prompts)))
 
-    def preview(params: Any) -> tuple[Image.Image, dict[str, float]]:
-        request = make_request(stage, encoder, texts(), NoiseSource(SEED), small)
+    def preview(params: Any, encoder: PromptEncoder) -> tuple[Image.Image, dict[str, float]]:
+        texts = encode(encoder)
+        request = make_request(stage, encoder, texts, NoiseSource(SEED), small)
         images = sampler.sample_uint(params, request, len(prompts))
         metrics = compute_metrics(images, None if small is None else np.asarray(to_uint(small, real.dtype)), real)
-        metrics |= validation_metrics(validation_loss(params, real, texts()))
+        metrics |= validation_metrics(validation_loss(params, real, texts))
         return image_grid(images, prompts, COLUMNS), metrics
 
     return preview

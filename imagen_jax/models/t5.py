@@ -17,6 +17,8 @@ import numpy as np
 
 from imagen_jax.errors import ConfigError
 
+LEARNED_TOKENS = "learned_tokens"  # the parameter with the rows of tokens beyond the vocabulary
+
 # Low enough that exp underflows to 0; finite, so that a row without any token is not NaN.
 _MASKED_LOGIT = -1e9
 
@@ -149,6 +151,8 @@ class T5Encoder(nn.Module):
         relative_bias_per_layer: whether each block has its own relative bias, as in UMT5; T5 shares that of the first.
         encode_padding: whether padding keeps its own embeddings, which attend to the tokens, as in transformers'
             `T5EncoderModel`; else they are zero. Those of tokens are the same.
+        learned_tokens: number of tokens beyond the vocabulary, with rows of their own (arXiv:2208.01618); their ids
+            begin at `vocab_size`.
         dtype: dtype of the compute; parameters keep the dtype they are loaded in.
 
     Raises:
@@ -167,6 +171,7 @@ class T5Encoder(nn.Module):
     feed_forward_proj: str = "gated-gelu"
     relative_bias_per_layer: bool = False
     encode_padding: bool = False
+    learned_tokens: int = 0
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -203,7 +208,13 @@ class T5Encoder(nn.Module):
             embedding_init=nn.initializers.normal(1.0),
             dtype=jnp.float32,  # a float32 residual stream: it grows until bf16 loses what blocks add
             name="token_embedding",
-        )(tokens)
+        )(jnp.minimum(tokens, self.vocab_size - 1) if self.learned_tokens else tokens)
+        if self.learned_tokens:
+            shape = (self.learned_tokens, self.d_model)
+            rows = self.param(LEARNED_TOKENS, nn.initializers.normal(1.0), shape)
+            is_learned = tokens >= self.vocab_size
+            learned = rows.astype(jnp.float32)[jnp.where(is_learned, tokens - self.vocab_size, 0)]
+            x = jnp.where(is_learned[..., None], learned, x)
         shared = None if self.relative_bias_per_layer else logit_bias("relative_bias")
         for i in range(self.num_layers):
             bias = logit_bias(f"block_{i}_relative_bias") if shared is None else shared

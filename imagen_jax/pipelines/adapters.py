@@ -1,4 +1,4 @@
-"""Adapters that a pipeline has loaded: added to the kernels of its stages, each with a scale."""
+"""What a pipeline has loaded beside its stages: adapters of their kernels, each with a scale, and learned tokens."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ from flax import traverse_util
 from imagen_jax.errors import ConfigError, unknown_name_error
 from imagen_jax.images.array import format_size
 from imagen_jax.io.checksums import json_digest
+from imagen_jax.io.text import printable
 from imagen_jax.pipelines.loading import TrainedStage
 from imagen_jax.stages.lora import KERNEL, Factors, add_product
 from imagen_jax.stages.lora_files import LoraFile, lora_paths, read_lora
+from imagen_jax.stages.text import PromptEncoder
+from imagen_jax.text.learned_tokens import FILE as LEARNED
+from imagen_jax.text.learned_tokens import LearnedFile, Words, read_learned
 
 _MAX_SCALE = 100.0
 
@@ -40,23 +44,27 @@ class LoadedLora:
 
 @dataclasses.dataclass(frozen=True)
 class Adapters:
-    """The adapters of a pipeline, by name, in the order in which they were loaded.
+    """The adapters of a pipeline, by name, in the order in which they were loaded, and its learned tokens.
 
     Attributes:
         stages: as they are without adapters.
         loaded: the adapters.
+        files: word -> the file that it was loaded from.
     """
 
     stages: Sequence[TrainedStage]
     loaded: Mapping[str, LoadedLora] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, LearnedFile] = dataclasses.field(default_factory=dict)
 
     @property
     def scales(self) -> dict[str, float]:
         """The scale of each adapter."""
         return {name: lora.scale for name, lora in self.loaded.items()}
 
-    def load(self, path: Path, scale: float, name: str, stage: int | None) -> Self:
-        """Returns these adapters and another one; see `ImagenPipeline.load_lora`."""
+    def load(
+        self, path: Path, scale: float, name: str, stage: int | None, encoders: Sequence[PromptEncoder | None]
+    ) -> Self:
+        """Returns these adapters and another one, with the words beside it; see `ImagenPipeline.load_lora`."""
         changes: dict[int, tuple[str, Mapping[str, Factors]]] = {}
         for file in map(read_lora, lora_paths(path)):
             index, factors = self._place(file, stage)
@@ -68,7 +76,8 @@ class Adapters:
             raise ConfigError(
                 f"an adapter {name!r} is loaded already: unload it, change its scale, or give this one another name"
             )
-        return dataclasses.replace(self, loaded={**self.loaded, name: LoadedLora(changes, _checked(scale))})
+        adapters = self.load_words(path, "", encoders) if (path / LEARNED).is_file() else self
+        return dataclasses.replace(adapters, loaded={**self.loaded, name: LoadedLora(changes, _checked(scale))})
 
     def _place(self, file: LoraFile, stage: int | None) -> tuple[int, dict[str, Factors]]:
         """Returns the stage that an adapter fits, and its changes there. Raises ConfigError if none or several do."""
@@ -115,6 +124,30 @@ class Adapters:
         kept = {key: lora for key, lora in self.loaded.items() if name and key != name}
         return dataclasses.replace(self, loaded=kept)
 
+    def load_words(self, path: Path, word: str, encoders: Sequence[PromptEncoder | None]) -> Self:
+        """Returns these adapters and the words of a file; see `ImagenPipeline.load_embedding`."""
+        file = read_learned(path, word)
+        for name in file.words:
+            is_other = name in self.files and self.files[name].digest != file.digest
+            if is_other or any(name in encoder.encoder.learned for encoder in encoders if encoder):
+                raise ConfigError(f"the word {printable(name)!r} is learned already: unload it, or give another word")
+        used = [encoder for encoder in dict.fromkeys(encoders) if encoder]
+        if not used:
+            raise ConfigError("the pipeline has no text encoder, which has the words: load it with text_encoder=True")
+        if not any(_fits(file, encoder) for encoder in used):
+            file.fitting(used[0].width, lambda: used[0].fingerprint)
+        return dataclasses.replace(self, files={**self.files, **dict.fromkeys(file.words, file)})
+
+    def without_words(self, word: str) -> Self:
+        """Returns these adapters without a learned token, or without any for "". Raises ConfigError if it has none."""
+        if word and word not in self.files:
+            raise unknown_name_error("learned token", word, self.files)
+        return dataclasses.replace(self, files={key: file for key, file in self.files.items() if word and key != word})
+
+    def words_of(self, encoder: PromptEncoder) -> Words:
+        """Returns the learned tokens that are of a text encoder."""
+        return {word: file.words[word] for word, file in self.files.items() if _fits(file, encoder)}
+
     def _check(self, name: str) -> None:
         if name not in self.loaded:
             raise unknown_name_error("adapter", name, self.loaded)
@@ -122,6 +155,9 @@ class Adapters:
     def apply(self, index: int) -> TrainedStage:
         """Returns a stage with the adapters in its kernels; the others are shared with the stage without."""
         trained = self.stages[index]
+        if self.files and trained.checksum:
+            words = sorted((word, file.digest) for word, file in self.files.items())
+            trained = dataclasses.replace(trained, checksum=json_digest([trained.checksum, words]))
         loras = [(*lora.changes[index], lora.scale) for lora in self.loaded.values() if index in lora.changes]
         if not loras:
             return trained
@@ -136,6 +172,14 @@ class Adapters:
         applied = [[digest, scale] for digest, _, scale in loras if scale]
         checksum = json_digest([trained.checksum, applied]) if applied and trained.checksum else trained.checksum
         return dataclasses.replace(trained, params=params, checksum=checksum)
+
+
+def _fits(file: LearnedFile, encoder: PromptEncoder) -> bool:
+    """Returns whether the words of a file are of a text encoder."""
+    try:
+        return bool(file.fitting(encoder.width, lambda: encoder.fingerprint))
+    except ConfigError:
+        return False
 
 
 def _checked(scale: float) -> float:

@@ -37,6 +37,8 @@ from imagen_jax.pipelines.find_stages import find_stages
 from imagen_jax.pipelines.loading import (
     TrainedStage,
     check_chain,
+    learn,
+    learned_words,
     load_stage,
     make_encoders,
     read_chain,
@@ -110,7 +112,8 @@ class ImagenPipeline:
         self.mesh = make_mesh(SAMPLING_MESH) if mesh is None else mesh
         if encoders is None:
             encoders = make_encoders([trained.stage.config for trained in stages], self.mesh)
-        self._encoders = tuple(encoders)
+        self._own_encoders = tuple(learn(encoders, functools.partial(learned_words, self.stages)))
+        self._encoders = self._own_encoders
         self.safety_checker = safety_checker
         self._progress: dict[str, Any] = {}
         self._samplers = [StageSampler(trained.stage, self.mesh) for trained in self.stages]
@@ -190,7 +193,7 @@ class ImagenPipeline:
 
         Args:
             path: a safetensors file of this package, of diffusers or of PEFT; or a folder with one for each stage, see
-                `stages/lora_files.py`.
+                `stages/lora_files.py`, and perhaps with learned tokens, which are loaded, too.
             scale: what its changes are multiplied by: 1 as trained, and with 0 images are equal to the bit to those
                 without it.
             name: for `set_lora_scale` and `unload_lora`; by default that of the file or folder.
@@ -203,7 +206,7 @@ class ImagenPipeline:
             ConfigError: the file is damaged or of another network, has values that are not finite, or the name is
                 taken.
         """
-        return self._use(self._adapters.load(as_path(path), scale, name, stage))
+        return self._use(self._adapters.load(as_path(path), scale, name, stage, self._own_encoders))
 
     def set_lora_scale(self, name: str, scale: float) -> ImagenPipeline:
         """Changes the scale of an adapter, without compiling. Raises ConfigError if none has the name."""
@@ -212,6 +215,33 @@ class ImagenPipeline:
     def unload_lora(self, name: str = "") -> ImagenPipeline:
         """Removes an adapter, or all. Raises ConfigError if none has the name."""
         return self._use(self._adapters.without(name))
+
+    def load_embedding(self, path: str | Path, word: str = "") -> ImagenPipeline:
+        """Adds words with rows of their own to the text encoder's token table (textual inversion, arXiv:2208.01618).
+
+        Prompts, negative prompts and edits may then have them. Prompts without them give the images that they gave.
+
+        Args:
+            path: a safetensors file of this package or of diffusers, or a folder with `learned_embeds.safetensors`.
+            word: in place of the one in the file.
+
+        Returns:
+            This pipeline.
+
+        Raises:
+            ConfigError: the file is damaged, of another text encoder or has values that are not finite, the word is
+                taken, or there is no text encoder.
+        """
+        return self._use(self._adapters.load_words(as_path(path), word, self._own_encoders))
+
+    def unload_embedding(self, word: str = "") -> ImagenPipeline:
+        """Removes a word of `load_embedding`, or all. Raises ConfigError if none is called so."""
+        return self._use(self._adapters.without_words(word))
+
+    @property
+    def learned_tokens(self) -> list[str]:
+        """The words that text encoders have beside their own, of `load_embedding`, configs and runs."""
+        return list(dict.fromkeys(word for encoder in self._encoders if encoder for word in encoder.encoder.learned))
 
     @property
     def lora_scales(self) -> dict[str, float]:
@@ -225,6 +255,8 @@ class ImagenPipeline:
             dataclasses.replace(trained, params=other.params, checksum=other.checksum)
             for trained, other in zip(self.stages, applied, strict=True)
         )
+        if adapters.files != self._adapters.files:
+            self._encoders = tuple(learn(self._own_encoders, adapters.words_of))
         self._adapters, self._by_mesh = adapters, {}
         return self
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from imagen_jax.stages.stage import Stage, build
 from imagen_jax.stages.stage_folder import open_weights, read_config
 from imagen_jax.stages.text import PromptEncoder, make_cached_encoder, make_encoder
 from imagen_jax.stages.weights import LATEST_EMA, WeightsChoice
+from imagen_jax.text.learned_tokens import Words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,7 @@ class TrainedStage:
         checksum: identifies the checkpoint, see `SavedWeights`; "" without one.
         published_config: identifies the config that a published stage was trained with, whose own names no files of the
             machine that trained it; "" for a stage of a run.
+        learned: words that its run has learned, which the text encoder has to know.
     """
 
     stage: Stage
@@ -45,6 +47,7 @@ class TrainedStage:
     weights: str = "ema"
     checksum: str = ""
     published_config: str = ""
+    learned: Words = dataclasses.field(default_factory=dict)
 
     @property
     def config_digest(self) -> str:
@@ -123,8 +126,8 @@ def load_stage(
     saved = open_weights(workdir, weights)
     stage = build(config, saved.text_width if text_width is None else text_width)
     params = saved.load(with_shardings(jax.eval_shape(stage.init, jax.random.key(0)), mesh))
-    stage, params = stage.without_adapter(params)
-    return TrainedStage(stage, params, saved.step, workdir, saved.kind, saved.checksum, saved.published_config)
+    stage, params, learned = stage.without_adapter(params)
+    return TrainedStage(stage, params, saved.step, workdir, saved.kind, saved.checksum, saved.published_config, learned)
 
 
 def make_encoders(configs: Sequence[StageConfig], mesh: Mesh, cache: str | Path | None = None) -> list[PromptEncoder]:
@@ -149,6 +152,24 @@ def make_encoders(configs: Sequence[StageConfig], mesh: Mesh, cache: str | Path 
             made[text] = _make_encoder(text, mesh, cache)
         encoders.append(made[text])
     return encoders
+
+
+def learn(
+    encoders: Sequence[PromptEncoder | None], words_of: Callable[[PromptEncoder], Words]
+) -> list[PromptEncoder | None]:
+    """Returns text encoders with the words that a function has for each, one object for those that were one."""
+    made: dict[PromptEncoder, PromptEncoder] = {}
+    for encoder in encoders:
+        if encoder is not None and encoder not in made:
+            words = words_of(encoder)
+            made[encoder] = encoder.with_learned(words) if words else encoder
+    return [encoder and made[encoder] for encoder in encoders]
+
+
+def learned_words(stages: Sequence[TrainedStage], encoder: PromptEncoder) -> Words:
+    """Returns the words that the runs of stages have learned, as far as they have the width of a text encoder."""
+    words = {word: rows for trained in stages for word, rows in trained.learned.items()}
+    return {word: rows for word, rows in words.items() if rows.shape[1] == encoder.width}
 
 
 def _encoder_key(text: TextConfig) -> tuple[str, int, str]:

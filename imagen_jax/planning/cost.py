@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.planning.flops import count_flops
-from imagen_jax.stages.lora import network_params, trained_patterns, with_adapter
+from imagen_jax.stages.adapter import network_params, trained_patterns, with_adapter
 from imagen_jax.stages.stage import make_network, network_arguments
 from imagen_jax.stages.trainable import merge, split
 

@@ -19,7 +19,7 @@ from imagen_jax.parallel.mesh import check_batch_size
 from imagen_jax.planning.cost import stage_cost
 from imagen_jax.planning.flops import count_flops
 from imagen_jax.stages import stage as stages
-from imagen_jax.stages.lora import trained_patterns
+from imagen_jax.stages.adapter import trained_patterns
 from imagen_jax.stages.sampling import SAMPLING_AXES, jit_sample_fn, make_sample_fn
 from imagen_jax.stages.stage import Stage
 from imagen_jax.stages.trainable import merge

@@ -25,7 +25,8 @@ def portable_config(config: StageConfig, encoder: TextEncoderEntry) -> StageConf
         config: as it was trained.
         encoder: its text encoder, whose fingerprint it gets.
     """
-    changes = {"text.model": encoder.model, "text.fingerprint": encoder.fingerprint, "text.cache": ""}
+    changes: dict[str, Any] = {"text.model": encoder.model, "text.fingerprint": encoder.fingerprint}
+    changes |= {"text.cache": "", "text.learned": ()}
     return map_paths(config, portable_path).with_changes(changes)
 
 

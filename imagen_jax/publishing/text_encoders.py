@@ -14,13 +14,22 @@ from imagen_jax.stages.published import TextEncoderEntry
 from imagen_jax.stages.text import PromptEncoder
 from imagen_jax.text.encoder import encoder_folder, is_local_folder
 from imagen_jax.text.hub import encoder_files
+from imagen_jax.text.learned_tokens import FILE as LEARNED
+from imagen_jax.text.learned_tokens import Words, write_learned
 
 
 class EncoderPlan(NamedTuple):
-    """What is published of a stage's text encoder: its entry in the index, and the folder to copy if it is inside."""
+    """What is published of a stage's text encoder.
+
+    Attributes:
+        entry: its entry in the index.
+        source: the folder to copy if it is inside.
+        learned: words that are written into the copy.
+    """
 
     entry: TextEncoderEntry
     source: Path | None
+    learned: Words
 
 
 def plan_encoders(
@@ -47,7 +56,13 @@ def plan_encoders(
                 "text_encoder=True"
             )
         is_place = is_local_folder(text.model)
-        copied = is_place if inside is None else inside
+        learned = {} if encoder is None else encoder.encoder.learned
+        if learned and inside is False:
+            raise ConfigError(
+                f"text encoder {text.model!r} has learned tokens, which no name leads others to: publish it inside, "
+                "with --text_encoder"
+            )
+        copied = is_place or bool(learned) if inside is None else inside
         if is_place and not copied:
             raise ConfigError(
                 f"text encoder {text.model!r} is a folder of this machine, to which no name leads others: publish it "
@@ -63,13 +78,15 @@ def plan_encoders(
         entry = TextEncoderEntry(
             model=portable_path(text.model) if is_place else text.model, fingerprint=fingerprint, folder=folder
         )
-        plans.append(EncoderPlan(entry, source))
+        plans.append(EncoderPlan(entry, source, learned))
     return plans
 
 
 def copy_encoders(plans: Sequence[EncoderPlan], cascade: Path) -> None:
     """Copies the files of the encoders that are inside into the folder of a cascade. Raises ConfigError and OSError."""
-    for folder, source in {(plan.entry.folder, plan.source) for plan in plans}:
-        if folder is not None and source is not None:
-            for name in encoder_files(source):
-                copy_file(source / name, cascade / folder / name)
+    for folder, plan in {plan.entry.folder: plan for plan in plans}.items():
+        if folder is not None and plan.source is not None:
+            for name in encoder_files(plan.source):
+                copy_file(plan.source / name, cascade / folder / name)
+            if plan.learned:
+                write_learned(cascade / folder / LEARNED, plan.learned, plan.entry.fingerprint)

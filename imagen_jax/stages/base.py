@@ -19,7 +19,7 @@ from imagen_jax.io.atomic import read_json, write_json
 from imagen_jax.io.checksums import json_digest
 from imagen_jax.io.paths import as_path
 from imagen_jax.parallel import multihost
-from imagen_jax.stages.lora import split_lora
+from imagen_jax.stages.adapter import split_adapter
 from imagen_jax.stages.trainable import merge
 from imagen_jax.stages.weights import SavedWeights, WeightsChoice
 
@@ -131,7 +131,7 @@ class AdaptedWeights:
     def __init__(self, adapter: SavedWeights, base: Weights) -> None:
         self._adapter, self.base = adapter, base
         # a base that is itself a run with an adapter would need both in its kernels
-        nested, rest = split_lora(base.shapes)
+        nested, rest = split_adapter(base.shapes)
         if nested:
             raise ConfigError(
                 f"{base.workdir} has an adapter itself: merge it first, imagen convert --stages={base.workdir} --merge"
@@ -161,6 +161,6 @@ class AdaptedWeights:
 
     def load(self, abstract: Any, partial: bool = False) -> Any:
         """Loads parameters, see `SavedWeights.load`."""
-        adapter, rest = split_lora(abstract)
+        adapter, rest = split_adapter(abstract)
         loaded = self._adapter.load(adapter, partial) if adapter or not partial else {}
         return merge(loaded, self.base.load(rest, partial) if rest or not partial else {})

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from imagen_jax.config.schema import AdapterConfig, StageConfig
+from imagen_jax.config.schema import AdapterConfig
 from imagen_jax.parallel.scan_params import is_stacked
-from imagen_jax.stages.trainable import Tree, check_patterns, merge, param_paths, select
+from imagen_jax.stages.trainable import Tree, check_patterns, param_paths
 
 LORA_A, LORA_B = "lora_a", "lora_b"
 KERNEL = "kernel"
@@ -30,30 +30,6 @@ class Factors(NamedTuple):
     a: Any
     b: Any
     scale: float
-
-
-# what a run with an adapter trains, as `training.trainable`
-_TRAINED = (f"/({LORA_A}|{LORA_B})$",)
-
-
-def trained_patterns(config: StageConfig) -> Sequence[str]:
-    """Returns the patterns of the parameters that a config's run trains, as of `trainable.split`."""
-    return _TRAINED if config.adapter.enabled else config.training.trainable
-
-
-def with_adapter(config: StageConfig, params: Tree, key: jax.Array) -> Tree:
-    """Returns parameters of a config's network, with a new adapter beside them if the config has one."""
-    return merge(params, init_lora(params, config.adapter, key)) if config.adapter.enabled else params
-
-
-def network_params(config: StageConfig, params: Tree) -> Tree:
-    """Returns the parameters that a config's network takes: without an adapter, which its kernels have added."""
-    return fold_lora(params, config.adapter.scale) if config.adapter.enabled else params
-
-
-def is_adapter(path: str) -> bool:
-    """Returns whether the parameter at a path is one of an adapter."""
-    return path.endswith((f"/{LORA_A}", f"/{LORA_B}"))
 
 
 def adapted_modules(params: Tree, targets: Sequence[str]) -> list[str]:
@@ -132,10 +108,3 @@ def add_product(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float | ja
 def with_axes(b: Any, axes: int) -> Any:
     """Returns `B` with as many axes as `A`; those of a convolution's pixels have length 1."""
     return b.reshape(*b.shape[:-2], *[1] * (axes - b.ndim), *b.shape[-2:])
-
-
-def split_lora(params: Tree) -> tuple[Tree, Tree]:
-    """Returns the adapter in a tree of parameters, and the parameters without it."""
-    paths = set(param_paths(params))
-    adapter = {path for path in paths if is_adapter(path)}
-    return select(params, adapter), select(params, paths - adapter)

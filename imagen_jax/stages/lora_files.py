@@ -131,7 +131,7 @@ def write_lora(folder: Path, adapter: Tree, config: StageConfig, base: str, step
 
     Args:
         folder: the folder of the file, on a disk.
-        adapter: from a run, see `lora.split_lora`; arrays on any devices of this process.
+        adapter: from a run, see `adapter.split_adapter`; arrays on any devices of this process.
         config: of the run.
         base: identifies the weights that it was trained beside.
         step: the training step.
@@ -163,14 +163,14 @@ def write_lora(folder: Path, adapter: Tree, config: StageConfig, base: str, step
     return folder / FILE
 
 
-def lora_paths(path: Path) -> list[Path]:
-    """Returns the files of an adapter: that file, or those of a folder and of its folders `stage_N`.
+def find_loras(folder: Path) -> list[Path]:
+    """Returns the files of adapters in a folder and in its folders `stage_N`."""
+    return [file for file in (folder / FILE, *sorted(folder.glob(f"stage_*/{FILE}"))) if file.is_file()]
 
-    Raises ConfigError if there is none.
-    """
-    if path.is_file():
-        return [path]
-    found = [file for file in (path / FILE, *sorted(path.glob(f"stage_*/{FILE}"))) if file.is_file()]
+
+def lora_paths(path: Path) -> list[Path]:
+    """Returns the files of an adapter, that file or those of a folder. Raises ConfigError if there is none."""
+    found = [path] if path.is_file() else find_loras(path)
     if not found:
         raise ConfigError(
             f"{path} has no adapter: give a safetensors file, or a folder with {FILE} or stage_N/{FILE}, as imagen "

@@ -33,9 +33,10 @@ from imagen_jax.models.unet import UNet
 from imagen_jax.models.unet_base import UNetBase, no_constraint
 from imagen_jax.parallel.axes import IMAGE, VECTOR
 from imagen_jax.parallel.batching import constrain_batch
-from imagen_jax.stages.lora import network_params, split_lora, with_adapter
+from imagen_jax.stages.adapter import learned_rows, network_params, split_adapter, with_adapter
 from imagen_jax.stages.text import make_encoder
 from imagen_jax.text.encoder import TEXT_CONDITION_AXES, TextCondition
+from imagen_jax.text.learned_tokens import Words
 
 Network = UNetBase | IFUNet
 NETWORKS: dict[str, type[Network]] = {"unet": UNet, "efficient_unet": EfficientUNet, "if_unet": IFUNet}
@@ -108,14 +109,16 @@ class Stage:
         config = self.config.with_changes({f"sampling.{key}": value for key, value in changes.items()})
         return dataclasses.replace(self, config=config)
 
-    def without_adapter(self, params: Any) -> tuple[Stage, Any]:
-        """Returns the stage and its parameters with the adapter in its kernels, if it has one."""
-        if not self.config.adapter.enabled:
-            return self, params
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, split_lora(params)[1])
+    def without_adapter(self, params: Any) -> tuple[Stage, Any, Words]:
+        """Returns the stage, its parameters with the adapter in its kernels, and the words that were learned."""
+        adapter = self.config.adapter
+        if not adapter.enabled:
+            return self, params, {}
+        words = {adapter.token: learned_rows(params)} if adapter.token else {}
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, split_adapter(params)[1])
         folded = jax.jit(partial(network_params, self.config), out_shardings=shardings)(params)
         changes = {f"adapter.{name}": value for name, value in AdapterConfig().to_dict().items()}
-        return dataclasses.replace(self, config=self.config.with_changes(changes)), folded
+        return dataclasses.replace(self, config=self.config.with_changes(changes)), folded, words
 
     def sampling_key(self) -> SamplingConfig:
         """Returns a hashable key of the stage's sampling settings."""

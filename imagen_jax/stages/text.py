@@ -16,24 +16,32 @@ from imagen_jax.config.fields import DTYPES
 from imagen_jax.config.schema import TextConfig
 from imagen_jax.errors import ConfigError
 from imagen_jax.io.paths import as_path
+from imagen_jax.models.t5 import LEARNED_TOKENS
 from imagen_jax.parallel import multihost, runtime
 from imagen_jax.parallel.axes import TEXT, TOKENS
 from imagen_jax.parallel.batching import batch_sharding, pad_batch, padded_size, shard_host_batch
 from imagen_jax.parallel.mesh import num_batch_shards
-from imagen_jax.parallel.sharding import param_shardings
+from imagen_jax.parallel.sharding import load_params, param_shardings
 from imagen_jax.text.embedding_cache import EmbeddingCache, cached_encoder
 from imagen_jax.text.encoder import TextCondition, TextEncoder, load_encoder
+from imagen_jax.text.learned_tokens import Words, read_learned
 from imagen_jax.text.tokenizer import FEATURE_AXES
 
 logger = logging.getLogger(__name__)
 
 
 def make_encoder(config: TextConfig) -> TextEncoder:
-    """Returns the text encoder that a config names, its weights not yet read. Raises ConfigError if there is none."""
+    """Returns the text encoder that a config names, with its learned tokens; its weights are not yet read.
+
+    Raises ConfigError if there is none, or the tokens are of another one.
+    """
     try:
-        return load_encoder(config.model, config.length, DTYPES[config.dtype], config.padding, config.cleaning)
+        encoder = load_encoder(config.model, config.length, DTYPES[config.dtype], config.padding, config.cleaning)
     except ValueError as error:
         raise ConfigError(f"text: {error}") from error
+    files = [read_learned(as_path(path)) for path in config.learned]
+    words = [file.fitting(encoder.width, lambda: config.fingerprint or encoder.fingerprint()) for file in files]
+    return functools.reduce(TextEncoder.with_learned, words, encoder)
 
 
 def make_cached_encoder(config: TextConfig) -> TextEncoder:
@@ -129,6 +137,27 @@ class PromptEncoder:
         if self._config is not None:
             check_fingerprint(self.encoder, self._config)
         return self.encoder.load(self.mesh)
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the encoder; if no config gives it, all weights are read to compute it."""
+        return (self._config and self._config.fingerprint) or self.encoder.fingerprint()
+
+    def with_learned(self, words: Words) -> PromptEncoder:
+        """Returns this encoder with more words, see `TextEncoder.with_learned`; weights that are loaded are shared.
+
+        Embeddings are no longer looked up in a cache, whose captions may have the words in another meaning.
+
+        Raises:
+            ConfigError: there is only a cache, or a word cannot be one.
+        """
+        if self._others is not None:
+            return self._others.with_learned(words)
+        other = PromptEncoder(self.encoder.with_learned(words), self.mesh, self._config)
+        if words and "params" in self.__dict__:
+            rows = {LEARNED_TOKENS: other.encoder.shapes[LEARNED_TOKENS]}
+            other.__dict__["params"] = self.params | load_params(rows, other.encoder.read, self.mesh)
+        return other
 
     def on(self, mesh: Mesh) -> PromptEncoder:
         """Returns this encoder on other devices; weights that are loaded are copied."""

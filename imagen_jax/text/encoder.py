@@ -5,9 +5,9 @@ Shapes: B batch, L text length, D embedding width.
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,14 @@ from imagen_jax.errors import ConfigError
 from imagen_jax.io.bucket import BucketError, is_bucket
 from imagen_jax.io.local_copy import local_folder
 from imagen_jax.io.paths import as_path
-from imagen_jax.models.t5 import T5Encoder
+from imagen_jax.models.t5 import LEARNED_TOKENS, T5Encoder
 from imagen_jax.parallel.axes import TEXT, TOKENS
 from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.parallel.sharding import ReadSliceFn, load_params
 from imagen_jax.text.fingerprint import encoder_fingerprint
 from imagen_jax.text.hub import cached_folder, check_repo_id, hub_folder
+from imagen_jax.text.learned_tokens import FILE as LEARNED_FILE
+from imagen_jax.text.learned_tokens import Words, read_learned, with_words
 from imagen_jax.text.null_text import FILE as NULL_TEXT
 from imagen_jax.text.null_text import read_null_text
 from imagen_jax.text.t5_weights import parameter_reader, read_config
@@ -69,12 +71,15 @@ class TextEncoder:
         width: embedding width D.
         length: text length L.
         tokenize: captions -> (tokens int32 [B, L], mask bool [B, L]), NumPy, on the host.
-        encode: (params, tokens, mask) -> [B, L, D], pure, without gradient; where mask is False it is zero, or with
+        encode: (params, tokens, mask) -> [B, L, D], pure; where mask is False it is zero, or with
             the padding "encoded" the embedding of padding.
         fingerprint: returns a hash of weights and tokenizer, see `fingerprint.py`; the first call reads all weights.
             It does not depend on length, padding and cleaning.
         null_text: returns the null text that is stored beside the encoder, float32 [L, D]; raises ConfigError if there
             is none. All of its positions are read.
+        module: the network; None for embeddings from a cache.
+        learned: words with rows of their own in the token table, see `with_learned`.
+        plain_tokenizer: that without these words; None if there are none.
     """
 
     shapes: dict
@@ -85,6 +90,41 @@ class TextEncoder:
     encode: Callable[[dict, jax.Array, jax.Array], jax.Array]
     fingerprint: Callable[[], str]
     null_text: Callable[[], np.ndarray]
+    module: T5Encoder | None = None
+    learned: Words = field(default_factory=dict)
+    plain_tokenizer: Tokenizer | None = None
+
+    def with_learned(self, words: Words) -> Self:
+        """Returns the encoder with more words in its token table; its other parameters and its fingerprint stay.
+
+        Args:
+            words: each with its rows, float32 [N, D]; a word that it has already gets these.
+
+        Raises:
+            ConfigError: embeddings are from a cache, or a word cannot be one.
+        """
+        if not words:
+            return self
+        if self.module is None:
+            raise ConfigError(
+                "embeddings from a cache have no learned tokens: set text.cache to '', and encode captions as they come"
+            )
+        learned = {**self.learned, **words}
+        rows = np.concatenate(list(learned.values())).astype(np.float32)
+        module, read = self.module.clone(learned_tokens=len(rows)), self.read
+        counts = {word: len(own) for word, own in learned.items()}
+        plain = self.plain_tokenizer or self.tokenize
+        assert isinstance(plain, Tokenizer)  # of an encoder with a network
+        return replace(
+            self,
+            shapes=self.shapes | {LEARNED_TOKENS: jax.ShapeDtypeStruct(rows.shape, jnp.float32)},
+            read=lambda path, index: rows[index] if path == (LEARNED_TOKENS,) else read(path, index),
+            tokenize=with_words(plain, counts, module.vocab_size),
+            encode=_make_encode(module),
+            module=module,
+            learned=learned,
+            plain_tokenizer=plain,
+        )
 
     def load(self, mesh: Mesh) -> dict:
         """Loads the parameters for `encode` on a mesh; each process reads only what its devices need."""
@@ -208,7 +248,11 @@ def folder_encoder(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, the embedding only {config['vocab_size']}:"
             " give the tokenizer files that came with the weights"
         )
-    return build_encoder(config, read, tokenizer, dtype, folder / NULL_TEXT)
+    encoder = build_encoder(config, read, tokenizer, dtype, folder / NULL_TEXT)
+    if not (folder / LEARNED_FILE).is_file():
+        return encoder
+    file = read_learned(folder)
+    return encoder.with_learned(file.fitting(encoder.width, lambda: file.encoder))
 
 
 def in_memory_reader(params: dict) -> ReadSliceFn:
@@ -243,6 +287,7 @@ def build_encoder(
         encode=_make_encode(module),
         fingerprint=functools.cache(functools.partial(encoder_fingerprint, module, shapes, read, tokenizer, stored)),
         null_text=read_null,
+        module=module,
     )
 
 
@@ -263,7 +308,7 @@ def _make_encode(module: T5Encoder) -> Callable[[dict, jax.Array, jax.Array], ja
 
     def encode(params: dict, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         embeddings: Any = module.apply({"params": params}, tokens, mask)
-        return jax.lax.stop_gradient(embeddings)
+        return embeddings
 
     return encode
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from imagen_jax.errors import ConfigError, first_line
 from imagen_jax.io.tensor_files import INDEX_FILE
+from imagen_jax.text.learned_tokens import FILE as LEARNED
 from imagen_jax.text.null_text import FILE as NULL_TEXT
 from imagen_jax.text.t5_weights import conversion_command, weight_files
 from imagen_jax.text.tokenizer import FILES as TOKENIZER_FILES
@@ -34,7 +35,7 @@ def hub_folder(name: str) -> Path:
 
 def encoder_files(folder: Path) -> list[str]:
     """Returns the files of the encoder in a folder, without any others that are there. Raises ConfigError."""
-    others = ("config.json", *TOKENIZER_FILES, INDEX_FILE, NULL_TEXT)
+    others = ("config.json", *TOKENIZER_FILES, INDEX_FILE, NULL_TEXT, LEARNED)
     return [*(path.name for path in weight_files(folder)), *(name for name in others if (folder / name).is_file())]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -84,11 +85,26 @@ def make_diffusion_batch(
             [B, L, D] from a cache; `mask` bool [B, L]; `objects` [B, H, W, 1] if masks are drawn of them.
         key: the key of the step.
     """
-    time_key, noise_key, drop_key, aug_key, dropout_key = jax.random.split(key, 5)
-    x = to_float(batch["image"])
     text = TextCondition(encoder.encode(encoder_params, batch["tokens"], batch["mask"]), batch["mask"])
     dropped = null_text(stage.config.diffusion.null_text, encoder, encoder_params)
-    text = drop_text(drop_key, text, dropped, stage.config.diffusion.cond_drop_prob)
+    rate = stage.config.diffusion.cond_drop_prob
+    return noised_examples(stage, batch, key, lambda drop_key: drop_text(drop_key, text, dropped, rate))
+
+
+def noised_examples(
+    stage: Stage, batch: Batch, key: jax.Array, draw_text: Callable[[jax.Array], Any]
+) -> DiffusionBatch:
+    """Returns the examples of a batch, see `make_diffusion_batch`, with their text from a function.
+
+    Args:
+        stage: the stage to train.
+        batch: as there.
+        key: the key of the step.
+        draw_text: returns the text of the examples for the key by which captions are dropped.
+    """
+    time_key, noise_key, drop_key, aug_key, dropout_key = jax.random.split(key, 5)
+    x = to_float(batch["image"])
+    text = draw_text(drop_key)
     condition = _low_res_condition(stage, aug_key, x) if stage.is_super_resolution else {}
     if stage.config.inpainting.enabled:
         condition |= _known_condition(stage, jax.random.fold_in(key, _MASK_KEY), x, batch.get("objects"))
@@ -96,6 +112,11 @@ def make_diffusion_batch(
     t = stage.schedule.round_up(sample_timesteps(time_key, x.shape[0]))
     dropout_keys = jax.random.split(dropout_key, x.shape[0]) if stage.config.model.dropout else None
     return DiffusionBatch(x, text, condition, t, jax.random.normal(noise_key, x.shape), dropout_keys)
+
+
+def dropped_captions(key: jax.Array, size: int, rate: float) -> jax.Array:
+    """Returns which of a batch's captions are dropped, bool [B], each with a probability."""
+    return jax.random.bernoulli(key, rate, (size,))
 
 
 def drop_text(key: jax.Array, text: TextCondition, dropped: TextCondition, rate: float) -> TextCondition:
@@ -110,9 +131,13 @@ def drop_text(key: jax.Array, text: TextCondition, dropped: TextCondition, rate:
     Returns:
         Embeddings [B, L, D] and mask [B, L].
     """
+    return replace_text(text, dropped, dropped_captions(key, len(text[1]), rate))
+
+
+def replace_text(text: TextCondition, dropped: TextCondition, drop: jax.Array) -> TextCondition:
+    """Returns embeddings [B, L, D] and mask [B, L], those of the null text where `drop`, bool [B], is True."""
     embeddings, mask = text
     null_embeddings, null_mask = dropped
-    drop = jax.random.bernoulli(key, rate, (mask.shape[0],))
     embeddings = jnp.where(drop[:, None, None], null_embeddings.astype(embeddings.dtype), embeddings)
     return TextCondition(embeddings, jnp.where(drop[:, None], null_mask, mask))
 

@@ -16,11 +16,13 @@ from imagen_jax.datasets.captions import SourceCaptions, check_captions, trainin
 from imagen_jax.evaluation.previews import make_preview
 from imagen_jax.evaluation.validation_loss import mean_validation_loss
 from imagen_jax.parallel import multihost
+from imagen_jax.stages.adapter import learned_rows
 from imagen_jax.stages.stage import build
 from imagen_jax.stages.text import PromptEncoder, make_cached_encoder, make_encoder
 from imagen_jax.text.embedding_cache import EmbeddingCache
 from imagen_jax.training.diffusion import DiffusionObjective
 from imagen_jax.training.objective import Preview
+from imagen_jax.training.textual_inversion import InversionObjective, first_rows
 
 
 class DiffusionTask:
@@ -39,8 +41,13 @@ class DiffusionTask:
         self._config = config
         if config.diffusion.null_text == "stored":
             encoder.null_text()  # an error before anything is built
+        stage = build(config, encoder.width)
+        self.objective = DiffusionObjective(stage, encoder)
+        if config.adapter.token:
+            rows = first_rows(encoder, config.adapter)
+            encoder = encoder.with_learned({config.adapter.token: rows})
+            self.objective = InversionObjective(stage, encoder, rows)
         self._encoder = PromptEncoder(encoder, mesh, config.text)
-        self.objective = DiffusionObjective(build(config, encoder.width), encoder)
 
     def text_features(self, caption: str) -> dict[str, np.ndarray]:
         """Returns `tokens` [L], or embeddings [L, D] from the cache, and `mask` [L] of a caption."""
@@ -58,16 +65,23 @@ class DiffusionTask:
         if isinstance(cache, EmbeddingCache):
             _check_captions(cache, training_captions(self._config, sources))
 
+    def _encoder_of(self, params: Any) -> PromptEncoder:
+        """Returns the text encoder, with the word that parameters have learned if they have one."""
+        adapter = self._config.adapter
+        if not adapter.token:
+            return self._encoder
+        return self._encoder.with_learned({adapter.token: learned_rows(params)})
+
     def load_networks(self) -> Any:
         """Returns the text encoder's parameters."""
         return self._encoder.params
 
     def make_preview(self) -> Callable[[Any], Preview]:
         """Returns a function that samples with parameters, see `evaluation.previews`; it scores by validation loss."""
-        preview = make_preview(self.objective.stage, self._encoder)
+        preview = make_preview(self.objective.stage, self._encoder.mesh)
 
         def scored(params: Any) -> Preview:
-            image, metrics = preview(params)
+            image, metrics = preview(params, self._encoder_of(params))
             return Preview(image, metrics, mean_validation_loss(metrics))
 
         return scored

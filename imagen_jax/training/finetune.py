@@ -1,11 +1,14 @@
 """Fine-tuning a cascade on a few images of a subject: DreamBooth (arXiv:2208.12242), by adapters or in full.
 
+The word for the subject may be learned, too (textual inversion, arXiv:2208.01618), alone or with adapters.
+
 OUT/finetune.json     what was asked for; the same call continues after a kill
 OUT/inspection/       the report on the images
 OUT/subject/          the images with the captions that they are trained with
 OUT/prior/            images of the class, drawn by the cascade before it is changed
 OUT/stage_N/          the run of each stage
-OUT/adapter/          the adapters as files, with a card; for the method "lora"
+OUT/words/            the word that the first stage has learned, for the others
+OUT/adapter/          adapters and words as files, with a card; not for the methods that train all weights
 OUT/before_after.png  samples of the same prompts and noise, before and after
 
 A stage trains on images of the subject and of the class in equal numbers: those of the class keep what it knew, with
@@ -22,7 +25,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -46,13 +49,18 @@ from imagen_jax.pipelines.request import SampleRequest
 from imagen_jax.pipelines.sample_to_folder import sample_to_folder
 from imagen_jax.pipelines.texts import make_texts
 from imagen_jax.stages.stage_folder import read_config
+from imagen_jax.stages.text import make_encoder
+from imagen_jax.text.learned_tokens import FILE as LEARNED
+from imagen_jax.text.learned_tokens import MAX_ROWS
 from imagen_jax.training.adapter_card import adapter_card
 from imagen_jax.training.loop import train
 from imagen_jax.training.preemption import StopRequest
 from imagen_jax.training.to_lora import to_lora
 
-METHODS = ("lora", "dreambooth", "full")
+Method = Literal["lora", "dreambooth", "textual_inversion", "full"]
+METHODS: tuple[str, ...] = get_args(Method)
 _SETTINGS, _SUBJECT, _PRIOR, _METADATA = "finetune.json", "subject", "prior", "metadata.jsonl"
+_WORDS, _ADAPTER = "words", "adapter"
 _MAX_SHOWN = 8  # prompts before and after
 _SEED = 0  # of samples
 # of the stage's own learning rate, which fits its width and its data
@@ -69,8 +77,10 @@ class FinetuneSettings:
         token: what names the subject in prompts, such as "sks star": a rare word, and what it is.
         class_name: what the subject is one of, such as "star": the stages keep how they draw it. "" for no images of
             the class.
-        method: "lora" trains adapters, "dreambooth" all weights with images of the class, "full" all weights on the
-            captions of the images, as for another domain.
+        method: "lora" trains adapters, "dreambooth" all weights with images of the class, "textual_inversion" the token
+            alone, "full" all weights on the captions of the images, as for another domain.
+        initializer: a word that the text encoder knows, as which the token starts to be learned, beside adapters or
+            alone; "" leaves the text encoder as it is, or starts textual inversion at the mean of its tokens.
         prior_prompts: of the images of the class; () for "a CLASS".
         prior_images: how many are drawn.
         prompts: to show before and after; () for the subject, and captions of its images.
@@ -85,7 +95,8 @@ class FinetuneSettings:
 
     token: str = ""
     class_name: str = ""
-    method: Literal["lora", "dreambooth", "full"] = "lora"
+    method: Method = "lora"
+    initializer: str = ""
     prior_prompts: Sequence[str] = ()
     prior_images: int = 200
     prompts: Sequence[str] = ()
@@ -153,7 +164,8 @@ def finetune(
     _check_settings(settings)
     found = find_stages(stages)
     configs = [read_config(path) for path in found]
-    only = settings.only or range(len(found))
+    # a word is learned by the base, which reads it most
+    only = settings.only or range(1 if settings.method == "textual_inversion" else len(found))
     if not all(0 <= index < len(found) for index in only):
         raise ConfigError(f"stages {list(only)} are to be trained, and the cascade has {len(found)}, counted from 0")
     _check_same(folder, _described(found, source, settings))
@@ -164,14 +176,18 @@ def finetune(
     tuned, stop = list(found), stop or StopRequest()
     for index in only:
         config = stage_config(configs[index], found[index], folder, len(subject), settings, prior)
+        if _learns(settings):
+            config = _with_word(config, folder, settings, first=index == only[0])
         tuned[index] = folder / f"stage_{index}"
         log(f"stage {index}: {config.training.steps} steps on {len(subject)} images")
         result = train(config, tuned[index], stop=stop)
         if result.stopped_by:
             return Finetuned(folder, tuned, None, result.stopped_by)
+        if _learns(settings) and index == only[0]:
+            to_lora(tuned[index], folder / _WORDS, overwrite=True, kind="embedding")
     adapter = None
-    if settings.method == "lora":
-        adapter = folder / "adapter"
+    if settings.method in ("lora", "textual_inversion"):
+        adapter = folder / _ADAPTER
         _write_adapter(adapter, [tuned[index] for index in only], list(only), settings, len(subject))
     _save_before_after(pipeline, tuned, folder, settings, subject)
     return Finetuned(folder, tuned, adapter)
@@ -188,6 +204,11 @@ def _check_settings(settings: FinetuneSettings) -> None:
         problems.append(
             "the method 'dreambooth' trains all weights and keeps what they know by images of a class: give its name, "
             "such as 'dog', or take the method 'full'"
+        )
+    if settings.initializer and settings.method not in ("lora", "textual_inversion"):
+        problems.append(
+            f"the method {settings.method!r} leaves the text encoder as it is: leave the initializer out, or take "
+            "'lora'"
         )
     if settings.method == "full" and (settings.class_name or settings.prior_prompts):
         problems.append("the method 'full' has no images of a class: leave the class out, or take 'dreambooth'")
@@ -346,7 +367,11 @@ def stage_config(
         "preview_count": 8,
         "keep_checkpoints": 1,
     }
-    lora = {"kind": "lora", "rank": settings.rank, "targets": tuple(settings.targets)}
+    adapter: dict[str, Any] = {}
+    if settings.method == "lora":
+        adapter = {"kind": "lora", "rank": settings.rank, "targets": tuple(settings.targets)}
+    elif settings.method == "textual_inversion":
+        adapter = {"kind": "textual_inversion"}
     data: dict[str, Any] = {"source": "mixture", "parts": parts, "bits": config.data.bits, "threads": 4}
     data |= {"crop_size": config.data.crop_size, "max_corrupt": 0.0}
     if isinstance(config.data, FileKeys):
@@ -358,9 +383,26 @@ def stage_config(
             "text.cache": "",
             "optimizer": optimizer,
             **{f"training.{key}": value for key, value in training.items()},
-            **({f"adapter.{key}": value for key, value in lora.items()} if settings.method == "lora" else {}),
+            **{f"adapter.{key}": value for key, value in adapter.items()},
         }
     )
+
+
+def _learns(settings: FinetuneSettings) -> bool:
+    """Returns whether the token is learned, beside adapters or alone."""
+    return bool(settings.initializer) or settings.method == "textual_inversion"
+
+
+def _with_word(config: StageConfig, folder: Path, settings: FinetuneSettings, first: bool) -> StageConfig:
+    """Returns a stage's config with the token: the first stage learns it, and the others know it from its file."""
+    if not first:
+        return config.with_changes({"text.learned": (*config.text.learned, str(folder / _WORDS))})
+    vectors = 1
+    if settings.initializer:
+        _, mask = make_encoder(config.text).tokenize([settings.initializer])
+        vectors = max(1, int(mask.sum()) - 1)  # without the end of the sequence
+    changes = {"token": settings.token, "initializer": settings.initializer, "vectors": min(vectors, MAX_ROWS)}
+    return config.with_changes({f"adapter.{key}": value for key, value in changes.items()})
 
 
 def _part(path: Path) -> dict[str, Any]:
@@ -384,10 +426,14 @@ def _write_adapter(
     temporary = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(temporary, ignore_errors=True)
     for run, index in zip(runs, indices, strict=True):
-        to_lora(run, temporary / f"stage_{index}")
-    atomic_write(
-        temporary / "README.md", adapter_card(runs, indices, settings.token, settings.prompts, images).encode()
-    )
+        part = temporary / f"stage_{index}"
+        to_lora(run, part, kind="embedding" if settings.method == "textual_inversion" else "lora")
+        if (part / LEARNED).is_file():  # the words of all stages are the same
+            (part / LEARNED).replace(temporary / LEARNED)
+        if settings.method == "textual_inversion":
+            part.rmdir()
+    card = adapter_card(temporary, runs, indices, settings.token, settings.prompts, images)
+    atomic_write(temporary / "README.md", card.encode())
     temporary.rename(out)
 
 

@@ -23,8 +23,8 @@ from imagen_jax.io.changes import changes, flatten
 from imagen_jax.models.unet_base import KNOWN_SKIP, KNOWN_STEM
 from imagen_jax.parallel.sharding import key_path, replicated
 from imagen_jax.pipelines.find_stages import find_stages
+from imagen_jax.stages.adapter import is_adapter
 from imagen_jax.stages.base import Base, Weights
-from imagen_jax.stages.lora import is_adapter
 from imagen_jax.stages.saved_arrays import describe
 from imagen_jax.stages.stage_folder import open_weights, read_config
 from imagen_jax.stages.trainable import merge, select

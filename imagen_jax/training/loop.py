@@ -24,10 +24,10 @@ from imagen_jax.io import uploads
 from imagen_jax.io.paths import as_path
 from imagen_jax.parallel import batching, devices, multihost, runtime
 from imagen_jax.parallel.mesh import make_mesh
+from imagen_jax.stages.adapter import trained_patterns
 from imagen_jax.stages.base import open_base, save_base
 from imagen_jax.stages.checkpoints import Checkpoints, has_checkpoint
 from imagen_jax.stages.frozen import load_frozen, save_frozen
-from imagen_jax.stages.lora import trained_patterns
 from imagen_jax.stages.stage_folder import open_weights
 from imagen_jax.stages.trainable import merge, split
 from imagen_jax.stages.workdir import check_batch_size, keep_own_values, open_workdir

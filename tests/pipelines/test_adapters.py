@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from imagen_jax.errors import ConfigError
 from imagen_jax.pipelines.imagen import ImagenPipeline
-from imagen_jax.stages.lora import split_lora
+from imagen_jax.stages.adapter import split_adapter
 from imagen_jax.stages.lora_files import FILE, write_lora
 from imagen_jax.stages.stage import build
 from imagen_jax.training.loop import train
@@ -49,7 +49,7 @@ def write_random(folder, stage, **changes):
     )
     params = jax.eval_shape(build(config, stage.text_width).init, jax.random.key(0))
     rng = np.random.default_rng(0)
-    adapter = jax.tree.map(lambda leaf: 0.1 * rng.normal(size=leaf.shape).astype(np.float32), split_lora(params)[0])
+    adapter = jax.tree.map(lambda leaf: 0.1 * rng.normal(size=leaf.shape).astype(np.float32), split_adapter(params)[0])
     write_lora(folder, adapter, config, "", 1)
 
 

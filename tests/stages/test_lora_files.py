@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from imagen_jax.stages.lora import add_product, factor_shapes, fold_lora, split_lora
+from imagen_jax.stages.adapter import split_adapter
+from imagen_jax.stages.lora import add_product, factor_shapes, fold_lora
 from imagen_jax.stages.lora_files import FILE, read_lora
 from tests.goldens.deepfloyd_if.cases import params_of
 from tests.goldens.if_lora import cases
@@ -59,5 +60,5 @@ def test_products_of_all_kinds_of_kernels(path, kernel):
     np.testing.assert_allclose(folded["module"]["kernel"], expected, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(add_product(w, a, b, 0.0), w)
     assert folded["other"]["kernel"] is w and set(folded["module"]) == {"kernel", "bias"}
-    adapter, rest = split_lora(tree)
+    adapter, rest = split_adapter(tree)
     assert adapter == {"module": {"lora_a": a, "lora_b": b}} and set(rest) == {"module", "other"}

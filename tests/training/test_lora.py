@@ -12,6 +12,7 @@ from imagen_jax.io.paths import file_sizes
 from imagen_jax.pipelines.loading import load_stage
 from imagen_jax.stages import lora
 from imagen_jax.stages import stage as stages
+from imagen_jax.stages.adapter import trained_patterns
 from imagen_jax.stages.base import BASE_FILE
 from imagen_jax.stages.checkpoints import Checkpoints
 from imagen_jax.stages.stage_folder import open_weights, read_config
@@ -36,7 +37,7 @@ def lora_config(source, **changes):
 def state_of(folder, config):
     """The state in a folder's latest checkpoint, on one device."""
     optimizer = make_optimizer(config.optimizer, config.training.steps)
-    patterns = lora.trained_patterns(config)
+    patterns = trained_patterns(config)
     abstract, _ = abstract_parts(stages.build(config).init, optimizer, one_device(), (), patterns)
     checkpoints = Checkpoints(folder)
     state, _ = checkpoints.restore(abstract)

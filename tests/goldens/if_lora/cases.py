@@ -11,7 +11,7 @@ import numpy as np
 
 from imagen_jax.pipelines.adapters import Adapters
 from imagen_jax.pipelines.loading import TrainedStage
-from imagen_jax.stages.lora import split_lora
+from imagen_jax.stages.adapter import split_adapter
 from imagen_jax.stages.lora_files import write_lora
 from imagen_jax.stages.stage import build
 from tests.goldens.deepfloyd_if.cases import LENGTH, UNETS, params_of, random, stage_of, unet_inputs
@@ -61,5 +61,5 @@ def write_ours(name, out):
     def draw(path, leaf):
         return 0.3 * random(jax.tree_util.keystr(path), leaf.shape)
 
-    factors = jax.tree_util.tree_map_with_path(draw, split_lora(shapes)[0])
+    factors = jax.tree_util.tree_map_with_path(draw, split_adapter(shapes)[0])
     return write_lora(out, factors, config, "", 1)
