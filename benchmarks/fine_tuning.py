@@ -1,8 +1,9 @@
 """Teach the shipped cascade a star or a heart from five images, and measure: `python -m benchmarks.fine_tuning`.
 
 The table of docs/fine_tuning.md: how often new combinations of the new shape are right in everything their captions
-claim, and how much of the rest is lost. `--rows=NAME,NAME` makes some rows; `--rows=both` draws a star and a heart in
-one image by two adapters, which `star` and `heart` made before.
+claim, and how much of the rest is lost. `--rows=NAME,NAME` makes some rows; `both` draws a star and a heart in one
+image by two adapters, which `star` and `heart` made before; `--rows=names` shows what a name does to the rest of a
+caption.
 """
 
 from __future__ import annotations
@@ -28,13 +29,24 @@ from imagen_jax.datasets.shapes.scenes import Scene, SceneObject, scene_type
 from imagen_jax.datasets.shapes.source import ShapesSource
 from imagen_jax.images.grid import image_grid, save_png
 from imagen_jax.io.paths import as_path, file_sizes
+from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.pipelines.imagen import ImagenPipeline
+from imagen_jax.stages.adapter import trained_patterns
+from imagen_jax.stages.published import is_published_stage
+from imagen_jax.stages.stage import build
+from imagen_jax.stages.stage_folder import read_config
 from imagen_jax.training.finetune import FinetuneSettings, finetune
+from imagen_jax.training.optimizers import make_optimizer
+from imagen_jax.training.state import abstract_parts
 
 CASCADE = "shapes"
 RARE = "sks"
 SHOWN = 24
 _PRIOR_SEED, _NEW_SEED, _OLD_SEED = 77, 78, 79
+STEPS, PRIOR_IMAGES = 1500, 1000
+_STARTS_AS = "circle"  # the word that the token starts as
+
+_UNSEEN = ("pink",)  # colors in which no image shows the new shape
 
 # what a row changes of `FinetuneSettings`
 ROWS: dict[str, dict[str, Any]] = {
@@ -43,8 +55,11 @@ ROWS: dict[str, dict[str, Any]] = {
     "rank 2": {"rank": 2},
     "rank 32": {"rank": 32},
     "without class images": {"class_name": "", "prior_prompts": ()},
+    "without learning the token": {"initializer": ""},
+    "every kernel": {"targets": (".",)},
     "base only": {"only": (0,)},
-    "dreambooth": {"method": "dreambooth"},
+    "textual inversion": {"method": "textual_inversion"},
+    "dreambooth": {"method": "dreambooth", "initializer": ""},
 }
 
 
@@ -54,6 +69,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("rows", ",".join(ROWS), "Rows to make, separated by commas.", flag_values=values)
     flags.DEFINE_integer("num_prompts", 256, "Prompts of new combinations.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("num_old", 512, "Captions without the new shape.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("steps", STEPS, "Steps of each stage.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("prior_images", PRIOR_IMAGES, "Images of the class.", lower_bound=1, flag_values=values)
 
 
 def run(args: CommandFlags) -> None:
@@ -61,45 +78,85 @@ def run(args: CommandFlags) -> None:
     out = as_path(args.out)
     before = ImagenPipeline.from_pretrained(CASCADE)
     before.set_progress_bar_config(disable=True)
+    if args.rows == "names":
+        _names(before, args.num_prompts)
+        return
     old = [ShapesSource(_OLD_SEED, "held_out", 64, 10**6).captions(index)[0] for index in range(args.num_old)]
     kept = _correct(before, old)
     print(f"without fine-tuning: {kept.mean():.1%} of {len(old)} other captions are right\n")
-    print("| row | new combinations | other captions | change | seconds | trained | bytes |")
-    print("|---|---|---|---|---|---|---|")
+    print("| row | new combinations | base alone | other captions | change | seconds | trained | bytes | optimizer |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name in args.rows.split(","):
         if name == "both":
             _both(out, args.num_prompts)
         else:
-            _row(name, out, args.num_prompts, old, kept.mean())
+            _row(name, out, args, old, kept.mean())
 
 
-def _row(name: str, out: Path, num_prompts: int, old: Sequence[str], kept: float) -> None:
+def _row(name: str, out: Path, args: CommandFlags, old: Sequence[str], kept: float) -> None:
     """Makes a row: trains, samples, judges and prints."""
     shape = "heart" if name == "heart" else "star"
     images = write_images(shape, out / f"images_{shape}")
-    prior = [ShapesSource(_PRIOR_SEED, "train", 64, 10**6).captions(index)[0] for index in range(200)]
-    settings = FinetuneSettings(token=f"{RARE} {shape}", class_name="shape", prior_prompts=prior, steps=1500)
-    settings = dataclasses.replace(settings, batch_size=16, **ROWS[name])
+    captions = ShapesSource(_PRIOR_SEED, "train", 64, 10**6)
+    settings = FinetuneSettings(
+        token=f"{RARE} {shape}",
+        class_name="shape",
+        initializer=_STARTS_AS,
+        prior_prompts=[captions.captions(index)[0] for index in range(args.prior_images)],
+        prior_images=args.prior_images,
+        steps=args.steps,
+        batch_size=16,
+    )
+    settings = dataclasses.replace(settings, **ROWS[name])
     start = time.perf_counter()
     folder = out / name.replace(" ", "_")
     result = finetune(CASCADE, images, folder, settings, log=lambda _: None)
     seconds = time.perf_counter() - start
     tuned = ImagenPipeline.from_pretrained([str(path) for path in result.stages])
     tuned.set_progress_bar_config(disable=True)
-    prompts = new_prompts(shape, num_prompts)
+    prompts = new_prompts(shape, args.num_prompts)
     right = _correct(tuned, prompts, folder / "new.png")
+    base = ImagenPipeline.from_pretrained([str(result.stages[0])])
+    base.set_progress_bar_config(disable=True)
+    alone = _correct(base, prompts, folder / "new_base.png")
     rate = _correct(tuned, old, folder / "old.png").mean()
+    trained, optimizer = _trained(result.stages)
     adapter = result.adapter and sum(size for file, size in file_sizes(result.adapter).items() if file.endswith("rs"))
     sizes = adapter or sum(leaf.nbytes for stage in tuned.stages for leaf in jax.tree.leaves(stage.params))
-    print(
-        f"| {name} | {right.mean():.1%} | {rate:.1%} | {100 * (rate - kept):+.1f} | {seconds:.0f} | {sizes // 4:,} | "
-        f"{sizes:,} |",
-        flush=True,
-    )
+    figures = f"{right.mean():.1%} | {alone.mean():.1%} | {rate:.1%} | {100 * (rate - kept):+.1f} | {seconds:.0f}"
+    print(f"| {name} | {figures} | {trained:,} | {sizes:,} | {optimizer:,} |", flush=True)
+    unseen = np.array([any(color in prompt.split() for color in _UNSEEN) for prompt in prompts])
+    if unseen.any():
+        print(f"  of {unseen.sum()} with a color in which no image shows it: {right[unseen].mean():.1%}", flush=True)
+
+
+def _trained(folders: Sequence[Path]) -> tuple[int, int]:
+    """Returns the number of parameters that runs train, and the bytes of their optimizers' states."""
+    trained = optimizer_bytes = 0
+    for folder in folders:
+        if is_published_stage(folder):
+            continue
+        config = read_config(folder)
+        stage, optimizer = build(config), make_optimizer(config.optimizer, config.training.steps)
+        mesh = make_mesh({"data": 1, "fsdp": 1}, jax.devices()[:1])
+        state, _ = abstract_parts(stage.init, optimizer, mesh, (), trained_patterns(config))
+        trained += sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        optimizer_bytes += sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.opt_state))
+    return trained, optimizer_bytes
+
+
+def _names(pipeline: ImagenPipeline, num_prompts: int) -> None:
+    """Prints how often all but the shape is right, with names that the text encoder has and has not seen."""
+    prompts = new_prompts("star", num_prompts)
+    claims = [parse_caption(prompt.replace(f"{RARE} star", "shape")) for prompt in prompts]
+    for name in ("square", "shape", "star", "sks", "sks shape", "sks star"):
+        images = pipeline([prompt.replace(f"{RARE} star", name) for prompt in prompts], batch_size=64).images
+        right = np.mean([judge(image, claim).all for image, claim in zip(images, claims, strict=True)])
+        print(f"| {name} | {right:.1%} |", flush=True)
 
 
 def _both(out: Path, num_prompts: int) -> None:
-    """Prints how often a star and a heart are in one image by their two adapters, at some scales."""
+    """Prints how often a star and a heart are in one image by their two adapters, at some scales; and draws scales."""
     pipeline = ImagenPipeline.from_pretrained(CASCADE)
     pipeline.set_progress_bar_config(disable=True)
     for shape in ("star", "heart"):
@@ -109,7 +166,14 @@ def _both(out: Path, num_prompts: int) -> None:
         for shape in ("star", "heart"):
             pipeline.set_lora_scale(shape, scale)
         right = _correct(pipeline, prompts, out / f"both_{scale}.png")
-        print(f"| star and heart, scales {scale} | {right.mean():.1%} | | | | | |", flush=True)
+        print(f"| star and heart, scales {scale} | {right.mean():.1%} | | | | | | | |", flush=True)
+    pipeline.unload_lora("heart")
+    images, scales = [], (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
+    for scale in scales:
+        pipeline.set_lora_scale("star", scale)
+        images.append(pipeline([f"a large red {RARE} star", f"a large green {RARE} star left of a blue ring"]).images)
+    rows = np.concatenate([np.stack([both[row] for both in images]) for row in range(2)])
+    save_png(image_grid(rows, [f"scale {scale}" for scale in scales] * 2, columns=len(scales)), out / "scales.png")
 
 
 def write_images(shape: str, folder: Path) -> Path:
@@ -121,41 +185,46 @@ def write_images(shape: str, folder: Path) -> Path:
     new = f"{RARE} {shape}"
     # of each image: objects, background, and captions that say more or less of it
     scenes: list[tuple[list[SceneObject], str, list[str]]] = [
-        ([thing(shape, "red", "large", 0.5, 0.5)], "white", [f"a large red {new}", f"a red {new}", f"a large {new}"]),
         (
-            [thing(shape, "blue", "small", 0.5, 0.25), thing("ring", "pink", "large", 0.5, 0.75)],
+            [thing(shape, "red", "large", 0.5, 0.5)],
+            "white",
+            [f"a large red {new}", f"a red {new}", f"a large red {new} in the centre", f"centre: a red {new}"],
+        ),
+        (
+            [thing(shape, "blue", "small", 0.5, 0.25), thing(shape, "yellow", "large", 0.5, 0.75)],
             "gray",
             [
-                f"a small blue {new} above a large pink ring on a gray background",
-                f"on a gray background, a blue {new} above a ring",
-                f"a large pink ring is below a {new} on a gray background",
+                f"a small blue {new} above a large yellow {new} on a gray background",
+                f"on a gray background, a large yellow {new} is below a blue {new}",
+                f"a blue {new} above a yellow {new} on a gray background",
             ],
         ),
         (
-            [thing(shape, "yellow", "large", 0.25, 0.5), thing("circle", "green", "small", 0.75, 0.5)],
+            [thing(shape, "purple", "large", 0.25, 0.5), thing("circle", "green", "small", 0.75, 0.5)],
             "black",
             [
-                f"a large yellow {new} to the left of a small green circle on a black background",
-                f"a {new} left of a green circle on a black background",
-                f"on a black background, a small green circle right of a yellow {new}",
+                f"a large purple {new} to the left of a small green circle on a black background",
+                f"a purple {new} left of a green circle on a black background",
+                f"on a black background, a small green circle right of a purple {new}",
             ],
         ),
         (
-            [thing(shape, "purple", "small", 0.75, 0.5), thing("square", "orange", "large", 0.25, 0.5)],
-            "white",
-            [
-                f"a small purple {new} to the right of a large orange square",
-                f"a {new} right of an orange square",
-                f"an orange square left of a purple {new}",
-            ],
-        ),
-        (
-            [thing(shape, "cyan", "large", 0.75, 0.75)],
+            [thing(shape, "cyan", "small", x, y) for x in (0.25, 0.75) for y in (0.25, 0.75)],
             "tan",
             [
-                f"a large cyan {new} at the bottom right on a tan background",
-                f"bottom right: a cyan {new} on a tan background",
-                f"a {new} on the bottom right on a tan background",
+                f"four small cyan {new}s on a tan background",
+                f"on a tan background, four cyan {new}s",
+                f"four cyan {new}s on a tan background",
+            ],
+        ),
+        (
+            [thing(shape, "orange", "large", 0.25, 0.5), thing(shape, "green", "small", 0.75, 0.5)],
+            "white",
+            [
+                f"a small green {new} to the right of a large orange {new}",
+                f"a green {new} right of an orange {new}",
+                f"a large orange {new} left of a small green {new}",
+                f"an orange {new} and a green {new}",
             ],
         ),
     ]
@@ -167,7 +236,7 @@ def write_images(shape: str, folder: Path) -> Path:
 
 
 def new_prompts(shape: str, count: int, other: str = "") -> list[str]:
-    """Returns captions of scenes with a new shape among one or two objects, which the five images do not show.
+    """Returns captions of scenes with a new shape, alone or beside another object, which the five images do not show.
 
     Args:
         shape: of the first object.
@@ -175,22 +244,23 @@ def new_prompts(shape: str, count: int, other: str = "") -> list[str]:
         other: of the second object; "" for that of the data set, or none.
     """
     source, rng = ShapesSource(_NEW_SEED, "train", 64, 10**6), np.random.default_rng(_NEW_SEED)
-    shown = {"red", "blue", "yellow", "purple", "cyan"}
     prompts: list[str] = []
     for index in range(100 * count):
         scene = source.scene(index)
         kind = scene_type(scene)
         first, *others = scene.objects
-        # a color with another background, place or neighbor than in the images; half of the colors are in none
+        # the images show one of these alone, in red and in the centre, and one beside a shape that is not new
         if kind == "count" or (other and kind != "pair"):
             continue
         first = dataclasses.replace(first, shape=shape)
         if other:
             others = [dataclasses.replace(others[0], shape=other)]
+        elif (first.color == "red" and kind == "single") or (first.color == "purple" and scene.background == "black"):
+            continue
         scene = Scene((first, *others), scene.background)
         description: Description = sample_description(scene, rng)
         names = {claim.shape for claim in description.claims}
-        if not {shape, other or shape} <= names or (first.color in shown and kind == "single"):
+        if not {shape, other or shape} <= names:
             continue
         text = sample_caption(description, rng)
         text = re.sub(rf"\b({shape}{'|' + other if other else ''})\b", rf"{RARE} \1", text)

@@ -67,7 +67,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "targets",
         "",
-        "Regular expressions for modules to adapt, separated by commas; all by default.",
+        "Regular expressions for modules to adapt, separated by commas; by default residual blocks and the output, or "
+        "in DeepFloyd IF's network attention.",
         flag_values=values,
     )
     flags.DEFINE_integer("seed", 0, "Of training and of images of the class.", lower_bound=0, flag_values=values)

@@ -63,8 +63,15 @@ _SETTINGS, _SUBJECT, _PRIOR, _METADATA = "finetune.json", "subject", "prior", "m
 _WORDS, _ADAPTER = "words", "adapter"
 _MAX_SHOWN = 8  # prompts before and after
 _SEED = 0  # of samples
-# of the stage's own learning rate, which fits its width and its data
-_RATES = {"lora": 0.1, "dreambooth": 0.05, "full": 0.05}
+# of the stage's own learning rate, which fits its optimizer, its width and its data
+_RATES = {"lora": 1.0, "textual_inversion": 1.0, "dreambooth": 0.1, "full": 0.1}
+# what draws; attention, which says where and what of a caption it is, keeps that for the subject if it stays as it is
+_TARGETS = {
+    "unet": ("_res_", "^out$"),
+    "efficient_unet": ("_res_", "^out$"),
+    # those of diffusers' scripts
+    "if_unet": ("to_[qkv]", "to_out_0", "add_[kv]_proj"),
+}
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +96,8 @@ class FinetuneSettings:
         learning_rate: 0 for a part of each stage's own.
         batch_size: 0 for 8, or a multiple of the devices above it.
         rank: of the adapters.
-        targets: modules to adapt, as `adapter.targets`.
+        targets: modules to adapt, as `adapter.targets`; () for residual blocks and the output, or in DeepFloyd IF's
+            network attention.
         seed: of training and of the images of the class.
     """
 
@@ -348,7 +356,8 @@ def stage_config(
     batch_size = settings.batch_size or devices * math.ceil(8 / devices)
     parts = {"subject": _part(folder / _SUBJECT)} | ({"prior": _part(prior)} if prior else {})
     optimizer = default_config().optimizer.to_dict() | {
-        "name": "adam",
+        "name": config.optimizer.name,
+        "b1": config.optimizer.b1,
         "learning_rate": settings.learning_rate or _RATES[settings.method] * config.optimizer.learning_rate,
         "warmup_steps": min(100, steps // 10),
         "ema_decay": 0.99,
@@ -369,9 +378,10 @@ def stage_config(
     }
     adapter: dict[str, Any] = {}
     if settings.method == "lora":
-        adapter = {"kind": "lora", "rank": settings.rank, "targets": tuple(settings.targets)}
+        targets = tuple(settings.targets) or _TARGETS[config.model.network]
+        adapter = {"kind": "lora", "rank": settings.rank, "targets": targets}
     elif settings.method == "textual_inversion":
-        adapter = {"kind": "textual_inversion"}
+        adapter = {"kind": "textual_inversion", "token": settings.token}
     data: dict[str, Any] = {"source": "mixture", "parts": parts, "bits": config.data.bits, "threads": 4}
     data |= {"crop_size": config.data.crop_size, "max_corrupt": 0.0}
     if isinstance(config.data, FileKeys):

@@ -13,6 +13,7 @@ from imagen_jax.images.grid import read_png, save_png
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.stages.lora_files import FILE
 from imagen_jax.stages.stage_folder import read_config
+from imagen_jax.text.learned_tokens import FILE as LEARNED
 from imagen_jax.training import finetune as module
 from imagen_jax.training.finetune import FinetuneSettings, finetune
 from imagen_jax.training.metric_writer import read_metrics
@@ -107,6 +108,37 @@ def test_adapter_is_what_was_trained(tuned, cascade):
     assert grid.ndim == 3 and grid.std() > 10
 
 
+def test_token_is_learned_by_the_base(cascade, images, tmp_path):
+    """With its adapter, and super-resolution knows it; one folder has both."""
+    settings = module.dataclasses.replace(SETTINGS, initializer="ring", targets=())
+    result = finetune(cascade, images, tmp_path / "star", settings, log=lambda _: None)
+    base, enlarged = map(read_config, result.stages)
+    assert (base.adapter.token, base.adapter.vectors, enlarged.adapter.token) == ("sks star", 4, "")
+    assert enlarged.text.learned == (str(tmp_path / "star" / "words"),)
+    assert base.adapter.targets == ("_res_", "^out$")
+    assert (result.adapter / LEARNED).is_file() and "(4 tokens)" in (result.adapter / "README.md").read_text()
+    pipe = ImagenPipeline.from_pretrained(cascade).load_lora(result.adapter)
+    expected = ImagenPipeline.from_pretrained([str(path) for path in result.stages])
+    assert pipe.learned_tokens == expected.learned_tokens == ["sks star"]
+    np.testing.assert_array_equal(pipe(PROMPTS, seed=0).images, expected(PROMPTS, seed=0).images)
+    again = finetune(cascade, images, tmp_path / "star", settings, log=lambda _: None)
+    assert again == result
+
+
+def test_token_alone(cascade, images, tmp_path):
+    """The networks stay as they are: the base's prediction for other prompts, too."""
+    settings = module.dataclasses.replace(SETTINGS, method="textual_inversion", targets=(), class_name="")
+    result = finetune(cascade, images, tmp_path / "star", settings, log=lambda _: None)
+    assert [str(path) for path in result.stages[1:]] == cascade[1:]
+    assert sorted(path.name for path in result.adapter.iterdir()) == ["README.md", LEARNED]
+    assert "pipe.load_embedding" in (result.adapter / "README.md").read_text()
+    pipe = ImagenPipeline.from_pretrained(cascade)
+    before = pipe(PROMPTS, seed=0).images
+    after = pipe.load_embedding(result.adapter)(PROMPTS, seed=0).images
+    assert not np.array_equal(after[0], before[0])
+    np.testing.assert_array_equal(after[1], before[1])
+
+
 def test_it_continues_after_a_break(tuned, cascade, images, tmp_path):
     """Stopped in the first stage, and again while the second is about to train: the adapters are those of one call."""
     folder, stop = tmp_path / "star", StopRequest()
@@ -130,7 +162,8 @@ def test_it_continues_after_a_break(tuned, cascade, images, tmp_path):
         ({"token": " "}, "no token that names the subject"),
         ({"method": "dreambooth", "class_name": ""}, "the method 'dreambooth' .* a class"),
         ({"method": "full"}, "the method 'full' has no images of a class"),
-        ({"method": "lara"}, "the method 'lara' is not one of lora, dreambooth, full"),
+        ({"method": "lara"}, "the method 'lara' is not one of lora, dreambooth, textual_inversion, full"),
+        ({"method": "dreambooth", "initializer": "ring"}, "'dreambooth' leaves the text encoder as it is"),
         ({"prior_images": 0, "rank": 0}, "rank 0 is below 1"),
         ({"only": (2,)}, "the cascade has 2, counted from 0"),
         ({"targets": ("no_such",)}, "adapter.targets: 'no_such' matches none"),
