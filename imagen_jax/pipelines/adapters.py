@@ -62,7 +62,7 @@ class Adapters:
         return {name: lora.scale for name, lora in self.loaded.items()}
 
     def load(
-        self, path: Path, scale: float, name: str, stage: int | None, encoders: Sequence[PromptEncoder | None]
+        self, path: Path, scale: float, name: str, stage: int | None, encoders: Sequence[PromptEncoder | None] = ()
     ) -> Self:
         """Returns these adapters and another one, with the words beside it; see `ImagenPipeline.load_lora`."""
         changes: dict[int, tuple[str, Mapping[str, Factors]]] = {}
