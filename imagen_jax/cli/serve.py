@@ -2,7 +2,8 @@
 
 The address that it prints has a page to type prompts into. Programs use `POST /v1/jobs`, or OpenAI's image API at
 `POST /v1/images/generations`; `/docs` describes all of it. Images and the queue are kept in OUT: jobs that were
-accepted are finished after a restart, however the process has ended.
+accepted are finished after a restart, however the process has ended. With --finetune_dir=DIR, clients teach the cascade
+from images that they send.
 
 On 127.0.0.1, the default, only this machine reaches the server. Elsewhere it needs a token, from --token_file,
 $IMAGEN_TOKEN or --token; clients send it in the header `Authorization: Bearer TOKEN`. With several tokens, each client
@@ -90,6 +91,12 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "max_queued_jobs", 512, "Jobs that may wait; of one client, half of them.", lower_bound=1, flag_values=values
     )
+    define_path(
+        values,
+        "finetune_dir",
+        None,
+        "Folder of fine-tunings, on a disk of this machine: clients may teach the cascade from images.",
+    )
     define_text_cache(values)
     define_safety_checker(values)
 
@@ -98,7 +105,9 @@ def run(args: CommandFlags) -> None:
     """Serves the cascade."""
     for module in ("fastapi", "uvicorn", "prometheus_client"):
         require(module, "serve")
+    from imagen_jax.serving.adapter_switch import no_adapters
     from imagen_jax.serving.engine import Engine, QueueLimits
+    from imagen_jax.serving.finetuner import Finetuner
     from imagen_jax.serving.http_server import bind
     from imagen_jax.serving.serve import ServeSettings, check_access, serve
 
@@ -118,8 +127,12 @@ def run(args: CommandFlags) -> None:
     with bind(args.host, args.port) as bound:  # before anything that takes long
         pipeline = load_pipeline(args, text_cache=args.text_cache, safety_checker=safety_checker_choice(args))
         limits = QueueLimits(images=args.max_queued_images, jobs=args.max_queued_jobs)
-        engine = Engine(pipeline, out, batch_sizes=batch_sizes, limits=limits)
-        serve(engine, pipeline, bound, settings)
+        finetuner = None
+        if args.finetune_dir is not None:
+            finetuner = Finetuner(args.finetune_dir, pipeline, names)
+        lora_path = no_adapters if finetuner is None else finetuner.adapter_path
+        engine = Engine(pipeline, out, batch_sizes=batch_sizes, limits=limits, lora_path=lora_path)
+        serve(engine, pipeline, bound, settings, finetuner)
 
 
 def _cascade_name(names: list[str]) -> str:

@@ -1,8 +1,9 @@
 """What made an image, written into its PNG file: enough to sample it again, to the bit.
 
 A file has two texts. `imagen_jax` is JSON: prompt, negative prompt, seed, index, guidance scales and size of the
-request, the step, checkpoint, config and sampling settings of each stage, and the batch it was sampled in. `parameters`
-has the main ones in the form that viewers of generated images show. Neither names a path or a machine.
+request, the step, checkpoint, config and sampling settings of each stage, the adapters of all, and the batch it was
+sampled in. `parameters` has the main ones in the form that viewers of generated images show. Neither names a path or a
+machine.
 """
 
 from __future__ import annotations
@@ -79,6 +80,13 @@ class EditRecord(_Part):
     ends: list[int] | list[str] | None = None
 
 
+class AdapterRecord(_Part):
+    """An adapter that the stages had, which are known with it by their checkpoints."""
+
+    name: str = Field(max_length=1000)
+    scale: float
+
+
 class ImageRecord(_Part):
     """What made an image.
 
@@ -96,6 +104,7 @@ class ImageRecord(_Part):
         software: versions of this package and of JAX.
         edit: how it was made from another image; None for an image from a prompt alone.
         flagged: whether the safety checker has made it black.
+        adapters: of the stages, in the order in which they were loaded.
     """
 
     format: int = Field(ge=_FORMAT, le=_FORMAT)
@@ -111,6 +120,7 @@ class ImageRecord(_Part):
     software: str = ""
     edit: EditRecord | None = None
     flagged: bool = False
+    adapters: list[AdapterRecord] = Field(default_factory=list, max_length=100)
 
     @model_validator(mode="after")
     def _check(self) -> ImageRecord:
@@ -147,6 +157,8 @@ class Recorder:
         count = 1 if request.isolated else len(request.texts.prompts)
         self._batch_size = pipeline.padded_batch(count, request.batch_size)
         self._devices = _describe_devices(pipeline)
+        # without the folders that names of files begin with
+        self._adapters = [{"name": as_path(name).name, "scale": scale} for name, scale in pipeline.lora_scales.items()]
 
     def texts(
         self,
@@ -190,6 +202,8 @@ class Recorder:
             record["edit"] = dict(edit)
         if flagged:
             record["flagged"] = True
+        if self._adapters:
+            record["adapters"] = self._adapters
         texts = {SUMMARY_KEYWORD: _summary(record, shape), KEYWORD: _dumps(record)}
         if any(len(text.encode()) > png.MAX_TEXT_BYTES for text in texts.values()):
             logger.warning("image %d: its prompt is too long to be written into the file", record["index"])
@@ -212,6 +226,9 @@ def _summary(record: Mapping[str, Any], shape: Sequence[int]) -> str:
         "Index": record["index"],
         "Version": _VERSION,
     }
+    if record.get("adapters"):
+        names = [f"{printable(adapter['name'])} {adapter['scale']:g}" for adapter in record["adapters"]]
+        settings["Adapters"] = " + ".join(names)
     lines = [printable(record["prompt"])]
     if record["negative_prompt"] is not None:
         lines.append(f"Negative prompt: {printable(record['negative_prompt'])}")

@@ -208,6 +208,10 @@ class ImagenPipeline:
         """
         return self._use(self._adapters.load(as_path(path), scale, name, stage, self._own_encoders))
 
+    def check_lora(self, path: str | Path) -> None:
+        """Raises ConfigError if `load_lora` would; nothing is loaded."""
+        self._adapters.load(as_path(path), 1.0, "", None)
+
     def set_lora_scale(self, name: str, scale: float) -> ImagenPipeline:
         """Changes the scale of an adapter, without compiling. Raises ConfigError if none has the name."""
         return self._use(self._adapters.with_scale(name, scale))
@@ -247,6 +251,19 @@ class ImagenPipeline:
     def lora_scales(self) -> dict[str, float]:
         """The scale of each adapter by name, in the order in which they were loaded."""
         return self._adapters.scales
+
+    def with_adapters_of(self, other: ImagenPipeline) -> ImagenPipeline:
+        """Returns this pipeline, with its own settings, and with the adapters of another one of the same stages.
+
+        Weights and compiled programs are shared; what either loads or unloads later leaves the other as it is.
+        """
+        mine = object.__new__(ImagenPipeline)
+        mine.__dict__ = self.__dict__ | {"_by_mesh": {}, "_adapters": other._adapters}
+        mine.stages = tuple(
+            dataclasses.replace(trained, params=its.params, checksum=its.checksum)
+            for trained, its in zip(self.stages, other.stages, strict=True)
+        )
+        return mine
 
     def _use(self, adapters: Adapters) -> ImagenPipeline:
         """Samples with other adapters from now on."""

@@ -14,7 +14,7 @@ from imagen_jax.parallel import devices, multihost
 from imagen_jax.pipelines import output_dir
 from imagen_jax.pipelines.image_record import Recorder
 from imagen_jax.pipelines.imagen import ImagenPipeline
-from imagen_jax.pipelines.request import SampleRequest
+from imagen_jax.pipelines.request import Callback, SampleRequest
 
 MAX_GRID = 100  # images of the grid: it has to fit into memory, and into a viewer
 
@@ -49,6 +49,7 @@ def sample_to_folder(
     *,
     columns: int = 0,
     overwrite: bool = False,
+    callback: Callback | None = None,
 ) -> FolderResult | None:
     """Samples prompts into a folder; images that are complete from an earlier call with the same request are kept.
 
@@ -58,6 +59,7 @@ def sample_to_folder(
         out: the folder.
         columns: of the grid; 0 for about as many as rows.
         overwrite: whether images of another request are removed.
+        callback: called every few steps of a stage; an exception that it raises ends the call.
 
     Returns:
         What was written, in the main process; None in the others.
@@ -76,7 +78,7 @@ def sample_to_folder(
     # as the main process sees it: the folder may be on its machine alone
     pending = multihost.broadcast_from_main(pending)
     flagged: list[int] = []
-    for first, by_stage in pipeline.iter_batches(request, pending):
+    for first, by_stage in pipeline.iter_batches(request, pending, callback):
         rows = np.flatnonzero(pending[first : first + len(by_stage[-1])])
         output = pipeline.checked([by_stage[-1][rows]], request.batch_size)
         is_flagged = np.zeros(len(rows), bool) if output.safety is None else output.safety.flagged

@@ -18,6 +18,7 @@ from imagen_jax.io.version import VERSION
 from imagen_jax.serving.api_page import api_page
 from imagen_jax.serving.http_errors import add_handlers, responses
 from imagen_jax.serving.middleware import OPEN_PATHS, BodyReader, Failures, Guard, Observer
+from imagen_jax.serving.routes_finetunings import finetunings_router
 from imagen_jax.serving.routes_images import images_router
 from imagen_jax.serving.routes_jobs import history_router, jobs_router
 from imagen_jax.serving.routes_openai import openai_router
@@ -36,6 +37,7 @@ _TAGS = {
     "jobs": "Add jobs to the queue, follow and cancel them.",
     "images": "Their images.",
     "history": "Jobs, the newest first.",
+    "finetunings": "Teach the cascade something from images, where the server was started with `--finetune_dir`.",
     "openai": "OpenAI's image API, for clients that were written for it.",
     "server": "The cascade, health and metrics.",
 }
@@ -65,7 +67,15 @@ def make_app(service: Service, access: Access) -> ASGIApp:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for make_router in (jobs_router, images_router, history_router, openai_router, edits_router, server_router):
+    for make_router in (
+        jobs_router,
+        images_router,
+        history_router,
+        finetunings_router,
+        openai_router,
+        edits_router,
+        server_router,
+    ):
         app.include_router(make_router(service))
     add_handlers(app)
     app.add_middleware(Failures, is_stopping=service.closing.is_set)

@@ -13,6 +13,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from imagen_jax.pipelines.image_record import Recorder
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.pipelines.output_dir import stages_manifest
 from imagen_jax.pipelines.request import SamplingProgress
+from imagen_jax.serving.adapter_switch import AdapterSwitch, no_adapters
 from imagen_jax.serving.plans import (
     JobPlan,
     Program,
@@ -72,6 +74,7 @@ class BatchSampler:
         pipeline: the cascade.
         sizes: of batches; the largest alone is used unless images are isolated.
         isolated: whether images are; None to decide as said above.
+        lora_path: returns the folder of an adapter that a batch asks for, by its id; raises ConfigError if it is gone.
 
     Attributes:
         isolated: whether images are.
@@ -80,7 +83,13 @@ class BatchSampler:
         ConfigError: a size is not positive.
     """
 
-    def __init__(self, pipeline: ImagenPipeline, sizes: Sequence[int], isolated: bool | None = None) -> None:
+    def __init__(
+        self,
+        pipeline: ImagenPipeline,
+        sizes: Sequence[int],
+        isolated: bool | None = None,
+        lora_path: Callable[[str], Path] = no_adapters,
+    ) -> None:
         if not sizes or min(sizes) < 1:
             raise ConfigError(f"batch sizes are {list(sizes)}: give one or more sizes of at least 1")
         shards = num_batch_shards(pipeline.mesh)
@@ -90,6 +99,7 @@ class BatchSampler:
         self.batches = 0
         self.rows = 0  # of all batches, with padding
         self._pipeline = pipeline
+        self._adapters = AdapterSwitch(pipeline, lora_path)
         self._default = make_plan(pipeline, default_request(len(pipeline.stages)))
         self._seconds_per_cost: float | None = None
         self._manifests: dict[Any, dict[str, Any]] = {}
@@ -102,7 +112,7 @@ class BatchSampler:
     @property
     def cascade(self) -> str:
         """A digest of the weights and the settings of the cascade."""
-        return json_digest(self._manifest(self._default))
+        return json_digest(self._manifest(self._default.program, self._pipeline))
 
     def is_default(self, program: Program) -> bool:
         """Returns whether a program is compiled before the first job."""
@@ -172,12 +182,16 @@ class BatchSampler:
         Args:
             rows: plan of the job, with what it edits, and index of the image, of each; plans have the same program.
             callback: called every few steps; an exception that it raises ends the walk. It may sample another batch.
+
+        Raises:
+            ConfigError: an adapter of the batch is gone, damaged, or that of another cascade.
         """
         size = min(size for size in self.sizes if size >= len(rows))
         plan, request = rows[0][0], batch_request(rows, size, self.isolated)
         start, others = time.monotonic(), self.seconds
         before = np.cumsum([0.0, *plan.stage_costs]) / sum(plan.stage_costs)
         walks = num_walks(plan.program)
+        pipeline = self._adapters.apply(plan.pipeline, plan.program.lora)
 
         def tell(progress: SamplingProgress) -> None:
             if walks > 1:
@@ -186,8 +200,8 @@ class BatchSampler:
             share = before[progress.stage + 1] - before[progress.stage]
             callback(BatchProgress(float(before[progress.stage] + share * progress.step / progress.steps), progress))
 
-        recorder = Recorder(plan.pipeline, request, self._manifest(plan))
-        ((_, stages),) = plan.pipeline.iter_batches(request, callback=tell)
+        recorder = Recorder(pipeline, request, self._manifest(plan.program, pipeline))
+        ((_, stages),) = pipeline.iter_batches(request, callback=tell)
         finished = np.stack([plan.finish(stages[-1][row * walks + walks - 1]) for row, (plan, _) in enumerate(rows)])
         checker, flagged = plan.pipeline.safety_checker, np.zeros(len(rows), bool)
         if checker is not None:
@@ -203,14 +217,14 @@ class BatchSampler:
             sampled.append(SampledImage(image, texts, is_flagged))
         return sampled
 
-    def _manifest(self, plan: JobPlan) -> dict[str, Any]:
-        """Returns which stages a plan samples from and how, see `stages_manifest`; that of the last plans is kept."""
-        settings = plan.program.settings
-        if settings not in self._manifests:
+    def _manifest(self, program: Program, pipeline: ImagenPipeline) -> dict[str, Any]:
+        """Returns which stages a program samples from and how, see `stages_manifest`; those used last are kept."""
+        key = program.settings, program.lora
+        if key not in self._manifests:
             if len(self._manifests) >= _MAX_MANIFESTS:
                 self._manifests.clear()
-            self._manifests[settings] = stages_manifest(plan.pipeline.stages)
-        return self._manifests[settings]
+            self._manifests[key] = stages_manifest(pipeline.stages)
+        return self._manifests[key]
 
     def _measure(self, seconds: float, size: int, cost: float) -> None:
         self.seconds += seconds

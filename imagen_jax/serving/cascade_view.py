@@ -14,6 +14,7 @@ from imagen_jax.config.schema import SamplingConfig
 from imagen_jax.io.version import VERSION
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.serving.http_limits import HttpLimits
+from imagen_jax.serving.uploads import useful_side
 from imagen_jax.serving.views import finite
 
 
@@ -56,6 +57,14 @@ class LimitsView(BaseModel):
     max_edit_pixels: int = Field(description="Of an image to edit.")
 
 
+class FinetuningLimitsView(BaseModel):
+    """What a fine-tuning may ask for."""
+
+    max_images: int
+    max_bytes: int = Field(description="Of the form with all of them.")
+    useful_side: int = Field(description="Pixels of the shorter side of an image that are of use; more are reduced.")
+
+
 class CascadeView(BaseModel):
     """The cascade."""
 
@@ -66,10 +75,16 @@ class CascadeView(BaseModel):
     examples: list[str] = Field(description="Prompts to begin with.")
     negative_prompt: bool = Field(description="Whether a negative prompt has an effect with the default settings.")
     safety_checker: bool = Field(description="Whether images are black that a safety checker flags; no previews then.")
+    finetuning: FinetuningLimitsView | None = Field(description="Whether it can be taught; null where it cannot.")
 
 
-def cascade_view(pipeline: ImagenPipeline, name: str, examples: Sequence[str], limits: HttpLimits) -> CascadeView:
-    """Returns the description of a cascade."""
+def cascade_view(
+    pipeline: ImagenPipeline, name: str, examples: Sequence[str], limits: HttpLimits, is_taught: bool
+) -> CascadeView:
+    """Returns the description of a cascade; `is_taught` says whether the server does fine-tuning."""
+    finetuning = FinetuningLimitsView(
+        max_images=limits.finetune_images, max_bytes=limits.finetune_bytes, useful_side=useful_side(pipeline)
+    )
     stages = [_stage_view(trained) for trained in pipeline.stages]
     scales = [trained.stage.config.sampling.guidance_scale for trained in pipeline.stages]
     return CascadeView(
@@ -90,6 +105,7 @@ def cascade_view(pipeline: ImagenPipeline, name: str, examples: Sequence[str], l
         examples=list(examples),
         negative_prompt=any(scale != 1 for scale in scales),
         safety_checker=pipeline.safety_checker is not None,
+        finetuning=finetuning if is_taught else None,
     )
 
 

@@ -27,6 +27,7 @@ from imagen_jax.io.claims import ClaimedError, claim
 from imagen_jax.io.paths import as_path, bucket_path
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.pipelines.request import SamplingProgress
+from imagen_jax.serving.adapter_switch import no_adapters
 from imagen_jax.serving.batch_sampler import BatchProgress, BatchSampler, SampledImage
 from imagen_jax.serving.compilations import CompilationCounter
 from imagen_jax.serving.fair_queue import FairQueue, QueuedJob
@@ -105,6 +106,7 @@ class Engine:
         batch_sizes: how many images are sampled at once; by default see `default_batch_sizes`.
         limits: of the queue.
         warm_up: whether to compile the programs of the cascade's own settings before the first job.
+        lora_path: returns the folder of an adapter that a job asks for, by its id; raises ConfigError if it is gone.
 
     Raises:
         ConfigError: a batch size is not positive.
@@ -118,12 +120,14 @@ class Engine:
         batch_sizes: Sequence[int] | None = None,
         limits: QueueLimits | None = None,
         warm_up: bool = True,
+        lora_path: Callable[[str], Path] = no_adapters,
     ) -> None:
         self._out = as_path(out)
         self._limits = QueueLimits() if limits is None else limits
         pipeline.set_progress_bar_config(disable=True)
         self._pipeline = pipeline
-        self._sampler = BatchSampler(pipeline, default_batch_sizes(pipeline) if batch_sizes is None else batch_sizes)
+        sizes = default_batch_sizes(pipeline) if batch_sizes is None else batch_sizes
+        self._sampler = BatchSampler(pipeline, sizes, lora_path=lora_path)
         self._warm_up = warm_up
         self._hub = EventHub()
         self._compilations = CompilationCounter()

@@ -8,13 +8,17 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
+from imagen_jax.serving.finetuning_views import finetuning_view
+from imagen_jax.serving.finetunings import ENDED
 from imagen_jax.serving.jobs import FINAL, Job, JobImage
 from imagen_jax.serving.service import Service
 from imagen_jax.serving.views import image_view
 
 _HEARTBEAT = b": still here\n\n"
+_LOOK_SECONDS = 1.0  # between looks at the files of a fine-tuning
 _RETRY = b"retry: 2000\n\n"  # milliseconds after which a browser connects anew
 
 
@@ -85,6 +89,30 @@ async def server_sent(service: Service, job: Job) -> AsyncIterator[bytes]:
         events.close()
 
 
+async def server_sent_finetuning(service: Service, client: str, finetuning_id: str) -> AsyncIterator[bytes]:
+    """Yields a fine-tuning, and again whenever it has changed, as server-sent events, until it or the server ends."""
+    mine, before, silence = service.finetuner_for(client), b"", 0.0
+    yield _RETRY
+    while not service.closing.is_set():
+        one = mine.finetuner.get(finetuning_id)
+        if one is None:
+            yield _encode("deleted", {"id": finetuning_id})
+            return
+        view = await run_in_threadpool(finetuning_view, service, one)
+        now = _encode("finetuning", view.model_dump())
+        if now != before:
+            yield now
+            before, silence = now, 0.0
+        if one.status in ENDED:
+            yield _encode(one.status, view.model_dump())
+            return
+        if silence >= service.limits.heartbeat_seconds:
+            yield _HEARTBEAT
+            silence = 0.0
+        await _wait_any(_LOOK_SECONDS, service.closing)
+        silence += _LOOK_SECONDS
+
+
 def _data(service: Service, data: Any) -> Any:
     """Returns the data of an event as clients see it."""
     if isinstance(data, Job):
@@ -96,3 +124,34 @@ def _data(service: Service, data: Any) -> Any:
 
 def _encode(name: str, data: Any) -> bytes:
     return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=True, allow_nan=False)}\n\n".encode()
+
+
+def event_response(service: Service, client: str, events: AsyncIterator[bytes]) -> StreamingResponse:
+    """Returns the response that streams events to a client. Raises HttpError if there are too many streams."""
+    slot = contextlib.ExitStack()
+    slot.enter_context(service.stream(client))
+
+    async def stream() -> AsyncIterator[bytes]:
+        with slot:
+            async for part in events:
+                yield part
+
+    # for proxies: events are to be passed on at once
+    headers = {"x-accel-buffering": "no", "cache-control": "no-store"}
+    return _Stream(stream(), slot, headers)
+
+
+class _Stream(StreamingResponse):
+    """A stream of events that gives its slot back, also where the client left before it began."""
+
+    def __init__(self, content: AsyncIterator[bytes], slot: contextlib.ExitStack, headers: dict[str, str]) -> None:
+        super().__init__(content, media_type="text/event-stream", headers=headers)
+        self._content, self._slot = content, slot
+
+    async def __call__(self, scope, receive, send) -> None:  # type: ignore[no-untyped-def]
+        """Sends the stream."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._content.aclose()  # type: ignore[attr-defined]
+            self._slot.close()

@@ -12,6 +12,8 @@ class HttpLimits:
     Attributes:
         body_bytes: of a JSON body, however it is sent, without the images in it.
         edit_bytes: of a body with images: JSON with them in base64, or a form.
+        finetune_bytes: of a form with images to learn from.
+        finetune_images: images to learn from.
         upload_bytes: of a PNG whose settings are read.
         all_bodies_bytes: of all bodies that are there at once.
         header_bytes: of a request line with its headers.
@@ -35,6 +37,8 @@ class HttpLimits:
 
     body_bytes: int = 2**20
     edit_bytes: int = 2**24
+    finetune_bytes: int = 2**26
+    finetune_images: int = 100
     upload_bytes: int = 2**25
     all_bodies_bytes: int = 2**28
     header_bytes: int = 2**14

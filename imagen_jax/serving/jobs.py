@@ -41,6 +41,21 @@ class EditRequest:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraChoice:
+    """An adapter of a fine-tuning of this server that a job asks for.
+
+    Attributes:
+        id: of the fine-tuning.
+        name: of the adapter, which the records of images have.
+        scale: of its changes.
+    """
+
+    id: str
+    name: str
+    scale: float
+
+
+@dataclasses.dataclass(frozen=True)
 class EditInputs:
     """The image and the mask of an edit, as PNG files; they are kept with the job."""
 
@@ -64,6 +79,7 @@ class JobRequest:
         idempotency_key: a name of the request within its client; the same one twice is one job. None for none.
         seeds_are_random: whether they were chosen by the server; a request that is sent again then has others.
         edit: how the images are made from another one; None for images from prompts alone.
+        lora: adapters besides those that the cascade always has, in the order in which they are added.
     """
 
     prompts: list[str]
@@ -77,12 +93,13 @@ class JobRequest:
     idempotency_key: str | None = None
     seeds_are_random: bool = False
     edit: EditRequest | None = None
+    lora: list[LoraChoice] = dataclasses.field(default_factory=list)
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> JobRequest:
         """Returns the request of which `dataclasses.asdict` has made a tree."""
-        edit = tree.get("edit")
-        return cls(**{**tree, "edit": None if edit is None else EditRequest(**edit)})
+        edit = None if tree.get("edit") is None else EditRequest(**tree["edit"])
+        return cls(**{**tree, "edit": edit, "lora": [LoraChoice(**choice) for choice in tree.get("lora", [])]})
 
     @property
     def images(self) -> int:

@@ -21,13 +21,15 @@ from imagen_jax.serving.metrics import HttpMetrics
 _JSON, _PNG, _FORM = "application/json", "image/png", "multipart/form-data"
 OPEN_PATHS = ("/", "/healthz", "/readyz", "/openapi.json", "/docs", "/favicon.ico")
 OPEN_FOLDERS = ("/page/", "/docs/")
-SIGNED_FOLDER = "/v1/images/"
+SIGNED_FOLDERS = ("/v1/images/", "/v1/finetunings/")
+_FINETUNINGS = "/v1/finetunings"
 # The addresses that take a body, with its type; the body of a request to another one is not read.
 BODIES = {
     "/v1/jobs": _JSON,
     "/v1/images/generations": _JSON,
     "/v1/images/edits": _FORM,
     "/v1/images/variations": _FORM,
+    _FINETUNINGS: _FORM,
     "/v1/settings": _PNG,
 }
 _WITH_IMAGES = ("/v1/jobs", "/v1/images/edits", "/v1/images/variations")
@@ -216,7 +218,7 @@ class Guard:
             return False
         if path in OPEN_PATHS or path.startswith(OPEN_FOLDERS):
             return True
-        if not path.startswith(SIGNED_FOLDER):
+        if not path.startswith(SIGNED_FOLDERS):
             return False
         values = parse_qs(query.decode("latin-1"), max_num_fields=8) if query.count(b"&") < 8 else {}
         expires, signature = (values.get(name, [""])[0] for name in ("expires", "signature"))
@@ -272,6 +274,8 @@ class BodyReader:
         limit = limits.upload_bytes if BODIES[path] == _PNG else limits.body_bytes
         if path in _WITH_IMAGES:
             limit = limits.edit_bytes
+        if path == _FINETUNINGS:
+            limit = limits.finetune_bytes
         length = Headers(scope=scope).get("content-length", "0")
         too_large = HttpError(413, f"the body is larger than {limit:,} bytes: send a smaller one", code="too_large")
         if length.isdecimal() and (len(length) > 15 or int(length) > limit):

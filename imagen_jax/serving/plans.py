@@ -19,7 +19,7 @@ from imagen_jax.pipelines.editor import ImagenEditor
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.pipelines.request import SampleRequest, StageStart
 from imagen_jax.pipelines.texts import Texts
-from imagen_jax.serving.jobs import EditInputs, JobRequest
+from imagen_jax.serving.jobs import EditInputs, JobRequest, LoraChoice
 from imagen_jax.stages.sampling import is_guided
 from imagen_jax.stages.stage_sampler import strength_steps
 
@@ -56,6 +56,7 @@ class Program:
         negative: whether there are negative prompts.
         size: (height, width) of the last stage's images.
         edit: of images that are made from others; None for images from prompts alone.
+        lora: adapters besides those of the cascade, with their scales.
     """
 
     settings: tuple[SamplingConfig, ...]
@@ -63,6 +64,7 @@ class Program:
     negative: bool
     size: Size
     edit: EditProgram | None = None
+    lora: tuple[LoraChoice, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +73,7 @@ class JobPlan:
 
     Attributes:
         request: of the job.
-        pipeline: the cascade with the job's settings.
+        pipeline: the cascade with the job's settings; without the adapters of the program.
         program: that of its images.
         scales: guidance scale of each stage.
         stage_costs: steps × evaluations × pixels of an image in each stage.
@@ -135,6 +137,7 @@ def make_plan(
         negative,
         pipeline.image_size if size is None else size,
         None if edit is None else _edit_program(edit),
+        tuple(request.lora),
     )
     area = relative_area(program, pipeline)
     costs = [

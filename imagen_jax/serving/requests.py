@@ -85,6 +85,7 @@ _TEXT, _INTEGER, _NUMBER, _OBJECT, _NULL = (
 _DECIMAL = {"type": "string", "pattern": "^[0-9]+$"}
 Text = Annotated[str, _expect(lambda value: isinstance(value, str), "text")]
 Integer = Annotated[int, _expect(_is_integer, "an integer")]
+Number = Annotated[float, _expect(_is_number, "a number")]
 Texts = Annotated[
     str | list[str], _expect(_is_texts, "text, or a list of texts"), _schema(_TEXT, {"type": "array", "items": _TEXT})
 ]
@@ -177,6 +178,14 @@ class EditBody(BaseModel):
     )
 
 
+class LoraBody(BaseModel):
+    """An adapter of a fine-tuning of this server."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "sks-dog", "scale": 0.8}]})
+    name: Text = Field(description="Of a fine-tuning that is done, from `/v1/finetunings`.")
+    scale: Number = Field(default=1.0, description="What its changes are multiplied by: 1 as trained, 0 for none.")
+
+
 class JobBody(BaseModel):
     """A job: images for prompts."""
 
@@ -221,10 +230,14 @@ class JobBody(BaseModel):
     edit: EditBody | None = Field(
         default=None, description="How the images are made from another one; null for images from prompts alone."
     )
+    lora: list[LoraBody] | None = Field(
+        default=None,
+        description="Adapters of fine-tunings of this server, at most 4: their changes are added to the cascade.",
+    )
 
 
 def to_request(body: JobBody, stages: int, limits: HttpLimits, key: str | None = None) -> JobRequest:
-    """Returns the engine's request for a body, without its edit, see `edits.with_edit`.
+    """Returns the engine's request for a body, without its edit and adapters, see `Service.edit` and `with_lora`.
 
     Args:
         body: from a client.

@@ -11,10 +11,11 @@ from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from imagen_jax.errors import ConfigError
+from imagen_jax.io.paths import as_path
 from imagen_jax.pipelines.image_record import check_same_model, parse_record
 from imagen_jax.serving.http_errors import HttpError, responses
 from imagen_jax.serving.service import Service, client_of
-from imagen_jax.serving.views import finite
+from imagen_jax.serving.views import LoraView, finite
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}\.png")
 
@@ -32,6 +33,7 @@ class SettingsView(BaseModel):
     edit: dict[str, Any] | None = Field(
         description="How it was made from another image, which is known by the SHA-256 of its file; null if it was not."
     )
+    lora: list[LoraView] = Field(description="Adapters besides those that this server always has.")
     same_model: bool = Field(description="Whether it was sampled from the weights that this server has.")
 
 
@@ -90,6 +92,7 @@ def _settings_view(service: Service, data: bytes) -> SettingsView:
     except ConfigError:
         is_same = False
     height, width = record.size or (None, None)
+    always = {as_path(name).name for name in service.pipeline.lora_scales}
     settings = record.sampling()
     if record.guidance is not None:
         settings = [part | {"guidance_scale": scale} for part, scale in zip(settings, record.guidance, strict=True)]
@@ -102,5 +105,6 @@ def _settings_view(service: Service, data: bytes) -> SettingsView:
         height=height,
         width=width,
         edit=None if record.edit is None else record.edit.model_dump(),
+        lora=[LoraView(name=one.name, scale=one.scale) for one in record.adapters if one.name not in always],
         same_model=is_same,
     )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from imagen_jax.serving.event_stream import server_sent
+from imagen_jax.serving.event_stream import event_response, server_sent
 from imagen_jax.serving.http_errors import HttpError, responses
 from imagen_jax.serving.jobs import FINAL
 from imagen_jax.serving.requests import JobBody, check_text, to_request
@@ -48,6 +46,7 @@ def jobs_router(service: Service) -> APIRouter:
         """Adds a job, which survives a restart of the server, and returns it; GET or its events say how it goes."""
         asked = to_request(body, len(service.pipeline.stages), service.limits, idempotency_key)
         client, inputs = client_of(request), None
+        asked = service.with_lora(asked, body.lora, client)
         if body.edit is not None:
             asked, inputs = service.edit(asked, body.edit, client)
         job = service.submit(asked, client, inputs)
@@ -82,35 +81,9 @@ def jobs_router(service: Service) -> APIRouter:
     async def follow_job(job_id: JobId, request: Request) -> StreamingResponse:
         client = client_of(request)
         job = await run_in_threadpool(service.find, job_id, client)
-        slot = contextlib.ExitStack()
-        slot.enter_context(service.stream(client))
-
-        async def stream() -> AsyncIterator[bytes]:
-            with slot:
-                async for part in server_sent(service, job):
-                    yield part
-
-        # for proxies: events are to be passed on at once
-        headers = {"x-accel-buffering": "no", "cache-control": "no-store"}
-        return _Stream(stream(), slot, headers)
+        return event_response(service, client, server_sent(service, job))
 
     return router
-
-
-class _Stream(StreamingResponse):
-    """A stream of events that gives its slot back, also where the client left before it began."""
-
-    def __init__(self, content: AsyncIterator[bytes], slot: contextlib.ExitStack, headers: dict[str, str]) -> None:
-        super().__init__(content, media_type="text/event-stream", headers=headers)
-        self._content, self._slot = content, slot
-
-    async def __call__(self, scope, receive, send) -> None:  # type: ignore[no-untyped-def]
-        """Sends the stream."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._content.aclose()  # type: ignore[attr-defined]
-            self._slot.close()
 
 
 def history_router(service: Service) -> APIRouter:

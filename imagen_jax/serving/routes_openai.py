@@ -15,7 +15,7 @@ from imagen_jax.errors import unknown_name_error
 from imagen_jax.serving.event_stream import Events
 from imagen_jax.serving.http_errors import HttpError, responses, shown, stopping_error
 from imagen_jax.serving.jobs import FINAL, Job, JobRequest
-from imagen_jax.serving.requests import EditBody, Integer, JobBody, Seed, Settings, Text, to_request
+from imagen_jax.serving.requests import EditBody, Integer, JobBody, LoraBody, Seed, Settings, Text, to_request
 from imagen_jax.serving.service import Service, client_of
 
 _SIZE = re.compile(r"([0-9]{1,6})x([0-9]{1,6})")
@@ -32,7 +32,7 @@ _FIXED = {
 
 
 class GenerationBody(BaseModel):
-    """A request of OpenAI's image API; `seed`, `negative_prompt` and `settings` are extensions."""
+    """A request of OpenAI's image API; `seed`, `negative_prompt`, `settings` and `lora` are extensions."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -71,6 +71,7 @@ class GenerationBody(BaseModel):
     )
     negative_prompt: Text | None = Field(default=None, description="Extension: what the images should not show.")
     settings: Settings = Field(default=None, description="Extension: as those of a job.")
+    lora: list[LoraBody] | None = Field(default=None, description="Extension: likewise.")
 
 
 class GeneratedImage(BaseModel):
@@ -130,7 +131,7 @@ def openai_router(service: Service) -> APIRouter:
         Where the client leaves before they are done, its job is canceled, but for one with an idempotency key.
         """
         client = client_of(request)
-        asked = to_job_request(body, service, idempotency_key)
+        asked = service.with_lora(to_job_request(body, service, idempotency_key), body.lora, client)
         job = await run_in_threadpool(service.submit, asked, client)
         job = await wait(service, job, request, is_kept=idempotency_key is not None)
         return await run_in_threadpool(generation_view, service, job, body, request)

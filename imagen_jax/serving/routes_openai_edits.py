@@ -22,7 +22,7 @@ from imagen_jax.serving.uploads import read_image
 
 _MAX_FILES, _MAX_FIELDS = 4, 64
 _INTEGER = re.compile(r"-?[0-9]{1,20}")
-_JSON_FIELDS = ("settings", "strength", "stream")  # in a form, everything is text
+_JSON_FIELDS = ("settings", "lora", "strength", "stream")  # in a form, everything is text
 _INTEGER_FIELDS = ("n", "output_compression", "partial_images")
 _Key = Annotated[str | None, Header(description="A name of this request: sent again, it waits for the same job.")]
 _File = Annotated[bytes, WithJsonSchema({"type": "string", "format": "binary"})]
@@ -101,6 +101,7 @@ def edits_router(service: Service) -> APIRouter:
 async def _answer(service: Service, form: VariationForm, request: Request, key: str | None) -> GenerationView:
     """Adds the job of a form, and returns its images when they are done."""
     asked, inputs = await run_in_threadpool(_to_edit, service, form, key)
+    asked = await run_in_threadpool(service.with_lora, asked, form.lora, client_of(request))
     job = await run_in_threadpool(service.submit, asked, client_of(request), inputs)
     job = await wait(service, job, request, is_kept=key is not None)
     return await run_in_threadpool(generation_view, service, job, form, request)

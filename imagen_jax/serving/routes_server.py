@@ -30,7 +30,9 @@ class ReadyView(BaseModel):
 def server_router(service: Service) -> APIRouter:
     """Returns the routes of the server."""
     router = APIRouter(tags=["server"])
-    cascade = cascade_view(service.pipeline, service.name, service.examples, service.limits)
+    cascade = cascade_view(
+        service.pipeline, service.name, service.examples, service.limits, service.finetuner is not None
+    )
 
     @router.get("/v1/cascade", summary="Describe the cascade")
     def get_cascade() -> CascadeView:

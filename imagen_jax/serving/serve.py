@@ -12,6 +12,7 @@ from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.serving.app import Access, make_app
 from imagen_jax.serving.auth import SHORT_TOKEN, Tokens, host_name, is_loopback
 from imagen_jax.serving.engine import Engine
+from imagen_jax.serving.finetuner import Finetuner
 from imagen_jax.serving.http_limits import HttpLimits
 from imagen_jax.serving.http_server import Server, make_server, raise_file_limit, url
 from imagen_jax.serving.metrics import HttpMetrics
@@ -62,7 +63,13 @@ def check_access(host: str, settings: ServeSettings) -> None:
             raise ConfigError(f"--cors_origin {origin!r} is not an origin: give for example https://example.com")
 
 
-def serve(engine: Engine, pipeline: ImagenPipeline, bound: socket.socket, settings: ServeSettings) -> None:
+def serve(
+    engine: Engine,
+    pipeline: ImagenPipeline,
+    bound: socket.socket,
+    settings: ServeSettings,
+    finetuner: Finetuner | None = None,
+) -> None:
     """Serves until SIGTERM or SIGINT; jobs that run are then finished, or put back into the queue.
 
     Args:
@@ -70,15 +77,18 @@ def serve(engine: Engine, pipeline: ImagenPipeline, bound: socket.socket, settin
         pipeline: the cascade that it samples from.
         bound: a socket from `http_server.bind`.
         settings: of the server.
+        finetuner: not started yet; None for a server that teaches nothing.
     """
     limits = settings.limits
     connections = min(limits.connections, max(1, raise_file_limit() - _OTHER_FILES))
     limits = dataclasses.replace(limits, connections=connections, streams=min(limits.streams, connections))
     metrics = HttpMetrics(engine.stats)
     tokens = Tokens(settings.tokens)
-    service = Service(engine, pipeline, settings.name, settings.examples, tokens, limits, metrics)
+    service = Service(engine, pipeline, settings.name, settings.examples, tokens, limits, metrics, finetuner)
     app = make_app(service, Access(_hosts(bound, settings), settings.origins))
     config = make_server(app, limits, metrics, settings.proxies)
+    if finetuner is not None:
+        finetuner.start()
     engine.start()
     logger.info("serving %s at %s", settings.name, url(bound))
     Server(config, service, settings.stop_seconds).run([bound])

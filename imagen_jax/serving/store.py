@@ -81,6 +81,8 @@ def image_name(job_id: str, index: int) -> str:
 def request_digest(request: JobRequest) -> str:
     """Returns a digest of what a request asks for; random seeds are not asked for."""
     asked = dataclasses.asdict(request) | ({"seeds": None} if request.seeds_are_random else {})
+    if not request.lora:  # as that of versions without them
+        del asked["lora"]
     return json_digest(asked)
 
 

@@ -53,6 +53,13 @@ class EditView(BaseModel):
     ends: list[int] | list[str] | None = Field(description="Two seeds or prompts that images are between; or null.")
 
 
+class LoraView(BaseModel):
+    """An adapter of a job."""
+
+    name: str
+    scale: float
+
+
 class JobView(BaseModel):
     """A job."""
 
@@ -71,6 +78,7 @@ class JobView(BaseModel):
     width: int | None
     priority: int
     edit: EditView | None = Field(description="How its images are made from another one; null for none.")
+    lora: list[LoraView] = Field(description="Adapters of fine-tunings, in the order in which they are added.")
     progress: ProgressView | None = Field(description="Null unless it is running.")
     images: list[ImageView]
     error: str | None = Field(description="Why it has failed, one sentence.")
@@ -95,6 +103,7 @@ class JobView(BaseModel):
                     "width": None,
                     "priority": 0,
                     "edit": None,
+                    "lora": [],
                     "progress": None,
                     "images": [
                         {
@@ -155,6 +164,7 @@ def job_view(job: Job, tokens: Tokens, position: int | None, progress: dict[str,
         width=request.width,
         priority=request.priority,
         edit=_edit_view(job, tokens),
+        lora=[LoraView(name=choice.name, scale=choice.scale) for choice in request.lora],
         progress=None if progress is None else ProgressView(**progress),
         images=[image_view(image, tokens) for image in job.images],
         error=job.error,

@@ -54,7 +54,7 @@ from imagen_jax.text.learned_tokens import FILE as LEARNED
 from imagen_jax.text.learned_tokens import MAX_ROWS
 from imagen_jax.training.adapter_card import adapter_card
 from imagen_jax.training.loop import train
-from imagen_jax.training.preemption import StopRequest
+from imagen_jax.training.preemption import StoppedError, StopRequest
 from imagen_jax.training.to_lora import to_lora
 
 Method = Literal["lora", "dreambooth", "textual_inversion", "full"]
@@ -180,8 +180,11 @@ def finetune(
     subject = _prepare_subject(source, folder, configs[-1], settings, log)
     # no safety checker: black images would be trained on
     pipeline = ImagenPipeline.from_pretrained(list(found), safety_checker=None)
-    prior = _prepare_prior(pipeline, folder, settings, log)
     tuned, stop = list(found), stop or StopRequest()
+    try:
+        prior = _prepare_prior(pipeline, folder, settings, stop, log)
+    except StoppedError as stopped:
+        return Finetuned(folder, tuned, None, str(stopped))
     for index in only:
         config = stage_config(configs[index], found[index], folder, len(subject), settings, prior)
         if _learns(settings):
@@ -315,7 +318,7 @@ def _write_metadata(folder: Path, entries: Sequence[Mapping[str, str]]) -> None:
 
 
 def _prepare_prior(
-    pipeline: ImagenPipeline, folder: Path, settings: FinetuneSettings, log: Callable[[str], None]
+    pipeline: ImagenPipeline, folder: Path, settings: FinetuneSettings, stop: StopRequest, log: Callable[[str], None]
 ) -> Path | None:
     """Draws the images of the class, those that are missing, and returns their folder; None if none are wanted."""
     if not settings.class_name and not settings.prior_prompts:
@@ -326,7 +329,8 @@ def _prepare_prior(
         return images
     prompts = [prompts[index % len(prompts)] for index in range(settings.prior_images)]
     log(f"drawing {len(prompts)} images of what the cascade is to keep, such as {prompts[0]!r}")
-    sample_to_folder(pipeline, SampleRequest(make_texts(prompts), seed=settings.seed, batch_size=16), out)
+    request = SampleRequest(make_texts(prompts), seed=settings.seed, batch_size=16)
+    sample_to_folder(pipeline, request, out, callback=stop.check)
     names = [output_dir.image_path(out, index).name for index in range(len(prompts))]
     _write_metadata(images, [{"file_name": name, "text": text} for name, text in zip(names, prompts, strict=True)])
     return images

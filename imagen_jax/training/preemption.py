@@ -15,6 +15,10 @@ from imagen_jax.parallel.multihost import AnyProcess
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+class StoppedError(Exception):
+    """What is not a run, such as sampling before it, ends because a stop was asked for."""
+
+
 class StopRequest:
     """Whether a run is to stop, and why. Before `ready` is set there is nothing to save: a signal ends the process."""
 
@@ -28,9 +32,18 @@ class StopRequest:
         self.asked = self._vote(bool(self._asked_by))
         return self.asked
 
+    def ask(self, reason: str) -> None:
+        """Asks the run to save and to return; from any thread, at any time."""
+        self._asked_by = reason
+
+    def check(self, _progress: object = None) -> None:
+        """Raises StoppedError if a stop was asked for; a callback of what can begin again without loss."""
+        if self._asked_by:
+            raise StoppedError(self._asked_by)
+
     @property
     def reason(self) -> str:
-        """What asked the run to stop: a signal, or another process."""
+        """What asked the run to stop: a signal, a caller of `ask`, or another process."""
         return self._asked_by or "another process"
 
     def on_signal(self, number: int) -> None:
