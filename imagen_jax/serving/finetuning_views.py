@@ -12,7 +12,7 @@ _MAX_POINTS = 400  # of a loss curve
 
 
 class PreviewView(BaseModel):
-    """Samples at a step of a stage's run, each with the image beside it that has the caption."""
+    """Samples at a step of a stage's run, of captions that it learns from."""
 
     step: int
     url: str = Field(description="Where the PNG is; as `url` of images.")

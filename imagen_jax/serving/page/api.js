@@ -172,6 +172,19 @@ export async function deleteJob(id) {
   await send(`v1/history/${encodeURIComponent(id)}`, { method: "DELETE" });
 }
 
+// ---- fine-tunings
+
+const finetuning = (id) => `v1/finetunings/${encodeURIComponent(id)}`;
+
+export const listFinetunings = async () => (await getJson("v1/finetunings")).finetunings;
+export const postFinetuning = (form) => getJson("v1/finetunings", { method: "POST", body: form });
+export const stopFinetuning = (id) => getJson(`${finetuning(id)}/stop`, { method: "POST" });
+export const continueFinetuning = (id) => getJson(`${finetuning(id)}/continue`, { method: "POST" });
+
+export async function deleteFinetuning(id) {
+  await send(finetuning(id), { method: "DELETE" });
+}
+
 export async function isReady() {
   try {
     return (await fetch("readyz", { cache: "no-store" })).ok;
@@ -215,10 +228,15 @@ export async function imageBlob(image) {
 // ---- events
 
 /** Yields {event, data} of a job's event stream until it ends. Raises as `send` does. */
-export async function* jobEvents(id, signal) {
+export const jobEvents = (id, signal) => events(`v1/jobs/${encodeURIComponent(id)}/events`, signal);
+
+/** Yields likewise of a fine-tuning's. */
+export const finetuningEvents = (id, signal) => events(`${finetuning(id)}/events`, signal);
+
+async function* events(path, signal) {
   const silence = new AbortController();
   const either = AbortSignal.any([signal, silence.signal]);
-  const response = await send(`v1/jobs/${encodeURIComponent(id)}/events`, {
+  const response = await send(path, {
     headers: { Accept: "text/event-stream" }, cache: "no-store", signal: either,
   });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();

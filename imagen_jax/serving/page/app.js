@@ -3,11 +3,12 @@
 import {
   ConnectionError, connection, getJson, isReady, mayAskForToken, onTokenNeeded, postFile, postJob, reachable, takeTokenFromAddress,
 } from "./api.js";
-import { $, announce, el, focusPrompt, show, toast } from "./dom.js";
+import { $, announce, el, focusPrompt, isShown, show, toast } from "./dom.js";
 import * as edit from "./edit.js";
 import * as form from "./form.js";
 import * as gallery from "./gallery.js";
 import * as jobs from "./jobs.js";
+import * as teach from "./teach.js";
 import * as viewer from "./viewer.js";
 
 let description = null; // of the cascade
@@ -39,7 +40,7 @@ async function submit() {
       if (!description) loadCascade(); // the token was given just now
       form.clearMessage();
       jobs.follow(job);
-      if (matchMedia("(max-width: 60rem)").matches) $("jobs").scrollIntoView({ behavior: "smooth", block: "start" });
+      if (teach.isOpen() || matchMedia("(max-width: 60rem)").matches) $("jobs").scrollIntoView({ behavior: "smooth", block: "start" });
     }
   } catch (error) {
     form.message(form.inWords(error.message), { error: true });
@@ -116,6 +117,7 @@ function reuse(job, index) {
   fillIn({
     prompt: image.prompt ?? job.prompts[0], negative_prompt: job.negative_prompt, seed: image.seed,
     count: job.edit?.ends ? job.images.length : 1, settings: job.settings, height: job.height, width: job.width,
+    lora: job.lora,
   }, job.edit?.ends);
   if (job.edit?.image) beginEdit({ ...image, url: job.edit.image }, job.edit);
   toast("Settings filled in");
@@ -129,6 +131,15 @@ function fillIn(values, ends) {
   if (!ends) form.fill(values);
   else form.fill({ ...values, ...(edit.areSeeds(ends) ? { seed: null } : { prompt: "" }) }); // which are made of the ends
   if (ends) edit.openEnds(ends);
+}
+
+/** Uses what was learned for the images to come. */
+function useLearned({ name, token }) {
+  if (!edit.usesPrompt()) edit.close();
+  form.useAdapter(name, token);
+  focusPrompt();
+  $("form").scrollIntoView({ block: "nearest", behavior: "smooth" });
+  toast(`“${token}” can be used in prompts`);
 }
 
 function beginEdit(image, how) {
@@ -145,7 +156,7 @@ function editImage(job, image) {
   const prompt = nearest ?? image.prompt;
   form.fill({
     prompt, negative_prompt: job.negative_prompt, seed: null, count: 1,
-    settings: job.settings, height: image.height, width: image.width,
+    settings: job.settings, height: image.height, width: image.width, lora: job.lora,
   });
   beginEdit({ ...image, prompt });
 }
@@ -187,25 +198,34 @@ function setUpFiles() {
   $("image-file").onchange = () => { editFile($("image-file").files[0]); $("image-file").value = ""; };
   const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
   let depth = 0; // dragenter and dragleave come for every element on the way
-  addEventListener("dragenter", (event) => { if (hasFiles(event)) { depth += 1; show($("drop"), true); } });
+  addEventListener("dragenter", (event) => {
+    if (!hasFiles(event)) return;
+    depth += 1;
+    show($("drop-teach"), teach.isOpen());
+    show($("drop"), true);
+  });
   addEventListener("dragleave", (event) => { if (hasFiles(event) && (depth -= 1) <= 0) { depth = 0; show($("drop"), false); } });
-  const isToEdit = (event) => { // whether it is over that half of the page
-    const { left, right, top, bottom } = $("drop-edit").getBoundingClientRect();
+  const isOver = (id, event) => { // whether it is over that part of the page
+    const { left, right, top, bottom } = $(id).getBoundingClientRect();
     return event.clientX >= left && event.clientX <= right && event.clientY >= top && event.clientY <= bottom;
   };
+  const useOf = (event) => ["edit", "teach"].find((use) => isShown($(`drop-${use}`)) && isOver(`drop-${use}`, event)) ?? "settings";
   addEventListener("dragover", (event) => {
     if (!hasFiles(event)) return;
     event.preventDefault();
-    $("drop").dataset.over = isToEdit(event) ? "edit" : "settings";
+    $("drop").dataset.over = useOf(event);
   });
   addEventListener("drop", (event) => {
     if (!hasFiles(event)) return;
     event.preventDefault();
     depth = 0;
-    const use = isToEdit(event) ? editFile : reuseFile;
+    const use = useOf(event);
     show($("drop"), false);
     document.querySelector("dialog[open]")?.close();
-    use(event.dataTransfer.files[0]);
+    const [...files] = event.dataTransfer.files;
+    if (use === "teach") teach.addFiles(files);
+    else if (use === "edit") editFile(files[0]);
+    else reuseFile(files[0]);
   });
   addEventListener("paste", (event) => {
     const file = [...(event.clipboardData?.files ?? [])].find((one) => one.type === "image/png");
@@ -255,6 +275,7 @@ async function start() {
   form.setUpForm(submit);
   viewer.setUpViewer({ reuse, edit: editImage });
   edit.setUpEdit();
+  teach.setUpTeach({ use: useLearned });
   setUpFiles();
   setUpConnection();
   watchReadiness();
@@ -277,6 +298,7 @@ async function loadCascade() {
       viewer.setCascade(description);
       edit.setCascade(description);
       edit.restore();
+      teach.setCascade(description);
       gallery.setExamples(description.examples);
     } catch (error) {
       if (!(error instanceof ConnectionError)) {

@@ -1,6 +1,7 @@
 // The form: prompt, count, seed, and a control for each setting of each stage, made from what the server says of them.
 
 import { $, el, helpText, icon, isShown, plural, show, toast } from "./dom.js";
+import * as lora from "./lora.js";
 
 const DRAFT_KEY = "imagen-draft";
 const MAIN = ["num_inference_steps", "guidance_scale", "sampler"]; // shown first; the others are folded away
@@ -33,6 +34,7 @@ export function setUpForm(onSubmit) {
     }
   });
   addEventListener("resize", fitHeights);
+  lora.setUpLora(saveDraft);
 }
 
 function fitHeight(area) {
@@ -182,13 +184,14 @@ function markChanged() {
   show($("settings-reset"), changed > 0);
 }
 
-/** Fills the form in: {prompt, negative_prompt, seed, count, settings, height, width}. */
+/** Fills the form in: {prompt, negative_prompt, seed, count, settings, height, width, lora}. */
 export function fill(values) {
   $("prompt").value = values.prompt ?? "";
   $("negative").value = values.negative_prompt ?? "";
   $("seed").value = values.seed ?? "";
   $("count").value = values.count ?? 1;
   writeSettings(values.settings ?? [], values.height, values.width);
+  lora.fill(values.lora ?? []);
   clearMessage();
   saveDraft();
   fitHeights();
@@ -210,6 +213,7 @@ export function read(isPromptOptional) {
     negative_prompt: $("negative").value.trim() || null,
     count: Number($("count").value || 1),
     settings: settings.some((stage) => Object.keys(stage).length) ? settings : null,
+    lora: lora.read(),
     ...size(),
   };
   return { ...body, seeds: seed ? asSeed(seed) : null };
@@ -231,6 +235,14 @@ export function expectImages(least, usual) {
   else if (least === 1 && count.value === raisedCount) count.value = 1;
   if (least === 1) raisedCount = null;
   saveDraft();
+}
+
+/** Uses an adapter, and its name in the prompt, unless it is there. */
+export function useAdapter(name, token) {
+  const prompt = $("prompt").value.trim();
+  if (!prompt.toLowerCase().includes(token.toLowerCase())) $("prompt").value = prompt ? `${prompt}, a ${token}` : `a ${token}`;
+  lora.choose(name);
+  fitHeights();
 }
 
 /** Returns how many images can be asked for. */
@@ -278,7 +290,7 @@ function pointAt(node) {
 export function pointAtField({ param, message: words }) {
   const text = String(param ?? "");
   const [, stage, name] = /^settings\[(\d+)\]\.(\w+)/.exec(text) ?? [];
-  const simple = { prompts: "prompt", negative_prompt: "negative", seeds: "seed", count: "count", height: "height", width: "width", edit: "edit-tasks" };
+  const simple = { prompts: "prompt", negative_prompt: "negative", seeds: "seed", count: "count", height: "height", width: "width", edit: "edit-tasks", lora: "lora-chosen" };
   const ofEdit = { "edit.mask": "edit-mask", "edit.strength": "edit-strength", "edit.source_prompt": "edit-source",
     "edit.ends[0]": "edit-first-prompt", "edit.ends[1]": "edit-last-prompt" }[text];
   const setting = /^sampling\.(\w+)/i.exec(words)?.[1]; // of a stage that it does not name: it is one that was changed
@@ -297,6 +309,7 @@ export function inWords(text) {
   return text
     .replace(/\bsettings\[(\d+)\]\.(\w+)/gi, (_, stage, name) => `Stage ${Number(stage) + 1}: ${settingLabel(name).toLowerCase()}`)
     .replace(/\bedit\.ends\[([01])\]/gi, (_, end) => ["The first prompt", "The last prompt"][end])
+    .replace(/\blora\[\d+\](\.name)?/gi, "What was learned:")
     .replace(/\bsampling\.(\w+)/gi, (_, name) => settingLabel(name));
 }
 
@@ -326,6 +339,7 @@ function saveDraft() {
   const draft = {
     prompt: $("prompt").value, negative_prompt: $("negative").value, seed: $("seed").value, count: $("count").value,
     settings: changedSettings(), height: Number($("height").value), width: Number($("width").value),
+    lora: lora.read(),
   };
   sessionStorage.setItem(DRAFT_KEY, JSON.stringify(draft));
 }

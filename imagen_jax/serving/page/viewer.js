@@ -5,6 +5,7 @@ import { $, confirmed, dateTime, duration, el, icon, seedButton, show, toast } f
 import { settingLabel } from "./form.js";
 import { deselectJob, historyChanged, isSelected, keyOf, pictures, select } from "./gallery.js";
 import { dismiss, wayText } from "./jobs.js";
+import { loraText } from "./lora.js";
 
 const handlers = { reuse: () => {}, edit: () => {} };
 let cascade = null;
@@ -120,6 +121,7 @@ function facts(job, image) {
   if (!image) add("Status", job.error ?? { canceled: "Canceled", failed: "Failed" }[job.status] ?? job.status);
   if (job.negative_prompt) add("Negative prompt", el("span", { dir: "auto" }, job.negative_prompt));
   if (job.edit) add("Edit", editText(job, image));
+  if (loraText(job.lora)) add("Learned", el("span", { dir: "auto" }, loraText(job.lora)));
   if (image?.flagged) add("Black", "The safety checker has flagged it");
   if (image) add("Seed", seedButton(image.seed));
   if (image) add("Size", `${image.width}×${image.height}`);
@@ -247,6 +249,7 @@ function comparisonRows(entries) {
     row("Negative prompt", ({ job }) => job.negative_prompt),
     row("Seed", ({ image }) => image.seed),
     row("Edit", ({ job, image }) => job.edit && editText(job, image)),
+    row("Learned", ({ job }) => loraText(job.lora)),
     row("Size", ({ image }) => `${image.width}×${image.height}`),
   ];
   const settings = new Map(entries.map(({ job }) => [job, effectiveSettings(job)]));
