@@ -24,6 +24,9 @@ from imagen_jax.serving.uploads import read_subject
 from imagen_jax.training.finetune import FinetuneSettings
 
 FinetuningId = Annotated[str, Path(description="Of the fine-tuning.", examples=["6tB0m2vP3nYcXq8e"])]
+_Index = Annotated[int, Path(description="Of the image, from 0.", ge=0, le=10**6)]
+_Stage = Annotated[int, Path(description="Index of the stage.", ge=0, le=99)]
+_Step = Annotated[int, Path(description="Of the run.", ge=0, le=10**8)]
 _File = Annotated[bytes, WithJsonSchema({"type": "string", "format": "binary"})]
 _MAX_FIELDS = 32
 _MAX_NAME = 100  # characters of a token or a class
@@ -35,7 +38,7 @@ _EVENTS = (
     "Server-sent events: `finetuning` with the fine-tuning as GET has it, first and whenever it has changed, at most "
     "once a second; and at last `done`, `stopped`, `failed` or `deleted`. Comments keep the connection open."
 )
-_PNG = {200: {"content": {"image/png": {}}, "description": "A PNG."}, **responses(404)}
+_PNG = {200: {"content": {"image/png": {}}, "description": "A PNG."}, **responses(400, 404)}
 
 
 class FinetuningForm(BaseModel):
@@ -163,7 +166,7 @@ def _add_files(router: APIRouter, service: Service) -> None:
         return mine, one if one is not None and _is_signed(service, request) else mine.find(finetuning_id)
 
     @router.get(f"{folder}/images/{{index}}.png", summary="Get an image", response_class=FileResponse, responses=_PNG)
-    def get_image(finetuning_id: FinetuningId, index: int, request: Request) -> FileResponse:
+    def get_image(finetuning_id: FinetuningId, index: _Index, request: Request) -> FileResponse:
         """Returns an image that the cascade learns from, as it was kept."""
         mine, one = found(finetuning_id, request)
         return _file(mine.finetuner.image_path(one, index), "image/png")
@@ -174,7 +177,7 @@ def _add_files(router: APIRouter, service: Service) -> None:
         response_class=FileResponse,
         responses=_PNG,
     )
-    def get_preview(finetuning_id: FinetuningId, stage: int, step: int, request: Request) -> FileResponse:
+    def get_preview(finetuning_id: FinetuningId, stage: _Stage, step: _Step, request: Request) -> FileResponse:
         """Returns samples at a step of a stage's run."""
         mine, one = found(finetuning_id, request)
         return _file(mine.finetuner.preview_path(one, stage, step), "image/png")

@@ -21,15 +21,16 @@ class ServerProcess:
     Args:
         folder: of the queue, the images and the log.
         flags: of `imagen serve`, besides where it listens and what it writes to.
+        xla_flags: $XLA_FLAGS; none by default.
     """
 
-    def __init__(self, folder, *flags):
+    def __init__(self, folder, *flags, xla_flags=""):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self._log = folder, folder / "server.log"
         self._log.touch()
         command = [sys.executable, "-m", "imagen_jax", "serve", "--port=0", f"--out={folder / 'out'}", *flags]
         # optimized, as a user has it: sampling is most of what it does
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": xla_flags}
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=environment)
         try:
@@ -61,9 +62,9 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def serve(folder, *flags):
+def serve(folder, *flags, xla_flags=""):
     """Yields a `ServerProcess`, which is ready; it is killed at the end."""
-    server = ServerProcess(folder, *flags)
+    server = ServerProcess(folder, *flags, xla_flags=xla_flags)
     try:
         yield server
     finally:
