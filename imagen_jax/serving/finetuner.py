@@ -266,13 +266,18 @@ class Finetuner:
         """Returns the path of an image that was sent; None if there is none of this index."""
         return _existing(self._folders.image(one, index))
 
+    @property
+    def shows_samples(self) -> bool:
+        """Whether samples of training may be seen: no safety checker has looked at them."""
+        return self._pipeline.safety_checker is None
+
     def preview_path(self, one: Finetuning, stage: int, step: int) -> Path | None:
-        """Returns the path of the preview of a step; None if there is none."""
-        return _existing(preview_path(self._folders.out(one), stage, step))
+        """Returns the path of the preview of a step; None if there is none, or the cascade has a safety checker."""
+        return _existing(preview_path(self._folders.out(one), stage, step)) if self.shows_samples else None
 
     def before_after_path(self, one: Finetuning) -> Path | None:
-        """Returns the path of the samples before and after; None if there are none yet."""
-        return _existing(self._folders.out(one) / "before_after.png")
+        """Returns the path of the samples before and after; None likewise, or before they are drawn."""
+        return _existing(self._folders.out(one) / "before_after.png") if self.shows_samples else None
 
     def archive_path(self, one: Finetuning) -> Path | None:
         """Returns the path of the adapter as a ZIP file; None if it is not done. Raises StorageError."""

@@ -25,7 +25,7 @@ class StageRunView(BaseModel):
     step: int = Field(description="The last one that was recorded: every 25th, or more often in short runs.")
     steps: int = Field(description="Of the run; 0 where it is not known yet.")
     losses: list[tuple[int, float]] = Field(description="Steps and losses that were recorded, at most 400 of them.")
-    previews: list[PreviewView] = Field(description="The oldest first.")
+    previews: list[PreviewView] = Field(description="The oldest first; none with a safety checker.")
     eta_seconds: float | None = Field(description="Seconds to the end of this stage, as far as that is known.")
 
 
@@ -132,11 +132,13 @@ def _progress_view(service: Service, one: Finetuning) -> FinetuningProgressView:
 def _run_view(service: Service, one: Finetuning, run: StageProgress) -> StageRunView:
     every = -(-len(run.losses) // _MAX_POINTS) or 1
     folder = f"/v1/finetunings/{one.id}/previews/{run.index}"
+    assert service.finetuner is not None
+    previews = run.previews if service.finetuner.shows_samples else []
     return StageRunView(
         stage=run.index,
         step=run.step,
         steps=run.steps,
         losses=run.losses[::-1][::every][::-1],
-        previews=[PreviewView(step=step, url=service.tokens.sign(f"{folder}/{step}.png")) for step in run.previews],
+        previews=[PreviewView(step=step, url=service.tokens.sign(f"{folder}/{step}.png")) for step in previews],
         eta_seconds=run.seconds_left if one.status == "running" else None,
     )

@@ -5,7 +5,9 @@ import io
 import pytest
 from PIL import Image
 
+from benchmarks.fine_tuning import write_images
 from tests.helpers.configs import ROOT
+from tests.helpers.servers import serve
 from tests.page.conftest import PHONE, paint
 
 pytestmark = pytest.mark.screenshots
@@ -93,3 +95,25 @@ def test_screenshots(new_client, server):
     write(tab, "dark")
     card.get_by_role("button", name="Cancel").click()
     tab.locator("article.job[data-status=canceled]").wait_for()
+
+
+def fill_lesson(tab, shape, folder):
+    """Fills in what teaches a shape, with the captions of its images."""
+    paths = sorted(write_images(shape, folder / shape).glob("*.png"))
+    tab.set_input_files("#teach-files", paths)
+    tab.locator("#teach-images li").nth(len(paths) - 1).wait_for()
+    for path, caption in zip(paths, tab.locator("#teach-images input").all(), strict=True):
+        caption.fill(path.with_suffix(".txt").read_text().splitlines()[0])
+    tab.fill("#teach-token", f"sks {shape}")
+    tab.fill("#teach-class", "shape")
+
+
+def test_screenshot_of_teaching(new_client, tmp_path):
+    with serve(tmp_path / "server", "--stages=shapes", f"--finetune_dir={tmp_path / 'taught'}") as server:
+        tab = new_client(server.url, VIEWPORT).open()
+        tab.locator("#teach-open").click()
+        fill_lesson(tab, "star", tmp_path)
+        tab.locator("#teach-start").click()
+        fill_lesson(tab, "heart", tmp_path)
+        tab.locator(".lesson .job-state", has_text="Stage 2 of 2, step 3").wait_for(timeout=600_000)
+        write(tab, "teach", tab.locator("#teach"))
