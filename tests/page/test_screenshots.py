@@ -114,6 +114,7 @@ def test_screenshot_of_teaching(new_client, tmp_path):
         tab.locator("#teach-open").click()
         fill_lesson(tab, "star", tmp_path)
         tab.locator("#teach-start").click()
+        tab.locator(".lesson").wait_for()
         fill_lesson(tab, "heart", tmp_path)
         tab.locator(".lesson .job-state", has_text="Stage 2 of 2, step 3").wait_for(timeout=600_000)
         write(tab, "teach", tab.locator("#teach"))

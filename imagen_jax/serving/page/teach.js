@@ -7,6 +7,7 @@ import * as lessons from "./lessons.js";
 const OPEN_KEY = "imagen-teach"; // whether the panel of this tab is open
 const NUMBERS = { "teach-steps": "steps", "teach-rank": "rank", "teach-rate": "learning_rate", "teach-prior": "prior_images" };
 const FIELDS = { token: "teach-token", class_name: "teach-class", ...Object.fromEntries(Object.entries(NUMBERS).map(([id, name]) => [name, id])) };
+const FIELD_IDS = Object.values(FIELDS);
 const MIB = 2 ** 20;
 
 let limits = null; // of the server; null where it teaches nothing
@@ -99,7 +100,7 @@ function addImage(blob) {
   image.remove = el("button", { type: "button", className: "icon-button", title: "Remove", onclick: () => removeImage(image) }, icon("close"));
   image.img = el("img", { src: image.url });
   image.node = el("li", {}, image.img, image.remove, image.caption);
-  images.push(image);
+  images = [...images, image];
   $("teach-images").append(image.node);
   showImages();
 }
@@ -145,11 +146,12 @@ async function start() {
   const form = read();
   if (!form) return;
   mayAskForToken();
+  const sent = { images, fields: new Map(FIELD_IDS.map((id) => [id, $(id).value])) };
   isBusy = true;
   $("teach-start").setAttribute("aria-busy", "true");
   try {
     lessons.add(await postFinetuning(form));
-    clear();
+    clear(sent);
   } catch (error) {
     refuse(fieldOf(error.param), error instanceof ConnectionError ? `${error.message} Press Start again when it can.` : error.message);
   } finally {
@@ -188,10 +190,11 @@ function fieldOf(param) {
   return $(FIELDS[name] ?? "teach-add");
 }
 
-function clear() {
-  for (const image of images) { URL.revokeObjectURL(image.url); image.node.remove(); }
-  images = [];
-  for (const id of ["teach-token", "teach-class", ...Object.keys(NUMBERS)]) $(id).value = "";
+/** Clears what was sent; what was added or typed meanwhile stays. */
+function clear(sent) {
+  for (const image of sent.images) { URL.revokeObjectURL(image.url); image.node.remove(); }
+  images = images.filter((image) => !sent.images.includes(image));
+  for (const [id, value] of sent.fields) if ($(id).value === value) $(id).value = "";
   $("teach-more").open = false;
   showImages();
   showChanged();
