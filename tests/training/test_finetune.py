@@ -1,6 +1,7 @@
 """A cascade is taught a subject from a folder of images: all of it in one call, which continues after a break."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from imagen_jax.stages.stage_folder import read_config
 from imagen_jax.text.learned_tokens import FILE as LEARNED
 from imagen_jax.training import finetune as module
 from imagen_jax.training.finetune import FinetuneSettings, finetune
+from imagen_jax.training.finetune_progress import preview_path, read_progress
 from imagen_jax.training.metric_writer import read_metrics
 from imagen_jax.training.preemption import StopRequest
 from tests.helpers.configs import contents
@@ -93,6 +95,23 @@ def test_each_stage_is_trained_on_both_in_equal_numbers(tuned, cascade):
     assert [read_config(folder).is_super_resolution for folder in result.stages] == [False, True]
 
 
+def test_progress_is_read_from_the_files(tuned, tmp_path):
+    progress = read_progress(tuned[0].out)
+    assert (progress.phase, progress.drawn) == ("done", 5)
+    assert [(stage.index, stage.step, stage.steps) for stage in progress.stages] == [(0, 4, 4), (1, 4, 4)]
+    for stage in progress.stages:
+        assert [step for step, _ in stage.losses] == [1, 2, 3, 4] and stage.previews == [1, 2, 3, 4]
+        assert preview_path(tuned[0].out, stage.index, 4).exists()
+    assert read_progress(tmp_path / "nothing").phase == "preparing"
+    copy = tmp_path / "copy"
+    shutil.copytree(tuned[0].out, copy)
+    phases = []
+    for gone in ("before_after.png", "adapter", "stage_1", "stage_0", "prior/images/metadata.jsonl", "prior"):
+        shutil.rmtree(copy / gone) if (copy / gone).is_dir() else (copy / gone).unlink()
+        phases.append(read_progress(copy).phase)
+    assert phases == ["comparing", "training", "training", "preparing", "drawing", "preparing"]
+
+
 def test_adapter_is_what_was_trained(tuned, cascade):
     result, _ = tuned
     assert sorted(path.parent.name for path in result.adapter.rglob(FILE)) == ["stage_0", "stage_1"]
@@ -154,6 +173,19 @@ def test_it_continues_after_a_break(tuned, cascade, images, tmp_path):
         assert one.read_bytes()[-1000:] == other.read_bytes()[-1000:]
     with pytest.raises(ConfigError, match="of other settings: rank was 2 and is now 3"):
         finetune(cascade, images, folder, module.dataclasses.replace(SETTINGS, rank=3))
+
+
+def test_it_stops_while_images_of_the_class_are_drawn(cascade, images, tmp_path):
+    stop = StopRequest()
+
+    def log(text):
+        if text.startswith("drawing"):
+            stop.ask("me")
+
+    stopped = finetune(cascade, images, tmp_path / "star", SETTINGS, stop=stop, log=log)
+    assert stopped.stopped_by == "me" and stopped.adapter is None
+    assert not (tmp_path / "star" / "prior" / "images" / "metadata.jsonl").exists()
+    assert not (tmp_path / "star" / "stage_0").exists()
 
 
 @pytest.mark.parametrize(
