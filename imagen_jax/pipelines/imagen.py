@@ -210,7 +210,7 @@ class ImagenPipeline:
 
     def check_lora(self, path: str | Path) -> None:
         """Raises ConfigError if `load_lora` would; nothing is loaded."""
-        self._adapters.load(as_path(path), 1.0, "", None)
+        self._adapters.load(as_path(path), 1.0, "", None, self._own_encoders)
 
     def set_lora_scale(self, name: str, scale: float) -> ImagenPipeline:
         """Changes the scale of an adapter, without compiling. Raises ConfigError if none has the name."""
@@ -253,12 +253,12 @@ class ImagenPipeline:
         return self._adapters.scales
 
     def with_adapters_of(self, other: ImagenPipeline) -> ImagenPipeline:
-        """Returns this pipeline, with its own settings, and with the adapters of another one of the same stages.
+        """Returns this pipeline, with its own settings, and with the adapters and words of another one.
 
-        Weights and compiled programs are shared; what either loads or unloads later leaves the other as it is.
+        Both have the same stages. Weights and compiled programs are shared; what either loads or unloads later leaves the other as it is.
         """
         mine = object.__new__(ImagenPipeline)
-        mine.__dict__ = self.__dict__ | {"_by_mesh": {}, "_adapters": other._adapters}
+        mine.__dict__ = self.__dict__ | {"_by_mesh": {}, "_adapters": other._adapters, "_encoders": other._encoders}
         mine.stages = tuple(
             dataclasses.replace(trained, params=its.params, checksum=its.checksum)
             for trained, its in zip(self.stages, other.stages, strict=True)

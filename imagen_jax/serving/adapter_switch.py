@@ -16,7 +16,7 @@ def no_adapters(adapter_id: str) -> Path:
 
 
 class AdapterSwitch:
-    """Loads and unloads adapters between batches; nothing is compiled for it but their addition. For one thread.
+    """Changes adapters between batches; nothing is compiled for it but their addition. For one thread.
 
     One set of adapters is loaded at a time, beside the cascade without them, which stays as it is.
 
@@ -26,7 +26,7 @@ class AdapterSwitch:
     """
 
     def __init__(self, pipeline: ImagenPipeline, path: Callable[[str], Path]) -> None:
-        self._own = pipeline.with_adapters_of(pipeline)
+        self._base = self._own = pipeline
         self._path = path
         self._loaded: list[LoraChoice] = []
 
@@ -41,7 +41,7 @@ class AdapterSwitch:
             return pipeline
         if [choice.id for choice in lora] != [choice.id for choice in self._loaded]:
             # in the order that is asked for: sums are rounded by it
-            self._unload()
+            self._own, self._loaded = self._base.with_adapters_of(self._base), []
             for choice, path in zip(lora, paths, strict=True):
                 self._own.load_lora(path, choice.scale, name=choice.name)
                 self._loaded.append(choice)
@@ -50,7 +50,3 @@ class AdapterSwitch:
                 self._own.set_lora_scale(choice.name, choice.scale)
                 self._loaded[index] = choice
         return pipeline.with_adapters_of(self._own)
-
-    def _unload(self) -> None:
-        while self._loaded:
-            self._own.unload_lora(self._loaded.pop().name)

@@ -55,10 +55,11 @@ class FinetuningView(BaseModel):
     finished: float | None = Field(description="Unix time; null before.")
     token: str
     class_name: str
+    initializer: str = Field(description="As which the token begins, where it is learned; empty where it is not.")
     images: list[str] = Field(description="Where the images are that it learns from; as `url` of images.")
     steps: int = Field(description="Of each stage; 0 for a number that follows from that of the images.")
     rank: int
-    learning_rate: float = Field(description="0 for a tenth of each stage's own.")
+    learning_rate: float = Field(description="0 for one that follows from each stage's own.")
     seed: int
     progress: FinetuningProgressView
     usable: bool = Field(description="Whether jobs can ask for its adapter.")
@@ -95,6 +96,7 @@ def finetuning_view(service: Service, one: Finetuning) -> FinetuningView:
         finished=one.finished,
         token=one.settings.token,
         class_name=one.settings.class_name,
+        initializer=one.settings.initializer,
         images=[sign(f"{url}/images/{index}.png") for index in range(one.images)],
         steps=one.settings.steps,
         rank=one.settings.rank,

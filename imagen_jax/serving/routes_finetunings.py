@@ -60,11 +60,16 @@ class FinetuningForm(BaseModel):
         description="What it is one of, as in `dog`: the cascade draws such images first, and keeps how it does that. "
         "Empty for none.",
     )
+    initializer: Text = Field(
+        default="",
+        description="A word that the text encoder knows, as which the token begins: it is then learned beside the "
+        "adapters. Empty leaves the text encoder as it is.",
+    )
     steps: Integer = Field(
         default=0, description="Of each stage, up to 20,000; 0 for a number that follows from that of the images."
     )
     rank: Integer = Field(default=8, description="Of the adapters, 1 to 128.")
-    learning_rate: Number = Field(default=0.0, description="Up to 1; 0 for a tenth of each stage's own.")
+    learning_rate: Number = Field(default=0.0, description="Up to 1; 0 for one that follows from each stage's own.")
     prior_images: Integer = Field(default=200, description="Images of the class, 1 to 2,000.")
     seed: Integer = Field(default=0, description="Of training and of the images of the class, in [0, 2^31).")
 
@@ -273,7 +278,7 @@ def _checked(body: FinetuningForm, service: Service) -> tuple[FinetuneSettings, 
     limits = service.limits
     if not body.token.strip():
         raise HttpError(400, "token is empty: give a rare word and what it is, such as sks dog", "token")
-    for name in ("token", "class_name"):
+    for name in ("token", "class_name", "initializer"):
         check_text(getattr(body, name), name, _MAX_NAME)
     check_range("steps", body.steps, 0, _MAX_STEPS)
     check_range("rank", body.rank, 1, _MAX_RANK)
@@ -300,6 +305,7 @@ def _checked(body: FinetuningForm, service: Service) -> tuple[FinetuneSettings, 
     settings = FinetuneSettings(
         token=" ".join(body.token.split()),
         class_name=" ".join(body.class_name.split()),
+        initializer=" ".join(body.initializer.split()),
         steps=body.steps,
         rank=body.rank,
         learning_rate=body.learning_rate,

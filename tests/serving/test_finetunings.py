@@ -112,7 +112,7 @@ def taught(client):
     """Two that are done, the newer one with images of the class."""
     ones = [
         teach(client, captions=json.dumps([" a  sks dog\nat night ", None])),
-        teach(client, class_name="dog", prior_images="2", seed="1"),
+        teach(client, class_name="dog", prior_images="2", seed="1", token="sks dog", initializer="dog"),
     ]
     return [follow(client, one) for one in ones]
 

@@ -6,7 +6,7 @@ import * as lessons from "./lessons.js";
 
 const OPEN_KEY = "imagen-teach"; // whether the panel of this tab is open
 const NUMBERS = { "teach-steps": "steps", "teach-rank": "rank", "teach-rate": "learning_rate", "teach-prior": "prior_images" };
-const FIELDS = { token: "teach-token", class_name: "teach-class", ...Object.fromEntries(Object.entries(NUMBERS).map(([id, name]) => [name, id])) };
+const FIELDS = { token: "teach-token", class_name: "teach-class", initializer: "teach-initializer", ...Object.fromEntries(Object.entries(NUMBERS).map(([id, name]) => [name, id])) };
 const FIELD_IDS = Object.values(FIELDS);
 const MIB = 2 ** 20;
 
@@ -133,7 +133,7 @@ function showPlaceholders() {
 }
 
 function showChanged() {
-  const changed = Object.keys(NUMBERS).filter((id) => $(id).value !== "").length;
+  const changed = ["teach-initializer", ...Object.keys(NUMBERS)].filter((id) => $(id).value !== "").length;
   show($("teach-changed"), changed);
   $("teach-changed").textContent = `${changed} changed`;
 }
@@ -174,6 +174,7 @@ function read() {
   form.append("captions", JSON.stringify(images.map(({ caption }) => caption.value.trim() || null)));
   form.append("token", token);
   form.append("class_name", $("teach-class").value.trim());
+  form.append("initializer", $("teach-initializer").value.trim());
   for (const [id, name] of Object.entries(NUMBERS)) if ($(id).value !== "") form.append(name, $(id).value);
   return form;
 }
@@ -203,7 +204,7 @@ function clear(sent) {
 function refuse(node, text) {
   $("teach-message").textContent = text;
   for (let fold = node.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
-  (node.closest(".pair") ?? node.closest(".teach-drop")).after($("teach-message")); // where it is seen
+  (node.closest(".pair") ?? node.closest(".field") ?? node.closest(".teach-drop")).after($("teach-message")); // where it is seen
   show($("teach-message"), true);
   if (node instanceof HTMLInputElement) {
     node.setAttribute("aria-invalid", "true");
