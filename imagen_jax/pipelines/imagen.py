@@ -255,7 +255,8 @@ class ImagenPipeline:
     def with_adapters_of(self, other: ImagenPipeline) -> ImagenPipeline:
         """Returns this pipeline, with its own settings, and with the adapters and words of another one.
 
-        Both have the same stages. Weights and compiled programs are shared; what either loads or unloads later leaves the other as it is.
+        Both have the same stages. Weights and compiled programs are shared; what either loads or unloads later leaves
+        the other as it is.
         """
         mine = object.__new__(ImagenPipeline)
         mine.__dict__ = self.__dict__ | {"_by_mesh": {}, "_adapters": other._adapters, "_encoders": other._encoders}
