@@ -182,7 +182,7 @@ async function reuseFile(file) {
     focusPrompt();
     scrollTo({ top: 0, behavior: "smooth" });
     if (made.edit && !ends) form.message("It was made from another image, which is not in the file. Its settings are filled in.");
-    else if (made.same_model) toast("Settings filled in");
+    else if (made.same_model || made.lora.length) toast("Settings filled in"); // with adapters, weights are others
     else form.message("Another model made this image. Its settings are filled in; the image will look different.");
   } catch (error) {
     const name = file.name ? `“${file.name.slice(0, 60)}”: ` : "";
