@@ -46,8 +46,9 @@ def with_adapter(config: StageConfig, params: Tree, key: jax.Array) -> Tree:
 
 def network_params(config: StageConfig, params: Tree) -> Tree:
     """Returns the parameters that a config's network takes: without an adapter; kernels have LoRA's products added."""
-    own = {name: value for name, value in params.items() if name != LEARNED}
-    return fold_lora(own, config.adapter.scale) if config.adapter.kind == "lora" else own
+    if config.adapter.token:
+        params = {name: value for name, value in params.items() if name != LEARNED}
+    return fold_lora(params, config.adapter.scale) if config.adapter.kind == "lora" else params
 
 
 def is_adapter(path: str) -> bool:
