@@ -46,6 +46,10 @@ MAPS = Path("/proc/self/maps")
 # These files take longest: they are begun first, lest one core wait for the other at the end.
 LONGEST = (
     "training/test_fine_tuning.py",
+    "serving/test_finetunings.py",
+    "page/test_teach.py",
+    "training/test_textual_inversion.py",
+    "training/test_finetune.py",
     "training/test_objectives.py",
     "docs/test_commands.py",
     "stages/test_vanishing.py",
