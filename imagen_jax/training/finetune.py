@@ -53,14 +53,14 @@ from imagen_jax.stages.text import make_encoder
 from imagen_jax.text.learned_tokens import FILE as LEARNED
 from imagen_jax.text.learned_tokens import MAX_ROWS
 from imagen_jax.training.adapter_card import adapter_card
+from imagen_jax.training.finetune_progress import ADAPTER, BEFORE_AFTER, METADATA, PRIOR
 from imagen_jax.training.loop import train
 from imagen_jax.training.preemption import StoppedError, StopRequest
 from imagen_jax.training.to_lora import to_lora
 
 Method = Literal["lora", "dreambooth", "textual_inversion", "full"]
 METHODS: tuple[str, ...] = get_args(Method)
-_SETTINGS, _SUBJECT, _PRIOR, _METADATA = "finetune.json", "subject", "prior", "metadata.jsonl"
-_WORDS, _ADAPTER = "words", "adapter"
+_SETTINGS, _SUBJECT, _WORDS = "finetune.json", "subject", "words"
 _MAX_SHOWN = 8  # prompts before and after
 _SEED = 0  # of samples
 # of the stage's own learning rate, which fits its optimizer, its width and its data
@@ -138,7 +138,7 @@ class Finetuned:
         if self.stopped_by:
             return f"{self.out}: stopped by {self.stopped_by}; the same command continues"
         names = ",".join(map(str, self.stages))
-        lines = [f"{self.out / 'before_after.png'} shows samples before and after", f"--stages={names} samples from it"]
+        lines = [f"{self.out / BEFORE_AFTER} shows samples before and after", f"--stages={names} samples from it"]
         if self.adapter is not None:
             lines.append(f"{self.adapter} has the adapter, for --lora and ImagenPipeline.load_lora")
         return "\n".join(lines)
@@ -198,7 +198,7 @@ def finetune(
             to_lora(tuned[index], folder / _WORDS, overwrite=True, kind="embedding")
     adapter = None
     if settings.method in ("lora", "textual_inversion"):
-        adapter = folder / _ADAPTER
+        adapter = folder / ADAPTER
         _write_adapter(adapter, [tuned[index] for index in only], list(only), settings, len(subject))
     _save_before_after(pipeline, tuned, folder, settings, subject)
     return Finetuned(folder, tuned, adapter)
@@ -314,7 +314,7 @@ def _copy_subject(
 
 def _write_metadata(folder: Path, entries: Sequence[Mapping[str, str]]) -> None:
     """Writes the captions of a folder's images, which complete it."""
-    atomic_write(folder / _METADATA, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
+    atomic_write(folder / METADATA, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
 
 
 def _prepare_prior(
@@ -323,9 +323,9 @@ def _prepare_prior(
     """Draws the images of the class, those that are missing, and returns their folder; None if none are wanted."""
     if not settings.class_name and not settings.prior_prompts:
         return None
-    out, prompts = folder / _PRIOR, list(settings.prior_prompts) or [f"a {settings.class_name}"]
+    out, prompts = folder / PRIOR, list(settings.prior_prompts) or [f"a {settings.class_name}"]
     images = out / output_dir.IMAGES
-    if (images / _METADATA).exists():
+    if (images / METADATA).exists():
         return images
     prompts = [prompts[index % len(prompts)] for index in range(settings.prior_images)]
     log(f"drawing {len(prompts)} images of what the cascade is to keep, such as {prompts[0]!r}")
@@ -463,4 +463,4 @@ def _save_before_after(
     after = ImagenPipeline.from_pretrained(list(tuned))(prompts, seed=_SEED).images
     images = np.concatenate([before, after])
     labels = [f"before: {text}" for text in prompts] + [f"after: {text}" for text in prompts]
-    save_png(image_grid(images, labels, columns=len(prompts)), folder / "before_after.png")
+    save_png(image_grid(images, labels, columns=len(prompts)), folder / BEFORE_AFTER)

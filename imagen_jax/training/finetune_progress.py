@@ -15,14 +15,9 @@ from imagen_jax.stages.stage_folder import read_config
 from imagen_jax.training.metric_writer import read_metrics
 
 Phase = Literal["preparing", "drawing", "training", "comparing", "done"]
-# as `finetune` and `train` name them
-_PRIOR, _METADATA, _PREVIEWS, _ADAPTER, _BEFORE_AFTER = (
-    "prior",
-    "metadata.jsonl",
-    "previews",
-    "adapter",
-    "before_after.png",
-)
+# what `finetune` writes
+PRIOR, METADATA, ADAPTER, BEFORE_AFTER = "prior", "metadata.jsonl", "adapter", "before_after.png"
+_PREVIEWS = "previews"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +59,7 @@ class FinetuneProgress:
 
 def read_progress(out: Path) -> FinetuneProgress:
     """Returns where the fine-tuning of a folder is, see `finetune`; a folder that does not exist is being prepared."""
-    drawn = out / _PRIOR / IMAGES
+    drawn = out / PRIOR / IMAGES
     folders = sorted((path for path in out.glob("stage_*") if path.is_dir()), key=_index)
     stages = [_stage_progress(folder) for folder in folders]
     return FinetuneProgress(_phase(out, stages), len(list(drawn.glob("[0-9]*.png"))), stages)
@@ -76,14 +71,14 @@ def preview_path(out: Path, stage: int, step: int) -> Path:
 
 
 def _phase(out: Path, stages: list[StageProgress]) -> Phase:
-    if (out / _BEFORE_AFTER).exists():
+    if (out / BEFORE_AFTER).exists():
         return "done"
-    if (out / _ADAPTER).is_dir():
+    if (out / ADAPTER).is_dir():
         return "comparing"
     if stages:
         return "training"
-    prior = out / _PRIOR
-    return "drawing" if prior.is_dir() and not (prior / IMAGES / _METADATA).exists() else "preparing"
+    prior = out / PRIOR
+    return "drawing" if prior.is_dir() and not (prior / IMAGES / METADATA).exists() else "preparing"
 
 
 @functools.lru_cache(maxsize=256)
