@@ -41,7 +41,8 @@ def test_configs_are_valid_and_complete(config):
     groups = ("data", "model", "diffusion", "optimizer", "training", "mesh", "sampling")
     for group in groups:
         assert len(config.to_dict()[group])
-    assert {"model", "length", "padding", "cleaning", "dtype", "cache", "fingerprint"} == set(config.text.to_dict())
+    keys = {"model", "length", "padding", "cleaning", "dtype", "cache", "learned", "fingerprint"}
+    assert keys == set(config.text.to_dict())
 
 
 def test_there_are_configs_of_every_kind_of_image():

@@ -11,9 +11,11 @@ from PIL import Image
 from tests.conftest import xla_flags
 from tests.helpers.servers import serve
 from tests.page.conftest import PHONE, WIDE
-from tests.page.test_page import JOB, check_view, drop
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: run make page").expect
+
+from tests.page.test_page import JOB, check_view, drop  # noqa: E402  # which needs the browser's library, too
+
 pytest_plugins = ("tests.helpers.fixtures",)
 LEARNED = 300_000  # milliseconds, in which a stage is compiled and trained for some steps on a busy machine
 LESSON = ".lesson"
