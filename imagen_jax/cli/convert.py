@@ -7,8 +7,8 @@ IFSuperResolutionPipeline. Neither needs diffusers or torch, and neither holds m
 
 `imagen convert --stages=RUN,RUN --to=lora --out=OUT` writes what runs with `adapter.kind="lora"` have trained as
 safetensors files, which `--lora` of other commands and diffusers take, and `--to=embedding` the words of
-`adapter.token`, for `--embedding`. `imagen convert --stages=DIR --lora=OUT --merge
---out=MERGED` adds adapters to the weights of a cascade, and publishes it.
+`adapter.token`, for `--embedding`. `imagen convert --stages=DIR --lora=OUT --merge --out=MERGED` adds adapters to the
+weights of a cascade, and publishes it.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def run(args: CommandFlags) -> None:
     names = [name for name in (args["from"] or "").split(",") if name]
     if bool(names) == bool(args.stages):
         raise ConfigError(
-            "give either --from, pipelines of diffusers to read, or --stages and --to=diffusers or lora, stages to "
-            "write so, or --stages and --merge"
+            "give either --from, pipelines of diffusers to read, or --stages and --to=diffusers, lora or embedding, "
+            "stages to write so, or --stages and --merge"
         )
     if not names and (args.low_res_size or args.null_text or args.no_safety_checker):
         raise ConfigError(

@@ -30,7 +30,7 @@ from imagen_jax.serving.finetunings import (
 )
 from imagen_jax.serving.jobs import STOP_RETRY_SECONDS, QueueFullError, StorageError
 from imagen_jax.training.finetune import FinetuneSettings, finetune
-from imagen_jax.training.finetune_progress import FinetuneProgress, preview_path, read_progress
+from imagen_jax.training.finetune_progress import BEFORE_AFTER, FinetuneProgress, preview_path, read_progress
 from imagen_jax.training.preemption import StopRequest
 
 _ID_BYTES = 12  # 16 characters
@@ -277,7 +277,7 @@ class Finetuner:
 
     def before_after_path(self, one: Finetuning) -> Path | None:
         """Returns the path of the samples before and after; None likewise, or before they are drawn."""
-        return _existing(self._folders.out(one) / "before_after.png") if self.shows_samples else None
+        return _existing(self._folders.out(one) / BEFORE_AFTER) if self.shows_samples else None
 
     def archive_path(self, one: Finetuning) -> Path | None:
         """Returns the path of the adapter as a ZIP file; None if it is not done. Raises StorageError."""

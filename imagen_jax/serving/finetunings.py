@@ -21,6 +21,7 @@ from imagen_jax.images import png
 from imagen_jax.io.atomic import atomic_write, read_json, replacing, write_json
 from imagen_jax.serving.jobs import StorageError
 from imagen_jax.training.finetune import FinetuneSettings
+from imagen_jax.training.finetune_progress import ADAPTER
 
 FinetuningStatus = Literal["queued", "running", "stopping", "done", "stopped", "failed"]
 ENDED: tuple[FinetuningStatus, ...] = ("done", "stopped", "failed")
@@ -144,7 +145,7 @@ class FinetuningFolders:
 
     def adapter(self, one: Finetuning) -> Path:
         """Returns the folder of the adapter."""
-        return self.out(one) / "adapter"
+        return self.out(one) / ADAPTER
 
     def archive(self, one: Finetuning) -> Path:
         """Returns the path of the adapter as a ZIP file, which is made at the first call. Raises StorageError."""

@@ -82,7 +82,7 @@ def first_rows(encoder: TextEncoder, adapter: AdapterConfig) -> np.ndarray:
         adapter: of the run.
 
     Raises:
-        ConfigError: the encoder has the word already, or embeddings are from a cache.
+        ConfigError: the encoder has the word already, the initializer has no tokens, or embeddings are from a cache.
     """
     if adapter.token in encoder.learned:
         raise ConfigError(
@@ -98,6 +98,11 @@ def first_rows(encoder: TextEncoder, adapter: AdapterConfig) -> np.ndarray:
         return np.tile(mean, (adapter.vectors, 1))
     tokens, mask = encoder.tokenize([adapter.initializer])
     ids = [int(token) for token, used in zip(tokens[0], mask[0], strict=True) if used][:-1]  # without the end
+    if not ids:
+        raise ConfigError(
+            f"adapter.initializer {printable(adapter.initializer)!r} has no tokens: give a word that the text "
+            "encoder knows"
+        )
     chosen = [ids[index % len(ids)] for index in range(adapter.vectors)]
     vocabulary = encoder.module.vocab_size
     if any(token >= vocabulary for token in chosen):
