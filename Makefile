@@ -114,10 +114,10 @@ page: $(SETUP) ## test the page of imagen serve in chromium, Debian's or $$CHROM
 	npm install --silent --no-audit --no-fund --prefix=$(PAGE) 'axe-core@^4.10' || echo 'without axe-core: npm is missing, or failed'
 	PYTHONPATH=$(PAGE) $(BIN)/python -m pytest --numprocesses=0 -rs tests/page $(ARGS)
 
-parity: $(PARITY)/.complete ## run samplers, weights, T5, CLIP and the cleaning of captions beside diffusers and transformers; print the differences
+parity: $(PARITY)/.complete ## run samplers, weights, T5, CLIP, captions and metrics beside diffusers, transformers and torch-fidelity; print the differences
 	JAX_PLATFORMS=cpu $(PARITY)/bin/python -m tests.goldens --compare
 
-goldens: $(PARITY)/.complete ## write again what diffusers and transformers do, for the tests to compare with; by hand
+goldens: $(PARITY)/.complete ## write again what these libraries do, for the tests to compare with; by hand
 	JAX_PLATFORMS=cpu $(PARITY)/bin/python -m tests.goldens --write
 
 peers: $(PEERS)/.complete ## time training and sampling beside diffusers and imagen-pytorch on two cores; print a table (15 minutes)
@@ -166,8 +166,10 @@ $(PARITY)/.complete $(PEERS)/.complete: %/.complete: requirements.lock setup.py
 	$(FINISH)
 	@touch $@
 
-# A torchvision of another build than torch's breaks the imports of both others, and none of it is used.
+# A torchvision of another build than torch's breaks the imports of both others, and none of it is used. torch-fidelity
+# installs its tests as the package `tests`, which hides ours.
 $(PEERS)/.complete: FINISH = $*/bin/python -m pip uninstall --yes torchvision
+$(PARITY)/.complete: FINISH = $*/bin/python -m pip uninstall --yes torchvision; rm -rf $*/lib/python3*/site-packages/tests
 
 # promise (needed by tensorflow-datasets) comes as source only, so the lock's setuptools is installed first to build it.
 $(SETUP): requirements.lock setup.py

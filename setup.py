@@ -56,9 +56,17 @@ EXTRAS = {
         "tensorflow-cpu>=2.21; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "tensorflow>=2.21; sys_platform != 'linux' or platform_machine != 'x86_64'",
     ],
-    # what samplers, T5 and cleaned captions are compared with (make parity); the version of torch that has been, and no
-    # other
-    "parity": ["diffusers==0.42.1", "torch==2.13.0", "ftfy>=6.3", "beautifulsoup4>=4.12", "peft>=0.17"],
+    # what samplers, T5, cleaned captions and metrics are compared with (make parity); the versions of torch and of the
+    # metrics that have been, and no others
+    "parity": [
+        "diffusers==0.42.1",
+        "torch==2.13.0",
+        "ftfy>=6.3",
+        "beautifulsoup4>=4.12",
+        "peft>=0.17",
+        "torch-fidelity==0.4.0",  # Inception-v3 of FID, and metrics
+        "clean-fid==0.1.35",  # resizing
+    ],
     # whose speed is compared with ours (make peers)
     "peers": ["diffusers==0.42.1", "torch==2.13.0", "imagen-pytorch==2.1.0"],
     "docs": [

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from imagen_jax.errors import ConfigError
-from imagen_jax.images.array import Size, to_uint, to_uint8
-from imagen_jax.images.inputs import as_images
+from imagen_jax.images.array import Size
+from imagen_jax.images.inputs import as_rgb
 from imagen_jax.io.atomic import read_json
 
 FILE = "preprocessor_config.json"
@@ -62,7 +62,7 @@ class CLIPInputs:
         return np.stack([self._one(image) for image in images])
 
     def _one(self, image: Any) -> np.ndarray:
-        pixels = _as_rgb(image)
+        pixels = as_rgb(image)
         height, width = pixels.shape[:2]
         target = _resized(height, width, self.resize)
         if target != (height, width):
@@ -71,18 +71,6 @@ class CLIPInputs:
             pixels = _center_crop(pixels, self.crop)
         scaled = (pixels * self.scale).astype(np.float32)
         return (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-
-
-def _as_rgb(image: Any) -> np.ndarray:
-    """Returns an image as uint8 [H, W, 3]. Raises ConfigError."""
-    if isinstance(image, Image.Image):
-        image = np.asarray(image.convert("RGB"))
-    if isinstance(image, np.ndarray) and np.issubdtype(image.dtype, np.floating):
-        image = np.asarray(to_uint(image, np.dtype(np.uint8)))
-    if isinstance(image, np.ndarray) and image.dtype == np.uint16:
-        image = to_uint8(image)
-    is_gray = isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[-1] == 1
-    return as_images(np.repeat(image, _CHANNELS, -1) if is_gray else image, _CHANNELS)[0]
 
 
 def _resized(height: int, width: int, resize: Size | int | None) -> Size:

@@ -9,7 +9,9 @@ import numpy as np
 from PIL import Image
 
 from imagen_jax.errors import ConfigError
+from imagen_jax.images.array import to_uint, to_uint8
 
+_RGB = 3
 _MODES = {1: ("L", "1"), 3: ("RGB",)}  # of PIL images, by channels
 
 
@@ -47,6 +49,28 @@ def as_images(value: Any, channels: int, name: str = "image") -> np.ndarray:
     if array.ndim != 4 or array.shape[-1] != channels or 0 in array.shape:
         raise ConfigError(f"{name} has the shape {array.shape}: give [H, W, {channels}], or [N, H, W, {channels}]")
     return array
+
+
+def as_rgb(image: Any) -> np.ndarray:
+    """Returns an image as uint8 [H, W, 3], as networks that measure images see them.
+
+    Args:
+        image: a PIL image, or an array [H, W, C], uint8, uint16, or float in [-1, 1]; C is 3 or, for gray, 1. Floats
+            and 16 bits are rounded.
+
+    Raises:
+        ConfigError: it is something else, or has NaN.
+    """
+    if isinstance(image, Image.Image):
+        image = np.asarray(image.convert("RGB"))
+    if isinstance(image, np.ndarray) and np.issubdtype(image.dtype, np.floating):
+        if not np.isfinite(image).all():
+            raise ConfigError("image has values that are not finite: give values in [-1, 1]")
+        image = np.asarray(to_uint(image, np.dtype(np.uint8)))
+    if isinstance(image, np.ndarray) and image.dtype == np.uint16:
+        image = to_uint8(image)
+    is_gray = isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[-1] == 1
+    return as_images(np.repeat(image, _RGB, -1) if is_gray else image, _RGB)[0]
 
 
 _FLATTEN = "put it on a background; to draw transparent areas anew, give them as the mask of inpainting"

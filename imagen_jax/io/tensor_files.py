@@ -83,10 +83,12 @@ class TensorFiles:
             return file.get_slice(name)[index]
 
 
-def mismatch_error(where: str | Path, problems: Sequence[str], most: int = 5) -> ConfigError:
-    """Returns the error for tensors that are not those of a config.json, which lists some of the problems."""
+def mismatch_error(
+    where: str | Path, problems: Sequence[str], most: int = 5, expected_by: str = "its config.json"
+) -> ConfigError:
+    """Returns the error for tensors that are not those that a config.json expects, which lists some of the problems."""
     more = f" and {len(problems) - most} more" if len(problems) > most else ""
-    return ConfigError(f"the tensors in {where} do not fit its config.json: {'; '.join(problems[:most])}{more}")
+    return ConfigError(f"the tensors in {where} do not fit {expected_by}: {'; '.join(problems[:most])}{more}")
 
 
 def write_tensors(

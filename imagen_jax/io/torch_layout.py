@@ -45,6 +45,7 @@ def parameter_reader(
     names: Mapping[_ParamPath, str],
     shapes: Mapping[_ParamPath, tuple[int, ...]],
     is_other: Callable[[str], bool],
+    expected_by: str = "its config.json",
 ) -> Callable[[_ParamPath, tuple[slice, ...]], np.ndarray]:
     """Returns a function that reads any part of a parameter, in the dtype of its tensor.
 
@@ -54,6 +55,7 @@ def parameter_reader(
         names: of the tensor of each parameter.
         shapes: of each parameter.
         is_other: whether a tensor, by its name, belongs to what is not read.
+        expected_by: what the tensors have to fit, for messages.
 
     Raises:
         ConfigError: tensors are missing, left over, of other shapes, or not floats.
@@ -69,7 +71,7 @@ def parameter_reader(
         elif files.dtypes[name] not in FLOATS:
             problems.append(f"{name} is stored as {files.dtypes[name]}, expected one of {', '.join(FLOATS)}")
     if problems:
-        raise mismatch_error(where, problems)
+        raise mismatch_error(where, problems, expected_by=expected_by)
 
     def read(path: _ParamPath, index: tuple[slice, ...]) -> np.ndarray:
         return from_torch(path, files.read(names[path], stored_shape(path, index)))

@@ -1,4 +1,4 @@
-"""Reference values from diffusers and transformers, which need torch. Run manually.
+"""Reference values from diffusers, transformers, torch-fidelity and clean-fid, which need torch. Run manually.
 
 `make goldens` writes the values that tests compare with; `make parity` compares with the installed libraries directly.
 """
@@ -12,12 +12,13 @@ from tests.goldens.clip import make as clip
 from tests.goldens.deepfloyd_if import make as deepfloyd_if
 from tests.goldens.if_lora import make as if_lora
 from tests.goldens.if_pipelines import make as if_pipelines
+from tests.goldens.inception import make as inception
 from tests.goldens.safety_checker import make as safety_checker
 from tests.goldens.samplers import make as samplers
 from tests.goldens.t5 import make as t5
 
-PARTS = (samplers, t5, clip, captions, deepfloyd_if, if_pipelines, if_lora, safety_checker)
-LIBRARIES = ("diffusers", "transformers", "torch", "jax")
+PARTS = (samplers, t5, clip, captions, deepfloyd_if, if_pipelines, if_lora, safety_checker, inception)
+LIBRARIES = ("diffusers", "transformers", "torch-fidelity", "clean-fid", "torch", "jax")
 
 
 def compare():
