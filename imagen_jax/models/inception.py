@@ -164,12 +164,12 @@ class _BlockE(_Block):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         one = self._conv(x, 320, "branch1x1")
-        three = self._both(self._conv(x, 384, "branch3x3_1"), "branch3x3_2")
+        threes = self._both(self._conv(x, 384, "branch3x3_1"), "branch3x3_2")
         double = self._conv(self._conv(x, 448, "branch3x3dbl_1"), 384, "branch3x3dbl_2", (3, 3))
-        double = self._both(double, "branch3x3dbl_3")
+        doubles = self._both(double, "branch3x3dbl_3")
         pooled = nn.max_pool(x, (3, 3), (1, 1), "SAME") if self.is_last else _average(x)
         pool = self._conv(pooled, 192, "branch_pool")
-        return jnp.concatenate([one, *three, *double, pool], axis=-1)
+        return jnp.concatenate([one, *threes, *doubles, pool], axis=-1)
 
     def _both(self, x: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
         """Returns features of a row and of a column of three pixels."""
