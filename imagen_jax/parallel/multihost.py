@@ -141,14 +141,19 @@ def barrier(name: str) -> None:
 
 def all_gather_strings(text: str) -> list[str]:
     """Returns the texts of all processes, in order, on every process; all have to call it."""
+    return [data.decode() for data in all_gather_bytes(text.encode())]
+
+
+def all_gather_bytes(data: bytes) -> list[bytes]:
+    """Returns the bytes of all processes, in order, on every process; all have to call it."""
     if jax.process_count() == 1:
-        return [text]
-    own = np.frombuffer(text.encode(), np.uint8)
+        return [data]
+    own = np.frombuffer(data, np.uint8)
     sizes = multihost_utils.process_allgather(np.array(own.size)).ravel()
     padded = np.zeros(max(1, *sizes), np.uint8)
     padded[: own.size] = own
-    texts = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
-    return [row[:size].tobytes().decode() for row, size in zip(texts, sizes, strict=True)]
+    gathered = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
+    return [row[:size].tobytes() for row, size in zip(gathered, sizes, strict=True)]
 
 
 class AnyProcess:

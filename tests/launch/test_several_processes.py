@@ -52,6 +52,10 @@ def test_processes_read_rows_of_their_devices():
     run_in_two_processes("tests.launch.check_batch")
 
 
+def test_processes_merge_states_of_metrics():
+    run_in_two_processes("tests.launch.check_metrics")
+
+
 def test_processes_read_slices_of_a_published_stage(tmp_path):
     whole, damaged = (shutil.copytree(CASCADES / "shapes", tmp_path / name) for name in ("whole", "damaged"))
     weights = damaged / "stage_0" / "model.safetensors"
