@@ -36,7 +36,7 @@ class ScoreKind:
 SCORE_KINDS = {
     "cosine": ScoreKind("the mean cosine, as Imagen reports it"),
     "torchmetrics": ScoreKind("torchmetrics", scale=100.0, clips="mean"),
-    "clip_s": ScoreKind("CLIP-S, Eq. 1 of arXiv:2104.08718", "A photo depicts ", 2.5, "images"),
+    "clip_s": ScoreKind("CLIP-S, arXiv:2104.08718", "A photo depicts ", 2.5, "images"),
     "gigagan": ScoreKind("the evaluation of GigaGAN", "A photo depicts "),
 }
 

@@ -187,7 +187,7 @@ def conversion_command(pickled: str | Path = PUBLISHED, new: str | Path = "incep
     code = (
         "import torch, safetensors.torch as s; "
         f"s.save_file({{n: t.contiguous() for n, t in torch.load({json.dumps(str(pickled))}, "
-        f"map_location='cpu', weights_only=True).items()}}, {json.dumps(str(new))})"
+        f'map_location="cpu", weights_only=True).items()}}, {json.dumps(str(new))})'
     )
     return f"python -c {shlex.quote(code)}"
 

@@ -30,7 +30,7 @@ def kernel_distance(
     subset_size: int = KID_SUBSET_SIZE,
     seed: int = SEED,
 ) -> MeanStd:
-    """Returns KID: the unbiased MMD² with the kernel (x·y / D + 1)³, Eq. 4 of arXiv:1801.01401, averaged over subsets.
+    """Returns KID: the unbiased MMD² with the kernel (x·y / D + 1)³ (arXiv:1801.01401), averaged over subsets.
 
     It is unbiased, also for few images, and can be below 0. Subsets are those of torch-fidelity for the same seed.
 
@@ -74,7 +74,7 @@ def _cubic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def cmmd(features: np.ndarray, reference: np.ndarray, sigma: float = CMMD_SIGMA, scale: float = CMMD_SCALE) -> float:
-    """Returns CMMD: the MMD² with a Gaussian kernel, Eq. 4 of arXiv:2401.09603 with all pairs, times a scale.
+    """Returns CMMD: the MMD² with a Gaussian kernel (arXiv:2401.09603), over all pairs, times a scale.
 
     As in the code of its authors, an image and itself are a pair too, so that few images are at some distance from
     others of the same kind: compare numbers of equally many. Their features are unit vectors of CLIP ViT-L/14 at 336

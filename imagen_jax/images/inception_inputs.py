@@ -1,7 +1,7 @@
 """Images as Inception-v3 sees them: 299×299, in [-1, 1], resized in one of the ways that published numbers differ by.
 
-Numbers of different ways must not be compared: on the same images, they differ by more than models do
-(arXiv:2104.11222, Table 1). The names are those of clean-fid.
+Numbers of different ways must not be compared: the way alone changes FID by more than many models differ
+(arXiv:2104.11222). The names are those of clean-fid.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from imagen_jax.evaluation.inception import PUBLISHED, InceptionEncoder, convers
 from imagen_jax.io.tensor_files import TensorFiles
 from imagen_jax.models.inception import InceptionV3
 from tests.goldens.inception import cases
-from tests.helpers.configs import split_devices
+from tests.helpers.configs import ROOT, split_devices
 
 KERNEL, SMALL = "Conv2d_1a_3x3.conv.weight", 75
 
@@ -98,3 +98,7 @@ def test_wrong_values_are_refused(weights):
     ):
         with pytest.raises(ConfigError):
             call()
+
+
+def test_the_command_that_converts_weights_is_documented():
+    assert conversion_command() in (ROOT / "docs" / "metrics.md").read_text()
