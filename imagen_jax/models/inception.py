@@ -9,44 +9,18 @@ B batch, H W rows and columns, C channels.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from imagen_jax.models.classifiers import BatchNorm, ClassifierOutput
+
 FEATURES = 2048
 CLASSES = 1008
 MIN_SIZE = 75  # side of the smallest images that leave a pixel for the last block
-_NORM_EPSILON = 1e-3
 _ROW, _COLUMN = (1, 7), (7, 1)
-
-
-class InceptionOutput(NamedTuple):
-    """The output of `InceptionV3`.
-
-    Attributes:
-        features: float32 [B, 2048], the means over the pixels of the last block ("pool3").
-        logits: float32 [B, 1008], without the bias of the last layer, as the inception score takes them.
-    """
-
-    features: jax.Array
-    logits: jax.Array
-
-
-class _BatchNorm(nn.Module):
-    """Normalization by stored statistics, in float32."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, shape)
-        bias = self.param("bias", nn.initializers.zeros, shape)
-        mean = self.param("mean", nn.initializers.zeros, shape)
-        var = self.param("var", nn.initializers.ones, shape)
-        # factors of a channel are multiplied before images are
-        factor = scale.astype(jnp.float32) * jax.lax.rsqrt(var.astype(jnp.float32) + _NORM_EPSILON)
-        return x.astype(jnp.float32) * factor + (bias.astype(jnp.float32) - mean.astype(jnp.float32) * factor)
 
 
 class _Conv(nn.Module):
@@ -69,7 +43,7 @@ class _Conv(nn.Module):
             dtype=self.dtype,
             name="conv",
         )(x)
-        return nn.relu(_BatchNorm(name="bn")(x)).astype(self.dtype)
+        return nn.relu(BatchNorm(name="bn")(x)).astype(self.dtype)
 
 
 class _Block(nn.Module):
@@ -195,8 +169,12 @@ class InceptionV3(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> InceptionOutput:
-        """Returns features and logits of images [B, H, W, 3] in [-1, 1], of 299×299 pixels for comparable numbers."""
+    def __call__(self, images: jax.Array) -> ClassifierOutput:
+        """Returns features [B, 2048] ("pool3") and logits [B, 1008] of images [B, H, W, 3] in [-1, 1].
+
+        Comparable numbers are of 299×299 pixels. Logits are without the bias of the last layer, as the inception score
+        takes them.
+        """
         dtype = self.dtype
         x = _Conv(32, (3, 3), 2, "VALID", dtype, name="Conv2d_1a_3x3")(images.astype(dtype))
         x = _Conv(32, (3, 3), 1, "VALID", dtype, name="Conv2d_2a_3x3")(x)
@@ -212,4 +190,4 @@ class InceptionV3(nn.Module):
         x = _BlockE(dtype, False, name="Mixed_7b")(x)
         x = _BlockE(dtype, True, name="Mixed_7c")(x)
         features = x.astype(jnp.float32).mean(axis=(1, 2))
-        return InceptionOutput(features, _Classes(name="fc")(features))
+        return ClassifierOutput(features, _Classes(name="fc")(features))

@@ -10,15 +10,15 @@ import sys
 from tests.goldens.captions import make as captions
 from tests.goldens.clip import make as clip
 from tests.goldens.deepfloyd_if import make as deepfloyd_if
+from tests.goldens.encoders import make as encoders
 from tests.goldens.if_lora import make as if_lora
 from tests.goldens.if_pipelines import make as if_pipelines
-from tests.goldens.inception import make as inception
 from tests.goldens.metrics import make as metrics
 from tests.goldens.safety_checker import make as safety_checker
 from tests.goldens.samplers import make as samplers
 from tests.goldens.t5 import make as t5
 
-PARTS = (samplers, t5, clip, captions, deepfloyd_if, if_pipelines, if_lora, safety_checker, inception, metrics)
+PARTS = (samplers, t5, clip, captions, deepfloyd_if, if_pipelines, if_lora, safety_checker, encoders, metrics)
 LIBRARIES = ("diffusers", "transformers", "torch-fidelity", "clean-fid", "torch", "jax")
 
 

@@ -1,4 +1,4 @@
-"""Runs our Inception-v3 on the weights and images of the goldens. Weights are made anew each time: they are 95 MB."""
+"""Runs our networks on the weights and images of the goldens. Weights are made anew each time: they are up to 95 MB."""
 
 import zlib
 from pathlib import Path
@@ -6,16 +6,20 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from safetensors.numpy import save_file
 
-from imagen_jax.evaluation.inception import InceptionEncoder, parameter_shapes, tensor_name
-from imagen_jax.images.inception_inputs import RESIZINGS, inception_inputs
+from imagen_jax.evaluation.encoder import FeatureEncoder
+from imagen_jax.evaluation.networks import NETWORKS
+from imagen_jax.images.measured_inputs import RESIZINGS, inception_inputs
 from imagen_jax.io.torch_layout import stored_shape
 from imagen_jax.parallel.mesh import make_mesh
 
+INCEPTION, LITE0 = NETWORKS
 HERE = Path(__file__).parent
 GOLDEN = HERE / "golden.npz"
-FEATURES_KEPT = slice(None, None, 8)  # of 2048 features and 1008 logits, in the file
+REAL_LITE0 = HERE.parents[2] / ".cache" / "metrics" / f"{LITE0}.safetensors"  # of `make metrics`
+FEATURES_KEPT = slice(None, None, 8)  # of features and logits, in the file
 # of features about as large as 1, from float32; the measured maximum is in `make parity`
 TOLERANCE = 1e-4
 # mean in bfloat16
@@ -23,24 +27,23 @@ COSINE = 0.999
 # of inputs in [-1, 1]
 INPUT_TOLERANCE = 1e-5
 SIZES = [(299, 299), (64, 64), (96, 131), (400, 333)]
-RESIZED = (23, 31)
+RESIZED = (11, 15)
 
 
-def tensors():
+def tensors(network=INCEPTION):
     """Returns random weights by tensor name, with statistics that leave features of usual size."""
-    from flax import traverse_util
-
-    result = {"fc.bias": np.linspace(-1, 1, 1008).astype(np.float32)}
-    for path, leaf in traverse_util.flatten_dict(parameter_shapes()).items():
-        name = tensor_name(path)
+    spec = NETWORKS[network]
+    result = {"fc.bias": np.linspace(-1, 1, spec.classes).astype(np.float32)} if network == INCEPTION else {}
+    for path, leaf in traverse_util.flatten_dict(spec.parameter_shapes()).items():
+        name = spec.tensor_name(path)
         shape = stored_shape(path, leaf.shape)
         rng = np.random.default_rng(zlib.crc32(name.encode()))
-        if name.endswith("conv.weight"):
+        if len(shape) == 4:
             # what comes in is half positive
             values = rng.standard_normal(shape, np.float32) * np.sqrt(2 / np.prod(shape[1:]))
-        elif name == "fc.weight":
+        elif len(shape) == 2:
             values = rng.standard_normal(shape, np.float32) / np.sqrt(shape[1])
-        elif name.endswith(("bn.weight", "running_var")):
+        elif path[-1] in ("scale", "var"):
             values = rng.uniform(0.5, 1.5, shape)
         else:
             values = 0.3 * rng.standard_normal(shape, np.float32)
@@ -57,18 +60,25 @@ def images(sizes=SIZES):
     return result
 
 
-def write_weights(folder):
+def write_weights(folder, network=INCEPTION):
     """Writes the weights, and returns the path of their file."""
-    path = folder / "inception.safetensors"
-    save_file(tensors(), path)
+    path = folder / f"{network}.safetensors"
+    save_file(tensors(network), path)
     return path
 
 
 def load(path, resizing="legacy_tensorflow", dtype=jnp.float32, devices=None):
+    """Returns the encoder of a file, whose name is that of its network."""
     devices = jax.devices()[:1] if devices is None else devices
-    return InceptionEncoder.from_pretrained(path, resizing, make_mesh({"data": -1, "fsdp": 1}, devices), dtype)
+    return FeatureEncoder.from_pretrained(path.stem, path, resizing, make_mesh({"data": -1, "fsdp": 1}, devices), dtype)
 
 
 def inputs():
     """Returns inputs of small size by resizing."""
     return {name: inception_inputs(images(), name, RESIZED) for name in RESIZINGS}
+
+
+def mean_cosine(first, second):
+    """Returns the mean cosine of features [N, D]."""
+    norms = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
+    return ((first * second).sum(-1) / norms).mean()

@@ -4,10 +4,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from imagen_jax.errors import ConfigError
-from imagen_jax.evaluation.inception import PUBLISHED, InceptionEncoder, conversion_command, weights_digest
+from imagen_jax.evaluation.encoder import FeatureEncoder, weights_digest
+from imagen_jax.evaluation.networks import INCEPTION, LITE0, NETWORKS
 from imagen_jax.io.tensor_files import TensorFiles
-from imagen_jax.models.inception import InceptionV3
-from tests.goldens.inception import cases
+from tests.goldens.encoders import cases
 from tests.helpers.configs import ROOT, split_devices
 
 KERNEL, SMALL = "Conv2d_1a_3x3.conv.weight", 75
@@ -29,17 +29,27 @@ def alone(weights, inputs):
     return cases.load(weights)._encode(inputs, len(inputs))
 
 
-def test_features_match_torch_fidelity(weights):
-    encoder = cases.load(weights)
+def assert_matches_golden(encoder, name):
     ours = encoder(cases.images()[:2], batch_size=2)
-    assert [array.shape for array in encoder([])] == [(0, 2048), (0, 1008)]
     with np.load(cases.GOLDEN) as golden:
-        for name, values in ours._asdict().items():
-            np.testing.assert_allclose(values[:, cases.FEATURES_KEPT], golden[name][:2], atol=cases.TOLERANCE)
+        for kind, values in ours._asdict().items():
+            expected = golden[f"{name}/{kind}"][:2]
+            np.testing.assert_allclose(values[:, cases.FEATURES_KEPT], expected, atol=cases.TOLERANCE)
+
+
+def test_inception_matches_torch_fidelity(weights):
+    encoder = cases.load(weights)
+    assert [array.shape for array in encoder([])] == [(0, 2048), (0, 1008)]
+    assert_matches_golden(encoder, INCEPTION.name)
+
+
+def test_lite0_matches_efficientnet_lite_pytorch(tmp_path):
+    path = cases.write_weights(tmp_path, LITE0.name)
+    assert_matches_golden(cases.load(path, "clean"), LITE0.name)
 
 
 def test_devices_agree(weights, inputs, alone):
-    encoder = InceptionEncoder.from_pretrained(weights, mesh=split_devices())
+    encoder = FeatureEncoder.from_pretrained(INCEPTION.name, weights, mesh=split_devices())
     for ours, expected in zip(encoder._encode(inputs, 8), alone, strict=True):
         np.testing.assert_allclose(ours, expected, atol=1e-4)
 
@@ -47,9 +57,7 @@ def test_devices_agree(weights, inputs, alone):
 def test_bfloat16_is_close(weights, inputs, alone):
     encoder = cases.load(weights, dtype=jnp.bfloat16)
     features = encoder._encode(inputs, len(inputs)).features
-    cosines = (features * alone.features).sum(-1)
-    cosines /= np.linalg.norm(features, axis=-1) * np.linalg.norm(alone.features, axis=-1)
-    assert cosines.min() > cases.COSINE
+    assert cases.mean_cosine(features, alone.features) > cases.COSINE
 
 
 def test_networks_are_known_by_their_weights(tmp_path):
@@ -80,25 +88,30 @@ def test_other_networks_are_refused(weights, tmp_path, change, match):
     change(tensors)
     save_file(tensors, tmp_path / "other.safetensors")
     with pytest.raises(ConfigError, match=match):
-        InceptionEncoder.from_pretrained(tmp_path / "other.safetensors")
+        FeatureEncoder.from_pretrained(INCEPTION.name, tmp_path / "other.safetensors")
 
 
-def test_pickled_weights_are_refused_with_the_command_that_converts_them(tmp_path):
-    (tmp_path / PUBLISHED).write_bytes(b"pickled")
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_pickled_weights_are_refused_with_the_command_that_converts_them(tmp_path, network):
+    pickled, new = tmp_path / network.published, network.published.replace(".pth", ".safetensors")
+    pickled.write_bytes(b"pickled")
     with pytest.raises(ConfigError) as error:
-        InceptionEncoder.from_pretrained(tmp_path / PUBLISHED)
-    assert conversion_command(tmp_path / PUBLISHED, PUBLISHED.replace(".pth", ".safetensors")) in str(error.value)
+        FeatureEncoder.from_pretrained(network.name, pickled)
+    assert network.conversion_command(pickled, new) in str(error.value)
 
 
 def test_wrong_values_are_refused(weights):
-    for call in (
-        lambda: InceptionEncoder.from_pretrained("no-such-file"),
-        lambda: InceptionEncoder.from_pretrained(weights, "best"),
-        lambda: InceptionEncoder(InceptionV3(), {}, "clean", "", split_devices())(cases.images(), 0),
+    encoder = FeatureEncoder(INCEPTION, {}, "clean", "", split_devices())
+    for call, match in (
+        (lambda: FeatureEncoder.from_pretrained(INCEPTION.name, "no-such-file"), "not a file: get pt_inception"),
+        (lambda: FeatureEncoder.from_pretrained(INCEPTION.name, weights, "best"), "resizing 'best'"),
+        (lambda: FeatureEncoder.from_pretrained("inception", weights), "did you mean"),
+        (lambda: FeatureEncoder.from_pretrained(LITE0.name, weights), "EfficientNet-Lite0.*missing"),
+        (lambda: encoder(cases.images(), 0), "batch_size 0"),
     ):
-        with pytest.raises(ConfigError):
+        with pytest.raises(ConfigError, match=match):
             call()
 
 
 def test_the_command_that_converts_weights_is_documented():
-    assert conversion_command() in (ROOT / "docs" / "metrics.md").read_text()
+    assert INCEPTION.conversion_command() in (ROOT / "docs" / "metrics.md").read_text()

@@ -3,8 +3,8 @@ import pytest
 from PIL import Image
 
 from imagen_jax.errors import ConfigError
-from imagen_jax.images.inception_inputs import RESIZINGS, inception_inputs
-from tests.goldens.inception import cases
+from imagen_jax.images.measured_inputs import RESIZINGS, inception_inputs, lite0_inputs
+from tests.goldens.encoders import cases
 
 
 @pytest.mark.parametrize("name", RESIZINGS)
@@ -21,6 +21,11 @@ def test_equal_sizes_are_not_resized(name):
     pixels = cases.images([(23, 31)])[0]
     scaled = pixels / 127.5 - 1 if name == "legacy_pytorch" else (pixels - 128.0) / 128
     np.testing.assert_allclose(inception_inputs([pixels], name, (23, 31))[0], scaled, atol=1e-6)
+
+
+def test_networks_have_their_own_scale():
+    pixels = cases.images([(23, 31)])[0]
+    np.testing.assert_allclose(lite0_inputs([pixels], "clean", (23, 31))[0], (pixels - 127.0) / 128, atol=1e-6)
 
 
 def test_forms_of_images_agree():

@@ -1,4 +1,4 @@
-"""Images as Inception-v3 sees them: 299×299, in [-1, 1], resized in one of the ways that published numbers differ by.
+"""Images as the networks see them that measure them, resized in one of the ways that published numbers differ by.
 
 Numbers of different ways must not be compared: the way alone changes FID by more than many models differ
 (arXiv:2104.11222). The names are those of clean-fid.
@@ -17,7 +17,7 @@ from imagen_jax.errors import unknown_name_error
 from imagen_jax.images.array import Size
 from imagen_jax.images.inputs import as_rgb
 
-INCEPTION_SIZE = (299, 299)
+INCEPTION_SIZE, LITE0_SIZE = (299, 299), (224, 224)
 _Taps = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -72,12 +72,12 @@ def _from_middle(pixels: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Resizing:
-    """A way to make the inputs of Inception-v3.
+    """A way to resize images.
 
     Attributes:
         description: one line.
         resize: pixels uint8 [H, W, 3] and a size -> float32 of that size, in [0, 255].
-        scale: of what is resized, to about [-1, 1].
+        scale: what is resized, for Inception-v3: to about [-1, 1], as the library does.
     """
 
     description: str
@@ -103,8 +103,8 @@ def get_resizing(name: str) -> Resizing:
     return RESIZINGS[name]
 
 
-def inception_inputs(images: Any, resizing: str = "clean", size: Size = INCEPTION_SIZE) -> np.ndarray:
-    """Returns float32 [N, h, w, 3] in [-1, 1].
+def resize_images(images: Any, resizing: str, size: Size) -> np.ndarray:
+    """Returns images resized, float32 [N, h, w, 3] in [0, 255].
 
     Args:
         images: an array [N, H, W, C], uint8, uint16, or float in [-1, 1], or a sequence of such [H, W, C], or PIL
@@ -115,8 +115,17 @@ def inception_inputs(images: Any, resizing: str = "clean", size: Size = INCEPTIO
     Raises:
         ConfigError: they are something else, or the name is not known.
     """
-    way = get_resizing(resizing)
-    inputs = np.empty((len(images), *size, 3), np.float32)
+    resize, resized = get_resizing(resizing).resize, np.empty((len(images), *size, 3), np.float32)
     for index, image in enumerate(images):
-        inputs[index] = way.scale(way.resize(as_rgb(image), size))
-    return inputs
+        resized[index] = resize(as_rgb(image), size)
+    return resized
+
+
+def inception_inputs(images: Any, resizing: str = "clean", size: Size = INCEPTION_SIZE) -> np.ndarray:
+    """Returns inputs of Inception-v3, float32 [N, h, w, 3] in [-1, 1], scaled as the resizing has it."""
+    return get_resizing(resizing).scale(resize_images(images, resizing, size))
+
+
+def lite0_inputs(images: Any, resizing: str = "clean", size: Size = LITE0_SIZE) -> np.ndarray:
+    """Returns inputs of EfficientNet-Lite0, float32 [N, h, w, 3], scaled as in its training."""
+    return (resize_images(images, resizing, size) - 127) / 128
