@@ -63,13 +63,15 @@ class FeatureEncoder:
         network: names the network and its weights: statistics and states of others are refused.
         resizing: see above; likewise.
         width: D.
+        suffix: see `Network`.
     """
 
     def __init__(
         self, spec: Network, params: Any, resizing: str, digest: str, mesh: Mesh, dtype: Any = jnp.float32
     ) -> None:
         get_resizing(resizing)
-        self.network, self.resizing, self.mesh, self.width = f"{spec.name}/{digest}", resizing, mesh, spec.width
+        self.network, self.resizing, self.mesh = f"{spec.name}/{digest}", resizing, mesh
+        self.width, self.suffix = spec.width, spec.suffix
         self._spec, self._model, self._params = spec, spec.module(dtype), params
 
     @classmethod

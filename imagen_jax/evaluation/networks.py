@@ -35,7 +35,7 @@ class Network:
     Attributes:
         name: its name.
         title: for messages.
-        frechet: what a Frechet distance of its features is called.
+        suffix: of the names of metrics, which are on its own scale; "" for the network that numbers are published of.
         module: returns the Flax module with a dtype.
         width: D, of its features.
         classes: K, of its logits.
@@ -48,7 +48,7 @@ class Network:
 
     name: str
     title: str
-    frechet: str
+    suffix: str
     module: Callable[[Any], Any]
     width: int
     classes: int
@@ -104,7 +104,7 @@ def _lite0_name(path: ParamPath) -> str:
 INCEPTION = Network(
     name="inception-v3-fid",
     title="Inception-v3 as pytorch-fid has it",
-    frechet="FID",
+    suffix="",
     module=InceptionV3,
     width=inception.FEATURES,
     classes=inception.CLASSES,
@@ -117,7 +117,7 @@ INCEPTION = Network(
 LITE0 = Network(
     name="efficientnet-lite0",
     title="EfficientNet-Lite0",
-    frechet="FD-lite0",
+    suffix="_lite0",
     module=EfficientNetLite0,
     width=efficientnet_lite.FEATURES,
     classes=efficientnet_lite.CLASSES,

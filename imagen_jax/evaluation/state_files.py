@@ -10,7 +10,7 @@ import io
 import json
 import logging
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,6 +35,10 @@ class State(Protocol):
     @property
     def images(self) -> int:
         """The number of images."""
+
+    @property
+    def update(self) -> Callable[..., None]:
+        """Adds a batch, from the index of its first image and arrays [B, ...]. Raises ConfigError."""
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Returns the state, exactly."""
