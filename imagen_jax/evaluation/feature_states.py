@@ -145,7 +145,7 @@ class FeatureSample:
             self._cut()
 
     def _cut(self) -> None:
-        """Joins the parts, sorted by index, and leaves out what is beyond the capacity. Raises ConfigError."""
+        """Joins the parts, and leaves out what is beyond the capacity. Raises ConfigError."""
         indices = np.concatenate(self._indices)
         hashes = _hash(indices, self._seed)
         kept = np.argsort(hashes)[: self.capacity]
@@ -153,23 +153,36 @@ class FeatureSample:
             raise ConfigError("an image is in the sample of features twice: give each image once")
         if len(kept) == self.capacity:
             self._limit = hashes[kept[-1]]
-        kept = kept[np.argsort(indices[kept])]
-        features = np.empty((len(kept), self._width), np.float32)
-        # row by row of the parts: joined first, they would be in memory twice more
-        bounds = np.cumsum([0, *map(len, self._parts)])
-        for start, part in zip(bounds, self._parts, strict=False):
-            is_here = (kept >= start) & (kept < start + len(part))
-            features[is_here] = part[kept[is_here] - start]
-        self._indices, self._parts = [indices[kept]], [features]
+        kept = np.sort(kept)
+        self._indices, self._parts = [indices[kept]], [self._rows(kept)]
+
+    def _rows(self, rows: np.ndarray) -> np.ndarray:
+        """Returns ascending rows of the parts as one array; joined first, all would be in memory once more."""
+        result = np.empty((len(rows), self._width), np.float32)
+        start = 0
+        for part in self._parts:
+            first, last = np.searchsorted(rows, (start, start + len(part)))
+            # only with this mode nothing is buffered
+            np.take(part, rows[first:last] - start, axis=0, out=result[first:last], mode="clip")
+            start += len(part)
+        return result
 
     def features(self) -> np.ndarray:
         """Returns the features float32 [N, D], N ≤ capacity, in the order of the images. Raises ConfigError."""
-        self._cut()
+        self._sort()
         return self._parts[0]
+
+    def _sort(self) -> None:
+        """Cuts back, and sorts by index. Raises ConfigError."""
+        self._cut()
+        indices = self._indices[0]
+        if (np.diff(indices) < 0).any():
+            order = np.argsort(indices)
+            self._indices, self._parts = [indices[order]], [self._parts[0][order]]
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Returns the state, exactly."""
-        self._cut()
+        self._sort()
         return {"images": np.array(self.images), "indices": self._indices[0], "features": self._parts[0]}
 
     def load_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:

@@ -10,6 +10,7 @@ from imagen_jax.evaluation.clip_score import ClipScore
 from imagen_jax.evaluation.feature_states import FeatureMoments, FeatureSample
 from imagen_jax.evaluation.inception_score import InceptionScore, inception_score
 from imagen_jax.evaluation.state_files import load_states, merge_over_hosts, save_states
+from imagen_jax.io.paths import as_path
 
 WIDTH, COUNT = 6, 150
 # far from 0, where sums of squares would lose half of their digits
@@ -194,3 +195,13 @@ def test_images_are_counted_once():
     sample.merge(states_of([(8, 10)])["sample"])
     with pytest.raises(ConfigError, match="twice"):
         sample.features()
+
+
+def test_states_are_kept_in_buckets(bucket):
+    path = as_path("gs://pictures/run/metrics.npz")
+    assert not load_states(path, IDENTITY, new_states())
+    save_states(path, IDENTITY, states_of([(0, 64)]))
+    states = new_states()
+    assert load_states(path, IDENTITY, states)
+    update(states, 64, COUNT)
+    assert_complete(states)

@@ -34,6 +34,13 @@ def test_statistics_come_back_and_others_can_read_them(tmp_path):
             np.testing.assert_array_equal(array, expected)
 
 
+def test_statistics_are_read_from_buckets(bucket):
+    write_statistics("gs://pictures/run/a.npz", statistics())
+    assert read_statistics("gs://pictures/run/a.npz", *ARGUMENTS).images == 20
+    with pytest.raises(ConfigError, match="b.npz cannot be read"):
+        read_statistics("gs://pictures/run/b.npz", *ARGUMENTS)
+
+
 def test_other_networks_and_resizings_are_refused(tmp_path):
     for fields, match in (
         ({"resizing": "legacy_pytorch"}, "of the resizing legacy_pytorch, and the images are measured with clean"),
