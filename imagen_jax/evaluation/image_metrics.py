@@ -210,10 +210,13 @@ class ImageMetrics:
                 raise ConfigError(f"{name} compares with features of real images: measure them too, with {name}")
             if name == "fid" and not has_states and statistics is None:
                 raise ConfigError("fid compares with real images: measure them too, or give statistics of them")
-        if reference is not None:
-            ours, theirs = self.identity(), reference.identity()
+        ours, others = self.identity(), [] if reference is None else [reference.identity()]
+        if statistics is not None:
+            others.append({"network": statistics.network, "resizing": statistics.resizing})
+        for theirs in others:
             for what in ("network", "resizing", "clip"):
-                if ours[what] != theirs[what]:
+                # statistics may not say what they are of
+                if theirs.get(what) and theirs[what] != ours[what]:
                     raise ConfigError(
                         f"the {what} of the reference is {theirs[what]}, and that of the images {ours[what]}: "
                         "distances between them mean nothing; measure both with one"

@@ -12,7 +12,7 @@ from imagen_jax.evaluation.image_metrics import METRICS, ImageMetrics, MetricNet
 from imagen_jax.evaluation.inception_score import inception_score
 from imagen_jax.evaluation.kernel_distances import cmmd, kernel_distance
 from imagen_jax.evaluation.precision_recall import precision_recall
-from imagen_jax.evaluation.statistics_files import read_statistics, write_statistics
+from imagen_jax.evaluation.statistics_files import Statistics, read_statistics, write_statistics
 from tests.goldens.clip import cases as clip_cases
 
 COUNT, SIDE, BATCH = 40, 6, 12
@@ -109,6 +109,7 @@ def test_other_networks_have_their_own_names(networks):
 def test_what_is_missing_is_told(networks):
     done, part = measured(networks, 1), measured(networks, 1, count=24)
     other = MetricNetworks(LinearEncoder(resizing="legacy_pytorch"), networks.clip, "quick")
+    gaussian = done.statistics().gaussian
     for call, match in (
         (lambda: ImageMetrics(["fidd"], COUNT, networks), "did you mean 'fid'"),
         (lambda: ImageMetrics(["kid", "precision_recall"], COUNT, MetricNetworks()), "kid and precision_recall needs"),
@@ -117,6 +118,7 @@ def test_what_is_missing_is_told(networks):
         (lambda: done.result(), "fid compares with real images"),
         (lambda: done.result(measured(networks, 0, ["fid"])), "kid compares with features"),
         (lambda: done.result(measured(other, 0)), "resizing of the reference is legacy_pytorch"),
+        (lambda: done.result(measured(networks, 0), Statistics(gaussian, "linear/02")), "network of the reference is"),
         (lambda: part.update(24, images(1)[24:]), "16 images has 0 texts"),
         (lambda: measured(networks, 1, ["kid"]).statistics(), "add fid"),
     ):
