@@ -62,6 +62,7 @@ def test_resumed_run_is_the_unbroken_run(folder, tmp_path):
         np.testing.assert_array_equal(leaf, other)
 
 
+@pytest.mark.slow
 def test_one_device_trains_what_eight_train(folder, tmp_path):
     """Up to the rounding of sums, which Adam's first steps amplify where gradients are nearly zero."""
     train(config_for(**{"mesh.data": 2, "mesh.fsdp": 4}), tmp_path / "split")

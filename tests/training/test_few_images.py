@@ -1,10 +1,13 @@
 """A stage trains on few images without further settings, and says what of their folder it does not use."""
 
+import pytest
+
 from imagen_jax.training.loop import train
 from tests.helpers.archives import encode_image
 from tests.helpers.configs import MIDDLE, config_of
 
 
+@pytest.mark.slow
 def test_five_images_train_and_say_so_once(tmp_path):
     folder = tmp_path / "five"
     folder.mkdir()

@@ -215,6 +215,7 @@ def test_partial_start(source, tmp_path):
 INPAINTING = {"inpainting.enabled": True, "inpainting.objects": 1.0, "training.trainable": ("^known_",)}
 
 
+@pytest.mark.slow
 def test_stage_that_inpaints_starts_as_its_parent(source):
     """What it predicts at first, for any image and mask, is to the bit what the parent predicts."""
     config = tuned_config(source, **INPAINTING)
@@ -257,6 +258,7 @@ def test_other_new_parts_are_refused(source, tmp_path):
     assert not (tmp_path / "tuned").exists()
 
 
+@pytest.mark.slow
 def test_start_on_other_meshes(source, tmp_path):
     config = tuned_config(source, **{"training.steps": 1, "mesh.fsdp": 4, "mesh.data": 2})
     train(config, tmp_path / "tuned")

@@ -66,6 +66,7 @@ def test_wide_pictures(wide, tmp_path):
         assert preview(folder).std() > 10
 
 
+@pytest.mark.slow
 def test_wide_pictures_are_scored(wide):
     cascade = ImagenPipeline.from_pretrained(wide, eight_devices())
     images = cascade(PROMPTS, batch_size=3).images
