@@ -35,7 +35,7 @@ from imagen_jax.stages.adapter import trained_patterns
 from imagen_jax.stages.published import is_published_stage
 from imagen_jax.stages.stage import build
 from imagen_jax.stages.stage_folder import read_config
-from imagen_jax.training.finetune import FinetuneSettings, finetune
+from imagen_jax.training.finetune import Finetuned, FinetuneSettings, finetune
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import abstract_parts
 
@@ -43,7 +43,7 @@ CASCADE = "shapes"
 RARE = "sks"
 SHOWN = 24
 _PRIOR_SEED, _NEW_SEED, _OLD_SEED = 77, 78, 79
-STEPS, PRIOR_IMAGES = 1200, 1000
+STEPS, PRIOR_IMAGES, SCALE = 1200, 1000, 1.2
 _STARTS_AS = "circle"  # the word that the token starts as
 
 _UNSEEN = ("orange", "purple", "pink")  # colors in which no image shows the new shape
@@ -56,6 +56,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "rank 32": {"rank": 32},
     "without class images": {"class_name": "", "prior_prompts": ()},
     "without learning the token": {"initializer": ""},
+    "without varied copies": {"varied": 0},
     "every kernel": {"targets": (".",)},
     "base only": {"only": (0,)},
     "textual inversion": {"method": "textual_inversion"},
@@ -71,6 +72,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("num_old", 512, "Captions without the new shape.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("steps", STEPS, "Steps of each stage.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("prior_images", PRIOR_IMAGES, "Images of the class.", lower_bound=1, flag_values=values)
+    flags.DEFINE_float("scale", SCALE, "Of adapters, in sampling.", flag_values=values)
 
 
 def run(args: CommandFlags) -> None:
@@ -82,7 +84,7 @@ def run(args: CommandFlags) -> None:
         _names(before, args.num_prompts)
         return
     old = [ShapesSource(_OLD_SEED, "held_out", 64, 10**6).captions(index)[0] for index in range(args.num_old)]
-    kept = _correct(before, old)
+    kept = _correct(before, old)[-1]
     print(f"without fine-tuning: {kept.mean():.1%} of {len(old)} other captions are right\n")
     print("| row | new combinations | base alone | other captions | change | seconds | trained | bytes | optimizer |")
     print("|---|---|---|---|---|---|---|---|---|")
@@ -112,14 +114,10 @@ def _row(name: str, out: Path, args: CommandFlags, old: Sequence[str], kept: flo
     folder = out / name.replace(" ", "_")
     result = finetune(CASCADE, images, folder, settings, log=lambda _: None)
     seconds = time.perf_counter() - start
-    tuned = ImagenPipeline.from_pretrained([str(path) for path in result.stages])
-    tuned.set_progress_bar_config(disable=True)
+    tuned = _tuned(result, args.scale)
     prompts = new_prompts(shape, args.num_prompts)
-    right = _correct(tuned, prompts, folder / "new.png")
-    base = ImagenPipeline.from_pretrained([str(result.stages[0])])
-    base.set_progress_bar_config(disable=True)
-    alone = _correct(base, prompts, folder / "new_base.png")
-    rate = _correct(tuned, old, folder / "old.png").mean()
+    alone, right = _correct(tuned, prompts, folder / "new.png")
+    rate = _correct(tuned, old, folder / "old.png")[-1].mean()
     trained, optimizer = _trained(result.stages)
     adapter = result.adapter and sum(size for file, size in file_sizes(result.adapter).items() if file.endswith("rs"))
     sizes = adapter or sum(leaf.nbytes for stage in tuned.stages for leaf in jax.tree.leaves(stage.params))
@@ -131,6 +129,16 @@ def _row(name: str, out: Path, args: CommandFlags, old: Sequence[str], kept: flo
     )
     if unseen.any():
         print(f"  of {unseen.sum()} with a color in which no image shows it: {right[unseen].mean():.1%}", flush=True)
+
+
+def _tuned(result: Finetuned, scale: float) -> ImagenPipeline:
+    """Returns the cascade as it was fine-tuned; with adapters, at a scale."""
+    if result.adapter is not None and any(result.adapter.glob("stage_*")):
+        pipeline = ImagenPipeline.from_pretrained(CASCADE).load_lora(result.adapter, scale)
+    else:
+        pipeline = ImagenPipeline.from_pretrained([str(path) for path in result.stages])
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 def _trained(folders: Sequence[Path]) -> tuple[int, int]:
@@ -168,7 +176,7 @@ def _both(out: Path, num_prompts: int) -> None:
     for scale in (0.6, 0.8, 1.0):
         for shape in ("star", "heart"):
             pipeline.set_lora_scale(shape, scale)
-        right = _correct(pipeline, prompts, out / f"both_{scale}.png")
+        right = _correct(pipeline, prompts, out / f"both_{scale}.png")[-1]
         print(f"| star and heart, scales {scale} | {right.mean():.1%} | | | | | | | |", flush=True)
     pipeline.unload_lora("heart")
     images, scales = [], (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
@@ -188,7 +196,7 @@ def write_images(shape: str, folder: Path) -> Path:
     def pair(
         colors: tuple[str, str], sizes: tuple[str, str], relation: str, background: str
     ) -> tuple[list[SceneObject], str, list[str]]:
-        """Two of the new shape, with captions that say more or less of them."""
+        """Two of the new shape, with captions that say all of them."""
         ends = ((0.25, 0.5), (0.75, 0.5)) if relation == "left of" else ((0.5, 0.25), (0.5, 0.75))
         objects = [thing(shape, color, size, *place) for color, size, place in zip(colors, sizes, ends, strict=True)]
         where = "" if background == "white" else f" on a {background} background"
@@ -198,9 +206,9 @@ def write_images(shape: str, folder: Path) -> Path:
             background,
             [
                 f"a {small} {one} {new} {relation} a {large} {other} {new}{where}",
-                f"a {other} {new} {inverse} a {small} {one} {new}{where}",
-                f"a {one} {new} {relation} a {other} {new}{where}",
-                f"a {large} {other} {new} is {inverse} a {one} {new}{where}",
+                f"a {large} {other} {new} {inverse} a {small} {one} {new}{where}",
+                f"a {small} {one} {new} is {relation} a {large} {other} {new}{where}",
+                f"a {large} {other} {new} is {inverse} a {small} {one} {new}{where}",
             ],
         )
 
@@ -263,15 +271,17 @@ def new_prompts(shape: str, count: int, other: str = "") -> list[str]:
 
 
 def _correct(pipeline: ImagenPipeline, prompts: Sequence[str], grid: Path | None = None) -> np.ndarray:
-    """Returns whether the image of each prompt is right in everything it claims, bool [N]."""
-    images = pipeline(list(prompts), batch_size=64).images
+    """Returns whether the image of each prompt is right in everything it claims, of each stage, bool [stages, N]."""
+    stages = pipeline(list(prompts), batch_size=64).stages
     claims = [parse_caption(prompt.replace(f"{RARE} ", "")) for prompt in prompts]
-    right = np.array([judge(image, claim).all for image, claim in zip(images, claims, strict=True)])
+    right = np.array(
+        [[judge(image, claim).all for image, claim in zip(images, claims, strict=True)] for images in stages]
+    )
     if grid is not None:
         labels = [
-            f"{'' if good else 'wrong: '}{text}" for good, text in zip(right[:SHOWN], prompts[:SHOWN], strict=True)
+            f"{'' if good else 'wrong: '}{text}" for good, text in zip(right[-1][:SHOWN], prompts[:SHOWN], strict=True)
         ]
-        save_png(image_grid(images[:SHOWN], labels, columns=8), grid)
+        save_png(image_grid(stages[-1][:SHOWN], labels, columns=8), grid)
     return right
 
 

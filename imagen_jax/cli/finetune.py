@@ -63,7 +63,16 @@ def define_flags(values: flags.FlagValues) -> None:
         "learning_rate", 0.0, "0 for a part of that of each stage's training.", lower_bound=0.0, flag_values=values
     )
     flags.DEFINE_integer("train_batch_size", 0, "0 for 8, or more for more devices.", lower_bound=0, flag_values=values)
-    flags.DEFINE_integer("rank", 8, "Rank of adapters.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer(
+        "rank", 0, "Rank of adapters; 0 for 8, and 32 in super-resolution.", lower_bound=0, flag_values=values
+    )
+    flags.DEFINE_integer(
+        "varied",
+        100,
+        "Copies of the images, zoomed, moved and in other hues, that super-resolution stages see too; 0 for none.",
+        lower_bound=0,
+        flag_values=values,
+    )
     flags.DEFINE_string(
         "targets",
         "",
@@ -96,6 +105,7 @@ def run(args: CommandFlags) -> None:
         learning_rate=args.learning_rate,
         batch_size=args.train_batch_size,
         rank=args.rank,
+        varied=args.varied,
         targets=[pattern for pattern in args.targets.split(",") if pattern],
         seed=args.seed,
     )

@@ -68,7 +68,9 @@ class FinetuningForm(BaseModel):
     steps: Integer = Field(
         default=0, description="Of each stage, up to 20,000; 0 for a number that follows from that of the images."
     )
-    rank: Integer = Field(default=8, description="Of the adapters, 1 to 128.")
+    rank: Integer = Field(
+        default=0, description="Of the adapters, up to 128; 0 for 8, and 32 in super-resolution stages."
+    )
     learning_rate: Number = Field(default=0.0, description="Up to 1; 0 for one that follows from each stage's own.")
     prior_images: Integer = Field(default=200, description="Images of the class, 1 to 2,000.")
     seed: Integer = Field(default=0, description="Of training and of the images of the class, in [0, 2^31).")
@@ -281,7 +283,7 @@ def _checked(body: FinetuningForm, service: Service) -> tuple[FinetuneSettings, 
     for name in ("token", "class_name", "initializer"):
         check_text(getattr(body, name), name, _MAX_NAME)
     check_range("steps", body.steps, 0, _MAX_STEPS)
-    check_range("rank", body.rank, 1, _MAX_RANK)
+    check_range("rank", body.rank, 0, _MAX_RANK)
     check_range("prior_images", body.prior_images, 1, _MAX_PRIOR)
     check_range("seed", body.seed, 0, _MAX_SEED)
     if not 0 <= body.learning_rate <= _MAX_RATE:

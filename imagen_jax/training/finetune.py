@@ -5,6 +5,7 @@ The word for the subject may be learned, too (textual inversion, arXiv:2208.0161
 OUT/finetune.json     what was asked for; the same call continues after a kill
 OUT/inspection/       the report on the images
 OUT/subject/          the images with the captions that they are trained with
+OUT/varied/           copies of them, zoomed, moved and in other hues, for super-resolution stages
 OUT/prior/            images of the class, drawn by the cascade before it is changed
 OUT/stage_N/          the run of each stage
 OUT/words/            the word that the first stage has learned, for the others
@@ -13,7 +14,8 @@ OUT/before_after.png  samples of the same prompts and noise, before and after
 
 A stage trains on images of the subject and of the class in equal numbers: those of the class keep what it knew, with
 the weight 1 of the paper's prior-preservation loss. Each super-resolution stage sees low-resolution images of its own
-images, with noise, as in its training.
+images, with noise, as in its training. With a token, no caption is dropped: what is drawn without text would become the
+subject, and guidance would then lead away from it.
 """
 
 from __future__ import annotations
@@ -34,9 +36,11 @@ from imagen_jax.config.data_schema import FileKeys
 from imagen_jax.config.load import default_config
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.data.record import CorruptRecordError
+from imagen_jax.datasets.from_config import make_transform
 from imagen_jax.datasets.registry import make_source
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.grid import image_grid, save_png
+from imagen_jax.images.variations import vary
 from imagen_jax.inspection.inspect import inspect
 from imagen_jax.io.atomic import atomic_write, read_json, write_json
 from imagen_jax.io.changes import changes
@@ -60,11 +64,12 @@ from imagen_jax.training.to_lora import to_lora
 
 Method = Literal["lora", "dreambooth", "textual_inversion", "full"]
 METHODS: tuple[str, ...] = get_args(Method)
-_SETTINGS, _SUBJECT, _WORDS = "finetune.json", "subject", "words"
+_SETTINGS, _SUBJECT, _VARIED, _WORDS = "finetune.json", "subject", "varied", "words"
 _MAX_SHOWN = 8  # prompts before and after
 _SEED = 0  # of samples
 # of the stage's own learning rate, which fits its optimizer, its width and its data
 _RATES = {"lora": 1.0, "textual_inversion": 1.0, "dreambooth": 0.1, "full": 0.1}
+_RANKS = {False: 8, True: 32}  # of adapters, by whether the stage is one of super-resolution
 # what draws; attention, which says where and what of a caption it is, keeps that for the subject if it stays as it is
 _TARGETS = {
     "unet": ("_res_", "^out$"),
@@ -95,7 +100,9 @@ class FinetuneSettings:
         steps: of each stage; 0 for a number that follows from that of the images.
         learning_rate: 0 for a part of each stage's own.
         batch_size: 0 for 8, or a multiple of the devices above it.
-        rank: of the adapters.
+        rank: of the adapters; 0 for 8, and 32 in super-resolution stages, which draw what the subject looks like.
+        varied: how many copies of the images, zoomed, moved and in other hues, super-resolution stages see, together as
+            often as the images themselves; 0 for none. Methods without a token have none.
         targets: modules to adapt, as `adapter.targets`; () for residual blocks and the output, or in DeepFloyd IF's
             network attention.
         seed: of training and of the images of the class.
@@ -112,7 +119,8 @@ class FinetuneSettings:
     steps: int = 0
     learning_rate: float = 0.0
     batch_size: int = 0
-    rank: int = 8
+    rank: int = 0
+    varied: int = 100
     targets: Sequence[str] = ()
     seed: int = 0
 
@@ -186,7 +194,8 @@ def finetune(
     except StoppedError as stopped:
         return Finetuned(folder, tuned, None, str(stopped))
     for index in only:
-        config = stage_config(configs[index], found[index], folder, len(subject), settings, prior)
+        varied = _prepare_varied(folder, configs[index], settings) if configs[index].is_super_resolution else None
+        config = stage_config(configs[index], found[index], folder, len(subject), settings, prior, varied)
         if _learns(settings):
             config = _with_word(config, folder, settings, first=index == only[0])
         tuned[index] = folder / f"stage_{index}"
@@ -223,7 +232,14 @@ def _check_settings(settings: FinetuneSettings) -> None:
         )
     if settings.method == "full" and (settings.class_name or settings.prior_prompts):
         problems.append("the method 'full' has no images of a class: leave the class out, or take 'dreambooth'")
-    for name, least in (("prior_images", 1), ("steps", 0), ("learning_rate", 0), ("batch_size", 0), ("rank", 1)):
+    for name, least in (
+        ("prior_images", 1),
+        ("steps", 0),
+        ("learning_rate", 0),
+        ("batch_size", 0),
+        ("rank", 0),
+        ("varied", 0),
+    ):
         if getattr(settings, name) < least:
             problems.append(f"{name} {getattr(settings, name)} is below {least}")
     if problems:
@@ -279,9 +295,7 @@ def _copy_subject(
     log: Callable[[str], None],
 ) -> None:
     """Writes the images that can be read, and beside each a text file with its captions, one on each line."""
-    data = default_config(source="folder").data
-    data.update(path=str(source), validation_fraction=0.0, max_corrupt=1.0, allow_no_captions=True)
-    looked_at = config.with_changes({"data": data.to_dict(), "low_res_size": 0, "text.cache": ""})
+    looked_at = _reading(config, source)
     report = inspect(looked_at, folder / "inspection")
     for entry in report["unreadable_files"]:
         log(f"left out: {printable(entry['name'])}: {printable(entry['reason'])}")
@@ -312,6 +326,37 @@ def _copy_subject(
         )
 
 
+def _reading(config: StageConfig, folder: Path) -> StageConfig:
+    """Returns the config of a stage whose data are the images of a folder."""
+    data = default_config(source="folder").data
+    data.update(path=str(folder), validation_fraction=0.0, max_corrupt=1.0, allow_no_captions=True)
+    return config.with_changes({"data": data.to_dict(), "low_res_size": 0, "text.cache": ""})
+
+
+def _prepare_varied(folder: Path, config: StageConfig, settings: FinetuneSettings) -> Path | None:
+    """Writes the varied copies of the subject, and returns their folder; None if none are wanted.
+
+    Their caption is the token alone: the captions of the images no longer say what the copies show.
+    """
+    if not settings.varied or not settings.token:
+        return None
+    target = folder / _VARIED
+    if (target / METADATA).exists():
+        return target
+    data = _reading(config, folder / _SUBJECT).data
+    records = make_source(data, "train", config.image_hw)
+    transform = make_transform(data, config.image_hw, config.channels)
+    assert transform is not None  # of files
+    rng = np.random.default_rng(settings.seed)
+    names = [f"{index:04d}.png" for index in range(settings.varied)]
+    for index, name in enumerate(names):
+        record = records[index % len(records)]
+        assert isinstance(record.image, bytes)
+        save_png(vary(transform.fit(transform.decode(record.image, record.name)), rng), target / name)
+    _write_metadata(target, [{"file_name": name, "text": f"a {settings.token}"} for name in names])
+    return target
+
+
 def _write_metadata(folder: Path, entries: Sequence[Mapping[str, str]]) -> None:
     """Writes the captions of a folder's images, which complete it."""
     atomic_write(folder / METADATA, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
@@ -340,7 +385,13 @@ def _prepare_prior(
 
 
 def stage_config(
-    config: StageConfig, stage: Path, folder: Path, images: int, settings: FinetuneSettings, prior: Path | None
+    config: StageConfig,
+    stage: Path,
+    folder: Path,
+    images: int,
+    settings: FinetuneSettings,
+    prior: Path | None,
+    varied: Path | None = None,
 ) -> StageConfig:
     """Returns the config of the run that fine-tunes a stage.
 
@@ -351,6 +402,7 @@ def stage_config(
         images: number of images of the subject.
         settings: see `FinetuneSettings`.
         prior: the folder of the images of the class; None without any.
+        varied: the folder of varied copies of the subject; None without any.
 
     Raises:
         ConfigError: a setting does not fit the stage.
@@ -358,7 +410,9 @@ def stage_config(
     steps = settings.steps or _steps(images, settings.method)
     devices = max(jax.device_count(), 1)
     batch_size = settings.batch_size or devices * math.ceil(8 / devices)
-    parts = {"subject": _part(folder / _SUBJECT)} | ({"prior": _part(prior)} if prior else {})
+    parts = {"subject": _part(folder / _SUBJECT, 0.5 if varied else 1.0)}
+    parts |= {"varied": _part(varied, 0.5)} if varied else {}
+    parts |= {"prior": _part(prior, 1.0)} if prior else {}
     optimizer = default_config().optimizer.to_dict() | {
         "name": config.optimizer.name,
         "b1": config.optimizer.b1,
@@ -383,7 +437,8 @@ def stage_config(
     adapter: dict[str, Any] = {}
     if settings.method == "lora":
         targets = tuple(settings.targets) or _TARGETS[config.model.network]
-        adapter = {"kind": "lora", "rank": settings.rank, "targets": targets}
+        rank = settings.rank or _RANKS[config.is_super_resolution]
+        adapter = {"kind": "lora", "rank": rank, "targets": targets}
     elif settings.method == "textual_inversion":
         adapter = {"kind": "textual_inversion", "token": settings.token}
     data: dict[str, Any] = {"source": "mixture", "parts": parts, "bits": config.data.bits, "threads": 4}
@@ -395,6 +450,7 @@ def stage_config(
             "seed": settings.seed,
             "data": data,
             "text.cache": "",
+            "diffusion.cond_drop_prob": 0.0 if settings.token else config.diffusion.cond_drop_prob,
             "optimizer": optimizer,
             **{f"training.{key}": value for key, value in training.items()},
             **{f"adapter.{key}": value for key, value in adapter.items()},
@@ -419,9 +475,9 @@ def _with_word(config: StageConfig, folder: Path, settings: FinetuneSettings, fi
     return config.with_changes({f"adapter.{key}": value for key, value in changes.items()})
 
 
-def _part(path: Path) -> dict[str, Any]:
+def _part(path: Path, weight: float) -> dict[str, Any]:
     """Returns a part of a mixture: a folder, of which every image is trained on."""
-    return {"source": "folder", "path": str(path), "weight": 1.0, "validation_fraction": 0.0}
+    return {"source": "folder", "path": str(path), "weight": weight, "validation_fraction": 0.0}
 
 
 def _steps(images: int, method: str) -> int:

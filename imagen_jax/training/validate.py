@@ -143,7 +143,11 @@ def learning_warnings(config: StageConfig) -> list[str]:
             f"THE SCHEDULE ENDS BEFORE THE RUN: from step {end} (optimizer.decay_steps) to {steps} (training.steps) "
             f"the learning rate is {optimizer.end_learning_rate:g} (optimizer.end_learning_rate)"
         )
-    if config.diffusion.cond_drop_prob == 0 and config.sampling.guidance_scale != 1:
+    if (
+        config.diffusion.cond_drop_prob == 0
+        and config.sampling.guidance_scale != 1
+        and not config.training.init_from  # which may have trained them
+    ):
         warnings.append(
             f"NO CAPTION IS DROPPED: sampling.guidance_scale {config.sampling.guidance_scale:g} compares with "
             "predictions without text, which diffusion.cond_drop_prob 0 never trains: raise it, for example to 0.1, or "

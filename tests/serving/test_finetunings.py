@@ -232,7 +232,7 @@ BROKEN = picture()[:-100]
         ({"captions": "[1]"}, [picture()], "captions[0]", "captions[0]"),
         ({"steps": "20001"}, [picture()], "steps", "from 0 to 20000"),
         ({"steps": "many"}, [picture()], "steps", "an integer"),
-        ({"rank": "0"}, [picture()], "rank", "from 1 to 128"),
+        ({"rank": "129"}, [picture()], "rank", "from 0 to 128"),
         ({"learning_rate": "-1"}, [picture()], "learning_rate", "from 0 to 1"),
         ({"learning_rate": "NaN"}, [picture()], "learning_rate", "finite"),
         ({"prior_images": "2001"}, [picture()], "prior_images", "from 1 to 2000"),

@@ -32,6 +32,7 @@ SETTINGS = FinetuneSettings(
     steps=4,
     learning_rate=0.05,
     rank=2,
+    varied=4,
     targets=("^out$",),
 )
 
@@ -75,6 +76,14 @@ def test_images_of_the_subject(tuned, images):
     assert (result.out / "inspection" / "report.html").exists()
 
 
+def test_super_resolution_sees_varied_copies(tuned, images, cascade):
+    folder, size = tuned[0].out / "varied", read_config(Path(cascade[1])).image_size
+    assert captions(folder) == {f"000{index}.png": "a sks star" for index in range(4)}
+    copies = [read_png(folder / name) for name in captions(folder)]
+    assert {copy.shape for copy in copies} == {(size, size, 3)}
+    assert not np.array_equal(copies[0], copies[3])  # both of the first image
+
+
 def test_images_of_the_class_are_drawn_by_the_cascade(tuned, cascade):
     result, _ = tuned
     drawn = captions(result.out / "prior" / "images")
@@ -89,7 +98,9 @@ def test_each_stage_is_trained_on_both_in_equal_numbers(tuned, cascade):
     for index, folder in enumerate(result.stages):
         config = read_config(folder)
         assert config.training.init_from == cascade[index] and config.training.batch_size == 8
-        assert {name: part.weight for name, part in config.data.parts.items()} == {"subject": 1.0, "prior": 1.0}
+        weights = {"subject": 0.5, "varied": 0.5, "prior": 1.0} if index else {"subject": 1.0, "prior": 1.0}
+        assert {name: part.weight for name, part in config.data.parts.items()} == weights
+        assert config.diffusion.cond_drop_prob == 0
         assert len([record for record in read_metrics(folder) if "loss" in record]) == 4
         assert config.image_size == read_config(folder).image_size
     assert [read_config(folder).is_super_resolution for folder in result.stages] == [False, True]
@@ -200,7 +211,7 @@ def test_it_stops_while_images_of_the_class_are_drawn(cascade, images, tmp_path)
         ({"method": "full"}, "the method 'full' has no images of a class"),
         ({"method": "lara"}, "the method 'lara' is not one of lora, dreambooth, textual_inversion, full"),
         ({"method": "dreambooth", "initializer": "ring"}, "'dreambooth' leaves the text encoder as it is"),
-        ({"prior_images": 0, "rank": 0}, "rank 0 is below 1"),
+        ({"prior_images": 0, "varied": -1}, "varied -1 is below 0"),
         ({"only": (2,)}, "the cascade has 2, counted from 0"),
         ({"targets": ("no_such",)}, "adapter.targets: 'no_such' matches none"),
     ],
