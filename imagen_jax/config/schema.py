@@ -38,6 +38,7 @@ from imagen_jax.config.fields import (
     Widths,
     key,
 )
+from imagen_jax.config.metrics_schema import MetricsConfig
 from imagen_jax.diffusion.keys import MAX_SEED
 from imagen_jax.diffusion.noise_augmentation import DISTRIBUTIONS
 from imagen_jax.diffusion.process import LOSS_WEIGHTINGS, PREDICTION_TYPES
@@ -638,6 +639,11 @@ class EvaluationConfig(Group):
     batch_size: int = key(16, "Images to sample at once.", unit="images", ge=1, le=2**24)
     seed: int = key(0, "Seed of the samples.", ge=0, le=MAX_SEED)
     data: DataConfig = key(ShapesData(), "Captions and reference images.")
+    captions: PathText = key(
+        "",
+        "A file of captions in place of those of `data`: one a line; or .csv or .jsonl with `text` or `caption`.",
+    )
+    metrics: MetricsConfig = key(MetricsConfig(), "Metrics of the images by features.")
 
     @model_validator(mode="before")
     @classmethod

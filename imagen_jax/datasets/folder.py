@@ -129,6 +129,10 @@ class FolderSource:
         """Returns the columns of image `index`."""
         return self._rows.get(self._images[operator.index(index)], EMPTY_ROW).columns
 
+    def file_sizes(self) -> dict[str, int]:
+        """Returns the bytes of each image's file by its path in the folder, in the order of the images."""
+        return {name: self._sizes.get(name, 0) for name in self._images}
+
     def _captions(self, name: str) -> tuple[str, ...]:
         row = self._rows.get(name, EMPTY_ROW)
         if row.captions:

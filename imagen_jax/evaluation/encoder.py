@@ -7,8 +7,6 @@ once where torch is installed, see `Network.conversion_command`.
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +23,7 @@ from imagen_jax.images.measured_inputs import get_resizing
 from imagen_jax.io import torch_layout
 from imagen_jax.io.local_copy import local_file
 from imagen_jax.io.paths import as_path
-from imagen_jax.io.tensor_files import TensorFiles, pickle_files, pickled_error
+from imagen_jax.io.tensor_files import TensorFiles, pickle_files, pickled_error, weights_digest
 from imagen_jax.models.classifiers import ClassifierOutput
 from imagen_jax.parallel import multihost
 from imagen_jax.parallel.batching import batch_sharding, pad_batch, padded_size, shard_host_batch
@@ -33,7 +31,6 @@ from imagen_jax.parallel.mesh import make_mesh, num_batch_shards
 from imagen_jax.parallel.sharding import load_params
 
 _AXES = "batch ..."
-_DIGEST_LENGTH = 12
 
 
 class Features(NamedTuple):
@@ -145,16 +142,6 @@ def _make_encode(model: Any, mesh: Mesh) -> Callable[[dict, jax.Array], Classifi
         return output
 
     return jax.jit(encode, out_shardings=batch_sharding(mesh, _AXES))
-
-
-def weights_digest(files: TensorFiles, names: list[str]) -> str:
-    """Returns what identifies weights, whatever file they are in: the start of a SHA-256 of some tensors as float32."""
-    digest = hashlib.sha256()
-    for name in names:
-        tensor = files.read(name, tuple(map(slice, files.shapes[name])))
-        digest.update(json.dumps([name, tensor.shape]).encode())
-        digest.update(np.ascontiguousarray(tensor, "<f4").tobytes())
-    return digest.hexdigest()[:_DIGEST_LENGTH]
 
 
 def _find(spec: Network, weights: str | Path) -> Path:

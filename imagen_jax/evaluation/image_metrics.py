@@ -53,6 +53,15 @@ class MetricNetworks:
     clip_name: str = ""
     clip_score: str = "cosine"
 
+    def identity(self) -> dict[str, Any]:
+        """Returns what decides their output for the same images, as JSON."""
+        return {
+            "network": self.encoder and self.encoder.network,
+            "resizing": self.encoder and self.encoder.resizing,
+            "clip": self.clip_name,
+            "clip_score": self.clip_score,
+        }
+
 
 class ImageMetrics:
     """Metrics of a number of images that is known from the start.
@@ -117,16 +126,8 @@ class ImageMetrics:
 
     def identity(self) -> dict[str, Any]:
         """Returns what decides the states of the same images, as JSON."""
-        encoder, networks = self._networks.encoder, self._networks
-        return {
-            "network": encoder and encoder.network,
-            "resizing": encoder and encoder.resizing,
-            "clip": networks.clip_name,
-            "clip_score": networks.clip_score,
-            "num_images": self.num_images,
-            "capacity": self._capacity,
-            "seed": self._seed,
-        }
+        own = {"num_images": self.num_images, "capacity": self._capacity, "seed": self._seed}
+        return self._networks.identity() | own
 
     def update(self, first: int, images: Any, texts: Sequence[str] | None = None) -> None:
         """Adds a batch; all processes of a run give the same images, and have the same states.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from imagen_jax.io.text import printable
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"  # which of several files has which tensor
+_DIGEST_LENGTH = 12
 _MAX_HEADER = 2**22  # bytes of a file's header; a T5's has less than 100,000
 FLOATS = {
     "F64": np.dtype(np.float64),
@@ -228,3 +230,13 @@ def pickled_error(where: str | Path, pickled: Sequence[str], command: str) -> Co
         f"{where} has only pickled weights ({printable(', '.join(pickled[:3]))}), and unpickling can run code from the "
         f"file; if you trust its author, run once where torch is installed: {command}"
     )
+
+
+def weights_digest(files: TensorFiles, names: Iterable[str]) -> str:
+    """Returns what identifies weights, whatever file they are in: the start of a SHA-256 of some tensors as float32."""
+    digest = hashlib.sha256()
+    for name in names:
+        tensor = files.read(name, tuple(map(slice, files.shapes[name])))
+        digest.update(json.dumps([name, tensor.shape]).encode())
+        digest.update(np.ascontiguousarray(tensor, "<f4").tobytes())
+    return digest.hexdigest()[:_DIGEST_LENGTH]

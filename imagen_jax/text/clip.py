@@ -24,7 +24,7 @@ from imagen_jax.io.bucket import is_bucket
 from imagen_jax.io.hub import HubName, access_error, parse_name
 from imagen_jax.io.local_copy import local_folder
 from imagen_jax.io.paths import as_path
-from imagen_jax.io.tensor_files import TensorFiles, tensor_paths
+from imagen_jax.io.tensor_files import TensorFiles, tensor_paths, weights_digest
 from imagen_jax.io.text import printable
 from imagen_jax.models.clip import CLIPTextTower, CLIPVisionTower
 from imagen_jax.parallel import multihost
@@ -77,6 +77,7 @@ class CLIP:
         self.width, self.mesh = vision.projection_dim, mesh
         self._vision, self._text, self._params = vision, text, params
         self._inputs, self._tokenize = inputs, tokenize
+        self._weights: Sequence[Path] = ()
 
     @classmethod
     def from_pretrained(cls, name: str | Path, mesh: Mesh | None = None, dtype: Any = jnp.float32) -> CLIP:
@@ -105,7 +106,15 @@ class CLIP:
         mesh = make_mesh({"data": -1, "fsdp": 1}) if mesh is None else mesh
         vision, text = vision.clone(dtype=dtype), text and text.clone(dtype=dtype)
         named: dict[str, Tower] = {"vision": vision} if text is None else {"vision": vision, "text": text}
-        return cls(vision, text, _load(folder, weights, named, mesh, dtype), inputs, tokenize, mesh)
+        clip = cls(vision, text, _load(folder, weights, named, mesh, dtype), inputs, tokenize, mesh)
+        clip._weights = weights
+        return clip
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """What identifies the weights of the files that it was loaded from, all of which are read to compute it."""
+        files = TensorFiles(self._weights)
+        return weights_digest(files, sorted(files.shapes))
 
     def encode_images(self, images: Any, batch_size: int = 64) -> np.ndarray:
         """Returns unit vectors float32 [B, D] of images.

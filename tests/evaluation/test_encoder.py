@@ -4,9 +4,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from imagen_jax.errors import ConfigError
-from imagen_jax.evaluation.encoder import FeatureEncoder, weights_digest
+from imagen_jax.evaluation.encoder import FeatureEncoder
 from imagen_jax.evaluation.networks import INCEPTION, LITE0, NETWORKS
-from imagen_jax.io.tensor_files import TensorFiles
+from imagen_jax.io.tensor_files import TensorFiles, weights_digest
 from tests.goldens.encoders import cases
 from tests.helpers.configs import ROOT, split_devices
 
