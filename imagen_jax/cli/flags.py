@@ -17,6 +17,8 @@ from absl import flags
 
 from imagen_jax.config.load import Config, load_config
 from imagen_jax.config.messages import expected
+from imagen_jax.config.metrics_schema import MetricsConfig
+from imagen_jax.config.paths import holds_paths
 from imagen_jax.config.schema import SamplingConfig, StageConfig
 from imagen_jax.diffusion.keys import MAX_SEED
 from imagen_jax.errors import ConfigError
@@ -278,6 +280,27 @@ def define_sampling(values: flags.FlagValues) -> None:
     for name, field in SamplingConfig.model_fields.items():
         help_text = f"Sampling: {field.description} Give {expected(field)}, one for all stages or one for each."
         flags.DEFINE_string(name, None, help_text, flag_values=values)
+
+
+def define_metrics(values: flags.FlagValues) -> None:
+    """Defines a flag for each key of a config's `metrics`; `--metrics` names them."""
+    for name, field in MetricsConfig.model_fields.items():
+        flag, text = ("metrics", "separated by commas") if name == "names" else (name, expected(field))
+        help_text = f"Metrics: {field.description} Give {text}."
+        if holds_paths(field):
+            define_path(values, flag, None, help_text)
+        else:
+            flags.DEFINE_string(flag, None, help_text, flag_values=values)
+
+
+def metrics_changes(args: CommandFlags) -> dict[str, Any]:
+    """Returns what the flags of `define_metrics` change in a config's `metrics`."""
+    changes: dict[str, Any] = {
+        name: args[name] for name in MetricsConfig.model_fields if name != "names" and args[name] is not None
+    }
+    if args.metrics is not None:
+        changes["names"] = tuple(name.strip() for name in args.metrics.split(",") if name.strip())
+    return changes
 
 
 def define_lora(values: flags.FlagValues) -> None:

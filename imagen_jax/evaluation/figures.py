@@ -32,6 +32,13 @@ class ReferenceOrigin(NamedTuple):
     num_images: int
 
 
+class CaptionsOrigin(NamedTuple):
+    """Captions that images are sampled for: the name of their file or data, and a checksum of it or of them."""
+
+    name: str
+    checksum: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Figure:
     """The value of a metric.
@@ -52,7 +59,11 @@ class Figure:
 
 
 def make_figures(
-    values: Mapping[str, float], networks: MetricNetworks, images: ImagesOrigin, reference: ReferenceOrigin | None
+    values: Mapping[str, float],
+    networks: MetricNetworks,
+    images: ImagesOrigin,
+    reference: ReferenceOrigin | None,
+    captions: CaptionsOrigin | None = None,
 ) -> dict[str, Figure]:
     """Returns figures of the numbers of `ImageMetrics.result`.
 
@@ -61,6 +72,7 @@ def make_figures(
         networks: that they are of.
         images: that are measured.
         reference: what they are compared with; None for nothing.
+        captions: that they were sampled for; None if that is not known.
     """
     figures = {}
     for name, value in values.items():
@@ -72,6 +84,8 @@ def make_figures(
         details["images"] = images._asdict()
         if base not in ("clip_score", "inception_score") and reference is not None:
             details["reference"] = reference._asdict()
+        if captions is not None:
+            details["captions"] = captions._asdict()
         figures[name] = Figure(value, spreads, details)
     return figures
 
@@ -103,19 +117,25 @@ def _settings(
 
 
 def format_figures(figures: Mapping[str, Figure]) -> str:
-    """Returns a table of figures, with what they are of."""
+    """Returns a table of figures with their networks, and below it what images they are of."""
     width = max(len(name) for name in figures)
-    lines = [f"{'':{width}}       value            of"]
+    lines, notes = [f"{'':{width}}       value{'':13} network and weights"], []
     for name, figure in figures.items():
-        spread = next((f"± {value:.4g}" for value in figure.spreads.values()), "")
         details = figure.details
-        num_images, resizing = details["images"]["num_images"], details["resizing"]
-        of = f"{num_images:,} images, {details['network']}/{details['weights']}, {resizing}"
+        spread = next((f"± {value:.4g}" for value in figure.spreads.values()), "")
+        network = f"{details['network']}/{details['weights']}, resizing {details['resizing']}"
         if "kind" in details:
-            of += f", {details['kind']} (prefix {details['prefix']!r}, scale {details['scale']:g})"
-        if "reference" in details:
-            reference = details["reference"]
-            count = f"{reference['num_images']:,} images of " if reference["num_images"] else ""
-            of += f", against {count}{reference['name']} ({reference['checksum'][:12]})"
-        lines.append(f"{name:{width}}  {figure.value:10.5g} {spread:<12} {of}")
-    return "\n".join(lines)
+            network += f", {details['kind']}: prefix {details['prefix']!r}, scale {details['scale']:g}"
+        lines.append(f"{name:{width}}  {figure.value:10.5g} {spread:<12} {network}")
+        notes.append(_format_origins(details))
+    return "\n".join([*lines, *dict.fromkeys(notes)])
+
+
+def _format_origins(details: Mapping[str, Any]) -> str:
+    """Returns what a figure is of, with the first digits of checksums."""
+    images, note = details["images"], ""
+    if "reference" in details:
+        reference = details["reference"]
+        count = f"{reference['num_images']:,} images of " if reference["num_images"] else ""
+        note = f", against {count}{reference['name']} ({reference['checksum'][:12]})"
+    return f"of {images['num_images']:,} images ({images['checksum'][:12]}){note}"

@@ -91,6 +91,15 @@ class FolderImages:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def files(self) -> list[str]:
+        """The paths of the images in the folder."""
+        return list(self._source.file_sizes())[: self._count]
+
+    def text(self, index: int) -> str:
+        """Returns the text of an image, empty if it has none."""
+        return first_caption(self._source.captions(index)) if self._texts is None else self._texts[index]
+
     def read(self, index: int) -> tuple[np.ndarray, str]:
         """Returns an image uint8 [H, W, 3] and its text, empty if it has none. Raises ConfigError if it is damaged."""
         try:

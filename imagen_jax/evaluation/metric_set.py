@@ -19,7 +19,7 @@ from imagen_jax.config.metrics_schema import MetricsConfig
 from imagen_jax.errors import ConfigError, unknown_name_error
 from imagen_jax.evaluation.clip_score import SCORE_KINDS
 from imagen_jax.evaluation.encoder import FeatureEncoder
-from imagen_jax.evaluation.figures import Figure, ImagesOrigin, ReferenceOrigin, make_figures
+from imagen_jax.evaluation.figures import CaptionsOrigin, Figure, ImagesOrigin, ReferenceOrigin, make_figures
 from imagen_jax.evaluation.image_checksum import ImageChecksum
 from imagen_jax.evaluation.image_metrics import ImageMetrics, MetricNetworks
 from imagen_jax.evaluation.networks import INCEPTION, LITE0, get_network
@@ -149,12 +149,15 @@ class MetricSet:
             raise ConfigError(f"a reference of {num_images} image has no covariance and no distance: give at least 2")
         return MetricStream(self, [name for name in self.names if METRICS[name].is_compared], num_images)
 
-    def result(self, stream: MetricStream, reference: Reference | None = None) -> dict[str, Figure]:
+    def result(
+        self, stream: MetricStream, reference: Reference | None = None, captions: CaptionsOrigin | None = None
+    ) -> dict[str, Figure]:
         """Returns the figures of a complete stream by name, with all that they depend on.
 
         Args:
             stream: of the images.
             reference: of real ones; not needed for metrics that compare with none.
+            captions: that the images were sampled for; None if that is not known.
 
         Raises:
             ConfigError: images or the reference are missing.
@@ -166,7 +169,7 @@ class MetricSet:
                 real = None if reference.stream is None else reference.stream.parts.get(network)
                 statistics, origin = reference.statistics.get(network), reference.origin
             values = part.result(real, statistics)
-            figures |= make_figures(values, self.networks[network], stream.origin, origin)
+            figures |= make_figures(values, self.networks[network], stream.origin, origin, captions)
         return figures
 
 
@@ -214,7 +217,8 @@ class MetricStream:
 
     def identity(self) -> dict[str, Any]:
         """Returns what decides the states of the same images, as JSON."""
-        return {"num_images": self.num_images, **{name: part.identity() for name, part in self.parts.items()}}
+        parts = {name: part.identity() for name, part in self.parts.items()}
+        return {"num_images": self.num_images, "states": sorted(self._states()), **parts}
 
     def save(self, path: Path, more: Mapping[str, Any] | None = None) -> None:
         """Writes the states to a file, atomically; `more` is what identifies the images, as JSON. Raises OSError."""

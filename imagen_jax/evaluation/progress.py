@@ -2,7 +2,9 @@
 
     OUT/evaluation.json     what is evaluated: stages with their steps and settings, the config, the captions
     OUT/evaluation.jsonl    the state after each batch, one a line
+    OUT/metrics.npz         the states of metrics after some batch, see `sample_metrics.py`
     OUT/grid_images/N.png   the images that the grids show
+    OUT/evaluated_images/N.png  all images, if they are asked for
 
 The state is a function of the manifest and the number of images.
 """
@@ -13,7 +15,8 @@ import hashlib
 import json
 import logging
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,26 +37,42 @@ from imagen_jax.pipelines.output_dir import MAX_DIFFERENCES, stages_manifest
 
 MANIFEST = "evaluation.json"
 RECORDS = "evaluation.jsonl"
-IMAGES = "grid_images"
+IMAGES, SAMPLES = "grid_images", "evaluated_images"
 _CHECKSUM = "crc32"  # key of a record: a flipped bit in a count would change the scores
 # not samples.png, which may be that of `imagen sample` in the same folder
-RESULTS = ("scores.json", "diagnostics.json", "diagnostics.png", "correct.png", "incorrect.png")
+RESULTS = ("scores.json", "diagnostics.json", "diagnostics.png", "correct.png", "incorrect.png", "metrics.npz")
+_THREADS = 8  # that write images at the same time
 
 logger = logging.getLogger(__name__)
 
 
+def captions_digest(captions: Iterable[str]) -> str:
+    """Returns the SHA-256 of captions in their order."""
+    digest = hashlib.sha256()
+    for caption in captions:
+        digest.update(json.dumps(caption).encode() + b"\n")
+    return digest.hexdigest()
+
+
 def evaluation_manifest(
-    stages: Sequence[TrainedStage], config: EvaluationConfig, captions: Iterable[str]
+    stages: Sequence[TrainedStage], config: EvaluationConfig, captions: Iterable[str], more: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """Returns all that decides the results, as JSON; None for stages that were not loaded from a folder."""
+    """Returns all that decides the results, as JSON; None for stages that were not loaded from a folder.
+
+    Args:
+        stages: of the cascade.
+        config: what is evaluated.
+        captions: of the samples.
+        more: of metrics, and whether images are kept; only where there are any, so that folders of versions without
+            them are continued.
+    """
     try:
         by_index = stages_manifest(stages)
     except FileNotFoundError:
         return None
-    digest = hashlib.sha256()
-    for caption in captions:
-        digest.update(json.dumps(caption).encode() + b"\n")
-    manifest = {"stages": by_index, "config": to_json(config), "captions": digest.hexdigest()}
+    # the captions are in the digest, and metrics are in `more`, by their weights in place of the files' names
+    settings = {name: value for name, value in to_json(config).items() if name not in ("captions", "metrics")}
+    manifest = {"stages": by_index, "config": settings, "captions": captions_digest(captions), **more}
     return json.loads(json.dumps(manifest))
 
 
@@ -96,23 +115,32 @@ class EvaluationFolder:
         """Removes the state, and these results."""
         if self._records.parent.exists():
             write_json_lines(self._records, [])
-            remove_tree(self._out / IMAGES, ignore_errors=True)
+            for folder in (IMAGES, SAMPLES) if results else (IMAGES,):
+                remove_tree(self._out / folder, ignore_errors=True)
         for name in results:
             (self._out / name).unlink(missing_ok=True)
 
-    def load(self, judge: Judge | None) -> EvaluationState | None:
-        """Returns the last complete state, None if there is none; later writes continue from there."""
+    def load(self, judge: Judge | None, images: int | None = None) -> EvaluationState | None:
+        """Returns the last complete state, None if there is none; later writes continue from there.
+
+        Args:
+            judge: of the images.
+            images: the number of images that it has to have, as the states of metrics do; None for any.
+        """
         records = scan_json_lines(self._records)
-        state, count, is_current = None, len(records.values), False
+        state, count, is_current, others = None, len(records.values), False, 0
         while count and not is_current:
             state = _read_state(records.values[count - 1], judge)
+            if state is not None and images not in (None, state.images):
+                count, others = count - 1, others + 1
+                continue
             is_current = state is not None and all(
                 is_valid_png(self._image(index)) for index in (*state.correct, *state.incorrect)
             )
             count -= not is_current
         self._records.parent.mkdir(parents=True, exist_ok=True)
-        if records.damaged or count < len(records.values):
-            dropped = len(records.damaged) + len(records.values) - count
+        if records.damaged or count + others < len(records.values):
+            dropped = len(records.damaged) + len(records.values) - count - others
             logger.warning(
                 f"{self._records}: {dropped} damaged state(s) are left out; it continues from the last sound one"
             )
@@ -132,6 +160,17 @@ class EvaluationFolder:
                 save_png(images[index - first], self._image(index))
         value = state.to_json()
         append_json_line(self._records, {**value, _CHECKSUM: _checksum(value)})
+
+    def save_samples(self, first: int, images: np.ndarray) -> None:
+        """Writes all images of a batch, each to a file that is named by its index."""
+        with ThreadPoolExecutor(_THREADS) as threads:
+            paths = [self._out / SAMPLES / f"{first + row:06d}.png" for row in range(len(images))]
+            list(threads.map(save_png, images, paths))
+
+    def save_captions(self, captions: Sequence[str]) -> None:
+        """Writes the captions of all images to metadata.jsonl beside them, where readers of folders find them."""
+        rows = [{"file_name": f"{index:06d}.png", "text": caption} for index, caption in enumerate(captions)]
+        write_json_lines(self._out / SAMPLES / "metadata.jsonl", rows)
 
     def images(self, indices: Sequence[int]) -> np.ndarray:
         """Returns images that were saved, [N, H, W, C]."""

@@ -6,16 +6,19 @@ import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
+from imagen_jax.config.data_schema import DataConfig
+from imagen_jax.config.metrics_schema import MetricsConfig
 from imagen_jax.errors import ConfigError
 from imagen_jax.evaluation.figures import ReferenceOrigin
-from imagen_jax.evaluation.image_sets import FolderImages, ImageSet, iter_batches
+from imagen_jax.evaluation.image_sets import DataImages, FolderImages, ImageSet, iter_batches
 from imagen_jax.evaluation.metric_set import METRICS, MetricSet, MetricStream, Reference
 from imagen_jax.evaluation.statistics_files import read_statistics
+from imagen_jax.images.array import Size
 from imagen_jax.io.atomic import sha256_file
 from imagen_jax.io.checksums import json_digest
 from imagen_jax.io.paths import as_path
@@ -69,6 +72,41 @@ def read_reference(metrics: MetricSet, path: str) -> Reference:
     checksum = sha256_file(as_path(path))[:_CHECKSUM_LENGTH]
     num_images = next((part.images for part in statistics.values()), 0)
     return Reference(ReferenceOrigin(path, checksum, num_images), statistics=statistics)
+
+
+class DataReference(NamedTuple):
+    """Real images of a config's data as a reference, see `DataImages`; `num_images` if no other number is asked for."""
+
+    config: DataConfig
+    split: str
+    size: Size
+    channels: int
+    num_images: int
+
+
+def open_reference(metrics: MetricSet, config: MetricsConfig, data: DataReference) -> Reference | ImageSet:
+    """Returns the reference that a config names: statistics, or images to measure by `measure_reference`.
+
+    Args:
+        metrics: which, with their networks.
+        config: with the reference, and its number of images.
+        data: what it is where none is given.
+
+    Raises:
+        ConfigError: it is not a reference, is of another network, or has too few images.
+    """
+    if is_statistics(config.reference):
+        return read_reference(metrics, config.reference)
+    count = config.num_reference
+    if config.reference:
+        return FolderImages(config.reference, count, config.size_hw, flag="--reference")
+    images = DataImages(data.config, data.split, data.size, data.channels, count or data.num_images)
+    if count > len(images):
+        raise ConfigError(
+            f"{images.name} has {len(images):,} images, and metrics.num_reference is {count:,}: lower it, or set it to "
+            "0 for all"
+        )
+    return images
 
 
 def measure_reference(metrics: MetricSet, images: ImageSet, folder: Path | None = None) -> Reference:

@@ -24,6 +24,7 @@ from imagen_jax.pipelines.output_dir import stages_manifest
 
 SCORES = "scores.json"
 DIAGNOSTICS = "diagnostics.json"
+METRICS = "metrics"  # key of scores.json
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +37,14 @@ class Evaluation(NamedTuple):
         sampling: the settings of each stage.
         scores: by row, see `evaluate`; None without a judge.
         diagnostics: metrics of each stage by name.
+        metrics: figures by name as scores.json has them, see `figures.Figure`; none without metrics.
     """
 
     config: EvaluationConfig
     sampling: list[dict[str, Any]]
     scores: Scores | None
     diagnostics: list[dict[str, float]]
+    metrics: dict[str, dict[str, Any]]
 
 
 def find_evaluation(stages: Sequence[TrainedStage], given: str | Path | None) -> Evaluation | None:
@@ -80,8 +83,12 @@ def _read(folder: Path, stages: Sequence[TrainedStage]) -> Evaluation:
         sampling = [manifest["stages"][str(index)]["sampling"] for index in range(len(stages))]
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{folder / MANIFEST} does not describe an evaluation ({error!r}): evaluate again") from error
-    scores = _read_scores(folder / SCORES, config.num_samples) if config.judge else None
-    return Evaluation(config, sampling, scores, _read_diagnostics(folder / DIAGNOSTICS, len(stages)))
+    content = _read_file(folder / SCORES, dict) if config.judge or "metrics" in manifest else {}
+    metrics = _check_metrics(folder / SCORES, content.pop(METRICS, {}))
+    if bool(metrics) != ("metrics" in manifest):
+        raise ConfigError(f"{folder / SCORES} has not the metrics that {MANIFEST} beside it has: evaluate again")
+    scores = _check_scores(folder / SCORES, content, config.num_samples) if config.judge else None
+    return Evaluation(config, sampling, scores, _read_diagnostics(folder / DIAGNOSTICS, len(stages)), metrics)
 
 
 def _read_file(path: Path, kind: type) -> Any:
@@ -114,9 +121,23 @@ def _weights(stage: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in stage.items() if key != "sampling"}
 
 
-def _read_scores(path: Path, num_samples: int) -> Scores:
+def _check_metrics(path: Path, rows: Any) -> dict[str, dict[str, Any]]:
+    """Returns figures that say what they are of. Raises ConfigError."""
+    for name, row in rows.items() if isinstance(rows, dict) else [("metrics", rows)]:
+        try:
+            is_sound = math.isfinite(row["value"]) and row["images"]["num_images"] > 0
+            is_sound = is_sound and all(isinstance(row[key], str) for key in ("network", "weights", "resizing"))
+        except (KeyError, TypeError):
+            is_sound = False
+        if not is_sound:
+            raise ConfigError(
+                f"{path} is damaged: its metric {printable(str(name))[:80]!r} is not a figure: evaluate again"
+            )
+    return rows
+
+
+def _check_scores(path: Path, scores: Any, num_samples: int) -> Scores:
     """Returns a table of scores whose rates and intervals follow from its counts. Raises ConfigError."""
-    scores = _read_file(path, dict)
     for name, row in scores.items():
         try:
             counts = int(row["correct"]), int(row["total"])
