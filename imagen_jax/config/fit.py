@@ -41,6 +41,7 @@ def check_stage(config: StageConfig) -> None:
         partial(_check_buckets, config),
         partial(_check_optimizer, config.optimizer),
         partial(_check_training, config.training),
+        partial(_check_evaluation, config),
         partial(_check_adapter, config),
         partial(_check_masks, config.inpainting),
         partial(_check_sampler, config),
@@ -237,6 +238,28 @@ def _wrong_patterns(name: str, patterns: Sequence[str]) -> list[str]:
         except re.error as error:
             problems.append(f"{name}: {pattern!r} is not a regular expression ({error}): give for example 'attention'")
     return problems
+
+
+def _check_evaluation(config: StageConfig) -> None:
+    """Checks that metrics are computed if they are named, and at steps that are saved if checkpoints depend on them."""
+    evaluation, training, problems = config.evaluation, config.training, []
+    if bool(evaluation.every) != bool(evaluation.metrics.names):
+        problems.append(
+            f"evaluation.every {evaluation.every} and evaluation.metrics.names {evaluation.metrics.names} go together: "
+            "set both, for example to 10000 and ('fd_lite0',), or 0 and ()"
+        )
+    if evaluation.best and not (training.keep_best and evaluation.every):
+        problems.append(
+            f"evaluation.best {evaluation.best!r} has no effect with training.keep_best {training.keep_best} and "
+            f"evaluation.every {evaluation.every}: set them, or leave it ''"
+        )
+    elif evaluation.best and evaluation.every % training.save_every:
+        problems.append(
+            f"evaluation.every {evaluation.every} is not a multiple of training.save_every {training.save_every}: "
+            f"checkpoints could not be compared by evaluation.best {evaluation.best!r}; set it to one"
+        )
+    if problems:
+        raise ConfigError(*problems)
 
 
 _LORA_KEYS, _TOKEN_KEYS = ("rank", "alpha", "targets"), ("initializer", "vectors")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from imagen_jax.config.fields import MAX_COUNT, SIZE, Group, PathText, SizeValue, Texts, key
+from imagen_jax.config.fields import MAX_COUNT, SIZE, Group, PathText, SizeValue, Text, Texts, key
 from imagen_jax.images.array import Size, parse_size
 from imagen_jax.images.measured_inputs import RESIZINGS
 
@@ -66,3 +66,19 @@ class MetricsConfig(Group):
     def size_hw(self) -> Size:
         """(height, width) of `size`, (0, 0) for images as they are."""
         return parse_size(self.size, "metrics.size")
+
+
+class SampleMetricsConfig(Group):
+    """Metrics of samples during training; they are written with the losses, and to `evaluations/`."""
+
+    every: int = key(0, "Steps between evaluations; 0 for none.", unit="steps", ge=0, le=MAX_COUNT)
+    num_samples: int = key(2048, "Images to sample.", unit="images", ge=1, le=MAX_COUNT)
+    batch_size: int = key(64, "Images to sample at once.", unit="images", ge=1, le=2**24)
+    best: Text = key(
+        "",
+        "The figure by which training.keep_best compares checkpoints, such as fd_lite0 or clip_score; empty for the "
+        "validation loss.",
+    )
+    metrics: MetricsConfig = key(
+        MetricsConfig(), "Which metrics; without a reference, they compare with the validation split."
+    )

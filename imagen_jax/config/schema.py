@@ -38,7 +38,7 @@ from imagen_jax.config.fields import (
     Widths,
     key,
 )
-from imagen_jax.config.metrics_schema import MetricsConfig
+from imagen_jax.config.metrics_schema import MetricsConfig, SampleMetricsConfig
 from imagen_jax.diffusion.keys import MAX_SEED
 from imagen_jax.diffusion.noise_augmentation import DISTRIBUTIONS
 from imagen_jax.diffusion.process import LOSS_WEIGHTINGS, PREDICTION_TYPES
@@ -381,7 +381,9 @@ class TrainingConfig(Group):
     preview_every: int = key(10_000, "Steps between previews.", unit="steps", ge=1, le=MAX_COUNT)
     preview_count: int = key(16, "Images of a preview.", unit="images", ge=1, le=4096)
     keep_checkpoints: int = key(2, "Latest checkpoints to keep.", ge=1, le=MAX_COUNT)
-    keep_best: bool = key(False, "Also keep the checkpoint with the lowest validation loss.")
+    keep_best: bool = key(
+        False, "Also keep the checkpoint with the lowest validation loss, or the best by evaluation.best."
+    )
     on_failed_save: str = key("stop", "What to do when a checkpoint cannot be written.", choices=("stop", "continue"))
     max_skipped_updates: int = key(
         10, "Skipped updates in a row after which the run ends.", unit="steps", ge=1, le=MAX_COUNT
@@ -587,6 +589,7 @@ class StageConfig(Group):
     inpainting: InpaintingConfig = key(InpaintingConfig(), "Training to inpaint.")
     optimizer: OptimizerConfig = key(OptimizerConfig(), "The optimizer.")
     training: TrainingConfig = key(TrainingConfig(), "The training run.")
+    evaluation: SampleMetricsConfig = key(SampleMetricsConfig(), "Metrics of samples during training.")
     adapter: AdapterConfig = key(AdapterConfig(), "A low-rank adapter.")
     mesh: MeshConfig = key(MeshConfig(), "The mesh of devices.")
     sharding_rules: tuple[Any, ...] = key(

@@ -135,6 +135,27 @@ def _is_float(text: str) -> bool:
     return True
 
 
+def plot_curves(
+    curves: Mapping[str, Sequence[tuple[float, float]]], title: str, ylabel: str, path: Path, xlabel: str = "level"
+) -> None:
+    """Plots curves to a PNG file, each with a panel of its own, on a common vertical axis.
+
+    Args:
+        curves: points (x, y) by the name of the panel.
+        title: title of the figure.
+        ylabel: what is plotted.
+        path: the file to write.
+        xlabel: of the horizontal axes.
+    """
+    figure, axes = _make_figure(len(curves), title)
+    highest = max(y for points in curves.values() for _, y in points)
+    for panel, (name, points) in zip(axes, curves.items(), strict=True):
+        x, y = zip(*points, strict=True)
+        panel.plot(x, y, marker="o", color="tab:blue")
+        _finish_axes(panel, title=name, xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.05 * highest))
+    _save_figure(figure, path)
+
+
 def plot_cascade_diagnostics(stages: Mapping[str, Mapping[str, float]], path: Path) -> None:
     """Plots the metrics of each stage of a cascade to a PNG file.
 

@@ -60,6 +60,7 @@ class Checkpoints:
         workdir: the stage's folder.
         keep: number of latest checkpoints to keep; None to keep all and only read.
         keep_best: whether to keep the checkpoint with the lowest score in addition.
+        score_of: names what scores are of; checkpoints with scores of something else count as having none.
         continue_on_error: whether a failed save is only logged; the last save, on `close`, always has to succeed.
         log: gets a message about each checkpoint that is damaged or was not written; a warning of this module's logger
             by default.
@@ -71,13 +72,14 @@ class Checkpoints:
         *,
         keep: int | None = None,
         keep_best: bool = False,
+        score_of: str = "",
         continue_on_error: bool = False,
         log: Callable[[str], None] = logger.warning,
     ) -> None:
         self._folder = checkpoint_folder(workdir / CHECKPOINTS)
         self._frozen = checkpoint_folder(workdir / FROZEN)
         self._lock = workdir / LOCK_FILE
-        self._keep, self._keep_best = keep, keep_best
+        self._keep, self._keep_best, self._score_of = keep, keep_best, score_of
         self._continue_on_error, self._log = continue_on_error, log
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
@@ -123,6 +125,7 @@ class Checkpoints:
         items = {name: getattr(state, name) for name in _STATE_ITEMS}
         versions = {name: importlib.metadata.version(name) for name in _VERSIONED_PACKAGES}
         metadata: dict[str, Any] = {"data": data, "config": to_json(config), "versions": versions, "score": score}
+        metadata["score_of"] = self._score_of
         metadata["num_examples"] = None if num_examples is None else list(num_examples)
         frozen = self._frozen.identity(0)
         if frozen is not None:
@@ -184,7 +187,8 @@ class Checkpoints:
 
     def _score(self, step: int) -> float:
         metadata = _verified_metadata(self._folder, step)  # None if it is damaged, which is reported at a restore
-        score = metadata.get("score") if metadata else None
+        is_comparable = metadata is not None and metadata.get("score_of", "") == self._score_of
+        score = metadata.get("score") if metadata is not None and is_comparable else None
         return score if score is not None and math.isfinite(score) else math.inf
 
     def metadata(self, step: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from imagen_jax.config.schema import StageConfig
 from imagen_jax.data.record import Source
 from imagen_jax.datasets.captions import SourceCaptions, check_captions, training_captions
 from imagen_jax.evaluation.previews import make_preview
+from imagen_jax.evaluation.training_metrics import check_best, make_training_metrics, score_of
 from imagen_jax.evaluation.validation_loss import mean_validation_loss
 from imagen_jax.parallel import multihost
 from imagen_jax.stages.adapter import learned_rows
@@ -21,7 +23,8 @@ from imagen_jax.stages.stage import build
 from imagen_jax.stages.text import PromptEncoder, make_cached_encoder, make_encoder
 from imagen_jax.text.embedding_cache import EmbeddingCache
 from imagen_jax.training.diffusion import DiffusionObjective
-from imagen_jax.training.objective import Preview
+from imagen_jax.training.objective import Preview, SampleFigures
+from imagen_jax.training.run_files import EVALUATIONS
 from imagen_jax.training.textual_inversion import InversionObjective, first_rows
 
 
@@ -83,6 +86,20 @@ class DiffusionTask:
         def scored(params: Any) -> Preview:
             image, metrics = preview(params, self._encoder_of(params))
             return Preview(image, metrics, mean_validation_loss(metrics))
+
+        return scored
+
+    def make_evaluation(self, workdir: Path) -> Callable[[Any], SampleFigures] | None:
+        """Returns a function that measures samples, see `evaluation.training_metrics`; None without metrics."""
+        settings = self._config.evaluation
+        if not settings.every:
+            return None
+        check_best(settings.best, settings.metrics.names)
+        measure = make_training_metrics(self.objective.stage, self._encoder.mesh, workdir / EVALUATIONS)
+
+        def scored(params: Any) -> SampleFigures:
+            rows = measure(params, self._encoder_of(params))
+            return SampleFigures(rows, score_of(rows, settings.best) if settings.best else None)
 
         return scored
 

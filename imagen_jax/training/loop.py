@@ -21,6 +21,7 @@ from imagen_jax.datasets.from_config import make_buckets
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.grid import save_png
 from imagen_jax.io import uploads
+from imagen_jax.io.atomic import write_json
 from imagen_jax.io.paths import as_path
 from imagen_jax.parallel import batching, devices, multihost, runtime
 from imagen_jax.parallel.mesh import make_mesh
@@ -35,13 +36,13 @@ from imagen_jax.training.diffusion_task import DiffusionTask
 from imagen_jax.training.goodput import Clock, Goodput
 from imagen_jax.training.init_from import StartingPoint
 from imagen_jax.training.metric_writer import MetricWriter, NullWriter
-from imagen_jax.training.objective import Preview, Task
+from imagen_jax.training.objective import Preview, SampleFigures, Task
 from imagen_jax.training.oom import explain_oom
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.preemption import StopRequest, stop_message
 from imagen_jax.training.progress_bar import ProgressBar, RunInfo
 from imagen_jax.training.resume import log_changes
-from imagen_jax.training.run_files import RunFiles
+from imagen_jax.training.run_files import EVALUATIONS, RunFiles
 from imagen_jax.training.skip_updates import SkippedUpdateMonitor
 from imagen_jax.training.state import Frozen, TrainState, abstract_parts, first_state
 from imagen_jax.training.step import make_train_step
@@ -131,7 +132,7 @@ def _run(config: StageConfig, workdir: Path, make_task: TaskFn, stop: StopReques
     start = None if has_checkpoint(workdir) else StartingPoint(config, merge(abstract.params, abstract_frozen))
     networks = task.load_networks()
     train_step = make_train_step(objective, config, optimizer, abstract, mesh)
-    preview = task.make_preview()
+    preview, evaluation = task.make_preview(), task.make_evaluation(workdir)
 
     files = RunFiles(workdir, f"{workdir.name} on {devices.describe_devices(mesh.devices.flat)}")
     log = files.warn
@@ -147,6 +148,7 @@ def _run(config: StageConfig, workdir: Path, make_task: TaskFn, stop: StopReques
             workdir,
             keep=training.keep_checkpoints,
             keep_best=training.keep_best,
+            score_of=config.evaluation.best,
             continue_on_error=training.on_failed_save == "continue",
             log=log,
         )
@@ -198,6 +200,13 @@ def _run(config: StageConfig, workdir: Path, make_task: TaskFn, stop: StopReques
             if preview and (step % training.preview_every == 0 or step == training.steps):
                 with clock.spend("evaluation", step):
                     score = _write_preview(step, preview(merge(state.ema_params, frozen.params)), files, writer)
+            if config.evaluation.best:
+                score = None  # those of previews are of something else
+            if evaluation and (step % config.evaluation.every == 0 or step == training.steps):
+                with clock.spend("evaluation", step):
+                    figures = evaluation(merge(state.ema_params, frozen.params))
+                    _write_figures(step, figures, files, writer)
+                    score = score if figures.score is None else figures.score
             if step % training.save_every == 0 or step == training.steps:
                 with clock.spend("checkpoint", step):
                     checkpoints.save(state, batches.get_state(), config, score, num_examples)
@@ -278,6 +287,14 @@ def _write_preview(step: int, preview: Preview, files: RunFiles, writer: MetricW
             save_png(preview.image, files.workdir / "previews" / f"{step:08d}.png")
         writer.image(step, "preview", np.asarray(preview.image))
     return preview.score
+
+
+def _write_figures(step: int, figures: SampleFigures, files: RunFiles, writer: MetricWriter | NullWriter) -> None:
+    """Writes the figures of a step."""
+    writer.scalars(step, {name: row["value"] for name, row in figures.rows.items()})
+    if multihost.is_main_process():
+        with files.attempt(EVALUATIONS):
+            write_json(files.workdir / EVALUATIONS / f"{step:08d}.json", {"metrics": figures.rows})
 
 
 def _resume_position(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -69,6 +70,18 @@ class Preview(NamedTuple):
     score: float
 
 
+class SampleFigures(NamedTuple):
+    """Metrics of samples that a run computes now and then.
+
+    Attributes:
+        rows: each figure with what it depends on, by name; written to `evaluations/`, and the values are logged.
+        score: by which `training.keep_best` compares checkpoints, lower is better; None if it compares by previews.
+    """
+
+    rows: dict[str, dict[str, Any]]
+    score: float | None
+
+
 class Task(Protocol):
     """A run's objective, and what the loop needs beside it."""
 
@@ -87,3 +100,9 @@ class Task(Protocol):
 
     def make_preview(self) -> Callable[[Any], Preview] | None:
         """Returns a function of the EMA parameters; None for no previews."""
+
+    def make_evaluation(self, workdir: Path) -> Callable[[Any], SampleFigures] | None:
+        """Returns a function of the EMA parameters, which may keep files in a run's folder; None for no metrics.
+
+        Raises ConfigError if metrics cannot be computed.
+        """

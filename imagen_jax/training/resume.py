@@ -22,6 +22,7 @@ _MEANINGS = {
     "optimizer.": "it takes effect from this step; the running means of gradients are kept",
     "mesh.": "results differ by rounding",
     "sharding_rules": "results differ by rounding",
+    "evaluation.": "training does not depend on it",
     "sampling.": "for previews and samples; training does not depend on it",
 }
 

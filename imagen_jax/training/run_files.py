@@ -22,6 +22,7 @@ from imagen_jax.io.paths import bucket_path
 from imagen_jax.parallel import multihost
 
 LOG_FILE = "log.txt"
+EVALUATIONS = "evaluations"  # figures of samples by step, and the states of their reference
 # for a thread that hangs in a file system: the watchdog must still come to its end
 _LOCK_SECONDS = 10.0
 

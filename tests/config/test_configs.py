@@ -38,7 +38,7 @@ def test_there_are_stages():
 @each_stage
 def test_configs_are_valid_and_complete(config):
     assert load_config(config.to_dict()) == config
-    groups = ("data", "model", "diffusion", "optimizer", "training", "mesh", "sampling")
+    groups = ("data", "model", "diffusion", "optimizer", "training", "evaluation", "mesh", "sampling")
     for group in groups:
         assert len(config.to_dict()[group])
     keys = {"model", "length", "padding", "cleaning", "dtype", "cache", "learned", "fingerprint"}

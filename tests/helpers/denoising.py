@@ -87,3 +87,6 @@ class DenoisingTask:
             return Preview(grid, {"validation_error": 1.0}, 1.0)
 
         return preview
+
+    def make_evaluation(self, workdir):
+        return None
