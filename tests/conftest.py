@@ -50,6 +50,8 @@ LONGEST = (
     "page/test_teach.py",
     "training/test_textual_inversion.py",
     "training/test_finetune.py",
+    "evaluation/test_evaluate_metrics.py",
+    "training/test_sample_metrics.py",
     "training/test_objectives.py",
     "docs/test_commands.py",
     "stages/test_vanishing.py",

@@ -50,14 +50,14 @@ class MetricsConfig(Group):
     )
     num_reference: int = key(
         0,
-        "Images of the reference, the first ones; 0 for all of a folder, and of `data` as many as samples.",
+        "Images of the reference, the first ones; 0 for all of `reference`, and of `data` as many as samples.",
         unit="images",
         ge=0,
         le=MAX_COUNT,
     )
     size: SizeValue = key(
         0,
-        "Size that images of folders are cut and resized to before they are measured; 0 leaves them as they are.",
+        "Size that images on a disk are cut and resized to before they are measured; 0 leaves them as they are.",
         unit="pixels",
         expected=SIZE,
     )

@@ -16,6 +16,7 @@ from imagen_jax.datasets.registry import make_source
 from imagen_jax.errors import ConfigError
 from imagen_jax.evaluation.diagnostics import compute_diagnostics, format_diagnostics, write_diagnostics
 from imagen_jax.evaluation.figures import CaptionsOrigin, Figure, format_figures
+from imagen_jax.evaluation.image_sets import data_name
 from imagen_jax.evaluation.judges import Judge, Scores, check_captions, format_scores, get_judge
 from imagen_jax.evaluation.progress import EvaluationFolder, captions_digest, evaluation_manifest
 from imagen_jax.evaluation.sample_metrics import SampleMetrics, scores_json
@@ -145,7 +146,7 @@ def _open_captions(
         given = read_caption_list(config.captions)
         return source, given.first(config.num_samples), CaptionsOrigin(given.name, given.checksum)
     captions = FirstCaptions(source, config.num_samples)
-    return source, captions, CaptionsOrigin(repr(source.sources[0]), captions_digest(captions)[:32])
+    return source, captions, CaptionsOrigin(data_name(config.data, config.data.split), captions_digest(captions)[:32])
 
 
 def _score(

@@ -116,9 +116,10 @@ class FolderImages:
         return image, first_caption(record.captions) if self._texts is None else self._texts[index]
 
     def identity(self) -> dict[str, Any]:
-        """Returns the name, the number of images, their size, and a hash of the names and sizes of all files."""
-        digest = hashlib.sha256(json.dumps(self._source.file_sizes()).encode())
-        return {"name": self.name, "count": self._count, "size": list(self._size), "listing": digest.hexdigest()[:32]}
+        """Returns the name, the number of images, their size, a hash of their files' names and sizes, and of texts."""
+        listing = {"files": self._source.file_sizes(), "texts": self._texts and list(self._texts)}
+        digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:32]
+        return {"name": self.name, "count": self._count, "size": list(self._size), "listing": digest}
 
     def warn_sizes(self) -> None:
         """Logs that the images that were read have several sizes, if they do."""
@@ -152,7 +153,7 @@ class DataImages:
         self._examples = make_examples(config, split, size, channels)
         self._count = min(count, len(self._examples))
         self._config = config.to_dict()
-        self.name = f"{self._examples!r}, {format_height_width(size)}"
+        self.name = f"{data_name(config, split)}, {format_height_width(size)}"
 
     def __len__(self) -> int:
         return self._count
@@ -165,6 +166,11 @@ class DataImages:
     def identity(self) -> dict[str, Any]:
         """Returns the name, the number of images, and the config."""
         return {"name": self.name, "count": self._count, "data": json.loads(json.dumps(self._config))}
+
+
+def data_name(config: DataConfig, split: str) -> str:
+    """Returns the name of a split of a config's data, for figures."""
+    return f"{getattr(config, 'path', '') or config.source}, split {split}"
 
 
 def without_alpha(images: np.ndarray) -> np.ndarray:

@@ -262,7 +262,7 @@ def _scores(facts: CardFacts) -> str:
             "the captions that make such a claim; the interval is Wilson's, of 95%."
         )
         parts.append(_score_table(evaluation))
-    parts += [_settings_note(facts, evaluation), _diagnostics(facts, evaluation)]
+    parts += [_metrics(evaluation), _settings_note(facts, evaluation), _diagnostics(facts, evaluation)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -276,6 +276,24 @@ def _score_table(evaluation: Evaluation) -> str:
 
 def _interval(row: dict[str, float]) -> str:
     return f"{row['low']:.1%} – {row['high']:.1%}"
+
+
+def _metrics(evaluation: Evaluation) -> str:
+    """Returns a table of figures with what they are of; "" if there are none."""
+    rows = []
+    for name, row in evaluation.metrics.items():
+        spread = next((f" ± {row[key]:.2g}" for key in ("std", "error") if key in row), "")
+        reference = row.get("reference")
+        against = (
+            "–" if reference is None else f"`{_code(portable_path(reference['name']))}` ({reference['checksum'][:12]})"
+        )
+        network = f"{row['network']} ({row['weights']}), resizing {row['resizing']}"
+        images = f"{row['images']['num_images']:,}"
+        rows.append([_escape(name), f"{row['value']:.4g}{spread}", images, _escape(network), against])
+    if not rows:
+        return ""
+    table = _table(["metric", "value", "images", "network and weights", "against"], rows)
+    return f"Figures of different networks, resizings, numbers of images or references must not be compared.\n\n{table}"
 
 
 def _settings_note(facts: CardFacts, evaluation: Evaluation) -> str:

@@ -29,6 +29,7 @@ SLOW = (
     "configs/if",
     "configs/imagen",
     "docs/deepfloyd_if.md",
+    "docs/evaluation.md",
     "docs/pods.md",
     "docs/publishing.md",
     "docs/recipes.md",

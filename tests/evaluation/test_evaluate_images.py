@@ -13,10 +13,11 @@ from imagen_jax.evaluation.features import format_images
 from imagen_jax.evaluation.frechet import Gaussian, frechet_distance
 from imagen_jax.evaluation.metric_set import MetricSet
 from imagen_jax.evaluation.statistics_files import Statistics, write_statistics
+from tests.goldens.clip import cases as clip_cases
 from tests.helpers import small_network
 from tests.helpers.cli import run_command
 
-COUNT = 20
+COUNT, CLIP = 20, str(clip_cases.HERE / "quick")
 
 
 def write_images(folder, seed, count=COUNT, sides=(12,)):
@@ -92,6 +93,22 @@ def test_written_statistics_are_a_reference(folder, tmp_path):
     assert values[0]["reference"]["checksum"] != values[1]["reference"]["checksum"]
 
 
+def test_clip_scores_name_model_prefix_scale_and_captions(folder, tmp_path):
+    captions = tmp_path / "captions.txt"
+    captions.write_text("".join(f"a picture of {index} rings\n" for index in range(COUNT)))
+    flags = {"metrics": "clip,cmmd", "clip": CLIP, "cmmd_clip": CLIP, "clip_score": "gigagan", "captions": captions}
+    assert run_command(*arguments(folder, out=tmp_path / "out", **flags)) == 0
+    rows = json.loads((tmp_path / "out" / "scores.json").read_text())["metrics"]
+    assert list(rows) == ["clip_score", "cmmd"]
+    score = rows["clip_score"]
+    assert (score["network"], score["prefix"], score["scale"]) == ("quick", "A photo depicts ", 1.0)
+    assert score["captions"]["name"] == str(captions) and "reference" not in score
+    assert score["weights"] == rows["cmmd"]["weights"] and len(score["weights"]) == 12
+    assert rows["cmmd"]["reference"]["num_images"] == COUNT and -1 <= score["value"] <= 1
+    captions.write_text("a ring\n" * COUNT)
+    assert run_command(*arguments(folder, out=tmp_path / "out", **flags)) == 2
+
+
 def test_fewer_images_than_dimensions_are_told_with_the_number(folder, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         evaluate_images(
@@ -146,6 +163,8 @@ def test_the_same_call_continues_and_others_are_refused(folder, tmp_path, capsys
         ({"size": "1x"}, "size '1x'"),
         ({"captions": "short.txt"}, "short.txt has 1 captions, and 20 images are asked for: give a longer list"),
         ({"captions": "names.jsonl"}, "names.jsonl has no caption of 19 of 20 images, such as '001.png'"),
+        ({"metrics": "clip", "clip": CLIP}, "clip reads the text of each image, and 000.png has none"),
+        ({"metrics": "clip", "clip": "no/such/clip"}, "is neither a folder nor ORG/NAME"),
         ({"write_statistics": "a.npz", "metrics": "kid_lite0"}, "give exactly one of fid and fd_lite0"),
         ({"stages": "shapes"}, "--stages has no effect with --images"),
         ({"save_images": "true"}, "--save_images has no effect with --images"),

@@ -13,6 +13,7 @@ from imagen_jax.evaluation.evaluate_images import evaluate_images
 from imagen_jax.evaluation.progress import MANIFEST, RECORDS, SAMPLES, EvaluationFolder
 from imagen_jax.evaluation.references import SaveClock
 from imagen_jax.evaluation.sample_metrics import STATES
+from imagen_jax.publishing.card import _metrics
 from imagen_jax.publishing.evaluation import find_evaluation
 from tests.helpers import small_network
 from tests.helpers.cli import run_command
@@ -73,10 +74,23 @@ def test_metrics_are_beside_the_scores_of_the_judge(unbroken, pipeline):
     scores = json.loads((out / "scores.json").read_text())
     assert scores["all"]["total"] == COUNT and list(scores["metrics"]) == list(result.metrics)
     row = scores["metrics"]["fd_lite0"]
-    assert row["reference"]["num_images"] == COUNT and "split='held_out'" in row["reference"]["name"]
-    assert row["captions"]["name"] == row["reference"]["name"].removesuffix(", 16×16")
+    assert row["reference"]["num_images"] == COUNT
+    assert row["reference"]["name"] == "shapes, split held_out, 16×16"
+    assert row["captions"]["name"] == "shapes, split held_out"
     evaluation = find_evaluation(pipeline.stages, out)
     assert evaluation.scores["all"]["total"] == COUNT and evaluation.metrics == scores["metrics"]
+    table = _metrics(evaluation)
+    assert "| precision\\_lite0 |" in table
+    assert f"`shapes, split held_out, 16×16` ({row['reference']['checksum'][:12]})" in table
+
+
+def test_damaged_figures_are_not_published(pipeline, copied):
+    scores = json.loads((copied / "scores.json").read_text())
+    damaged = {"fd_lite0": scores["metrics"]["fd_lite0"] | {"value": float("nan")}}
+    for metrics, match in ((damaged, "its metric 'fd_lite0' is not a figure"), ({}, "has not the metrics")):
+        (copied / "scores.json").write_text(json.dumps(scores | {"metrics": metrics}))
+        with pytest.raises(ConfigError, match=match):
+            find_evaluation(pipeline.stages, copied)
 
 
 def test_kept_images_have_the_same_figures(unbroken, weights, tmp_path):

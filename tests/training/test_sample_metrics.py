@@ -68,6 +68,7 @@ def metrics_of(folder):
     ]
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_has_the_figures_of_one_that_does_not(settings, tmp_path):
     config = base_config(**settings)
     train(config, tmp_path / "unbroken")

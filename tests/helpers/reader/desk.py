@@ -12,6 +12,7 @@ import pyarrow.parquet as parquet
 
 from imagen_jax.datasets.folder import _split_of_path
 from imagen_jax.text.encoder import SHAPES_ENCODER
+from tests.goldens.encoders import cases as encoders
 from tests.helpers.archives import encode_image, write_tar
 from tests.helpers.configs import ROOT
 from tests.helpers.reader import client
@@ -77,6 +78,9 @@ def build_desk(folder):
     write_photos(checkout / "photos")
     write_photos(checkout / "DIR")
     write_photos(home / "photos")
+    write_real_images(checkout / "real")
+    (checkout / ".cache/metrics").mkdir(parents=True)
+    encoders.write_weights(checkout / ".cache/metrics", encoders.LITE0)  # as `make metrics` leaves it, but random
     shutil.copytree(SHAPES_ENCODER, checkout / "models/t5-v1_1-xxl")
     return checkout, home, programs
 
@@ -116,6 +120,13 @@ def write_photos(folder):
         {"file_name": f"{number:03d}.png", "text": f"picture {number} of a man", "artist": "Ann"} for number in (0, 2)
     ]
     (folder / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def write_real_images(folder):
+    """Writes a few images, none of them damaged."""
+    folder.mkdir()
+    for number in range(6):
+        _write_photo(folder / f"{number:03d}.png", number)
 
 
 def _write_photo(path, number):

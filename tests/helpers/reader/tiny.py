@@ -43,6 +43,8 @@ RUN = {
     "training.save_every": 2,
     "training.preview_every": 2,
     "training.preview_count": 2,
+    "evaluation.num_samples": 4,
+    "evaluation.batch_size": 4,
     "sampling.num_inference_steps": 2,
     "data.threads": 2,
     "data.prefetch": 2,
