@@ -46,6 +46,7 @@ from imagen_jax.pipelines.loading import (
 )
 from imagen_jax.pipelines.request import (
     Callback,
+    Rows,
     SampleRequest,
     SamplingProgress,
 )
@@ -300,6 +301,11 @@ class ImagenPipeline:
         """Passes settings to the tqdm progress bar of later calls, such as `disable=True`."""
         self._progress = settings
 
+    @property
+    def progress_bar_config(self) -> dict[str, Any]:
+        """The settings of `set_progress_bar_config`."""
+        return dict(self._progress)
+
     def encode_prompt(self, prompts: str | Sequence[str], stage: int = 0) -> TextCondition:
         """Encodes prompts by the text encoder of a stage.
 
@@ -508,6 +514,26 @@ class ImagenPipeline:
         """
         yield from self._iter_batches(request, pending, callback, self._sample_batch)
 
+    def iter_low_res(
+        self, request: SampleRequest, pending: np.ndarray | None = None, callback: Callback | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Samples the stages up to `request.last_stage`; a request with its images as `low_res` continues after it.
+
+        Images of the later stages are then equal to the bit to those of one request for all stages: they are not
+        rounded in between.
+
+        Args:
+            request: what to sample.
+            pending: see `iter_batches`.
+            callback: called every few steps of a stage.
+
+        Yields:
+            The index of the batch's first prompt, and the images of the last of these stages, float32 [B, H, W, C] in
+            [-1, 1].
+        """
+        for first, (images,) in self._iter_batches(request, pending, callback, self._sample_low_res):
+            yield first, images
+
     def invert(self, request: SampleRequest, callback: Callback | None = None) -> list[tuple[np.ndarray, ...]]:
         """Walks from the images that stages start with up to their noise, from which sampling returns to them.
 
@@ -524,7 +550,7 @@ class ImagenPipeline:
         batches = [arrays for _, arrays in self._iter_batches(request, None, callback, self._invert_batch)]
         stages: list[tuple[np.ndarray, ...]] = []
         arrays = iter([np.concatenate(parts) for parts in zip(*batches, strict=True)])
-        for index in range(request.first_stage, len(self.stages)):
+        for index in self._indices(request):
             stages.append(tuple(next(arrays) for _ in range(1 + self._samplers[index].remembers)))
         return stages
 
@@ -542,7 +568,7 @@ class ImagenPipeline:
         batches = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
         if pending is not None:
             batches = [batch for batch in batches if pending[batch].any()]
-        steps = sum(self._steps(request, index) for index in range(request.first_stage, len(self.stages)))
+        steps = sum(self._steps(request, index) for index in self._indices(request))
         bar_settings = {"desc": "sampling", "unit": " steps", "disable": not multihost.is_main_process()}
         with tqdm(total=len(batches) * steps, **(bar_settings | self._progress)) as bar:
             for number, batch in enumerate(batches):
@@ -561,6 +587,7 @@ class ImagenPipeline:
                 f"samples {request.first_index} to {last_index} are asked for, and indices are within [0, 2^32): "
                 "use another seed for more"
             )
+        self._check_stages(request)
         if request.size is not None:
             check_size([trained.stage.config for trained in self.stages], request.size)
         if not request.texts.has_negative:
@@ -568,6 +595,19 @@ class ImagenPipeline:
         scales = [trained.stage.config.sampling.guidance_scale for trained in self.stages]
         if np.all(np.asarray(scales if request.guidance_scale is None else request.guidance_scale) == 1):
             raise ConfigError("negative_prompt has no effect at guidance_scale 1: give a scale above 1")
+
+    def _check_stages(self, request: SampleRequest) -> None:
+        """Raises ConfigError if the first and the last stage of a request, or the images to begin with, do not fit."""
+        indices, first, count = self._indices(request), request.first_stage, len(request.texts.prompts)
+        if not indices or first < 0 or indices.stop > len(self.stages):
+            raise ConfigError(
+                f"stages {first} to {indices.stop - 1} are asked for, and the cascade has stages 0 to "
+                f"{len(self.stages) - 1}: give stages of the cascade, the first one first"
+            )
+        if request.low_res is None and first > 0:
+            raise ConfigError(f"stage {first} enlarges images, and none are given: give low_res, or begin with stage 0")
+        if request.low_res is not None and request.low_res.shape[0] != count:
+            raise ConfigError(f"low_res has {request.low_res.shape[0]} images for {count} prompts: give one for each")
 
     def padded_batch(self, count: int, batch_size: int) -> int:
         """Returns the size that batches of `count` images are padded to: one of few, so that few programs are compiled.
@@ -583,24 +623,38 @@ class ImagenPipeline:
 
     def _sample_batch(self, request: SampleRequest, batch: slice, size: int, tell: Callback) -> list[jax.Array]:
         """Returns the images of every stage for a batch padded to `size`, integers on the devices."""
-        make = self._batch_requests(request, batch, size)
         images: list[jax.Array] = []
-        low_res: jax.Array | None = None
-        for index in range(request.first_stage, len(self.stages)):
-            trained, sampler, stage_request = self.stages[index], self._samplers[index], make(index, low_res)
-            if stage_request.image is not None and stage_request.strength == 0:
-                low_res = stage_request.image
-            else:
-                low_res = sampler.finish(self._walk(index, stage_request, request.steps_per_call, batch, tell))
-            images.append(to_uint(low_res, image_dtype(trained.stage.config.sampling.bits, "sampling bits")))
+        for index, stage_images in self._sample_stages(request, batch, size, tell):
+            bits = self.stages[index].stage.config.sampling.bits
+            images.append(to_uint(stage_images, image_dtype(bits, "sampling bits")))
         return images
+
+    def _sample_low_res(self, request: SampleRequest, batch: slice, size: int, tell: Callback) -> list[jax.Array]:
+        """Returns the images of the last stage alone, float on the devices."""
+        *_, (_, images) = self._sample_stages(request, batch, size, tell)
+        return [images]
+
+    def _sample_stages(
+        self, request: SampleRequest, batch: slice, size: int, tell: Callback
+    ) -> Iterator[tuple[int, jax.Array]]:
+        """Yields the index of each stage and its images for a batch, float on the devices."""
+        make = self._batch_requests(request, batch, size)
+        images: jax.Array | None = None
+        for index in self._indices(request):
+            stage_request = make(index, images)
+            if stage_request.image is not None and stage_request.strength == 0:
+                images = stage_request.image
+            else:
+                state = self._walk(index, stage_request, request.steps_per_call, batch, tell)
+                images = self._samplers[index].finish(state)
+            yield index, images
 
     def _invert_batch(self, request: SampleRequest, batch: slice, size: int, tell: Callback) -> list[jax.Array]:
         """Returns what `invert` says for a batch, one stage after the other, float on the devices."""
         make = self._batch_requests(request, batch, size)
         arrays: list[jax.Array] = []
         low_res: jax.Array | None = None
-        for index in range(request.first_stage, len(self.stages)):
+        for index in self._indices(request):
             sampler, stage_request = self._samplers[index], make(index, low_res)
             low_res = stage_request.image
             up = dataclasses.replace(stage_request, image=None, z=low_res, times=sampler.times[::-1])
@@ -631,7 +685,7 @@ class ImagenPipeline:
             padded = {name: pad_batch(np.asarray(array[batch]), size) for name, array in arrays.items()}
             return shard_host_batch(padded, axes, self.mesh)
 
-        def put(array: np.ndarray | None) -> jax.Array | None:
+        def put(array: Rows | None) -> jax.Array | None:
             return None if array is None else put_all({"images": array}, IMAGE)["images"]
 
         def put_pairs(pairs: Pairs | None) -> Pairs | None:
@@ -658,6 +712,11 @@ class ImagenPipeline:
             )
 
         return make
+
+    def _indices(self, request: SampleRequest) -> range:
+        """Returns the indices of the stages of a request."""
+        last = len(self.stages) - 1 if request.last_stage is None else request.last_stage
+        return range(request.first_stage, last + 1)
 
     def _steps(self, request: SampleRequest, index: int) -> int:
         """Returns how many steps a stage takes for a batch."""

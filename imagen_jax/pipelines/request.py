@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -44,6 +45,17 @@ class StageStart:
     positions: Mapping[str, np.ndarray] | None = None
 
 
+class Rows(Protocol):
+    """An array [N, ...], or one that is read from files batch by batch."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the full array."""
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray:
+        """Returns some rows; in a multi-host run, all processes ask for the same."""
+
+
 @dataclasses.dataclass(frozen=True)
 class SampleRequest:
     """What to sample.
@@ -62,9 +74,10 @@ class SampleRequest:
             slower where devices need batches to be busy.
         steps_per_call: steps between two calls of a callback; images do not depend on it.
         starts: what each stage begins with; none for noise alone.
-        low_res: float32 [N, h, w, C] in [-1, 1]: images that the stage `first_stage` enlarges; None if that is the
-            base stage.
+        low_res: float32 [N, h, w, C] in [-1, 1]: images that the stage `first_stage` enlarges, such as those of
+            `ImagenPipeline.iter_low_res`; None if that is the base stage.
         first_stage: index of the stage to begin with.
+        last_stage: index of the stage to end with; None for that of the cascade.
     """
 
     texts: Texts
@@ -77,8 +90,9 @@ class SampleRequest:
     isolated: bool = False
     steps_per_call: int = STEPS_PER_CALL
     starts: Sequence[StageStart] = ()
-    low_res: np.ndarray | None = None
+    low_res: Rows | None = None
     first_stage: int = 0
+    last_stage: int | None = None
 
     def start(self, stage: int) -> StageStart:
         """Returns what the stage of an index begins with."""
