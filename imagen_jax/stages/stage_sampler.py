@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +26,7 @@ from imagen_jax.diffusion.inpainting import resample
 from imagen_jax.diffusion.keys import MAX_INDEX, keys_from_seeds
 from imagen_jax.diffusion.process import add_noise
 from imagen_jax.diffusion.samplers import SamplerState, StepInputs
+from imagen_jax.diffusion.schedules import Schedule
 from imagen_jax.images.array import Size, image_dtype, to_float, to_uint
 from imagen_jax.parallel import multihost, runtime
 from imagen_jax.parallel.axes import IMAGE, VECTOR
@@ -50,6 +51,8 @@ _STEP_BLOCK = 1024  # numbers of steps are padded to a multiple, so that program
 _MAX_PROGRAMS = 64  # that are kept for stages and settings used before
 # settings that are arguments of the programs, with the values that stand for all others
 _DYNAMIC = {"num_inference_steps": 1, "timestep_spacing": "uniform", "aug_level": 0.0, "bits": 8, "guidance_scale": 1.0}
+# those of them that the times of a walk, and the numbers of its steps, do not depend on
+_OF_NO_WALK = {name: _DYNAMIC[name] for name in ("aug_level", "bits", "guidance_scale")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,6 +190,11 @@ def make_request(
     )
 
 
+def program_key(settings: SamplingConfig) -> Hashable:
+    """Returns what sampling settings are compiled for: those with equal keys share the programs of a stage."""
+    return settings.model_copy(update=_DYNAMIC), is_guided(settings, settings.guidance_scale)
+
+
 class _Variant(NamedTuple):
     """What the programs of a stage are compiled for besides its settings.
 
@@ -292,6 +300,22 @@ def _in_parts(shards: int, together: int, function: Any, *batch: Any) -> Any:
     return jax.tree.map(join, jax.lax.map(lambda part: function(*part), parts))
 
 
+def _make_walk(sampler: samplers.Sampler, times: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Returns times, and the numbers of their steps, padded so that another number of steps needs no other program."""
+    samplers.check_times(times, sampler.deterministic)
+    numbers = jax.jit(sampler.inputs)(times)
+    padding = -(len(times) - 1) % _STEP_BLOCK
+    return times, {name: np.pad(np.asarray(values), (0, padding)) for name, values in numbers.items()}
+
+
+@functools.lru_cache(_MAX_PROGRAMS)
+def _default_walk(settings: SamplingConfig, schedule: Schedule) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Returns the times of settings, and the numbers of their steps: once for all that differ in `_OF_NO_WALK`."""
+    sampler = make_sampler(settings, schedule)
+    times = jax.jit(sampler.times, static_argnums=(0, 1))
+    return _make_walk(sampler, np.asarray(times(settings.num_inference_steps, settings.timestep_spacing)))
+
+
 _programs: collections.OrderedDict[Any, _Programs] = collections.OrderedDict()
 _programs_lock = threading.Lock()
 
@@ -348,11 +372,15 @@ class StageSampler:
         """Whether states have z at the time before, see `samplers.SamplerState`."""
         return self._sampler.remembers
 
-    @functools.cached_property
+    @property
     def times(self) -> np.ndarray:
         """The times of the settings, [steps + 1]."""
-        settings, times = self._settings, jax.jit(self._sampler.times, static_argnums=(0, 1))
-        return np.asarray(times(settings.num_inference_steps, settings.timestep_spacing))
+        return self._default_walk[0]
+
+    @functools.cached_property
+    def _default_walk(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The times of the settings, and the numbers of their steps."""
+        return _default_walk(self._settings.model_copy(update=_OF_NO_WALK), self._stage.schedule)
 
     def _times_of(self, request: StageRequest) -> np.ndarray:
         """Returns the times of a request that are not those of the settings."""
@@ -360,17 +388,6 @@ class StageSampler:
             return np.asarray(request.times, np.float32)
         steps = strength_steps(self._settings.num_inference_steps, request.strength)
         return np.asarray(self._sampler.times(steps, self._settings.timestep_spacing, request.strength))
-
-    def _numbers(self, times: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns the numbers of the steps, padded so that another number of steps needs no other program."""
-        samplers.check_times(times, self._sampler.deterministic)
-        numbers = jax.jit(self._sampler.inputs)(times)
-        padding = -(len(times) - 1) % _STEP_BLOCK
-        return {name: np.pad(np.asarray(values), (0, padding)) for name, values in numbers.items()}
-
-    @functools.cached_property
-    def _default_numbers(self) -> dict[str, np.ndarray]:
-        return self._numbers(self.times)
 
     def walk(self, params: Any, request: StageRequest, steps_per_call: int = STEPS_PER_CALL) -> Iterator[StageWalk]:
         """Samples a batch, some steps at a time; the last state's z are the images.
@@ -386,8 +403,7 @@ class StageSampler:
             ConfigError: the request's times are not monotone.
         """
         default = request.times is None and request.strength == 1
-        times = self.times if default else self._times_of(request)
-        numbers = self._default_numbers if default else self._numbers(times)
+        times, numbers = self._default_walk if default else _make_walk(self._sampler, self._times_of(request))
         batch, steps = len(request.keys), len(times) - 1
         scales = request.guidance_scale
         if scales is None:
