@@ -110,6 +110,8 @@ setup(
         "imagen_jax": ["py.typed"],
         "imagen_jax.configs": ["*.txt"],
         "imagen_jax.datasets.shapes": ["encoder/*"],
+        "imagen_jax.evaluation": ["page/*"],
+        "imagen_jax.images": ["page/*"],
         "imagen_jax.pipelines": ["cascades/**/*"],
         "imagen_jax.serving": ["*.css", "page/*"],
     },

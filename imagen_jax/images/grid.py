@@ -33,11 +33,7 @@ def image_grid(images: np.ndarray, captions: Sequence[str], columns: int, cell: 
         columns: images per row.
         cell: approximate width of each image in pixels; images are enlarged by an integer factor.
     """
-    images = to_uint8(_to_viewable(images))
-    if images.shape[-1] == 1:
-        images = np.repeat(images, 3, axis=-1)
-    elif images.shape[-1] == 4:
-        images = alpha_composite(images, _checkerboard(*images.shape[1:3]))
+    images = viewable_rgb(images)
     height, width = images.shape[1:3]
     # integer factors with nearest neighbor show the pixels of the model, without interpolation
     scale = max(1, round(cell / width))
@@ -62,6 +58,14 @@ def image_grid(images: np.ndarray, captions: Sequence[str], columns: int, cell: 
             start = left + cell_width - line.mask.shape[1] if line.right_to_left else left
             grid.paste("black", (start, baseline - line.ascent), Image.fromarray(line.mask))
     return grid
+
+
+def viewable_rgb(images: np.ndarray) -> np.ndarray:
+    """Returns images [N, H, W, C] as uint8 with 3 channels, see `image_grid`."""
+    images = to_uint8(_to_viewable(images))
+    if images.shape[-1] == 4:
+        return alpha_composite(images, _checkerboard(*images.shape[1:3]))
+    return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
 
 
 def _to_viewable(images: np.ndarray) -> np.ndarray:

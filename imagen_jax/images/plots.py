@@ -26,9 +26,9 @@ _COLORS = {"red": "tab:red", "green": "tab:green", "blue": "tab:blue", "gray": "
 _MAX_CURVES = 6
 
 
-def _make_figure(count: int, title: str) -> tuple[Figure, list[Axes]]:
+def make_figure(count: int, title: str) -> tuple[Figure, list[Axes]]:
     """Returns a figure and its axes: one panel, or rows of two."""
-    rows, columns = max(count // 2, 1), min(count, 2)
+    rows, columns = -(-count // 2), min(count, 2)
     # without pyplot, which looks for a display and keeps figures
     figure = Figure(figsize=(columns * _PANEL_SIZE[0], rows * _PANEL_SIZE[1]), dpi=_DPI, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
@@ -38,14 +38,14 @@ def _make_figure(count: int, title: str) -> tuple[Figure, list[Axes]]:
     return figure, list(axes.flat)
 
 
-def _save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Writes a figure as a PNG file."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     save_png(np.asarray(canvas.buffer_rgba())[..., :3], path)
 
 
-def _finish_axes(axes: Axes, **labels: Any) -> None:
+def finish_axes(axes: Axes, **labels: Any) -> None:
     """Adds labels, a grid, and a legend if any curve has a label."""
     axes.set(**labels)
     axes.grid(alpha=0.3, which="both")
@@ -75,11 +75,11 @@ def plot_loss(metrics: Sequence[Mapping[str, float]], title: str, path: Path) ->
     steps, losses = _series(metrics, "loss")
     window = max(1, len(losses) // 30)
     smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
-    figure, (axes,) = _make_figure(1, f"{title}: training loss")
+    figure, (axes,) = make_figure(1, f"{title}: training loss")
     axes.plot(steps, losses, color="tab:blue", alpha=0.3, label="loss")
     axes.plot(steps[window - 1 :], smooth, color="tab:blue", label=f"mean of {window}")
-    _finish_axes(axes, xlabel="step", ylabel="loss", yscale="log")
-    _save_figure(figure, path)
+    finish_axes(axes, xlabel="step", ylabel="loss", yscale="log")
+    save_figure(figure, path)
 
 
 def _rename_old_metrics(line: Mapping[str, float]) -> dict[str, float]:
@@ -100,24 +100,24 @@ def plot_run_diagnostics(metrics: Sequence[Mapping[str, float]], title: str, pat
     metrics = [_rename_old_metrics(line) for line in metrics]
     lines = [line for line in metrics if "saturation" in line]
     is_super_resolution = any("consistency_db" in line for line in lines)
-    figure, axes = _make_figure(4 if is_super_resolution else 2, f"{title}: diagnostics of the EMA weights")
+    figure, axes = make_figure(4 if is_super_resolution else 2, f"{title}: diagnostics of the EMA weights")
     selected = [lines[i] for i in np.unique(np.linspace(0, len(lines) - 1, _MAX_CURVES).round().astype(int))]
     colors = colormaps["viridis"](np.linspace(0.9, 0, len(selected)))
     for line, color in zip(selected, colors, strict=True):
         _plot_loss_by_noise(axes[0], line, f"step {line['step']}", color=color)
-    _finish_axes(axes[0], title="validation loss by noise level", xlabel="noise level", ylabel="loss", yscale="log")
+    finish_axes(axes[0], title="validation loss by noise level", xlabel="noise level", ylabel="loss", yscale="log")
     for name, label in (("saturation", "samples"), ("saturation_real", "real images")):
         axes[1].plot(*_series(lines, name), "--" if "real" in name else ".-", label=label)
-    _finish_axes(axes[1], title="saturation", xlabel="step", ylabel="fraction of values at 0 or 255")
+    finish_axes(axes[1], title="saturation", xlabel="step", ylabel="fraction of values at 0 or 255")
     if is_super_resolution:
         axes[2].plot(*_series(lines, "consistency_db"), ".-")
-        _finish_axes(axes[2], title="consistency with the low-resolution input", xlabel="step", ylabel="PSNR in dB")
+        finish_axes(axes[2], title="consistency with the low-resolution input", xlabel="step", ylabel="PSNR in dB")
         for channel in _by_suffix(lines[-1], _COLOR_DRIFT_PREFIX):
             axes[3].plot(
                 *_series(lines, _COLOR_DRIFT_PREFIX + channel), ".-", color=_COLORS.get(channel), label=channel
             )
-        _finish_axes(axes[3], title="drift of the mean color", xlabel="step", ylabel="steps of 1/255")
-    _save_figure(figure, path)
+        finish_axes(axes[3], title="drift of the mean color", xlabel="step", ylabel="steps of 1/255")
+    save_figure(figure, path)
 
 
 def _plot_loss_by_noise(axes: Axes, values: Mapping[str, float], label: str, **style: Any) -> None:
@@ -164,22 +164,22 @@ def plot_cascade_diagnostics(stages: Mapping[str, Mapping[str, float]], path: Pa
         path: the file to write.
     """
     sr_stages = {name: values for name, values in stages.items() if "consistency_db" in values}
-    figure, axes = _make_figure(4 if sr_stages else 2, "diagnostics of the cascade")
+    figure, axes = make_figure(4 if sr_stages else 2, "diagnostics of the cascade")
     for name, values in stages.items():
         _plot_loss_by_noise(axes[0], values, name)
-    _finish_axes(axes[0], title="validation loss by noise level", xlabel="noise level", ylabel="loss", yscale="log")
+    finish_axes(axes[0], title="validation loss by noise level", xlabel="noise level", ylabel="loss", yscale="log")
     saturations = {"samples": "saturation", "real images": "saturation_real"}
     _grouped_bars(axes[1], {name: {label: v[key] for label, key in saturations.items()} for name, v in stages.items()})
-    _finish_axes(axes[1], title="saturation", ylabel="fraction of values at 0 or 255")
+    finish_axes(axes[1], title="saturation", ylabel="fraction of values at 0 or 255")
     if sr_stages:
         _grouped_bars(axes[2], {name: {"": values["consistency_db"]} for name, values in sr_stages.items()})
-        _finish_axes(axes[2], title="consistency with the low-resolution input", ylabel="PSNR in dB")
+        finish_axes(axes[2], title="consistency with the low-resolution input", ylabel="PSNR in dB")
         _grouped_bars(
             axes[3], {name: _by_suffix(values, _COLOR_DRIFT_PREFIX) for name, values in sr_stages.items()}, _COLORS
         )
         axes[3].axhline(0, color="black", linewidth=0.8)
-        _finish_axes(axes[3], title="drift of the mean color", ylabel="steps of 1/255")
-    _save_figure(figure, path)
+        finish_axes(axes[3], title="drift of the mean color", ylabel="steps of 1/255")
+    save_figure(figure, path)
 
 
 def _grouped_bars(

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from imagen_jax.data.left_out import Finding
-from imagen_jax.io.text import printable
+from imagen_jax.images.html_page import escape, render_page, table
 
 _MAX_ROWS = 50  # of a table
 _MAX_UNREADABLE = 3  # unreadable files in the summary
 
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 62em; padding: 0 1em; color: #222; }
-h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; border-bottom: 1px solid #ccc; }
-table { border-collapse: collapse; margin: .6em 0; } td, th { padding: .15em .9em .15em 0; text-align: left;
-vertical-align: top; overflow-wrap: anywhere; } td.number { text-align: right; white-space: nowrap; }
-.bar { background: #6a93c8; display: inline-block; height: .75em; } .bad { color: #a40000; font-weight: bold; }
-.good { color: #1a6b1a; font-weight: bold; } .note { color: #666; } img { max-width: 100%; border: 1px solid #ccc; }
+td.number { text-align: right; white-space: nowrap; }
+.bar { background: var(--bar); display: inline-block; height: .75em; }
+.bad { color: var(--bad); font-weight: bold; } .good { color: var(--good); font-weight: bold; }
 """
+# the images are files beside the page
+_POLICY = "default-src 'none'; img-src 'self' file:; style-src 'unsafe-inline'"
 
 
 def render_report(report: Mapping[str, Any], title: str, images: Mapping[str, str]) -> str:
@@ -33,10 +31,10 @@ def render_report(report: Mapping[str, Any], title: str, images: Mapping[str, st
     captions = report["captions"]
     truncated = [(text,) for text in captions["truncated_captions"]]
     parts = [
-        f"<h1>{_escape(title)}</h1>",
+        f"<h1>{escape(title)}</h1>",
         _verdict(report),
-        _table((), summary_rows(report)),
-        *(f'<h2>{_escape(name)}</h2><img src="{_escape(file)}" alt="">' for name, file in images.items()),
+        table((), summary_rows(report)),
+        *(f'<h2>{escape(name)}</h2><img src="{escape(file)}" alt="">' for name, file in images.items()),
         *_groups(report["groups"]),
         *_aspects(report["sizes"]),
         *_words(captions),
@@ -47,8 +45,7 @@ def render_report(report: Mapping[str, Any], title: str, images: Mapping[str, st
         *_section("Repeated captions", ("caption", "occurrences"), captions["repeated"]),
         *_section("Truncated captions", ("caption",), truncated),
     ]
-    head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_escape(title)}</title>'
-    return f"{head}<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+    return render_page(title, "".join(parts), style=_STYLE, policy=_POLICY)
 
 
 def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -85,22 +82,17 @@ def _finding_text(finding: Mapping[str, Any]) -> str:
     return Finding(**{**finding, "names": tuple(finding["names"])}).message()
 
 
-def _escape(text: Any) -> str:
-    """Escapes text of unknown origin for HTML."""
-    return html.escape(printable(str(text)))
-
-
 def _verdict(report: Mapping[str, Any]) -> str:
     """Returns whether the data can be used, in one line."""
     if report["unusable"]:
-        return f'<p class="bad">Unusable: {_escape(report["unusable"])}.</p>'
+        return f'<p class="bad">Unusable: {escape(report["unusable"])}.</p>'
     return '<p class="good">The data can be used.</p>'
 
 
 def _groups(comparisons: Sequence[Mapping[str, Any]]) -> Iterable[str]:
     """Yields for each comparison the sizes of its groups, and the words that are more frequent with each group."""
     for comparison in comparisons:
-        yield f"<h2>Balance: {_escape(comparison['by'])}</h2>"
+        yield f"<h2>Balance: {escape(comparison['by'])}</h2>"
         ratio = comparison["ratio"]
         balance = (
             "some are never mentioned"
@@ -113,8 +105,8 @@ def _groups(comparisons: Sequence[Mapping[str, Any]]) -> Iterable[str]:
             skews = group["skewed_words"]
             rows = [(skew["word"], f"{skew['with_group']:.1%}", f"{skew['with_others']:.1%}") for skew in skews]
             if rows:
-                yield f"<p>More frequent with <b>{_escape(group['name'])}</b>:</p>"
-                yield _table(("word", "of its records", "of other records"), rows)
+                yield f"<p>More frequent with <b>{escape(group['name'])}</b>:</p>"
+                yield table(("word", "of its records", "of other records"), rows)
 
 
 def _aspects(sizes: Mapping[str, Any]) -> Iterable[str]:
@@ -133,7 +125,7 @@ def _words(captions: Mapping[str, Any]) -> Iterable[str]:
 def _columns(columns: Mapping[str, Any]) -> Iterable[str]:
     """Yields the frequent values of each column."""
     for column, values in columns.items():
-        yield f"<h2>Column {_escape(column)}</h2><p>{values['distinct']:,} distinct values:</p>"
+        yield f"<h2>Column {escape(column)}</h2><p>{values['distinct']:,} distinct values:</p>"
         yield _histogram("value", values["values"])
 
 
@@ -164,7 +156,7 @@ def _section(
     """Yields a section with a table, unless it has no rows."""
     if rows:
         count = len(rows) if total is None else total
-        yield f"<h2>{_escape(title)}</h2>{_table(heads, rows[:_MAX_ROWS])}"
+        yield f"<h2>{escape(title)}</h2>{table(heads, rows[:_MAX_ROWS])}"
         if count > _MAX_ROWS:
             yield f'<p class="note">{count - _MAX_ROWS:,} more.</p>'
 
@@ -173,19 +165,12 @@ def _histogram(head: str, rows: Sequence[tuple[str, int]]) -> str:
     """Returns a table of frequencies with bars."""
     highest = max((count for _, count in rows), default=0)
     body = "".join(
-        f'<tr><td>{_escape(name)}</td><td class="number">{count:,}</td>'
+        f'<tr><td>{escape(name)}</td><td class="number">{count:,}</td>'
         f'<td><span class="bar" style="width:{count / max(highest, 1) * 18:.2f}em"></span></td></tr>'
         for name, count in rows[:_MAX_ROWS]
     )
     more = f'<p class="note">{len(rows) - _MAX_ROWS:,} more in report.json.</p>' if len(rows) > _MAX_ROWS else ""
-    return f"<table><tr><th>{_escape(head)}</th><th>records</th></tr>{body}</table>{more}"
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Returns rows as an HTML table."""
-    top = "".join(f"<th>{_escape(head)}</th>" for head in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{_escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><tr>{top}</tr>{body}</table>"
+    return f"<table><tr><th>{escape(head)}</th><th>records</th></tr>{body}</table>{more}"
 
 
 def _percentage(part: int, total: int) -> str:

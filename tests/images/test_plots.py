@@ -15,8 +15,8 @@ STAGES = {"8×8": SATURATIONS | CURVE, "16×16": SATURATIONS | CURVE | SR_METRIC
 def plotted(monkeypatch, tmp_path):
     """Returns a function that plots a figure, and returns the lines and bars of each panel."""
     figures = []
-    save = plots._save_figure
-    monkeypatch.setattr(plots, "_save_figure", lambda figure, path: figures.append(figure) or save(figure, path))
+    save = plots.save_figure
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure) or save(figure, path))
 
     def plotted(plot, *arguments):
         plot(*arguments, tmp_path / "figure.png")
