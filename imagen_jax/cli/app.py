@@ -31,6 +31,7 @@ COMMANDS = {
     "edit": "edit images: image to image, inpainting, outpainting, variations, upscaling, inversion",
     "serve": "serve a cascade over HTTP, with a page and OpenAI's image API",
     "evaluate": "score a cascade on the captions of a data set",
+    "sweep": "sample with many settings of a stage, and find where alignment and fidelity trade off best",
     "publish": "write a cascade into one folder for others, or push it to the Hugging Face Hub",
     "convert": "read pipelines of DeepFloyd IF in the format of diffusers, or write stages as such, or adapters",
     "finetune": "teach a cascade a subject or a domain from a few images",

@@ -21,7 +21,7 @@ from imagen_jax.config.metrics_schema import MetricsConfig
 from imagen_jax.config.paths import holds_paths
 from imagen_jax.config.schema import SamplingConfig, StageConfig
 from imagen_jax.diffusion.keys import MAX_SEED
-from imagen_jax.errors import ConfigError
+from imagen_jax.errors import ConfigError, unknown_name_error
 from imagen_jax.io.paths import as_path, check_writable, expand_user
 
 if TYPE_CHECKING:
@@ -426,6 +426,13 @@ def _kind(name: str) -> _Kind:
     return _KINDS.get(annotation) or (_RANGE if str(annotation).startswith("tuple") else _SIZE)
 
 
+def read_sampling_values(name: str, text: str) -> list[Any]:
+    """Returns values of a key of a config's `sampling`, separated by commas. Raises ConfigError for an unknown key."""
+    if name not in SamplingConfig.model_fields:
+        raise unknown_name_error("sampling setting", name, SamplingConfig.model_fields)
+    return _read_values(name, [part.strip() for part in text.split(",")], _kind(name))
+
+
 def stage_changes(args: CommandFlags, stages: int, with_guidance: bool = True) -> list[dict[str, object]]:
     """Returns what the flags change in the sampling settings of each stage.
 
@@ -505,11 +512,16 @@ def _per_stage(name: str, text: str, stages: int, kind: _Kind | None = None) -> 
     parts = [part.strip() for part in text.split(",")]
     if len(parts) not in (1, stages):
         raise ConfigError(f"--{name} has {len(parts)} values for {stages} stages: give one for all, or one for each")
-    kind = kind or _kind(name)
+    values = _read_values(name, parts, kind or _kind(name))
+    return values * stages if len(values) == 1 else values
+
+
+def _read_values(name: str, parts: Sequence[str], kind: _Kind) -> list[Any]:
+    """Returns the values of texts. Raises ConfigError if one cannot be read."""
     values = []
     for part in parts:
         try:
             values.append(kind.read(part))
         except (ValueError, KeyError) as error:
             raise ConfigError(f"--{name} {part!r} is not {kind.expected}") from error
-    return values * stages if len(values) == 1 else values
+    return values

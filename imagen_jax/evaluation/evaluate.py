@@ -90,7 +90,7 @@ def evaluate(
     judge = check_judge(config)
     if save_images and out is None:
         raise ConfigError("save_images keeps images in the folder of the results: give out")
-    source, captions, origin = _open_captions(config, pipeline)
+    source, captions, origin = open_captions(config, pipeline)
     if judge:
         check_captions(config.judge, captions)
     devices.log_devices("evaluating")
@@ -137,7 +137,7 @@ def evaluate(
     return EvaluationResult(scores, figures, diagnostics, "\n".join(tables), out)
 
 
-def _open_captions(
+def open_captions(
     config: EvaluationConfig, pipeline: ImagenPipeline
 ) -> tuple[SourceCaptions, Sequence[str], CaptionsOrigin]:
     """Returns the captions of the data set, those to sample, and where these are from. Raises ConfigError."""

@@ -218,17 +218,18 @@ class MetricStream:
     def identity(self) -> dict[str, Any]:
         """Returns what decides the states of the same images, as JSON."""
         parts = {name: part.identity() for name, part in self.parts.items()}
-        return {"num_images": self.num_images, "states": sorted(self._states()), **parts}
+        return {"num_images": self.num_images, "states": sorted(self.states()), **parts}
 
     def save(self, path: Path, more: Mapping[str, Any] | None = None) -> None:
         """Writes the states to a file, atomically; `more` is what identifies the images, as JSON. Raises OSError."""
-        save_states(path, {**self.identity(), **(more or {})}, self._states())
+        save_states(path, {**self.identity(), **(more or {})}, self.states())
 
     def load(self, path: Path, more: Mapping[str, Any] | None = None) -> bool:
         """Replaces the states by those of a file, and returns whether there are any; see `state_files.load_states`."""
-        return load_states(path, {**self.identity(), **(more or {})}, self._states())
+        return load_states(path, {**self.identity(), **(more or {})}, self.states())
 
-    def _states(self) -> dict[str, State]:
+    def states(self) -> dict[str, State]:
+        """Returns the states by name, to save them in one file with others."""
         states: dict[str, State] = {"checksum": self._checksum}
         for network, part in self.parts.items():
             states |= {f"{network}.{name}": state for name, state in part.states.items()}
