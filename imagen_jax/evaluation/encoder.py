@@ -127,12 +127,12 @@ class FeatureEncoder:
     def _encode(self, inputs: np.ndarray, size: int) -> Features:
         """Returns the features of inputs [N, H, W, 3], N ≤ size, padded to `size` on the devices."""
         arrays = shard_host_batch({"inputs": pad_batch(inputs, size)}, _AXES, self.mesh)
-        output = _make_encode(self._model, self.mesh)(self._params, arrays["inputs"])
+        output = make_encode(self._model, self.mesh)(self._params, arrays["inputs"])
         return Features(*(multihost.all_gather(array)[: len(inputs)] for array in output))
 
 
 @functools.cache
-def _make_encode(model: Any, mesh: Mesh) -> Callable[[dict, jax.Array], ClassifierOutput]:
+def make_encode(model: Any, mesh: Mesh) -> Callable[[dict, jax.Array], ClassifierOutput]:
     """Returns the outputs of a network: one function for all equal ones, so that it is compiled once."""
 
     def encode(params: dict, inputs: jax.Array) -> ClassifierOutput:

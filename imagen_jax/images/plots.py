@@ -147,13 +147,13 @@ def plot_curves(
         path: the file to write.
         xlabel: of the horizontal axes.
     """
-    figure, axes = _make_figure(len(curves), title)
+    figure, axes = make_figure(len(curves), title)
     highest = max(y for points in curves.values() for _, y in points)
     for panel, (name, points) in zip(axes, curves.items(), strict=True):
         x, y = zip(*points, strict=True)
         panel.plot(x, y, marker="o", color="tab:blue")
-        _finish_axes(panel, title=name, xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.05 * highest))
-    _save_figure(figure, path)
+        finish_axes(panel, title=name, xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.05 * highest))
+    save_figure(figure, path)
 
 
 def plot_cascade_diagnostics(stages: Mapping[str, Mapping[str, float]], path: Path) -> None:

@@ -148,7 +148,7 @@ class CLIP:
         if batch_size < 1:
             raise ConfigError(f"batch_size {batch_size} is not at least 1")
         size = padded_size(min(batch_size, max(1, len(values))), num_batch_shards(self.mesh))
-        encode, parts = _make_encode(tower, self.mesh), [np.zeros((0, self.width), np.float32)]
+        encode, parts = make_encode(tower, self.mesh), [np.zeros((0, self.width), np.float32)]
         for start in range(0, len(values), size):
             batch = prepare(values[start : start + size])
             arrays = shard_host_batch({"inputs": pad_batch(batch, size)}, _AXES, self.mesh)
@@ -157,7 +157,7 @@ class CLIP:
 
 
 @functools.cache
-def _make_encode(tower: Tower, mesh: Mesh) -> Callable[[dict, jax.Array], jax.Array]:
+def make_encode(tower: Tower, mesh: Mesh) -> Callable[[dict, jax.Array], jax.Array]:
     """Returns the unit vectors [B, D] of a tower: one function for all equal ones, so that it is compiled once."""
 
     def encode(params: dict, inputs: jax.Array) -> jax.Array:
