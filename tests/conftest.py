@@ -51,6 +51,7 @@ LONGEST = (
     "training/test_textual_inversion.py",
     "training/test_finetune.py",
     "evaluation/test_evaluate_metrics.py",
+    "evaluation/test_sweep.py",
     "training/test_sample_metrics.py",
     "training/test_objectives.py",
     "docs/test_commands.py",

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from imagen_jax.evaluation.sweep_results import SweepResults, format_metric, metric_label
+from imagen_jax.evaluation.sweep_results import SweepResults, format_metric, metric_label, numbers
 from imagen_jax.images.html_page import data_script, escape, read_asset, render_page
 from imagen_jax.images.trade_off_plot import TradeOffPoint, plot_trade_offs
 
 _ASSETS = Path(__file__).parent / "page"
-_SPREADS = ("low", "high", "std", "error")
 
 
 def plot_results(results: SweepResults, title: str, path: Path) -> None:
@@ -55,7 +54,7 @@ def render_results(
                 "label": point.label,
                 "mark": results.mark(point),
                 "series": results.series.index(point.series(results.axis)),
-                "metrics": {name: _numbers(figure) for name, figure in row.items()},
+                "metrics": {name: numbers(figure) for name, figure in row.items()},
                 "images": list(shown),
             }
             for point, row, shown in zip(results.points, results.rows, images, strict=True)
@@ -84,11 +83,6 @@ def _html_table(results: SweepResults) -> str:
         button = f'<button type="button">{escape(point.label)}</button>'
         rows.append(f'<tr data-index="{index}"><td>{button}</td>{cells}<td>{best}</td></tr>')
     return f'<table id="points"><tr><th>settings</th>{head}<th>Pareto-optimal</th></tr>{"".join(rows)}</table>'
-
-
-def _numbers(figure: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the value of a figure, and its interval or deviation."""
-    return {key: figure[key] for key in ("value", *_SPREADS) if key in figure}
 
 
 def _ends(figure: Mapping[str, Any]) -> tuple[float, float]:

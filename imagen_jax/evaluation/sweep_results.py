@@ -16,6 +16,7 @@ from imagen_jax.evaluation.judges import Judge
 from imagen_jax.evaluation.pareto import pareto_optimal
 from imagen_jax.evaluation.sweep_points import SweepPoint
 
+_ROUNDING = 1e-9  # of a value
 GAINS = ("alignment", "clip_score")  # metrics of which more is better, that say whether images show their texts
 _LABELS = {
     "alignment": "alignment",
@@ -102,11 +103,18 @@ def metric_label(metric: str) -> str:
     return _LABELS.get(metric, metric.replace("_", " "))
 
 
+def numbers(figure: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the value of a figure, and its interval or deviation; not one that is rounding, as of equal subsets."""
+    least = _ROUNDING * abs(figure["value"])
+    kept = {key: figure[key] for key in ("std", "error") if figure.get(key, 0.0) > least}
+    return {key: figure[key] for key in ("value", "low", "high") if key in figure} | kept
+
+
 def format_metric(metric: str, figure: Mapping[str, Any]) -> str:
     """Returns a value with its interval or deviation."""
     if metric == "alignment":
         return f"{figure['value']:.1%} ({figure['low']:.1%}–{figure['high']:.1%})"
-    spread = next((f" ± {figure[key]:.3g}" for key in ("std", "error") if key in figure), "")
+    spread = next((f" ± {figure[key]:.3g}" for key in ("std", "error") if key in numbers(figure)), "")
     return f"{figure['value']:.5g}{spread}"
 
 

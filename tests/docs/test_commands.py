@@ -34,6 +34,7 @@ SLOW = (
     "docs/publishing.md",
     "docs/recipes.md",
     "docs/sampling.md",
+    "docs/sweeps.md",
     "docs/text_encoders.md",
     "docs/try_on.md",
 )
