@@ -32,6 +32,10 @@ COMMANDS = {
     "serve": "serve a cascade over HTTP, with a page and OpenAI's image API",
     "evaluate": "score a cascade on the captions of a data set",
     "sweep": "sample with many settings of a stage, and find where alignment and fidelity trade off best",
+    "benchmark-prompts": "sample and score a set of prompts: PartiPrompts, GenEval, DrawBench, or one of the package",
+    "blind": "write a page on which people compare two models without knowing which is which",
+    "votes": "count the votes of such a page",
+    "fairness": "measure how attributes come out that prompts leave open",
     "publish": "write a cascade into one folder for others, or push it to the Hugging Face Hub",
     "convert": "read pipelines of DeepFloyd IF in the format of diffusers, or write stages as such, or adapters",
     "finetune": "teach a cascade a subject or a domain from a few images",
@@ -50,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(_usage())
         sys.exit(0 if arguments else 2)
-    name = arguments[0]
+    name = _command_name(arguments[0])
     if name == "--version":
         from imagen_jax import __version__
 
@@ -60,7 +64,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)[0]
         print_error(f"{name!r} is not a command: the nearest is {nearest!r}; `imagen --help` lists all")
         sys.exit(2)
-    run(importlib.import_module(f"imagen_jax.cli.{name}"), arguments[1:])
+    run(importlib.import_module(f"imagen_jax.cli.{name.replace('-', '_')}"), arguments[1:])
+
+
+def _command_name(argument: str) -> str:
+    """Returns an argument as the name of a command is written, with `-` or `_` between its words."""
+    names = {name.replace("-", "_"): name for name in COMMANDS}
+    return names.get(argument.replace("-", "_"), argument)
 
 
 def run(command: ModuleType, arguments: Sequence[str]) -> None:

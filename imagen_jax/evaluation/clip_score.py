@@ -80,6 +80,15 @@ class ClipScore:
         Raises:
             ConfigError: they have other shapes, or are not finite.
         """
+        scores = self.each(images, texts, first)
+        batch = ClipScore()
+        batch.images = len(scores)
+        batch._mean = float(scores.mean()) if len(scores) else 0.0
+        batch._squares = float(((scores - batch._mean) ** 2).sum())
+        self._add(batch)
+
+    def each(self, images: np.ndarray, texts: np.ndarray, first: int = 0) -> np.ndarray:
+        """Returns the score float64 [B] of each image; arguments and errors are those of `update`."""
         for name, values in (("embeddings of images", images), ("embeddings of texts", texts)):
             check_features(values, name, least=0, first=first)
         if images.shape != texts.shape:
@@ -87,11 +96,7 @@ class ClipScore:
         scores = self.kind.scale * _cosines(images.astype(np.float64), texts.astype(np.float64))
         if self.kind.clips == "images":
             scores = np.maximum(scores, 0)
-        batch = ClipScore()
-        batch.images = len(scores)
-        batch._mean = float(scores.mean()) if len(scores) else 0.0
-        batch._squares = float(((scores - batch._mean) ** 2).sum())
-        self._add(batch)
+        return scores
 
     def merge(self, other: ClipScore) -> None:
         """Adds other images. Raises ConfigError for scores of another kind."""

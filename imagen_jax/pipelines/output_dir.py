@@ -4,17 +4,18 @@
     OUT/images/NNNN.png   an image for each prompt, with what made it (`image_record`)
     OUT/samples.png       a grid of some of them, with their prompts
 
-An image is a function of the manifest and its index. So the images of an interrupted run are kept, and those of another
+`GenEvalLayout` puts the images elsewhere. An image is a function of the manifest and its index. So the images of an interrupted run are kept, and those of another
 run are not mistaken for them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -35,8 +36,54 @@ MAX_FLAGGED = 20  # images that a message names
 _THREADS = 8  # that read or write images at the same time
 
 
+class Layout(Protocol):
+    """Where in a folder the images are.
+
+    Attributes:
+        pattern: of their names.
+    """
+
+    pattern: str
+
+    def name(self, index: int) -> str:
+        """Returns the path of an image in the folder."""
+        ...
+
+
+class FlatLayout:
+    """All images in one folder."""
+
+    pattern = f"{IMAGES}/*.png"
+
+    def name(self, index: int) -> str:
+        """Returns `images/NNNN.png`."""
+        return f"{IMAGES}/{index:04d}.png"
+
+
+@dataclasses.dataclass(frozen=True)
+class GenEvalLayout:
+    """The layout that GenEval's programs read (arXiv:2310.11513): a folder for each prompt.
+
+    Attributes:
+        images: of each prompt, one after the other.
+    """
+
+    images: int
+    pattern = "*/samples/*.png"
+
+    def name(self, index: int) -> str:
+        """Returns `NNNNN/samples/NNNN.png`."""
+        return f"{index // self.images:05d}/samples/{index % self.images:04d}.png"
+
+
+FLAT = FlatLayout()
+
+
 def run_manifest(
-    stages: Sequence[TrainedStage], request: SampleRequest, safety_checker: SafetyChecker | None = None
+    stages: Sequence[TrainedStage],
+    request: SampleRequest,
+    safety_checker: SafetyChecker | None = None,
+    layout: Layout = FLAT,
 ) -> dict[str, Any]:
     """Returns all that decides the images, as JSON: not how they are batched nor on which devices.
 
@@ -46,13 +93,16 @@ def run_manifest(
         stages: of the cascade, base first.
         request: what to sample.
         safety_checker: makes images black that it flags; None for none.
+        layout: where the images are.
     """
     scales, texts, positions = request.guidance_scale, request.texts, request.positions
     manifest: dict[str, Any] = {
         "seed": [int(seed) for seed in request.seed] if isinstance(request.seed, Sequence) else int(request.seed),
         "stages": stages_manifest(stages),
         "guidance": None if scales is None else scales[:, positions].tolist(),
-        "prompts": {image_path(Path(), request.number(i)).name: texts.prompts[i] for i in positions},
+        "prompts": {
+            layout.name(request.number(i)).removeprefix(f"{IMAGES}/"): texts.prompts[i] for i in positions
+        },
     }
     # only where they are given, so that folders of versions without them are continued
     if texts.negative_prompts is not None:
@@ -90,9 +140,9 @@ def _stage_manifest(trained: TrainedStage) -> dict[str, Any]:
     return manifest if trained.weights == "ema" else {**manifest, "weights": trained.weights}
 
 
-def image_path(folder: Path, index: int) -> Path:
+def image_path(folder: Path, index: int, layout: Layout = FLAT) -> Path:
     """Returns the path of the image of a sample."""
-    return folder / IMAGES / f"{index:04d}.png"
+    return folder / layout.name(index)
 
 
 def flagged_lines(indices: Sequence[int]) -> list[str]:
@@ -104,36 +154,37 @@ def flagged_lines(indices: Sequence[int]) -> list[str]:
     return [f"{len(indices)} images are black, as the safety checker has flagged them: {names}{more}"]
 
 
-def prepare(folder: Path, manifest: dict[str, Any], overwrite: bool) -> None:
+def prepare(folder: Path, manifest: dict[str, Any], overwrite: bool, layout: Layout = FLAT) -> None:
     """Prepares a folder for a run: writes its manifest, or checks that it holds the same one.
 
     Args:
         folder: the folder to sample into.
         manifest: see `run_manifest`.
         overwrite: whether images of another run are removed.
+        layout: where the images are.
 
     Raises:
         ConfigError: it holds images of another run, and `overwrite` is False.
     """
-    problem = _manifest_diff(folder, manifest)
+    problem = _manifest_diff(folder, manifest, layout)
     if problem and not overwrite:
         raise ConfigError(f"--out {str(folder)!r} {problem}: give another folder, or --overwrite to remove them")
     if problem:
-        for path in _list_images(folder):
+        for path in _list_images(folder, layout):
             path.unlink()
     if problem or not (folder / MANIFEST).exists():
         write_json(folder / MANIFEST, manifest)
 
 
-def _list_images(folder: Path) -> list[Path]:
+def _list_images(folder: Path, layout: Layout) -> list[Path]:
     """Returns all images that a run has written to a folder, the grid last."""
-    images = [path for path in (folder / IMAGES).glob("*.png") if path.stem.isdecimal()]
+    images = [path for path in folder.glob(layout.pattern) if path.stem.isdecimal()]
     return [*images, *(path for path in [folder / SHEET] if path.exists())]
 
 
-def _manifest_diff(folder: Path, manifest: dict[str, Any]) -> str:
+def _manifest_diff(folder: Path, manifest: dict[str, Any], layout: Layout) -> str:
     """Returns how a folder's images are known to be of another run, as the end of a sentence; "" if they are not."""
-    if not _list_images(folder):
+    if not _list_images(folder, layout):
         return ""
     try:
         before, now = flatten(read_json(folder / MANIFEST)), flatten(manifest)
@@ -146,21 +197,31 @@ def _manifest_diff(folder: Path, manifest: dict[str, Any]) -> str:
     return f"has images of another run: {'; '.join(changed[:MAX_DIFFERENCES])}{more}" if changed else ""
 
 
-def missing_images(folder: Path, indices: Sequence[int]) -> np.ndarray:
+def missing_images(folder: Path, indices: Sequence[int], layout: Layout = FLAT) -> np.ndarray:
     """Returns which of N images are missing or incomplete, bool [N]."""
-    names = {path.name for path in (folder / IMAGES).glob("*.png")}  # so that an absent image costs no request
-    paths = [image_path(folder, index) for index in indices]
+    existing = set(map(str, folder.glob(layout.pattern)))  # so that an absent image costs no request
+    paths = [image_path(folder, index, layout) for index in indices]
     with ThreadPoolExecutor(_THREADS) as threads:
-        return np.array([*threads.map(lambda path: path.name not in names or not is_valid_png(path), paths)], bool)
+        return np.array([*threads.map(lambda path: str(path) not in existing or not is_valid_png(path), paths)], bool)
 
 
-def save(folder: Path, images: Mapping[int, np.ndarray], texts: Mapping[int, Mapping[str, str]]) -> None:
+def save(
+    folder: Path,
+    images: Mapping[int, np.ndarray],
+    texts: Mapping[int, Mapping[str, str]],
+    layout: Layout = FLAT,
+) -> None:
     """Writes images.
 
     Args:
         folder: the folder of the run.
         images: [H, W, C] each, by the index of the sample.
         texts: of the files, by index and keyword.
+        layout: where the images are.
     """
+
+    def write(index: int) -> None:
+        save_png(images[index], image_path(folder, index, layout), texts[index])
+
     with ThreadPoolExecutor(_THREADS) as threads:
-        list(threads.map(lambda index: save_png(images[index], image_path(folder, index), texts[index]), images))
+        list(threads.map(write, images))

@@ -50,6 +50,7 @@ def sample_to_folder(
     columns: int = 0,
     overwrite: bool = False,
     callback: Callback | None = None,
+    layout: output_dir.Layout = output_dir.FLAT,
 ) -> FolderResult | None:
     """Samples prompts into a folder; images that are complete from an earlier call with the same request are kept.
 
@@ -60,6 +61,7 @@ def sample_to_folder(
         columns: of the grid; 0 for about as many as rows.
         overwrite: whether images of another request are removed.
         callback: called every few steps of a stage; an exception that it raises ends the call.
+        layout: where the images are; in another one than the flat one, there is no grid of all.
 
     Returns:
         What was written, in the main process; None in the others.
@@ -71,9 +73,10 @@ def sample_to_folder(
     positions = np.array(request.positions)
     pending = np.zeros(len(request.texts.prompts), bool)
     if multihost.is_main_process():
-        manifest = output_dir.run_manifest(pipeline.stages, request, pipeline.safety_checker)
-        output_dir.prepare(out, manifest, overwrite)
-        pending[positions] = output_dir.missing_images(out, [request.number(i) for i in request.positions])
+        manifest = output_dir.run_manifest(pipeline.stages, request, pipeline.safety_checker, layout)
+        output_dir.prepare(out, manifest, overwrite, layout)
+        numbers = [request.number(i) for i in request.positions]
+        pending[positions] = output_dir.missing_images(out, numbers, layout)
         recorder = Recorder(pipeline, request, manifest["stages"])
     # as the main process sees it: the folder may be on its machine alone
     pending = multihost.broadcast_from_main(pending)
@@ -88,11 +91,12 @@ def sample_to_folder(
                 index: recorder.texts(first, int(row), image.shape, flagged=bool(black))
                 for index, row, image, black in zip(indices, rows, output.images, is_flagged, strict=True)
             }
-            output_dir.save(out, dict(zip(indices, output.images, strict=True)), texts)
+            output_dir.save(out, dict(zip(indices, output.images, strict=True)), texts, layout)
             flagged += [index for index, black in zip(indices, is_flagged, strict=True) if black]
     if not multihost.is_main_process():
         return None
-    _save_sheet(out, request, positions[:MAX_GRID], columns)
+    if layout is output_dir.FLAT:
+        _save_sheet(out, request, positions[:MAX_GRID], columns)
     return FolderResult(out, len(positions), int(np.sum(~pending[positions])), tuple(flagged))
 
 

@@ -212,11 +212,11 @@ def success_rate(outcomes: Sequence[bool]) -> Row:
 
 def rate_row(correct: int, total: int) -> Row:
     """Returns the row of `success_rate` for a number of correct outcomes out of all."""
-    low, high = _wilson_interval(correct, total)
+    low, high = wilson_interval(correct, total)
     return {"correct": correct, "total": total, "rate": correct / total, "low": low, "high": high}
 
 
-def _wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(correct: float, total: float, z: float = 1.959964) -> tuple[float, float]:
     """Returns Wilson's interval of a rate, 95% by default; unlike the normal interval it is valid near 0 and 1."""
     center = (correct + z * z / 2) / (total + z * z)
     half = z / (total + z * z) * math.sqrt(correct * (total - correct) / total + z * z / 4)

@@ -12,7 +12,7 @@ from imagen_jax.datasets.shapes import scenes
 from imagen_jax.datasets.shapes.captions import parse_caption
 from imagen_jax.datasets.shapes.descriptions import Claim, Description, category
 from imagen_jax.datasets.shapes.detect import detect
-from imagen_jax.datasets.shapes.judge import _wilson_interval, compare, judge, score
+from imagen_jax.datasets.shapes.judge import wilson_interval, compare, judge, score
 from imagen_jax.datasets.shapes.render import render
 from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLORS, NEW_SHAPES, SHAPES, Scene, SceneObject
 from imagen_jax.datasets.shapes.source import ShapesSource
@@ -391,12 +391,12 @@ def test_category():
     assert {caption: category(parse_caption(caption)) for caption in captions} == captions
 
 
-def test_wilson_interval_matches_published_values():
+def testwilson_interval_matches_published_values():
     """Newcombe, Statistics in Medicine 17 (1998), table I, method 3."""
-    assert _wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert _wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=1e-4)
-    assert _wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
-    assert _wilson_interval(1, 29) == pytest.approx((0.0061, 0.1718), abs=1e-4)
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=1e-4)
+    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+    assert wilson_interval(1, 29) == pytest.approx((0.0061, 0.1718), abs=1e-4)
 
 
 @pytest.mark.parametrize("shape", NEW_SHAPES)
