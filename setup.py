@@ -112,6 +112,8 @@ setup(
         "imagen_jax.datasets.shapes": ["encoder/*"],
         "imagen_jax.evaluation": ["page/*"],
         "imagen_jax.images": ["page/*"],
+        "imagen_jax.evaluation.blind": ["page.*"],
+        "imagen_jax.evaluation.prompts": ["*.tsv"],
         "imagen_jax.pipelines": ["cascades/**/*"],
         "imagen_jax.serving": ["*.css", "page/*"],
     },

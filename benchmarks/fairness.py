@@ -6,7 +6,6 @@ of images; one draws its records as they come, the other evenly by their column 
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 

@@ -95,7 +95,9 @@ def run(args: CommandFlags) -> None:
     if args.clip:
         clip = benchmark.ClipJudge(CLIP.from_pretrained(args.clip), args.clip, args.clip_score)
     scores = benchmark.score_benchmark(folder, judge, clip, args.batch_size)
-    print(benchmark.format_scores(scores) or f"no scores are asked for: give --judge or --clip; the images are in {out}")
+    print(
+        benchmark.format_scores(scores) or f"no scores are asked for: give --judge or --clip; the images are in {out}"
+    )
     print(f"scores: {out / benchmark.SCORES}")
 
 

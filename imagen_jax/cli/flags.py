@@ -41,6 +41,7 @@ class CommandFlags:
         self._command = command
         self._values = flags.FlagValues()
         self.overrides: dict[str, str] = {}
+        self.files: list[str] = []
         self.arguments: list[str] = []
         command.define_flags(self._values)
         flags.DEFINE_string(
@@ -59,7 +60,8 @@ class CommandFlags:
     def parse(self, arguments: Sequence[str]) -> bool:
         """Parses a command line without the command's name; returns whether help was asked for.
 
-        `--config.KEY=VALUE` arguments go to `overrides`.
+        `--config.KEY=VALUE` arguments go to `overrides`. Arguments without `--` go to `files`, if the command has
+        `TAKES_FILES = True`.
 
         Raises:
             ConfigError: a flag is unknown or its value is not of its type.
@@ -81,7 +83,9 @@ class CommandFlags:
             surplus = self._values([self._command.__name__, *rest])[1:]
         except flags.Error as error:
             raise ConfigError(" ".join(str(error).split())) from error
-        if surplus:
+        if getattr(self._command, "TAKES_FILES", False):
+            self.files = surplus
+        elif surplus:
             raise ConfigError(f"{surplus[0]!r} is not a flag: give flags as --name=value")
         if self.overrides and "config" in self._values and not self.config:
             first = f"{OVERRIDE}{next(iter(self.overrides))}"

@@ -56,25 +56,25 @@ def _design_effect(residuals: np.ndarray, independent: float) -> float:
     return max(1.0, float((residuals**2).sum()) * groups / (groups - 1) / independent)
 
 
-def mean_of_groups(groups: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Returns the mean of all values, with a normal interval of the means of groups; NaN for a single group."""
+def mean_of_groups(groups: Sequence[Sequence[float]]) -> dict[str, float | None]:
+    """Returns the mean of all values, with a normal interval from the variance between groups; None for one group."""
     filled = [np.asarray(group, np.float64) for group in groups if len(group)]
     counts = np.array([len(group) for group in filled], np.float64)
     mean = float(np.concatenate(filled).mean())
     residuals = np.array([group.sum() for group in filled]) - mean * counts
     number = len(filled)
-    error = math.sqrt((residuals**2).sum() * number / (number - 1)) / counts.sum() if number > 1 else math.nan
+    error = math.sqrt((residuals**2).sum() * number / (number - 1)) / counts.sum() if number > 1 else None
     return {
         "mean": mean,
-        "low": mean - Z * error,
-        "high": mean + Z * error,
+        "low": None if error is None else mean - Z * error,
+        "high": None if error is None else mean + Z * error,
         "total": int(counts.sum()),
         "groups": number,
     }
 
 
 def mean_of_rates(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Returns the mean of rates of independent parts, as GenEval's overall score is that of its tasks, and its interval.
+    """Returns the mean of rates of independent parts, as GenEval's overall score is that of its tasks.
 
     The interval of the mean has the distances of the rates to their own limits, added as those of independent parts are
     (Zou and Donner, 2008, "MOVER").

@@ -4,8 +4,8 @@
     OUT/images/NNNN.png   an image for each prompt, with what made it (`image_record`)
     OUT/samples.png       a grid of some of them, with their prompts
 
-`GenEvalLayout` puts the images elsewhere. An image is a function of the manifest and its index. So the images of an interrupted run are kept, and those of another
-run are not mistaken for them.
+`GenEvalLayout` puts the images elsewhere. An image is a function of the manifest and its index. So the images of an
+interrupted run are kept, and those of another run are not mistaken for them.
 """
 
 from __future__ import annotations
@@ -100,9 +100,7 @@ def run_manifest(
         "seed": [int(seed) for seed in request.seed] if isinstance(request.seed, Sequence) else int(request.seed),
         "stages": stages_manifest(stages),
         "guidance": None if scales is None else scales[:, positions].tolist(),
-        "prompts": {
-            layout.name(request.number(i)).removeprefix(f"{IMAGES}/"): texts.prompts[i] for i in positions
-        },
+        "prompts": {layout.name(request.number(i)).removeprefix(f"{IMAGES}/"): texts.prompts[i] for i in positions},
     }
     # only where they are given, so that folders of versions without them are continued
     if texts.negative_prompts is not None:

@@ -1,11 +1,11 @@
 """Samples the images of a set of prompts in GenEval's layout, and scores them by category.
 
-    OUT/NNNNN/metadata.jsonl      the prompt, its category, and what GenEval asks
-    OUT/NNNNN/samples/NNNN.png    its images
-    OUT/NNNNN/grid.png            a grid of them
-    OUT/samples.json              what made them, see `output_dir`
-    OUT/scores.json               scores by category
-    OUT/results.jsonl             an answer for each image, as GenEval's own program writes it
+OUT/NNNNN/metadata.jsonl      the prompt, its category, and what GenEval asks
+OUT/NNNNN/samples/NNNN.png    its images
+OUT/NNNNN/grid.png            a grid of them
+OUT/samples.json              what made them, see `output_dir`
+OUT/scores.json               scores by category
+OUT/results.jsonl             an answer for each image, as GenEval's own program writes it
 """
 
 from __future__ import annotations
@@ -173,8 +173,8 @@ def check_judge(judge: str, prompts: Sequence[BenchmarkPrompt]) -> None:
     without = [prompt.text for prompt in prompts if prompt.question is None]
     if without:
         raise ConfigError(
-            f"{len(without)} prompts, the first {without[0]!r}, have no question that the judge {judge!r} could answer: "
-            "leave --judge out, and give --clip for scores"
+            f"{len(without)} prompts, the first {without[0]!r}, have no question for the judge {judge!r}: leave it "
+            "out, and give --clip for scores"
         )
     for prompt in prompts:
         assert prompt.question is not None

@@ -49,6 +49,7 @@ def read_rows(path: Path) -> list[Row]:
             f"{path} is not a file of prompts: expected {', '.join(SUFFIXES)}, such as PartiPrompts.tsv, GenEval's "
             "evaluation_metadata.jsonl or DrawBench's .csv"
         )
+    records: Iterable[tuple[str, Mapping[str, Any]]]
     if path.suffix == ".parquet":
         records = _read_parquet(path)
     else:
@@ -77,7 +78,9 @@ def _json_records(text: str, path: Path) -> Iterable[tuple[str, Mapping[str, Any
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path}, line {number} is not JSON ({first_line(error)}): copy the file again") from error
+            raise ConfigError(
+                f"{path}, line {number} is not JSON ({first_line(error)}): copy the file again"
+            ) from error
         if not isinstance(value, dict):
             raise ConfigError(f"{path}, line {number} is not an object: expected {{'tag': …, 'prompt': …}}")
         yield f"line {number}", value

@@ -59,11 +59,11 @@ def clip_scores(
 
 
 def _tables(
-    prompts: Sequence[BenchmarkPrompt], values: Sequence[Sequence[Any]], row: Callable[[list], dict[str, float]]
+    prompts: Sequence[BenchmarkPrompt], values: Sequence[Sequence[Any]], row: Callable[[list], Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Returns the rows of categories, of challenges and of all."""
 
-    def rows(names: Sequence[str]) -> dict[str, dict[str, float]]:
+    def rows(names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
         groups: dict[str, list] = {}
         for name, group in zip(names, values, strict=True):
             groups.setdefault(name, []).append(group)
@@ -95,12 +95,12 @@ def format_clip_scores(scores: Mapping[str, Any]) -> str:
     """Returns the CLIP scores as a table."""
     lines = [f"CLIP score ({scores['kind']})  95% interval       images  prompts"]
     for name, row in _named_rows(scores):
-        interval = f"{row['low']:.4f} – {row['high']:.4f}"
+        interval = "-" if row["low"] is None else f"{row['low']:.4f} – {row['high']:.4f}"
         lines.append(f"{row['mean']:19.4f}  {interval:18} {row['total']:6.0f}  {row['groups']:6.0f}  {name}")
     return "\n".join(lines)
 
 
-def _named_rows(scores: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
+def _named_rows(scores: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """Returns the rows of categories, challenges and all, in order."""
     challenges = scores.get("challenges", {})
     return [*scores["categories"].items(), *challenges.items(), (ALL, scores[ALL])]

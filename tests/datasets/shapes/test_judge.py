@@ -12,7 +12,7 @@ from imagen_jax.datasets.shapes import scenes
 from imagen_jax.datasets.shapes.captions import parse_caption
 from imagen_jax.datasets.shapes.descriptions import Claim, Description, category
 from imagen_jax.datasets.shapes.detect import detect
-from imagen_jax.datasets.shapes.judge import wilson_interval, compare, judge, score
+from imagen_jax.datasets.shapes.judge import compare, judge, score, wilson_interval
 from imagen_jax.datasets.shapes.render import render
 from imagen_jax.datasets.shapes.scenes import BACKGROUNDS, COLORS, NEW_SHAPES, SHAPES, Scene, SceneObject
 from imagen_jax.datasets.shapes.source import ShapesSource
