@@ -37,7 +37,7 @@ from imagen_jax.parallel import multihost
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.pipelines.output_dir import GenEvalLayout
 from imagen_jax.pipelines.request import SampleRequest
-from imagen_jax.pipelines.sample_to_folder import sample_to_folder
+from imagen_jax.pipelines.sample_to_folder import MAX_GRID, sample_to_folder
 from imagen_jax.text.clip import CLIP
 
 SCORES, RESULTS, METADATA, GRID = "scores.json", "results.jsonl", "metadata.jsonl", "grid.png"
@@ -106,7 +106,7 @@ def sample_benchmark(
         folder = out / f"{index:05d}"
         atomic_write(folder / METADATA, json.dumps(prompt.metadata(), ensure_ascii=False).encode())
         if result.existing < result.total or not is_valid_png(folder / GRID):
-            files = [folder / "samples" / f"{number:04d}.png" for number in range(images)]
+            files = [folder / "samples" / f"{number:04d}.png" for number in range(min(images, MAX_GRID))]
             shown = np.stack([read_png(path) for path in files])
             save_png(image_grid(shown, [""] * len(shown), math.ceil(math.sqrt(len(shown)))), folder / GRID)
 
