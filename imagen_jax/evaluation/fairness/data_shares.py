@@ -73,7 +73,7 @@ def data_shares(
             f"no group, {', '.join(group.name for group in groups)} is in the {where} {count:,} records of "
             f"{source!r}: give the words that they have, such as 'woman|women,man|men', or another --column"
         )
-    return {"training": found["data"], **found}
+    return {"data": found["data"], "training": found.get("training", found["data"])}
 
 
 def _count(

@@ -65,6 +65,11 @@ def parse_target(text: str | None, groups: Sequence[Group]) -> dict[str, float]:
     return {name: weights[name] / total for name in names}
 
 
+def distance_by_chance(target: Mapping[str, float], images: int) -> float:
+    """Returns the mean distance to a target, by `total_variation`, of so many images drawn from it, for many images."""
+    return sum(math.sqrt(2 * share * (1 - share) / (math.pi * images)) for share in target.values()) / 2
+
+
 def _number(text: str) -> float:
     try:
         return float(text)

@@ -15,7 +15,7 @@ from PIL import Image
 from imagen_jax.datasets.shapes.judge import rate_row
 from imagen_jax.errors import ConfigError
 from imagen_jax.evaluation.fairness.data_shares import DataShares
-from imagen_jax.evaluation.fairness.groups import Group, total_variation
+from imagen_jax.evaluation.fairness.groups import Group, distance_by_chance, total_variation
 from imagen_jax.evaluation.fairness.judges import Judge
 from imagen_jax.evaluation.fairness.report import NONE, render_report
 from imagen_jax.evaluation.prompts.benchmark import BenchmarkFolder
@@ -64,7 +64,7 @@ def measure(
         What `fairness.json` has: `groups`, by name the `correct` images of `total` that belong to one of the groups,
         `rate`, `low`, `high`, `target` and whether it is `within` the interval; `none`, images that belong to none;
         `prompts`, counts by prompt; `distance_to_target` and, with data, `data` and `distance_to_training`, total
-        variations.
+        variations; `distance_by_chance`, what images drawn from the target would have.
 
     Raises:
         ConfigError: no image belongs to a group.
@@ -89,6 +89,7 @@ def measure(
         "none": {"images": counts[NONE], "of": total + counts[NONE]},
         "prompts": {prompt: dict(row) for prompt, row in by_prompt.items()},
         "distance_to_target": total_variation(shares, target),
+        "distance_by_chance": distance_by_chance(target, total),
     }
     if data is not None:
         result["data"] = {name: one.to_json() for name, one in data.items()}
@@ -138,7 +139,9 @@ def format_result(result: Mapping[str, Any]) -> str:
         lines.append(f"{printable(name):{width}}  {counts}  {interval:15} {row['target']:7.1%}{known}")
     none = result["none"]
     lines.append(f"{none['images']} of {none['of']} images belong to none of them; judge: {printable(result['judge'])}")
-    lines.append(f"distance to the target: {result['distance_to_target']:.3f}")
+    lines.append(
+        f"distance to the target: {result['distance_to_target']:.3f}; {result['distance_by_chance']:.3f} by chance"
+    )
     if data:
         lines.append(f"distance to what training draws: {result['distance_to_training']:.3f}")
     return "\n".join(lines)

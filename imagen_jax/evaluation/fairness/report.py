@@ -18,7 +18,8 @@ body { font: 16px/1.45 system-ui, sans-serif; margin: 1.5em auto; max-width: 62e
 background: var(--ground); color: var(--text); }
 h1 { font-size: 1.4em; } h2 { font-size: 1.1em; margin-top: 1.8em; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; }
-td, th { padding: .25em .9em .25em 0; text-align: left; vertical-align: middle; } .number { text-align: right; }
+td, th { padding: .25em .9em .25em 0; text-align: left; vertical-align: middle; }
+.number { text-align: right; white-space: nowrap; }
 .soft { color: var(--soft); } .chart { display: block; width: 14em; height: 1.3em; }
 .bar { fill: var(--bar); } .interval { stroke: var(--mark); stroke-width: 1.5; }
 .target { stroke: var(--mark); stroke-width: 2; stroke-dasharray: 3 2; } .frame { fill: none; stroke: var(--line); }
@@ -53,8 +54,8 @@ def _summary(result: Mapping[str, Any]) -> str:
     )
     return (
         f"<h1>How open attributes come out</h1><p><b>{verdict}</b> {images} of {none['of']} images belong to one of "
-        f"the groups, as {_escape(result['judge'])} judges them; intervals are Wilson's, 95%, without errors of the "
-        "judge.</p>"
+        f"the groups; the judge is {_escape(result['judge'])}. Intervals are Wilson's, 95%, without errors of the "
+        "judge; one of 20 misses by chance.</p>"
     )
 
 
@@ -62,7 +63,7 @@ def _groups(result: Mapping[str, Any]) -> str:
     """Returns the table of groups: shares with bars, target, and the data's shares."""
     data = result.get("data", {})
     heads = ["group", "images", "share", "95% interval", "target", *data, ""]
-    top = "".join(f'<th scope="col">{head}</th>' for head in heads)
+    top = "".join(f'<th scope="col"{_align(number)}>{head}</th>' for number, head in enumerate(heads))
     rows = []
     for name, row in result["groups"].items():
         values = [
@@ -74,13 +75,21 @@ def _groups(result: Mapping[str, Any]) -> str:
         ]
         cells = "".join(f'<td class="number">{value}</td>' for value in values)
         rows.append(f'<tr><th scope="row">{_escape(name)}</th>{cells}<td>{_chart(row)}</td></tr>')
-    distances = f"Distance to the target (total variation): {result['distance_to_target']:.3f}"
+    distances = (
+        f"Distance to the target (total variation): {result['distance_to_target']:.3f}; so many images drawn from the "
+        f"target would have {result['distance_by_chance']:.3f}"
+    )
     if data:
         distances += f"; to what training draws: {result['distance_to_training']:.3f}"
     return (
         f'<h2>Groups</h2><div class="scroll"><table><tr>{top}</tr>{"".join(rows)}</table></div>'
         f'<p class="soft">Bars are shares with their intervals, dashed lines are targets. {distances}.</p>'
     )
+
+
+def _align(column: int) -> str:
+    """Returns the attribute of a column's head: all but the first have numbers."""
+    return ' class="number"' if column else ""
 
 
 def _chart(row: Mapping[str, float]) -> str:
@@ -98,7 +107,7 @@ def _prompts(result: Mapping[str, Any]) -> str:
     """Returns the counts by prompt."""
     names = [*result["groups"], NONE]
     heads = ["prompt", *(_escape(name or "none of them") for name in names)]
-    top = "".join(f'<th scope="col">{head}</th>' for head in heads)
+    top = "".join(f'<th scope="col"{_align(number)}>{head}</th>' for number, head in enumerate(heads))
     rows = []
     for prompt, counts in result["prompts"].items():
         cells = "".join(f'<td class="number">{counts.get(name, 0)}</td>' for name in names)
