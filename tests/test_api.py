@@ -201,6 +201,19 @@ def test_unknown_command(capsys):
     assert run_command() == 2
 
 
+def test_commands_with_dashes(capsys):
+    assert run_command("benchmark-prompts", "--help") == 0
+    assert "imagen benchmark_prompts" in capsys.readouterr().out
+    assert run_command("--version") == 0
+
+
+def test_only_some_commands_take_files(capsys):
+    assert run_command("sample", "votes.json") == 2
+    assert "'votes.json' is not a flag" in capsys.readouterr().err
+    assert run_command("votes", "--key=missing.json", "votes.json") == 2
+    assert "missing.json cannot be read" in capsys.readouterr().err
+
+
 def test_flags_of_two_calls_are_apart():
     from imagen_jax.cli import sample
 

@@ -33,6 +33,7 @@ COMMANDS = {
     "evaluate": "score a cascade on the captions of a data set",
     "sweep": "sample with many settings of a stage, and find where alignment and fidelity trade off best",
     "benchmark-prompts": "sample and score a set of prompts: PartiPrompts, GenEval, DrawBench, or one of the package",
+    "benchmark_prompts": "sample and score a set of prompts: PartiPrompts, GenEval, DrawBench, or one of the package",
     "blind": "write a page on which people compare two models without knowing which is which",
     "votes": "count the votes of such a page",
     "fairness": "measure how attributes come out that prompts leave open",
@@ -64,13 +65,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.0)[0]
         print_error(f"{name!r} is not a command: the nearest is {nearest!r}; `imagen --help` lists all")
         sys.exit(2)
-    run(importlib.import_module(f"imagen_jax.cli.{name.replace('-', '_')}"), arguments[1:])
+    run(importlib.import_module(f"imagen_jax.cli.{name}"), arguments[1:])
 
 
 def _command_name(argument: str) -> str:
-    """Returns an argument as the name of a command is written, with `-` or `_` between its words."""
-    names = {name.replace("-", "_"): name for name in COMMANDS}
-    return names.get(argument.replace("-", "_"), argument)
+    """Returns an argument with underscores for dashes, if it is the name of a command then."""
+    name = argument.replace("-", "_")
+    return name if name in COMMANDS else argument
 
 
 def run(command: ModuleType, arguments: Sequence[str]) -> None:

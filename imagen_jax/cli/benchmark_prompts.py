@@ -1,4 +1,4 @@
-"""Sample and score a set of prompts: `imagen benchmark-prompts --stages=shapes --prompts=shapes --out=DIR`.
+"""Sample and score a set of prompts: `imagen benchmark_prompts --stages=shapes --prompts=shapes --out=DIR`.
 
 `--prompts` is `photographs`, 200 prompts for models of photographs; `shapes`, 200 prompts of the shapes data set with
 GenEval's questions; a file as its authors publish it: PartiPrompts.tsv, GenEval's evaluation_metadata.jsonl or

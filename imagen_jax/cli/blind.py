@@ -2,7 +2,7 @@
 
 Writes a page, `OUT/index.html`, that works without a server: people see the images of both models for each prompt side
 by side, answer two questions by keys, and export their votes. `--a` and `--b` are folders of `imagen
-benchmark-prompts`, of any program that writes GenEval's layout, or of `imagen sample`, with the same prompts.
+benchmark_prompts`, of any program that writes GenEval's layout, or of `imagen sample`, with the same prompts.
 
 Raters get the folder OUT. Which side is which model is in the key alone, `OUT.key.json` by default, which
 `imagen votes` needs.

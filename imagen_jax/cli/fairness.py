@@ -44,7 +44,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "target", None, "Weights of the groups, such as 'red:1,blue:1'; equal by default.", flag_values=values
     )
     flags.DEFINE_integer("images", 64, "Images of each prompt.", lower_bound=1, flag_values=values)
-    flags.DEFINE_string("judge", "shapes", "shapes, clip, MODULE:FUNCTION or FILE.py:FUNCTION.", flag_values=values)
+    define_path(values, "judge", "shapes", "shapes, clip, MODULE:FUNCTION or FILE.py:FUNCTION.")
     define_path(values, "clip", None, "The CLIP of --judge=clip: a folder, or such as openai/clip-vit-large-patch14.")
     flags.DEFINE_string("template", "a photo of a {}", "Of the texts that CLIP compares.", flag_values=values)
     flags.DEFINE_float(

@@ -15,7 +15,7 @@ PROMPTS = {
 
 
 def write_compared(folder, level=128, prompts=None, images=2, size=(16, 16), texts=True):
-    """Writes gray images in GenEval's layout, with texts in their files, as `imagen benchmark-prompts` writes them."""
+    """Writes gray images in GenEval's layout, with texts in their files, as `imagen benchmark_prompts` writes them."""
     for index, (prompt, category) in enumerate((prompts or PROMPTS).items()):
         one = folder / f"{index:05d}"
         for number in range(images):

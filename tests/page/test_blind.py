@@ -7,8 +7,14 @@ import pytest
 
 from imagen_jax.evaluation.blind.page import BlindSettings, write_page
 from imagen_jax.evaluation.blind.votes import count_votes, read_key, read_votes
+from imagen_jax.evaluation.prompts.benchmark import benchmark_texts, sample_benchmark
+from imagen_jax.evaluation.prompts.prompt_set import load_prompts
+from imagen_jax.pipelines.imagen import ImagenPipeline
+from imagen_jax.pipelines.request import SampleRequest
+from imagen_jax.pipelines.texts import Texts
 from tests.helpers.compared import PROMPTS, write_compared
 from tests.page.conftest import AXE, PHONE, WIDE
+from tests.page.test_screenshots import write
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: run make page").expect
 
@@ -170,3 +176,19 @@ def test_page_is_accessible(blind, new_client, viewport, scheme):
     tab.add_script_tag(path=AXE)
     violations = tab.evaluate("axe.run().then(result => result.violations.map(one => one.id))")
     assert violations == []
+
+
+@pytest.mark.screenshots
+def test_screenshot(new_client, tmp_path):
+    """Writes docs/images/blind.png: the shipped cascade with 12 steps and with 2."""
+    prompts = load_prompts("shapes").select(["position"], 1)
+    for name, steps in (("a", 12), ("b", 2)):
+        pipeline = ImagenPipeline.from_pretrained("shapes", sampling=[{"num_inference_steps": steps}] * 2)
+        request = SampleRequest(Texts(benchmark_texts(prompts, 4)))
+        sample_benchmark(pipeline, prompts, request, tmp_path / name, 4)
+    page = write_page(tmp_path / "a", tmp_path / "b", tmp_path / "out", tmp_path / "key.json", BlindSettings(seed=1))
+    tab = open_page(new_client, page, viewport={"width": 900, "height": 760})
+    tab.fill("#rater", "Ann")
+    tab.locator("#rater").blur()
+    tab.keyboard.press("ArrowLeft")
+    write(tab, "blind")

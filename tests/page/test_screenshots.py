@@ -37,7 +37,7 @@ def write(tab, name, view=None):
         if data.tell() <= MOST_BYTES:
             break
     assert data.tell() <= MOST_BYTES
-    (ROOT / "docs" / "images" / f"serve_{name}.png").write_bytes(data.getvalue())
+    (ROOT / "docs" / "images" / f"{name}.png").write_bytes(data.getvalue())
 
 
 def draw(tab, prompt, count):
@@ -58,13 +58,13 @@ def test_screenshots(new_client, server):
     tab = new_client(server.url, VIEWPORT).open()
     for prompt in PROMPTS[::-1]:
         finish(tab, prompt, 2)
-    write(tab, "light")
+    write(tab, "serve_light")
     for prompt in PROMPTS[:2]:
         tile = tab.locator("#gallery .tile", has=tab.locator(f".picture[title^='{prompt}']")).first
         tile.hover()
         tile.get_by_role("checkbox").check(force=True)
     tab.locator("#selection-compare").click()
-    write(tab, "compare", tab.locator("#compare"))
+    write(tab, "serve_compare", tab.locator("#compare"))
 
     tab = new_client(server.url, VIEWPORT).open()
     tab.locator(f"#gallery .picture[title^='{PROMPTS[2]}']").first.click()
@@ -75,12 +75,12 @@ def test_screenshots(new_client, server):
     finish(tab, EDITED, 1)
     tab.evaluate("document.getElementById('form').scrollTo({ top: 0, behavior: 'instant' })")
     tab.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
-    write(tab, "edit")
+    write(tab, "serve_edit")
 
     tab = new_client(server.url, PHONE, color_scheme="light", is_mobile=True, has_touch=True).open()
     finish(tab, PROMPTS[1], 2)
     tab.locator("article.job").evaluate("card => card.scrollIntoView({ behavior: 'instant' })")
-    write(tab, "phone")
+    write(tab, "serve_phone")
 
     tab = new_client(server.url, VIEWPORT, color_scheme="dark").open()
     tab.locator("#settings > summary").click()
@@ -92,7 +92,7 @@ def test_screenshots(new_client, server):
     tab.locator("article.job .job-left", has_text="left").wait_for()
     tab.wait_for_timeout(3 * _PAUSE)
     tab.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
-    write(tab, "dark")
+    write(tab, "serve_dark")
     card.get_by_role("button", name="Cancel").click()
     tab.locator("article.job[data-status=canceled]").wait_for()
 
@@ -117,4 +117,4 @@ def test_screenshot_of_teaching(new_client, tmp_path):
         tab.locator(".lesson").wait_for()
         fill_lesson(tab, "heart", tmp_path)
         tab.locator(".lesson .job-state", has_text="Stage 2 of 2, step 3").wait_for(timeout=600_000)
-        write(tab, "teach", tab.locator("#teach"))
+        write(tab, "serve_teach", tab.locator("#teach"))

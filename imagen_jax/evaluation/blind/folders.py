@@ -29,7 +29,7 @@ def read_compared(folder: Path) -> list[ComparedPrompt]:
         ConfigError: it is not a folder of images in one of the two layouts, or it is not complete.
     """
     if not folder.is_dir():
-        raise ConfigError(f"{str(folder)!r} is not a folder: give one of imagen benchmark-prompts or imagen sample")
+        raise ConfigError(f"{str(folder)!r} is not a folder: give one of imagen benchmark_prompts or imagen sample")
     if (folder / IMAGES).is_dir() and (folder / MANIFEST).is_file():
         return _join([(text, "", [path]) for text, path in _flat_images(folder)])
     benchmark = read_benchmark(folder)

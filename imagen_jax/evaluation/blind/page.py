@@ -69,7 +69,7 @@ def write_page(a: Path, b: Path, out: Path, key: Path, settings: BlindSettings, 
     """Writes a page that compares the images of two folders.
 
     Args:
-        a: images of `imagen benchmark-prompts`, or another folder in GenEval's layout, or of `imagen sample`.
+        a: images of `imagen benchmark_prompts`, or another folder in GenEval's layout, or of `imagen sample`.
         b: those of another model, for the same prompts.
         out: the folder to write to.
         key: the file for the key, outside of `out`.

@@ -5,6 +5,7 @@ weights; the font of emoji has a disc for each symbol.
 """
 
 import importlib
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,8 @@ from imagen_jax.cli.flags import CommandFlags
 from imagen_jax.config.load import load_config
 from imagen_jax.datasets.builders import emoji
 from imagen_jax.errors import ConfigError
+from imagen_jax.evaluation.blind.page import QUESTIONS
+from imagen_jax.evaluation.blind.votes import VOTES_FORMAT, read_key
 from imagen_jax.text.encoder import SHAPES_ENCODER
 from tests.goldens.if_pipelines.cases import FIRST, SECOND
 from tests.helpers.font import bitmap, write_font
@@ -55,6 +58,17 @@ def provide_pipelines(arguments):
                 path.rename(path.with_suffix(".fp16.safetensors"))
             (repository / "refs").mkdir()
             (repository / "refs" / "main").write_text(COMMIT)
+
+
+def provide_votes(arguments):
+    """Writes the votes that `imagen votes` counts, as raters export them: all of them for the left side."""
+    args = CommandFlags(importlib.import_module("imagen_jax.cli.votes"))
+    args.parse(arguments)
+    key = read_key(Path(args.key))
+    for file in args.files:
+        votes = {item: dict.fromkeys(QUESTIONS, "left") for item in key.items}
+        value = {"format": VOTES_FORMAT, "page": key.page, "rater": file, "votes": votes}
+        Path(file).write_text(json.dumps(value))
 
 
 def with_font(arguments):

@@ -6,7 +6,7 @@ A command is checked as it is written first: its config is loaded with its overr
 - A network has one level, 8 channels and as few layers as it can; a run has 2 steps of 8 images, on one device.
 - A stage of DeepFloyd IF is that which it starts from, as `provisions` has it; an adapter is beside a stage as it is.
 - A fine-tuning has 2 steps a stage, 2 images of the class, and an adapter of one kernel.
-- Data are read as they are, but of rendered scenes there are 64. An evaluation has 4 images.
+- Data are read as they are, but of rendered scenes there are 64. An evaluation has 4 images, a prompt of a benchmark 2.
 
 Everything else stays: data sources and paths, the text encoder, objective, optimizer, sampler, and every flag.
 """
@@ -53,6 +53,10 @@ RUN = {
     "mesh.spatial": 1,
 }
 EVALUATION = {"num_samples": 4, "batch_size": 4, "data.threads": 2, "data.prefetch": 2}
+PROMPTS = {
+    "imagen_jax.cli.benchmark_prompts": ["--images=2", "--limit=1"],
+    "imagen_jax.cli.fairness": ["--images=2"],
+}
 FINETUNING = ["--steps=2", "--prior_images=2", "--targets=^out$"]
 PRETRAINING = {
     "steps": 2,
@@ -74,7 +78,7 @@ def tiny_arguments(module, arguments):
     if module == "imagen_jax.cli.finetune":
         return [*arguments, *FINETUNING]
     overrides = tiny_overrides(module, arguments)
-    return [*arguments, *(f"--config.{key}={value!r}" for key, value in overrides.items())]
+    return [*arguments, *PROMPTS.get(module, ()), *(f"--config.{key}={value!r}" for key, value in overrides.items())]
 
 
 def tiny_overrides(module, arguments):

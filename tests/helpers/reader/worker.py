@@ -19,7 +19,7 @@ import jax
 
 from imagen_jax.cli import app, serve
 from imagen_jax.cli.flags import CommandFlags
-from tests.helpers.reader.provisions import provide_encoders, provide_pipelines, with_font
+from tests.helpers.reader.provisions import provide_encoders, provide_pipelines, provide_votes, with_font
 from tests.helpers.reader.session import run_block
 from tests.helpers.reader.tiny import tiny_arguments
 
@@ -84,6 +84,9 @@ def small(module, arguments):
     """Returns the arguments of a command with a small config, whose text encoder is on this machine."""
     if module == "imagen_jax.cli.prepare":
         return with_font(arguments)
+    if module == "imagen_jax.cli.votes":
+        provide_votes(arguments)
+        return arguments
     if module == "imagen_jax.cli.convert":
         provide_pipelines(arguments)
         return arguments
