@@ -54,6 +54,7 @@ _COLUMN = "color"
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of the benchmark."""
     define_path(values, "out", "runs/fairness", "A folder for data, runs and results.")
+    flags.DEFINE_string("rows", "as_it_is,balanced", "Stages to train, separated by commas.", flag_values=values)
     flags.DEFINE_integer("steps", STEPS, "Steps of each run.", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("images", 400, "Images of each of six prompts.", lower_bound=1, flag_values=values)
 
@@ -64,9 +65,9 @@ def run(args: CommandFlags) -> None:
     data = write_data(out / "data")
     print("| stage | steps, guidance | images | red | 95% interval | training draws | neither |")
     print("|---|---|---|---|---|---|---|")
-    for name, balanced in (("as_it_is", False), ("balanced", True)):
+    for name in args.rows.split(","):
         start = time.perf_counter()
-        config = make_config(data, balanced, args.steps)
+        config = make_config(data, name == "balanced", args.steps)
         train(config, out / name)
         seconds = time.perf_counter() - start
         print(f"{name} is trained: {seconds:.0f} s", file=sys.stderr)

@@ -187,7 +187,7 @@ def test_screenshot(new_client, tmp_path):
         request = SampleRequest(Texts(benchmark_texts(prompts, 4)))
         sample_benchmark(pipeline, prompts, request, tmp_path / name, 4)
     page = write_page(tmp_path / "a", tmp_path / "b", tmp_path / "out", tmp_path / "key.json", BlindSettings(seed=1))
-    tab = open_page(new_client, page, viewport={"width": 900, "height": 760})
+    tab = open_page(new_client, page, viewport={"width": 900, "height": 850})
     tab.fill("#rater", "Ann")
     tab.locator("#rater").blur()
     tab.keyboard.press("ArrowLeft")
