@@ -33,6 +33,7 @@ SHEET = "samples.png"
 IMAGES = "images"
 MAX_DIFFERENCES = 3  # that a message names
 MAX_FLAGGED = 20  # images that a message names
+_PROMPT_DIGITS = 5  # in the names of GenEval's folders
 _THREADS = 8  # that read or write images at the same time
 
 
@@ -49,6 +50,10 @@ class Layout(Protocol):
         """Returns the path of an image in the folder."""
         ...
 
+    def is_name(self, path: Path) -> bool:
+        """Returns whether a path that fits the pattern is one that `name` returns: others are not of a run."""
+        ...
+
 
 class FlatLayout:
     """All images in one folder."""
@@ -58,6 +63,10 @@ class FlatLayout:
     def name(self, index: int) -> str:
         """Returns `images/NNNN.png`."""
         return f"{IMAGES}/{index:04d}.png"
+
+    def is_name(self, path: Path) -> bool:
+        """Returns whether the name of a file is a number."""
+        return path.stem.isdecimal()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +82,12 @@ class GenEvalLayout:
 
     def name(self, index: int) -> str:
         """Returns `NNNNN/samples/NNNN.png`."""
-        return f"{index // self.images:05d}/samples/{index % self.images:04d}.png"
+        return f"{index // self.images:0{_PROMPT_DIGITS}d}/samples/{index % self.images:04d}.png"
+
+    def is_name(self, path: Path) -> bool:
+        """Returns whether the names of a file and of the folder of its prompt are numbers."""
+        prompt = path.parent.parent.name
+        return path.stem.isdecimal() and prompt.isdecimal() and len(prompt) >= _PROMPT_DIGITS
 
 
 FLAT = FlatLayout()
@@ -176,7 +190,7 @@ def prepare(folder: Path, manifest: dict[str, Any], overwrite: bool, layout: Lay
 
 def _list_images(folder: Path, layout: Layout) -> list[Path]:
     """Returns all images that a run has written to a folder, the grid last."""
-    images = [path for path in folder.glob(layout.pattern) if path.stem.isdecimal()]
+    images = [path for path in folder.glob(layout.pattern) if layout.is_name(path)]
     return [*images, *(path for path in [folder / SHEET] if path.exists())]
 
 

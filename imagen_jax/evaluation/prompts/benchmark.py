@@ -10,6 +10,7 @@ OUT/results.jsonl             an answer for each image, as GenEval's own program
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -32,7 +33,7 @@ from imagen_jax.evaluation.prompts.scores import (
 from imagen_jax.images.grid import image_grid, is_valid_png, read_png, save_png
 from imagen_jax.io.atomic import atomic_write, write_json
 from imagen_jax.io.json_lines import write_json_lines
-from imagen_jax.io.paths import remove_tree
+from imagen_jax.io.paths import bucket_path
 from imagen_jax.parallel import multihost
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.pipelines.output_dir import GenEvalLayout
@@ -42,6 +43,7 @@ from imagen_jax.text.clip import CLIP
 
 SCORES, RESULTS, METADATA, GRID = "scores.json", "results.jsonl", "metadata.jsonl", "grid.png"
 JUDGES = ("shapes",)
+_DIGITS = 5  # at least, of the names of prompts' folders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +103,7 @@ def sample_benchmark(
     if result is None:
         return
     for folder in _prompt_folders(out)[len(prompts.prompts) :]:  # of another run with more, whose images are removed
-        remove_tree(folder)
+        _remove_prompt(folder)
     for index, prompt in enumerate(prompts.prompts):
         folder = out / f"{index:05d}"
         atomic_write(folder / METADATA, json.dumps(prompt.metadata(), ensure_ascii=False).encode())
@@ -151,7 +153,18 @@ def read_benchmark(folder: Path, name: str = "") -> BenchmarkFolder:
 
 def _prompt_folders(folder: Path) -> list[Path]:
     """Returns the folders of the prompts, in order."""
-    return sorted(path for path in folder.glob("*") if path.name.isdecimal() and path.is_dir())
+    numbered = sorted(path for path in folder.glob("*") if path.name.isdecimal() and len(path.name) >= _DIGITS)
+    return [path for path in numbered if (path / METADATA).is_file() or (path / "samples").is_dir()]
+
+
+def _remove_prompt(folder: Path) -> None:
+    """Removes what this program has written about a prompt whose images are removed, and nothing else."""
+    for name in (METADATA, GRID):
+        (folder / name).unlink(missing_ok=True)
+    if bucket_path(folder) is None:
+        for path in (folder / "samples", folder):
+            with contextlib.suppress(OSError):  # it has something else
+                path.rmdir()
 
 
 def _read_metadata(path: Path) -> BenchmarkPrompt:

@@ -72,9 +72,14 @@ def test_images_of_another_run_are_refused_or_removed(pipeline, prompts, tmp_pat
     (tmp_path / benchmark.SCORES).write_text("{}")
     with pytest.raises(ConfigError, match="another run"):
         sample(pipeline, prompts, tmp_path, seed=1)
+    mine = [tmp_path / "2024" / "samples" / "0000.png", tmp_path / "00001" / "notes.txt", tmp_path / "00002" / "x.png"]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"mine")
     one = PromptSet("one", prompts.prompts[:1])
     sample(pipeline, one, tmp_path, seed=1, overwrite=True)
-    assert {path.name for path in tmp_path.iterdir()} == {"00000", "samples.json"}
+    assert all(path.read_bytes() == b"mine" for path in mine) and not (tmp_path / "00001" / "grid.png").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"00000", "00001", "00002", "2024", "samples.json"}
     assert len(benchmark.read_benchmark(tmp_path).prompts) == 1
 
 
