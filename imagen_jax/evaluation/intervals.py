@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from imagen_jax.datasets.shapes.judge import wilson_interval
 
-Z = 1.959964  # of 95%
+_UPPER = 0.975  # of a distribution, the upper end of 95%
 
 
 def rate_of_groups(groups: Sequence[Sequence[bool]]) -> dict[str, float]:
@@ -57,17 +58,20 @@ def _design_effect(residuals: np.ndarray, independent: float) -> float:
 
 
 def mean_of_groups(groups: Sequence[Sequence[float]]) -> dict[str, float | None]:
-    """Returns the mean of all values, with a normal interval from the variance between groups; None for one group."""
+    """Returns the mean of all values, with Student's interval from the variance between groups; None for one group."""
     filled = [np.asarray(group, np.float64) for group in groups if len(group)]
     counts = np.array([len(group) for group in filled], np.float64)
     mean = float(np.concatenate(filled).mean())
     residuals = np.array([group.sum() for group in filled]) - mean * counts
     number = len(filled)
-    error = math.sqrt((residuals**2).sum() * number / (number - 1)) / counts.sum() if number > 1 else None
+    half = None
+    if number > 1:
+        error = math.sqrt((residuals**2).sum() * number / (number - 1)) / counts.sum()
+        half = float(stdtrit(number - 1, _UPPER)) * error
     return {
         "mean": mean,
-        "low": None if error is None else mean - Z * error,
-        "high": None if error is None else mean + Z * error,
+        "low": None if half is None else mean - half,
+        "high": None if half is None else mean + half,
         "total": int(counts.sum()),
         "groups": number,
     }

@@ -43,7 +43,7 @@ def test_rates_cover_the_truth():
 def test_means_of_groups():
     row = mean_of_groups([[1.0, 3.0], [2.0, 2.0], [5.0, 5.0]])
     assert row["mean"] == 3 and row["total"] == 6
-    assert row["high"] - row["mean"] == pytest.approx(1.959964 * np.std([2, 2, 5], ddof=1) / np.sqrt(3))
+    assert row["high"] - row["mean"] == pytest.approx(4.302653 * np.std([2, 2, 5], ddof=1) / np.sqrt(3))
     assert mean_of_groups([[1.0, 3.0]])["low"] is None
 
 
