@@ -39,7 +39,7 @@ from imagen_jax.training.loop import train
 COLORS = {"red": 0.9, "blue": 0.1}  # shares of the data
 SHAPES = ("circle", "square", "cross")
 IMAGES = 20_000
-STEPS = 750
+STEPS = 4000
 # few steps draw what is frequent too often, and so does guidance: the first row has neither
 SAMPLING: dict[str, dict[str, Any]] = {
     "24 of ddim, 1": {"sampler": "ddim", "num_inference_steps": 24, "guidance_scale": 1.0},
