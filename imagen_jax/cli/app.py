@@ -32,7 +32,6 @@ COMMANDS = {
     "serve": "serve a cascade over HTTP, with a page and OpenAI's image API",
     "evaluate": "score a cascade on the captions of a data set",
     "sweep": "sample with many settings of a stage, and find where alignment and fidelity trade off best",
-    "benchmark-prompts": "sample and score a set of prompts: PartiPrompts, GenEval, DrawBench, or one of the package",
     "benchmark_prompts": "sample and score a set of prompts: PartiPrompts, GenEval, DrawBench, or one of the package",
     "blind": "write a page on which people compare two models without knowing which is which",
     "votes": "count the votes of such a page",
