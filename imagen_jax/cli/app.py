@@ -36,6 +36,7 @@ COMMANDS = {
     "blind": "write a page on which people compare two models without knowing which is which",
     "votes": "count the votes of such a page",
     "fairness": "measure how attributes come out that prompts leave open",
+    "report": "write all that evaluations have found as one page, and as tables for a paper",
     "publish": "write a cascade into one folder for others, or push it to the Hugging Face Hub",
     "convert": "read pipelines of DeepFloyd IF in the format of diffusers, or write stages as such, or adapters",
     "finetune": "teach a cascade a subject or a domain from a few images",

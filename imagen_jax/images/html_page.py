@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from imagen_jax.images.grid import viewable_rgb
+from imagen_jax.images.grid import decode_png, viewable_rgb
 from imagen_jax.io.text import printable
 
 _ASSETS = Path(__file__).parent / "page"
 _LOSSLESS_SIDE = 64  # pixels, up to which images are PNG: the pixels of the model
 _JPEG_QUALITY = 88
+_MAX_PNG_BYTES, _MAX_PNG_SIDE = 2_000_000, 2048  # of files that are kept as they are; pixels of others
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
@@ -65,6 +66,14 @@ def data_script(name: str, value: Any) -> str:
     """Returns a JSON value that scripts of the page read by its `name`, an id."""
     text = json.dumps(value, allow_nan=False).replace("<", "\\u003c")  # so that no text ends the element
     return f'<script type="application/json" id="{name}">{text}</script>'
+
+
+def png_uri(path: Path) -> str:
+    """Returns a PNG file as a data URI; one of more than 2 MB is made smaller, and JPEG."""
+    data = path.read_bytes()
+    if len(data) > _MAX_PNG_BYTES:
+        return image_uri(decode_png(data), _MAX_PNG_SIDE)
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 
 def image_uri(image: np.ndarray, max_side: int = 192) -> str:
