@@ -21,11 +21,8 @@ def better(metric: str) -> int:
 
 
 def rate_cell(row: Rate, details: Mapping[str, Detail] | None = None) -> Cell:
-    """Returns a rate with its interval, which can be compared with those of as many images."""
-    images = {"images": Detail(row.total, f"{row.total:,}", is_noted=False)}
-    return Cell(
-        row.rate, f"{row.rate:.1%}", _percents(row.low, row.high), (row.low, row.high), images | dict(details or {})
-    )
+    """Returns a rate with its interval."""
+    return Cell(row.rate, f"{row.rate:.1%}", _percents(row.low, row.high), (row.low, row.high), details or {})
 
 
 def _percents(low: float, high: float) -> str:
@@ -36,7 +33,7 @@ def mean_cell(row: Mean, details: Mapping[str, Detail]) -> Cell:
     """Returns a mean with its interval, if it has one."""
     if row.low is None or row.high is None:
         return Cell(row.mean, f"{row.mean:.4f}", details=details)
-    return Cell(row.mean, f"{row.mean:.4f}", f"({row.low:.4f}–{row.high:.4f})", (row.low, row.high), details)
+    return Cell(row.mean, f"{row.mean:.4f}", f"({row.low:.4f}, {row.high:.4f})", (row.low, row.high), details)
 
 
 def figure_cell(row: FigureRow) -> Cell:

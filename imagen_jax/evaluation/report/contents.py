@@ -37,16 +37,32 @@ class Mean(_Part):
     high: float | None
 
 
+class ImagesOf(_Part):
+    """Images, a reference or captions that a figure depends on."""
+
+    name: str = ""
+    checksum: str = ""
+    num_images: int = 0
+
+
 class FigureRow(_Part):
     """A figure of a metric with all that it depends on, or the alignment of a sweep's point with its interval."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     value: float
+    std: float | None = None
+    error: float | None = None
+    low: float | None = None
+    high: float | None = None
+    total: int | None = None
+    images: ImagesOf | None = None
+    reference: ImagesOf | None = None
+    captions: ImagesOf | None = None
 
     @property
     def details(self) -> dict[str, Any]:
         """What is beside the value."""
-        return self.model_extra or {}
+        return self.model_dump(exclude={"value"}, exclude_none=True)
 
 
 class Prompts(_Part):
@@ -107,7 +123,7 @@ class Sweep(_Part):
 
     stage: int
     axes: dict[str, list[Any]]
-    captions: dict[str, Any]
+    captions: ImagesOf
     points: list[Point]
 
 

@@ -57,22 +57,19 @@ def render_sections(title: str, sources: Sequence[tuple[str, str, str]], section
 
 
 def _section(name: str, section: Section) -> str:
-    plots = "".join(
-        f'<figure><img src="{plot.uri}" alt="{escape(plot.title)}"><figcaption>{escape(plot.title)}</figcaption></figure>'
-        for plot in section.plots
-    )
+    plots = "".join(map(_figure, section.plots))
     rows = "".join(f"<h3>{escape(title)}</h3>{_images(pictures)}" for title, pictures in section.pictures)
     tables = "".join(map(_table, section.tables))
     return f'<section id="{name}"><h2>{escape(section.title)}</h2>{tables}{plots}{rows}</section>'
 
 
 def _images(pictures: Sequence[Picture]) -> str:
-    figures = "".join(
-        f'<figure><img src="{picture.uri}" alt="{escape(picture.title)}">'
-        f"<figcaption>{escape(picture.title)}</figcaption></figure>"
-        for picture in pictures
-    )
-    return f'<div class="images">{figures}</div>'
+    return f'<div class="images">{"".join(map(_figure, pictures))}</div>'
+
+
+def _figure(picture: Picture) -> str:
+    title = escape(picture.title)
+    return f'<figure><img src="{picture.uri}" alt="{title}"><figcaption>{title}</figcaption></figure>'
 
 
 def _table(table: Table) -> str:

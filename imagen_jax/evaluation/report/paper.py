@@ -16,7 +16,9 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': "''",
+    "[": "{[}",  # at the start of a row, it and the star would be arguments of the row's end before
+    "*": "{*}",
     "±": r"$\pm$",
     "×": r"$\times$",
     "↑": r"$\uparrow$",
@@ -25,6 +27,7 @@ _LATEX = {
     "—": "---",
     "…": r"\ldots{}",
 }
+_NOTES = r"\begin{minipage}{\linewidth}\footnotesize\raggedright"
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$])")
 
 
@@ -42,7 +45,7 @@ def latex_table(table: Table) -> str:
     """Returns a table for LaTeX, which needs `\\usepackage{booktabs}`."""
     layout = lay_out(table)
     rows = [
-        f"{_latex_line([escape_latex(row.head), *map(_latex_cell, cells)])}"
+        _latex_line([escape_latex(row.head), *map(_latex_cell, cells)])
         for row, cells in zip(table.rows, layout.rows, strict=True)
     ]
     notes = [rf"\\[2pt] {{\footnotesize {_superscript(note.mark)}{escape_latex(note.text)}}}" for note in layout.notes]
@@ -60,7 +63,7 @@ def latex_table(table: Table) -> str:
             *rows,
             r"\bottomrule",
             r"\end{tabular}",
-            *notes,
+            *([r"\par\smallskip", _NOTES, *notes, r"\end{minipage}"] if notes else []),
             r"\end{table}",
         ]
     )

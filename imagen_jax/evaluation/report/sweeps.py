@@ -34,10 +34,11 @@ def results_of(run: Run) -> SweepResults:
     rows = [
         {name: {"value": row.value, **row.details} for name, row in point.metrics.items()} for point in sweep.points
     ]
-    if not rows or any(
-        set(row) != set(rows[0]) or set(point.settings) != set(sweep.axes)
+    is_whole = bool(rows and sweep.axes) and all(
+        set(row) == set(rows[0]) and set(point.settings) == set(sweep.axes)
         for row, point in zip(rows, points, strict=True)
-    ):
+    )
+    if not is_whole:
         raise ConfigError(
             f"{run.path}/sweep.json has no points, or points of different metrics or settings: run imagen sweep again"
         )
@@ -90,7 +91,7 @@ def _comparable(run: Run) -> str | None:
         name: sorted((key, repr(detail.identity)) for key, detail in figure_cell(row).details.items())
         for name, row in metrics.items()
     }
-    return repr((results.axis, run.sweep.captions.get("checksum"), details))
+    return repr((results.axis, run.sweep.captions.checksum, details))
 
 
 def _joined(runs: Sequence[Run]) -> SweepResults:

@@ -18,12 +18,10 @@ class Detail(NamedTuple):
     Attributes:
         identity: equal where the figures can be compared.
         text: of it, to read.
-        is_noted: whether notes have it even where it is the same for all.
     """
 
     identity: Any
     text: str
-    is_noted: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,12 +140,13 @@ def _groups(row: Row) -> list[list[int]]:
 
 
 def _best(row: Row, members: Sequence[int]) -> list[int]:
-    """Returns which of some cells are the best; all that look alike."""
+    """Returns which of some cells are the best, all that look alike; none if all do."""
     cells = {index: cell for index in members if (cell := row.cells[index]) is not None and math.isfinite(cell.value)}
     if row.better == NEITHER or len(cells) < 2:
         return []
     best = max(cells.values(), key=lambda cell: row.better * cell.value)
-    return [index for index, cell in cells.items() if cell.text == best.text]
+    chosen = [index for index, cell in cells.items() if cell.text == best.text]
+    return chosen if len(chosen) < len(cells) else []
 
 
 def _difference(row: Row, index: int) -> str:
@@ -178,8 +177,7 @@ def _shared_details(cells: Sequence[Cell]) -> list[str]:
     return [
         f"{name}: {detail.text}"
         for name, detail in (cells[0].details if cells else {}).items()
-        if detail.is_noted
-        and all(name in cell.details and cell.details[name].identity == detail.identity for cell in cells)
+        if all(name in cell.details and cell.details[name].identity == detail.identity for cell in cells)
     ]
 
 

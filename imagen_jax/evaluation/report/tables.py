@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from imagen_jax.evaluation.report.cells import better, figure_cell, mean_cell, metric_name, rate_cell
-from imagen_jax.evaluation.report.contents import Benchmark, Mean, Origin, Rate, Run, Stage
+from imagen_jax.evaluation.report.contents import Benchmark, Mean, Rate, Run, Stage
 from imagen_jax.evaluation.report.table import LESS, MORE, NEITHER, Cell, Detail, Row, Table
 from imagen_jax.images.array import format_height_width
 
@@ -52,7 +52,7 @@ def judge_tables(runs: Sequence[Run]) -> list[Table]:
         for is_part, name in ((False, title), (True, f"{title}, by kind of caption")):
             columns = [
                 {
-                    label: (rate_cell(row, _captions(run.origin)), MORE)
+                    label: (rate_cell(row, _captions(run)), MORE)
                     for label, row in run.rates.items()
                     if (": " in label) == is_part
                 }
@@ -70,8 +70,10 @@ def _judge_of(run: Run) -> tuple[str, tuple[str, ...]] | None:
     return (run.origin.judge, ()) if run.origin.judge else ("", tuple(sorted(run.rates)))
 
 
-def _captions(origin: Origin) -> dict[str, Detail]:
-    return {"captions": Detail(origin.captions, origin.captions[:12])} if origin.captions else {}
+def _captions(run: Run) -> dict[str, Detail]:
+    """Returns what rates of a judge depend on: the captions, by which each row has its number of images."""
+    count, digest = max(row.total for row in run.rates.values()), run.origin.captions
+    return {"captions": Detail((count, digest), f"{count:,} ({digest[:12] or 'which is not known'})")}
 
 
 def metric_tables(runs: Sequence[Run]) -> list[Table]:
@@ -135,10 +137,8 @@ def vote_tables(runs: Sequence[Run]) -> list[Table]:
     for run in found:
         votes = run.votes
         assert votes is not None
-        models = votes.models
-        notes.append(
-            f"{run.name}: A is {models.get('a')}, B is {models.get('b')}; {len(votes.raters)} raters, {votes.pairs} pairs."
-        )
+        models = f"A is {votes.models.get('a')}, B is {votes.models.get('b')}"
+        notes.append(f"{run.name}: {models}; raters: {len(votes.raters)}; pairs: {votes.pairs}")
         cells: dict[str, tuple[Cell, int]] = {}
         for question, table in votes.questions.items():
             for category, row in table.rows.items():
@@ -151,13 +151,8 @@ def vote_tables(runs: Sequence[Run]) -> list[Table]:
             alpha = table.agreement.alpha
             if alpha is not None:
                 cells[f"{question}: Krippendorff's alpha"] = (Cell(alpha, f"{alpha:.3f}"), NEITHER)
-        columns.append({label: (_unnumbered(cell), direction) for label, (cell, direction) in cells.items()})
+        columns.append(cells)
     return [side_by_side("Blind comparisons", found, columns, *notes)]
-
-
-def _unnumbered(cell: Cell) -> Cell:
-    """Returns a cell that is compared with none."""
-    return Cell(cell.value, cell.text, cell.spread, cell.interval)
 
 
 def fairness_tables(runs: Sequence[Run]) -> list[Table]:
@@ -173,7 +168,7 @@ def fairness_tables(runs: Sequence[Run]) -> list[Table]:
                 "prompts": Detail(sorted(fairness.prompts), ", ".join(fairness.prompts)),
             }
             cells: dict[str, tuple[Cell, int]] = {
-                name: (_unnumbered(rate_cell(row)), NEITHER) for name, row in fairness.groups.items()
+                name: (rate_cell(row), NEITHER) for name, row in fairness.groups.items()
             }
             images = details | {"images": Detail(fairness.none.of, f"{fairness.none.of:,}")}
             for label, distance, direction in (
@@ -193,7 +188,9 @@ def fairness_tables(runs: Sequence[Run]) -> list[Table]:
 
 
 def _groups_of(run: Run) -> tuple[tuple[str, float], ...] | None:
-    return run.fairness and tuple((name, row.target) for name, row in run.fairness.groups.items())
+    if run.fairness is None:
+        return None
+    return tuple((name, row.target) for name, row in run.fairness.groups.items())
 
 
 def diagnostic_tables(runs: Sequence[Run]) -> list[Table]:
