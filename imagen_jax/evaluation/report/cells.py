@@ -12,6 +12,7 @@ from imagen_jax.evaluation.sweep_results import metric_label, numbers
 
 _SPREADS = ("std", "error")
 _SHOWN_DIGITS = 12  # of checksums
+_ORIGINS = ("images", "reference", "captions")  # what notes have last
 _NO_DETAILS = ("low", "high", "total", *_SPREADS)
 
 
@@ -63,7 +64,7 @@ def figure_details(details: Mapping[str, Any]) -> dict[str, Detail]:
             found[name] = _origin(value)
         else:
             found[name.replace("_", " ")] = Detail(value, str(value) if value != "" else "none")
-    return found
+    return dict(sorted(found.items(), key=lambda item: _ORIGINS.index(item[0]) if item[0] in _ORIGINS else -1))
 
 
 def _origin(value: Mapping[str, Any]) -> Detail:
