@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from imagen_jax.errors import ConfigError
 from imagen_jax.evaluation.prompts.benchmark import GRID, METADATA
 from imagen_jax.evaluation.prompts.formats import read_rows
-from imagen_jax.evaluation.report.contents import Run
+from imagen_jax.evaluation.report.runs import Run
 from imagen_jax.evaluation.report.sweeps import results_of
 from imagen_jax.evaluation.sweep_folder import POINTS
 from imagen_jax.images.grid import is_valid_png, read_png

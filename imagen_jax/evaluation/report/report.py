@@ -8,16 +8,17 @@ from pathlib import Path
 
 from imagen_jax.errors import ConfigError
 from imagen_jax.evaluation.report import pictures, tables
-from imagen_jax.evaluation.report.contents import Run, read_runs
 from imagen_jax.evaluation.report.page import Section, render_sections
 from imagen_jax.evaluation.report.paper import escape_markdown, latex_table, markdown_table
 from imagen_jax.evaluation.report.pictures import Picture
+from imagen_jax.evaluation.report.runs import Run, read_runs
 from imagen_jax.evaluation.report.sweeps import sweep_plots, sweep_table
 from imagen_jax.evaluation.report.table import Table
 from imagen_jax.io.atomic import atomic_write
 from imagen_jax.io.paths import as_path
 from imagen_jax.io.uploads import flush_or_warn
 
+_LATEX_HEAD = r"% needs \usepackage{booktabs}, and for accents in names \usepackage[T1]{fontenc}"
 _KINDS = {
     "rates": "judge",
     "figures": "metrics",
@@ -119,10 +120,9 @@ def _prompts(runs: Sequence[Run], kind: str) -> list[tuple[str, list[Picture]]]:
     return [(name, shown) for name, shown in rows if shown]
 
 
-def _latex(tables_: Sequence[Table]) -> str:
-    head = "% needs \\usepackage{booktabs}, and for accents and signs in names \\usepackage[T1]{fontenc}\n"
-    return "\n\n".join([head.rstrip(), *map(latex_table, tables_)]) + "\n"
+def _latex(shown: Sequence[Table]) -> str:
+    return "\n\n".join([_LATEX_HEAD, *map(latex_table, shown)]) + "\n"
 
 
-def _markdown(title: str, tables_: Sequence[Table]) -> str:
-    return "\n\n".join([f"## {escape_markdown(title)}", *map(markdown_table, tables_)]) + "\n"
+def _markdown(title: str, shown: Sequence[Table]) -> str:
+    return "\n\n".join([f"## {escape_markdown(title)}", *map(markdown_table, shown)]) + "\n"

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from imagen_jax.errors import ConfigError
 from imagen_jax.evaluation.report.cells import better, figure_cell, metric_name
-from imagen_jax.evaluation.report.contents import Run, Sweep
+from imagen_jax.evaluation.report.contents import Sweep
+from imagen_jax.evaluation.report.runs import Run
 from imagen_jax.evaluation.report.table import LESS, NEITHER, Cell, Row, Table
 from imagen_jax.evaluation.report.tables import grouped
 from imagen_jax.evaluation.sweep_page import plot_results

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from imagen_jax.evaluation.report.cells import better, figure_cell, mean_cell, metric_name, rate_cell
-from imagen_jax.evaluation.report.contents import Benchmark, Mean, Rate, Run, Stage
+from imagen_jax.evaluation.report.contents import Benchmark, Mean, Rate, Stage
+from imagen_jax.evaluation.report.runs import Run
 from imagen_jax.evaluation.report.table import LESS, MORE, NEITHER, Cell, Detail, Row, Table
 from imagen_jax.images.array import format_height_width
 
@@ -44,11 +45,16 @@ def grouped(runs: Iterable[Run], key: Callable[[Run], _Value | None]) -> dict[_V
     return groups
 
 
+def _numbered(title: str, before: Sequence[Table]) -> str:
+    """Returns a title that no table before has."""
+    return f"{title} {len(before) + 1}" if before else title
+
+
 def judge_tables(runs: Sequence[Run]) -> list[Table]:
     """Returns the judges' rates: for each judge those of all captions, and those by kind of caption."""
-    tables = []
+    tables: list[Table] = []
     for (judge, _), group in grouped(runs, _judge_of).items():
-        title = f"Alignment by the judge {judge}" if judge else "Alignment"
+        title = f"Alignment by the judge {judge}" if judge else _numbered("Alignment", tables)
         for is_part, name in ((False, title), (True, f"{title}, by kind of caption")):
             columns = [
                 {
@@ -116,7 +122,7 @@ def _question_cells(benchmark: Benchmark) -> dict[str, tuple[Cell, int]]:
     rows = {**questions.categories, **questions.challenges, "all images": questions.all}
     cells = {label: (rate_cell(row, details), MORE) for label, row in rows.items()}
     overall = questions.overall
-    mean = Rate(total=benchmark.prompts.count, rate=overall.mean, low=overall.low or 0.0, high=overall.high or 1.0)
+    mean = Rate(total=benchmark.prompts.count, rate=overall.mean, low=overall.low, high=overall.high)
     return cells | {"overall, the mean of categories": (rate_cell(mean, details), MORE)}
 
 
@@ -157,7 +163,7 @@ def vote_tables(runs: Sequence[Run]) -> list[Table]:
 
 def fairness_tables(runs: Sequence[Run]) -> list[Table]:
     """Returns the shares of groups, a table for each set of groups and targets."""
-    tables = []
+    tables: list[Table] = []
     for groups, found in grouped(runs, _groups_of).items():
         columns = []
         for run in found:
@@ -183,7 +189,7 @@ def fairness_tables(runs: Sequence[Run]) -> list[Table]:
             columns.append(cells)
         target = "Targets: " + ", ".join(f"{name} {share:.1%}" for name, share in groups) + "."
         note = f"{target} Intervals are Wilson's, 95%; distances are total variation."
-        tables.append(side_by_side("Shares of groups", found, columns, note))
+        tables.append(side_by_side(_numbered("Shares of groups", tables), found, columns, note))
     return tables
 
 
