@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 from imagen_jax.evaluation.report.table import Cell, Table
 from imagen_jax.images.html_page import escape
 
 COLORS = 6  # of the style sheet
-_WIDTH, _LEFT, _RIGHT = 760, 270, 20
+_WIDTH, _LEFT, _RIGHT = 640, 200, 20
 _STEP, _GAP, _TOP = 13, 9, 14  # a line for each run, between rows, above
-_MAX_LABEL = 42  # characters
-_TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_MAX_LABEL = 32  # characters
+_QUARTER = 0.25
+
+
+class _Axis(NamedTuple):
+    """The rates that the chart has."""
+
+    low: float
+    high: float
+
+    def x(self, rate: float) -> float:
+        inside = min(max(rate, self.low), self.high)
+        return _LEFT + (inside - self.low) / (self.high - self.low) * (_WIDTH - _LEFT - _RIGHT)
+
+    def ticks(self) -> list[float]:
+        span = self.high - self.low
+        count = round(span / (0.05 if span <= _QUARTER else 0.1 if span <= 2 * _QUARTER else _QUARTER))
+        return [self.low + span * index / count for index in range(count + 1)]
 
 
 def interval_chart(table: Table) -> str:
-    """Returns a chart of the rows with intervals between 0 and 1; "" if there are none."""
+    """Returns a chart of the rows that have rates with intervals; "" if there are none."""
     rows = [row for row in table.rows if any(map(_is_rate, row.cells))]
     if not rows:
         return ""
+    axis = _axis([cell for row in rows for cell in row.cells if cell is not None and _is_rate(cell)])
     height_of_row = _STEP * len(table.columns) + _GAP
     bottom = _TOP + height_of_row * len(rows)
     parts = [
-        f'<path class="grid" d="M{_x(tick):.1f} {_TOP}V{bottom}"/>'
-        f'<text class="tick" x="{_x(tick):.1f}" y="{bottom + 14}" text-anchor="middle">{tick:.0%}</text>'
-        for tick in _TICKS
+        f'<path class="grid" d="M{axis.x(tick):.1f} {_TOP}V{bottom}"/>'
+        f'<text class="tick" x="{axis.x(tick):.1f}" y="{bottom + 14}" text-anchor="middle">{tick:.0%}</text>'
+        for tick in axis.ticks()
     ]
     for number, row in enumerate(rows):
         top = _TOP + number * height_of_row
@@ -31,7 +51,8 @@ def interval_chart(table: Table) -> str:
         parts.append(f'<text x="{_LEFT - 12}" y="{middle:.1f}" text-anchor="end">{escape(label)}</text>')
         for index, cell in enumerate(row.cells):
             if cell is not None and _is_rate(cell):
-                parts.append(_mark(cell, top + _STEP * (index + 0.5), index, f"{table.columns[index]}, {row.label}"))
+                name = f"{table.columns[index]}, {row.label}"
+                parts.append(_mark(cell, axis, top + _STEP * (index + 0.5), index, name))
     legend = "".join(
         f'<span><i class="dot color{index % COLORS}"></i>{escape(name)}</span>'
         for index, name in enumerate(table.columns)
@@ -43,20 +64,22 @@ def interval_chart(table: Table) -> str:
     )
 
 
-def _mark(cell: Cell, y: float, index: int, label: str) -> str:
+def _axis(cells: list[Cell]) -> _Axis:
+    """Returns the quarters of 0 to 1 that the intervals of some cells are in."""
+    ends = [min(max(end, 0.0), 1.0) for cell in cells for end in cell.interval or () if math.isfinite(end)]
+    low = min(math.floor(min(ends, default=0.0) / _QUARTER) * _QUARTER, 1 - _QUARTER)
+    return _Axis(low, max(math.ceil(max(ends, default=1.0) / _QUARTER) * _QUARTER, low + _QUARTER))
+
+
+def _mark(cell: Cell, axis: _Axis, y: float, index: int, name: str) -> str:
     """Returns a point with its interval."""
-    assert cell.interval is not None
-    low, high = (_x(min(max(end, 0.0), 1.0)) for end in cell.interval)
+    low, high = cell.interval or (cell.value, cell.value)
     return (
-        f'<g class="color{index % COLORS}"><title>{escape(label)}: {escape(cell.text)} {escape(cell.spread)}</title>'
-        f'<path class="whisker" d="M{low:.1f} {y:.1f}H{high:.1f}"/>'
-        f'<circle cx="{_x(cell.value):.1f}" cy="{y:.1f}" r="4"/></g>'
+        f'<g class="color{index % COLORS}"><title>{escape(name)}: {escape(cell.text)} {escape(cell.spread)}</title>'
+        f'<path class="whisker" d="M{axis.x(low):.1f} {y:.1f}H{axis.x(high):.1f}"/>'
+        f'<circle cx="{axis.x(cell.value):.1f}" cy="{y:.1f}" r="4"/></g>'
     )
 
 
 def _is_rate(cell: Cell | None) -> bool:
-    return cell is not None and cell.interval is not None and cell.text.endswith("%")
-
-
-def _x(rate: float) -> float:
-    return _LEFT + rate * (_WIDTH - _LEFT - _RIGHT)
+    return cell is not None and cell.interval is not None and cell.text.endswith("%") and math.isfinite(cell.value)

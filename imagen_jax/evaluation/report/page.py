@@ -9,7 +9,7 @@ from pathlib import Path
 from imagen_jax.evaluation.report.interval_chart import interval_chart
 from imagen_jax.evaluation.report.paper import latex_table, markdown_table
 from imagen_jax.evaluation.report.pictures import Picture
-from imagen_jax.evaluation.report.table import Footnote, Shown, Table, lay_out
+from imagen_jax.evaluation.report.table import Footnote, Row, Shown, Table, lay_out
 from imagen_jax.images.html_page import escape, read_asset, render_page
 
 _ASSETS = Path(__file__).parents[1] / "page"
@@ -76,7 +76,7 @@ def _table(table: Table) -> str:
     layout = lay_out(table)
     heads = "".join(f'<th scope="col" class="number">{escape(name)}</th>' for name in table.columns)
     rows = "".join(
-        f'<tr><th scope="row">{escape(row.head)}</th>{"".join(map(_cell, cells))}</tr>'
+        f'<tr><th scope="row">{_head(row)}</th>{"".join(map(_cell, cells))}</tr>'
         for row, cells in zip(table.rows, layout.rows, strict=True)
     )
     notes = "".join(map(_note, layout.notes))
@@ -85,6 +85,12 @@ def _table(table: Table) -> str:
         f'</div><div class="note">{notes}</div>{interval_chart(table)}'
         f"{_source('LaTeX', latex_table(table))}{_source('Markdown', markdown_table(table))}"
     )
+
+
+def _head(row: Row) -> str:
+    """Returns the label; its arrow is not alone on a line."""
+    label, arrow = escape(row.label), row.head.removeprefix(row.label).strip()
+    return f"{label}&nbsp;{arrow}" if arrow else label
 
 
 def _cell(cell: Shown | None) -> str:

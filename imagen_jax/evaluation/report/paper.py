@@ -48,7 +48,7 @@ def latex_table(table: Table) -> str:
         _latex_line([escape_latex(row.head), *map(_latex_cell, cells)])
         for row, cells in zip(table.rows, layout.rows, strict=True)
     ]
-    notes = [rf"\\[2pt] {{\footnotesize {_superscript(note.mark)}{escape_latex(note.text)}}}" for note in layout.notes]
+    notes = [rf"{_superscript(note.mark)}{escape_latex(note.text)}\par" for note in layout.notes]
     label = re.sub(r"[^a-z0-9]+", "-", table.title.lower()).strip("-")
     return "\n".join(
         [

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from imagen_jax.evaluation.report.interval_chart import interval_chart
 from imagen_jax.evaluation.report.page import Section, render_sections
 from imagen_jax.evaluation.report.paper import escape_latex, latex_table, markdown_table
 from imagen_jax.evaluation.report.table import LESS, MORE, NEITHER, Cell, Detail, Row, Table, lay_out
@@ -62,6 +63,8 @@ def test_latex_is_escaped():
     begun = re.findall(r"\\(begin|end)\{(\w+)\}", text)
     assert [name for kind, name in begun if kind == "begin"] == ["table", "tabular", "minipage"]
     assert [name for kind, name in begun if kind == "end"] == ["tabular", "minipage", "table"]
+    notes = text[text.index(r"\begin{minipage}") : text.index(r"\end{minipage}")].splitlines()[1:]
+    assert notes and all(note.endswith(r"\par") and r"\\" not in note for note in notes)
     assert text.count("rule\n") == 3 and r"\input" not in text
     assert escape_latex("100% of A_1 & B #2 ± 3") == r"100\% of A\_1 \& B \#2 $\pm$ 3"
 
@@ -78,3 +81,33 @@ def test_markdown_and_page_are_escaped():
 def test_row_is_no_argument_of_the_end_of_that_before(name):
     table = Table("t", ["m"], [Row("a", [cell(1)]), Row(name, [cell(2)])])
     assert f"\\\\\n{{{name[0]}}}x & 2" in latex_table(table)
+
+
+def rate(value, low, high):
+    return Cell(value, f"{value:.1%}", interval=(low, high))
+
+
+@pytest.mark.parametrize(
+    "cells, ticks",
+    [
+        ([rate(0.95, 0.9, 0.98)], "75% 80% 85% 90% 95% 100%"),
+        ([rate(1, 0.97, 1), None], "75% 80% 85% 90% 95% 100%"),
+        ([rate(0, 0, 0)], "0% 5% 10% 15% 20% 25%"),
+        ([rate(0.3, 0.2, 0.45)], "0% 10% 20% 30% 40% 50%"),
+        ([rate(0.3, 0.2, 0.45), rate(0.9, 0.8, 0.99)], "0% 25% 50% 75% 100%"),
+    ],
+)
+def test_chart_has_all_intervals(cells, ticks):
+    chart = interval_chart(Table("t", ["m"] * len(cells), [Row("a", cells), Row("b", [cell(3)])]))
+    assert re.findall(r"(\d+%)</text>", chart) == ticks.split()
+    first, *_, last = (float(x) for x in re.findall(r'class="tick" x="([\d.]+)"', chart))
+    ends = [float(x) for pair in re.findall(r'whisker" d="M([\d.]+) [\d.]+H([\d.]+)"', chart) for x in pair]
+    assert len(ends) == 2 * sum(one is not None for one in cells)
+    assert all(first <= x <= last for x in ends)
+    (share,) = [cells[0].interval[0] * 100 - int(ticks.split("%")[0])]
+    span = int(ticks.split()[-1][:-1]) - int(ticks.split("%")[0])
+    assert ends[0] == pytest.approx(first + share / span * (last - first), abs=0.1)
+
+
+def test_chart_of_no_rates():
+    assert interval_chart(Table("t", ["m"], [Row("b", [cell(3)])])) == ""
