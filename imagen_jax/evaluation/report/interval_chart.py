@@ -9,9 +9,9 @@ from imagen_jax.evaluation.report.table import Cell, Table
 from imagen_jax.images.html_page import escape
 
 COLORS = 6  # of the style sheet
-_WIDTH, _LEFT, _RIGHT = 640, 200, 20
-_STEP, _GAP, _TOP = 13, 9, 14  # a line for each run, between rows, above
-_MAX_LABEL = 32  # characters
+_WIDTH, _SIDE = 460, 18  # as wide as a phone, and room for the text of the first and last tick
+_LABEL, _STEP = 17, 12  # a line for the label above the marks, and one for each run
+_MAX_LABEL = 64  # characters
 _QUARTER = 0.25
 
 
@@ -23,7 +23,7 @@ class _Axis(NamedTuple):
 
     def x(self, rate: float) -> float:
         inside = min(max(rate, self.low), self.high)
-        return _LEFT + (inside - self.low) / (self.high - self.low) * (_WIDTH - _LEFT - _RIGHT)
+        return _SIDE + (inside - self.low) / (self.high - self.low) * (_WIDTH - 2 * _SIDE)
 
     def ticks(self) -> list[float]:
         span = self.high - self.low
@@ -37,22 +37,21 @@ def interval_chart(table: Table) -> str:
     if not rows:
         return ""
     axis = _axis([cell for row in rows for cell in row.cells if cell is not None and _is_rate(cell)])
-    height_of_row = _STEP * len(table.columns) + _GAP
-    bottom = _TOP + height_of_row * len(rows)
+    height_of_row = _LABEL + _STEP * len(table.columns) + 2
+    bottom = height_of_row * len(rows) + 4
     parts = [
-        f'<path class="grid" d="M{axis.x(tick):.1f} {_TOP}V{bottom}"/>'
+        f'<path class="grid" d="M{axis.x(tick):.1f} 0V{bottom}"/>'
         f'<text class="tick" x="{axis.x(tick):.1f}" y="{bottom + 14}" text-anchor="middle">{tick:.0%}</text>'
         for tick in axis.ticks()
     ]
     for number, row in enumerate(rows):
-        top = _TOP + number * height_of_row
+        top = number * height_of_row
         label = row.label if len(row.label) <= _MAX_LABEL else f"{row.label[: _MAX_LABEL - 1]}…"
-        middle = top + (height_of_row - _GAP) / 2 + 4
-        parts.append(f'<text x="{_LEFT - 12}" y="{middle:.1f}" text-anchor="end">{escape(label)}</text>')
+        parts.append(f'<text class="label" x="{_SIDE}" y="{top + _LABEL - 4}">{escape(label)}</text>')
         for index, cell in enumerate(row.cells):
             if cell is not None and _is_rate(cell):
                 name = f"{table.columns[index]}, {row.label}"
-                parts.append(_mark(cell, axis, top + _STEP * (index + 0.5), index, name))
+                parts.append(_mark(cell, axis, top + _LABEL + _STEP * (index + 0.5), index, name))
     legend = "".join(
         f'<span><i class="dot color{index % COLORS}"></i>{escape(name)}</span>'
         for index, name in enumerate(table.columns)

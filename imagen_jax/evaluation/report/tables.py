@@ -88,7 +88,9 @@ def metric_tables(runs: Sequence[Run]) -> list[Table]:
     if not found:
         return []
     columns = [{metric_name(key): (figure_cell(row), better(key)) for key, row in run.figures.items()} for run in found]
-    return [side_by_side("Metrics", found, columns, "± is the deviation over subsets or splits, or a mean's error.")]
+    has_spread = any(cell.spread for cells in columns for cell, _ in cells.values())
+    notes = ["± is the deviation over subsets or splits, or a mean's standard error."] if has_spread else []
+    return [side_by_side("Metrics", found, columns, *notes)]
 
 
 def benchmark_tables(runs: Sequence[Run]) -> list[Table]:
