@@ -18,7 +18,8 @@ from imagen_jax.io.atomic import atomic_write
 from imagen_jax.io.paths import as_path
 from imagen_jax.io.uploads import flush_or_warn
 
-_LATEX_HEAD = r"% needs \usepackage{booktabs}, and for accents in names \usepackage[T1]{fontenc}"
+_WRITTEN = "written by imagen report"  # at the start of files, which are replaced only if they have it
+_LATEX_HEAD = rf"% {_WRITTEN}; needs \usepackage{{booktabs}}, and for accents in names \usepackage[T1]{{fontenc}}"
 _KINDS = {
     "rates": "judge",
     "figures": "metrics",
@@ -47,7 +48,8 @@ class ReportResult:
     def summary(self) -> str:
         """Returns what was written."""
         names = ", ".join(map(str, self.files))
-        return f"{len(self.tables)} tables of {len(self.runs)} runs\nwritten: {names}"
+        tables_, runs = len(self.tables), len(self.runs)
+        return f"{tables_} table{'s'[: tables_ != 1]} of {runs} run{'s'[: runs != 1]}\nwritten: {names}"
 
 
 def report(runs: Sequence[str | Path], out: str | Path, *, title: str = "Evaluation") -> ReportResult:
@@ -64,17 +66,18 @@ def report(runs: Sequence[str | Path], out: str | Path, *, title: str = "Evaluat
         title: of the page.
 
     Raises:
-        ConfigError: `out` is not named .html or cannot be written, or a run is given twice, has nothing to report, or
-            is damaged.
+        ConfigError: `out` is not named .html or cannot be written, FILE.tex or FILE.md is of someone else, or a run is
+            given twice, has nothing to report, or is damaged.
     """
     page = as_path(out)
     if page.suffix != ".html":
         raise ConfigError(f"--out {str(out)!r} is not the name of a page: give one that ends in .html")
+    files = (page, page.with_suffix(".tex"), page.with_suffix(".md"))
+    _check_files(files[1:])
     found = read_runs([str(run) for run in runs])
     sections = [section for section in _sections(found) if not section.is_empty]
     all_tables = [table for section in sections for table in section.tables]
     sources = [(run.name, str(run.path), ", ".join(_KINDS[kind] for kind in run.kinds())) for run in found]
-    files = (page, page.with_suffix(".tex"), page.with_suffix(".md"))
     texts = (render_sections(title, sources, sections), _latex(all_tables), _markdown(title, all_tables))
     for file, text in zip(files, texts, strict=True):
         try:
@@ -83,6 +86,13 @@ def report(runs: Sequence[str | Path], out: str | Path, *, title: str = "Evaluat
             raise ConfigError(f"{file} cannot be written ({error.strerror}): give another --out") from error
     flush_or_warn()
     return ReportResult(tuple(run.name for run in found), tuple(table.title for table in all_tables), files)
+
+
+def _check_files(files: Sequence[Path]) -> None:
+    """Raises ConfigError if a file, which --out does not name, is there and of someone else."""
+    for file in files:
+        if file.is_file() and _WRITTEN not in file.read_text(errors="replace").partition("\n")[0]:
+            raise ConfigError(f"{file} would be replaced, and imagen report has not written it: give another --out")
 
 
 def _sections(runs: Sequence[Run]) -> list[Section]:
@@ -125,4 +135,4 @@ def _latex(shown: Sequence[Table]) -> str:
 
 
 def _markdown(title: str, shown: Sequence[Table]) -> str:
-    return "\n\n".join([f"## {escape_markdown(title)}", *map(markdown_table, shown)]) + "\n"
+    return "\n\n".join([f"<!-- {_WRITTEN} -->", f"## {escape_markdown(title)}", *map(markdown_table, shown)]) + "\n"

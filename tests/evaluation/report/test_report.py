@@ -9,6 +9,7 @@ from imagen_jax import ImagenPipeline
 from imagen_jax.errors import ConfigError
 from imagen_jax.evaluation.diagnostics import write_diagnostics
 from imagen_jax.evaluation.report.report import report
+from imagen_jax.io.paths import as_path
 from tests.helpers import evaluations
 from tests.helpers.cli import run_command
 from tests.helpers.configs import one_device
@@ -131,6 +132,7 @@ def test_command_and_names(runs, tmp_path, capsys):
     out = tmp_path / "new" / "report.html"
     assert run_command("report", f"--runs={tmp_path}/a/scores,{tmp_path}/b/scores", f"--out={out}") == 0
     assert str(out) in capsys.readouterr().out
+    assert run_command("report", f"--runs={tmp_path}/a/scores,{tmp_path}/b/scores", f"--out={out}") == 0  # again
     assert "| a/scores | b/scores |" in out.with_suffix(".md").read_text()
 
 
@@ -151,6 +153,9 @@ def test_what_cannot_be_reported(tmp_path):
     check("nothing to report", [good, tmp_path / "empty"])
     (tmp_path / "other.json").write_text("{}")
     check("nothing to report", [tmp_path / "other.json"])
+    (tmp_path / "report.md").write_text("# Mine")
+    check("report.md would be replaced", [good])
+    (tmp_path / "report.md").unlink()
     (tmp_path / "cannot").write_text("")
     check("cannot be written", [good], "cannot/report.html")
 
@@ -172,3 +177,17 @@ def test_what_cannot_be_reported(tmp_path):
     damaged("votes.json", '{"models": {}, "raters": {}, "questions": 3}', "missing|another type")
     (good / "correct.png").write_bytes((good / "correct.png").read_bytes()[:100])
     check("correct.png is damaged", [good])
+
+
+def test_buckets(bucket, tmp_path):
+    """Runs and the report are in a bucket: the page is that of the same runs on a disk."""
+    for name, wrong in (("a", 1), ("b", 0)):
+        folder = evaluations.write_sweep(evaluations.write_scores(tmp_path / name, wrong))
+        for file in folder.rglob("*.*"):
+            if file.is_file():
+                as_path(f"gs://pictures/{name}/{file.relative_to(folder)}").write_bytes(file.read_bytes())
+    report(["gs://pictures/a", "gs://pictures/b"], "gs://pictures/out/all.html")
+    here = report([tmp_path / "a", tmp_path / "b"], tmp_path / "all.html").files
+    for file in here:
+        there = as_path(f"gs://pictures/out/{file.name}").read_text()
+        assert there.replace("gs://pictures/", f"{tmp_path}/") == file.read_text()
