@@ -7,11 +7,13 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from imagen_jax.config.schema import OptimizerConfig, StageConfig
 from imagen_jax.diffusion.schedules import get_schedule
 from imagen_jax.errors import ConfigError, collect_errors
-from imagen_jax.parallel.mesh import check_batch_size, make_mesh
+from imagen_jax.images.array import format_size
+from imagen_jax.parallel.mesh import check_batch_size, make_mesh, num_batch_shards
 from imagen_jax.stages.stage import check_rows
 from imagen_jax.training.optimizers import decay_end, learning_rate_schedule
 
@@ -39,8 +41,28 @@ def check_training(config: StageConfig, devices: list[jax.Device] | None = None)
     collect_errors(
         lambda: check_batch_size(config.training.batch_size, mesh, config.training.grad_accum_steps),
         lambda: check_rows(config, mesh.shape["spatial"]),
+        lambda: _check_two_rows(config, mesh),
         partial(check_learning, config),
     )
+
+
+def _check_two_rows(config: StageConfig, mesh: Mesh) -> None:
+    """Refuses features of two rows on two devices, if batches are shared, too.
+
+    For their convolutions XLA (jaxlib 0.10.2) computes gradients of kernels that are too large by as many times as
+    batches have parts. With two rows for each device, or with one for each of four, they are right.
+    """
+    if mesh.shape["spatial"] != 2 or num_batch_shards(mesh) == 1:
+        return
+    name = "data.crop_size" if any(config.data.crop_hw) else "image_size"
+    sizes = [(name, config.training_hw), *(("data.buckets", bucket) for bucket in config.data.bucket_hws)]
+    for name, size in sizes:
+        if size[0] // config.model.side_multiple == 2:
+            raise ConfigError(
+                f"{name} {format_size(size)} has two rows at the coarsest level, one for each of two devices "
+                "(mesh.spatial), for which XLA computes wrong gradients where batches are shared, too: set "
+                "mesh.spatial=1, or give the network a level less"
+            )
 
 
 # whether a run can learn
