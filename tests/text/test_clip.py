@@ -6,7 +6,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from imagen_jax.errors import ConfigError
-from imagen_jax.text.clip import CLIP, _make_encode
+from imagen_jax.text.clip import CLIP, make_encode
 from imagen_jax.text.clip_tokenizer import load_clip_tokenizer
 from imagen_jax.text.clip_weights import read_config, towers
 from tests.goldens.clip import cases
@@ -88,12 +88,12 @@ def test_devices_agree(mesh):
 
 
 def test_batches_of_one_size_and_equal_towers_share_a_program():
-    clips, programs = [cases.load("quick"), cases.load("quick")], _make_encode.cache_info().currsize
+    clips, programs = [cases.load("quick"), cases.load("quick")], make_encode.cache_info().currsize
     sizes = []
     for clip in clips:
         clip.encode_text(["a", "b", "c", "d", "e", "f", "g"], batch_size=5)
-        sizes.append(_make_encode(clip._text, clip.mesh)._cache_size())
-    assert sizes[0] == sizes[1] and _make_encode.cache_info().currsize <= programs + 1
+        sizes.append(make_encode(clip._text, clip.mesh)._cache_size())
+    assert sizes[0] == sizes[1] and make_encode.cache_info().currsize <= programs + 1
 
 
 def test_no_images_and_no_texts_are_empty():
