@@ -116,6 +116,7 @@ def test_word_of_another_name(base_folder, learned, tmp_path):
         ImagenPipeline.from_pretrained([base_folder], text_encoder=False).load_embedding(tmp_path / "word")
 
 
+@pytest.mark.slow
 def test_adapter_and_word_together(base_folder, sr_folder, tmp_path):
     """They are trained in one run, written to one folder, and loaded by one call."""
     lora = {"adapter.kind": "lora", "adapter.rank": 2, "adapter.targets": ("^out$",)}
