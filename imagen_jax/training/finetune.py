@@ -193,9 +193,12 @@ def finetune(
         prior = _prepare_prior(pipeline, folder, settings, stop, log)
     except StoppedError as stopped:
         return Finetuned(folder, tuned, None, str(stopped))
+    varied = None
+    if any(configs[index].is_super_resolution for index in only):
+        varied = _prepare_varied(folder, configs[-1], settings)  # of the largest size, and smaller stages reduce it
     for index in only:
-        varied = _prepare_varied(folder, configs[index], settings) if configs[index].is_super_resolution else None
-        config = stage_config(configs[index], found[index], folder, len(subject), settings, prior, varied)
+        copies = varied if configs[index].is_super_resolution else None
+        config = stage_config(configs[index], found[index], folder, len(subject), settings, prior, copies)
         if _learns(settings):
             config = _with_word(config, folder, settings, first=index == only[0])
         tuned[index] = folder / f"stage_{index}"

@@ -84,6 +84,22 @@ def test_super_resolution_sees_varied_copies(tuned, images, cascade):
     assert not np.array_equal(copies[0], copies[3])  # both of the first image
 
 
+def test_varied_copies_have_the_size_of_the_largest_stage(cascade, images, tmp_path, monkeypatch):
+    """Smaller stages reduce them, as they do the images; the other way round, they would be too small."""
+    base, largest = (read_config(Path(folder)) for folder in cascade)
+    smaller = largest.with_changes({"image_size": largest.image_size // 2, "low_res_size": largest.low_res_size // 2})
+    monkeypatch.setattr(module, "read_config", {"a": base, "b": smaller, "c": largest}.get)
+    monkeypatch.setattr(module, "find_stages", list)
+    monkeypatch.setattr(module.ImagenPipeline, "from_pretrained", lambda *args, **kwargs: None)
+    monkeypatch.setattr(
+        module, "train", lambda config, folder, **kwargs: module.Finetuned(folder, [], None, "the test")
+    )
+    settings = module.dataclasses.replace(SETTINGS, class_name="", only=(1,))
+    module.finetune("abc", images, tmp_path / "out", settings, log=lambda _: None)
+    copies = [read_png(path) for path in (tmp_path / "out" / "varied").glob("*.png")]
+    assert [copy.shape for copy in copies] == [(largest.image_size, largest.image_size, 3)] * 4
+
+
 def test_images_of_the_class_are_drawn_by_the_cascade(tuned, cascade):
     result, _ = tuned
     drawn = captions(result.out / "prior" / "images")
