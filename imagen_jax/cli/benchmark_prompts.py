@@ -12,6 +12,7 @@ are scored, of whichever program they are.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -87,7 +88,7 @@ def run(args: CommandFlags) -> None:
             )
         if prompts is None:
             raise ConfigError("--prompts is missing: give for example --prompts=photographs")
-        _sample(args, prompts)
+        sample_prompts(args, prompts, out)
     if not multihost.is_main_process():
         return
     folder = benchmark.read_benchmark(out, "" if prompts is None else prompts.name)
@@ -101,8 +102,8 @@ def run(args: CommandFlags) -> None:
     print(f"scores: {out / benchmark.SCORES}")
 
 
-def _sample(args: CommandFlags, prompts: PromptSet) -> None:
-    """Samples the prompts with the cascade of the flags."""
+def sample_prompts(args: CommandFlags, prompts: PromptSet, out: Path) -> None:
+    """Samples prompts into a folder with the cascade, and as many images of each, as the flags say."""
     from imagen_jax.evaluation.prompts.benchmark import benchmark_texts, sample_benchmark
     from imagen_jax.pipelines.request import SampleRequest
     from imagen_jax.pipelines.texts import make_texts
@@ -110,4 +111,4 @@ def _sample(args: CommandFlags, prompts: PromptSet) -> None:
     pipeline = load_pipeline(args, text_cache=args.text_cache, safety_checker=safety_checker_choice(args))
     size = pipeline.as_size(args.height, args.width)
     request = SampleRequest(make_texts(benchmark_texts(prompts, args.images)), args.seed, args.batch_size, size=size)
-    sample_benchmark(pipeline, prompts, request, args.output_folder("runs/prompts"), args.images, args.overwrite)
+    sample_benchmark(pipeline, prompts, request, out, args.images, args.overwrite)

@@ -11,11 +11,11 @@ of each. Words for the same group are separated by `|`, as in --groups='woman|wo
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
 
+from imagen_jax.cli.benchmark_prompts import sample_prompts
 from imagen_jax.cli.flags import (
     CommandFlags,
     define_config,
@@ -24,8 +24,6 @@ from imagen_jax.cli.flags import (
     define_pipeline,
     define_safety_checker,
     define_text_cache,
-    load_pipeline,
-    safety_checker_choice,
 )
 from imagen_jax.cli.sample import read_prompts
 
@@ -73,7 +71,8 @@ def run(args: CommandFlags) -> None:
         data = data_shares.data_shares(args.load_config(), parsed, args.column, args.records)
     out = args.output_folder("runs/fairness")
     if args.stages:
-        _sample(args, parsed, out)
+        prompts = measure.open_prompts(read_prompts(args.prompts, args.prompts_file), parsed)
+        sample_prompts(args, prompts, out)
     name = args.judge if args.judge != "clip" else f"CLIP {args.clip}"
     result = measure.measure(read_benchmark(out), parsed, judge, name, target, data)
     print(measure.format_result(result))
@@ -91,17 +90,3 @@ def _make_judge(args: CommandFlags, groups: list[Group]) -> Judge:
         clip = CLIP.from_pretrained(args.required("clip", "openai/clip-vit-large-patch14"))
         return judges.clip_judge(groups, clip, args.template, args.least)
     return judges.function_judge(args.judge, groups)
-
-
-def _sample(args: CommandFlags, groups: list[Group], out: Path) -> None:
-    """Samples the prompts with the cascade of the flags."""
-    from imagen_jax.evaluation.fairness.measure import open_prompts
-    from imagen_jax.evaluation.prompts.benchmark import benchmark_texts, sample_benchmark
-    from imagen_jax.pipelines.request import SampleRequest
-    from imagen_jax.pipelines.texts import make_texts
-
-    prompts = open_prompts(read_prompts(args.prompts, args.prompts_file), groups)
-    pipeline = load_pipeline(args, text_cache=args.text_cache, safety_checker=safety_checker_choice(args))
-    size = pipeline.as_size(args.height, args.width)
-    request = SampleRequest(make_texts(benchmark_texts(prompts, args.images)), args.seed, args.batch_size, size=size)
-    sample_benchmark(pipeline, prompts, request, out, args.images, args.overwrite)
