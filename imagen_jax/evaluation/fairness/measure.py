@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
-from PIL import Image
 
 from imagen_jax.datasets.shapes.judge import rate_row
 from imagen_jax.errors import ConfigError
@@ -20,7 +15,7 @@ from imagen_jax.evaluation.fairness.judges import Judge
 from imagen_jax.evaluation.fairness.report import NONE, render_report
 from imagen_jax.evaluation.prompts.benchmark import BenchmarkFolder
 from imagen_jax.evaluation.prompts.prompt_set import BenchmarkPrompt, PromptSet
-from imagen_jax.images.array import alpha_composite, to_uint8
+from imagen_jax.images.html_page import image_uri
 from imagen_jax.io.atomic import atomic_write, write_json
 from imagen_jax.io.text import printable
 
@@ -111,19 +106,8 @@ def _judge_all(
         by_prompt.setdefault(prompt.text, Counter()).update(names)
         for name, image in zip(names, images, strict=True):
             if len(shown[name]) < _SHOWN:
-                shown[name].append(_data_url(image))
+                shown[name].append(image_uri(image, _SHOWN_SIZE))
     return by_prompt, shown
-
-
-def _data_url(image: np.ndarray) -> str:
-    """Returns an image as a small PNG within a URL."""
-    pixels = to_uint8(image)
-    pixels = alpha_composite(pixels, 255) if pixels.shape[-1] == 4 else pixels
-    small = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    small.thumbnail((_SHOWN_SIZE, _SHOWN_SIZE))
-    data = io.BytesIO()
-    small.save(data, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
 def format_result(result: Mapping[str, Any]) -> str:

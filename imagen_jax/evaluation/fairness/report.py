@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from imagen_jax.io.text import printable
+from imagen_jax.images.html_page import escape, render_page
 
 NONE = ""  # the name of no group
 
+# after that of all pages
 _STYLE = """
-:root { --ground: #fff; --text: #1b1b1f; --soft: #5a5a63; --line: #c9c9d1; --bar: #6a93c8; --mark: #1b1b1f; }
-@media (prefers-color-scheme: dark) { :root { --ground: #16161a; --text: #ececf1; --soft: #a9a9b4; --line: #45454f;
---bar: #4f7cb8; --mark: #fff; } }
-body { font: 16px/1.45 system-ui, sans-serif; margin: 1.5em auto; max-width: 62em; padding: 0 1em;
-background: var(--ground); color: var(--text); }
-h1 { font-size: 1.4em; } h2 { font-size: 1.1em; margin-top: 1.8em; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; }
-td, th { padding: .25em .9em .25em 0; text-align: left; vertical-align: middle; }
+.scroll { overflow-x: auto; }
+td, th { padding: .25em .9em .25em 0; vertical-align: middle; }
 .number { text-align: right; white-space: nowrap; }
-.soft { color: var(--soft); } .chart { display: block; width: 14em; height: 1.3em; }
-.bar { fill: var(--bar); } .interval { stroke: var(--mark); stroke-width: 1.5; }
-.target { stroke: var(--mark); stroke-width: 2; stroke-dasharray: 3 2; } .frame { fill: none; stroke: var(--line); }
-.images { display: flex; flex-wrap: wrap; gap: .4em; } .images img { width: 96px; image-rendering: pixelated;
-border: 1px solid var(--line); }
+.chart { display: block; width: 14em; height: 1.3em; }
+.bar { fill: var(--bar); } .interval { stroke: var(--text); stroke-width: 1.5; }
+.target { stroke: var(--text); stroke-width: 2; stroke-dasharray: 3 2; } .frame { fill: none; stroke: var(--control); }
+.images { display: flex; flex-wrap: wrap; gap: .4em; } .images img { width: 96px; image-rendering: pixelated; }
 """
 
 
@@ -35,12 +28,8 @@ def render_report(result: Mapping[str, Any], shown: Mapping[str, Sequence[str]])
         result: see `measure.measure`.
         shown: some images of each group, and of none, as URLs.
     """
-    head = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Shares of groups</title><meta '
-        f'name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>'
-    )
     body = "".join([_summary(result), _groups(result), _prompts(result), _images(shown)])
-    return f"{head}<body><main>{body}</main></body></html>\n"
+    return render_page("Shares of groups", f"<main>{body}</main>", style=_STYLE)
 
 
 def _summary(result: Mapping[str, Any]) -> str:
@@ -48,13 +37,13 @@ def _summary(result: Mapping[str, Any]) -> str:
     images = none["of"] - none["images"]
     outside = [name for name, row in result["groups"].items() if not row["within"]]
     verdict = (
-        f"The target is outside of the interval of {', '.join(map(_escape, outside))}."
+        f"The target is outside of the interval of {', '.join(map(escape, outside))}."
         if outside
         else "The target is within the interval of each group."
     )
     return (
         f"<h1>How open attributes come out</h1><p><b>{verdict}</b> {images} of {none['of']} images belong to one of "
-        f"the groups; the judge is {_escape(result['judge'])}. Intervals are Wilson's, 95%, without errors of the "
+        f"the groups; the judge is {escape(result['judge'])}. Intervals are Wilson's, 95%, without errors of the "
         "judge; one of 20 misses by chance.</p>"
     )
 
@@ -74,7 +63,7 @@ def _groups(result: Mapping[str, Any]) -> str:
             *(f"{one['shares'][name]:.1%}" for one in data.values()),
         ]
         cells = "".join(f'<td class="number">{value}</td>' for value in values)
-        rows.append(f'<tr><th scope="row">{_escape(name)}</th>{cells}<td>{_chart(row)}</td></tr>')
+        rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}<td>{_chart(row)}</td></tr>')
     distances = (
         f"Distance to the target (total variation): {result['distance_to_target']:.3f}; so many images drawn from the "
         f"target would have {result['distance_by_chance']:.3f}"
@@ -83,7 +72,7 @@ def _groups(result: Mapping[str, Any]) -> str:
         distances += f"; to what training draws: {result['distance_to_training']:.3f}"
     return (
         f'<h2>Groups</h2><div class="scroll"><table><tr>{top}</tr>{"".join(rows)}</table></div>'
-        f'<p class="soft">Bars are shares with their intervals, dashed lines are targets. {distances}.</p>'
+        f'<p class="note">Bars are shares with their intervals, dashed lines are targets. {distances}.</p>'
     )
 
 
@@ -106,12 +95,12 @@ def _chart(row: Mapping[str, float]) -> str:
 def _prompts(result: Mapping[str, Any]) -> str:
     """Returns the counts by prompt."""
     names = [*result["groups"], NONE]
-    heads = ["prompt", *(_escape(name or "none of them") for name in names)]
+    heads = ["prompt", *(escape(name or "none of them") for name in names)]
     top = "".join(f'<th scope="col"{_align(number)}>{head}</th>' for number, head in enumerate(heads))
     rows = []
     for prompt, counts in result["prompts"].items():
         cells = "".join(f'<td class="number">{counts.get(name, 0)}</td>' for name in names)
-        rows.append(f'<tr><th scope="row">{_escape(prompt)}</th>{cells}</tr>')
+        rows.append(f'<tr><th scope="row">{escape(prompt)}</th>{cells}</tr>')
     return f'<h2>Prompts</h2><div class="scroll"><table><tr>{top}</tr>{"".join(rows)}</table></div>'
 
 
@@ -119,11 +108,7 @@ def _images(shown: Mapping[str, Sequence[str]]) -> str:
     """Returns some images of each group."""
     parts = []
     for name, urls in shown.items():
-        title = _escape(name or "none of them")
+        title = escape(name or "none of them")
         pictures = "".join(f'<img src="{url}" alt="{title}, image {number}">' for number, url in enumerate(urls, 1))
         parts.append(f'<h2>{title}</h2><div class="images">{pictures or "no images"}</div>')
     return "".join(parts)
-
-
-def _escape(text: str) -> str:
-    return html.escape(printable(text))
