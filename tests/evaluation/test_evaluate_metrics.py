@@ -15,25 +15,13 @@ from imagen_jax.evaluation.references import SaveClock
 from imagen_jax.evaluation.sample_metrics import STATES
 from imagen_jax.publishing.card import _metrics
 from imagen_jax.publishing.evaluation import find_evaluation
-from tests.helpers import small_network
 from tests.helpers.cli import run_command
 from tests.helpers.configs import ROOT
 
 pytest_plugins = ("tests.helpers.fixtures",)
+pytestmark = pytest.mark.usefixtures("small_weights")
 COUNT, BATCH = 14, 4
 NAMES = ("fd_lite0", "kid_lite0", "precision_recall_lite0")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small():
-    with pytest.MonkeyPatch.context() as patch:
-        small_network.install(patch)
-        yield
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return str(small_network.write_weights(tmp_path_factory.mktemp("weights") / "small.safetensors"))
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +32,9 @@ def pipeline(base_folder, sr_folder):
 
 
 @pytest.fixture(scope="module")
-def config_of(weights):
+def config_of(small_weights):
     def config_of(**changes):
-        settings = {"num_samples": COUNT, "batch_size": BATCH, "metrics.names": NAMES, "metrics.lite0": weights}
+        settings = {"num_samples": COUNT, "batch_size": BATCH, "metrics.names": NAMES, "metrics.lite0": small_weights}
         return load_config(f"{ROOT}/configs/shapes_eval.py", settings | changes, schema=EvaluationConfig)
 
     return config_of
@@ -93,11 +81,11 @@ def test_damaged_figures_are_not_published(pipeline, copied):
             find_evaluation(pipeline.stages, copied)
 
 
-def test_kept_images_have_the_same_figures(unbroken, weights, tmp_path):
+def test_kept_images_have_the_same_figures(unbroken, small_weights, tmp_path):
     out, result = unbroken
     names = sorted(path.name for path in (out / SAMPLES).iterdir())
     assert names == [*(f"{index:06d}.png" for index in range(COUNT)), "metadata.jsonl"]
-    config = MetricsConfig(names=("fd_lite0",), lite0=weights, reference=str(out / SAMPLES))
+    config = MetricsConfig(names=("fd_lite0",), lite0=small_weights, reference=str(out / SAMPLES))
     again = evaluate_images(out / SAMPLES, config).metrics["fd_lite0"]
     assert again.value == pytest.approx(0, abs=1e-9)
     assert again.details["images"] == result.metrics["fd_lite0"].details["images"]
@@ -191,13 +179,18 @@ def test_captions_of_a_file_are_sampled(pipeline, config_of, tmp_path):
     assert result.metrics["fd_lite0"].details["captions"]["name"] == str(file)
 
 
-def test_wrong_flags_are_refused_in_one_sentence(base_folder, weights, tmp_path, capsys):
+def test_wrong_flags_are_refused_in_one_sentence(base_folder, small_weights, tmp_path, capsys):
     (tmp_path / "short.txt").write_text("a red circle\n")
-    common = ["evaluate", f"--config={ROOT}/configs/shapes_eval.py", f"--lite0={weights}", f"--out={tmp_path / 'out'}"]
+    common = [
+        "evaluate",
+        f"--config={ROOT}/configs/shapes_eval.py",
+        f"--lite0={small_weights}",
+        f"--out={tmp_path / 'out'}",
+    ]
     stages = [f"--stages={base_folder}", "--metrics=fd_lite0"]
     for flags, message in (
         ([*stages, f"--captions={tmp_path / 'short.txt'}"], "short.txt has 1 captions, and 512 images are asked for"),
-        ([*stages, f"--reference={weights}"], "is not a folder"),
+        ([*stages, f"--reference={small_weights}"], "is not a folder"),
         ([*stages, "--metrics=fd"], "metric 'fd' is not known"),
         ([*stages, "--config.num_samples=1"], "1 image has no covariance"),
         ([*stages, "--config.metrics.resizing=best"], "metrics.resizing 'best'"),

@@ -25,31 +25,27 @@ from imagen_jax.evaluation.sweep_results import SweepResults
 from imagen_jax.pipelines.request import SampleRequest
 from imagen_jax.pipelines.texts import Texts
 from imagen_jax.serving.compilations import CompilationCounter
-from tests.helpers import small_network
 from tests.helpers.cli import run_command
 from tests.helpers.configs import ROOT, one_device
 
+pytest_plugins = ("tests.helpers.fixtures",)
+pytestmark = pytest.mark.usefixtures("small_weights")
 COUNT, BATCH = 5, 2
 PLAN = SweepPlan({"guidance_scale": [1.0, 3.0], "num_inference_steps": [1, 2]})
 UPPER = SweepPlan({"aug_level": [0.0, 0.4]}, stage=1)
 
 
-@pytest.fixture(autouse=True)
-def network(monkeypatch):
-    small_network.install(monkeypatch)
-
-
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return str(small_network.write_weights(tmp_path_factory.mktemp("weights") / "lite0.safetensors"))
-
-
-@pytest.fixture(scope="module")
-def config_of(weights):
+def config_of(small_weights):
     """Returns a config with changes."""
 
     def make(**changes):
-        settings = {"num_samples": COUNT, "batch_size": BATCH, "metrics.names": ("fd_lite0",), "metrics.lite0": weights}
+        settings = {
+            "num_samples": COUNT,
+            "batch_size": BATCH,
+            "metrics.names": ("fd_lite0",),
+            "metrics.lite0": small_weights,
+        }
         return load_config(f"{ROOT}/configs/shapes_eval.py", settings | changes, schema=EvaluationConfig)
 
     return make

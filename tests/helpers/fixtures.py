@@ -5,6 +5,7 @@ import pytest
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.stages import stage as stages
 from imagen_jax.training.loop import train
+from tests.helpers import small_network
 from tests.helpers.configs import base_config, sr_config
 
 
@@ -34,6 +35,14 @@ def trained_without_a_break(tmp_path_factory, name, config):
     folder = tmp_path_factory.mktemp("unbroken") / name
     train(config, folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def small_weights(tmp_path_factory):
+    """Random weights of a small network, which is in the place of EfficientNet-Lite0 for a module's tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        small_network.install(patch)
+        yield str(small_network.write_weights(tmp_path_factory.mktemp("weights") / "small.safetensors"))
 
 
 @pytest.fixture(scope="session")

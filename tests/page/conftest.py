@@ -120,6 +120,16 @@ def tab(client):
     return client.open()
 
 
+@pytest.fixture(params=[(WIDE, "light"), (WIDE, "dark"), (PHONE, "light")], ids=["wide", "dark", "phone"])
+def file_tab(request, new_client, page_file):
+    """The file of a module's `page_file`, without a network."""
+    viewport, scheme = request.param
+    client = new_client(page_file.as_uri(), viewport, color_scheme=scheme, offline=True)
+    page = client.context.new_page()
+    page.goto(client.url)
+    return page
+
+
 @pytest.fixture(scope="module")
 def made(server):
     """Two jobs that are done, the older one first, with seeds beyond what a JavaScript number holds."""

@@ -6,7 +6,7 @@ import pytest
 
 from imagen_jax.evaluation.report.report import report
 from tests.helpers import evaluations
-from tests.page.conftest import AXE, PHONE, WIDE
+from tests.page.conftest import AXE
 
 pytest.importorskip("playwright.sync_api")
 expect = importlib.import_module("playwright.sync_api").expect
@@ -24,13 +24,9 @@ def page_file(tmp_path_factory):
     return report([root / name for name in names], root / "all.html").files[0]
 
 
-@pytest.fixture(params=[(WIDE, "light"), (WIDE, "dark"), (PHONE, "light")], ids=["wide", "dark", "phone"])
-def tab(request, new_client, page_file):
-    viewport, scheme = request.param
-    client = new_client(page_file.as_uri(), viewport, color_scheme=scheme, offline=True)
-    page = client.context.new_page()
-    page.goto(client.url)
-    return page
+@pytest.fixture
+def tab(file_tab):
+    return file_tab
 
 
 def test_page_fits_and_shows_all_images(tab):

@@ -9,7 +9,6 @@ from imagen_jax.evaluation.sweep_page import render_results
 from imagen_jax.evaluation.sweep_points import make_points
 from imagen_jax.evaluation.sweep_results import SweepResults
 from imagen_jax.images.html_page import image_uri
-from tests.page.conftest import PHONE, WIDE
 
 pytest.importorskip("playwright.sync_api")
 expect = importlib.import_module("playwright.sync_api").expect
@@ -35,13 +34,9 @@ def page_file(tmp_path_factory):
     return file
 
 
-@pytest.fixture(params=[(WIDE, "light"), (WIDE, "dark"), (PHONE, "light")], ids=["wide", "dark", "phone"])
-def tab(request, new_client, page_file):
-    viewport, scheme = request.param
-    client = new_client(page_file.as_uri(), viewport, color_scheme=scheme, offline=True)
-    page = client.context.new_page()
-    page.goto(client.url)
-    return page
+@pytest.fixture
+def tab(file_tab):
+    return file_tab
 
 
 def label(card):

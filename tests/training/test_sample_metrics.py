@@ -14,33 +14,22 @@ from imagen_jax.stages import stage as stages
 from imagen_jax.stages.text import PromptEncoder, make_encoder
 from imagen_jax.training.objective import SampleFigures
 from imagen_jax.training.preemption import StopRequest
-from tests.helpers import small_network
 from tests.helpers.configs import base_config, one_device, split_devices, sr_config
 from tests.helpers.denoising import DenoisingTask
 
+pytest_plugins = ("tests.helpers.fixtures",)
+pytestmark = pytest.mark.usefixtures("small_weights")
 COUNT, NAMES = 10, ("fd_lite0", "kid_lite0")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small():
-    with pytest.MonkeyPatch.context() as patch:
-        small_network.install(patch)
-        yield
-
-
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return str(small_network.write_weights(tmp_path_factory.mktemp("weights") / "small.safetensors"))
-
-
-@pytest.fixture(scope="module")
-def settings(weights):
+def settings(small_weights):
     return {
         "evaluation.every": 3,
         "evaluation.num_samples": COUNT,
         "evaluation.batch_size": 8,
         "evaluation.metrics.names": NAMES,
-        "evaluation.metrics.lite0": weights,
+        "evaluation.metrics.lite0": small_weights,
     }
 
 
