@@ -29,6 +29,7 @@ CONTENTS = {
     "data": "records to batches",
     "text": "tokenizers, T5, CLIP, embedding cache",
     "diffusion": "schedules, samplers, guidance",
+    "variational": "likelihoods, KL, bounds",
     "models": "U-Nets, T5 and CLIP in Flax",
     "images": "arrays, grids, PNG, plots",
     "parallel": "meshes, sharding, processes",
