@@ -8,6 +8,7 @@ Tasks:
   upscale         enlarges IMAGE by the super-resolution stages alone
   interpolate     --count images from one end to the other: --ends='3;4' (seeds), 'a ring;a cross' (prompts) or files
   edit            changes what --prompts says otherwise than --source_prompt, and keeps the rest: --strength
+  reconstruct     encodes IMAGE by a VAE at the base of the cascade, and decodes it
   invert          finds the noise of IMAGE, writes it to OUT/inversion.npz, and samples from it: the image comes back
 
 Writes `OUT/images/NNNN.png`, an image for each prompt; `OUT/samples.png`, a grid of what was given and of them; and
@@ -45,7 +46,17 @@ if TYPE_CHECKING:
     from imagen_jax.pipelines.editor import ImagenEditor
     from imagen_jax.pipelines.imagen import ImagenPipelineOutput
 
-TASKS = ("image_to_image", "inpaint", "outpaint", "variations", "upscale", "interpolate", "edit", "invert")
+TASKS = (
+    "image_to_image",
+    "inpaint",
+    "outpaint",
+    "variations",
+    "upscale",
+    "interpolate",
+    "edit",
+    "reconstruct",
+    "invert",
+)
 # the flags of each task, besides those of all; True for those that it cannot do without
 _TASK_FLAGS = {
     "image_to_image": {"image": True, "prompts": True, "strength": False},
@@ -62,6 +73,7 @@ _TASK_FLAGS = {
     "upscale": {"image": True, "prompts": True},
     "interpolate": {"ends": True, "count": False, "prompts": False},
     "edit": {"image": True, "source_prompt": True, "prompts": True, "strength": False},
+    "reconstruct": {"image": True, "prompts": False},
     "invert": {"image": True, "prompts": True, "exact": False},
 }
 _EXAMPLES = {
@@ -187,6 +199,8 @@ def _edit(
             return editor.upscale(images["image"], prompts or [], **settings)
         case "edit":
             return editor.edit(images["image"], args.source_prompt, prompts or [], **own, **settings)
+        case "reconstruct":
+            return editor.reconstruct(images["image"], prompts or "", **settings)
         case "interpolate":
             first, second = ends
             return editor.interpolate(first, second, count, prompts[0] if prompts else None, **settings)

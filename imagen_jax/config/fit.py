@@ -37,6 +37,7 @@ def check_stage(config: StageConfig) -> None:
         partial(_check_heads, config.model),
         partial(_check_pool_heads, config.model),
         partial(_check_if_unet, config),
+        partial(_check_vae, config),
         partial(_check_transform, config),
         partial(_check_buckets, config),
         partial(_check_optimizer, config.optimizer),
@@ -58,10 +59,11 @@ def check_stage(config: StageConfig) -> None:
 def _check_levels(model: ModelConfig) -> None:
     channels, attention = model.level_keys
     levels = len(getattr(model, channels))
+    per_level = ("num_res_blocks", attention, *(["latent_groups"] if model.network == "hvae" else []))
     wrong = [
         f"model.{name} has {len(getattr(model, name))} entries for the {levels} levels of model.{channels}: give one "
         "per level"
-        for name in ("num_res_blocks", attention)
+        for name in per_level
         if len(getattr(model, name)) != levels
     ]
     if wrong:
@@ -82,6 +84,43 @@ def _check_if_unet(config: StageConfig) -> None:
             f"text.padding {config.text.padding!r} leaves zeros where model.network 'if_unet' reads the embeddings of "
             "padding: set it to 'encoded'"
         )
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _check_vae(config: StageConfig) -> None:
+    """Checks that a VAE has latents and no settings of diffusion, and that a diffusion network has none of a VAE."""
+    model, problems = config.model, []
+    if model.network != "hvae":
+        given = [f"vae.{name}" for name in type(config.vae).model_fields if _is_given(config.vae, name)]
+        if given:
+            problems.append(
+                f"{', '.join(given)} has no effect with model.network {model.network!r}: set model.network='hvae', or "
+                "leave it out"
+            )
+    else:
+        if not model.latent_groups or not model.latent_groups[-1]:
+            problems.append(
+                f"model.latent_groups {model.latent_groups} has no group at the last level, where the decoder begins: "
+                "give it one or more"
+            )
+        if config.vae.kl_balancing and not config.vae.kl_warmup_steps:
+            problems.append(
+                "vae.kl_balancing weighs groups during warm-up, and vae.kl_warmup_steps is 0: raise it, or set "
+                "kl_balancing to False"
+            )
+        if config.sampling.guidance_scale not in (0, 1):
+            problems.append(
+                f"sampling.guidance_scale {config.sampling.guidance_scale:g} is of diffusion, and a VAE has no "
+                "guidance: set it to 1, or to 0 to sample without text"
+            )
+        for name, used, off in (
+            ("inpainting.enabled", config.inpainting.enabled, "False"),
+            ("sampling.tile_size", any(config.sampling.tile_hw), "0"),
+            ("adapter.kind", config.adapter.enabled, "'none'"),
+        ):
+            if used:
+                problems.append(f"{name} needs a diffusion network, and model.network is 'hvae': set it to {off}")
     if problems:
         raise ConfigError(*problems)
 
@@ -111,7 +150,7 @@ def _check_multiple(name: str, size: Size, model: ModelConfig) -> None:
     multiple = model.side_multiple
     if any(side < 1 or side % multiple for side in size):
         levels = model.level_keys[0]
-        patches = "" if model.network == "if_unet" else f"model.patch_size {model.patch_size} and "
+        patches = f"model.patch_size {model.patch_size} and " if hasattr(model, "patch_size") else ""
         raise ConfigError(
             f"{name} {format_size(size)} is not a multiple of {multiple}, as {patches}the "
             f"{len(getattr(model, levels))} levels of model.{levels} need"
@@ -274,7 +313,7 @@ def _check_adapter(config: StageConfig) -> None:
         (("token",), adapter.enabled, "adapter.kind='textual_inversion' or 'lora'"),
         (_TOKEN_KEYS, adapter.token, "adapter.token, the word to learn"),
     ):
-        given = [f"adapter.{name}" for name in names if getattr(adapter, name) != _default(adapter, name)]
+        given = [f"adapter.{name}" for name in names if _is_given(adapter, name)]
         if given and not used:
             problems.append(
                 f"{', '.join(given)} has no effect with adapter.kind {adapter.kind!r} and adapter.token "
@@ -303,8 +342,9 @@ def _check_adapter(config: StageConfig) -> None:
         raise ConfigError(*problems)
 
 
-def _default(group: Any, name: str) -> Any:
-    return type(group).model_fields[name].default
+def _is_given(group: Any, name: str) -> bool:
+    """Returns whether a key has another value than its default."""
+    return bool(getattr(group, name) != type(group).model_fields[name].default)
 
 
 def _check_masks(inpainting: InpaintingConfig) -> None:

@@ -238,7 +238,101 @@ class IFUNetConfig(Group):
         return 0
 
 
-ModelConfig = Annotated[UNetConfig | EfficientUNetConfig | IFUNetConfig, Field(discriminator="network")]
+class HVAEConfig(Group):
+    """The hierarchical VAE, in place of a diffusion network; its objective is in `vae`."""
+
+    network: Literal["hvae"] = key("hvae", "The network.", source="arXiv:2011.10650; arXiv:2007.03898")
+    channels: int = key(64, "Channels of the first level.", ge=1, le=MAX_CHANNELS)
+    channel_mult: Multiples = key(
+        (1, 2, 2, 2),
+        "Channels of each level, as multiples of `channels`; each level has half the size of the previous one.",
+        expected="a tuple of integers in [1, 64], one per level",
+        min_length=1,
+    )
+    num_res_blocks: Counts = key(
+        (1, 1, 1, 1),
+        "Residual blocks of each level of the encoder.",
+        expected="a tuple of integers in [0, 256], one per level",
+    )
+    latent_groups: Counts = key(
+        (4, 4, 2, 1),
+        "Groups of latents of each level.",
+        source="arXiv:2007.03898, Section 3",
+        expected="a tuple of integers in [0, 256], one per level, the last above 0",
+    )
+    latent_channels: int = key(16, "Channels of the latents of a group.", ge=1, le=MAX_CHANNELS)
+    attention_types: tuple[AttentionTypes, ...] = key(
+        ((), (), (), ()),
+        "Attention layers after each group of a level.",
+        expected=f"a tuple for each level, of any of {KINDS}",
+    )
+    head_channels: int = key(64, "Channels of an attention head.", ge=1, le=MAX_CHANNELS)
+    cond_dim_mult: int = key(1, "Width of the conditioning vector, as a multiple of `channels`.", ge=1, le=64)
+    text_pool_heads: int = key(8, "Heads of the attention pooling of the text.", ge=1, le=1024)
+    num_groups: int = key(32, "Groups of each GroupNorm.", ge=1, le=MAX_CHANNELS)
+    dtype: str = key("bfloat16", "Compute type; parameters, norms, latents and bounds stay float32.", choices=DTYPES)
+
+    @property
+    def side_multiple(self) -> int:
+        """What the sides of images must be multiples of."""
+        return int(2 ** (len(self.channel_mult) - 1))
+
+    @property
+    def level_keys(self) -> tuple[str, str]:
+        """See `NetworkKeys`."""
+        return "channel_mult", "attention_types"
+
+    @property
+    def attending_widths(self) -> set[int]:
+        """See `NetworkKeys`."""
+        levels = zip(self.channel_mult, self.attention_types, strict=False)
+        return {mult * self.channels for mult, kinds in levels if kinds}
+
+    @property
+    def positions(self) -> int:
+        """Cosines of a position embedding, see `NetworkKeys`: there is none."""
+        return 0
+
+    @property
+    def dropout(self) -> float:
+        """Fraction of activations dropped in training: none."""
+        return 0.0
+
+
+ModelConfig = Annotated[UNetConfig | EfficientUNetConfig | IFUNetConfig | HVAEConfig, Field(discriminator="network")]
+
+
+class VAEConfig(Group):
+    """The likelihood and the objective of `model.network` "hvae"."""
+
+    components: int = key(
+        5,
+        "Logistics that the distribution of a pixel is mixed of.",
+        source="arXiv:1701.05517, Section 2.1",
+        ge=1,
+        le=64,
+    )
+    kl_warmup_steps: int = key(
+        0,
+        "Steps in which the weight of the KL divergences rises to 1.",
+        unit="steps",
+        source="arXiv:1602.02282",
+        ge=0,
+        le=MAX_COUNT,
+    )
+    kl_balancing: bool = key(
+        False,
+        "Weigh the divergence of groups that are used little less during warm-up.",
+        source="arXiv:2007.03898, Appendix A",
+    )
+    importance_samples: int = key(
+        16,
+        "Samples of the importance-weighted bound in validation and evaluation.",
+        unit="samples",
+        source="arXiv:1509.00519, Eq. 8",
+        ge=1,
+        le=2**16,
+    )
 
 
 class DiffusionConfig(Group):
@@ -361,6 +455,12 @@ class OptimizerConfig(Group):
         expected="a tuple of pairs such as (('^stem/', 0.1), ('attend', 1.0)), () for one learning rate",
     )
     clip_norm: float = key(1.0, "Global norm that gradients are clipped to.", gt=0)
+    skip_norm: float = key(
+        0.0,
+        "Skip updates whose gradients have a larger global norm; 0 never skips for it.",
+        source="arXiv:2011.10650, Section 3",
+        ge=0,
+    )
     spike_factor: SpikeFactor = key(
         0.0,
         "Skip updates whose loss is more than this multiple of the usual loss; 0 never skips for it.",
@@ -553,6 +653,12 @@ class SamplingConfig(Group):
         expected=SIZE,
     )
     tile_overlap: int = key(0, "Pixels that neighboring tiles share.", unit="pixels", ge=0, le=MAX_SIDE)
+    temperature: float = key(
+        1.0, "Factor on the deviations of a VAE's prior.", source="arXiv:2007.03898, Section 4.2", ge=0, le=10
+    )
+    sample_pixels: bool = key(
+        False, "Sample the pixels of a VAE from their distributions, in place of the distributions' means."
+    )
     bits: int = key(8, "Bits per channel of the images.", choices=IMAGE_DTYPES)
 
     @property
@@ -586,6 +692,7 @@ class StageConfig(Group):
     text: TextConfig = key(TextConfig(), "The text encoder.")
     model: ModelConfig = key(UNetConfig(), "The network.")
     diffusion: DiffusionConfig = key(DiffusionConfig(), "The diffusion process and objective.")
+    vae: VAEConfig = key(VAEConfig(), "The likelihood and objective of a VAE.")
     inpainting: InpaintingConfig = key(InpaintingConfig(), "Training to inpaint.")
     optimizer: OptimizerConfig = key(OptimizerConfig(), "The optimizer.")
     training: TrainingConfig = key(TrainingConfig(), "The training run.")
@@ -629,6 +736,16 @@ class StageConfig(Group):
     def is_super_resolution(self) -> bool:
         """Whether the stage enlarges images of another stage."""
         return any(self.low_res_hw)
+
+    @property
+    def is_vae(self) -> bool:
+        """Whether the stage is a VAE, and not a diffusion model."""
+        return self.model.network == "hvae"
+
+    @property
+    def sampling_steps(self) -> int:
+        """Steps in which the stage samples: those of the sampler, or the single one of a VAE."""
+        return 1 if self.is_vae else self.sampling.num_inference_steps
 
 
 # evaluation and pretraining

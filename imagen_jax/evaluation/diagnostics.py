@@ -1,4 +1,4 @@
-"""Diagnostics of a cascade: for each stage, the metrics of its samples and its validation loss by noise level."""
+"""Diagnostics of a cascade: for each stage, the metrics of its samples and its validation loss or bound."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from imagen_jax.config.schema import EvaluationConfig
 from imagen_jax.data.dataset import first_examples
 from imagen_jax.datasets.from_config import make_examples
 from imagen_jax.evaluation.cascade_metrics import StageMetrics, with_real
-from imagen_jax.evaluation.validation_loss import make_validation_loss, validation_metrics
+from imagen_jax.evaluation.validation import make_validation
 from imagen_jax.images.array import format_height_width
 from imagen_jax.images.plots import plot_cascade_diagnostics
 from imagen_jax.io.atomic import write_json
@@ -25,7 +25,7 @@ MAX_REAL_IMAGES = 128
 def compute_diagnostics(
     pipeline: ImagenPipeline, samples: Sequence[StageMetrics], config: EvaluationConfig
 ) -> list[dict[str, float]]:
-    """Returns the metrics of each stage by name, those of `compute_metrics` and `validation_metrics`.
+    """Returns the metrics of each stage by name, those of `compute_metrics` and `make_validation`.
 
     All processes take part in the validation loss; one without samples gets that alone.
 
@@ -39,10 +39,10 @@ def compute_diagnostics(
         data, stage_config = config.data, trained.stage.config
         examples = make_examples(data, data.split, stage_config.image_hw, stage_config.channels)
         real, captions = first_examples(examples, min(MAX_REAL_IMAGES, config.num_samples))
-        validation_loss = make_validation_loss(trained.stage, pipeline.mesh, config.batch_size)
-        losses = validation_loss(trained.params, real, pipeline.encode_prompt(captions, index))
+        validate = make_validation(trained.stage, pipeline.mesh, config.batch_size)
+        measured = validate(trained.params, real, pipeline.encode_prompt(captions, index))
         sampled = with_real(sums.result(), real) if sums.images else {}
-        metrics.append({**sampled, **validation_metrics(losses)})
+        metrics.append({**sampled, **measured})
     return metrics
 
 

@@ -14,12 +14,13 @@ from PIL import Image
 from imagen_jax.data.dataset import first_examples
 from imagen_jax.datasets.from_config import make_examples
 from imagen_jax.evaluation.cascade_metrics import compute_metrics
-from imagen_jax.evaluation.validation_loss import make_validation_loss, validation_metrics
+from imagen_jax.evaluation.validation import make_validation
 from imagen_jax.images.array import to_float, to_uint
 from imagen_jax.images.grid import image_grid
 from imagen_jax.images.resize import resize
+from imagen_jax.stages.samplers import make_stage_sampler
 from imagen_jax.stages.stage import Stage
-from imagen_jax.stages.stage_sampler import NoiseSource, StageSampler, make_request
+from imagen_jax.stages.stage_sampler import NoiseSource, make_request
 from imagen_jax.stages.text import PromptEncoder
 
 COLUMNS = 4
@@ -30,8 +31,8 @@ def make_preview(stage: Stage, mesh: Mesh) -> Callable[[Any, PromptEncoder], tup
     """Returns a function `(params, encoder) -> (grid, metrics)` for the first examples of the validation split.
 
     The grid has samples for their captions, which an encoder encodes once; a super-resolution stage enlarges the
-    downsampled images of the data set. The metrics are those of `compute_metrics`, and of `validation_metrics` on the
-    real images.
+    downsampled images of the data set. The metrics are those of `compute_metrics`, and of `make_validation` on the real
+    images.
     """
     config = stage.config
     examples = make_examples(config.data, config.data.validation_split, config.image_hw, config.channels)
@@ -39,8 +40,8 @@ def make_preview(stage: Stage, mesh: Mesh) -> Callable[[Any, PromptEncoder], tup
     small = None
     if stage.is_super_resolution:
         small = np.asarray(resize(to_float(jnp.asarray(real)), *stage.low_res_shape[:2]))
-    sampler = StageSampler(stage, mesh)
-    validation_loss = make_validation_loss(stage, mesh, len(real))
+    sampler = make_stage_sampler(stage, mesh)
+    validate = make_validation(stage, mesh, len(real))
     encode = functools.lru_cache(1)(lambda encoder: encoder.on_host(prompts, len(prompts)))
 
     def preview(params: Any, encoder: PromptEncoder) -> tuple[Image.Image, dict[str, float]]:
@@ -48,7 +49,7 @@ def make_preview(stage: Stage, mesh: Mesh) -> Callable[[Any, PromptEncoder], tup
         request = make_request(stage, encoder, texts, NoiseSource(SEED), small)
         images = sampler.sample_uint(params, request, len(prompts))
         metrics = compute_metrics(images, None if small is None else np.asarray(to_uint(small, real.dtype)), real)
-        metrics |= validation_metrics(validation_loss(params, real, texts))
+        metrics |= validate(params, real, texts)
         return image_grid(images, prompts, COLUMNS), metrics
 
     return preview

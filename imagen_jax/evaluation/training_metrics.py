@@ -23,8 +23,9 @@ from imagen_jax.images.array import to_float
 from imagen_jax.images.resize import resize
 from imagen_jax.parallel import multihost
 from imagen_jax.parallel.batching import pad_batch
+from imagen_jax.stages.samplers import make_stage_sampler
 from imagen_jax.stages.stage import Stage
-from imagen_jax.stages.stage_sampler import NoiseSource, StageSampler, make_request
+from imagen_jax.stages.stage_sampler import NoiseSource, make_request
 from imagen_jax.stages.text import PromptEncoder
 
 SEED = 0
@@ -59,7 +60,7 @@ def make_training_metrics(stage: Stage, mesh: Mesh, folder: Path) -> Callable[[A
     metrics.stream(settings.num_samples)  # an error before anything is trained
     split = config.data.validation_split
     examples = make_examples(config.data, split, config.image_hw, config.channels)
-    sampler, opened = StageSampler(stage, mesh), None
+    sampler, opened = make_stage_sampler(stage, mesh), None
     if metrics.needs_reference:
         data = DataReference(config.data, split, config.image_hw, config.channels, settings.num_samples)
         opened = open_reference(metrics, settings.metrics, data)

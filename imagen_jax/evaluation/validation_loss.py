@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -69,20 +69,38 @@ def make_validation_loss(stage: Stage, mesh: Mesh, batch_size: int) -> Validatio
     )
 
     def validation_loss(params: Any, images: np.ndarray, text: TextCondition) -> np.ndarray:
-        # all batches have the same size, a multiple of the batch shards: the last one is padded
-        size = padded_size(min(batch_size, len(images)), num_batch_shards(mesh))
         losses = []
-        for start in range(0, len(images), size):
-            batch_images = images[start : start + size]
-            part = {name: pad_batch(array[start : start + size], size) for name, array in text._asdict().items()}
-            keys = np.asarray(jax.random.key_data(samplers.sample_keys(SEED, jnp.arange(start, start + size))))
-            batch = shard_host_batch({"image": pad_batch(batch_images, size), "keys": keys, **part}, _AXES, mesh)
+        for batch, count in real_batches(images, text, batch_size, mesh):
             by_level = [program(params, batch, jnp.float32(level)) for level in NOISE_LEVELS]
             gathered = np.stack([multihost.all_gather(level_losses) for level_losses in by_level], axis=1)
-            losses.append(gathered[: len(batch_images)])
+            losses.append(gathered[:count])
         return np.concatenate(losses)
 
     return validation_loss
+
+
+def real_batches(
+    images: np.ndarray, text: TextCondition, batch_size: int, mesh: Mesh
+) -> Iterator[tuple[dict[str, jax.Array], int]]:
+    """Yields batches of images on a mesh, and how many of each are no padding.
+
+    Args:
+        images: uint8 or uint16 [N, H, W, C].
+        text: of the images.
+        batch_size: images at once, rounded up to a multiple of the mesh's batch parts.
+        mesh: batches are split over all its devices.
+
+    Yields:
+        `image`, `embeddings`, `mask` and `keys`, the data of a key for each image, which depends on its index alone.
+    """
+    # all batches have the same size, a multiple of the batch shards: the last one is padded
+    size = padded_size(min(batch_size, len(images)), num_batch_shards(mesh))
+    for start in range(0, len(images), size):
+        batch_images = images[start : start + size]
+        part = {name: pad_batch(array[start : start + size], size) for name, array in text._asdict().items()}
+        keys = np.asarray(jax.random.key_data(samplers.sample_keys(SEED, jnp.arange(start, start + size))))
+        batch = shard_host_batch({"image": pad_batch(batch_images, size), "keys": keys, **part}, _AXES, mesh)
+        yield batch, len(batch_images)
 
 
 def validation_metrics(losses: np.ndarray) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -25,8 +25,8 @@ class Group(NamedTuple):
     """
 
     prior_noise: jax.Array
-    delta_mean: jax.Array | tuple[()] = ()
-    delta_log_std: jax.Array | tuple[()] = ()
+    delta_mean: Any = ()
+    delta_log_std: Any = ()
 
 
 def soft_bound(values: jax.Array, limit: float) -> jax.Array:

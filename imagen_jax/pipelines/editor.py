@@ -16,14 +16,13 @@ import numpy as np
 from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import Size, format_height_width, to_float
 from imagen_jax.images.inputs import as_images, as_masks
-from imagen_jax.parallel import multihost
 from imagen_jax.pipelines.edit_call import EditCall, PreparedEdit, repeat, without_callback
 from imagen_jax.pipelines.imagen import ImagenPipeline, ImagenPipelineOutput
 from imagen_jax.pipelines.inversion import Inversion, slerp
 from imagen_jax.pipelines.prompt_edit import PromptEdit
 from imagen_jax.pipelines.request import StageStart
 from imagen_jax.pipelines.texts import as_prompts
-from imagen_jax.stages.stage_sampler import stage_keys, start_noise
+from imagen_jax.stages.stage_sampler import stage_keys
 from imagen_jax.text.encoder import TextCondition
 
 
@@ -365,6 +364,32 @@ class ImagenEditor:
             starts.append(StageStart(sources, strength=one, pairs=pairs))
         return dataclasses.replace(call.prepare(starts), walks=2)
 
+    def reconstruct(self, image: Any, prompt: str | Sequence[str] = "", **settings: Any) -> ImagenPipelineOutput:
+        """Returns what a VAE at the base of the cascade keeps of an image: it is encoded and decoded.
+
+        The stages after it enlarge what is decoded.
+
+        Args:
+            image: of the aspect of the images to sample, of any size.
+            prompt: of the image, or of each; empty for none.
+            **settings: see above.
+
+        Raises:
+            ConfigError: the base is not a VAE; as `image_to_image`.
+        """
+        if not self.pipeline.stages[0].stage.is_vae:
+            raise ConfigError(
+                "reconstruct encodes the image by a VAE, and the base of this cascade is a diffusion model: use "
+                "invert, or give a cascade whose base is a VAE"
+            )
+        call = EditCall.of(self.pipeline, prompt, settings)
+        images = call.fit(as_images(image, call.channels))
+        start = StageStart(call.at(images, 0))
+        request = dataclasses.replace(call.request, starts=[start], last_stage=0)
+        ((latents,),) = call.pipeline.invert(request, settings.get("callback"))
+        later = [StageStart()] * (len(call.pipeline.stages) - 1)
+        return call.prepare([StageStart(z=latents), *later]).sample(settings.get("callback"))
+
     def interpolate(
         self, first: Any, second: Any, count: int, prompt: str | None = None, **settings: Any
     ) -> ImagenPipelineOutput:
@@ -432,7 +457,7 @@ class ImagenEditor:
         padded, starts = call.pipeline.padded_batch(2, 2), []
         for index in range(len(call.pipeline.stages)):
             keys = stage_keys([first, *[second] * (padded - 1)], [0] * padded, index, call.pipeline.mesh)
-            noise = multihost.all_gather(start_noise(keys, (*call.size_of(index), call.channels)))
+            noise = call.pipeline.start_noise(index, keys, call.size_of(index))
             starts.append(StageStart(z=slerp(noise[0], noise[1], shares)))
         return call.prepare(starts)
 

@@ -28,7 +28,7 @@ from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import Size, image_dtype, to_uint
 from imagen_jax.io.paths import as_path
 from imagen_jax.parallel import multihost, runtime
-from imagen_jax.parallel.axes import IMAGE
+from imagen_jax.parallel.axes import IMAGE, Axes
 from imagen_jax.parallel.batching import pad_batch, padded_size, shard_host_batch
 from imagen_jax.parallel.mesh import make_mesh, num_batch_shards
 from imagen_jax.parallel.sharding import param_shardings
@@ -53,10 +53,12 @@ from imagen_jax.pipelines.request import (
 from imagen_jax.pipelines.safety_checker import FROM_CASCADE, SafetyChecker, SafetyReport, open_checker
 from imagen_jax.pipelines.sizes import base_size, check_size
 from imagen_jax.pipelines.texts import as_prompts, encode_batch, make_texts, required
+from imagen_jax.stages.samplers import AnySampler, make_stage_sampler
 from imagen_jax.stages.sampling import PAIRS_AXES, SAMPLING_MESH, Pairs
 from imagen_jax.stages.stage import Stage
-from imagen_jax.stages.stage_sampler import StageRequest, StageSampler, stage_keys, strength_steps
+from imagen_jax.stages.stage_sampler import StageRequest, stage_keys, strength_steps
 from imagen_jax.stages.text import PromptEncoder
+from imagen_jax.stages.vae import LATENTS
 from imagen_jax.text.encoder import TextCondition
 
 _MAX_SAMPLERS = 64  # with other settings, that are kept
@@ -117,11 +119,11 @@ class ImagenPipeline:
         self._encoders = self._own_encoders
         self.safety_checker = safety_checker
         self._progress: dict[str, Any] = {}
-        self._samplers = [StageSampler(trained.stage, self.mesh) for trained in self.stages]
+        self._samplers = [make_stage_sampler(trained.stage, self.mesh) for trained in self.stages]
         self._adapters = Adapters(self.stages)
         self._by_mesh: dict[Mesh, ImagenPipeline] = {}  # this pipeline on other devices
         # samplers with other settings, by stage and settings; shared by all pipelines made from this one
-        self._cache: collections.OrderedDict[tuple[int, SamplingConfig], StageSampler] = collections.OrderedDict()
+        self._cache: collections.OrderedDict[tuple[int, SamplingConfig], AnySampler] = collections.OrderedDict()
         self._cache_lock = threading.Lock()
 
     @classmethod
@@ -449,12 +451,12 @@ class ImagenPipeline:
         other.stages, other._samplers = tuple(stages), samplers
         return other
 
-    def _cached_sampler(self, index: int, stage: Stage) -> StageSampler:
+    def _cached_sampler(self, index: int, stage: Stage) -> AnySampler:
         """Returns the sampler of a stage with its settings; those used last are kept."""
         key = (index, stage.config.sampling)
         with self._cache_lock:
             if key not in self._cache:
-                self._cache[key] = StageSampler(stage, self.mesh)
+                self._cache[key] = make_stage_sampler(stage, self.mesh)
             self._cache.move_to_end(key)
             while len(self._cache) > _MAX_SAMPLERS:
                 self._cache.popitem(last=False)
@@ -537,12 +539,16 @@ class ImagenPipeline:
     def invert(self, request: SampleRequest, callback: Callback | None = None) -> list[tuple[np.ndarray, ...]]:
         """Walks from the images that stages start with up to their noise, from which sampling returns to them.
 
+        The noise of a VAE are the latents of its posterior's mean, in units of the prior: it is found in one step, and
+        sampling returns what the VAE keeps of the image.
+
         Args:
             request: with an image for each stage among its `starts`; the settings' samplers are deterministic.
             callback: called every few steps of a stage.
 
         Returns:
-            For every stage the noise [N, H, W, C]; for samplers that remember it, z at the time before, too.
+            For every stage the noise [N, H, W, C], or [N, D] for a VAE; for samplers that remember it, z at the time
+            before, too.
 
         Raises:
             ConfigError: a sampler is not deterministic.
@@ -657,7 +663,7 @@ class ImagenPipeline:
         for index in self._indices(request):
             sampler, stage_request = self._samplers[index], make(index, low_res)
             low_res = stage_request.image
-            up = dataclasses.replace(stage_request, image=None, z=low_res, times=sampler.times[::-1])
+            up = sampler.as_inversion(stage_request)
             state = self._walk(index, up, request.steps_per_call, batch, tell)
             arrays += [state.z, *([state.before] if sampler.remembers else [])]
         return arrays
@@ -704,7 +710,9 @@ class ImagenPipeline:
                 mask=put(begin.mask),
                 strength=begin.strength,
                 resample=begin.resample,
-                z=put(begin.z),
+                z=None
+                if begin.z is None
+                else put_all({"z": begin.z}, "batch ..." if begin.z.ndim == 2 else IMAGE)["z"],
                 before=put(begin.before),
                 pairs=put_pairs(begin.pairs),
                 positions=None if begin.positions is None else put_all(begin.positions, "batch ..."),
@@ -718,10 +726,25 @@ class ImagenPipeline:
         last = len(self.stages) - 1 if request.last_stage is None else request.last_stage
         return range(request.first_stage, last + 1)
 
+    def start_noise(self, index: int, keys: jax.Array, size: Size) -> np.ndarray:
+        """Returns the noise that a stage's walks with keys of `stage_keys` begin with, see `StageStart.z`.
+
+        Args:
+            index: of the stage.
+            keys: keys [B].
+            size: (height, width) of the stage's images.
+        """
+        return multihost.all_gather(self._samplers[index].start_noise(keys, size))
+
     def _steps(self, request: SampleRequest, index: int) -> int:
         """Returns how many steps a stage takes for a batch."""
-        steps, strength = self.stages[index].stage.config.sampling.num_inference_steps, request.start(index).strength
+        steps, strength = self.stages[index].stage.config.sampling_steps, request.start(index).strength
         return strength_steps(steps, strength) if strength else 0
+
+
+def _noise_axes(noise: np.ndarray) -> Axes:
+    """Returns the axes of noise [N, H, W, C], or of a VAE's latents [N, D]."""
+    return LATENTS if noise.ndim == 2 else IMAGE
 
 
 def _as_mesh(mesh: Mesh | Mapping[str, int] | None) -> Mesh:

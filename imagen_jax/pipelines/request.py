@@ -29,7 +29,7 @@ class StageStart:
         strength: in [0, 1]: how much noise the image gets at first, and which share of the steps is taken. At 1 it is
             noise alone; at 0 the image is returned.
         resample: how often each step is taken, see `inpainting.resample`.
-        z: the noise [N, H, W, C], in place of that of the seed; None for that.
+        z: the noise [N, H, W, C], or for a VAE the latents [N, D], in place of those of the seed; None for these.
         before: for `bdia`, z [N, H, W, C] at the second time, as an inversion has left it; None if it is not known.
         pairs: how images are edited, each beside its source, arrays of NumPy; None for no editing.
         positions: see `StageRequest`, float32 [N, ...]; None to spread pixels evenly.

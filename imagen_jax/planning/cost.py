@@ -53,7 +53,7 @@ def stage_cost(config: StageConfig, text_width: int) -> StageCost:
     return StageCost(num_params, _fine_tuning_flops(config, variables["params"], arguments))
 
 
-def _fine_tuning_flops(config: StageConfig, params: Any, arguments: list[jax.ShapeDtypeStruct | None]) -> int:
+def _fine_tuning_flops(config: StageConfig, params: Any, arguments: list[Any]) -> int:
     """Returns the operations of a forward and backward pass in which some parameters have no gradients."""
     # without what is computed again to save memory
     network = make_network(config.with_changes({"training.remat": "none"}))
@@ -62,7 +62,6 @@ def _fine_tuning_flops(config: StageConfig, params: Any, arguments: list[jax.Sha
     def total(trainable: Any, frozen: Any) -> jax.Array:
         zeros = jax.tree.map(lambda argument: jnp.zeros(argument.shape, argument.dtype), arguments)
         output = network.apply({"params": network_params(config, merge(trainable, frozen))}, *zeros)
-        assert isinstance(output, jax.Array)
-        return jnp.sum(output)
+        return sum((jnp.sum(leaf) for leaf in jax.tree.leaves(output)), jnp.float32(0))
 
     return count_flops(jax.make_jaxpr(jax.grad(total))(*split(everything, trained_patterns(config))))

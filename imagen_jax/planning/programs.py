@@ -25,8 +25,8 @@ from imagen_jax.stages.stage import Stage
 from imagen_jax.stages.trainable import merge
 from imagen_jax.text.encoder import TextCondition, TextEncoder
 from imagen_jax.text.tokenizer import FEATURE_AXES
-from imagen_jax.training.diffusion import DiffusionObjective
 from imagen_jax.training.optimizers import make_optimizer
+from imagen_jax.training.stage_objective import make_objective
 from imagen_jax.training.state import Frozen, abstract_parts
 from imagen_jax.training.step import make_train_step
 
@@ -68,7 +68,7 @@ def train_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder) -> P
     image_shape = (size, *config.training_hw, config.channels)
     image = jax.ShapeDtypeStruct(image_shape, image_dtype(config.data.bits, "config.data.bits"))
     objects = {"objects": image.update(shape=(*image_shape[:-1], 1))} if config.inpainting.needs_objects else {}
-    objective = DiffusionObjective(stage, encoder)
+    objective = make_objective(stage, encoder)
     batch = _shard_batch({"image": image} | objects | _text_inputs(size, encoder), objective.batch_axes, mesh)
 
     def lower() -> jax.stages.Lowered:

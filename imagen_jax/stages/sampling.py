@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,7 +24,9 @@ from imagen_jax.parallel import runtime
 from imagen_jax.parallel.axes import IMAGE, VECTOR
 from imagen_jax.parallel.batching import batch_sharding
 from imagen_jax.parallel.sharding import replicate_conv_kernels
+from imagen_jax.stages.conditions import split_keys, start_condition
 from imagen_jax.stages.stage import CONDITION_AXES, Stage, check_rows, enlarged_size
+from imagen_jax.stages.vae import VAEInputs, decode_inputs
 from imagen_jax.text.encoder import TEXT_CONDITION_AXES, TextCondition
 
 SAMPLING_MESH = {"data": -1, "fsdp": 1, "spatial": 1}  # every device has full networks, and images of its own
@@ -130,6 +131,8 @@ def make_sample_fn(stage: Stage, settings: SamplingConfig) -> SampleFn:
         `(params, text, null_text, keys [B], low_res=None) -> [B, H, W, C]`; `low_res` is float [B, h, w, C];
         images are in [-1, 1].
     """
+    if stage.is_vae:
+        return _make_vae_sample_fn(stage, settings)
     sampler = make_sampler(settings, stage.schedule)
     times = sampler.times(settings.num_inference_steps, settings.timestep_spacing)
     guided = is_guided(settings, settings.guidance_scale)
@@ -153,6 +156,27 @@ def make_sample_fn(stage: Stage, settings: SamplingConfig) -> SampleFn:
     return sample
 
 
+def _make_vae_sample_fn(stage: Stage, settings: SamplingConfig) -> SampleFn:
+    """Makes the sampler of a VAE's prior, see `make_sample_fn`."""
+
+    def sample(
+        params: Any,
+        text: TextCondition,
+        null_text: TextCondition,
+        keys: jax.Array,
+        low_res: jax.Array | None = None,
+    ) -> jax.Array:
+        def each(value: float) -> jax.Array:
+            return jnp.full(keys.shape, value, jnp.float32)
+
+        size = stage.image_shape[:2] if low_res is None else enlarged_size(stage, low_res)
+        uses_text, temperature = each(settings.guidance_scale), each(settings.temperature)
+        inputs = VAEInputs(text, null_text, uses_text, keys, low_res, None, temperature, each(settings.aug_level))
+        return decode_inputs(stage, size, params, inputs)
+
+    return sample
+
+
 def jit_sample_fn(stage: Stage, mesh: Mesh | AbstractMesh) -> jax.stages.Wrapped:
     """Returns the jitted sampler of a stage, see `make_sample_fn`, with images sharded over the mesh.
 
@@ -171,44 +195,6 @@ def jit_sample_fn(stage: Stage, mesh: Mesh | AbstractMesh) -> jax.stages.Wrapped
 def is_guided(settings: SamplingConfig, scales: np.ndarray | float) -> bool:
     """Returns whether guidance at these scales [B] needs the unconditional half at all."""
     return bool(np.any(np.asarray(scales) != 1)) or (settings.oscillating_guidance and settings.guidance_low != 1)
-
-
-def split_keys(keys: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns keys [B] for the first z, for the steps, and for the augmentation of the low-resolution images."""
-    start_keys, step_keys, aug_keys = jnp.unstack(jax.vmap(functools.partial(jax.random.split, num=3))(keys), axis=1)
-    return start_keys, step_keys, aug_keys
-
-
-def low_res_condition(
-    stage: Stage, low_res: jax.Array, level: jax.Array | float, keys: jax.Array
-) -> dict[str, jax.Array]:
-    """Returns the low-resolution condition of images [B, h, w, C] at one augmentation level."""
-    noise = samplers.gaussian_noise(keys, 0, stage.aug_noise_shape(low_res)[1:])
-    return stage.augment_low_res(low_res, jnp.full(low_res.shape[:1], level, jnp.float32), noise)
-
-
-def start_condition(
-    stage: Stage,
-    shape: tuple[int, ...],
-    low_res: jax.Array | None,
-    level: jax.Array | float,
-    keys: jax.Array,
-    known: dict[str, jax.Array] | None = None,
-) -> dict[str, jax.Array]:
-    """Returns what a stage's network sees, besides z, during a walk.
-
-    Args:
-        stage: the stage.
-        shape: (B, H, W, C) of the images to sample.
-        low_res: images [B, h, w, C] that a super-resolution stage enlarges; None for a base stage.
-        level: their augmentation level.
-        keys: keys [B] for their noise.
-        known: see `Conditions`; None to sample full images. A stage that is not trained to inpaint does not see it.
-    """
-    condition = {} if low_res is None else low_res_condition(stage, low_res, level, keys)
-    if stage.masks is None:
-        return condition
-    return condition | (stage.unknown(shape) if known is None else stage.mask_known(**known))
 
 
 def make_denoise_fn(

@@ -1,7 +1,7 @@
 """A stage of the cascade: what its config means, and what training and sampling share.
 
-A stage is a denoising network at one image size, with its noise schedule; a super-resolution stage is also conditioned
-on the image of the stage before it. Text is encoded outside of it, see `text.py`.
+A stage is a denoising network at one image size, with its noise schedule, or a VAE, see `vae.py`; a super-resolution
+stage is also conditioned on the image of the stage before it. Text is encoded outside of it, see `text.py`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from imagen_jax.images.array import Size, format_size, scale_size
 from imagen_jax.images.resize import resize
 from imagen_jax.models.attention_control import AttentionControl
 from imagen_jax.models.efficient_unet import EfficientUNet
+from imagen_jax.models.hvae import HVAE
 from imagen_jax.models.if_unet import IFUNet
 from imagen_jax.models.unet import UNet
 from imagen_jax.models.unet_base import UNetBase, no_constraint
@@ -37,9 +38,10 @@ from imagen_jax.stages.adapter import learned_rows, network_params, split_adapte
 from imagen_jax.stages.text import make_encoder
 from imagen_jax.text.encoder import TEXT_CONDITION_AXES, TextCondition
 from imagen_jax.text.learned_tokens import Words
+from imagen_jax.variational.logistics import num_parameters
 
-Network = UNetBase | IFUNet
-NETWORKS: dict[str, type[Network]] = {"unet": UNet, "efficient_unet": EfficientUNet, "if_unet": IFUNet}
+Network = UNetBase | IFUNet | HVAE
+NETWORKS: dict[str, type[Network]] = {"unet": UNet, "efficient_unet": EfficientUNet, "if_unet": IFUNet, "hvae": HVAE}
 # logsnr → the noise level that networks are conditioned on, where it is not `cosine_time`
 _NOISE_LEVELS = {"if_unet": discrete_index}
 # of `Stage.augment_low_res`, `Stage.mask_known` and `StageRequest.positions`
@@ -59,7 +61,7 @@ class Stage:
 
     Attributes:
         config: the stage's config.
-        network: the U-Net; its parameters live outside.
+        network: the U-Net or VAE; its parameters live outside.
         text_width: width D of the text embeddings.
         schedule: the noise schedule of training and, unless told otherwise, of sampling.
         aug_schedule: the noise schedule of the low-resolution condition.
@@ -79,6 +81,11 @@ class Stage:
     def is_super_resolution(self) -> bool:
         """Whether the stage needs a low-resolution image."""
         return self.config.is_super_resolution
+
+    @property
+    def is_vae(self) -> bool:
+        """Whether the stage is a VAE, which `vae.py` has functions for in the place of `predict`."""
+        return self.config.is_vae
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -261,18 +268,23 @@ def make_network(config: StageConfig) -> Network:
     fields = config.model.to_dict()
     network = NETWORKS[fields.pop("network")]
     fields["dtype"] = DTYPES[fields["dtype"]]
-    outputs = 2 if config.diffusion.variance_type == "learned" else 1
+    if config.is_vae:
+        outputs = num_parameters(config.channels, config.vae.components)
+    else:
+        outputs = (2 if config.diffusion.variance_type == "learned" else 1) * config.channels
     return network(
         image_channels=config.channels,
-        out_channels=outputs * config.channels,
+        out_channels=outputs,
         remat=config.training.remat,
         constrain=no_constraint,
         **fields,
     )
 
 
-def network_arguments(config: StageConfig, text_width: int, size: Size) -> list[jax.ShapeDtypeStruct | None]:
+def network_arguments(config: StageConfig, text_width: int, size: Size) -> list[Any]:
     """Returns the arguments of a config's network for one image of a size, as abstract arrays or None, in order.
+
+    The noise of a VAE's groups of latents is a tuple of them.
 
     Args:
         config: the stage.
@@ -284,7 +296,12 @@ def network_arguments(config: StageConfig, text_width: int, size: Size) -> list[
     text = jax.ShapeDtypeStruct((1, config.text.length, text_width), jnp.float32)
     mask = jax.ShapeDtypeStruct((1, config.text.length), jnp.bool_)
     condition = [image, level] if config.is_super_resolution else []
-    arguments: list[jax.ShapeDtypeStruct | None] = [image, level, text, mask, *condition]
+    network = make_network(config)
+    if isinstance(network, HVAE):
+        shapes = network.latent_shapes(size)
+        noise = tuple(jax.ShapeDtypeStruct((1, *shape), jnp.float32) for shape in shapes)
+        return [image, noise, text, mask, *condition]
+    arguments = [image, level, text, mask, *condition]
     if not config.inpainting.enabled:
         return arguments
     known = jax.ShapeDtypeStruct((1, *size, config.channels + 1), jnp.float32)

@@ -33,14 +33,13 @@ from imagen_jax.parallel.axes import IMAGE, VECTOR
 from imagen_jax.parallel.batching import batch_sharding, pad_batch, padded_size, shard_host_batch
 from imagen_jax.parallel.mesh import num_batch_shards
 from imagen_jax.parallel.sharding import replicate_conv_kernels, replicated
+from imagen_jax.stages.conditions import split_keys, start_condition
 from imagen_jax.stages.sampling import (
     Conditions,
     Pairs,
     is_guided,
     make_denoise_fn,
     make_sampler,
-    split_keys,
-    start_condition,
 )
 from imagen_jax.stages.stage import Stage, check_rows, enlarged_size
 from imagen_jax.stages.text import PromptEncoder, repeat_text
@@ -49,10 +48,10 @@ from imagen_jax.text.encoder import TEXT_CONDITION_AXES, TextCondition
 STEPS_PER_CALL = 8  # what a caller waits for, at most, before it hears of a walk or can end it
 _STEP_BLOCK = 1024  # numbers of steps are padded to a multiple, so that programs take any number of steps
 _MAX_PROGRAMS = 64  # that are kept for stages and settings used before
+# settings that the times of a walk, and the numbers of its steps, do not depend on
+_OF_NO_WALK = {"aug_level": 0.0, "bits": 8, "guidance_scale": 1.0, "temperature": 1.0}
 # settings that are arguments of the programs, with the values that stand for all others
-_DYNAMIC = {"num_inference_steps": 1, "timestep_spacing": "uniform", "aug_level": 0.0, "bits": 8, "guidance_scale": 1.0}
-# those of them that the times of a walk, and the numbers of its steps, do not depend on
-_OF_NO_WALK = {name: _DYNAMIC[name] for name in ("aug_level", "bits", "guidance_scale")}
+_DYNAMIC = {"num_inference_steps": 1, "timestep_spacing": "uniform", **_OF_NO_WALK}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +73,8 @@ class StageRequest:
             noise alone.
         resample: how often each step is taken, see `inpainting.resample`.
         times: [steps + 1], in place of those of the settings and of `strength`.
-        z: [B, H, W, C] at the first time, in place of standard Gaussian noise.
+        z: [B, H, W, C] at the first time, in place of standard Gaussian noise; for a VAE its latents [B, D], see
+            `vae.flatten_noise`.
         before: for `bdia`, z at the second time, if it is known; see `samplers.continue_pair`.
         pairs: how images are edited, each beside its source; None for no editing.
         positions: `row_positions` [B, H] and `column_positions` [B, W], where pixels are in images as they were in
@@ -82,6 +82,7 @@ class StageRequest:
         isolated: whether each device computes its images one after the other, each by the same operations: an image is
             then equal to the bit in any batch. In one batch together, its rounding depends on its place. An image that
             is edited and its source are computed together.
+        inverts: for a VAE, whether `image` is encoded: the walk ends with its latents. Diffusion is given `times`.
     """
 
     text: TextCondition
@@ -100,6 +101,7 @@ class StageRequest:
     pairs: Pairs | None = None
     positions: dict[str, jax.Array] | None = None
     isolated: bool = False
+    inverts: bool = False
 
     @property
     def known(self) -> dict[str, jax.Array] | None:
@@ -192,7 +194,7 @@ def make_request(
 
 def program_key(settings: SamplingConfig) -> Hashable:
     """Returns what sampling settings are compiled for: those with equal keys share the programs of a stage."""
-    return settings.model_copy(update=_DYNAMIC), is_guided(settings, settings.guidance_scale)
+    return static_settings(settings), is_guided(settings, settings.guidance_scale)
 
 
 class _Variant(NamedTuple):
@@ -233,6 +235,11 @@ class _Programs(NamedTuple):
     advance: jax.stages.Wrapped
 
 
+def static_settings(settings: SamplingConfig) -> SamplingConfig:
+    """Returns settings with those that are arguments of programs alike, as a key of programs."""
+    return settings.model_copy(update=_DYNAMIC)
+
+
 def _compile_programs(stage: Stage, settings: SamplingConfig, mesh: Mesh, variant: _Variant) -> _Programs:
     stage = stage.with_mesh(mesh)
     sampler, images = make_sampler(settings, stage.schedule), batch_sharding(mesh, IMAGE)
@@ -242,7 +249,7 @@ def _compile_programs(stage: Stage, settings: SamplingConfig, mesh: Mesh, varian
     def of_batch(function: Any, *batch: Any, together: int = 1) -> Any:
         if not variant.isolated:
             return function(*batch)
-        return _in_parts(num_batch_shards(mesh), together, function, *batch)
+        return in_parts(num_batch_shards(mesh), together, function, *batch)
 
     def start(given: _Given, level: jax.Array, time: jax.Array, size: Size) -> Any:
         def start_images(given: _Given) -> Any:
@@ -284,7 +291,7 @@ def _compile_programs(stage: Stage, settings: SamplingConfig, mesh: Mesh, varian
     )
 
 
-def _in_parts(shards: int, together: int, function: Any, *batch: Any) -> Any:
+def in_parts(shards: int, together: int, function: Any, *batch: Any) -> Any:
     """Returns a function of a batch, computed in parts of so many examples of each of the mesh's batch shards."""
 
     def split(array: jax.Array) -> jax.Array:
@@ -322,7 +329,7 @@ _programs_lock = threading.Lock()
 
 def _get_programs(stage: Stage, mesh: Mesh, variant: _Variant) -> _Programs:
     """Returns the programs of a stage with its settings, shared with every equal stage of this process."""
-    settings = stage.config.sampling.model_copy(update=_DYNAMIC)
+    settings = static_settings(stage.config.sampling)
     config = to_json(stage.config)
     keys = ("image_size", "low_res_size", "channels", "diffusion", "inpainting")
     described = json.dumps({name: config[name] for name in keys})
@@ -381,6 +388,14 @@ class StageSampler:
     def _default_walk(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The times of the settings, and the numbers of their steps."""
         return _default_walk(self._settings.model_copy(update=_OF_NO_WALK), self._stage.schedule)
+
+    def as_inversion(self, request: StageRequest) -> StageRequest:
+        """Returns the request of a walk from a request's images up to their noise."""
+        return dataclasses.replace(request, image=None, z=request.image, times=self.times[::-1])
+
+    def start_noise(self, keys: jax.Array, size: Size) -> jax.Array:
+        """Returns the noise [B, H, W, C] that walks with keys [B] begin with, for images of (height, width)."""
+        return start_noise(keys, (*size, self._stage.config.channels))
 
     def _times_of(self, request: StageRequest) -> np.ndarray:
         """Returns the times of a request that are not those of the settings."""
@@ -443,7 +458,7 @@ class StageSampler:
 
     def finish(self, state: SamplerState) -> jax.Array:
         """Returns the images of a state, float32 [B, H, W, C] in [-1, 1], on the device."""
-        return _finish_program(batch_sharding(self._mesh, IMAGE))(state.z)
+        return finish_program(batch_sharding(self._mesh, IMAGE))(state.z)
 
     def sample(self, params: Any, request: StageRequest) -> jax.Array:
         """Returns images, float32 [B, H, W, C] in [-1, 1], on the device; as `walk`."""
@@ -458,5 +473,6 @@ class StageSampler:
 
 
 @functools.cache
-def _finish_program(sharding: jax.sharding.Sharding) -> jax.stages.Wrapped:
+def finish_program(sharding: jax.sharding.Sharding) -> jax.stages.Wrapped:
+    """Returns the program that clips images to [-1, 1]."""
     return jax.jit(lambda z: jnp.clip(z, -1.0, 1.0), out_shardings=sharding)

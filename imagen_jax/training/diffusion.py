@@ -54,7 +54,7 @@ class DiffusionObjective:
         """Returns random parameters of the stage's network."""
         return self.stage.init(key)
 
-    def draw(self, networks: Any, batch: Batch, key: jax.Array) -> DiffusionBatch:
+    def draw(self, networks: Any, batch: Batch, key: jax.Array, step: jax.Array) -> DiffusionBatch:
         """Returns the examples of a batch; `networks` are the encoder's parameters. See `make_diffusion_batch`."""
         return make_diffusion_batch(self.stage, self.encoder, networks, batch, key)
 
@@ -105,7 +105,7 @@ def noised_examples(
     time_key, noise_key, drop_key, aug_key, dropout_key = jax.random.split(key, 5)
     x = to_float(batch["image"])
     text = draw_text(drop_key)
-    condition = _low_res_condition(stage, aug_key, x) if stage.is_super_resolution else {}
+    condition = draw_low_res(stage, aug_key, x) if stage.is_super_resolution else {}
     if stage.config.inpainting.enabled:
         condition |= _known_condition(stage, jax.random.fold_in(key, _MASK_KEY), x, batch.get("objects"))
 
@@ -151,7 +151,7 @@ def loss_by_noise_bin(losses: Losses) -> Metrics:
     return {"band_losses": sums, "band_counts": jnp.sum(members, axis=0)}
 
 
-def _low_res_condition(stage: Stage, key: jax.Array, x: jax.Array) -> dict[str, jax.Array]:
+def draw_low_res(stage: Stage, key: jax.Array, x: jax.Array) -> dict[str, jax.Array]:
     """Returns the low-resolution condition of targets x [B, H, W, C], at random augmentation levels.
 
     If x is a crop, the condition is the same crop, downsampled by the factor of full images.

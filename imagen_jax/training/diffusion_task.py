@@ -16,15 +16,15 @@ from imagen_jax.data.record import Source
 from imagen_jax.datasets.captions import SourceCaptions, check_captions, training_captions
 from imagen_jax.evaluation.previews import make_preview
 from imagen_jax.evaluation.training_metrics import check_best, make_training_metrics, score_of
-from imagen_jax.evaluation.validation_loss import mean_validation_loss
+from imagen_jax.evaluation.validation import validation_score
 from imagen_jax.parallel import multihost
 from imagen_jax.stages.adapter import learned_rows
 from imagen_jax.stages.stage import build
 from imagen_jax.stages.text import PromptEncoder, make_cached_encoder, make_encoder
 from imagen_jax.text.embedding_cache import EmbeddingCache
-from imagen_jax.training.diffusion import DiffusionObjective
 from imagen_jax.training.objective import Preview, SampleFigures
 from imagen_jax.training.run_files import EVALUATIONS
+from imagen_jax.training.stage_objective import make_objective
 from imagen_jax.training.textual_inversion import InversionObjective, first_rows
 
 
@@ -45,7 +45,7 @@ class DiffusionTask:
         if config.diffusion.null_text == "stored":
             encoder.null_text()  # an error before anything is built
         stage = build(config, encoder.width)
-        self.objective = DiffusionObjective(stage, encoder)
+        self.objective = make_objective(stage, encoder)
         if config.adapter.token:
             rows = first_rows(encoder, config.adapter)
             encoder = encoder.with_learned({config.adapter.token: rows})
@@ -80,12 +80,12 @@ class DiffusionTask:
         return self._encoder.params
 
     def make_preview(self) -> Callable[[Any], Preview]:
-        """Returns a function that samples with parameters, see `evaluation.previews`; it scores by validation loss."""
+        """Returns a function that samples with parameters, see `evaluation.previews`, scored by `validation_score`."""
         preview = make_preview(self.objective.stage, self._encoder.mesh)
 
         def scored(params: Any) -> Preview:
             image, metrics = preview(params, self._encoder_of(params))
-            return Preview(image, metrics, mean_validation_loss(metrics))
+            return Preview(image, metrics, validation_score(metrics))
 
         return scored
 

@@ -18,7 +18,7 @@ Metrics = dict[str, jax.Array]
 
 
 class ExampleLosses(Protocol):
-    """A pytree of arrays [B]."""
+    """A pytree of arrays [B, ...]."""
 
     @property
     def loss(self) -> jax.Array:
@@ -46,8 +46,8 @@ class Objective(Protocol):
     def init(self, key: jax.Array) -> Any:
         """Returns random parameters of the network to train, nested dicts."""
 
-    def draw(self, networks: Any, batch: Batch, key: jax.Array) -> Any:
-        """Returns the examples of a batch, a pytree of arrays [B, ...]."""
+    def draw(self, networks: Any, batch: Batch, key: jax.Array, step: jax.Array) -> Any:
+        """Returns the examples of a batch, a pytree of arrays [B, ...]; `step` is the number of finished steps."""
 
     def loss(self, params: Any, networks: Any, examples: Any) -> ExampleLosses:
         """Returns the losses of the examples."""

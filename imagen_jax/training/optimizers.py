@@ -149,5 +149,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     # without factors, the state has the structure that it had before there were any
     factors = [_scale_by_factors(config.rate_factors)] if config.rate_factors else []
     return skip_bad_updates(
-        optax.chain(optax.clip_by_global_norm(config.clip_norm), update, *factors), config.spike_factor
+        optax.chain(optax.clip_by_global_norm(config.clip_norm), update, *factors),
+        config.spike_factor,
+        config.skip_norm,
     )

@@ -132,7 +132,7 @@ class ProgressBar:
             values |= self._data_metrics()
             means = self._bins.means()
             self._writer.scalars(step, {**values, **means, "images_per_second": rate, **self._times()})
-            parts = [f"{name} {value:.4g}" for name, value in values.items() if value or "skipped" not in name]
+            parts = [f"{name} {value:.4g}" for name, value in values.items() if _is_in_log(name, value)]
             if means:
                 parts.append("loss from low to high noise " + " ".join(self._bins.summary()))
             self._writer.log(f"step {step}: " + ", ".join(parts))
@@ -175,3 +175,8 @@ class ProgressBar:
         self._log_corrupt()
         if self._bar is not None:
             self._bar.close()
+
+
+def _is_in_log(name: str, value: float) -> bool:
+    """Returns whether log lines have a metric: not those of parts of a network, which are in groups."""
+    return "/" not in name and bool(value or "skipped" not in name)

@@ -1,4 +1,4 @@
-"""Skips updates with non-finite gradients or loss spikes, inside the training step, and reports them."""
+"""Skips updates with non-finite or large gradients or loss spikes, inside the training step, and reports them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class SkipUpdatesState(NamedTuple):
 
 
 def skip_bad_updates(
-    optimizer: optax.GradientTransformation, spike_factor: float
+    optimizer: optax.GradientTransformation, spike_factor: float, skip_norm: float = 0.0
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that its update is zero and its state stays if gradients or loss are not finite.
 
@@ -40,6 +40,7 @@ def skip_bad_updates(
         optimizer: the optimizer to wrap.
         spike_factor: updates are also skipped if `loss`, an extra argument of `update`, is over this many times the
             running mean of losses; 0 for no limit.
+        skip_norm: updates are also skipped if the global norm of their gradients is above this; 0 for no limit.
 
     Returns:
         The wrapped optimizer, with a `SkipUpdatesState`.
@@ -53,7 +54,10 @@ def skip_bad_updates(
         gradients: Any, state: SkipUpdatesState, params: Any = None, *, loss: jax.Array | None = None
     ) -> tuple[Any, SkipUpdatesState]:
         # finite gradients whose norm overflows are bad too: clipping would divide by it
-        good = jnp.isfinite(optax.tree.norm(gradients))
+        norm = optax.tree.norm(gradients)
+        good = jnp.isfinite(norm)
+        if skip_norm:
+            good &= norm <= skip_norm
         usual_loss = state.usual_loss
         if loss is not None:
             good &= jnp.isfinite(loss)

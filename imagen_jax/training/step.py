@@ -39,7 +39,7 @@ def _accumulate_gradients(
         mesh: the devices.
 
     Returns:
-        (gradients, losses [B]).
+        (gradients, losses [B, ...]).
     """
     steps = len(jax.tree.leaves(batches)[0])
 
@@ -53,7 +53,7 @@ def _accumulate_gradients(
 
     zeros = jax.lax.with_sharding_constraint(jax.tree.map(jnp.zeros_like, params), shardings)
     gradients, losses = jax.lax.scan(add, zeros, batches)
-    return gradients, jax.tree.map(lambda values: values.T.ravel(), losses)
+    return gradients, jax.tree.map(lambda values: values.swapaxes(0, 1).reshape(-1, *values.shape[2:]), losses)
 
 
 def make_train_step(
@@ -96,7 +96,7 @@ def make_train_step(
 
     def step(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key_from_seed(config.seed), state.step)
-        examples = objective.draw(frozen.networks, batch, key)
+        examples = objective.draw(frozen.networks, batch, key, state.step)
         examples = constrain_batch(examples, objective.example_axes, mesh)
         gradients, losses = gradients_and_losses(state.params, frozen, examples)
         loss = jnp.mean(losses.loss)

@@ -50,7 +50,7 @@ class InversionObjective(DiffusionObjective):
         """Returns random parameters of the network, and the word's first rows."""
         return {**super().init(key), LEARNED: {ROWS: jnp.asarray(self.rows)}}
 
-    def draw(self, networks: Any, batch: Batch, key: jax.Array) -> DiffusionBatch:
+    def draw(self, networks: Any, batch: Batch, key: jax.Array, step: jax.Array) -> DiffusionBatch:
         """Returns the examples of a batch, whose text is a `TokenText`."""
         tokens, mask, rate = batch["tokens"], batch["mask"], self.stage.config.diffusion.cond_drop_prob
 

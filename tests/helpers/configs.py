@@ -113,6 +113,22 @@ def if_config(**changes):
     return as_written("shapes_sr.py").with_changes({**small, **sizes, "model": model, **process, **changes})
 
 
+def vae_config(**changes):
+    """A hierarchical VAE in the place of the base stage."""
+    model = {
+        **{"network": "hvae", "channels": 8, "channel_mult": (1, 1), "num_res_blocks": (1, 0), "num_groups": 4},
+        **{"latent_groups": (1, 2), "latent_channels": 2, "attention_types": ((), ("text",)), "head_channels": 8},
+        **{"text_pool_heads": 2, "dtype": "float32"},
+    }
+    small = {name: value for name, value in SMALL.items() if not name.startswith("model.")}
+    settings = {"image_size": 8, "vae.components": 2, "vae.importance_samples": 2, "sampling.guidance_scale": 1.0}
+    return as_written("shapes_base.py").with_changes({**small, **settings, "model": model, **changes})
+
+
+def vae_sr_config(**changes):
+    return vae_config(**{"image_size": 16, "low_res_size": 8, **changes})
+
+
 def one_device():
     return make_mesh({"data": 1, "fsdp": 1}, jax.devices()[:1])
 

@@ -53,7 +53,7 @@ class Denoising:
     def init(self, key):
         return self.network.init(key, jnp.zeros((1, *self.config.image_hw, self.config.channels)))["params"]
 
-    def draw(self, networks, batch, key):
+    def draw(self, networks, batch, key, step):
         x = to_float(batch["image"])
         return Examples(x, x + networks["scale"] * jax.random.normal(key, x.shape))
 

@@ -26,7 +26,7 @@ from imagen_jax.training.diffusion import (
     NOISE_BINS,
     TRAINING_AXES,
     DiffusionObjective,
-    _low_res_condition,
+    draw_low_res,
     drop_text,
     loss_by_noise_bin,
     make_diffusion_batch,
@@ -491,7 +491,7 @@ def test_aug_levels_cover_their_range(low, high):
         augment_low_res=lambda low_res, level, eps: levels.append(level),
         aug_noise_shape=lambda low_res: low_res.shape,
     )
-    _low_res_condition(fake, jax.random.key(0), jnp.zeros((2000, 2, 2, 3)))
+    draw_low_res(fake, jax.random.key(0), jnp.zeros((2000, 2, 2, 3)))
     counts, _ = np.histogram(levels[0], bins=4, range=(low, high))
     assert counts.sum() == 2000
     assert counts.min() > 400

@@ -197,7 +197,7 @@ def test_gradient_reaches_the_rows_alone(base_stage, base_folder):
         batch["image"] = np.full((2, *base_stage.image_shape), 200, np.uint8)
 
         def loss(rows, batch=batch):
-            examples = objective.draw(networks, batch, jax.random.key(3))
+            examples = objective.draw(networks, batch, jax.random.key(3), 0)
             return objective.loss({**params, "learned_token": {"rows": rows}}, networks, examples).loss.mean()
 
         gradients[caption] = np.asarray(jax.jit(jax.grad(loss))(params["learned_token"]["rows"]))

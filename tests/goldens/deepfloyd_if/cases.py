@@ -18,7 +18,8 @@ from imagen_jax.diffusion import samplers
 from imagen_jax.diffusion.process import add_noise
 from imagen_jax.io.torch_layout import from_torch, stored_shape
 from imagen_jax.models.if_names import tensor_name
-from imagen_jax.stages.sampling import Conditions, make_denoise_fn, make_sampler, split_keys, start_condition
+from imagen_jax.stages.conditions import split_keys, start_condition
+from imagen_jax.stages.sampling import Conditions, make_denoise_fn, make_sampler
 from imagen_jax.stages.stage import build
 from imagen_jax.stages.stage_sampler import strength_steps
 from imagen_jax.text.encoder import TextCondition

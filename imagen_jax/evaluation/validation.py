@@ -1,0 +1,38 @@
+"""What a stage of any kind is measured by on real images, and by what its checkpoints are compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from imagen_jax.evaluation.vae_validation import BOUND, VAEValidationFn, make_vae_validation
+from imagen_jax.evaluation.validation_loss import make_validation_loss, mean_validation_loss, validation_metrics
+from imagen_jax.stages.stage import Stage
+from imagen_jax.text.encoder import TextCondition
+
+
+def make_validation(stage: Stage, mesh: Mesh, batch_size: int) -> VAEValidationFn:
+    """Returns a function `(params, images [N, H, W, C], text) -> metrics`.
+
+    For a diffusion stage these are `validation_metrics`, for a VAE those of `make_vae_validation`.
+
+    Args:
+        stage: the stage to evaluate.
+        mesh: batches are split over all its devices.
+        batch_size: images at once.
+    """
+    if stage.is_vae:
+        return make_vae_validation(stage, mesh, batch_size)
+    validation_loss = make_validation_loss(stage, mesh, batch_size)
+
+    def validate(params: Any, images: np.ndarray, text: TextCondition) -> dict[str, float]:
+        return validation_metrics(validation_loss(params, images, text))
+
+    return validate
+
+
+def validation_score(metrics: dict[str, float]) -> float:
+    """Returns what checkpoints are compared by, lower is better: the bound, or the mean loss over noise levels."""
+    return metrics[BOUND] if BOUND in metrics else mean_validation_loss(metrics)
