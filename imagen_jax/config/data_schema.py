@@ -91,6 +91,17 @@ class DigitsKeys(SourceKeys):
     source: Literal["digits"] = key("digits", "The data source.")
 
 
+class FashionMnistKeys(SourceKeys):
+    """Fashion-MNIST, 70,000 photos of garments."""
+
+    source: Literal["fashion_mnist"] = key("fashion_mnist", "The data source.", source="arXiv:1708.07747")
+    path: PathText = key(
+        "/usr/share/datasets/fashion-mnist",
+        "The folder of its four .gz files, where Debian's package `dataset-fashion-mnist` has them by default.",
+        min_length=1,
+    )
+
+
 _CAPTION_FILES_TEXT = "What is a caption in a text file: each of its lines, or the whole file."
 
 
@@ -191,6 +202,10 @@ class DigitsPart(DigitsKeys, PartKeys):
     """A part of a mixture."""
 
 
+class FashionMnistPart(FashionMnistKeys, PartKeys):
+    """A part of a mixture."""
+
+
 class FolderPart(FolderKeys, PartKeys):
     """A part of a mixture."""
 
@@ -265,6 +280,10 @@ class DigitsData(DigitsKeys, LoadingKeys):
     """`data` of the digits."""
 
 
+class FashionMnistData(FashionMnistKeys, LoadingKeys):
+    """`data` of Fashion-MNIST."""
+
+
 class FolderData(FolderKeys, FileKeys):
     """`data` of a folder."""
 
@@ -286,11 +305,27 @@ class MixtureData(MixtureKeys, FileKeys):
 
 
 PartConfig = Annotated[
-    ShapesPart | FiguresPart | DigitsPart | FolderPart | TfdsPart | WebDatasetPart | ParquetPart | MixturePart,
+    ShapesPart
+    | FiguresPart
+    | DigitsPart
+    | FashionMnistPart
+    | FolderPart
+    | TfdsPart
+    | WebDatasetPart
+    | ParquetPart
+    | MixturePart,
     Field(discriminator="source"),
 ]
 DataConfig = Annotated[
-    ShapesData | FiguresData | DigitsData | FolderData | TfdsData | WebDatasetData | ParquetData | MixtureData,
+    ShapesData
+    | FiguresData
+    | DigitsData
+    | FashionMnistData
+    | FolderData
+    | TfdsData
+    | WebDatasetData
+    | ParquetData
+    | MixtureData,
     Field(discriminator="source"),
 ]
 

@@ -11,6 +11,7 @@ from typing import Any
 from imagen_jax.config.data_schema import (
     DataConfig,
     DigitsKeys,
+    FashionMnistKeys,
     FiguresKeys,
     FolderKeys,
     MixtureKeys,
@@ -23,6 +24,7 @@ from imagen_jax.config.data_schema import (
 from imagen_jax.config.paths import map_paths
 from imagen_jax.data.left_out import warn_left_out
 from imagen_jax.data.record import Source
+from imagen_jax.datasets.fashion_mnist import FashionMnistSource
 from imagen_jax.datasets.figures.source import FiguresSource
 from imagen_jax.datasets.folder import CaptionRules, FolderSource
 from imagen_jax.datasets.mixtures import BalancedSource, MixtureSource
@@ -54,6 +56,10 @@ def _digits(config: DigitsKeys, split: str, image_size: int | Size) -> Source:
     from imagen_jax.datasets.digits import DigitsSource
 
     return DigitsSource(split=split, image_size=image_size, bits=config.bits)
+
+
+def _fashion_mnist(config: FashionMnistKeys, split: str, image_size: int | Size) -> Source:
+    return FashionMnistSource(config.path, split, image_size, config.bits)
 
 
 def _folder(config: FolderKeys, split: str, image_size: int | Size) -> Source:
@@ -93,6 +99,7 @@ SOURCES: dict[str, Callable[[Any, str, int | Size], Source]] = {
     "shapes": _shapes,
     "figures": _figures,
     "digits": _digits,
+    "fashion_mnist": _fashion_mnist,
     "folder": _folder,
     "tfds": _tfds,
     "webdataset": _webdataset,
