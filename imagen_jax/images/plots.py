@@ -19,6 +19,8 @@ _PANEL_SIZE = (5.5, 3.6)  # inches
 _DPI = 110
 _LOSS_PREFIX = "validation_loss_at_noise/"
 _COLOR_DRIFT_PREFIX = "color_drift/"
+_BOUNDS = {"validation_bound_bits": "negative ELBO", "validation_iwae_bits": "importance-weighted"}
+_GROUP_PREFIX = "validation_kl_bits/group_"
 # prefixes of metrics written before version 1
 _OLD_PREFIXES = {"held_out_loss_at_noise/": _LOSS_PREFIX, "colour_drift/": _COLOR_DRIFT_PREFIX}
 _COLORS = {"red": "tab:red", "green": "tab:green", "blue": "tab:blue", "gray": "tab:gray", "rms": "black"}
@@ -100,12 +102,26 @@ def plot_run_diagnostics(metrics: Sequence[Mapping[str, float]], title: str, pat
     metrics = [_rename_old_metrics(line) for line in metrics]
     lines = [line for line in metrics if "saturation" in line]
     is_super_resolution = any("consistency_db" in line for line in lines)
-    figure, axes = make_figure(4 if is_super_resolution else 2, f"{title}: diagnostics of the EMA weights")
+    is_vae = any(name in line for line in lines for name in _BOUNDS)
+    count = (4 if is_super_resolution else 2) + 2 * is_vae
+    figure, axes = make_figure(count, f"{title}: diagnostics of the EMA weights")
     selected = [lines[i] for i in np.unique(np.linspace(0, len(lines) - 1, _MAX_CURVES).round().astype(int))]
     colors = colormaps["viridis"](np.linspace(0.9, 0, len(selected)))
+    if is_vae:
+        *axes, groups_axes, active_axes = axes
+        for name, label in _BOUNDS.items():
+            axes[0].plot(*_series(lines, name), ".-", label=label)
+        finish_axes(axes[0], title="validation bound", xlabel="step", ylabel="bits per dimension")
+        _plot_active(active_axes, lines)
     for line, color in zip(selected, colors, strict=True):
-        _plot_loss_by_noise(axes[0], line, f"step {line['step']}", color=color)
-    finish_axes(axes[0], title="validation loss by noise level", xlabel="noise level", ylabel="loss", yscale="log")
+        if is_vae:
+            _plot_groups(groups_axes, line, f"step {line['step']}", color=color)
+        else:
+            _plot_loss_by_noise(axes[0], line, f"step {line['step']}", color=color)
+    if not is_vae:
+        finish_axes(axes[0], title="validation loss by noise level", xlabel="noise level", ylabel="loss", yscale="log")
+    else:
+        _finish_groups(groups_axes)
     for name, label in (("saturation", "samples"), ("saturation_real", "real images")):
         axes[1].plot(*_series(lines, name), "--" if "real" in name else ".-", label=label)
     finish_axes(axes[1], title="saturation", xlabel="step", ylabel="fraction of values at 0 or 255")
@@ -118,6 +134,25 @@ def plot_run_diagnostics(metrics: Sequence[Mapping[str, float]], title: str, pat
             )
         finish_axes(axes[3], title="drift of the mean color", xlabel="step", ylabel="steps of 1/255")
     save_figure(figure, path)
+
+
+def _plot_groups(axes: Axes, values: Mapping[str, float], label: str, **style: Any) -> None:
+    """Plots the divergences of a VAE's groups, from the coarsest to the finest."""
+    groups = _by_suffix(values, _GROUP_PREFIX)
+    axes.plot(range(len(groups)), list(groups.values()), ".-", label=label, **style)
+
+
+def _finish_groups(axes: Axes) -> None:
+    finish_axes(axes, title="KL divergence of groups, from coarse to fine", xlabel="group", ylabel="bits per dimension")
+
+
+def _plot_active(axes: Axes, lines: Sequence[Mapping[str, float]]) -> None:
+    """Plots how many of a VAE's groups, and which share of its latents, are active."""
+    count = len(_by_suffix(lines[-1], _GROUP_PREFIX))
+    steps, groups = _series(lines, "active_groups")
+    axes.plot(steps, groups / max(count, 1), ".-", label=f"groups, of {count}")
+    axes.plot(*_series(lines, "active_units"), ".-", label="latents")
+    finish_axes(axes, title="active groups and latents", xlabel="step", ylabel="share", ylim=(-0.05, 1.05))
 
 
 def _plot_loss_by_noise(axes: Axes, values: Mapping[str, float], label: str, **style: Any) -> None:
@@ -164,9 +199,19 @@ def plot_cascade_diagnostics(stages: Mapping[str, Mapping[str, float]], path: Pa
         path: the file to write.
     """
     sr_stages = {name: values for name, values in stages.items() if "consistency_db" in values}
-    figure, axes = make_figure(4 if sr_stages else 2, "diagnostics of the cascade")
+    vaes = {name: values for name, values in stages.items() if "active_groups" in values}
+    figure, axes = make_figure((4 if sr_stages else 2) + 2 * bool(vaes), "diagnostics of the cascade")
+    if vaes:
+        *axes, bound_axes, groups_axes = axes
+        bounds = {name: {label: values[key] for key, label in _BOUNDS.items()} for name, values in vaes.items()}
+        _grouped_bars(bound_axes, bounds)
+        finish_axes(bound_axes, title="validation bound of VAEs", ylabel="bits per dimension")
+        for name, values in vaes.items():
+            _plot_groups(groups_axes, values, f"{name}: {values['active_groups']:.0f} groups are active")
+        _finish_groups(groups_axes)
     for name, values in stages.items():
-        _plot_loss_by_noise(axes[0], values, name)
+        if name not in vaes:
+            _plot_loss_by_noise(axes[0], values, name)
     finish_axes(axes[0], title="validation loss by noise level", xlabel="noise level", ylabel="loss", yscale="log")
     saturations = {"samples": "saturation", "real images": "saturation_real"}
     _grouped_bars(axes[1], {name: {label: v[key] for label, key in saturations.items()} for name, v in stages.items()})

@@ -8,6 +8,10 @@ from imagen_jax.images.plots import _by_suffix, _series, plot_cascade_diagnostic
 CURVE = {"validation_loss_at_noise/0.25": 0.5, "validation_loss_at_noise/0.75": 0.1}
 SR_METRICS = {"consistency_db": 30.0, "color_drift/red": 1.0, "color_drift/rms": 2.0}
 SATURATIONS = {"saturation": 0.1, "saturation_real": 0.2}
+VAE_METRICS = {
+    **{"validation_bound_bits": 3.0, "validation_iwae_bits": 2.5, "active_groups": 1.0, "active_units": 0.25},
+    **{"validation_kl_bits/group_00": 0.5, "validation_kl_bits/group_01": 0.0},
+}
 STAGES = {"8×8": SATURATIONS | CURVE, "16×16": SATURATIONS | CURVE | SR_METRICS}
 
 
@@ -77,3 +81,20 @@ def test_cascade_diagnostics(plotted):
 
 def test_cascade_diagnostics_of_one_stage(plotted):
     assert len(plotted(plot_cascade_diagnostics, {"8×8": STAGES["8×8"]})) == 2
+
+
+def test_run_diagnostics_of_a_vae(plotted):
+    lines = [{"step": step, **SATURATIONS, **VAE_METRICS} for step in (1, 2)]
+    bound, _, groups, active = plotted(plot_run_diagnostics, lines, "vae")
+    assert bound[0] == [[[1, 3.0], [2, 3.0]], [[1, 2.5], [2, 2.5]]]
+    assert groups[0] == [[[0, 0.5], [1, 0.0]]] * 2
+    assert active[0] == [[[1, 0.5], [2, 0.5]], [[1, 0.25], [2, 0.25]]]
+
+
+def test_cascade_diagnostics_with_a_vae(plotted):
+    by_noise, _, _, _, bound, groups = plotted(
+        plot_cascade_diagnostics, {"8×8": SATURATIONS | VAE_METRICS, "16×16": STAGES["16×16"]}
+    )
+    assert len(by_noise[0]) == 1
+    assert bound[1] == [3.0, 2.5]
+    assert groups[0] == [[[0, 0.5], [1, 0.0]]]
