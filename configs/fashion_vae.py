@@ -1,6 +1,7 @@
-"""Fashion-MNIST with a hierarchical VAE: 32×32 images with one channel, one stage, on a CPU.
+"""Fashion-MNIST with a hierarchical VAE: 32×32 images with one channel, one stage, on a CPU (docs/vae.md).
 
-    apt install dataset-fashion-mnist
+The images are in Debian's package `dataset-fashion-mnist`, or in another folder, data.path.
+
     imagen train --config=configs/fashion_vae.py --workdir=runs/fashion_vae
     imagen sample --stages=runs/fashion_vae --prompts='a photo of a dress' --temperature=0.8
 

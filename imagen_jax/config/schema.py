@@ -659,6 +659,14 @@ class SamplingConfig(Group):
     sample_pixels: bool = key(
         False, "Sample the pixels of a VAE from their distributions, in place of the distributions' means."
     )
+    draft: PathText = key(
+        "",
+        "The folder of a VAE whose images, with noise, the base stage starts from; empty starts from noise alone.",
+        source="arXiv:2108.01073; arXiv:2201.00308",
+    )
+    draft_strength: float = key(
+        0.6, "How much noise the draft gets, and which share of the steps is taken; at 1 it is not seen.", gt=0, le=1
+    )
     bits: int = key(8, "Bits per channel of the images.", choices=IMAGE_DTYPES)
 
     @property

@@ -33,6 +33,7 @@ from imagen_jax.parallel.batching import pad_batch, padded_size, shard_host_batc
 from imagen_jax.parallel.mesh import make_mesh, num_batch_shards
 from imagen_jax.parallel.sharding import param_shardings
 from imagen_jax.pipelines.adapters import Adapters
+from imagen_jax.pipelines.draft import DRAFT_STAGE, Draft, open_draft
 from imagen_jax.pipelines.find_stages import find_stages
 from imagen_jax.pipelines.loading import (
     TrainedStage,
@@ -49,6 +50,7 @@ from imagen_jax.pipelines.request import (
     Rows,
     SampleRequest,
     SamplingProgress,
+    StageStart,
 )
 from imagen_jax.pipelines.safety_checker import FROM_CASCADE, SafetyChecker, SafetyReport, open_checker
 from imagen_jax.pipelines.sizes import base_size, check_size
@@ -122,6 +124,7 @@ class ImagenPipeline:
         self._samplers = [make_stage_sampler(trained.stage, self.mesh) for trained in self.stages]
         self._adapters = Adapters(self.stages)
         self._by_mesh: dict[Mesh, ImagenPipeline] = {}  # this pipeline on other devices
+        self._drafts: dict[str, Draft] = {}  # by name
         # samplers with other settings, by stage and settings; shared by all pipelines made from this one
         self._cache: collections.OrderedDict[tuple[int, SamplingConfig], AnySampler] = collections.OrderedDict()
         self._cache_lock = threading.Lock()
@@ -268,6 +271,49 @@ class ImagenPipeline:
             for trained, its in zip(self.stages, other.stages, strict=True)
         )
         return mine
+
+    def load_draft(self, name: str | Path, strength: float = 0.6) -> ImagenPipeline:
+        """Lets the base stage start from images of a VAE with noise, in place of noise alone.
+
+        Args:
+            name: the VAE's stage folder, of the size and with the text encoder of the base; empty for no draft.
+            strength: in (0, 1]: how much noise its images get, and which share of the steps is taken.
+
+        Returns:
+            This pipeline.
+
+        Raises:
+            ConfigError: there is no such VAE, it does not fit the base, or the strength is out of range.
+        """
+        changes = {"draft": str(name), "draft_strength": strength}
+        other = self.with_settings([changes, *[{}] * (len(self.stages) - 1)])
+        other._draft()
+        self.stages, self._samplers, self._by_mesh = other.stages, other._samplers, {}
+        return self
+
+    def _draft(self) -> Draft | None:
+        """Returns what drafts the images of the base stage; None for nothing. Raises ConfigError, see `load_draft`."""
+        stage = self.stages[0].stage
+        name = stage.config.sampling.draft
+        if not name:
+            return None
+        if stage.is_vae:
+            raise ConfigError("sampling.draft is for a diffusion stage, and the base of this cascade is a VAE itself")
+        if name not in self._drafts:
+            self._drafts[name] = open_draft(name, stage, self.mesh)
+        return self._drafts[name]
+
+    def _start(self, request: SampleRequest, index: int) -> StageStart:
+        """Returns what a stage begins with; its image and strength are to be those of a draft if `is_drafted`."""
+        start = request.start(index)
+        if not self._is_drafted(request, index):
+            return start
+        return dataclasses.replace(start, strength=self.stages[index].stage.config.sampling.draft_strength)
+
+    def _is_drafted(self, request: SampleRequest, index: int) -> bool:
+        """Returns whether a stage starts from a draft: the base does, unless it is given something to start from."""
+        start = request.start(index)
+        return index == 0 and start.image is None and start.z is None and start.pairs is None and bool(self._draft())
 
     def _use(self, adapters: Adapters) -> ImagenPipeline:
         """Samples with other adapters from now on."""
@@ -587,6 +633,7 @@ class ImagenPipeline:
         if request.batch_size < 1:
             raise ConfigError(f"batch_size {request.batch_size} is not at least 1")
         request.check_seeds()
+        self._draft()  # an error before anything is sampled
         last_index = max(request.noise(position)[1] for position in (0, len(request.texts.prompts) - 1))
         if not 0 <= request.first_index <= last_index <= MAX_INDEX:
             raise ConfigError(
@@ -698,8 +745,8 @@ class ImagenPipeline:
             return None if pairs is None else Pairs(**put_all(pairs._asdict(), PAIRS_AXES._asdict()))
 
         def make(index: int, low_res: jax.Array | None) -> StageRequest:
-            begin, scales = request.start(index), request.guidance_scale
-            return StageRequest(
+            begin, scales = self._start(request, index), request.guidance_scale
+            made = StageRequest(
                 texts[index],
                 null_texts[index],
                 stage_keys(seeds, indices, index, self.mesh),
@@ -718,6 +765,11 @@ class ImagenPipeline:
                 positions=None if begin.positions is None else put_all(begin.positions, "batch ..."),
                 isolated=request.isolated,
             )
+            draft = self._draft() if self._is_drafted(request, index) else None
+            if draft is None:
+                return made
+            keys = stage_keys(seeds, indices, DRAFT_STAGE, self.mesh)
+            return dataclasses.replace(made, image=draft.images(made, keys))
 
         return make
 
@@ -738,7 +790,7 @@ class ImagenPipeline:
 
     def _steps(self, request: SampleRequest, index: int) -> int:
         """Returns how many steps a stage takes for a batch."""
-        steps, strength = self.stages[index].stage.config.sampling_steps, request.start(index).strength
+        steps, strength = self.stages[index].stage.config.sampling_steps, self._start(request, index).strength
         return strength_steps(steps, strength) if strength else 0
 
 

@@ -28,8 +28,8 @@ from flax import traverse_util
 from huggingface_hub import constants
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from imagen_jax.config.load import from_json
-from imagen_jax.config.schema import StageConfig
+from imagen_jax.config.load import from_json, to_json
+from imagen_jax.config.schema import OptimizerConfig, StageConfig, VAEConfig
 from imagen_jax.errors import ConfigError
 from imagen_jax.io import checksums
 from imagen_jax.io.atomic import read_json
@@ -120,9 +120,21 @@ class CascadeIndex(_Part):
         return self.model_dump(by_alias=True, exclude=None if self.safety_checker else {"safety_checker"})
 
 
+# keys that are younger than `config_digest`, by group, with their defaults
+_LATER = {"vae": to_json(VAEConfig()), "optimizer": {"skip_norm": OptimizerConfig().skip_norm}}
+
+
 def config_digest(config: dict[str, Any]) -> str:
-    """Returns the SHA-256 of a stage's config as JSON, without its sampling settings."""
+    """Returns the SHA-256 of a stage's config as JSON, without its sampling settings.
+
+    Keys of `_LATER` count where they are set: a stage that was trained before there were any keeps its digest.
+    """
     settings = {key: value for key, value in config.items() if key != "sampling"}
+    for group, defaults in _LATER.items():
+        present = {key: value for key, value in settings.get(group, {}).items() if defaults.get(key) != value}
+        settings = {key: value for key, value in settings.items() if key != group} | (
+            {group: present} if present else {}
+        )
     return checksums.json_digest(settings)
 
 

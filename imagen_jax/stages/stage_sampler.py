@@ -49,7 +49,10 @@ STEPS_PER_CALL = 8  # what a caller waits for, at most, before it hears of a wal
 _STEP_BLOCK = 1024  # numbers of steps are padded to a multiple, so that programs take any number of steps
 _MAX_PROGRAMS = 64  # that are kept for stages and settings used before
 # settings that the times of a walk, and the numbers of its steps, do not depend on
-_OF_NO_WALK = {"aug_level": 0.0, "bits": 8, "guidance_scale": 1.0, "temperature": 1.0}
+_OF_NO_WALK: dict[str, Any] = {
+    **{"aug_level": 0.0, "bits": 8, "guidance_scale": 1.0, "temperature": 1.0},
+    **{"draft": "", "draft_strength": 1.0},
+}
 # settings that are arguments of the programs, with the values that stand for all others
 _DYNAMIC = {"num_inference_steps": 1, "timestep_spacing": "uniform", **_OF_NO_WALK}
 

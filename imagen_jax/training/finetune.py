@@ -184,6 +184,12 @@ def finetune(
     only = settings.only or range(1 if settings.method == "textual_inversion" else len(found))
     if not all(0 <= index < len(found) for index in only):
         raise ConfigError(f"stages {list(only)} are to be trained, and the cascade has {len(found)}, counted from 0")
+    vaes = [str(found[index]) for index in only if configs[index].is_vae]
+    if vaes:
+        raise ConfigError(
+            f"{vaes[0]!r} is a VAE, and fine-tuning adapts diffusion models: give other stages, or train it with "
+            "training.init_from"
+        )
     _check_same(folder, _described(found, source, settings))
     subject = _prepare_subject(source, folder, configs[-1], settings, log)
     # no safety checker: black images would be trained on

@@ -13,6 +13,7 @@ from imagen_jax.datasets.from_config import make_examples
 from imagen_jax.io.changes import flatten
 from imagen_jax.pipelines.loading import check_chain
 from tests.helpers.configs import ROOT, as_written
+from tests.helpers.fashion import write_files
 from tests.helpers.font import prepare_emoji
 
 KINDS = {
@@ -60,6 +61,8 @@ def test_the_data_are_what_the_stage_draws(config, tmp_path):
         data = data.with_changes(path=str(tmp_path), validation_fraction=0.0)
     if data.source == "tfds":
         data = data.with_changes(path=str(prepare_emoji(tmp_path, kind=Path(data.path).name)))
+    if data.source == "fashion_mnist":
+        data = data.with_changes(path=str(write_files(tmp_path)))
     images, _ = first_examples(make_examples(data, data.split, config.image_size, config.channels), 1)
     assert images.shape[1:] == (*config.image_hw, config.channels)
     assert images.dtype.itemsize * 8 == config.data.bits == config.sampling.bits

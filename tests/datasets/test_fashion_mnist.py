@@ -1,7 +1,5 @@
 """Fashion-MNIST's files as a source: images, captions, and sentences about files that are missing or damaged."""
 
-import gzip
-
 import numpy as np
 import pytest
 
@@ -9,23 +7,14 @@ from imagen_jax.config.load import load_config
 from imagen_jax.datasets.fashion_mnist import GARMENTS, FashionMnistSource, caption_of
 from imagen_jax.datasets.registry import make_source
 from imagen_jax.errors import ConfigError
+from tests.helpers.fashion import COUNTS, idx, write_files
 
-COUNT = 12
-
-
-def idx(array):
-    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
-    return gzip.compress(bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes())
+COUNT = COUNTS["train"]
 
 
 @pytest.fixture
 def folder(tmp_path):
-    rng = np.random.default_rng(0)
-    for prefix, count in (("train", COUNT), ("t10k", 3)):
-        images = rng.integers(0, 256, (count, 28, 28), np.uint8)
-        (tmp_path / f"{prefix}-images-idx3-ubyte.gz").write_bytes(idx(images))
-        (tmp_path / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(idx(np.arange(count, dtype=np.uint8) % 10))
-    return tmp_path
+    return write_files(tmp_path)
 
 
 def source_of(folder, **changes):
@@ -46,7 +35,7 @@ def test_images_and_captions(folder):
     assert record.columns == {"garment": "dress"}
     fine = FashionMnistSource(str(folder), "train", 28, 16)[3].image
     np.testing.assert_array_equal(fine, small.astype(np.uint16) * 257)
-    assert len(FashionMnistSource(str(folder), "test", 28)) == 3
+    assert len(FashionMnistSource(str(folder), "test", 28)) == COUNTS["t10k"]
     assert len({caption_of(label) for label in range(10)}) == len(GARMENTS)
     assert caption_of(9) == "a photo of ankle boots"
 

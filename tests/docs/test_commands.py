@@ -37,6 +37,7 @@ SLOW = (
     "docs/sweeps.md",
     "docs/text_encoders.md",
     "docs/try_on.md",
+    "docs/vae.md",
 )
 # What a document takes to be there, made by the commands of others.
 BEFORE = {

@@ -13,6 +13,7 @@ import pyarrow.parquet as parquet
 from imagen_jax.datasets.folder import _split_of_path
 from imagen_jax.text.encoder import SHAPES_ENCODER
 from tests.goldens.encoders import cases as encoders
+from tests.helpers import fashion
 from tests.helpers.archives import encode_image, write_tar
 from tests.helpers.configs import ROOT
 from tests.helpers.reader import client
@@ -79,6 +80,7 @@ def build_desk(folder):
     write_photos(checkout / "DIR")
     write_photos(home / "photos")
     write_real_images(checkout / "real")
+    fashion.write_files(checkout / fashion.FOLDER)
     (checkout / ".cache/metrics").mkdir(parents=True)
     encoders.write_weights(checkout / ".cache/metrics", encoders.LITE0)  # as `make metrics` leaves it, but random
     shutil.copytree(SHAPES_ENCODER, checkout / "models/t5-v1_1-xxl")

@@ -6,7 +6,8 @@ A command is checked as it is written first: its config is loaded with its overr
 - A network has one level, 8 channels and as few layers as it can; a run has 2 steps of 8 images, on one device.
 - A stage of DeepFloyd IF is that which it starts from, as `provisions` has it; an adapter is beside a stage as it is.
 - A fine-tuning has 2 steps a stage, 2 images of the class, and an adapter of one kernel.
-- Data are read as they are, but of rendered scenes there are 64. An evaluation has 4 images, a prompt of a benchmark 2.
+- Data are read as they are, but of rendered scenes there are 64, and Fashion-MNIST is one of a few random images. An
+  evaluation has 4 images, a prompt of a benchmark 2.
 
 Everything else stays: data sources and paths, the text encoder, objective, optimizer, sampler, and every flag.
 """
@@ -20,6 +21,7 @@ from imagen_jax.config.load import load_config, schema_of
 from imagen_jax.config.schema import EvaluationConfig, PretrainTextConfig, StageConfig
 from imagen_jax.errors import ConfigError
 from imagen_jax.stages.stage_folder import read_config
+from tests.helpers.fashion import FOLDER as FASHION
 
 # where a config is only shown
 UNCHANGED = ("imagen_jax.cli.config",)
@@ -33,6 +35,11 @@ MODEL = {
     "model.num_groups": 4,
     "model.patch_size": 4,
     "model.scan_blocks": False,
+}
+VAE = {
+    **{key: value for key, value in MODEL.items() if key not in ("model.patch_size", "model.scan_blocks")},
+    **{"model.num_res_blocks": (0,), "model.latent_groups": (1,), "model.latent_channels": 2},
+    **{"model.attention_types": ((),), "vae.components": 2, "vae.importance_samples": 2},
 }
 RUN = {
     "optimizer.warmup_steps": 0,
@@ -94,6 +101,8 @@ def tiny_overrides(module, arguments):
     if schema is PretrainTextConfig:
         return PRETRAINING
     data = {"data.num_examples": 64} if config.data.source in ("shapes", "figures") else {}
+    if config.data.source == "fashion_mnist":
+        data = {"data.path": FASHION}
     if schema is EvaluationConfig:
         return EVALUATION | data
     assert schema is StageConfig
@@ -101,6 +110,8 @@ def tiny_overrides(module, arguments):
     run = {} if module == "imagen_jax.cli.plan" else RUN
     if config.model.network == "if_unet":
         return run | data | _parent(config)
+    if config.model.network == "hvae":
+        return VAE | run | data | ({} if config.data.source == "fashion_mnist" else _sizes(config))
     if config.adapter.enabled:
         return run | data
     return MODEL | run | data | _layers(config) | _sizes(config)
