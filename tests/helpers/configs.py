@@ -117,7 +117,7 @@ def vae_config(**changes):
     """A hierarchical VAE in the place of the base stage."""
     model = {
         **{"network": "hvae", "channels": 8, "channel_mult": (1, 1), "num_res_blocks": (1, 0), "num_groups": 4},
-        **{"latent_groups": (1, 2), "latent_channels": 2, "attention_types": ((), ("text",)), "head_channels": 8},
+        **{"latent_groups": (1, 1), "latent_channels": 2, "attention_types": ((), ("text",)), "head_channels": 8},
         **{"text_pool_heads": 2, "dtype": "float32"},
     }
     small = {name: value for name, value in SMALL.items() if not name.startswith("model.")}

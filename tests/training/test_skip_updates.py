@@ -41,6 +41,18 @@ def test_bad_gradient_changes_nothing(value):
     assert (int(after.skipped), int(after.skipped_in_a_row)) == (1, 0)
 
 
+@pytest.mark.parametrize("factor, skipped", [(0.99, 1), (1.01, 0)])
+def test_large_gradients(factor, skipped):
+    """Those above `optimizer.skip_norm` are skipped and counted, and the optimizer's state stays."""
+    inner = optax.adam(1e-2)
+    optimizer = skip_bad_updates(inner, 0.0, factor * float(optax.tree.norm(GRADIENTS)))
+    state = optimizer.init(PARAMS)
+    updates, after = jax.jit(optimizer.update)(GRADIENTS, state, loss=1.0)
+    assert int(after.skipped) == skipped
+    expected = jax.tree.map(jnp.zeros_like, PARAMS) if skipped else inner.update(GRADIENTS, state.inner)[0]
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-6), updates, expected)
+
+
 def test_good_update_equals_inner_optimizer():
     state, update = make_optimizer(4.0)
     inner_optimizer = optax.adam(1e-2)

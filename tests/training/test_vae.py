@@ -9,9 +9,12 @@ import pytest
 
 from imagen_jax.config.load import from_json, to_json
 from imagen_jax.errors import ConfigError
+from imagen_jax.images.resize import resize
 from imagen_jax.parallel import batching
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.text import PromptEncoder, make_encoder
+from imagen_jax.stages.vae import VAEBatch, latent_shapes, vae_loss
+from imagen_jax.text.encoder import TextCondition
 from imagen_jax.training.loop import train
 from imagen_jax.training.metric_writer import read_metrics
 from imagen_jax.training.optimizers import make_optimizer
@@ -24,6 +27,7 @@ from tests.helpers.configs import (
     base_config,
     eight_devices,
     one_device,
+    perturbed_params,
     restored,
     split_devices,
     vae_config,
@@ -47,7 +51,7 @@ def test_it_trains(folder):
     assert [line["kl_weight"] for line in lines] == [0.25, 0.5, 0.75, 1, 1, 1]
     for line in lines:
         groups = [value for name, value in line.items() if name.startswith("kl_bits/group_")]
-        assert len(groups) == 3
+        assert len(groups) == 2
         np.testing.assert_allclose(sum(groups), line["kl_bits"], rtol=1e-4)
         np.testing.assert_allclose(line["reconstruction_bits"] + line["kl_bits"], line["bound_bits"], rtol=1e-4)
     np.testing.assert_allclose(lines[-1]["loss"], lines[-1]["bound_bits"], rtol=1e-5)
@@ -59,7 +63,7 @@ def test_validation(folder):
     last = [line for line in read_metrics(folder) if "validation_bound_bits" in line][-1]
     assert last["validation_iwae_bits"] < last["validation_bound_bits"] + 0.05
     assert 0 <= last["active_units"] <= 1
-    assert 0 <= last["active_groups"] <= 3
+    assert 0 <= last["active_groups"] <= 2
     assert (folder / "previews" / "00000006.png").exists()
     assert (folder / "diagnostics.png").exists()
 
@@ -96,13 +100,12 @@ def one_step(mesh, config, step=2):
 SGD_LIKE = {"optimizer.eps": 1e-1, "optimizer.clip_norm": 1e9, "training.steps": 20}
 
 
-@pytest.mark.parametrize("changes", [{}, {"training.grad_accum_steps": 4}, {"mesh.fsdp": 4}])
-def test_a_step_is_the_same_on_other_devices(changes):
+@pytest.mark.parametrize("mesh, micro_batches", [(split_devices, 1), (one_device, 4)])
+def test_a_step_is_the_same_on_other_devices(mesh, micro_batches):
     config = vae_config(**SGD_LIKE, **WARM)
     metrics, params = one_step(one_device(), config)
-    others = {} if "mesh.fsdp" in changes else changes
-    mesh = split_devices() if "mesh.fsdp" in changes else one_device() if changes else eight_devices()
-    other_metrics, other_params = one_step(mesh, config.with_changes(others))
+    other_config = config.with_changes({"training.grad_accum_steps": micro_batches})
+    other_metrics, other_params = one_step(mesh(), other_config)
     for name, value in metrics.items():
         np.testing.assert_allclose(other_metrics[name], value, rtol=2e-4, atol=1e-6, err_msg=name)
     jax.tree.map(lambda one, other: np.testing.assert_allclose(other, one, atol=1e-5), params, other_params)
@@ -115,25 +118,21 @@ def test_bf16_step_is_near_float32():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
-def test_large_gradients_are_skipped():
-    """`optimizer.skip_norm`: the update is skipped and counted, and parameters stay."""
-    config = vae_config(**SGD_LIKE, **WARM)
-    applied, updated = one_step(one_device(), config)
-    norm = float(applied["gradient_norm"])
-    for factor, skipped in ((0.9, 1), (1.1, 0)):
-        metrics, params = one_step(one_device(), config.with_changes({"optimizer.skip_norm": factor * norm}))
-        assert metrics["skipped"] == skipped
-        moved = [
-            np.any(a != b)
-            for a, b in zip(*map(jax.tree.leaves, (params, one_step(one_device(), config)[1])), strict=True)
-        ]
-        assert any(moved) == bool(skipped)
+def test_super_resolution_loss_depends_on_the_low_resolution():
+    stage = stages.build(vae_sr_config())
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.uniform(-1, 1, (2, 16, 16, 3)), jnp.float32)
+    text = TextCondition(jnp.zeros((2, 24, stage.text_width)), jnp.zeros((2, 24), bool))
+    noise = tuple(jnp.zeros((2, *shape)) for shape in latent_shapes(stage, (16, 16)))
+    low_res = resize(x, 8, 8)
+    params = perturbed_params(stage)
 
+    @jax.jit
+    def loss(low_res):
+        condition = stage.augment_low_res(low_res, jnp.zeros(2), jnp.zeros(low_res.shape))
+        return vae_loss(stage, params, VAEBatch(x, text, condition, noise, jnp.ones(2))).kls
 
-def test_super_resolution_objective():
-    metrics, params = one_step(one_device(), vae_sr_config(**SGD_LIKE))
-    assert np.isfinite(metrics["bound_bits"])
-    assert any(path.startswith("cond_") for path in params)
+    assert np.any(np.abs(loss(low_res) - loss(-low_res)) > 1e-4)
 
 
 @pytest.mark.parametrize(
