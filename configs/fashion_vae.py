@@ -3,7 +3,7 @@
 The images are in Debian's package `dataset-fashion-mnist`, or in another folder, data.path.
 
     imagen train --config=configs/fashion_vae.py --workdir=runs/fashion_vae
-    imagen sample --stages=runs/fashion_vae --prompts='a photo of a dress' --temperature=0.8
+    imagen sample --stages=runs/fashion_vae --prompts='a photo of a dress' --out=runs/fashion_samples
 
 `:plain` has one group of latents in a network of as many parameters, as a VAE without a hierarchy. `:tiny` compiles and
 runs in seconds, for tests.

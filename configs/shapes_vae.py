@@ -1,7 +1,7 @@
 """A hierarchical VAE on `shapes`: captions to 32×32 images, one stage or the base of a cascade, on a CPU.
 
     imagen train --config=configs/shapes_vae.py --workdir=runs/shapes_vae
-    imagen sample --stages=runs/shapes_vae --prompts='a red circle' --temperature=0.8
+    imagen sample --stages=runs/shapes_vae --prompts='a red circle' --out=runs/vae_samples
 
 Its images are of the size that `configs/shapes_base.py` draws, so that it takes that stage's place before
 `configs/shapes_sr.py`, or drafts its images (docs/vae.md).

@@ -131,7 +131,17 @@ class ImageRecord(_Part):
         return self
 
     def sampling(self) -> list[dict[str, Any]]:
-        """Returns the sampling settings of each stage."""
+        """Returns the sampling settings of each stage.
+
+        Raises:
+            ConfigError: the image was drawn from a draft: which files are read is not for an image to say.
+        """
+        drafts = [stage.sampling["draft"] for stage in self.stages if stage.sampling.get("draft")]
+        if drafts:
+            raise ConfigError(
+                f"the image was drawn from a draft of the VAE {printable(str(drafts[0]))!r}, which is not loaded by an "
+                "image's record: sample the prompt and seed with --draft, the VAE's folder"
+            )
         return [{key: _from_json(value) for key, value in stage.sampling.items()} for stage in self.stages]
 
     def weights(self, folders: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from imagen_jax.config.messages import expected
 from imagen_jax.config.schema import SamplingConfig
 from imagen_jax.io.version import VERSION
 from imagen_jax.pipelines.imagen import ImagenPipeline
+from imagen_jax.serving.client_settings import CLIENT_SETTINGS
 from imagen_jax.serving.http_limits import HttpLimits
 from imagen_jax.serving.uploads import useful_side
 from imagen_jax.serving.views import finite
@@ -112,7 +113,7 @@ def cascade_view(
 def _stage_view(trained: Any) -> StageView:
     height, width, _ = trained.stage.image_shape
     values = finite(trained.stage.config.sampling.to_dict())
-    fields = SamplingConfig.model_fields.items()
+    fields = [(name, SamplingConfig.model_fields[name]) for name in CLIENT_SETTINGS]
     return StageView(
         width=width, height=height, step=trained.step, settings=[_setting(*field, values[field[0]]) for field in fields]
     )

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from imagen_jax.config.schema import SamplingConfig
 from imagen_jax.diffusion.keys import MAX_SEED
 from imagen_jax.errors import unknown_name_error
+from imagen_jax.serving.client_settings import CLIENT_SETTINGS
 from imagen_jax.serving.http_errors import HttpError, shown
 from imagen_jax.serving.http_limits import HttpLimits
 from imagen_jax.serving.jobs import EditKind, JobRequest
@@ -345,8 +345,8 @@ def read_settings(value: Any, stages: int, limits: HttpLimits) -> list[dict[str,
     for index, part in enumerate(parts):
         for name, setting in part.items():
             where = f"settings[{index}].{name}" if isinstance(value, list) else f"settings.{name}"
-            if name not in SamplingConfig.model_fields:
-                error = unknown_name_error("settings", name[:80], SamplingConfig.model_fields)
+            if name not in CLIENT_SETTINGS:
+                error = unknown_name_error("settings", name[:80], CLIENT_SETTINGS)
                 raise HttpError(400, error.problems[0], where[:80])
             if name == "num_inference_steps" and _is_integer(setting):
                 check_range(where, setting, 1, limits.steps)

@@ -85,7 +85,11 @@ def tiny_arguments(module, arguments):
     if module == "imagen_jax.cli.finetune":
         return [*arguments, *FINETUNING]
     overrides = tiny_overrides(module, arguments)
-    return [*arguments, *PROMPTS.get(module, ()), *(f"--config.{key}={value!r}" for key, value in overrides.items())]
+    return [
+        *arguments,
+        *PROMPTS.get(module, ()),
+        *(f"--config.{key}={value if isinstance(value, str) else repr(value)}" for key, value in overrides.items()),
+    ]
 
 
 def tiny_overrides(module, arguments):
