@@ -100,7 +100,9 @@ def one_step(mesh, config, step=2):
 SGD_LIKE = {"optimizer.eps": 1e-1, "optimizer.clip_norm": 1e9, "training.steps": 20}
 
 
-@pytest.mark.parametrize("mesh, micro_batches", [(split_devices, 1), (one_device, 4)])
+@pytest.mark.parametrize(
+    "mesh, micro_batches", [(split_devices, 1), pytest.param(one_device, 4, marks=pytest.mark.slow)]
+)
 def test_a_step_is_the_same_on_other_devices(mesh, micro_batches):
     config = vae_config(**SGD_LIKE, **WARM)
     metrics, params = one_step(one_device(), config)
@@ -111,6 +113,7 @@ def test_a_step_is_the_same_on_other_devices(mesh, micro_batches):
     jax.tree.map(lambda one, other: np.testing.assert_allclose(other, one, atol=1e-5), params, other_params)
 
 
+@pytest.mark.slow
 def test_bf16_step_is_near_float32():
     metrics, _ = one_step(one_device(), vae_config(**SGD_LIKE, **WARM))
     rounded, params = one_step(one_device(), vae_config(**SGD_LIKE, **WARM, **{"model.dtype": "bfloat16"}))
