@@ -33,7 +33,7 @@ def check_stage(config: StageConfig) -> None:
     checks = [
         partial(check_sharding_rules, config.sharding_rules),
         partial(_check_levels, config.model),
-        partial(_check_multiple, "image_size", config.image_hw, config.model),
+        partial(_check_multiple, "image_size", config.image_hw, config),
         partial(_check_heads, config.model),
         partial(_check_pool_heads, config.model),
         partial(_check_if_unet, config),
@@ -48,6 +48,8 @@ def check_stage(config: StageConfig) -> None:
         partial(_check_sampler, config),
         partial(_check_tiles, config),
         partial(_check_aug_level, config),
+        partial(_check_codec, config),
+        partial(_check_latents, config),
     ]
     if config.is_super_resolution:
         checks.append(partial(_check_enlargement, config))
@@ -126,6 +128,8 @@ def _check_vae(config: StageConfig) -> None:
 
 
 def _check_heads(model: ModelConfig) -> None:
+    if model.network == "kl_vae":
+        return  # there is one head, of any width
     # a wrong number of entries is reported by _check_levels
     for channels in sorted(model.attending_widths):
         if channels % model.head_channels:
@@ -136,8 +140,8 @@ def _check_heads(model: ModelConfig) -> None:
 
 
 def _check_pool_heads(model: ModelConfig) -> None:
-    if model.network == "if_unet":
-        return  # they pool at the width of the text embeddings
+    if model.network == "if_unet" or model.network == "kl_vae":
+        return  # one pools at the width of the text embeddings, and the other sees no text
     width = model.channels * model.cond_dim_mult
     if width % model.text_pool_heads:
         raise ConfigError(
@@ -146,11 +150,13 @@ def _check_pool_heads(model: ModelConfig) -> None:
         )
 
 
-def _check_multiple(name: str, size: Size, model: ModelConfig) -> None:
-    multiple = model.side_multiple
+def _check_multiple(name: str, size: Size, config: StageConfig) -> None:
+    model, multiple = config.model, config.side_multiple
     if any(side < 1 or side % multiple for side in size):
         levels = model.level_keys[0]
         patches = f"model.patch_size {model.patch_size} and " if hasattr(model, "patch_size") else ""
+        if config.codec.has_latents:
+            patches = f"latents of 1/{config.latent_factor} of the size (codec.model.channel_mult), {patches}"
         raise ConfigError(
             f"{name} {format_size(size)} is not a multiple of {multiple}, as {patches}the "
             f"{len(getattr(model, levels))} levels of model.{levels} need"
@@ -195,7 +201,7 @@ def _check_buckets(config: StageConfig) -> None:
         if used:
             raise ConfigError(f"{name} needs one size of images, and data.buckets has others: set it to 0")
     for bucket in config.data.bucket_hws:
-        _check_multiple("data.buckets", bucket, config.model)
+        _check_multiple("data.buckets", bucket, config)
         _check_whole_pixels("data.buckets", bucket, config)
 
 
@@ -216,7 +222,7 @@ def _check_crops(config: StageConfig) -> None:
             "diffusion.align_corners enlarges a crop in another way than the full image, and data.crop_size "
             f"{format_size(crop)} trains on crops: set one of them to False or 0"
         )
-    _check_multiple("data.crop_size", crop, config.model)
+    _check_multiple("data.crop_size", crop, config)
     _check_whole_pixels("data.crop_size", crop, config)
 
 
@@ -385,7 +391,78 @@ def _check_tiles(config: StageConfig) -> None:
             f"sampling.tile_size {format_size(tile)} needs a network without positions, and model.positions is "
             f"{config.model.positions}: set tile_size to 0"
         )
-    check_tiles(config.image_hw, tile, config.sampling.tile_overlap, config.model.side_multiple)
+    check_tiles(config.image_hw, tile, config.sampling.tile_overlap, config.side_multiple)
+    factor, overlap = config.latent_factor, config.sampling.tile_overlap
+    if overlap % factor:
+        raise ConfigError(
+            f"sampling.tile_overlap {overlap} is not a multiple of {factor}, the pixels of a latent along a side "
+            "(codec.model.channel_mult): give one"
+        )
+
+
+def _check_codec(config: StageConfig) -> None:
+    """Checks that a codec, which encodes and decodes images alone, has no key set that draws them."""
+    if not config.is_codec:
+        return
+    has = {
+        "low_res_size": config.is_super_resolution,
+        "inpainting.enabled": config.inpainting.enabled,
+        "adapter.kind": config.adapter.enabled,
+        "codec.kind": config.codec.has_latents,
+        "evaluation.every": bool(config.evaluation.every),
+        "sampling.tile_size": any(config.sampling.tile_hw),
+    }
+    problems = [
+        f"{name} has no meaning for model.network 'kl_vae', which encodes and decodes images and draws none: leave it "
+        "as it is by default"
+        for name, given in has.items()
+        if given
+    ]
+    if config.text.cache:
+        problems.append("text.cache has no meaning for model.network 'kl_vae', which sees no text: set it to ''")
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _check_latents(config: StageConfig) -> None:
+    """Checks that a stage of latents has no setting that is of pixels alone."""
+    codec, problems = config.codec, []
+    if not codec.has_latents:
+        if codec.path:
+            problems.append(
+                f"codec.path {codec.path!r} has no effect with codec.kind 'pixels': set codec.kind to 'kl_vae', or "
+                "leave the path ''"
+            )
+        if problems:
+            raise ConfigError(*problems)
+        return
+    if len(codec.model.num_res_blocks) != len(codec.model.channel_mult):
+        problems.append(
+            f"codec.model.num_res_blocks has {len(codec.model.num_res_blocks)} entries for the "
+            f"{len(codec.model.channel_mult)} levels of codec.model.channel_mult: give one per level"
+        )
+    if config.is_super_resolution:
+        problems.append(
+            f"low_res_size {format_size(config.low_res_hw)} makes a super-resolution stage, whose noise augmentation "
+            "is of pixels, and codec.kind is 'kl_vae': enlarge pixels, with codec.kind='pixels'"
+        )
+    if config.sampling.threshold != "none":
+        problems.append(
+            f"sampling.threshold {config.sampling.threshold!r} clips pixels to [-1, 1], and latents "
+            "(codec.kind 'kl_vae') have no such range: set it to 'none'"
+        )
+    if config.diffusion.variance_type == "learned":
+        problems.append(
+            "diffusion.variance_type 'learned' is trained by a bound for pixels of whole levels, and latents "
+            "(codec.kind 'kl_vae') have none: set it to 'fixed'"
+        )
+    if config.model.network not in ("unet", "efficient_unet"):
+        problems.append(
+            f"model.network {config.model.network!r} is for pixels alone: take 'unet' or 'efficient_unet' with "
+            "codec.kind 'kl_vae'"
+        )
+    if problems:
+        raise ConfigError(*problems)
 
 
 def _check_aug_level(config: StageConfig) -> None:

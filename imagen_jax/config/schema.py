@@ -299,7 +299,57 @@ class HVAEConfig(Group):
         return 0.0
 
 
-ModelConfig = Annotated[UNetConfig | EfficientUNetConfig | IFUNetConfig | HVAEConfig, Field(discriminator="network")]
+class KLVAEConfig(Group):
+    """The variational autoencoder whose latents another stage can be trained on: a codec."""
+
+    network: Literal["kl_vae"] = key("kl_vae", "The network.", source="arXiv:2112.10752, Appendix E.1")
+    latent_channels: int = key(4, "Channels of the latents.", ge=1, le=MAX_CHANNELS)
+    channels: int = key(128, "Channels of the first level.", ge=1, le=MAX_CHANNELS)
+    channel_mult: Multiples = key(
+        (1, 2, 4, 4),
+        "Channels of each level, as multiples of `channels`; each level has half the size of the previous one, and "
+        "latents have that of the last.",
+        expected="a tuple of integers in [1, 64], one per level",
+        min_length=1,
+    )
+    num_res_blocks: Counts = key(
+        (2, 2, 2, 2),
+        "Residual blocks of each level of the encoder; the decoder has one more.",
+        expected="a tuple of integers in [0, 256], one per level",
+    )
+    middle_attention: bool = key(True, "Whether the pixels of the smallest level attend to each other.")
+    num_groups: int = key(32, "Groups of each GroupNorm.", ge=1, le=MAX_CHANNELS)
+    dtype: str = key("bfloat16", "Compute type; parameters, norms and softmax stay float32.", choices=DTYPES)
+
+    @property
+    def side_multiple(self) -> int:
+        """What the sides of images must be multiples of, and how many times smaller latents are."""
+        return int(2 ** (len(self.channel_mult) - 1))
+
+    @property
+    def level_keys(self) -> tuple[str, str]:
+        """See `NetworkKeys`; there is attention at the last level alone."""
+        return "channel_mult", "num_res_blocks"
+
+    @property
+    def attending_widths(self) -> set[int]:
+        """See `NetworkKeys`; there is one head, of any width."""
+        return set()
+
+    @property
+    def positions(self) -> int:
+        """Cosines of a position embedding, see `NetworkKeys`: there is none."""
+        return 0
+
+    @property
+    def dropout(self) -> float:
+        """Fraction of activations dropped in training: none."""
+        return 0.0
+
+
+ModelConfig = Annotated[
+    UNetConfig | EfficientUNetConfig | IFUNetConfig | HVAEConfig | KLVAEConfig, Field(discriminator="network")
+]
 
 
 class VAEConfig(Group):
@@ -332,6 +382,64 @@ class VAEConfig(Group):
         source="arXiv:1509.00519, Eq. 8",
         ge=1,
         le=2**16,
+    )
+
+
+class CodecConfig(Group):
+    """What the stage draws: pixels, or the latents of a variational autoencoder."""
+
+    kind: str = key(
+        "pixels",
+        "Whether the stage draws pixels, or the latents of a codec, which decodes them to pixels.",
+        choices=("pixels", "kl_vae"),
+        source="arXiv:2112.10752",
+    )
+    path: PathText = key(
+        "",
+        "The stage with `model.network='kl_vae'` whose weights a new run takes, and keeps as its own; not needed with "
+        "training.init_from, whose codec is taken.",
+    )
+    scale_images: int = key(
+        1024,
+        "Training images that a new run measures the mean and the deviation of latents on, which become 0 and 1.",
+        unit="images",
+        source="arXiv:2112.10752, Appendix G",
+        ge=2,
+        le=MAX_COUNT,
+    )
+    model: KLVAEConfig = key(KLVAEConfig(), "The network of the codec, as that of `path`.")
+
+    @property
+    def has_latents(self) -> bool:
+        """Whether the stage draws latents."""
+        return self.kind != "pixels"
+
+
+class ReconstructionConfig(Group):
+    """The objective of a codec: mean absolute error, KL divergence, and a discriminator of patches."""
+
+    kl_weight: float = key(
+        1e-6,
+        "Weight of the KL divergence, in nats per value of an image.",
+        source="arXiv:2112.10752, Appendix G",
+        ge=0,
+    )
+    disc_weight: float = key(
+        0.5,
+        "Weight of the adversarial loss: the norm of its gradient at a reconstruction, relative to that of the mean "
+        "absolute error; 0 for no discriminator.",
+        source="arXiv:2012.09841, Eq. 7",
+        ge=0,
+        le=1000,
+    )
+    disc_start: int = key(50_000, "Steps before the discriminator plays.", unit="steps", ge=0, le=MAX_COUNT)
+    disc_channels: int = key(64, "Channels of its first level.", ge=1, le=MAX_CHANNELS)
+    disc_levels: int = key(
+        3,
+        "Its levels, each of half the size of the previous one.",
+        source="arXiv:1611.07004, Appendix 6.1.2",
+        ge=1,
+        le=8,
     )
 
 
@@ -702,6 +810,8 @@ class StageConfig(Group):
     diffusion: DiffusionConfig = key(DiffusionConfig(), "The diffusion process and objective.")
     vae: VAEConfig = key(VAEConfig(), "The likelihood and objective of a VAE.")
     inpainting: InpaintingConfig = key(InpaintingConfig(), "Training to inpaint.")
+    codec: CodecConfig = key(CodecConfig(), "What the stage draws.")
+    reconstruction: ReconstructionConfig = key(ReconstructionConfig(), "The objective of a codec.")
     optimizer: OptimizerConfig = key(OptimizerConfig(), "The optimizer.")
     training: TrainingConfig = key(TrainingConfig(), "The training run.")
     evaluation: SampleMetricsConfig = key(SampleMetricsConfig(), "Metrics of samples during training.")
@@ -754,6 +864,26 @@ class StageConfig(Group):
     def sampling_steps(self) -> int:
         """Steps in which the stage samples: those of the sampler, or the single one of a VAE."""
         return 1 if self.is_vae else self.sampling.num_inference_steps
+
+    @property
+    def is_codec(self) -> bool:
+        """Whether the stage is a codec, which encodes and decodes images, and draws none."""
+        return self.model.network == "kl_vae"
+
+    @property
+    def latent_factor(self) -> int:
+        """How many times smaller than images the arrays are that the network sees: 1 for pixels."""
+        return self.codec.model.side_multiple if self.codec.has_latents else 1
+
+    @property
+    def z_channels(self) -> int:
+        """Channels of the arrays that the network sees: of the images, or of latents."""
+        return self.codec.model.latent_channels if self.codec.has_latents else self.channels
+
+    @property
+    def side_multiple(self) -> int:
+        """What the sides of images must be multiples of, in pixels."""
+        return self.model.side_multiple * self.latent_factor
 
 
 # evaluation and pretraining

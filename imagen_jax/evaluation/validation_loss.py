@@ -60,7 +60,7 @@ def make_validation_loss(stage: Stage, mesh: Mesh, batch_size: int) -> Validatio
             mask_keys = jax.vmap(lambda key: jax.random.fold_in(key, _MASK_KEY))(keys)
             condition |= stage.mask_known(x, stage.masks.sample(mask_keys, (x.shape[1], x.shape[2])))
         t = jnp.clip(stage.schedule.inverse_logsnr(logsnr_from_cosine_time(level)), 0.0, 1.0)
-        eps = samplers.gaussian_noise(keys, 0, x.shape[1:])
+        eps = samplers.gaussian_noise(keys, 0, stage.z_shape(x.shape[1:3]))
         examples = DiffusionBatch(x, text, condition, jnp.broadcast_to(t, x.shape[:1]), eps)
         return diffusion_loss(stage, params, examples).loss
 

@@ -158,14 +158,19 @@ def _fetch_from(folder: Path) -> Callable[[Sequence[str]], Path]:
 
 
 def _run_folders(folder: Path) -> list[Path]:
-    """Returns a folder if it is that of a training run, else such folders in it, smallest image first."""
+    """Returns a folder if it is that of a training run, else such folders in it, smallest image first.
+
+    Runs of codecs are left out: stages of latents have their codecs in them.
+    """
     if _is_run_folder(folder):
         return [folder]
     found = [
         path.parent for path in sorted(folder.glob(f"*/{CHECKPOINTS}")) if path.is_dir() and _is_run_folder(path.parent)
     ]
     if found:
-        return sorted(found, key=lambda path: read_config(path, lambda text: None).image_hw)
+        configs = {path: read_config(path, lambda text: None) for path in found}
+        stages = [path for path in found if not configs[path].is_codec]
+        return sorted(stages or found, key=lambda path: configs[path].image_hw)
     pickled = pickle_files(path.name for path in folder.iterdir())
     if pickled:
         raise ConfigError(

@@ -611,7 +611,7 @@ class ImagenPipeline:
         request: SampleRequest,
         pending: np.ndarray | None,
         callback: Callback | None,
-        run: Callable[[SampleRequest, slice, int, Callback], list[jax.Array]],
+        run: Callable[[SampleRequest, slice, int, _Progress], list[jax.Array]],
     ) -> Iterator[tuple[int, list[np.ndarray]]]:
         """Yields what `run` returns for each batch, see `iter_batches`."""
         self.check(request)
@@ -674,7 +674,7 @@ class ImagenPipeline:
             size *= 2
         return padded_size(min(size, batch_size), num_batch_shards(self.mesh))
 
-    def _sample_batch(self, request: SampleRequest, batch: slice, size: int, tell: Callback) -> list[jax.Array]:
+    def _sample_batch(self, request: SampleRequest, batch: slice, size: int, tell: _Progress) -> list[jax.Array]:
         """Returns the images of every stage for a batch padded to `size`, integers on the devices."""
         images: list[jax.Array] = []
         for index, stage_images in self._sample_stages(request, batch, size, tell):
@@ -682,13 +682,13 @@ class ImagenPipeline:
             images.append(to_uint(stage_images, image_dtype(bits, "sampling bits")))
         return images
 
-    def _sample_low_res(self, request: SampleRequest, batch: slice, size: int, tell: Callback) -> list[jax.Array]:
+    def _sample_low_res(self, request: SampleRequest, batch: slice, size: int, tell: _Progress) -> list[jax.Array]:
         """Returns the images of the last stage alone, float on the devices."""
         *_, (_, images) = self._sample_stages(request, batch, size, tell)
         return [images]
 
     def _sample_stages(
-        self, request: SampleRequest, batch: slice, size: int, tell: Callback
+        self, request: SampleRequest, batch: slice, size: int, tell: _Progress
     ) -> Iterator[tuple[int, jax.Array]]:
         """Yields the index of each stage and its images for a batch, float on the devices."""
         make = self._batch_requests(request, batch, size)
@@ -699,10 +699,10 @@ class ImagenPipeline:
                 images = stage_request.image
             else:
                 state = self._walk(index, stage_request, request.steps_per_call, batch, tell)
-                images = self._samplers[index].finish(state)
+                images = self._samplers[index].finish(self.stages[index].params, state, request.isolated)
             yield index, images
 
-    def _invert_batch(self, request: SampleRequest, batch: slice, size: int, tell: Callback) -> list[jax.Array]:
+    def _invert_batch(self, request: SampleRequest, batch: slice, size: int, tell: _Progress) -> list[jax.Array]:
         """Returns what `invert` says for a batch, one stage after the other, float on the devices."""
         make = self._batch_requests(request, batch, size)
         arrays: list[jax.Array] = []
@@ -710,18 +710,21 @@ class ImagenPipeline:
         for index in self._indices(request):
             sampler, stage_request = self._samplers[index], make(index, low_res)
             low_res = stage_request.image
-            up = sampler.as_inversion(stage_request)
+            up = sampler.as_inversion(self.stages[index].params, stage_request)
             state = self._walk(index, up, request.steps_per_call, batch, tell)
             arrays += [state.z, *([state.before] if sampler.remembers else [])]
         return arrays
 
     def _walk(
-        self, index: int, stage_request: StageRequest, steps_per_call: int, batch: slice, tell: Callback
+        self, index: int, stage_request: StageRequest, steps_per_call: int, batch: slice, tell: _Progress
     ) -> SamplerState:
         """Returns the last state of a stage's walk, and tells where it is on the way."""
-        for walk in self._samplers[index].walk(self.stages[index].params, stage_request, steps_per_call):
-            count = batch.stop - batch.start
-            tell(SamplingProgress(index, walk.step, walk.steps, batch.start, count, walk.state.x_hat))
+        sampler, params = self._samplers[index], self.stages[index].params
+        for walk in sampler.walk(params, stage_request, steps_per_call):
+            count, x_hat = batch.stop - batch.start, walk.state.x_hat
+            if tell.is_watched:
+                x_hat = sampler.decode(params, x_hat, stage_request.isolated)
+            tell(SamplingProgress(index, walk.step, walk.steps, batch.start, count, x_hat))
         return walk.state
 
     def _batch_requests(
@@ -829,6 +832,11 @@ class _Progress:
 
     def __init__(self, bar: tqdm, before: int, callback: Callback | None) -> None:
         self._bar, self._before, self._callback = bar, before, callback
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody sees more of the progress than the bar."""
+        return self._callback is not None
 
     def __call__(self, progress: SamplingProgress) -> None:
         self._bar.set_postfix_str(f"image {progress.first + progress.count}", refresh=False)

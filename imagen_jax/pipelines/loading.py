@@ -17,7 +17,7 @@ from imagen_jax.errors import ConfigError
 from imagen_jax.images.array import format_size
 from imagen_jax.parallel.sharding import with_shardings
 from imagen_jax.stages.published import config_digest
-from imagen_jax.stages.stage import Stage, build
+from imagen_jax.stages.stage import Stage, build, codec_error
 from imagen_jax.stages.stage_folder import open_weights, read_config
 from imagen_jax.stages.text import PromptEncoder, make_cached_encoder, make_encoder
 from imagen_jax.stages.weights import LATEST_EMA, WeightsChoice
@@ -59,6 +59,8 @@ def check_chain(configs: Sequence[StageConfig]) -> None:
     """Raises ConfigError unless the first stage is a base and each other starts from the size of the one before."""
     if not configs:
         raise ConfigError("no stages given: name their folders, the base first")
+    if any(config.is_codec for config in configs):
+        raise codec_error()
     first = configs[0]
     if first.is_super_resolution:
         low, size = first.low_res_hw, first.image_hw

@@ -28,7 +28,7 @@ def check_size(configs: Sequence[StageConfig], size: Size) -> None:
         raise ConfigError(f"size {format_height_width(size)} cannot be sampled: give sides of up to {_MAX_SIDE} pixels")
     for config in configs:
         own, last = config.image_hw, configs[-1].image_hw
-        multiple = config.model.side_multiple
+        multiple = config.side_multiple
         needed = [multiple * whole // side for whole, side in zip(last, own, strict=True)]
         scaled = [side * part / whole for side, part, whole in zip(size, own, last, strict=True)]
         if any(side < multiple or side % multiple for side in scaled):

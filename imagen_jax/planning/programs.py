@@ -20,11 +20,14 @@ from imagen_jax.planning.cost import stage_cost
 from imagen_jax.planning.flops import count_flops
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.adapter import trained_patterns
+from imagen_jax.stages.codec_loss import CodecModel
 from imagen_jax.stages.sampling import SAMPLING_AXES, jit_sample_fn, make_sample_fn
 from imagen_jax.stages.stage import Stage
 from imagen_jax.stages.trainable import merge
 from imagen_jax.text.encoder import TextCondition, TextEncoder
 from imagen_jax.text.tokenizer import FEATURE_AXES
+from imagen_jax.training.codec_task import CodecObjective
+from imagen_jax.training.objective import Objective
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.stage_objective import make_objective
 from imagen_jax.training.state import Frozen, abstract_parts
@@ -60,16 +63,20 @@ def train_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder) -> P
     """Returns the training step of a config. Raises ConfigError if the config does not fit the mesh."""
     size = config.training.batch_size
     check_batch_size(size, mesh, config.training.grad_accum_steps)
-    stage = stages.build(config, encoder.width)
+    objective: Objective
+    if config.is_codec:  # which reads no text
+        objective, inputs, encoder_params, encoder_cost = CodecObjective(CodecModel.of(config)), {}, {}, 0
+    else:
+        objective = make_objective(stages.build(config, encoder.width), encoder)
+        inputs, encoder_params = _text_inputs(size, encoder), sharding.with_shardings(encoder.shapes, mesh)
+        encoder_cost = encoder_flops(encoder)
     optimizer = make_optimizer(config.optimizer, config.training.steps)
-    abstract, frozen = abstract_parts(stage.init, optimizer, mesh, config.sharding_rules, trained_patterns(config))
+    abstract, frozen = abstract_parts(objective.init, optimizer, mesh, config.sharding_rules, trained_patterns(config))
     everything = merge(abstract.params, frozen)
-    encoder_params = sharding.with_shardings(encoder.shapes, mesh)
     image_shape = (size, *config.training_hw, config.channels)
     image = jax.ShapeDtypeStruct(image_shape, image_dtype(config.data.bits, "config.data.bits"))
     objects = {"objects": image.update(shape=(*image_shape[:-1], 1))} if config.inpainting.needs_objects else {}
-    objective = make_objective(stage, encoder)
-    batch = _shard_batch({"image": image} | objects | _text_inputs(size, encoder), objective.batch_axes, mesh)
+    batch = _shard_batch({"image": image} | objects | inputs, objective.batch_axes, mesh)
 
     def lower() -> jax.stages.Lowered:
         assert isinstance(mesh, Mesh)
@@ -87,7 +94,7 @@ def train_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder) -> P
         num_params=count_params(everything),
         num_trainable=count_params(abstract.params),
         gradient_bytes=bytes_per_chip(abstract.params),
-        model_flops=size * (stage_cost(config, encoder.width).training_flops + encoder_flops(encoder)),
+        model_flops=size * (stage_cost(config, encoder.width).training_flops + encoder_cost),
         batch_size=size,
         lower=lower,
     )

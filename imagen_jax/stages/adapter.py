@@ -14,6 +14,7 @@ import numpy as np
 
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.parallel import multihost
+from imagen_jax.stages.codec import CODEC, TRAINED
 from imagen_jax.stages.lora import LORA_A, LORA_B, fold_lora, init_lora
 from imagen_jax.stages.trainable import Tree, merge, param_paths, select
 from imagen_jax.stages.weights import text_width
@@ -25,7 +26,18 @@ _ENDS = (f"/{LORA_A}", f"/{LORA_B}")
 
 
 def trained_patterns(config: StageConfig) -> Sequence[str]:
-    """Returns the patterns of the parameters that a config's run trains, as of `trainable.split`."""
+    """Returns the patterns of the parameters that a config's run trains, as of `trainable.split`.
+
+    The parameters of a codec are never among them.
+    """
+    patterns = network_patterns(config)
+    if not config.codec.has_latents:
+        return patterns
+    return tuple(f"{TRAINED}.*(?:{pattern})" for pattern in patterns) or (TRAINED,)
+
+
+def network_patterns(config: StageConfig) -> Sequence[str]:
+    """Returns those of `trained_patterns` for a network and its adapter, without a codec beside them."""
     adapter = config.adapter
     parts = {_FACTORS: adapter.kind == "lora", _ROWS: bool(adapter.token)}
     return tuple(pattern for pattern, has in parts.items() if has) or config.training.trainable
@@ -45,7 +57,14 @@ def with_adapter(config: StageConfig, params: Tree, key: jax.Array) -> Tree:
 
 
 def network_params(config: StageConfig, params: Tree) -> Tree:
-    """Returns the parameters that a config's network takes: without an adapter; kernels have LoRA's products added."""
+    """Returns the parameters that a config's network takes: without those of a codec and of an adapter."""
+    if config.codec.has_latents:
+        params = {name: value for name, value in params.items() if name != CODEC}
+    return fold_adapter(config, params)
+
+
+def fold_adapter(config: StageConfig, params: Tree) -> Tree:
+    """Returns parameters without an adapter; kernels have LoRA's products added."""
     if config.adapter.token:
         params = {name: value for name, value in params.items() if name != LEARNED}
     return fold_lora(params, config.adapter.scale) if config.adapter.kind == "lora" else params

@@ -37,7 +37,7 @@ def start_condition(
 
     Args:
         stage: the stage.
-        shape: (B, H, W, C) of the images to sample.
+        shape: (B, H, W, C) of the images to sample, or of their latents.
         low_res: images [B, h, w, C] that a super-resolution stage enlarges; None for a base stage.
         level: their augmentation level.
         keys: keys [B] for their noise.

@@ -21,9 +21,9 @@ class DiffusionBatch(NamedTuple):
     Attributes:
         x: images [B, H, W, C] in [-1, 1].
         text: embeddings [B, L, D] and mask [B, L].
-        condition: from `Stage.augment_low_res`; empty for a base stage.
+        condition: from `Stage.augment_low_res`, and from `Stage.mask_known` of pixels; empty for a base stage.
         t: times [B] in [0, 1].
-        eps: Gaussian noise of the shape of x.
+        eps: Gaussian noise of the shape of x, or of its latents [B, h, w, c].
         dropout_keys: keys [B] for the network's dropout; None for no dropout.
     """
 
@@ -55,6 +55,8 @@ class Losses(NamedTuple):
 def diffusion_loss(stage: Stage, params: Any, batch: DiffusionBatch) -> Losses:
     """Returns the loss of each example (Eq. 1 of arXiv:2205.11487, for the stage's prediction type).
 
+    For a stage of latents, images are encoded first, and what follows is said of latents.
+
     For a stage that inpaints it is the mean over the pixels that are to be drawn: the others are known, and sampling
     puts them in place of what is predicted.
 
@@ -67,6 +69,7 @@ def diffusion_loss(stage: Stage, params: Any, batch: DiffusionBatch) -> Losses:
         batch: the examples at their noise levels.
     """
     x, text, condition, t, eps, dropout_keys = batch
+    x, condition = stage.encode(params, x), stage.encode_condition(params, condition)
     settings = stage.config.diffusion
     logsnr = stage.schedule.logsnr(t)
     alpha, sigma = alpha_from_logsnr(logsnr), sigma_from_logsnr(logsnr)

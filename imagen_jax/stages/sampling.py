@@ -146,12 +146,12 @@ def make_sample_fn(stage: Stage, settings: SamplingConfig) -> SampleFn:
     ) -> jax.Array:
         size = stage.image_shape[:2] if low_res is None else enlarged_size(stage, low_res)
         start_keys, step_keys, aug_keys = split_keys(keys)
-        z = samplers.gaussian_noise(start_keys, 0, (*size, stage.config.channels))
+        z = samplers.gaussian_noise(start_keys, 0, stage.z_shape(size))
         condition = start_condition(stage, z.shape, low_res, settings.aug_level, aug_keys)
         scale = jnp.full(keys.shape, settings.guidance_scale, jnp.float32)
         conditions = Conditions(text, null_text, condition, scale, step_keys)
         denoise = make_denoise_fn(stage, settings, guided, params, conditions, times)
-        return jnp.clip(sampler(denoise, z, times, step_keys), -1.0, 1.0)
+        return stage.decode(params, sampler(denoise, z, times, step_keys))
 
     return sample
 
@@ -239,7 +239,8 @@ def make_denoise_fn(
 
     if conditions.pairs is not None:
         spread = max(1, round(min(conditions.pairs.image.shape[1:3]) * _SPREAD))
-        return edit_pairs(denoise, conditions.pairs.image, conditions.pairs.threshold, spread)
+        pairs, most = conditions.pairs, None if stage.codec else 1.0
+        return edit_pairs(denoise, pairs.image, pairs.threshold, spread, most)
     return denoise if conditions.known is None else keep_known(denoise, **conditions.known)
 
 
@@ -260,7 +261,8 @@ def _make_predict_fn(stage: Stage, settings: SamplingConfig) -> PredictFn:
 
     Predictions of tiles are merged before guidance and thresholding, which then see the full image.
     """
-    tile, overlap = settings.tile_hw, settings.tile_overlap
+    factor = stage.config.latent_factor
+    tile, overlap = (settings.tile_hw[0] // factor, settings.tile_hw[1] // factor), settings.tile_overlap // factor
     if not any(tile):
         return stage.predict
 

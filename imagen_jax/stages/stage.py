@@ -7,7 +7,7 @@ stage is also conditioned on the image of the stage before it. Text is encoded o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,7 +34,8 @@ from imagen_jax.models.unet import UNet
 from imagen_jax.models.unet_base import UNetBase, no_constraint
 from imagen_jax.parallel.axes import IMAGE, VECTOR
 from imagen_jax.parallel.batching import constrain_batch
-from imagen_jax.stages.adapter import learned_rows, network_params, split_adapter, with_adapter
+from imagen_jax.stages.adapter import fold_adapter, learned_rows, network_params, split_adapter, with_adapter
+from imagen_jax.stages.codec import CODEC, Codec
 from imagen_jax.stages.text import make_encoder
 from imagen_jax.text.encoder import TEXT_CONDITION_AXES, TextCondition
 from imagen_jax.text.learned_tokens import Words
@@ -67,6 +68,7 @@ class Stage:
         aug_schedule: the noise schedule of the low-resolution condition.
         aug_levels: the distribution of its augmentation levels in training.
         masks: the distribution of its masks in training; None for a stage that is not trained to inpaint.
+        codec: between pixels and the latents that the network sees; None for a network that sees pixels.
     """
 
     config: StageConfig
@@ -76,6 +78,7 @@ class Stage:
     aug_schedule: Schedule
     aug_levels: AugLevelDistribution
     masks: MaskDistribution | None = None
+    codec: Codec | None = None
 
     @property
     def is_super_resolution(self) -> bool:
@@ -97,6 +100,11 @@ class Stage:
         """(H, W, C) of the images it starts from."""
         return *self.config.low_res_hw, self.config.channels
 
+    def z_shape(self, size: Sequence[int]) -> tuple[int, int, int]:
+        """Returns (h, w, c) of what the network sees of images of a (height, width): of pixels, or of latents."""
+        height, width = (side // self.config.latent_factor for side in size)
+        return height, width, self.config.z_channels
+
     @property
     def prediction(self) -> PredictionType:
         """What the network predicts."""
@@ -109,7 +117,8 @@ class Stage:
 
     def with_mesh(self, mesh: Mesh | AbstractMesh) -> Stage:
         """Returns the stage with a network that shards its activations by example and rows, as the mesh says."""
-        return dataclasses.replace(self, network=self.network.clone(constrain=partial(constrain_batch, mesh=mesh)))
+        network = self.network.clone(constrain=partial(constrain_batch, mesh=mesh))
+        return dataclasses.replace(self, network=network, codec=self.codec and self.codec.with_mesh(mesh))
 
     def with_sampling(self, changes: Mapping[str, Any]) -> Stage:
         """Returns the stage with other sampling settings. Raises ConfigError for unknown or wrong ones."""
@@ -123,7 +132,7 @@ class Stage:
             return self, params, {}
         words = {adapter.token: learned_rows(params)} if adapter.token else {}
         shardings = jax.tree.map(lambda leaf: leaf.sharding, split_adapter(params)[1])
-        folded = jax.jit(partial(network_params, self.config), out_shardings=shardings)(params)
+        folded = jax.jit(partial(fold_adapter, self.config), out_shardings=shardings)(params)
         changes = {f"adapter.{name}": value for name, value in AdapterConfig().to_dict().items()}
         return dataclasses.replace(self, config=self.config.with_changes(changes)), folded, words
 
@@ -138,7 +147,8 @@ class Stage:
         """
         arguments = network_arguments(self.config, self.text_width, self.config.image_hw)
         zeros = jax.tree.map(lambda argument: jnp.zeros(argument.shape, argument.dtype), arguments)
-        return with_adapter(self.config, self.network.init({"params": key}, *zeros)["params"], key)
+        params = with_adapter(self.config, self.network.init({"params": key}, *zeros)["params"], key)
+        return params if self.codec is None else {**params, CODEC: self.codec.init(key)}
 
     def predict(
         self,
@@ -154,7 +164,7 @@ class Stage:
 
         Args:
             params: of the network, and of an adapter if the config has one.
-            z: noisy images z_t [B, H, W, C].
+            z: noisy images z_t [B, H, W, C]; of a stage of latents noisy latents, here and below.
             logsnr: their log signal-to-noise ratio [B].
             text: embeddings [B, L, D] and mask [B, L].
             condition: from `augment_low_res` for a super-resolution stage, and from `mask_known` for one that inpaints;
@@ -186,7 +196,7 @@ class Stage:
             positions,
         )
         assert isinstance(output, jax.Array)  # no mutable collections: nothing else comes back
-        channels = self.config.channels
+        channels = self.config.z_channels
         return output[..., :channels], output[..., channels:] if self.learns_variance else None
 
     def _noise_level(self, logsnr: jax.Array) -> jax.Array:
@@ -236,6 +246,22 @@ class Stage:
         """Returns what `mask_known` gives for images of a shape (B, H, W, C) that are to be drawn in full."""
         return self.mask_known(jnp.zeros(shape), jnp.ones((*shape[:-1], 1)))
 
+    def encode(self, params: Any, images: jax.Array) -> jax.Array:
+        """Returns images [B, H, W, C] in [-1, 1] as the network sees them: as they are, or as latents [B, h, w, c]."""
+        return images if self.codec is None else self.codec.encode(params[CODEC], images)
+
+    def decode(self, params: Any, z: jax.Array) -> jax.Array:
+        """Returns the images [B, H, W, C], clipped to [-1, 1], of what the network draws, at time 0."""
+        images = z if self.codec is None else self.codec.decode(params[CODEC], z)
+        return jnp.clip(images, -1.0, 1.0)
+
+    def encode_condition(self, params: Any, condition: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns a condition from `mask_known` of pixels as one of what the network sees."""
+        if self.codec is None or "known" not in condition:
+            return condition
+        image, mask = jnp.split(condition["known"], [self.config.channels], axis=-1)
+        return condition | self.mask_known(*self.codec.encode_known(params[CODEC], image, mask))
+
 
 def enlarged_size(stage: Stage, low_res: jax.Array) -> Size:
     """Returns (height, width) of a super-resolution stage's images for low-resolution ones [B, h, w, C], or crops."""
@@ -250,8 +276,10 @@ def build(config: StageConfig, text_width: int | None = None) -> Stage:
         text_width: D of the text embeddings; by default that of the encoder that the config names.
 
     Raises:
-        ConfigError: there is no such encoder, and no `text_width`.
+        ConfigError: there is no such encoder, and no `text_width`; or the config is that of a codec.
     """
+    if config.is_codec:
+        raise codec_error()
     return Stage(
         config=config,
         network=make_network(config),
@@ -260,6 +288,15 @@ def build(config: StageConfig, text_width: int | None = None) -> Stage:
         aug_schedule=schedules.get_schedule(config.diffusion.aug_schedule, config.diffusion.aug_schedule_shift),
         aug_levels=aug_level_distribution(config),
         masks=mask_distribution(config.inpainting) if config.inpainting.enabled else None,
+        codec=Codec.of(config.codec.model, config.channels) if config.codec.has_latents else None,
+    )
+
+
+def codec_error() -> ConfigError:
+    """Returns the error for a codec in the place of a stage that draws images."""
+    return ConfigError(
+        "model.network 'kl_vae' is a codec, which draws no images: give a stage that is trained on its latents, with "
+        "codec.kind='kl_vae' and codec.path"
     )
 
 
@@ -271,9 +308,9 @@ def make_network(config: StageConfig) -> Network:
     if config.is_vae:
         outputs = num_parameters(config.channels, config.vae.components)
     else:
-        outputs = (2 if config.diffusion.variance_type == "learned" else 1) * config.channels
+        outputs = (2 if config.diffusion.variance_type == "learned" else 1) * config.z_channels
     return network(
-        image_channels=config.channels,
+        image_channels=config.z_channels,
         out_channels=outputs,
         remat=config.training.remat,
         constrain=no_constraint,
@@ -289,9 +326,10 @@ def network_arguments(config: StageConfig, text_width: int, size: Size) -> list[
     Args:
         config: the stage.
         text_width: D of the text embeddings, so that the text encoder is not needed.
-        size: (height, width) of the image.
+        size: (height, width) of the image, in pixels.
     """
-    image = jax.ShapeDtypeStruct((1, *size, config.channels), jnp.float32)
+    height, width = (side // config.latent_factor for side in size)
+    image = jax.ShapeDtypeStruct((1, height, width, config.z_channels), jnp.float32)
     level = jax.ShapeDtypeStruct((1,), jnp.float32)
     text = jax.ShapeDtypeStruct((1, config.text.length, text_width), jnp.float32)
     mask = jax.ShapeDtypeStruct((1, config.text.length), jnp.bool_)
@@ -304,7 +342,7 @@ def network_arguments(config: StageConfig, text_width: int, size: Size) -> list[
     arguments = [image, level, text, mask, *condition]
     if not config.inpainting.enabled:
         return arguments
-    known = jax.ShapeDtypeStruct((1, *size, config.channels + 1), jnp.float32)
+    known = jax.ShapeDtypeStruct((1, height, width, config.z_channels + 1), jnp.float32)
     # neither a low-resolution image, if there is none, nor dropout keys
     return [*arguments, *[None] * (_KNOWN_POSITION - len(arguments)), known]
 
@@ -315,7 +353,7 @@ def check_rows(config: StageConfig, spatial: int) -> None:
     Raises:
         ConfigError: a height is not divisible.
     """
-    multiple = spatial * config.model.side_multiple
+    multiple = spatial * config.side_multiple
     sizes = [("image_size", config.image_hw), ("data.crop_size", config.data.crop_hw)]
     sizes += [("low_res_size", config.low_res_hw), ("sampling.tile_size", config.sampling.tile_hw)]
     sizes += [("data.buckets", bucket) for bucket in config.data.bucket_hws]

@@ -33,6 +33,7 @@ from imagen_jax.parallel.axes import IMAGE, VECTOR
 from imagen_jax.parallel.batching import batch_sharding, pad_batch, padded_size, shard_host_batch
 from imagen_jax.parallel.mesh import num_batch_shards
 from imagen_jax.parallel.sharding import replicate_conv_kernels, replicated
+from imagen_jax.stages.codec import CODEC
 from imagen_jax.stages.conditions import split_keys, start_condition
 from imagen_jax.stages.sampling import (
     Conditions,
@@ -76,8 +77,8 @@ class StageRequest:
             noise alone.
         resample: how often each step is taken, see `inpainting.resample`.
         times: [steps + 1], in place of those of the settings and of `strength`.
-        z: [B, H, W, C] at the first time, in place of standard Gaussian noise; for a VAE its latents [B, D], see
-            `vae.flatten_noise`.
+        z: [B, H, W, C] at the first time, or latents [B, h, w, c], in place of standard Gaussian noise; for a VAE its
+            latents [B, D], see `vae.flatten_noise`.
         before: for `bdia`, z at the second time, if it is known; see `samplers.continue_pair`.
         pairs: how images are edited, each beside its source; None for no editing.
         positions: `row_positions` [B, H] and `column_positions` [B, W], where pixels are in images as they were in
@@ -232,10 +233,12 @@ class _Given(NamedTuple):
 
 
 class _Programs(NamedTuple):
-    """The compiled parts of a walk: its start, and steps of it."""
+    """The compiled parts of a walk: its start, and steps of it; between pixels and latents, before it and after it."""
 
     start: jax.stages.Wrapped
     advance: jax.stages.Wrapped
+    encode: jax.stages.Wrapped
+    decode: jax.stages.Wrapped
 
 
 def static_settings(settings: SamplingConfig) -> SamplingConfig:
@@ -259,7 +262,7 @@ def _compile_programs(stage: Stage, settings: SamplingConfig, mesh: Mesh, varian
             start_keys, step_keys, aug_keys = split_keys(given.keys)
             z = given.z
             if z is None:
-                z = samplers.gaussian_noise(start_keys, 0, (*size, stage.config.channels))
+                z = samplers.gaussian_noise(start_keys, 0, stage.z_shape(size))
             condition = start_condition(stage, z.shape, given.low_res, level, aug_keys, given.known)
             condition |= given.positions or {}
             if given.image is not None:
@@ -285,13 +288,55 @@ def _compile_programs(stage: Stage, settings: SamplingConfig, mesh: Mesh, varian
         together = 1 if conditions.pairs is None else 2
         return of_batch(advance_images, state, conditions, together=together), last
 
+    def encode(params: Any, pixels: _Pixels) -> _Pixels:
+        params = replicate_conv_kernels(params, mesh)
+        together = 1 if pixels.source is None else 2
+        return of_batch(lambda pixels: _encode(stage, params, pixels), pixels, together=together)
+
+    def decode(params: Any, z: jax.Array) -> jax.Array:
+        params = replicate_conv_kernels(params, mesh)
+        return of_batch(lambda z: stage.decode(params, z), z)
+
     options = runtime.compiler_options(mesh)
     before = images if sampler.remembers else ()
     state: Any = SamplerState(images, images, before)  # type: ignore[arg-type]  # shardings in the place of arrays
     return _Programs(
         jax.jit(start, static_argnames="size"),
         jax.jit(advance, donate_argnums=1, out_shardings=(state, replicated(mesh)), compiler_options=options),
+        jax.jit(encode, compiler_options=options),
+        jax.jit(decode, out_shardings=images, compiler_options=options),
     )
+
+
+class _Pixels(NamedTuple):
+    """The parts of a request that are of pixels, [B, ...] each, or None, see `StageRequest`; encoded, of latents.
+
+    Attributes:
+        image: to begin with.
+        known: see `Conditions`.
+        source: the image of `pairs`.
+        positions: see `StageRequest`.
+    """
+
+    image: jax.Array | None
+    known: dict[str, jax.Array] | None
+    source: jax.Array | None
+    positions: dict[str, jax.Array] | None
+
+
+def _encode(stage: Stage, params: Any, pixels: _Pixels) -> _Pixels:
+    """Returns what is of pixels in a request as it is for latents."""
+    assert stage.codec is not None
+    codec, known, positions = params[CODEC], pixels.known, pixels.positions
+    if known is not None:
+        known = dict(zip(("image", "mask"), stage.codec.encode_known(codec, **known), strict=True))
+    if positions is not None:
+        factor = stage.codec.factor
+        positions = {name: axis.reshape(len(axis), -1, factor).mean(axis=-1) for name, axis in positions.items()}
+    image, source = (
+        None if image is None else stage.codec.encode(codec, image) for image in (pixels.image, pixels.source)
+    )
+    return _Pixels(image, known, source, positions)
 
 
 def in_parts(shards: int, together: int, function: Any, *batch: Any) -> Any:
@@ -336,7 +381,7 @@ def _get_programs(stage: Stage, mesh: Mesh, variant: _Variant) -> _Programs:
     config = to_json(stage.config)
     keys = ("image_size", "low_res_size", "channels", "diffusion", "inpainting")
     described = json.dumps({name: config[name] for name in keys})
-    key = (stage.network, stage.schedule.name, described, stage.text_width, settings, mesh, variant)
+    key = (stage.network, stage.codec, stage.schedule.name, described, stage.text_width, settings, mesh, variant)
     with _programs_lock:
         if key not in _programs:
             _programs[key] = _compile_programs(stage, settings, mesh, variant)
@@ -392,13 +437,14 @@ class StageSampler:
         """The times of the settings, and the numbers of their steps."""
         return _default_walk(self._settings.model_copy(update=_OF_NO_WALK), self._stage.schedule)
 
-    def as_inversion(self, request: StageRequest) -> StageRequest:
-        """Returns the request of a walk from a request's images up to their noise."""
-        return dataclasses.replace(request, image=None, z=request.image, times=self.times[::-1])
+    def as_inversion(self, params: Any, request: StageRequest) -> StageRequest:
+        """Returns the request of a walk from a request's images up to their noise; `params` have a codec's."""
+        z = None if request.image is None else self.encode(params, request.image)
+        return dataclasses.replace(request, image=None, z=z, times=self.times[::-1])
 
     def start_noise(self, keys: jax.Array, size: Size) -> jax.Array:
         """Returns the noise [B, H, W, C] that walks with keys [B] begin with, for images of (height, width)."""
-        return start_noise(keys, (*size, self._stage.config.channels))
+        return start_noise(keys, self._stage.z_shape(size))
 
     def _times_of(self, request: StageRequest) -> np.ndarray:
         """Returns the times of a request that are not those of the settings."""
@@ -431,14 +477,18 @@ class StageSampler:
             size = enlarged_size(self._stage, request.low_res)
         guided = is_guided(self._settings, scales)
         programs = self._get_programs(_Variant(guided, request.isolated, request.resample, size))
-        image = request.image if request.strength < 1 else None
-        seen = request.known if self._stage.masks is not None else None
-        given = _Given(request.keys, request.low_res, request.z, image, request.before, seen, request.positions)
+        pixels = self._encoded(params, request, size)
+        known, pairs = pixels.known, request.pairs
+        if pairs is not None and pixels.source is not None:
+            pairs = pairs._replace(image=pixels.source)
+        image = pixels.image if request.strength < 1 else None
+        seen = known if self._stage.masks is not None else None
+        given = _Given(request.keys, request.low_res, request.z, image, request.before, seen, pixels.positions)
         if request.before is not None:
             numbers = samplers.continue_pair(numbers)
         state, condition, keys = programs.start(given, np.float32(self._settings.aug_level), times[0], size=size)
         scale = shard_host_batch({"scale": np.asarray(scales, np.float32)}, VECTOR, self._mesh)["scale"]
-        conditions = Conditions(request.text, request.null_text, condition, scale, keys, request.known, request.pairs)
+        conditions = Conditions(request.text, request.null_text, condition, scale, keys, known, pairs)
         pending = None
         for first in range(0, steps, steps_per_call):
             last = min(first + steps_per_call, steps)
@@ -450,6 +500,41 @@ class StageSampler:
             pending = done
             yield StageWalk(last, steps, state)
 
+    def _encoded(self, params: Any, request: StageRequest, size: Size) -> _Pixels:
+        """Returns what is of pixels in a request, as it is for what the network sees."""
+        source = None if request.pairs is None else request.pairs.image
+        pixels = _Pixels(request.image, request.known, source, request.positions)
+        if self._stage.codec is None or all(part is None for part in pixels):
+            return pixels
+        if request.strength == 1:  # the image itself is not seen
+            pixels = pixels._replace(image=None)
+        return self._codec_programs(size, request.isolated).encode(_codec_params(params), pixels)
+
+    def encode(self, params: Any, images: jax.Array) -> jax.Array:
+        """Returns images [B, H, W, C] in [-1, 1] as the network sees them, see `Stage.encode`."""
+        if self._stage.codec is None:
+            return images
+        height, width = images.shape[1:3]
+        pixels = _Pixels(images, None, None, None)
+        return self._codec_programs((height, width), False).encode(_codec_params(params), pixels).image
+
+    def decode(self, params: Any, z: jax.Array, isolated: bool = False) -> jax.Array:
+        """Returns predictions, such as the x_hat of a walk's states, as images [B, H, W, C], on the device.
+
+        Args:
+            params: weights of the network, and of a codec.
+            z: [B, H, W, C], or latents [B, h, w, c].
+            isolated: see `StageRequest`.
+        """
+        if self._stage.codec is None:
+            return z
+        height, width = (side * self._stage.codec.factor for side in z.shape[1:3])
+        return self._codec_programs((height, width), isolated).decode(_codec_params(params), z)
+
+    def _codec_programs(self, size: Size, isolated: bool) -> _Programs:
+        """Returns the programs whose codec is used for images of a size; it does not depend on other settings."""
+        return self._get_programs(_Variant(False, isolated, 1, size))
+
     def _get_programs(self, variant: _Variant) -> _Programs:
         """Returns the programs; those for the stage's own size are kept as long as this sampler is."""
         if variant in self._own_programs:
@@ -459,20 +544,27 @@ class StageSampler:
             self._own_programs[variant] = programs
         return programs
 
-    def finish(self, state: SamplerState) -> jax.Array:
-        """Returns the images of a state, float32 [B, H, W, C] in [-1, 1], on the device."""
+    def finish(self, params: Any, state: SamplerState, isolated: bool = False) -> jax.Array:
+        """Returns the images of a state, float32 [B, H, W, C] in [-1, 1], on the device; arguments as `decode`."""
+        if self._stage.codec is not None:
+            return self.decode(params, state.z, isolated)
         return finish_program(batch_sharding(self._mesh, IMAGE))(state.z)
 
     def sample(self, params: Any, request: StageRequest) -> jax.Array:
         """Returns images, float32 [B, H, W, C] in [-1, 1], on the device; as `walk`."""
         for walk in self.walk(params, request, steps_per_call=2**30):
             state = walk.state
-        return self.finish(state)
+        return self.finish(params, state, request.isolated)
 
     def sample_uint(self, params: Any, request: StageRequest, count: int) -> np.ndarray:
         """Returns the first `count` images, uint8 or uint16 [count, H, W, C] as the settings' `bits` says."""
         images = to_uint(self.sample(params, request), image_dtype(self._settings.bits, "sampling.bits"))
         return multihost.all_gather(images)[:count]
+
+
+def _codec_params(params: Any) -> Any:
+    """Returns the part of a stage's parameters that its codec needs."""
+    return {CODEC: params[CODEC]}
 
 
 @functools.cache

@@ -79,7 +79,7 @@ class VAESampler:
         config = config.model_copy(update={"sampling": static_settings(self._settings)})
         self._key = dataclasses.replace(stage, config=config)
 
-    def as_inversion(self, request: StageRequest) -> StageRequest:
+    def as_inversion(self, params: Any, request: StageRequest) -> StageRequest:
         """Returns the request that encodes a request's images."""
         return dataclasses.replace(request, inverts=True)
 
@@ -136,14 +136,18 @@ class VAESampler:
             **shard_host_batch(numbers, VECTOR, self._mesh),
         )
 
-    def finish(self, state: SamplerState) -> jax.Array:
-        """Returns the images of a state, float32 [B, H, W, C] in [-1, 1], on the device."""
+    def decode(self, params: Any, z: jax.Array, isolated: bool = False) -> jax.Array:
+        """Returns predictions as images: they are, see `StageSampler.decode`."""
+        return z
+
+    def finish(self, params: Any, state: SamplerState, isolated: bool = False) -> jax.Array:
+        """Returns the images of a state, float32 [B, H, W, C] in [-1, 1], on the device; see `StageSampler.finish`."""
         return finish_program(batch_sharding(self._mesh, IMAGE))(state.z)
 
     def sample(self, params: Any, request: StageRequest) -> jax.Array:
         """Returns images, float32 [B, H, W, C] in [-1, 1], on the device."""
         (walk,) = self.walk(params, request)
-        return self.finish(walk.state)
+        return self.finish(params, walk.state)
 
     def sample_uint(self, params: Any, request: StageRequest, count: int) -> np.ndarray:
         """Returns the first `count` images, uint8 or uint16 [count, H, W, C] as the settings' `bits` says."""

@@ -97,7 +97,9 @@ class SavedWeights:
         """Reads which parameters the checkpoint has."""
         self.step, (self._trained, config) = self._checkpoints.read({self._item}, self._describe, self._chosen_step)
         self.checksum = top_level_checksum(self._checkpoints.checksums(self.step))
-        has_frozen = config.get("training", {}).get("trainable")
+        has_codec = config.get("codec", {}).get("kind", "pixels") != "pixels"
+        has_base = config.get("adapter", {}).get("kind", "none") != "none"  # whose weights are in another folder
+        has_frozen = config.get("training", {}).get("trainable") or (has_codec and not has_base)
         self.shapes = merge(self._trained, frozen_shapes(self.workdir)) if has_frozen else self._trained
 
     def _describe(self, step: int) -> tuple[Any, dict[str, Any]]:

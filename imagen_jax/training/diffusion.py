@@ -111,7 +111,8 @@ def noised_examples(
 
     t = stage.schedule.round_up(sample_timesteps(time_key, x.shape[0]))
     dropout_keys = jax.random.split(dropout_key, x.shape[0]) if stage.config.model.dropout else None
-    return DiffusionBatch(x, text, condition, t, jax.random.normal(noise_key, x.shape), dropout_keys)
+    eps = jax.random.normal(noise_key, (len(x), *stage.z_shape(x.shape[1:3])))
+    return DiffusionBatch(x, text, condition, t, eps, dropout_keys)
 
 
 def dropped_captions(key: jax.Array, size: int, rate: float) -> jax.Array:

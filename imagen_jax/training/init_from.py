@@ -25,6 +25,7 @@ from imagen_jax.parallel.sharding import key_path, replicated
 from imagen_jax.pipelines.find_stages import find_stages
 from imagen_jax.stages.adapter import is_adapter
 from imagen_jax.stages.base import Base, Weights
+from imagen_jax.stages.codec import CODEC
 from imagen_jax.stages.saved_arrays import describe
 from imagen_jax.stages.stage_folder import open_weights, read_config
 from imagen_jax.stages.trainable import merge, select
@@ -65,7 +66,7 @@ class StartingPoint:
     def _open(self, name: str) -> None:
         """Compares the parameters of a stage to the network's."""
         training = self._config.training
-        folder, self._source_config = _read_source(name)
+        folder, self._source_config = read_source(name, "training.init_from")
         kind = "raw" if training.init_weights == "both" else training.init_weights
         self._weights = open_weights(folder, WeightsChoice(kind=kind))
         self._stored, self._needed = (describe(tree, "") for tree in self._trees())
@@ -168,6 +169,11 @@ class StartingPoint:
         return merge(params, loaded)
 
     @property
+    def has_codec(self) -> bool:
+        """Whether the parameters of a codec are among those that are taken."""
+        return any(path.startswith(f"{CODEC}/") for path in self._taken)
+
+    @property
     def base(self) -> Base | None:
         """The stage whose weights are taken, to be named beside an adapter; None for random ones."""
         return None if self._weights is None else Base.of(self._weights)
@@ -205,7 +211,7 @@ def config_differences(before: StageConfig, now: StageConfig) -> list[str]:
     return [change for key, change in changes(*trees).items() if key.startswith(_MEANING)]
 
 
-def _read_source(name: str) -> tuple[Path, StageConfig]:
+def read_source(name: str, key: str) -> tuple[Path, StageConfig]:
     """Returns the folder of a stage to start from, and its config. Raises ConfigError that names the key."""
     try:
         folders = find_stages(name, text_encoder=False)
@@ -214,4 +220,4 @@ def _read_source(name: str) -> tuple[Path, StageConfig]:
             raise ConfigError(f"{name!r} has {len(folders)} stages: give one of them: {names}")
         return folders[0], read_config(folders[0])
     except ConfigError as error:
-        raise ConfigError(*(f"training.init_from: {problem}" for problem in error.problems)) from error
+        raise ConfigError(*(f"{key}: {problem}" for problem in error.problems)) from error

@@ -28,11 +28,12 @@ from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.stages.adapter import trained_patterns
 from imagen_jax.stages.base import open_base, save_base
 from imagen_jax.stages.checkpoints import Checkpoints, has_checkpoint
+from imagen_jax.stages.codec import CODEC
 from imagen_jax.stages.frozen import load_frozen, save_frozen
 from imagen_jax.stages.stage_folder import open_weights
 from imagen_jax.stages.trainable import merge, split
 from imagen_jax.stages.workdir import check_batch_size, keep_own_values, open_workdir
-from imagen_jax.training.diffusion_task import DiffusionTask
+from imagen_jax.training.codec_start import open_codec
 from imagen_jax.training.goodput import Clock, Goodput
 from imagen_jax.training.init_from import StartingPoint
 from imagen_jax.training.metric_writer import MetricWriter, NullWriter
@@ -47,6 +48,7 @@ from imagen_jax.training.skip_updates import SkippedUpdateMonitor
 from imagen_jax.training.state import Frozen, TrainState, abstract_parts, first_state
 from imagen_jax.training.step import make_train_step
 from imagen_jax.training.stuck import StuckMonitor, check_learned
+from imagen_jax.training.tasks import make_task
 from imagen_jax.training.validate import check_training, learning_warnings
 from imagen_jax.training.watchdog import Watchdog
 from imagen_jax.training.workdir_lock import check_writable, lock_workdir
@@ -85,7 +87,7 @@ def train(
     config: StageConfig | str | Path,
     workdir: str | Path,
     *,
-    task: TaskFn = DiffusionTask,
+    task: TaskFn = make_task,
     stop: StopRequest | None = None,
     clock: Clock | None = None,
 ) -> TrainingResult:
@@ -96,7 +98,7 @@ def train(
     Args:
         config: the stage, or the path of its config file.
         workdir: the stage's folder; created if it does not exist.
-        task: returns what to train, for a config and a mesh; a stage of the cascade by default.
+        task: returns what to train, for a config and a mesh; the stage of the config by default.
         stop: asks the run to save and to return.
         clock: measures the run's time from its start; from this call on by default.
 
@@ -116,12 +118,12 @@ def train(
         return _run(config, workdir, task, stop or StopRequest(), clock)
 
 
-def _run(config: StageConfig, workdir: Path, make_task: TaskFn, stop: StopRequest, clock: Clock) -> TrainingResult:
+def _run(config: StageConfig, workdir: Path, task_of: TaskFn, stop: StopRequest, clock: Clock) -> TrainingResult:
     """Trains: the full story, in time order."""
     training = config.training
     check_training(config)
     mesh = make_mesh(config.mesh.axes)
-    task = make_task(config, mesh)
+    task = task_of(config, mesh)
     objective = task.objective
     buckets, batches = _open_data(config, task, mesh)
 
@@ -129,7 +131,9 @@ def _run(config: StageConfig, workdir: Path, make_task: TaskFn, stop: StopReques
     abstract, abstract_frozen = abstract_parts(
         objective.init, optimizer, mesh, config.sharding_rules, trained_patterns(config)
     )
-    start = None if has_checkpoint(workdir) else StartingPoint(config, merge(abstract.params, abstract_frozen))
+    everything = merge(abstract.params, abstract_frozen)
+    start = None if has_checkpoint(workdir) else StartingPoint(config, everything)
+    codec = None if start is None else open_codec(config, start, everything)
     networks = task.load_networks()
     train_step = make_train_step(objective, config, optimizer, abstract, mesh)
     preview, evaluation = task.make_preview(), task.make_evaluation(workdir)
@@ -154,7 +158,10 @@ def _run(config: StageConfig, workdir: Path, make_task: TaskFn, stop: StopReques
         )
         stack.callback(checkpoints.close)
         if start is not None and checkpoints.latest_step is None:
-            trainable, frozen_params = split(start.load(objective.init, log), trained_patterns(config))
+            params = start.load(objective.init, log)
+            if codec is not None:
+                params[CODEC] = codec.load(mesh, _make_batches(config, task, buckets, mesh), log)
+            trainable, frozen_params = split(params, trained_patterns(config))
             state = first_state(optimizer, abstract, trainable)
             if training.init_weights == "both":
                 state = dataclasses.replace(state, ema_params=start.load_ema())
@@ -243,7 +250,14 @@ def _open_data(
     needs_objects = config.inpainting.needs_objects
     buckets = make_buckets(config.data, config.data.split, config.image_hw, config.channels, needs_objects)
     task.check_sources([examples.source for examples in buckets])
-    batches = training_batches(
+    return buckets, _make_batches(config, task, buckets, mesh)
+
+
+def _make_batches(
+    config: StageConfig, task: Task, buckets: list[ImageTextDataset], mesh: jax.sharding.Mesh
+) -> grain.DatasetIterator:
+    """Returns an endless iterator over this process's part of the batches of training, from the first one."""
+    return training_batches(
         buckets,
         text_features=task.text_features,
         batch_size=config.training.batch_size,
@@ -252,7 +266,6 @@ def _open_data(
         prefetch=config.data.prefetch,
         rows=batching.local_rows(config.training.batch_size, mesh),
     )
-    return buckets, batches
 
 
 def _open_writer(files: RunFiles, state: TrainState, frozen: Frozen) -> MetricWriter | NullWriter:

@@ -57,7 +57,7 @@ def _check_two_rows(config: StageConfig, mesh: Mesh) -> None:
     name = "data.crop_size" if any(config.data.crop_hw) else "image_size"
     sizes = [(name, config.training_hw), *(("data.buckets", bucket) for bucket in config.data.bucket_hws)]
     for name, size in sizes:
-        if size[0] // config.model.side_multiple == 2:
+        if size[0] // config.side_multiple == 2:
             raise ConfigError(
                 f"{name} {format_size(size)} has two rows at the coarsest level, one for each of two devices "
                 "(mesh.spatial), for which XLA computes wrong gradients where batches are shared, too: set "
@@ -165,6 +165,8 @@ def learning_warnings(config: StageConfig) -> list[str]:
             f"THE SCHEDULE ENDS BEFORE THE RUN: from step {end} (optimizer.decay_steps) to {steps} (training.steps) "
             f"the learning rate is {optimizer.end_learning_rate:g} (optimizer.end_learning_rate)"
         )
+    if config.is_codec:
+        return warnings + _codec_warnings(config)
     if (
         config.diffusion.cond_drop_prob == 0
         and config.sampling.guidance_scale != 1
@@ -174,5 +176,22 @@ def learning_warnings(config: StageConfig) -> list[str]:
             f"NO CAPTION IS DROPPED: sampling.guidance_scale {config.sampling.guidance_scale:g} compares with "
             "predictions without text, which diffusion.cond_drop_prob 0 never trains: raise it, for example to 0.1, or "
             "sample with a guidance_scale of 1"
+        )
+    return warnings
+
+
+def _codec_warnings(config: StageConfig) -> list[str]:
+    """Returns what the loss of a codec lacks."""
+    settings, steps = config.reconstruction, config.training.steps
+    plays = settings.disc_weight > 0 and settings.disc_start < steps
+    warnings = [
+        "the codec's loss is the mean absolute error, the KL divergence and "
+        f"{'a discriminator' if plays else 'nothing else'}: there is no perceptual term (LPIPS), whose network's "
+        "weights, of VGG, are in no package"
+    ]
+    if settings.disc_weight and not plays:
+        warnings.append(
+            f"THE DISCRIMINATOR NEVER PLAYS: reconstruction.disc_start {settings.disc_start} is not below "
+            f"training.steps {steps}: lower it, or set reconstruction.disc_weight to 0"
         )
     return warnings

@@ -85,6 +85,24 @@ def sr_config(**changes):
     return config_of("shapes_sr.py", **{"image_size": 16, "low_res_size": 8, **MIDDLE, **changes})
 
 
+CODEC = {"channels": 4, "channel_mult": (1, 2), "num_res_blocks": (0, 1), "latent_channels": 2, "num_groups": 2}
+
+
+def codec_config(**changes):
+    """A codec of 8×8 images with latents of 4×4, whose discriminator plays in the second half of its run."""
+    model = {f"model.{name}": value for name, value in CODEC.items()} | {"model.middle_attention": True}
+    play = {"reconstruction.disc_start": STEPS // 2, "reconstruction.disc_channels": 4}
+    small = {name: value for name, value in SMALL.items() if not name.startswith(("model.", "text."))}
+    return as_written("shapes_codec.py").with_changes({**small, "image_size": 8, **model, **play, **changes})
+
+
+def latent_config(codec, **changes):
+    """A base stage of the latents of `codec_config`, of the codec in a folder."""
+    model = {f"codec.model.{name}": value for name, value in CODEC.items()} | {"codec.model.middle_attention": True}
+    codec = {"codec.path": str(codec), "codec.scale_images": 16, **model}
+    return config_of("shapes_latent.py", **{"image_size": 8, "model.positions": 2, **MIDDLE, **codec, **changes})
+
+
 def if_config(**changes):
     """A second stage as DeepFloyd IF's, whose variance is learned."""
     model = {

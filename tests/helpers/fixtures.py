@@ -6,7 +6,7 @@ from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.stages import stage as stages
 from imagen_jax.training.loop import train
 from tests.helpers import small_network
-from tests.helpers.configs import base_config, sr_config
+from tests.helpers.configs import base_config, codec_config, latent_config, sr_config
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +29,18 @@ def base_folder(tmp_path_factory):
 def sr_folder(tmp_path_factory):
     """A super-resolution stage, trained in one go."""
     return trained_without_a_break(tmp_path_factory, "sr", sr_config())
+
+
+@pytest.fixture(scope="session")
+def codec_folder(tmp_path_factory):
+    """A codec, trained in one go."""
+    return trained_without_a_break(tmp_path_factory, "codec", codec_config())
+
+
+@pytest.fixture(scope="session")
+def latent_folder(codec_folder, tmp_path_factory):
+    """A base stage of that codec's latents, trained in one go."""
+    return trained_without_a_break(tmp_path_factory, "latent", latent_config(codec_folder))
 
 
 def trained_without_a_break(tmp_path_factory, name, config):
