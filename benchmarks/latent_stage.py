@@ -97,6 +97,7 @@ def _measure(name: str, config: StageConfig, folder: Path, seconds: float, sampl
     aligned = scores.scores["all"]["rate"]
     program = train_program(config, make_mesh(config.mesh.axes), make_encoder(config.text))
     memory = program.lower().compile().memory_analysis()
+    assert memory is not None
     total = memory.temp_size_in_bytes + memory.argument_size_in_bytes
     return Row(name, program.num_params, rate, steps, total / 1e6, aligned)
 

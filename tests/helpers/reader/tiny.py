@@ -41,6 +41,13 @@ VAE = {
     **{"model.num_res_blocks": (0,), "model.latent_groups": (1,), "model.latent_channels": 2},
     **{"model.attention_types": ((),), "vae.components": 2, "vae.importance_samples": 2},
 }
+CODEC = {
+    "channels": 4,
+    "channel_mult": (1, 2),
+    "num_res_blocks": (0, 0),
+    "middle_attention": False,
+    "num_groups": 2,
+}
 RUN = {
     "optimizer.warmup_steps": 0,
     "training.batch_size": 8,  # also for eight devices
@@ -116,9 +123,16 @@ def tiny_overrides(module, arguments):
         return run | data | _parent(config)
     if config.model.network == "hvae":
         return VAE | run | data | ({} if config.data.source == "fashion_mnist" else _sizes(config))
+    if config.model.network == "kl_vae":
+        return run | data | _codec("model") | _sizes(config)
     if config.adapter.enabled:
         return run | data
-    return MODEL | run | data | _layers(config) | _sizes(config)
+    codec = _codec("codec.model") | {"codec.scale_images": 8} if config.codec.has_latents else {}
+    return MODEL | codec | run | data | _layers(config) | _sizes(config)
+
+
+def _codec(group):
+    return {f"{group}.{name}": value for name, value in CODEC.items()}
 
 
 def _parent(config):
