@@ -20,7 +20,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.model.update(latent_channels=8, channels=16, channel_mult=(1, 2, 4), num_res_blocks=(0, 1, 1))
     config.model.update(middle_attention=False, num_groups=8, dtype="float32")
     config.reconstruction.update(disc_start=1500, disc_weight=0.1, disc_channels=16, disc_levels=2)
-    config.optimizer.update(name="muon", learning_rate=5e-3, warmup_steps=60, b1=0.95, ema_decay=0.995)
+    config.optimizer.update(learning_rate=2e-3, warmup_steps=60, ema_decay=0.995)
     config.training.update(batch_size=16, steps=3000, log_every=25, save_every=1000, preview_every=1000)
     if variant == "tiny":
         config.model.update(latent_channels=4, channels=8)

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from imagen_jax.config.schema import StageConfig
-from imagen_jax.errors import ConfigError
+from imagen_jax.errors import ConfigError, TrainingError
 from imagen_jax.images.array import to_float
 from imagen_jax.parallel import runtime
 from imagen_jax.parallel.axes import IMAGE
@@ -74,6 +74,9 @@ class CodecStart:
             mesh: the devices.
             batches: this process's part of the batches of training.
             log: takes a message.
+
+        Raises:
+            TrainingError: a channel of the latents is the same for all images.
         """
         config, weights = self._config, self._weights
         params = weights.load(self._abstract, partial=True)
@@ -81,7 +84,7 @@ class CodecStart:
         codec = Codec.of(config.codec.model, config.channels)
         mean, std = measure_latents(codec, params, mesh, itertools.islice(batches, count))
         if not np.all(np.isfinite(std)) or std.min() < _MIN_DEVIATION:
-            raise ConfigError(
+            raise TrainingError(
                 f"codec.path {config.codec.path!r} has latents without deviation in a channel (from {std.min():.3g} to "
                 f"{std.max():.3g}): lower its reconstruction.kl_weight, or train it longer"
             )

@@ -36,7 +36,7 @@ from imagen_jax.training.state import InitFn, init_params
 _MAX_LISTED = 5
 # groups of keys that decide what a network's inputs and outputs are
 _TEXT = ("text.model", "text.length", "text.padding", "text.cleaning")
-_MEANING = ("image_size", "low_res_size", "channels", *_TEXT, "diffusion.", "inpainting.")
+_MEANING = ("image_size", "low_res_size", "channels", *_TEXT, "diffusion.", "inpainting.", "codec.kind", "codec.model.")
 # parameters that start at 0, see `UNetBase`
 _INPAINTING = (f"{KNOWN_STEM}/", f"{KNOWN_SKIP}/")
 

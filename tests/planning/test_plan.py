@@ -93,6 +93,18 @@ def test_overrides_and_text_encoder(run_plan):
     assert with_encoder["bytes_per_chip"]["text encoder"] > without["bytes_per_chip"]["text encoder"] == 0
 
 
+@pytest.mark.parametrize("preset", ["codec_256", "latent_256"])
+def test_plan_of_latents(run_plan, preset):
+    """The parameters of the codec have no moments in the run of a stage, and those of the stage have."""
+    code, out, _ = run_plan(f"--config={ROOT}/configs/{preset}.py", "--topology=v5e:4x4", "--cached_text", "--json=-")
+    assert code == 0
+    plan = json.loads(out)
+    codec = plan["params"] - plan["trainable_params"]
+    assert (codec == 0) if preset == "codec_256" else (8e7 < codec < 9e7)  # that of latent diffusion has 84 million
+    assert plan["bytes_per_chip"]["ema"] == 4 * plan["trainable_params"]
+    assert plan["model_flops_per_step"] > 0
+
+
 @pytest.mark.slow
 def test_plan_of_fine_tuning(run_plan):
     """1% of the 400M preset: the optimizer and the gradients have bytes for that part alone."""
