@@ -39,7 +39,8 @@ def test_samples_are_pixels_and_so_are_previews(pipeline):
     )
     assert output.images.shape == (2, 8, 8, 3)
     assert output.images.dtype == np.uint8
-    np.testing.assert_array_equal(previews[-1], output.images)
+    # another program decodes them
+    np.testing.assert_allclose(previews[-1].astype(int), output.images, atol=1)
 
 
 def test_image_does_not_depend_on_its_batch(pipeline):

@@ -77,7 +77,7 @@ def test_stage_keeps_the_codec_with_the_moments_of_its_latents(codec_folder, lat
 
 @pytest.mark.parametrize("kind", ["codec", "latents"])
 def test_step_does_not_depend_on_devices_and_micro_batches(kind, codec_folder):
-    config = codec_config() if kind == "codec" else latent_config(codec_folder)
+    config = codec_config() if kind == "codec" else latent_config(codec_folder, **{"inpainting.enabled": True})
     config = config.with_changes({"training.batch_size": 16, "reconstruction.disc_start": 0, "optimizer.eps": 1e-3})
     images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
     states = []
