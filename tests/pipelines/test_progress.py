@@ -77,7 +77,7 @@ def test_chunked_stage_walk_is_bit_exact(stage, request_of, sampler):
     unbroken = np.asarray(walker.sample(params, request_of))
     for steps in (1, 8):
         *_, last = walker.walk(params, request_of, steps_per_call=steps)
-        np.testing.assert_array_equal(walker.finish(last.state), unbroken)
+        np.testing.assert_array_equal(walker.finish(params, last.state), unbroken)
 
 
 def test_start_from_a_given_z(stage, request_of):
