@@ -32,6 +32,8 @@ BASE, SR_256, SR_1024 = (f"configs/imagen_{name}.py" for name in ("base_64", "sr
 IF_STAGES = {"if_64": "configs/if_64.py", "if_256": "configs/if_256.py"}
 IF_PODS = {"v4": "v4:2x2x4", "v5e": "v5e:8x8"}
 IF_ENCODER = "--config.text.model=google/t5-v1_1-xxl"  # what the converted folder has
+# a stage of latents, on as many chips
+LATENT, LATENT_PODS = "configs/latent_256.py", {"v4": "v4:4x4x4", "v5e": "v5e:8x8"}
 # adapters of attention, as diffusers trains them
 IF_LORA = (
     "--config.adapter.kind=lora --config.adapter.rank=16 "
@@ -67,6 +69,8 @@ def plan_flags() -> dict[str, str]:
             )
             by_name[f"{name}_{kind}"] = f"--config={config} {IF_ENCODER} --topology={pod}"
             by_name[f"{name}_lora_{kind}"] = f"{by_name[f'{name}_{kind}']} {IF_LORA}"
+    for kind, pod in LATENT_PODS.items():
+        by_name[f"latent_256_{kind}"] = f"--config={LATENT} --topology={pod} --cached_text"
     for chips, pod in WEAK_SCALING.items():
         batch = f"--config.training.batch_size={8 * chips}"
         by_name[_weak_scaling_name(chips)] = f"--config={BASE} --topology={pod} --cached_text {DOTS} {batch}"

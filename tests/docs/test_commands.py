@@ -25,9 +25,11 @@ DEMO = (
 # Their commands are mostly those of other documents; those of launch/ are tested there, those of plans in planning/.
 SLOW = (
     "launch/README.md",
+    "configs/codec",
     "configs/folder",
     "configs/if",
     "configs/imagen",
+    "configs/latent",
     "docs/deepfloyd_if.md",
     "docs/evaluation.md",
     "docs/pods.md",
