@@ -329,7 +329,8 @@ def _encode(stage: Stage, params: Any, pixels: _Pixels) -> _Pixels:
     assert stage.codec is not None
     codec, known, positions = params[CODEC], pixels.known, pixels.positions
     if known is not None:
-        known = dict(zip(("image", "mask"), stage.codec.encode_known(codec, **known), strict=True))
+        latents, mask = stage.codec.encode_known(codec, known["image"], known["mask"])
+        known = {"image": latents, "mask": mask}
     if positions is not None:
         factor = stage.codec.factor
         positions = {name: axis.reshape(len(axis), -1, factor).mean(axis=-1) for name, axis in positions.items()}
