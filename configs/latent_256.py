@@ -5,8 +5,7 @@
 
 The codec is taken from `codec.path`, runs/codec_256, and kept in the stage's folder. The network is that of
 configs/imagen_base_64.py:400m, which sees 64×64 pixels: latents have a quarter of the positions, and no stage enlarges
-the images. It has not been trained yet; docs/latents.md has plans for TPUs. `:tiny` takes the codec of
-configs/codec_256.py:tiny, for tests.
+the images. It has not been trained yet. `:tiny` takes the codec of configs/codec_256.py:tiny, for tests.
 """
 
 import ml_collections
