@@ -2,6 +2,8 @@
 
 import html.parser
 import re
+import shutil
+import subprocess
 
 import pytest
 
@@ -115,6 +117,22 @@ def test_best_of_what_can_be_compared_is_bold(written):
     assert "KID-lite0 – network: efficientnet-lite0 (dc78347bfef2); resizing: clean; images: 64; reference:" in markdown
     row = line_of(markdown, "| all ↑")  # three of four, and twice four of four
     assert row.startswith("| all ↑ | 75.0% (30.1–95.4) | **100.0%**") and row.count("**100.0%**") == 2
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex, as of Debian's texlive-latex-recommended")
+def test_latex_compiles(written, tmp_path):
+    lines = [
+        r"\documentclass{article}",
+        r"\usepackage{booktabs}",
+        r"\begin{document}",
+        written.files[1].read_text(),
+        r"\end{document}",
+    ]
+    (tmp_path / "paper.tex").write_text("\n".join(lines))
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "paper.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_values_are_those_of_the_files(written):
