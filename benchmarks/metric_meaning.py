@@ -3,8 +3,8 @@
 Images of `shapes` are compared with others of the same distribution: as they are, blurred, with noise, with some of
 them replaced by noise alone, and with shapes that are missing. Prints a table and draws `--plot`.
 
-`--stages=DIR,DIR --steps=1000,2000,6000` compares samples of a cascade at growing numbers of updates in their place:
-checkpoints of these steps have to be there, which `--config.training.keep_checkpoints=100` keeps.
+`--stages=DIR,DIR --steps=1000,2000,6000` compares samples of a cascade at growing numbers of updates in their place,
+each stage at its newest checkpoint that has no more: `--config.training.keep_checkpoints=100` keeps them all.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from imagen_jax.evaluation.image_sets import DataImages
 from imagen_jax.evaluation.metric_set import MetricSet, Reference
 from imagen_jax.evaluation.references import measure_reference
 from imagen_jax.images.plots import plot_curves
+from imagen_jax.io.paths import as_path
 
 METRIC, SIDE, BATCH_SIZE, SEED = "fd_lite0", 64, 64, 1
 HEADER = ("| images | level | fd_lite0 |", "|---|---|---|")
@@ -137,16 +138,21 @@ def _steps(args: CommandFlags, metrics: MetricSet, reference: Reference) -> None
     from imagen_jax import ImagenPipeline
     from imagen_jax.pipelines.request import SampleRequest
     from imagen_jax.pipelines.texts import Texts
+    from imagen_jax.stages.checkpoint_folder import checkpoint_folder
+    from imagen_jax.stages.checkpoints import CHECKPOINTS
 
     points, source = [], ShapesSource(SEED, "validation", SIDE, 10**9)
     captions = [source.captions(index)[0] for index in range(args.num_images)]
+    folders = args.stage_names()
+    kept = [checkpoint_folder(as_path(folder) / CHECKPOINTS).steps() for folder in folders]
     for step in map(int, args.steps):
-        pipeline = ImagenPipeline.from_pretrained(args.stage_names(), weights={"step": step})
+        steps = [max((saved for saved in stage if saved <= step), default=step) for stage in kept]
+        pipeline = ImagenPipeline.from_pretrained(folders, weights=[{"step": saved} for saved in steps])
         stream = metrics.stream(args.num_images)
         for first, by_stage in pipeline.iter_batches(SampleRequest(Texts(captions), SEED, BATCH_SIZE)):
             stream.update(first, by_stage[-1])
         points.append((float(step), metrics.result(stream, reference)[METRIC].value))
-        print(f"| samples | step {step:,} | {points[-1][1]:.1f} |", flush=True)
+        print(f"| samples | {', '.join(f'{saved:,}' for saved in steps)} updates | {points[-1][1]:.1f} |", flush=True)
     plot_curves({"samples": points}, f"FD-lite0 of {args.num_images:,} samples", METRIC, Path(args.plot), "step")
 
 

@@ -11,6 +11,7 @@ import multiprocessing
 import resource
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -22,13 +23,21 @@ from imagen_jax.cli.flags import CommandFlags, define_path
 
 SIDE = 28  # of what the projection sees
 METRICS = ("fd_lite0", "kid_lite0")
-HEADER = ("| images | size | peak memory | seconds | states on disk |", "|---|---|---|---|---|")
+HEADER = ("| images | size | metrics | peak memory | seconds | states on disk |", "|---|---|---|---|---|---|")
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of the benchmark."""
     flags.DEFINE_list("num_images", ["512", "30000"], "Numbers of images to measure.", flag_values=values)
     flags.DEFINE_integer("size", 64, "Side of the images.", lower_bound=8, flag_values=values)
+    flags.DEFINE_integer(
+        "distinct",
+        None,
+        "Different images; the others are links to them, as large ones take long to draw.",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_list("metrics", list(METRICS), "Metrics to measure, of FD-lite0's network.", flag_values=values)
     define_path(values, "lite0", None, "The weights of EfficientNet-Lite0.")
 
 
@@ -37,27 +46,27 @@ def run(args: CommandFlags) -> None:
     print("\n".join(HEADER), flush=True)
     for count in map(int, args.num_images):
         with tempfile.TemporaryDirectory() as folder:
-            _write_images(Path(folder) / "images", count, args.size)
+            _write_images(Path(folder) / "images", count, args.size, args.distinct or count)
             # a fresh process: nothing has been allocated before the measurement
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                peak, seconds, written = pool.submit(_measure, folder, args.lite0 or "").result()
-        print(
-            f"| {count:,} | {args.size}×{args.size} | {peak / 2**20:,.0f} MiB | {seconds:.0f} | "
-            f"{written / 2**20:,.0f} MiB |",
-            flush=True,
-        )
+                peak, seconds, written = pool.submit(_measure, folder, args.metrics, args.lite0 or "").result()
+        memory, states = (f"{size / 2**20:,.0f} MiB" for size in (peak, written))
+        shape, names = f"{args.size}×{args.size}", ", ".join(args.metrics)
+        print(f"| {count:,} | {shape} | {names} | {memory} | {seconds:.0f} | {states} |", flush=True)
 
 
-def _write_images(folder: Path, count: int, size: int) -> None:
+def _write_images(folder: Path, count: int, size: int, distinct: int) -> None:
     from imagen_jax.datasets.shapes.source import ShapesSource
     from imagen_jax.images.grid import save_png
 
     source = ShapesSource(0, "train", size, count)
-    for index in range(count):
+    for index in range(min(count, distinct)):
         save_png(np.asarray(source[index].image), folder / f"{index:06d}.png")
+    for index in range(distinct, count):
+        (folder / f"{index:06d}.png").hardlink_to(folder / f"{index % distinct:06d}.png")
 
 
-def _measure(folder: str, lite0: str) -> tuple[int, float, int]:
+def _measure(folder: str, names: Sequence[str], lite0: str) -> tuple[int, float, int]:
     """Returns the peak memory of the process in bytes, seconds, and the bytes of the states."""
     from imagen_jax.config.metrics_schema import MetricsConfig
     from imagen_jax.evaluation.evaluate_images import evaluate_images
@@ -66,7 +75,7 @@ def _measure(folder: str, lite0: str) -> tuple[int, float, int]:
     if not lite0:
         _stand_in()
     start = time.perf_counter()
-    evaluate_images(images, MetricsConfig(names=METRICS, reference=images, lite0=lite0), out)
+    evaluate_images(images, MetricsConfig(names=tuple(names), reference=images, lite0=lite0), out)
     written = sum(path.stat().st_size for path in out.glob("*.npz"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, time.perf_counter() - start, written
 

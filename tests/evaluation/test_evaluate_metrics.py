@@ -95,7 +95,10 @@ class Kill(BaseException):
     """Stands for a kill."""
 
 
-@pytest.mark.parametrize("killed_in", ["record", "states", "reference"])
+@pytest.mark.parametrize(
+    "killed_in",
+    [pytest.param("record", marks=pytest.mark.slow), "states", pytest.param("reference", marks=pytest.mark.slow)],
+)
 def test_a_kill_at_any_place_changes_nothing(pipeline, config_of, unbroken, tmp_path, monkeypatch, killed_in):
     firsts = []
     with monkeypatch.context() as patch:
@@ -138,7 +141,7 @@ def test_finished_is_neither_sampled_nor_measured_again(pipeline, config_of, cop
     assert (copied / "scores.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("lost", ["states", "records"])
+@pytest.mark.parametrize("lost", ["states", pytest.param("records", marks=pytest.mark.slow)])
 def test_states_without_their_records_begin_again(pipeline, config_of, unbroken, copied, lost):
     """A judge's counts of some images and a distance of others would be scores of neither."""
     if lost == "states":

@@ -120,7 +120,7 @@ class Kill(BaseException):
     """Stands for a kill."""
 
 
-@pytest.mark.parametrize("plan", [PLAN, UPPER])
+@pytest.mark.parametrize("plan", [PLAN, pytest.param(UPPER, marks=pytest.mark.slow)])
 def test_resume_equals_unbroken(pipeline, unbroken, sampled, tmp_path, monkeypatch, plan, config_of):
     expected = figures(unbroken(plan)[1])
     with monkeypatch.context() as patch:
@@ -155,6 +155,7 @@ def test_finished_is_not_sampled_again(pipeline, unbroken, sampled, caplog, conf
     assert sampled == [] and figures(again) == figures(result) and again.estimate is None
 
 
+@pytest.mark.slow
 def test_more_values_add_points(pipeline, unbroken, sampled, tmp_path, config_of):
     shutil.copytree(unbroken(PLAN)[0], tmp_path / "sweep")
     more = dataclasses.replace(PLAN, axes={**PLAN.axes, "guidance_scale": [1.0, 2.0, 3.0]})
@@ -187,6 +188,7 @@ def test_values_need_no_compilation(pipeline, unbroken, tmp_path, plan, axis, va
     assert programs.count == 0
 
 
+@pytest.mark.slow
 def test_steps_need_no_program_of_a_stage(pipeline, unbroken, tmp_path, config_of):
     """Two small ones each, which compute the times and the numbers of the steps."""
     unbroken(PLAN)

@@ -167,6 +167,7 @@ def test_fine_tuning(single_folder, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
+@pytest.mark.slow
 def test_same_embeddings(tmp_path):
     config = get_config().with_changes({"data.num_examples": 22})
     (tmp_path / "one").mkdir()
@@ -185,6 +186,7 @@ def test_same_embeddings(tmp_path):
     assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="workers of TPUs run Linux")
 def test_tpu_workers_sample_same_images(pair_folder, tmp_path):
     """Five images are padded to eight: each worker samples four."""

@@ -294,6 +294,7 @@ def test_parameters_do_not_depend_on_runtime_settings(network):
         assert jax.tree.map(lambda leaf: leaf.shape, other) == jax.tree.map(lambda leaf: leaf.shape, params)
 
 
+@pytest.mark.slow
 def test_remat_preserves_loss_and_gradients():
     """With dropout too: recomputation uses the same mask."""
     small = {"channel_mult": (1,), "num_res_blocks": (1,), "attention_types": (("self+text",),), "dropout": 0.1}
@@ -315,6 +316,7 @@ def test_remat_preserves_loss_and_gradients():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), others, gradients)
 
 
+@pytest.mark.slow
 @each_network
 def test_remat_saves_memory(network):
     """Counts the bytes saved for the backward pass, without the parameters; nothing is compiled."""

@@ -255,6 +255,7 @@ def test_forms_without_images_are_refused(client):
     refusal(large, 413, code="too_large")
 
 
+@pytest.mark.slow
 def test_stop_sampling_meanwhile_kill_and_continue(taught, client, server, flags, folder):
     one, waiting = teach(client, LONG), teach(client, LONG)
     follow(client, one, lambda view: any(run["step"] > 2 for run in view["progress"]["runs"]))

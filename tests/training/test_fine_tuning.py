@@ -184,6 +184,7 @@ def test_sampling_uses_ema_and_frozen(tuned):
         np.testing.assert_array_equal(leaf, other)
 
 
+@pytest.mark.slow
 def test_raw_weights(source, tmp_path):
     config = tuned_config(source, **{"training.init_weights": "raw", "training.steps": 1})
     train(config, tmp_path / "tuned")
@@ -359,6 +360,7 @@ def test_other_channels_see_and_draw_gray_images_as_before(source, channels):
     np.testing.assert_allclose(after, before.mean(axis=-1, keepdims=True).repeat(channels, -1), rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_ema_is_continued(source, tmp_path):
     """A run of one step from both kinds of weights moves the EMA by 1 - decay, as the run that it continues would."""
     changes = {"training.init_weights": "both", "training.steps": 1, "optimizer.ema_decay": 0.9}
@@ -371,6 +373,7 @@ def test_ema_is_continued(source, tmp_path):
         assert np.array_equal(raw[path], trained[path]) or np.abs(raw[path] - trained[path]).max() < 0.03
 
 
+@pytest.mark.slow
 def test_learning_rates_by_path(source, tmp_path):
     """Adam's first update of each parameter is the learning rate times its factor."""
     factors = (("^out/", 0.5), ("^stem/|^out_norm/", 0.0))

@@ -105,6 +105,7 @@ def at(params, path):
     return params
 
 
+@pytest.mark.slow
 def test_first_loss_is_that_of_the_stage(source, adapted, tmp_path):
     train(base_config(**{"training.init_from": str(source), "training.steps": 1}), tmp_path / "full")
     assert losses(adapted)[1] == losses(tmp_path / "full")[1]

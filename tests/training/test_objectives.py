@@ -57,6 +57,7 @@ def test_resume_is_bit_exact(folder, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+@pytest.mark.slow
 def test_fine_tuning(folder, tmp_path):
     config = config_of(**{"training.init_from": str(folder), "training.trainable": ("decoder",)})
     train(config, tmp_path / "tuned", task=DenoisingTask)
@@ -79,6 +80,7 @@ def test_best_preview_is_kept(tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "6"]
 
 
+@pytest.mark.slow
 def test_without_previews(tmp_path):
     class HiddenTask(DenoisingTask):
         def make_preview(self):

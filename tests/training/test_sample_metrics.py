@@ -33,7 +33,7 @@ def settings(small_weights):
     }
 
 
-@pytest.mark.parametrize("make", [base_config, sr_config])
+@pytest.mark.parametrize("make", [base_config, pytest.param(sr_config, marks=pytest.mark.slow)])
 def test_devices_agree(settings, tmp_path, make):
     config, rows = make(**settings), []
     stage = stages.build(config)

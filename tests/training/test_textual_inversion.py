@@ -56,6 +56,7 @@ def test_run_saves_the_rows_alone(base_folder, learned):
     assert sum(size for name, size in sizes.items() if "/d/" in name) < 40_000
 
 
+@pytest.mark.slow
 def test_first_loss_is_that_of_the_initializer(base_folder, tmp_path):
     """A word that starts as the rows of itself changes nothing before it is trained."""
     itself = {"adapter.initializer": "circle", "adapter.vectors": 6, "training.steps": 1}
@@ -64,6 +65,7 @@ def test_first_loss_is_that_of_the_initializer(base_folder, tmp_path):
     np.testing.assert_allclose(losses(tmp_path / "run")[1], losses(tmp_path / "full")[1], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_split_devices_learn_the_same(base_folder, learned, tmp_path):
     train(inversion_config(base_folder, **{"mesh.data": 2, "mesh.fsdp": 4}), tmp_path / "split")
     np.testing.assert_allclose(*(list(losses(folder).values()) for folder in (learned, tmp_path / "split")), rtol=1e-4)
@@ -101,6 +103,7 @@ def test_file_samples_what_the_run_samples(base_folder, sr_folder, learned, tmp_
     np.testing.assert_array_equal(images(pipe, "a red ring"), ring)
 
 
+@pytest.mark.slow
 def test_word_of_another_name(base_folder, learned, tmp_path):
     to_lora(learned, tmp_path / "word", kind="embedding")
     pipe = ImagenPipeline.from_pretrained([base_folder])
