@@ -494,6 +494,10 @@ class DiffusionConfig(Group):
         ge=0,
         le=1,
     )
+    never_dropped: str = key(
+        "",
+        "A word: captions that have it are never dropped, so that it does not become what is drawn without text.",
+    )
     null_text: str = key(
         "zero",
         "What replaces a dropped caption: no text, the empty caption, or the embedding stored beside the text encoder.",

@@ -76,7 +76,8 @@ def train_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder) -> P
     image_shape = (size, *config.training_hw, config.channels)
     image = jax.ShapeDtypeStruct(image_shape, image_dtype(config.data.bits, "config.data.bits"))
     objects = {"objects": image.update(shape=(*image_shape[:-1], 1))} if config.inpainting.needs_objects else {}
-    batch = _shard_batch({"image": image} | objects | inputs, objective.batch_axes, mesh)
+    keep = {"keep": jax.ShapeDtypeStruct((size,), jnp.bool_)} if config.diffusion.never_dropped else {}
+    batch = _shard_batch({"image": image} | objects | inputs | keep, objective.batch_axes, mesh)
 
     def lower() -> jax.stages.Lowered:
         assert isinstance(mesh, Mesh)

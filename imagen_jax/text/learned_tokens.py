@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +182,11 @@ def _digest(origin: _Origin, tensors: Words) -> str:
     return digest.hexdigest()
 
 
+def word_pattern(words: Iterable[str]) -> re.Pattern[str]:
+    """Returns what finds words in captions: where no letter or digit is before them, the longest first."""
+    return re.compile(rf"(?<!\w)({'|'.join(map(re.escape, sorted(words, key=len, reverse=True)))})")
+
+
 def with_words(tokenizer: Tokenizer, counts: Mapping[str, int], first: int) -> Tokenizer:
     """Returns a tokenizer that knows more words, each as a number of tokens with consecutive ids.
 
@@ -207,8 +212,7 @@ def with_words(tokenizer: Tokenizer, counts: Mapping[str, int], first: int) -> T
     for word, count in counts.items():
         ids[word] = range(start, start + count)
         start += count
-    words = "|".join(map(re.escape, sorted(counts, key=len, reverse=True)))
-    pattern = re.compile(rf"(?<!\w)({words})")
+    pattern = word_pattern(counts)
 
     def tokenize(caption: str) -> Sequence[int] | np.ndarray:
         parts = pattern.split(caption)

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from imagen_jax.config.schema import StageConfig
 from imagen_jax.diffusion.process import sample_timesteps
 from imagen_jax.images.array import scale_size, to_float
 from imagen_jax.images.resize import resize
-from imagen_jax.parallel.axes import IMAGE
+from imagen_jax.parallel.axes import IMAGE, VECTOR
 from imagen_jax.stages.loss import DIFFUSION_BATCH_AXES, DiffusionBatch, Losses, diffusion_loss
 from imagen_jax.stages.stage import Stage
 from imagen_jax.stages.text import null_text
@@ -44,7 +45,7 @@ class DiffusionObjective:
     @property
     def batch_axes(self) -> Any:
         """The names of the axes of a batch's arrays."""
-        return TRAINING_AXES | ({"objects": IMAGE} if self.stage.config.inpainting.needs_objects else {})
+        return training_axes(self.stage.config)
 
     def with_mesh(self, mesh: Mesh) -> DiffusionObjective:
         """Returns the objective with a network that shards its activations."""
@@ -72,6 +73,12 @@ class DiffusionObjective:
         return metrics if losses.vlb is None else {**metrics, "bound_bits": jnp.mean(losses.vlb)}
 
 
+def training_axes(config: StageConfig) -> dict[str, str]:
+    """Returns the names of the axes of the arrays in a batch for a stage, see `make_diffusion_batch`."""
+    objects = {"objects": IMAGE} if config.inpainting.needs_objects else {}
+    return TRAINING_AXES | objects | ({"keep": VECTOR} if config.diffusion.never_dropped else {})
+
+
 def make_diffusion_batch(
     stage: Stage, encoder: TextEncoder, encoder_params: Any, batch: Batch, key: jax.Array
 ) -> DiffusionBatch:
@@ -82,29 +89,32 @@ def make_diffusion_batch(
         encoder: the frozen text encoder.
         encoder_params: its parameters.
         batch: `image` uint8 or uint16 [B, H, W, C], full images or crops; `tokens` int32 [B, L], or embeddings
-            [B, L, D] from a cache; `mask` bool [B, L]; `objects` [B, H, W, 1] if masks are drawn of them.
+            [B, L, D] from a cache; `mask` bool [B, L]; `objects` [B, H, W, 1] if masks are drawn of them; `keep`
+            bool [B] if some captions are never dropped.
         key: the key of the step.
     """
+    return noised_examples(stage, batch, key, lambda key: draw_text(stage, encoder, encoder_params, batch, key))
+
+
+def draw_text(stage: Stage, encoder: TextEncoder, encoder_params: Any, batch: Batch, key: jax.Array) -> TextCondition:
+    """Returns the text of a batch, see `make_diffusion_batch`, with random captions dropped."""
     text = TextCondition(encoder.encode(encoder_params, batch["tokens"], batch["mask"]), batch["mask"])
     dropped = null_text(stage.config.diffusion.null_text, encoder, encoder_params)
-    rate = stage.config.diffusion.cond_drop_prob
-    return noised_examples(stage, batch, key, lambda drop_key: drop_text(drop_key, text, dropped, rate))
+    return replace_text(text, dropped, dropped_captions(key, batch, stage.config.diffusion.cond_drop_prob))
 
 
-def noised_examples(
-    stage: Stage, batch: Batch, key: jax.Array, draw_text: Callable[[jax.Array], Any]
-) -> DiffusionBatch:
+def noised_examples(stage: Stage, batch: Batch, key: jax.Array, text_of: Callable[[jax.Array], Any]) -> DiffusionBatch:
     """Returns the examples of a batch, see `make_diffusion_batch`, with their text from a function.
 
     Args:
         stage: the stage to train.
         batch: as there.
         key: the key of the step.
-        draw_text: returns the text of the examples for the key by which captions are dropped.
+        text_of: returns the text of the examples for the key by which captions are dropped.
     """
     time_key, noise_key, drop_key, aug_key, dropout_key = jax.random.split(key, 5)
     x = to_float(batch["image"])
-    text = draw_text(drop_key)
+    text = text_of(drop_key)
     condition = draw_low_res(stage, aug_key, x) if stage.is_super_resolution else {}
     if stage.config.inpainting.enabled:
         condition |= _known_condition(stage, jax.random.fold_in(key, _MASK_KEY), x, batch.get("objects"))
@@ -115,28 +125,29 @@ def noised_examples(
     return DiffusionBatch(x, text, condition, t, eps, dropout_keys)
 
 
-def dropped_captions(key: jax.Array, size: int, rate: float) -> jax.Array:
-    """Returns which of a batch's captions are dropped, bool [B], each with a probability."""
-    return jax.random.bernoulli(key, rate, (size,))
-
-
-def drop_text(key: jax.Array, text: TextCondition, dropped: TextCondition, rate: float) -> TextCondition:
-    """Replaces random captions by the null text, for classifier-free guidance (arXiv:2205.11487, Section 2.2).
+def dropped_captions(key: jax.Array, batch: Batch, rate: float) -> jax.Array:
+    """Returns which captions are dropped for classifier-free guidance (arXiv:2205.11487, Section 2.2), bool [B].
 
     Args:
-        key: decides which captions are dropped.
+        key: decides which ones.
+        batch: `mask` [B, L]; `keep` bool [B], which ones are never dropped, if there are such.
+        rate: probability of each other caption.
+    """
+    drop = jax.random.bernoulli(key, rate, (len(batch["mask"]),))
+    return drop & ~batch["keep"] if "keep" in batch else drop
+
+
+def replace_text(text: TextCondition, dropped: TextCondition, drop: jax.Array) -> TextCondition:
+    """Replaces captions by the null text.
+
+    Args:
         text: embeddings [B, L, D] and mask [B, L].
         dropped: the null text, embeddings [L, D] and mask [L].
-        rate: probability of each caption to be dropped.
+        drop: which captions, bool [B].
 
     Returns:
         Embeddings [B, L, D] and mask [B, L].
     """
-    return replace_text(text, dropped, dropped_captions(key, len(text[1]), rate))
-
-
-def replace_text(text: TextCondition, dropped: TextCondition, drop: jax.Array) -> TextCondition:
-    """Returns embeddings [B, L, D] and mask [B, L], those of the null text where `drop`, bool [B], is True."""
     embeddings, mask = text
     null_embeddings, null_mask = dropped
     embeddings = jnp.where(drop[:, None, None], null_embeddings.astype(embeddings.dtype), embeddings)

@@ -22,6 +22,7 @@ from imagen_jax.stages.adapter import learned_rows
 from imagen_jax.stages.stage import build
 from imagen_jax.stages.text import PromptEncoder, make_cached_encoder, make_encoder
 from imagen_jax.text.embedding_cache import EmbeddingCache
+from imagen_jax.text.learned_tokens import word_pattern
 from imagen_jax.training.objective import Preview, SampleFigures
 from imagen_jax.training.run_files import EVALUATIONS
 from imagen_jax.training.stage_objective import make_objective
@@ -51,10 +52,18 @@ class DiffusionTask:
             encoder = encoder.with_learned({config.adapter.token: rows})
             self.objective = InversionObjective(stage, encoder, rows)
         self._encoder = PromptEncoder(encoder, mesh, config.text)
+        word = config.diffusion.never_dropped
+        self._never_dropped = word_pattern([word]) if word else None
 
     def text_features(self, caption: str) -> dict[str, np.ndarray]:
-        """Returns `tokens` [L], or embeddings [L, D] from the cache, and `mask` [L] of a caption."""
-        return self._encoder.encoder.tokenize.as_features(caption)
+        """Returns `tokens` [L], or embeddings [L, D] from the cache, and `mask` [L] of a caption.
+
+        And `keep`, a bool, where there is a word whose captions are never dropped.
+        """
+        features = self._encoder.encoder.tokenize.as_features(caption)
+        if self._never_dropped is not None:
+            features["keep"] = np.array(self._never_dropped.search(caption) is not None)
+        return features
 
     def check_sources(self, sources: Sequence[Source]) -> None:
         """Checks that there is text to learn, and that an embedding cache has the captions of all examples.

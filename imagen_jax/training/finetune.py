@@ -459,7 +459,7 @@ def stage_config(
             "seed": settings.seed,
             "data": data,
             "text.cache": "",
-            "diffusion.cond_drop_prob": 0.0 if settings.token else config.diffusion.cond_drop_prob,
+            "diffusion.never_dropped": settings.token,
             "optimizer": optimizer,
             **{f"training.{key}": value for key, value in training.items()},
             **{f"adapter.{key}": value for key, value in adapter.items()},

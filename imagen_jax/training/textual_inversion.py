@@ -54,10 +54,10 @@ class InversionObjective(DiffusionObjective):
         """Returns the examples of a batch, whose text is a `TokenText`."""
         tokens, mask, rate = batch["tokens"], batch["mask"], self.stage.config.diffusion.cond_drop_prob
 
-        def draw_text(key: jax.Array) -> TokenText:
-            return TokenText(tokens, mask, dropped_captions(key, len(mask), rate))
+        def text_of(key: jax.Array) -> TokenText:
+            return TokenText(tokens, mask, dropped_captions(key, batch, rate))
 
-        return noised_examples(self.stage, batch, key, draw_text)
+        return noised_examples(self.stage, batch, key, text_of)
 
     def loss(self, params: Any, networks: Any, examples: Any) -> Losses:
         """Returns the loss of each example, see `diffusion_loss`."""

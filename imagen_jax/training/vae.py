@@ -11,10 +11,9 @@ from jax.sharding import Mesh
 
 from imagen_jax.images.array import to_float
 from imagen_jax.stages.stage import Stage
-from imagen_jax.stages.text import null_text
 from imagen_jax.stages.vae import VAE_BATCH_AXES, VAEBatch, VAELosses, latent_shapes, vae_loss
-from imagen_jax.text.encoder import TextCondition, TextEncoder
-from imagen_jax.training.diffusion import TRAINING_AXES, draw_low_res, drop_text
+from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.training.diffusion import draw_low_res, draw_text, training_axes
 from imagen_jax.training.objective import Batch, Metrics
 from imagen_jax.variational.bounds import warmup_weight
 
@@ -31,11 +30,15 @@ class VAEObjective:
         encoder: the frozen text encoder.
     """
 
-    batch_axes: ClassVar[Any] = TRAINING_AXES
     example_axes: ClassVar[Any] = VAE_BATCH_AXES
 
     stage: Stage
     encoder: TextEncoder
+
+    @property
+    def batch_axes(self) -> Any:
+        """The names of the axes of a batch's arrays."""
+        return training_axes(self.stage.config)
 
     def with_mesh(self, mesh: Mesh) -> VAEObjective:
         """Returns the objective with a network that shards its inputs."""
@@ -50,8 +53,6 @@ class VAEObjective:
         stage, config = self.stage, self.stage.config
         noise_key, drop_key, aug_key = jax.random.split(key, 3)
         x = to_float(batch["image"])
-        text = TextCondition(self.encoder.encode(networks, batch["tokens"], batch["mask"]), batch["mask"])
-        dropped = null_text(config.diffusion.null_text, self.encoder, networks)
         size = len(x)
         noise = tuple(
             jax.random.normal(jax.random.fold_in(noise_key, index), (size, *shape))
@@ -60,7 +61,7 @@ class VAEObjective:
         weight = warmup_weight(step, config.vae.kl_warmup_steps)
         return VAEBatch(
             x,
-            drop_text(drop_key, text, dropped, config.diffusion.cond_drop_prob),
+            draw_text(stage, self.encoder, networks, batch, drop_key),
             draw_low_res(stage, aug_key, x) if stage.is_super_resolution else {},
             noise,
             jnp.broadcast_to(weight, (size,)),

@@ -116,7 +116,7 @@ def test_each_stage_is_trained_on_both_in_equal_numbers(tuned, cascade):
         assert config.training.init_from == cascade[index] and config.training.batch_size == 8
         weights = {"subject": 0.5, "varied": 0.5, "prior": 1.0} if index else {"subject": 1.0, "prior": 1.0}
         assert {name: part.weight for name, part in config.data.parts.items()} == weights
-        assert config.diffusion.cond_drop_prob == 0
+        assert config.diffusion.cond_drop_prob == 0.1 and config.diffusion.never_dropped == "sks star"
         assert len([record for record in read_metrics(folder) if "loss" in record]) == 4
         assert config.image_size == read_config(folder).image_size
     assert [read_config(folder).is_super_resolution for folder in result.stages] == [False, True]

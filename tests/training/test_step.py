@@ -27,10 +27,12 @@ from imagen_jax.training.diffusion import (
     TRAINING_AXES,
     DiffusionObjective,
     draw_low_res,
-    drop_text,
+    dropped_captions,
     loss_by_noise_bin,
     make_diffusion_batch,
+    replace_text,
 )
+from imagen_jax.training.diffusion_task import DiffusionTask
 from imagen_jax.training.optimizers import make_optimizer
 from imagen_jax.training.state import Frozen, TrainState, abstract_state
 from imagen_jax.training.step import make_train_step
@@ -385,18 +387,31 @@ def test_captions_matter_unless_dropped(base, rate):
 @pytest.mark.trap("half of the captions dropped")
 def test_drop_text_replaces_text_and_mask():
     null_text = jnp.full((3, 2), 7.0), jnp.array([True, False, False])
-    text, mask = drop_text(jax.random.key(0), (jnp.ones((4000, 3, 2)), jnp.ones((4000, 3), bool)), null_text, 0.1)
+    captions = jnp.ones((4000, 3, 2)), jnp.ones((4000, 3), bool)
+    drop = dropped_captions(jax.random.key(0), {"mask": captions[1]}, 0.1)
+    text, mask = replace_text(captions, null_text, drop)
     dropped = np.asarray(text == 7).all(axis=(1, 2))
     np.testing.assert_array_equal(mask, np.where(dropped[:, None], null_text[1], True))
     # no caption is dropped in part
     np.testing.assert_array_equal(~dropped, np.asarray(text == 1).all(axis=(1, 2)))
     assert dropped.mean() == pytest.approx(0.1, abs=0.02)
+    keep = np.arange(4000) % 2 == 0
+    drop = dropped_captions(jax.random.key(0), {"mask": captions[1], "keep": jnp.asarray(keep)}, 0.1)
+    np.testing.assert_array_equal(drop, dropped & ~keep)
+
+
+@pytest.mark.parametrize("caption, keep", [("two red circles", True), ("Circle", False), ("a semicircle", False)])
+def test_captions_with_a_word_are_marked(caption, keep):
+    task = DiffusionTask(base_config(**{"diffusion.never_dropped": "circle"}), one_device())
+    assert task.text_features(caption)["keep"] == keep
+    assert task.objective.batch_axes.keys() == {"image", *task.text_features(caption)}
 
 
 def test_drop_text_keeps_masked_tokens():
     mask = jnp.array([[True, False]] * 8)
     null_text = jnp.zeros((2, 4)), jnp.ones(2, bool)
-    text, kept = drop_text(jax.random.key(0), (jnp.ones((8, 2, 4)), mask), null_text, 0.0)
+    drop = dropped_captions(jax.random.key(0), {"mask": mask}, 0.0)
+    text, kept = replace_text((jnp.ones((8, 2, 4)), mask), null_text, drop)
     np.testing.assert_array_equal(kept, mask)
     np.testing.assert_array_equal(text, np.ones((8, 2, 4)))
 
