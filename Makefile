@@ -9,7 +9,7 @@ HEIF := .cache/heif
 PAGE := .cache/page
 AUDIT := .venv-audit
 RUN := runs/demo
-PHASES := setup format-check lint shell types imports docs pytest
+PHASES := setup format-check lint shell types imports pytest
 
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 # The first that runs and is new enough. To choose another: make PYTHON=/path/to/python3.12 …
@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP_LOCKED := $(BIN)/python -m pip install --no-deps --no-build-isolation --use-pep517 --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo shapes test test-all faults heif page parity metrics goldens peers lock audit licenses format clean $(PHASES)
+.PHONY: help docs demo shapes test test-all faults heif page parity metrics goldens peers lock audit licenses format clean $(PHASES)
 
 help: ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,12 +62,15 @@ shapes: $(SETUP) ## train the cascade that ships with the package, score it, and
 	$(BIN)/imagen publish --stages=$(SHAPES)/base,$(SHAPES)/sr --evaluation=$(SHAPES) --license=apache-2.0 \
 		--out=imagen_jax/pipelines/cascades/shapes --overwrite
 
-test: ## every check: format, lint, types, layers contract, tests
-	@for phase in $(PHASES); do \
+# The documentation is built beside the other checks: most of its time is that of the notebook, which uses one core.
+test: $(SETUP) ## every check: format, lint, types, layers contract, documentation, tests
+	@mkdir -p build; $(MAKE) --no-print-directory docs >build/docs.log 2>&1 & docs=$$!; trap 'kill $$docs 2>/dev/null' EXIT INT TERM; \
+	for phase in $(PHASES); do \
 		echo "== $$phase"; start=$$(date +%s); \
 		$(MAKE) --no-print-directory $$phase || { echo "FAILED: $$phase"; exit 1; }; \
 		times="$$times  $$phase $$(($$(date +%s) - start)) s"; \
-	done; echo "Passed:$$times"
+	done; \
+	wait $$docs || { cat build/docs.log; echo "FAILED: docs"; exit 1; }; echo "Passed: docs $$times"
 
 test-all: ## the same, and the tests that `make test` leaves out, as they take long
 	@$(MAKE) --no-print-directory test ARGS="-m ''"
