@@ -43,7 +43,7 @@ CASCADE = "shapes"
 RARE = "sks"
 SHOWN = 24
 _PRIOR_SEED, _NEW_SEED, _OLD_SEED = 77, 78, 79
-STEPS, PRIOR_IMAGES, SCALE = 1200, 1000, 1.2
+STEPS, PRIOR_IMAGES, SCALE = 1200, 1000, 1.1
 _STARTS_AS = "circle"  # the word that the token starts as
 
 _UNSEEN = ("orange", "purple", "pink")  # colors in which no image shows the new shape
@@ -188,7 +188,10 @@ def _both(out: Path, num_prompts: int) -> None:
 
 
 def write_images(shape: str, folder: Path) -> Path:
-    """Writes five images of a new shape with captions, and returns their folder."""
+    """Writes five images of a new shape with captions, and returns their folder.
+
+    Each has two: where some have one, or four alike, far fewer new combinations are right (docs/fine_tuning.md).
+    """
 
     def thing(shape: str, color: str, size: str, x: float, y: float) -> SceneObject:
         return SceneObject(shape, color, size, x, y, {"small": 0.152, "large": 0.21}[size])
@@ -218,15 +221,7 @@ def write_images(shape: str, folder: Path) -> Path:
         pair(("red", "blue"), ("small", "large"), "above", "gray"),
         pair(("yellow", "green"), ("large", "small"), "above", "black"),
         pair(("yellow", "green"), ("small", "large"), "left of", "tan"),
-        (
-            [thing(shape, "cyan", "small", x, y) for x in (0.25, 0.75) for y in (0.25, 0.75)],
-            "black",
-            [
-                f"four small cyan {new}s on a black background",
-                f"on a black background, four cyan {new}s",
-                f"four cyan {new}s on a black background",
-            ],
-        ),
+        pair(("cyan", "red"), ("small", "large"), "left of", "black"),
     ]
     folder.mkdir(parents=True, exist_ok=True)
     for index, (objects, background, captions) in enumerate(scenes):

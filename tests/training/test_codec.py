@@ -75,7 +75,7 @@ def test_stage_keeps_the_codec_with_the_moments_of_its_latents(codec_folder, lat
     assert set(stage[LATENTS]) == {"mean", "std"}
 
 
-@pytest.mark.parametrize("kind", ["codec", "latents"])
+@pytest.mark.parametrize("kind", ["codec", pytest.param("latents", marks=pytest.mark.slow)])
 def test_step_does_not_depend_on_devices_and_micro_batches(kind, codec_folder):
     config = codec_config() if kind == "codec" else latent_config(codec_folder, **{"inpainting.enabled": True})
     config = config.with_changes({"training.batch_size": 16, "reconstruction.disc_start": 0, "optimizer.eps": 1e-3})

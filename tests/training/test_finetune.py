@@ -154,6 +154,7 @@ def test_adapter_is_what_was_trained(tuned, cascade):
     assert grid.ndim == 3 and grid.std() > 10
 
 
+@pytest.mark.slow
 def test_token_is_learned_by_the_base(cascade, images, tmp_path):
     """With its adapter, and super-resolution knows it; one folder has both."""
     settings = module.dataclasses.replace(SETTINGS, initializer="ring", targets=())
