@@ -456,6 +456,9 @@ def recorded_noise(stage, batch, key, schedule=None):
         schedule=schedule or schedules.cosine(),
         prediction=stage.prediction,
         predict=predict,
+        z_shape=stage.z_shape,
+        encode=stage.encode,
+        encode_condition=stage.encode_condition,
         augment_low_res=augment_low_res,
         aug_noise_shape=lambda low_res: low_res.shape,
     )
