@@ -289,7 +289,8 @@ class Recorded:
         self.config, self.image_shape, self.schedule, self.prediction = stage.config, (16, 16, 3), stage.schedule, "v"
         self.asked, self.conditions, self.learns_variance = [], [], False
         self.is_super_resolution, self.aug_levels, self.low_res_shape = True, stage.aug_levels, (8, 8, 3)
-        self.masks = None
+        self.masks, self.is_vae = None, stage.is_vae
+        self.z_shape, self.decode = stage.z_shape, stage.decode
 
     def aug_noise_shape(self, low_res):
         return low_res.shape
