@@ -140,7 +140,7 @@ def test_size_overrides():
         ({"text.model": "/none/there"}, "/none/there"),
         ({"diffusion.prediction_type": "y"}, "diffusion.prediction_type.* 'y'"),
         ({"diffusion.schedule": "y"}, "diffusion.schedule.* 'y'"),
-        ({"data.source": "cats"}, "data.source.* 'cats' .*shapes, figures, digits, folder"),
+        ({"data.source": "cats"}, "data.source.* 'cats' .*shapes, figures, digits, fashion_mnist, folder"),
         ({"data.split": "all"}, "split 'all'"),
         ({"data.validation_split": "all"}, "split 'all'"),
         ({"data.num_examples": 0}, "data.num_examples.* 0"),

@@ -75,5 +75,5 @@ def test_source_from_config():
     assert len(make_source(config, "test", 8)) == 360
     with pytest.raises(ConfigError, match="config.data: image_size 16"):
         make_source(config, "test", 16)
-    with pytest.raises(ConfigError, match="'cats' is not known: choose one of shapes, figures, digits, folder"):
+    with pytest.raises(ConfigError, match="'cats' is not known: choose one of shapes, figures, digits, fashion_mnist"):
         load_config({"data": {"source": "cats"}})
