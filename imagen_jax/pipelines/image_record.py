@@ -131,7 +131,7 @@ class ImageRecord(_Part):
         return self
 
     def sampling(self) -> list[dict[str, Any]]:
-        """Returns the sampling settings of each stage.
+        """Returns the sampling settings of each stage, without the name of a draft, of which there is none.
 
         Raises:
             ConfigError: the image was drawn from a draft: which files are read is not for an image to say.
@@ -142,7 +142,9 @@ class ImageRecord(_Part):
                 f"the image was drawn from a draft of the VAE {printable(str(drafts[0]))!r}, which is not loaded by an "
                 "image's record: sample the prompt and seed with --draft, the VAE's folder"
             )
-        return [{key: _from_json(value) for key, value in stage.sampling.items()} for stage in self.stages]
+        return [
+            {key: _from_json(value) for key, value in stage.sampling.items() if key != "draft"} for stage in self.stages
+        ]
 
     def weights(self, folders: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]]:
         """Returns which weights of each stage folder to load: those of the image, or the newest if they are gone."""
