@@ -52,3 +52,8 @@ def test_mean_of_rates():
     overall = mean_of_rates(rows)
     assert overall["mean"] == pytest.approx(0.4)
     assert rows[0]["low"] < overall["low"] < 0.4 < overall["high"] < rows[1]["high"]
+
+
+@pytest.mark.parametrize("total", [1, 4, 61, 130])
+def test_interval_has_its_rate_whatever_is_rounded(total):
+    assert wilson_interval(total, total)[1] == 1 and wilson_interval(0, total)[0] == 0

@@ -220,4 +220,5 @@ def wilson_interval(correct: float, total: float, z: float = 1.959964) -> tuple[
     """Returns Wilson's interval of a rate, 95% by default; unlike the normal interval it is valid near 0 and 1."""
     center = (correct + z * z / 2) / (total + z * z)
     half = z / (total + z * z) * math.sqrt(correct * (total - correct) / total + z * z / 4)
-    return max(0.0, center - half), min(1.0, center + half)
+    rate = correct / total  # at 0 and 1 it is an end, which rounding must not leave out
+    return max(0.0, min(rate, center - half)), min(1.0, max(rate, center + half))
