@@ -36,6 +36,7 @@ SLOW = (
     "docs/evaluation.md",
     "docs/fairness.md",
     "docs/fine_tuning.md",
+    "docs/latents.md",
     "docs/pods.md",
     "docs/prompt_benchmarks.md",
     "docs/publishing.md",

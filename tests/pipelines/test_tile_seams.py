@@ -24,6 +24,8 @@ from imagen_jax.training.state import Frozen, abstract_state
 from imagen_jax.training.step import make_train_step
 from tests.helpers.configs import one_device, sr_config
 
+pytestmark = pytest.mark.slow
+
 COUNT = 64
 STEPS_OF_TRAINING = 150
 SCHEDULE = schedules.cosine()

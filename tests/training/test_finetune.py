@@ -22,6 +22,8 @@ from imagen_jax.training.metric_writer import read_metrics
 from imagen_jax.training.preemption import StopRequest
 from tests.helpers.configs import contents
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ("tests.helpers.fixtures",)
 PROMPTS = ["a sks star", "a red circle"]
 SETTINGS = FinetuneSettings(

@@ -71,6 +71,7 @@ def test_split_devices_learn_the_same(base_folder, learned, tmp_path):
     np.testing.assert_allclose(*(list(losses(folder).values()) for folder in (learned, tmp_path / "split")), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_micro_batches_learn_the_same(base_folder, learned, tmp_path):
     micro = {"training.grad_accum_steps": 2, "mesh.data": 4, "mesh.spatial": 2}
     train(inversion_config(base_folder, **micro), tmp_path / "micro")

@@ -24,6 +24,8 @@ from imagen_jax.training.state import Frozen, abstract_state
 from imagen_jax.training.step import make_train_step
 from tests.helpers.configs import STEPS, base_config, one_device, restored
 
+pytestmark = pytest.mark.slow
+
 BFLOAT16 = 2**-8  # of a number, at most
 
 
