@@ -29,7 +29,14 @@ from huggingface_hub import constants
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from imagen_jax.config.load import from_json, to_json
-from imagen_jax.config.schema import OptimizerConfig, StageConfig, VAEConfig
+from imagen_jax.config.schema import (
+    CodecConfig,
+    DiffusionConfig,
+    OptimizerConfig,
+    ReconstructionConfig,
+    StageConfig,
+    VAEConfig,
+)
 from imagen_jax.errors import ConfigError
 from imagen_jax.io import checksums
 from imagen_jax.io.atomic import read_json
@@ -121,7 +128,13 @@ class CascadeIndex(_Part):
 
 
 # keys that are younger than `config_digest`, by group, with their defaults
-_LATER = {"vae": to_json(VAEConfig()), "optimizer": {"skip_norm": OptimizerConfig().skip_norm}}
+_LATER = {
+    "vae": to_json(VAEConfig()),
+    "codec": to_json(CodecConfig()),
+    "reconstruction": to_json(ReconstructionConfig()),
+    "diffusion": {"never_dropped": DiffusionConfig().never_dropped},
+    "optimizer": {"skip_norm": OptimizerConfig().skip_norm},
+}
 
 
 def config_digest(config: dict[str, Any]) -> str:
@@ -129,12 +142,14 @@ def config_digest(config: dict[str, Any]) -> str:
 
     Keys of `_LATER` count where they are set: a stage that was trained before there were any keeps its digest.
     """
-    settings = {key: value for key, value in config.items() if key != "sampling"}
-    for group, defaults in _LATER.items():
-        present = {key: value for key, value in settings.get(group, {}).items() if defaults.get(key) != value}
-        settings = {key: value for key, value in settings.items() if key != group} | (
-            {group: present} if present else {}
-        )
+    settings = {}
+    for name, value in config.items():
+        if later := _LATER.get(name):
+            value = {key: entry for key, entry in value.items() if key not in later or entry != later[key]}
+            if not value:
+                continue
+        settings[name] = value
+    settings.pop("sampling", None)
     return checksums.json_digest(settings)
 
 

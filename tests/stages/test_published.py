@@ -14,7 +14,7 @@ from imagen_jax.io import checksums
 from imagen_jax.parallel.sharding import with_shardings
 from imagen_jax.pipelines.find_stages import CASCADES, find_stages
 from imagen_jax.publishing.stage_files import write_stage
-from imagen_jax.stages.published import INDEX, PublishedWeights
+from imagen_jax.stages.published import INDEX, PublishedWeights, config_digest
 from imagen_jax.stages.stage_folder import read_config
 from tests.helpers.configs import one_device
 
@@ -218,3 +218,12 @@ def test_weights_of_another_network_are_refused(folder):
     shapes.pop("conditioning")
     with pytest.raises(ConfigError, match="stage_0"):
         stage.load(with_shardings(shapes, one_device()))
+
+
+@pytest.mark.parametrize("stage, digest", [("stage_0", "a1cdaab642eac711"), ("stage_1", "515cf226e43e5b43")])
+def test_keys_that_are_younger_leave_the_digest_of_a_config(stage, digest):
+    """Samples of an earlier version name it, and their folder is continued."""
+    config = read_config(CASCADES / "shapes" / stage)
+    assert config_digest(to_json(config)).startswith(digest)
+    for key, value in [("diffusion.never_dropped", "star"), ("optimizer.skip_norm", 1.0), ("codec.scale_images", 2)]:
+        assert not config_digest(to_json(config.with_changes({key: value}))).startswith(digest)
