@@ -38,9 +38,9 @@ from imagen_jax.stages import stage as stages
 from imagen_jax.stages.adapter import trained_patterns
 from imagen_jax.stages.stage import Stage
 from imagen_jax.text.encoder import TextEncoder
-from imagen_jax.training.diffusion import TRAINING_AXES
 from imagen_jax.training.oom import explain_oom
 from imagen_jax.training.optimizers import make_optimizer
+from imagen_jax.training.stage_objective import TRAINING_AXES
 from imagen_jax.training.state import Frozen, TrainState, abstract_parts, first_state, init_params
 
 SEVERAL_PROCESSES = True

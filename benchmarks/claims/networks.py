@@ -21,8 +21,9 @@ from imagen_jax.parallel.mesh import make_mesh
 from imagen_jax.planning.cost import stage_cost
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.text import make_encoder
-from imagen_jax.training.diffusion import TRAINING_AXES, DiffusionObjective
+from imagen_jax.training.diffusion import DiffusionObjective
 from imagen_jax.training.optimizers import make_optimizer
+from imagen_jax.training.stage_objective import TRAINING_AXES
 from imagen_jax.training.state import Frozen, abstract_state
 from imagen_jax.training.step import make_train_step
 

@@ -27,9 +27,9 @@ from imagen_jax.stages.trainable import merge
 from imagen_jax.text.encoder import TextCondition, TextEncoder
 from imagen_jax.text.tokenizer import FEATURE_AXES
 from imagen_jax.training.codec_task import CodecObjective
+from imagen_jax.training.diffusion_task import make_objective
 from imagen_jax.training.objective import Objective
 from imagen_jax.training.optimizers import make_optimizer
-from imagen_jax.training.stage_objective import make_objective
 from imagen_jax.training.state import Frozen, abstract_parts
 from imagen_jax.training.step import make_train_step
 

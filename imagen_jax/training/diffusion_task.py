@@ -19,14 +19,21 @@ from imagen_jax.evaluation.training_metrics import check_best, make_training_met
 from imagen_jax.evaluation.validation import validation_score
 from imagen_jax.parallel import multihost
 from imagen_jax.stages.adapter import learned_rows
-from imagen_jax.stages.stage import build
+from imagen_jax.stages.stage import Stage, build
 from imagen_jax.stages.text import PromptEncoder, make_cached_encoder, make_encoder
 from imagen_jax.text.embedding_cache import EmbeddingCache
+from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.learned_tokens import word_pattern
+from imagen_jax.training.diffusion import DiffusionObjective
 from imagen_jax.training.objective import Preview, SampleFigures
 from imagen_jax.training.run_files import EVALUATIONS
-from imagen_jax.training.stage_objective import make_objective
 from imagen_jax.training.textual_inversion import InversionObjective, first_rows
+from imagen_jax.training.vae import VAEObjective
+
+
+def make_objective(stage: Stage, encoder: TextEncoder) -> DiffusionObjective | VAEObjective:
+    """Returns the objective of a stage, whose captions an encoder encodes: to denoise, or to be a VAE."""
+    return VAEObjective(stage, encoder) if stage.is_vae else DiffusionObjective(stage, encoder)
 
 
 class DiffusionTask:

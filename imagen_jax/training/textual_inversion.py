@@ -22,8 +22,9 @@ from imagen_jax.stages.adapter import LEARNED, ROWS
 from imagen_jax.stages.loss import DIFFUSION_BATCH_AXES, DiffusionBatch, Losses
 from imagen_jax.stages.text import null_text
 from imagen_jax.text.encoder import TextCondition, TextEncoder
-from imagen_jax.training.diffusion import DiffusionObjective, dropped_captions, noised_examples, replace_text
+from imagen_jax.training.diffusion import DiffusionObjective, noised_examples
 from imagen_jax.training.objective import Batch
+from imagen_jax.training.stage_objective import dropped_captions, replace_text
 
 
 class TokenText(NamedTuple):

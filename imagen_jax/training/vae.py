@@ -2,51 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from imagen_jax.images.array import to_float
-from imagen_jax.stages.stage import Stage
 from imagen_jax.stages.vae import VAE_BATCH_AXES, VAEBatch, VAELosses, latent_shapes, vae_loss
-from imagen_jax.text.encoder import TextEncoder
-from imagen_jax.training.diffusion import draw_low_res, draw_text, training_axes
 from imagen_jax.training.objective import Batch, Metrics
+from imagen_jax.training.stage_objective import StageObjective, draw_low_res, draw_text
 from imagen_jax.variational.bounds import warmup_weight
 
 # prefix of the divergences of groups in metrics, numbered from the coarsest on
 KL_PREFIX = "kl_bits/group_"
 
 
-@dataclasses.dataclass(frozen=True)
-class VAEObjective:
-    """The training objective of a VAE, an `Objective`; its frozen network is the text encoder.
-
-    Attributes:
-        stage: the stage to train.
-        encoder: the frozen text encoder.
-    """
+class VAEObjective(StageObjective):
+    """The objective of a stage that is a VAE; see `StageObjective`."""
 
     example_axes: ClassVar[Any] = VAE_BATCH_AXES
-
-    stage: Stage
-    encoder: TextEncoder
-
-    @property
-    def batch_axes(self) -> Any:
-        """The names of the axes of a batch's arrays."""
-        return training_axes(self.stage.config)
-
-    def with_mesh(self, mesh: Mesh) -> VAEObjective:
-        """Returns the objective with a network that shards its inputs."""
-        return dataclasses.replace(self, stage=self.stage.with_mesh(mesh))
-
-    def init(self, key: jax.Array) -> Any:
-        """Returns random parameters of the stage's network."""
-        return self.stage.init(key)
 
     def draw(self, networks: Any, batch: Batch, key: jax.Array, step: jax.Array) -> VAEBatch:
         """Returns the examples of a batch with the noise of their latents; `networks` are the encoder's parameters."""

@@ -18,8 +18,9 @@ from imagen_jax.stages.sampling import make_sample_fn
 from imagen_jax.stages.stage_sampler import NoiseSource, StageSampler, make_request
 from imagen_jax.stages.text import PromptEncoder, make_encoder
 from imagen_jax.text.encoder import TextCondition
-from imagen_jax.training.diffusion import TRAINING_AXES, DiffusionObjective
+from imagen_jax.training.diffusion import DiffusionObjective
 from imagen_jax.training.optimizers import make_optimizer
+from imagen_jax.training.stage_objective import TRAINING_AXES
 from imagen_jax.training.state import Frozen, abstract_state
 from imagen_jax.training.step import make_train_step
 from tests.helpers.configs import one_device, sr_config

@@ -24,16 +24,13 @@ from imagen_jax.stages.text import make_encoder
 from imagen_jax.text.encoder import TextCondition
 from imagen_jax.training.diffusion import (
     NOISE_BINS,
-    TRAINING_AXES,
     DiffusionObjective,
-    draw_low_res,
-    dropped_captions,
     loss_by_noise_bin,
     make_diffusion_batch,
-    replace_text,
 )
 from imagen_jax.training.diffusion_task import DiffusionTask
 from imagen_jax.training.optimizers import make_optimizer
+from imagen_jax.training.stage_objective import TRAINING_AXES, draw_low_res, dropped_captions, replace_text
 from imagen_jax.training.state import Frozen, TrainState, abstract_state
 from imagen_jax.training.step import make_train_step
 from tests.helpers.configs import base_config, one_device, perturbed_params, sr_config

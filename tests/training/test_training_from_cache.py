@@ -16,10 +16,11 @@ from imagen_jax.stages.precompute_text import embed
 from imagen_jax.stages.text import PromptEncoder, make_encoder
 from imagen_jax.stages.workdir import open_workdir, read_config
 from imagen_jax.text.embedding_cache import EmbeddingCache
-from imagen_jax.training.diffusion import TRAINING_AXES, DiffusionObjective
+from imagen_jax.training.diffusion import DiffusionObjective
 from imagen_jax.training.loop import train
 from imagen_jax.training.metric_writer import read_metrics
 from imagen_jax.training.optimizers import make_optimizer
+from imagen_jax.training.stage_objective import TRAINING_AXES
 from imagen_jax.training.state import Frozen, abstract_state
 from imagen_jax.training.step import make_train_step
 from tests.helpers.configs import STEPS, base_config, one_device, restored
