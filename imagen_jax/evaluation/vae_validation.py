@@ -18,7 +18,7 @@ from imagen_jax.parallel import multihost, runtime
 from imagen_jax.parallel.axes import VECTOR
 from imagen_jax.parallel.batching import batch_sharding
 from imagen_jax.stages.stage import Stage
-from imagen_jax.stages.vae import VAEBatch, draw_noise, importance_weight, run_network, vae_loss
+from imagen_jax.stages.vae import VAEBatch, draw_noise, encode_batch, importance_weight, vae_loss
 from imagen_jax.text.encoder import TextCondition
 from imagen_jax.variational.bounds import active_units, bits_per_dim, iwae_bound
 
@@ -62,13 +62,14 @@ def make_vae_validation(stage: Stage, mesh: Mesh, batch_size: int) -> VAEValidat
 
     def losses(params: Any, batch: Any) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
         examples = make_batch(batch, jnp.uint32(0))
-        values = vae_loss(stage, params, examples)
-        output = run_network(stage, params, examples.x, examples.noise, examples.text, examples.condition)
+        output = encode_batch(stage, params, examples)
+        values = vae_loss(stage, examples, output)
         means = [group.delta_mean.reshape(len(examples.x), -1) for group in output.groups]
         return values.bound, values.kls, means
 
     def weights(params: Any, batch: Any, sample: jax.Array) -> jax.Array:
-        return importance_weight(stage, params, make_batch(batch, sample))
+        examples = make_batch(batch, sample)
+        return importance_weight(stage, examples, encode_batch(stage, params, examples))
 
     options: dict[str, Any] = {
         "out_shardings": batch_sharding(mesh, VECTOR),

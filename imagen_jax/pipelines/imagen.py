@@ -60,7 +60,7 @@ from imagen_jax.stages.sampling import PAIRS_AXES, SAMPLING_MESH, Pairs
 from imagen_jax.stages.stage import Stage
 from imagen_jax.stages.stage_sampler import StageRequest, stage_keys, strength_steps
 from imagen_jax.stages.text import PromptEncoder
-from imagen_jax.stages.vae import LATENTS
+from imagen_jax.stages.vae import LATENT_AXES
 from imagen_jax.text.encoder import TextCondition
 
 _MAX_SAMPLERS = 64  # with other settings, that are kept
@@ -304,7 +304,7 @@ class ImagenPipeline:
         return self._drafts[name]
 
     def _start(self, request: SampleRequest, index: int) -> StageStart:
-        """Returns what a stage begins with; its image and strength are to be those of a draft if `is_drafted`."""
+        """Returns what a stage begins with, at the strength of its draft if it has one."""
         start = request.start(index)
         if not self._is_drafted(request, index):
             return start
@@ -741,8 +741,8 @@ class ImagenPipeline:
             padded = {name: pad_batch(np.asarray(array[batch]), size) for name, array in arrays.items()}
             return shard_host_batch(padded, axes, self.mesh)
 
-        def put(array: Rows | None) -> jax.Array | None:
-            return None if array is None else put_all({"images": array}, IMAGE)["images"]
+        def put(array: Rows | None, axes: Axes = IMAGE) -> jax.Array | None:
+            return None if array is None else put_all({"images": array}, axes)["images"]
 
         def put_pairs(pairs: Pairs | None) -> Pairs | None:
             return None if pairs is None else Pairs(**put_all(pairs._asdict(), PAIRS_AXES._asdict()))
@@ -760,9 +760,7 @@ class ImagenPipeline:
                 mask=put(begin.mask),
                 strength=begin.strength,
                 resample=begin.resample,
-                z=None
-                if begin.z is None
-                else put_all({"z": begin.z}, "batch ..." if begin.z.ndim == 2 else IMAGE)["z"],
+                z=None if begin.z is None else put(begin.z, _noise_axes(begin.z)),
                 before=put(begin.before),
                 pairs=put_pairs(begin.pairs),
                 positions=None if begin.positions is None else put_all(begin.positions, "batch ..."),
@@ -799,7 +797,7 @@ class ImagenPipeline:
 
 def _noise_axes(noise: np.ndarray) -> Axes:
     """Returns the axes of noise [N, H, W, C], or of a VAE's latents [N, D]."""
-    return LATENTS if noise.ndim == 2 else IMAGE
+    return LATENT_AXES if noise.ndim == 2 else IMAGE
 
 
 def _as_mesh(mesh: Mesh | Mapping[str, int] | None) -> Mesh:

@@ -19,7 +19,7 @@ from imagen_jax.text.encoder import TEXT_CONDITION_AXES, TextCondition
 from imagen_jax.variational import bounds, logistics
 
 Noise = tuple[jax.Array, ...]
-LATENTS = "batch ..."  # axes of the latents of all groups in one array [B, D]
+LATENT_AXES = "batch ..."  # axes of the latents of all groups in one array [B, D]
 
 
 class VAEBatch(NamedTuple):
@@ -109,32 +109,36 @@ def run_network(
     return output
 
 
-def vae_loss(stage: Stage, params: Any, batch: VAEBatch) -> VAELosses:
+def encode_batch(stage: Stage, params: Any, batch: VAEBatch) -> HVAEOutput:
+    """Returns what the network makes of the images of a batch."""
+    return run_network(stage, params, batch.x, batch.noise, batch.text, batch.condition)
+
+
+def vae_loss(stage: Stage, batch: VAEBatch, output: HVAEOutput) -> VAELosses:
     """Returns the loss of each example: the negative ELBO with weighted divergences (arXiv:2007.03898, Eq. 1).
 
     Args:
         stage: the stage to train.
-        params: parameters of its network.
         batch: the examples with the noise of their latents.
+        output: of `encode_batch`.
     """
-    output = run_network(stage, params, batch.x, batch.noise, batch.text, batch.condition)
-    reconstruction = -_log_likelihood(stage, batch.x, output)
+    log_likelihood = _log_likelihood(stage, batch.x, output)
     kls = jnp.stack([bounds.sum_latents(bounds.residual_kl(*group[1:])) for group in output.groups], axis=-1)
     weights = batch.kl_weight[:, None]
     if stage.config.vae.kl_balancing:
         sizes = [noise.shape[1] * noise.shape[2] for noise in batch.noise]
         weights = bounds.balanced_weights(kls, sizes, batch.kl_weight)
-    dims = batch.x[0].size
-    loss, bound, reconstruction, kls = (
-        bounds.bits_per_dim(nats, dims)
-        for nats in (
-            -bounds.elbo(-reconstruction, weights * kls),
-            -bounds.elbo(-reconstruction, kls),
-            reconstruction,
-            kls,
-        )
+
+    def bits(nats: jax.Array) -> jax.Array:
+        return bounds.bits_per_dim(nats, batch.x[0].size)
+
+    return VAELosses(
+        loss=bits(-bounds.elbo(log_likelihood, weights * kls)),
+        bound=bits(-bounds.elbo(log_likelihood, kls)),
+        reconstruction=bits(-log_likelihood),
+        kls=bits(kls),
+        kl_weight=batch.kl_weight,
     )
-    return VAELosses(loss, bound, reconstruction, kls, batch.kl_weight)
 
 
 def _log_likelihood(stage: Stage, x: jax.Array, output: HVAEOutput) -> jax.Array:
@@ -144,9 +148,14 @@ def _log_likelihood(stage: Stage, x: jax.Array, output: HVAEOutput) -> jax.Array
     return bounds.sum_latents(logistics.log_likelihood(x, mixture, levels))
 
 
-def importance_weight(stage: Stage, params: Any, batch: VAEBatch) -> jax.Array:
-    """Returns log p(x, z) - log q(z|x) of images and one sample of their latents, [B] in nats; see `iwae_bound`."""
-    output = run_network(stage, params, batch.x, batch.noise, batch.text, batch.condition)
+def importance_weight(stage: Stage, batch: VAEBatch, output: HVAEOutput) -> jax.Array:
+    """Returns log p(x, z) - log q(z|x) of images and one sample of their latents, [B] in nats; see `iwae_bound`.
+
+    Args:
+        stage: the stage.
+        batch: the examples with the noise of their latents.
+        output: of `encode_batch`.
+    """
     ratios = [
         bounds.sum_latents(bounds.log_prior_to_posterior(group.prior_noise, noise, group.delta_log_std))
         for group, noise in zip(output.groups, batch.noise, strict=True)

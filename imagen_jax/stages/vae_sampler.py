@@ -33,7 +33,7 @@ from imagen_jax.stages.stage_sampler import (
     in_parts,
     static_settings,
 )
-from imagen_jax.stages.vae import LATENTS, VAEInputs, decode_inputs, encode_inputs, prior_latents
+from imagen_jax.stages.vae import LATENT_AXES, VAEInputs, decode_inputs, encode_inputs, prior_latents
 
 
 @functools.lru_cache(64)
@@ -48,7 +48,7 @@ def _compile(stage: Stage, mesh: Mesh | AbstractMesh, size: Size, isolated: bool
             return in_parts(num_batch_shards(mesh), 1, functools.partial(function, params), *batch)
         return function(params, *batch)
 
-    axes = LATENTS if encodes else IMAGE
+    axes = LATENT_AXES if encodes else IMAGE
     return jax.jit(run, out_shardings=batch_sharding(mesh, axes), compiler_options=runtime.compiler_options(mesh))
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from imagen_jax.images.array import to_float
-from imagen_jax.stages.vae import VAE_BATCH_AXES, VAEBatch, VAELosses, latent_shapes, vae_loss
+from imagen_jax.stages.vae import VAE_BATCH_AXES, VAEBatch, VAELosses, encode_batch, latent_shapes, vae_loss
 from imagen_jax.training.objective import Batch, Metrics
 from imagen_jax.training.stage_objective import StageObjective, draw_low_res, draw_text
 from imagen_jax.variational.bounds import warmup_weight
@@ -43,7 +43,7 @@ class VAEObjective(StageObjective):
 
     def loss(self, params: Any, networks: Any, examples: VAEBatch) -> VAELosses:
         """Returns the loss of each example, see `vae_loss`."""
-        return vae_loss(self.stage, params, examples)
+        return vae_loss(self.stage, examples, encode_batch(self.stage, params, examples))
 
     def metrics(self, batch: Batch, losses: VAELosses) -> Metrics:
         """Returns scalars in bits per dimension, among them the divergence of each group.

@@ -13,7 +13,7 @@ from imagen_jax.images.resize import resize
 from imagen_jax.parallel import batching
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.text import PromptEncoder, make_encoder
-from imagen_jax.stages.vae import VAEBatch, latent_shapes, vae_loss
+from imagen_jax.stages.vae import VAEBatch, encode_batch, latent_shapes, vae_loss
 from imagen_jax.text.encoder import TextCondition
 from imagen_jax.training.loop import train
 from imagen_jax.training.metric_writer import read_metrics
@@ -133,7 +133,8 @@ def test_super_resolution_loss_depends_on_the_low_resolution():
     @jax.jit
     def loss(low_res):
         condition = stage.augment_low_res(low_res, jnp.zeros(2), jnp.zeros(low_res.shape))
-        return vae_loss(stage, params, VAEBatch(x, text, condition, noise, jnp.ones(2))).kls
+        batch = VAEBatch(x, text, condition, noise, jnp.ones(2))
+        return vae_loss(stage, batch, encode_batch(stage, params, batch)).kls
 
     assert np.any(np.abs(loss(low_res) - loss(-low_res)) > 1e-4)
 
