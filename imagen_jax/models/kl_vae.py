@@ -10,7 +10,6 @@ Shapes: B batch, H W rows and columns of images, h w those of latents, C channel
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -70,8 +69,8 @@ class KLVAE(nn.Module):
         return self.decode(self.encode(images)[0])
 
 
-class _Encoder(nn.Module):
-    """Images [B, H, W, C] to features [B, h, w, outputs]; attributes as those of `KLVAE`."""
+class _Half(nn.Module):
+    """What encoder and decoder have in common; attributes as those of `KLVAE`, and `outputs`, the channels made."""
 
     outputs: int
     widths: tuple[int, ...]
@@ -80,57 +79,55 @@ class _Encoder(nn.Module):
     num_groups: int
     dtype: jnp.dtype
     constrain: ConstraintFn
+
+    def _stem(self, x: jax.Array, width: int) -> jax.Array:
+        return self.constrain(conv(width, "stem", self.dtype)(x.astype(self.dtype)), IMAGE)
+
+    def _blocks(self, x: jax.Array, level: int, count: int) -> jax.Array:
+        """Returns features after the residual blocks of a level."""
+        for block in range(count):
+            x = _Block(self.widths[level], self.num_groups, self.dtype, name=f"level_{level}_res_{block}")(x)
+        return x
+
+    def _middle(self, x: jax.Array) -> jax.Array:
+        """Returns features [B, h, w, C] after the blocks of the smallest level."""
+        x = _Block(x.shape[-1], self.num_groups, self.dtype, name="middle_res_0")(x)
+        if self.middle_attention:
+            x = _PixelAttention(self.num_groups, self.dtype, name="middle_attend")(x)
+        return _Block(x.shape[-1], self.num_groups, self.dtype, name="middle_res_1")(x)
+
+    def _out(self, x: jax.Array) -> jax.Array:
+        """Returns features [B, H, W, C] as the float32 output [B, H, W, outputs]."""
+        x = nn.swish(GroupNorm32(self.num_groups, name="out_norm")(x))
+        return conv(self.outputs, "out", self.dtype)(x).astype(jnp.float32)
+
+
+class _Encoder(_Half):
+    """Images [B, H, W, C] to features [B, h, w, outputs]."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = self.constrain(conv(self.widths[0], "stem", self.dtype)(x.astype(self.dtype)), IMAGE)
-        for level, (width, blocks) in enumerate(zip(self.widths, self.num_res_blocks, strict=True)):
-            for block in range(blocks):
-                x = _Block(width, self.num_groups, self.dtype, name=f"level_{level}_res_{block}")(x)
+        x = self._stem(x, self.widths[0])
+        for level, width in enumerate(self.widths):
+            x = self._blocks(x, level, self.num_res_blocks[level])
             if level < len(self.widths) - 1:
                 x = conv(width, f"level_{level}_halve", self.dtype, stride=2)(x)
             x = self.constrain(x, IMAGE)
-        x = _middle(x, self)
-        return _output(x, self.outputs, self.num_groups, self.dtype)
+        return self._out(self._middle(x))
 
 
-class _Decoder(nn.Module):
-    """Latents [B, h, w, c] to images [B, H, W, outputs]; attributes as those of `KLVAE`."""
-
-    outputs: int
-    widths: tuple[int, ...]
-    num_res_blocks: tuple[int, ...]
-    middle_attention: bool
-    num_groups: int
-    dtype: jnp.dtype
-    constrain: ConstraintFn
+class _Decoder(_Half):
+    """Latents [B, h, w, c] to images [B, H, W, outputs]."""
 
     @nn.compact
     def __call__(self, z: jax.Array) -> jax.Array:
-        x = self.constrain(conv(self.widths[-1], "stem", self.dtype)(z.astype(self.dtype)), IMAGE)
-        x = _middle(x, self)
-        for level, (width, blocks) in reversed(list(enumerate(zip(self.widths, self.num_res_blocks, strict=True)))):
-            for block in range(blocks + 1):
-                x = _Block(width, self.num_groups, self.dtype, name=f"level_{level}_res_{block}")(x)
+        x = self._middle(self._stem(z, self.widths[-1]))
+        for level in reversed(range(len(self.widths))):
+            x = self._blocks(x, level, self.num_res_blocks[level] + 1)
             if level > 0:
-                x = upsample_conv(width, f"level_{level}_double", self.dtype)(x)
+                x = upsample_conv(self.widths[level], f"level_{level}_double", self.dtype)(x)
             x = self.constrain(x, IMAGE)
-        return _output(x, self.outputs, self.num_groups, self.dtype)
-
-
-def _middle(x: jax.Array, network: Any) -> jax.Array:
-    """Returns features [B, h, w, C] after the blocks of the smallest level, with the settings of a network."""
-    groups, dtype = network.num_groups, network.dtype
-    x = _Block(x.shape[-1], groups, dtype, name="middle_res_0")(x)
-    if network.middle_attention:
-        x = _PixelAttention(groups, dtype, name="middle_attend")(x)
-    return _Block(x.shape[-1], groups, dtype, name="middle_res_1")(x)
-
-
-def _output(x: jax.Array, channels: int, groups: int, dtype: jnp.dtype) -> jax.Array:
-    """Returns features [B, H, W, C] as the float32 output of a network [B, H, W, channels]."""
-    x = nn.swish(GroupNorm32(groups, name="out_norm")(x))
-    return conv(channels, "out", dtype)(x).astype(jnp.float32)
+        return self._out(x)
 
 
 class _Block(nn.Module):
