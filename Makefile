@@ -9,7 +9,7 @@ HEIF := .cache/heif
 PAGE := .cache/page
 AUDIT := .venv-audit
 RUN := runs/demo
-PHASES := setup format-check lint shell types imports pytest
+PHASES := format-check lint shell types imports pytest
 
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 # The first that runs and is new enough. To choose another: make PYTHON=/path/to/python3.12 …
@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP_LOCKED := $(BIN)/python -m pip install --no-deps --no-build-isolation --use-pep517 --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help docs demo shapes test test-all faults heif page parity metrics goldens peers lock audit licenses format clean $(PHASES)
+.PHONY: help setup docs demo shapes test test-all faults heif page parity metrics goldens peers lock audit licenses format clean $(PHASES)
 
 help: ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

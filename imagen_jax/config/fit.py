@@ -427,14 +427,12 @@ def _check_codec(config: StageConfig) -> None:
 def _check_latents(config: StageConfig) -> None:
     """Checks that a stage of latents has no setting that is of pixels alone."""
     codec, problems = config.codec, []
+    if codec.path and not codec.has_latents:
+        raise ConfigError(
+            f"codec.path {codec.path!r} has no effect with codec.kind 'pixels': set codec.kind to 'kl_vae', or leave "
+            "the path ''"
+        )
     if not codec.has_latents:
-        if codec.path:
-            problems.append(
-                f"codec.path {codec.path!r} has no effect with codec.kind 'pixels': set codec.kind to 'kl_vae', or "
-                "leave the path ''"
-            )
-        if problems:
-            raise ConfigError(*problems)
         return
     if len(codec.model.num_res_blocks) != len(codec.model.channel_mult):
         problems.append(

@@ -111,9 +111,9 @@ class FashionMnistSource:
         i = operator.index(index)
         border = (self._border, self._border)
         # 257 · 255 = 65535
-        image = np.pad(self._images[i], (border, border, (0, 0))).astype(self._dtype) * (257 if self._bits == 16 else 1)
+        image = np.pad(self._images[i], (border, border, (0, 0))) * self._dtype.type(257 if self._bits == 16 else 1)
         columns = {"garment": GARMENTS[self._labels[i]]}
-        return Record(image.astype(self._dtype), self.captions(i), f"garment {i} of {self._split}", columns)
+        return Record(image, self.captions(i), f"garment {i} of {self._split}", columns)
 
     def captions(self, index: SupportsIndex) -> tuple[str, ...]:
         """Returns the single caption of an image."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from imagen_jax.diffusion.samplers import map_x_hat
 
 
-def edit_pairs(denoise_fn: Any, image: jax.Array, threshold: jax.Array, spread: int, most: float | None = 1.0) -> Any:
+def edit_pairs(denoise_fn: Any, image: jax.Array, threshold: jax.Array, spread: int, clips: bool = True) -> Any:
     """Returns a denoiser that predicts sources as they are, and edited images by what their text changes.
 
     The error of the source's prediction, which is known, is taken from that of the edited image (virtual inversion,
@@ -27,7 +27,7 @@ def edit_pairs(denoise_fn: Any, image: jax.Array, threshold: jax.Array, spread: 
         image: [B, H, W, C] in [-1, 1]: the sources, at even rows.
         threshold: [B]: the share of the largest difference in an image below which nothing is changed; 0 for none.
         spread: pixels by which the mask is wider, so that soft edges are within it.
-        most: what edited images are clipped to, in absolute value; None for latents, which have no range.
+        clips: whether edited images are clipped to [-1, 1]; latents have no range.
     """
     rows = jnp.arange(len(image))
     is_source = (rows % 2 == 0)[:, None, None, None]
@@ -36,7 +36,7 @@ def edit_pairs(denoise_fn: Any, image: jax.Array, threshold: jax.Array, spread: 
     def edit(x_hat: jax.Array) -> jax.Array:
         change = x_hat - x_hat[rows - rows % 2]
         changed = _change_mask(change, threshold, spread)
-        edited = known + change if most is None else jnp.clip(known + change, -most, most)
+        edited = jnp.clip(known + change, -1.0, 1.0) if clips else known + change
         return jnp.where(is_source | ~changed, known, edited)
 
     return map_x_hat(denoise_fn, edit)

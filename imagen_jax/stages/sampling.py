@@ -239,8 +239,8 @@ def make_denoise_fn(
 
     if conditions.pairs is not None:
         spread = max(1, round(min(conditions.pairs.image.shape[1:3]) * _SPREAD))
-        pairs, most = conditions.pairs, None if stage.codec else 1.0
-        return edit_pairs(denoise, pairs.image, pairs.threshold, spread, most)
+        pairs = conditions.pairs
+        return edit_pairs(denoise, pairs.image, pairs.threshold, spread, clips=stage.codec is None)
     return denoise if conditions.known is None else keep_known(denoise, **conditions.known)
 
 

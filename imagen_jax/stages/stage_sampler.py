@@ -51,8 +51,12 @@ _STEP_BLOCK = 1024  # numbers of steps are padded to a multiple, so that program
 _MAX_PROGRAMS = 64  # that are kept for stages and settings used before
 # settings that the times of a walk, and the numbers of its steps, do not depend on
 _OF_NO_WALK: dict[str, Any] = {
-    **{"aug_level": 0.0, "bits": 8, "guidance_scale": 1.0, "temperature": 1.0},
-    **{"draft": "", "draft_strength": 1.0},
+    "aug_level": 0.0,
+    "bits": 8,
+    "guidance_scale": 1.0,
+    "temperature": 1.0,
+    "draft": "",
+    "draft_strength": 1.0,
 }
 # settings that are arguments of the programs, with the values that stand for all others
 _DYNAMIC = {"num_inference_steps": 1, "timestep_spacing": "uniform", **_OF_NO_WALK}

@@ -14,8 +14,8 @@ OUT/before_after.png  samples of the same prompts and noise, before and after
 
 A stage trains on images of the subject and of the class in equal numbers: those of the class keep what it knew, with
 the weight 1 of the paper's prior-preservation loss. Each super-resolution stage sees low-resolution images of its own
-images, with noise, as in its training. With a token, no caption is dropped: what is drawn without text would become the
-subject, and guidance would then lead away from it.
+images, with noise, as in its training. Captions with the token are never dropped: what is drawn without text would
+become the subject, and guidance would then lead away from it.
 """
 
 from __future__ import annotations

@@ -160,7 +160,6 @@ def enlarged(params, low_res, **settings):
     return gradients(images)[1::2]
 
 
-@pytest.mark.slow
 def test_full_image_has_no_seam_at_crop_size(params, low_res):
     found = enlarged(params, low_res)
     assert found[CROP // 2 - 1] == pytest.approx(np.median(found), rel=0.2)

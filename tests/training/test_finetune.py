@@ -156,7 +156,6 @@ def test_adapter_is_what_was_trained(tuned, cascade):
     assert grid.ndim == 3 and grid.std() > 10
 
 
-@pytest.mark.slow
 def test_token_is_learned_by_the_base(cascade, images, tmp_path):
     """With its adapter, and super-resolution knows it; one folder has both."""
     settings = module.dataclasses.replace(SETTINGS, initializer="ring", targets=())
@@ -174,7 +173,6 @@ def test_token_is_learned_by_the_base(cascade, images, tmp_path):
     assert again == result
 
 
-@pytest.mark.slow
 def test_token_alone(cascade, images, tmp_path):
     """The networks stay as they are: the base's prediction for other prompts, too."""
     settings = module.dataclasses.replace(SETTINGS, method="textual_inversion", targets=(), class_name="")
@@ -210,7 +208,6 @@ def test_it_continues_after_a_break(tuned, cascade, images, tmp_path):
         finetune(cascade, images, folder, module.dataclasses.replace(SETTINGS, rank=3))
 
 
-@pytest.mark.slow
 def test_it_stops_while_images_of_the_class_are_drawn(cascade, images, tmp_path):
     stop = StopRequest()
 
