@@ -49,6 +49,12 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     define_path(values, "prior_prompts_file", None, "A text file with such a prompt on each line, instead.")
     flags.DEFINE_integer("prior_images", 200, "Images of the class to draw.", lower_bound=1, flag_values=values)
+    define_path(
+        values,
+        "class_images",
+        "",
+        "A folder of images of the class with captions, such as prior/images of an earlier --out, in place of drawing.",
+    )
     flags.DEFINE_string(
         "prompts", None, "Prompts to show before and after, separated by semicolons.", flag_values=values
     )
@@ -99,6 +105,7 @@ def run(args: CommandFlags) -> None:
         initializer=args.initializer.strip(),
         prior_prompts=prior,
         prior_images=args.prior_images,
+        class_images=args.class_images,
         prompts=[] if args.prompts is None else read_prompts(args.prompts, None),
         only=_numbers(args.only),
         steps=args.steps,

@@ -36,6 +36,7 @@ from imagen_jax.config.data_schema import FileKeys
 from imagen_jax.config.load import default_config
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.data.record import CorruptRecordError
+from imagen_jax.datasets.captions import no_captions_reason
 from imagen_jax.datasets.from_config import make_transform
 from imagen_jax.datasets.registry import make_source
 from imagen_jax.errors import ConfigError
@@ -95,6 +96,8 @@ class FinetuneSettings:
             alone; "" leaves the text encoder as it is, or starts textual inversion at the mean of its tokens.
         prior_prompts: of the images of the class; () for "a CLASS".
         prior_images: how many are drawn.
+        class_images: a folder of images of the class with captions, such as OUT/prior/images of an earlier fine-tuning,
+            that are trained on in place of ones to be drawn; "" draws them.
         prompts: to show before and after; () for the subject, and captions of its images.
         only: indices of the stages to train; () for all.
         steps: of each stage; 0 for a number that follows from that of the images.
@@ -114,6 +117,7 @@ class FinetuneSettings:
     initializer: str = ""
     prior_prompts: Sequence[str] = ()
     prior_images: int = 200
+    class_images: str = ""
     prompts: Sequence[str] = ()
     only: Sequence[int] = ()
     steps: int = 0
@@ -229,17 +233,23 @@ def _check_settings(settings: FinetuneSettings) -> None:
         problems.append(f"the method {printable(settings.method)!r} is not one of {', '.join(METHODS)}")
     if settings.method != "full" and not settings.token.strip():
         problems.append("there is no token that names the subject: give a rare word and its class, such as 'sks dog'")
-    if settings.method == "dreambooth" and not (settings.class_name or settings.prior_prompts):
+    has_class = settings.class_name or settings.prior_prompts or settings.class_images
+    if settings.method == "dreambooth" and not has_class:
         problems.append(
             "the method 'dreambooth' trains all weights and keeps what they know by images of a class: give its name, "
             "such as 'dog', or take the method 'full'"
+        )
+    if settings.prior_prompts and settings.class_images:
+        problems.append(
+            f"images of the class are in {settings.class_images!r}, and there are prompts to draw others: leave either "
+            "out"
         )
     if settings.initializer and settings.method not in ("lora", "textual_inversion"):
         problems.append(
             f"the method {settings.method!r} leaves the text encoder as it is: leave the initializer out, or take "
             "'lora'"
         )
-    if settings.method == "full" and (settings.class_name or settings.prior_prompts):
+    if settings.method == "full" and has_class:
         problems.append("the method 'full' has no images of a class: leave the class out, or take 'dreambooth'")
     for name, least in (
         ("prior_images", 1),
@@ -258,6 +268,8 @@ def _check_settings(settings: FinetuneSettings) -> None:
 def _described(stages: Sequence[Path], images: Path, settings: FinetuneSettings) -> dict[str, Any]:
     """Returns what decides the result, as JSON."""
     described = {"stages": [str(path) for path in stages], "images": str(images), **dataclasses.asdict(settings)}
+    if not settings.class_images:  # as folders have it that were begun before there was this setting
+        del described["class_images"]
     tree: dict[str, Any] = json.loads(json.dumps(described))
     return tree
 
@@ -374,7 +386,19 @@ def _write_metadata(folder: Path, entries: Sequence[Mapping[str, str]]) -> None:
 def _prepare_prior(
     pipeline: ImagenPipeline, folder: Path, settings: FinetuneSettings, stop: StopRequest, log: Callable[[str], None]
 ) -> Path | None:
-    """Draws the images of the class, those that are missing, and returns their folder; None if none are wanted."""
+    """Returns the folder of the images of the class, of which it draws those that are missing; None without any."""
+    if settings.class_images:
+        given = as_path(settings.class_images)
+        config = pipeline.stages[-1].stage.config
+        found = make_source(_reading(config, given).data, "train", config.image_hw)
+        reason = no_captions_reason(found)
+        if reason:
+            raise ConfigError(
+                f"{settings.class_images!r} cannot be the images of the class: {reason}; write what each shows into a "
+                "text file beside it"
+            )
+        log(f"{len(found)} images of what the cascade is to keep are in {given}")
+        return given
     if not settings.class_name and not settings.prior_prompts:
         return None
     out, prompts = folder / PRIOR, list(settings.prior_prompts) or [f"a {settings.class_name}"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from imagen_jax.datasets.shapes.source import ShapesSource
 from imagen_jax.errors import ConfigError
@@ -229,6 +230,7 @@ def test_it_stops_while_images_of_the_class_are_drawn(cascade, images, tmp_path)
         ({"method": "full"}, "the method 'full' has no images of a class"),
         ({"method": "lara"}, "the method 'lara' is not one of lora, dreambooth, textual_inversion, full"),
         ({"method": "dreambooth", "initializer": "ring"}, "'dreambooth' leaves the text encoder as it is"),
+        ({"prior_prompts": ("a ring",), "class_images": "rings"}, "are in 'rings', and there are prompts"),
         ({"prior_images": 0, "varied": -1}, "varied -1 is below 0"),
         ({"only": (2,)}, "the cascade has 2, counted from 0"),
         ({"targets": ("no_such",)}, "adapter.targets: 'no_such' matches none"),
@@ -250,3 +252,22 @@ def test_folders_that_cannot_be_used(cascade, images, tmp_path):
     (tmp_path / "broken" / "a.png").write_bytes(b"no image")
     with pytest.raises(ConfigError, match="--images .* cannot be used: none of 1 records can be read"):
         finetune(cascade, tmp_path / "broken", tmp_path / "out", SETTINGS, log=lambda _: None)
+
+
+def test_images_of_the_class_that_are_there_are_not_drawn(tuned, cascade, images, tmp_path):
+    result, _ = tuned
+    settings = module.dataclasses.replace(SETTINGS, class_images=str(result.out / "prior" / "images"), only=(0,))
+    messages: list[str] = []
+    again = finetune(cascade, images, tmp_path / "again", settings, log=messages.append)
+    assert not (again.out / "prior").exists()
+    assert f"5 images of what the cascade is to keep are in {settings.class_images}" in messages
+    one, other = (load_file(done.adapter / "stage_0" / FILE) for done in (result, again))
+    assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_images_of_the_class_without_captions(cascade, images, tmp_path):
+    folder = tmp_path / "class"
+    save_png(ShapesSource(3, "train", 24, 10)[0].image, folder / "0.png")
+    settings = module.dataclasses.replace(SETTINGS, class_images=str(folder))
+    with pytest.raises(ConfigError, match="cannot be the images of the class: .* write what each shows into a text"):
+        finetune(cascade, images, tmp_path / "out", settings, log=lambda _: None)
