@@ -14,6 +14,10 @@ from imagen_jax.models.layers import AttentionPooling, NoiseLevelEmbedding, ResB
 # ±MEAN_LIMIT deviations of the prior. Beyond, exp() of a bf16 network's rare outliers would overflow.
 LOG_STD_LIMIT, MEAN_LIMIT = 5.0, 50.0
 
+# Scale of what is read from the features at first as the posterior: they have no norm, and from far posteriors the
+# first updates have the largest gradients of the run
+_POSTERIOR_SCALE = 0.1
+
 
 class Group(NamedTuple):
     """The latents of a group, float32 [B, h, w, Z]; those of the posterior are empty where there is none.
@@ -90,7 +94,8 @@ class LatentBlock(nn.Module):
         else:
             # in initialization and training alike: all parameters are made where there is an image
             posterior = self._block("posterior")(jnp.concatenate([x, encoded.astype(x.dtype)], axis=-1), embedding)
-            posterior = conv(2 * width, "posterior_out", self.dtype, size=1)(posterior)
+            init = nn.initializers.variance_scaling(_POSTERIOR_SCALE**2, "fan_in", "truncated_normal")
+            posterior = nn.Conv(2 * width, (1, 1), kernel_init=init, dtype=self.dtype, name="posterior_out")(posterior)
             delta_mean, delta_log_std = jnp.split(posterior, 2, axis=-1)
             delta_mean = soft_bound(delta_mean, MEAN_LIMIT)
             delta_log_std = soft_bound(delta_log_std, LOG_STD_LIMIT)

@@ -10,6 +10,7 @@ import pytest
 from imagen_jax.models.hvae import HVAE
 from imagen_jax.models.hvae_blocks import LOG_STD_LIMIT, MEAN_LIMIT
 from imagen_jax.models.unet_base import no_constraint
+from imagen_jax.variational.bounds import residual_kl
 
 SIZE, BATCH = (8, 8), 2
 
@@ -34,12 +35,17 @@ def inputs(model):
 
 
 @functools.cache
-def perturbed(enlarges=False, **changes):
-    """Parameters in which nothing is zero."""
+def untrained(enlarges=False, **changes):
     model = network(**changes)
     x, *rest = inputs(model)
     condition = (x, jnp.zeros(BATCH)) if enlarges else ()
-    params = jax.jit(model.init)(jax.random.key(0), x, *rest, *condition)["params"]
+    return model, jax.jit(model.init)(jax.random.key(0), x, *rest, *condition)["params"]
+
+
+@functools.cache
+def perturbed(enlarges=False, **changes):
+    """Parameters in which nothing is zero."""
+    model, params = untrained(enlarges, **changes)
     rng = np.random.default_rng(0)
     return model, jax.tree.map(lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32), params)
 
@@ -57,6 +63,15 @@ def test_groups_are_from_coarse_to_fine():
     output = apply()(x, noise, *text)
     assert output.pixels.shape == (BATCH, *SIZE, 6)
     assert [group.prior_noise.shape[1:] for group in output.groups] == model.latent_shapes(SIZE)
+
+
+def test_untrained_posteriors_are_near_their_priors():
+    """From far ones, divergences of a thousand bits would be the first that a run sees."""
+    model, params = untrained()
+    output = jax.jit(functools.partial(model.apply, {"params": params}))(*inputs(model))
+    for group in output.groups:
+        divergences = residual_kl(group.delta_mean, group.delta_log_std)
+        assert 1e-5 < float(divergences.mean()) < 0.1
 
 
 def test_prior_noise_of_an_image_decodes_to_it():
