@@ -5,6 +5,8 @@ The images are in Debian's package `dataset-fashion-mnist`, or in another folder
     imagen train --config=configs/fashion_vae.py --workdir=runs/fashion_vae
     imagen sample --stages=runs/fashion_vae --prompts='a photo of a dress' --out=runs/fashion_samples
 
+Without `kl_balancing` one of the two groups of each resolution is not used in the end.
+
 `:plain` has one group of latents in a network of as many parameters, as a VAE without a hierarchy. `:tiny` compiles and
 runs in seconds, for tests.
 """
@@ -24,7 +26,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.text.update(model="random", length=32, dtype="float32")  # ten names need no trained encoder
     config.model.update(channels=24, channel_mult=(1, 2, 2, 2), num_res_blocks=(1, 1, 1, 1), head_channels=24)
     config.model.update(latent_groups=(0, 2, 2, 2), latent_channels=8, text_pool_heads=4, num_groups=8, dtype="float32")
-    config.vae.update(components=3, kl_warmup_steps=500)
+    config.vae.update(components=3, kl_warmup_steps=1200, kl_balancing=True)
     config.optimizer.update(learning_rate=1e-3, warmup_steps=100, skip_norm=300.0, ema_decay=0.998)
     config.training.update(batch_size=32, steps=6000, log_every=25, save_every=500, preview_every=500)
     config.sampling.temperature = 0.9

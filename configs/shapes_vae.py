@@ -6,6 +6,8 @@
 Its images are of the size that `configs/shapes_base.py` draws, so that it takes that stage's place before
 `configs/shapes_sr.py`, or drafts its images (docs/vae.md).
 
+Without `kl_balancing` one of the two groups of each resolution is not used in the end.
+
 `:plain` has one group of latents in a network of as many parameters, as a VAE without a hierarchy. `:tiny` compiles and
 runs in seconds, for tests.
 """
@@ -25,7 +27,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.model.update(channels=24, channel_mult=(1, 2, 2, 2), num_res_blocks=(1, 1, 1, 1), head_channels=24)
     config.model.update(latent_groups=(0, 2, 2, 2), latent_channels=8, text_pool_heads=4, num_groups=8, dtype="float32")
     config.model.attention_types = ((), (), ("text",), ("text",))
-    config.vae.update(components=3, kl_warmup_steps=500)
+    config.vae.update(components=3, kl_warmup_steps=1200, kl_balancing=True)
     config.optimizer.update(learning_rate=1e-3, warmup_steps=100, skip_norm=300.0, ema_decay=0.998)
     config.training.update(batch_size=16, steps=6000, log_every=25, save_every=500, preview_every=500)
     config.sampling.temperature = 0.9
