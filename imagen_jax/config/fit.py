@@ -48,6 +48,7 @@ def check_stage(config: StageConfig) -> None:
         partial(_check_sampler, config),
         partial(_check_tiles, config),
         partial(_check_aug_level, config),
+        partial(_check_low_res_vae, config),
         partial(_check_codec, config),
         partial(_check_latents, config),
     ]
@@ -165,9 +166,13 @@ def _check_multiple(name: str, size: Size, config: StageConfig) -> None:
 
 def _check_enlargement(config: StageConfig) -> None:
     size, low = config.image_hw, config.low_res_hw
+    if config.refines:
+        return  # see _check_low_res_vae
     if not all(0 < small < large for small, large in zip(low, size, strict=True)):
+        refines = ", and diffusion.low_res_vae one that refines images" if low == size else ""
         raise ConfigError(
             f"low_res_size {format_size(low)} must be below image_size {format_size(size)}; 0 makes a base stage"
+            f"{refines}"
         )
     if low[0] * size[1] != low[1] * size[0]:
         raise ConfigError(
@@ -179,6 +184,29 @@ def _check_enlargement(config: StageConfig) -> None:
             f"diffusion.align_corners needs at least 2×2 pixels, and low_res_size is {format_size(low)}: "
             "set it to False"
         )
+
+
+def _check_low_res_vae(config: StageConfig) -> None:
+    """Checks that a stage which refines the images of a VAE is a diffusion stage of full images of their size."""
+    if not config.refines or config.is_codec:
+        return
+    path, size, low = config.diffusion.low_res_vae, format_size(config.image_hw), format_size(config.low_res_hw)
+    problems = []
+    if config.low_res_hw != config.image_hw:
+        problems.append(
+            f"diffusion.low_res_vae {path!r} has images of image_size {size} refined, and low_res_size is {low}: set "
+            f"it to {size}, or leave the path ''"
+        )
+    for name, used, fix in (
+        ("model.network 'hvae'", config.is_vae, "take a diffusion network"),
+        ("data.crop_size", any(config.data.crop_hw), "set it to 0"),
+        ("data.buckets", bool(config.data.bucket_hws), "set it to ()"),
+        ("adapter.token", bool(config.adapter.token), "set it to ''"),
+    ):
+        if used:
+            problems.append(f"{name} does not go with diffusion.low_res_vae {path!r}: {fix}, or leave the path ''")
+    if problems:
+        raise ConfigError(*problems)
 
 
 def _check_transform(config: StageConfig) -> None:
@@ -406,6 +434,7 @@ def _check_codec(config: StageConfig) -> None:
         return
     has = {
         "low_res_size": config.is_super_resolution,
+        "diffusion.low_res_vae": config.refines,
         "inpainting.enabled": config.inpainting.enabled,
         "adapter.kind": config.adapter.enabled,
         "codec.kind": config.codec.has_latents,

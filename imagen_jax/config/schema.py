@@ -463,6 +463,12 @@ class DiffusionConfig(Group):
     )
     aug_level_mean: float = key(-3.0, "Mean of ln(sigma / alpha) of `lognormal`.", source="arXiv:2311.15127")
     aug_level_std: float = key(0.5, "Standard deviation of ln(sigma / alpha) of `lognormal`.", gt=0)
+    low_res_vae: PathText = key(
+        "",
+        "The folder of a trained VAE whose reconstructions of training images are the low-resolution images, at the "
+        "full size: the stage refines what that VAE samples before it in a cascade. Empty downsamples them.",
+        source="arXiv:2201.00308",
+    )
     align_corners: bool = key(False, "Align the corner pixels when the low-resolution image is enlarged.")
     aug_after_resize: bool = key(
         False, "Add the noise of augmentation to the low-resolution image after it is enlarged, as DeepFloyd IF does."
@@ -806,7 +812,11 @@ class StageConfig(Group):
     image_size: SizeValue = key(64, "Size of the images.", unit="pixels", expected=SIZE)
     channels: int = key(3, "Channels of the images.", ge=1, le=MAX_CHANNELS)
     low_res_size: SizeValue = key(
-        0, "Size of the images that a super-resolution stage enlarges; 0 for a base.", unit="pixels", expected=SIZE
+        0,
+        "Size of the images that a super-resolution stage enlarges, or a stage with diffusion.low_res_vae refines; 0 "
+        "for a base.",
+        unit="pixels",
+        expected=SIZE,
     )
     data: DataConfig = key(ShapesData(), "The training data.")
     text: TextConfig = key(TextConfig(), "The text encoder.")
@@ -856,8 +866,13 @@ class StageConfig(Group):
 
     @property
     def is_super_resolution(self) -> bool:
-        """Whether the stage enlarges images of another stage."""
+        """Whether the stage enlarges or refines images of another stage."""
         return any(self.low_res_hw)
+
+    @property
+    def refines(self) -> bool:
+        """Whether the stage refines the images of a VAE, which have its own size."""
+        return bool(self.diffusion.low_res_vae)
 
     @property
     def is_vae(self) -> bool:

@@ -6,17 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from imagen_jax.config.load import to_json
 from imagen_jax.config.schema import EvaluationConfig
 from imagen_jax.data.dataset import first_examples
 from imagen_jax.datasets.from_config import make_examples
 from imagen_jax.evaluation.cascade_metrics import StageMetrics, with_real
+from imagen_jax.evaluation.low_res import Reconstruct
 from imagen_jax.evaluation.validation import make_validation
 from imagen_jax.images.array import format_height_width
 from imagen_jax.images.plots import plot_cascade_diagnostics
 from imagen_jax.io.atomic import write_json
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.pipelines.loading import TrainedStage
+from imagen_jax.pipelines.texts import required
 
 # Most real images for validation losses and saturation: enough for the means.
 MAX_REAL_IMAGES = 128
@@ -40,15 +44,37 @@ def compute_diagnostics(
         examples = make_examples(data, data.split, stage_config.image_hw, stage_config.channels)
         real, captions = first_examples(examples, min(MAX_REAL_IMAGES, config.num_samples))
         validate = make_validation(trained.stage, pipeline.mesh, config.batch_size)
-        measured = validate(trained.params, real, pipeline.encode_prompt(captions, index))
+        refined = _refined(pipeline, index, real, captions, config.batch_size)
+        measured = validate(trained.params, real, pipeline.encode_prompt(captions, index), refined)
         sampled = with_real(sums.result(), real) if sums.images else {}
         metrics.append({**sampled, **measured})
     return metrics
 
 
+def _refined(
+    pipeline: ImagenPipeline, index: int, real: np.ndarray, captions: Sequence[str], batch_size: int
+) -> np.ndarray | None:
+    """Returns what a stage sees of real images that refines those of the VAE before it; None for other stages."""
+    before, encoder = pipeline.stages[index - 1], pipeline.text_encoders[index - 1]
+    if not (pipeline.stages[index].stage.config.refines and before.stage.is_vae):
+        return None
+    reconstruct = Reconstruct(before, pipeline.mesh)
+    return np.concatenate(
+        [
+            reconstruct(
+                real[start : start + batch_size], required(encoder), captions[start : start + batch_size], start
+            )
+            for start in range(0, len(real), batch_size)
+        ]
+    )
+
+
 def _stage_names(stages: Sequence[TrainedStage]) -> list[str]:
-    """Returns the image sizes of the stages, which are distinct."""
-    return [format_height_width(trained.stage.image_shape[:2]) for trained in stages]
+    """Returns the image sizes of the stages; one that refines images has the size of the stage before it."""
+    return [
+        format_height_width(trained.stage.image_shape[:2]) + (" refined" if trained.stage.config.refines else "")
+        for trained in stages
+    ]
 
 
 def format_diagnostics(stages: Sequence[TrainedStage], metrics: Sequence[dict[str, float]]) -> str:

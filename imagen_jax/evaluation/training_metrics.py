@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -17,10 +16,9 @@ from imagen_jax.datasets.from_config import make_examples
 from imagen_jax.errors import ConfigError, unknown_name_error
 from imagen_jax.evaluation.figures import LOWER_IS_BETTER
 from imagen_jax.evaluation.image_sets import without_alpha
+from imagen_jax.evaluation.low_res import Reconstruct, downsample
 from imagen_jax.evaluation.metric_set import METRICS, MetricSet, Reference
 from imagen_jax.evaluation.references import DataReference, measure_reference, open_reference
-from imagen_jax.images.array import to_float
-from imagen_jax.images.resize import resize
 from imagen_jax.parallel import multihost
 from imagen_jax.parallel.batching import pad_batch
 from imagen_jax.stages.samplers import make_stage_sampler
@@ -39,7 +37,9 @@ _FIGURES = {
 Rows = dict[str, dict[str, Any]]
 
 
-def make_training_metrics(stage: Stage, mesh: Mesh, folder: Path) -> Callable[[Any, PromptEncoder], Rows]:
+def make_training_metrics(
+    stage: Stage, mesh: Mesh, folder: Path, reconstruct: Reconstruct | None = None
+) -> Callable[[Any, PromptEncoder], Rows]:
     """Returns a function `(params, encoder) -> figures as JSON by name`, which all processes call.
 
     It samples the captions of the validation split, from the first on, with the settings of the stage; a
@@ -51,6 +51,7 @@ def make_training_metrics(stage: Stage, mesh: Mesh, folder: Path) -> Callable[[A
         stage: the stage, whose config has the metrics.
         mesh: the devices that sample.
         folder: where the states of the reference are kept.
+        reconstruct: of a stage that refines images of a VAE: makes those that it refines of real ones.
 
     Raises:
         ConfigError: weights are missing, the reference is not one, or there are too few images.
@@ -77,7 +78,7 @@ def make_training_metrics(stage: Stage, mesh: Mesh, folder: Path) -> Callable[[A
         captions, small = [first_caption(example.captions) for example in batch], None
         if stage.is_super_resolution:
             real = np.stack([examples.fit(example.image) for example in batch])
-            small = np.asarray(resize(to_float(jnp.asarray(real)), *stage.low_res_shape[:2]))
+            small = downsample(stage, real) if reconstruct is None else reconstruct(real, encoder, captions, first)
             small = pad_batch(small, settings.batch_size)
         # all batches have one size: the sampler is compiled once
         padded = pad_batch(captions, settings.batch_size, "")

@@ -28,17 +28,18 @@ METRIC_PREFIX = "validation_loss_at_noise/"
 NOISE_LEVELS = tuple((i + 0.5) / 10 for i in range(10))
 SEED = 0
 _MASK_KEY = 2**16  # folded into an image's key; the noise has smaller numbers
-_AXES = {"image": IMAGE, **TEXT_CONDITION_AXES._asdict(), "keys": "batch ..."}
+_AXES = {"image": IMAGE, "low_res": IMAGE, **TEXT_CONDITION_AXES._asdict(), "keys": "batch ..."}
 
-ValidationLossFn = Callable[[Any, np.ndarray, TextCondition], np.ndarray]
+ValidationLossFn = Callable[..., np.ndarray]
 
 
 def make_validation_loss(stage: Stage, mesh: Mesh, batch_size: int) -> ValidationLossFn:
-    """Returns a function `(params, images [N, H, W, C], text) -> losses [N, NOISE_LEVELS]`.
+    """Returns a function `(params, images [N, H, W, C], text, low_res=None) -> losses [N, NOISE_LEVELS]`.
 
     The loss is the training loss on full images without text dropout. The noise, the augmentation level and the mask of
     image i depend on i alone, neither on the batch nor on the mesh, so that losses of different runs and steps are
-    comparable.
+    comparable. `low_res` are the images [N, h, w, C] in [-1, 1] that the stage starts from; by default it is given
+    images that are downsampled.
 
     Args:
         stage: the stage to evaluate.
@@ -51,7 +52,7 @@ def make_validation_loss(stage: Stage, mesh: Mesh, batch_size: int) -> Validatio
         text = TextCondition(batch["embeddings"], batch["mask"])
         condition = {}
         if stage.is_super_resolution:
-            low_res = resize(x, *stage.low_res_shape[:2])
+            low_res = batch["low_res"] if "low_res" in batch else resize(x, *stage.low_res_shape[:2])
             aug_level = jax.vmap(lambda key: stage.aug_levels.sample(key, 1, stage.aug_schedule)[0])(keys)
             condition = stage.augment_low_res(
                 low_res, aug_level, samplers.gaussian_noise(keys, 1, stage.aug_noise_shape(low_res)[1:])
@@ -68,9 +69,11 @@ def make_validation_loss(stage: Stage, mesh: Mesh, batch_size: int) -> Validatio
         losses_at_level, out_shardings=batch_sharding(mesh, VECTOR), compiler_options=runtime.compiler_options(mesh)
     )
 
-    def validation_loss(params: Any, images: np.ndarray, text: TextCondition) -> np.ndarray:
+    def validation_loss(
+        params: Any, images: np.ndarray, text: TextCondition, low_res: np.ndarray | None = None
+    ) -> np.ndarray:
         losses = []
-        for batch, count in real_batches(images, text, batch_size, mesh):
+        for batch, count in real_batches(images, text, batch_size, mesh, low_res):
             by_level = [program(params, batch, jnp.float32(level)) for level in NOISE_LEVELS]
             gathered = np.stack([multihost.all_gather(level_losses) for level_losses in by_level], axis=1)
             losses.append(gathered[:count])
@@ -80,7 +83,7 @@ def make_validation_loss(stage: Stage, mesh: Mesh, batch_size: int) -> Validatio
 
 
 def real_batches(
-    images: np.ndarray, text: TextCondition, batch_size: int, mesh: Mesh
+    images: np.ndarray, text: TextCondition, batch_size: int, mesh: Mesh, low_res: np.ndarray | None = None
 ) -> Iterator[tuple[dict[str, jax.Array], int]]:
     """Yields batches of images on a mesh, and how many of each are no padding.
 
@@ -89,18 +92,20 @@ def real_batches(
         text: of the images.
         batch_size: images at once, rounded up to a multiple of the mesh's batch parts.
         mesh: batches are split over all its devices.
+        low_res: what goes with them [N, h, w, C]; None for nothing.
 
     Yields:
-        `image`, `embeddings`, `mask` and `keys`, the data of a key for each image, which depends on its index alone.
+        `image`, `embeddings`, `mask` and `keys`, the data of a key for each image, which depends on its index alone;
+        and `low_res` if it is given.
     """
     # all batches have the same size, a multiple of the batch shards: the last one is padded
     size = padded_size(min(batch_size, len(images)), num_batch_shards(mesh))
+    arrays = {"image": images, **text._asdict(), **({} if low_res is None else {"low_res": low_res})}
     for start in range(0, len(images), size):
-        batch_images = images[start : start + size]
-        part = {name: pad_batch(array[start : start + size], size) for name, array in text._asdict().items()}
+        part = {name: pad_batch(array[start : start + size], size) for name, array in arrays.items()}
         keys = np.asarray(jax.random.key_data(samplers.sample_keys(SEED, jnp.arange(start, start + size))))
-        batch = shard_host_batch({"image": pad_batch(batch_images, size), "keys": keys, **part}, _AXES, mesh)
-        yield batch, len(batch_images)
+        axes = {name: _AXES[name] for name in ("keys", *part)}
+        yield shard_host_batch({"keys": keys, **part}, axes, mesh), len(images[start : start + size])
 
 
 def validation_metrics(losses: np.ndarray) -> dict[str, float]:

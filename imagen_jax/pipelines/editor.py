@@ -225,7 +225,7 @@ class ImagenEditor:
     def prepare_upscale(self, image: Any, prompt: str | Sequence[str], **settings: Any) -> PreparedEdit:
         """Returns what `upscale` samples."""
         stages = [trained.stage for trained in self.pipeline.stages]
-        uppers = [index for index, stage in enumerate(stages) if stage.is_super_resolution]
+        uppers = [index for index, stage in enumerate(stages) if stage.enlarges]
         if not uppers:
             raise ConfigError("the pipeline has no super-resolution stage to enlarge images with: load one")
         images = as_images(image, stages[-1].config.channels)

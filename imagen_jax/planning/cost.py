@@ -58,6 +58,12 @@ def stage_cost(config: StageConfig, text_width: int) -> StageCost:
     return StageCost(num_params, codec.training_flops + _fine_tuning_flops(config, variables["params"], arguments))
 
 
+def forward_flops(config: StageConfig, text_width: int) -> int:
+    """Returns the operations of a forward pass of a stage's network for one image of training; see `stage_cost`."""
+    arguments = network_arguments(config, text_width, config.training_hw)
+    return count_flops(jax.jit(make_network(config).init_with_output).trace(jax.random.key(0), *arguments).jaxpr)
+
+
 def _count(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 

@@ -16,7 +16,7 @@ from imagen_jax.images.array import image_dtype
 from imagen_jax.parallel import batching, sharding
 from imagen_jax.parallel.axes import TEXT
 from imagen_jax.parallel.mesh import check_batch_size
-from imagen_jax.planning.cost import stage_cost
+from imagen_jax.planning.cost import forward_flops, stage_cost
 from imagen_jax.planning.flops import count_flops
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.adapter import trained_patterns
@@ -30,6 +30,7 @@ from imagen_jax.training.codec_task import CodecObjective
 from imagen_jax.training.diffusion_task import make_objective
 from imagen_jax.training.objective import Objective
 from imagen_jax.training.optimizers import make_optimizer
+from imagen_jax.training.refinement import RefinementNetworks, open_low_res_vae
 from imagen_jax.training.state import Frozen, abstract_parts
 from imagen_jax.training.step import make_train_step
 
@@ -64,12 +65,19 @@ def train_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder) -> P
     size = config.training.batch_size
     check_batch_size(size, mesh, config.training.grad_accum_steps)
     objective: Objective
+    networks: Any = {}
+    vae_params: Any = {}
     if config.is_codec:  # which reads no text
-        objective, inputs, encoder_params, encoder_cost = CodecObjective(CodecModel.of(config)), {}, {}, 0
+        objective, inputs, encoder_params, frozen_cost = CodecObjective(CodecModel.of(config)), {}, {}, 0
     else:
-        objective = make_objective(stages.build(config, encoder.width), encoder)
+        vae = open_low_res_vae(config, encoder)
+        objective = make_objective(stages.build(config, encoder.width), encoder, vae)
         inputs, encoder_params = _text_inputs(size, encoder), sharding.with_shardings(encoder.shapes, mesh)
-        encoder_cost = encoder_flops(encoder)
+        networks, frozen_cost = encoder_params, encoder_flops(encoder)
+        if vae is not None:
+            vae_params = sharding.with_shardings(jax.eval_shape(vae.stage.init, jax.random.key(0)), mesh)
+            networks = RefinementNetworks(encoder_params, vae_params)
+            frozen_cost += forward_flops(vae.stage.config, encoder.width)
     optimizer = make_optimizer(config.optimizer, config.training.steps)
     abstract, frozen = abstract_parts(objective.init, optimizer, mesh, config.sharding_rules, trained_patterns(config))
     everything = merge(abstract.params, frozen)
@@ -82,7 +90,7 @@ def train_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder) -> P
     def lower() -> jax.stages.Lowered:
         assert isinstance(mesh, Mesh)
         step = make_train_step(objective, config, optimizer, abstract, mesh)
-        return step.lower(abstract, Frozen(encoder_params, frozen), batch)
+        return step.lower(abstract, Frozen(networks, frozen), batch)
 
     return Program(
         argument_bytes={
@@ -90,12 +98,13 @@ def train_program(config: StageConfig, mesh: AnyMesh, encoder: TextEncoder) -> P
             "optimizer": bytes_per_chip(abstract.opt_state),
             "ema": bytes_per_chip(abstract.ema_params),
             "text encoder": bytes_per_chip(encoder_params),
+            **({"low-res VAE": bytes_per_chip(vae_params)} if vae_params else {}),
             "batch": bytes_per_chip(batch),
         },
         num_params=count_params(everything),
         num_trainable=count_params(abstract.params),
         gradient_bytes=bytes_per_chip(abstract.params),
-        model_flops=size * (stage_cost(config, encoder.width).training_flops + encoder_cost),
+        model_flops=size * (stage_cost(config, encoder.width).training_flops + frozen_cost),
         batch_size=size,
         lower=lower,
     )

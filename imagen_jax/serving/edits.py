@@ -225,7 +225,7 @@ def _strengths(body: EditBody, stages: int) -> list[float]:
 
 def _check_enlarged(shape: tuple[int, ...], pipeline: ImagenPipeline, limits: HttpLimits) -> None:
     """Raises HttpError if an image to enlarge would have sides beyond the limits."""
-    exact = {trained.stage.low_res_shape[:2] for trained in pipeline.stages if trained.stage.is_super_resolution}
+    exact = {trained.stage.low_res_shape[:2] for trained in pipeline.stages if trained.stage.enlarges}
     if tuple(shape[:2]) in exact or not exact:
         return
     last = pipeline.stages[-1].stage

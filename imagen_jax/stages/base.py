@@ -50,7 +50,7 @@ OpenWeightsFn = Callable[[Path, WeightsChoice], Weights]
 
 
 class Base(BaseModel):
-    """The stage that an adapter is beside: its folder, the step and kind of its weights, and their checksum."""
+    """A stage that a run reads, such as the one beside an adapter: its folder, step and kind of weights, checksum."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
@@ -72,11 +72,25 @@ def has_base(workdir: Path) -> bool:
     return (workdir / BASE_FILE).is_file()
 
 
-def save_base(workdir: Path, base: Base) -> None:
-    """Writes the base of a run that starts, before its first checkpoint; all processes call it. Raises OSError."""
+def save_base(workdir: Path, base: Base, name: str = BASE_FILE) -> None:
+    """Writes which stage a run that starts reads, before its first checkpoint; all processes call it. Raises OSError.
+
+    Args:
+        workdir: the run's folder.
+        base: the stage.
+        name: of the file.
+    """
     if multihost.is_main_process():
-        write_json(workdir / BASE_FILE, base.model_dump())
-    multihost.barrier("the base of an adapter is written")
+        write_json(workdir / name, base.model_dump())
+    multihost.barrier(f"{name} is written")
+
+
+def read_base(path: Path) -> Base:
+    """Returns the stage that a file of `save_base` names. Raises ConfigError if it is missing or damaged."""
+    try:
+        return Base.model_validate(read_json(path))
+    except (ValidationError, OSError, ValueError) as error:
+        raise ConfigError(f"{path} does not name a stage that the run reads: copy it again") from error
 
 
 def open_base(workdir: Path, open_weights: OpenWeightsFn) -> Weights:
@@ -91,12 +105,7 @@ def open_base(workdir: Path, open_weights: OpenWeightsFn) -> Weights:
         TrainingError: they are damaged.
     """
     path = workdir / BASE_FILE
-    try:
-        base = Base.model_validate(read_json(path))
-    except (ValidationError, OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path} does not name the stage that the adapter was trained beside: copy it again"
-        ) from error
+    base = read_base(path)
     try:
         weights = open_weights(as_path(base.folder), WeightsChoice(base.step, base.weights))
     except ConfigError as error:

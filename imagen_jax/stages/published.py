@@ -132,7 +132,7 @@ _LATER = {
     "vae": to_json(VAEConfig()),
     "codec": to_json(CodecConfig()),
     "reconstruction": to_json(ReconstructionConfig()),
-    "diffusion": {"never_dropped": DiffusionConfig().never_dropped},
+    "diffusion": {name: getattr(DiffusionConfig(), name) for name in ("never_dropped", "low_res_vae")},
     "optimizer": {"skip_norm": OptimizerConfig().skip_norm},
 }
 

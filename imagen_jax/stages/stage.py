@@ -86,6 +86,11 @@ class Stage:
         return self.config.is_super_resolution
 
     @property
+    def enlarges(self) -> bool:
+        """Whether the low-resolution image is smaller than the stage's own: it is not where one is refined."""
+        return self.is_super_resolution and not self.config.refines
+
+    @property
     def is_vae(self) -> bool:
         """Whether the stage is a VAE, which `vae.py` has functions for in the place of `predict`."""
         return self.config.is_vae

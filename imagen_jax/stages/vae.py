@@ -181,10 +181,14 @@ def decode(
         condition: from `start_condition`.
         pixel_keys: keys [B] to sample pixels by; None for the means of their distributions.
     """
+    return _read_pixels(stage, run_network(stage, params, None, noise, text, condition), pixel_keys)
+
+
+def _read_pixels(stage: Stage, output: HVAEOutput, keys: jax.Array | None = None) -> jax.Array:
+    """Returns the images [B, H, W, C] of a network's output: means of distributions, or samples by keys [B]."""
     levels = num_levels(stage)
-    pixels = run_network(stage, params, None, noise, text, condition).pixels
-    mixture = logistics.read_mixture(pixels, stage.config.channels, levels)
-    return logistics.mean(mixture) if pixel_keys is None else logistics.sample(pixel_keys, mixture, levels)
+    mixture = logistics.read_mixture(output.pixels, stage.config.channels, levels)
+    return logistics.mean(mixture) if keys is None else logistics.sample(keys, mixture, levels)
 
 
 class VAEInputs(NamedTuple):
@@ -243,3 +247,11 @@ def encode_inputs(stage: Stage, size: Size, params: Any, inputs: VAEInputs, imag
     condition = start_condition(stage, image.shape, inputs.low_res, inputs.aug_level, aug_keys)
     output = run_network(stage, params, image, zeros, _chosen_text(inputs), condition)
     return flatten_noise(tuple(group.prior_noise for group in output.groups))
+
+
+def reconstruct_inputs(stage: Stage, size: Size, params: Any, inputs: VAEInputs, image: jax.Array) -> jax.Array:
+    """Returns images [B, H, W, C] as the VAE gives them back: the means of pixels for a sample of the posterior."""
+    start_keys, _, aug_keys = split_keys(inputs.keys)
+    condition = start_condition(stage, image.shape, inputs.low_res, inputs.aug_level, aug_keys)
+    noise = draw_noise(stage, start_keys, size)
+    return _read_pixels(stage, run_network(stage, params, image, noise, _chosen_text(inputs), condition))

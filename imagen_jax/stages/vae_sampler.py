@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -33,14 +33,23 @@ from imagen_jax.stages.stage_sampler import (
     in_parts,
     static_settings,
 )
-from imagen_jax.stages.vae import LATENT_AXES, VAEInputs, decode_inputs, encode_inputs, prior_latents
+from imagen_jax.stages.vae import (
+    LATENT_AXES,
+    VAEInputs,
+    decode_inputs,
+    encode_inputs,
+    prior_latents,
+    reconstruct_inputs,
+)
 
 
 @functools.lru_cache(64)
-def _compile(stage: Stage, mesh: Mesh | AbstractMesh, size: Size, isolated: bool, encodes: bool) -> jax.stages.Wrapped:
-    """Returns the program `(params, inputs)`, which decodes, or `(params, inputs, images)`, which encodes."""
+def _compile(
+    stage: Stage, mesh: Mesh | AbstractMesh, size: Size, isolated: bool, what: Callable[..., jax.Array]
+) -> jax.stages.Wrapped:
+    """Returns the program `(params, inputs)` of `decode_inputs`, or `(params, inputs, images)` of another function."""
     stage = stage.with_mesh(mesh)
-    function = functools.partial(encode_inputs if encodes else decode_inputs, stage, size)
+    function = functools.partial(what, stage, size)
 
     def run(params: Any, *batch: Any) -> Any:
         params = replicate_conv_kernels(params, mesh)
@@ -48,7 +57,7 @@ def _compile(stage: Stage, mesh: Mesh | AbstractMesh, size: Size, isolated: bool
             return in_parts(num_batch_shards(mesh), 1, functools.partial(function, params), *batch)
         return function(params, *batch)
 
-    axes = LATENT_AXES if encodes else IMAGE
+    axes = LATENT_AXES if what is encode_inputs else IMAGE
     return jax.jit(run, out_shardings=batch_sharding(mesh, axes), compiler_options=runtime.compiler_options(mesh))
 
 
@@ -98,7 +107,8 @@ class VAESampler:
         """
         del steps_per_call
         size, inputs = self._size(request), self._inputs(request)
-        program = _compile(self._key, self._mesh, size, request.isolated, request.inverts)
+        what = encode_inputs if request.inverts else decode_inputs
+        program = _compile(self._key, self._mesh, size, request.isolated, what)
         if request.inverts:
             assert request.image is not None
             yield StageWalk(1, 1, SamplerState(program(params, inputs, request.image), request.image))
@@ -106,6 +116,13 @@ class VAESampler:
         _check(request)
         images = program(params, inputs)
         yield StageWalk(1, 1, SamplerState(images, images))
+
+    def reconstruct(self, params: Any, request: StageRequest) -> jax.Array:
+        """Returns the images of a request as the VAE gives them back, see `reconstruct_inputs`, on the device."""
+        assert request.image is not None
+        size = self._size(request)
+        program = _compile(self._key, self._mesh, size, request.isolated, reconstruct_inputs)
+        return program(params, self._inputs(request), request.image)
 
     def _size(self, request: StageRequest) -> Size:
         if request.low_res is not None:

@@ -38,6 +38,7 @@ _CHANGEABLE = {
     *("training", "optimizer", "sampling", "mesh", "sharding_rules", "text.cache"),
     # where the same images are, how fast they are read, and how many of them may be corrupt
     *("data.path", "data.cache_dir", "data.threads", "data.prefetch", "data.max_corrupt", "data.allow_no_captions"),
+    "diffusion.low_res_vae",  # where the same weights are, which the run has named
 }
 # Keys of changeable groups that must stay: what is trained and where it started from.
 _FIXED = {"training.trainable", "training.init_from", "training.init_weights", "training.init_partial"}

@@ -78,9 +78,12 @@ class CodecTask:
     def check_sources(self, sources: Sequence[Source]) -> None:
         """Accepts all data."""
 
-    def load_networks(self) -> Any:
+    def load_networks(self, workdir: Path) -> Any:
         """Returns nothing: there is no other network."""
         return {}
+
+    def record_networks(self, workdir: Path) -> None:
+        """Writes nothing."""
 
     def make_preview(self) -> Callable[[Any], Preview]:
         """Returns a function that reconstructs images, see `codec_previews`; it scores by the absolute error."""

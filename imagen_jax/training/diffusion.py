@@ -61,7 +61,9 @@ def make_diffusion_batch(
     return noised_examples(stage, batch, key, lambda key: draw_text(stage, encoder, encoder_params, batch, key))
 
 
-def noised_examples(stage: Stage, batch: Batch, key: jax.Array, text_of: Callable[[jax.Array], Any]) -> DiffusionBatch:
+def noised_examples(
+    stage: Stage, batch: Batch, key: jax.Array, text_of: Callable[[jax.Array], Any], low_res: jax.Array | None = None
+) -> DiffusionBatch:
     """Returns the examples of a batch, see `make_diffusion_batch`, with their text from a function.
 
     Args:
@@ -69,11 +71,12 @@ def noised_examples(stage: Stage, batch: Batch, key: jax.Array, text_of: Callabl
         batch: as there.
         key: the key of the step.
         text_of: returns the text of the examples for the key by which captions are dropped.
+        low_res: the low-resolution images [B, h, w, C]; None for the images of the batch, downsampled.
     """
     time_key, noise_key, drop_key, aug_key, dropout_key = jax.random.split(key, 5)
     x = to_float(batch["image"])
     text = text_of(drop_key)
-    condition = draw_low_res(stage, aug_key, x) if stage.is_super_resolution else {}
+    condition = draw_low_res(stage, aug_key, x, low_res) if stage.is_super_resolution else {}
     if stage.config.inpainting.enabled:
         condition |= _known_condition(stage, jax.random.fold_in(key, _MASK_KEY), x, batch.get("objects"))
 

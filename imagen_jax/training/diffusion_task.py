@@ -14,10 +14,12 @@ from tqdm import tqdm
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.data.record import Source
 from imagen_jax.datasets.captions import SourceCaptions, check_captions, training_captions
+from imagen_jax.evaluation.low_res import Reconstruct
 from imagen_jax.evaluation.previews import make_preview
 from imagen_jax.evaluation.training_metrics import check_best, make_training_metrics, score_of
 from imagen_jax.evaluation.validation import validation_score
 from imagen_jax.parallel import multihost
+from imagen_jax.pipelines.loading import TrainedStage
 from imagen_jax.stages.adapter import learned_rows
 from imagen_jax.stages.stage import Stage, build
 from imagen_jax.stages.text import PromptEncoder, make_cached_encoder, make_encoder
@@ -26,13 +28,24 @@ from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.learned_tokens import word_pattern
 from imagen_jax.training.diffusion import DiffusionObjective
 from imagen_jax.training.objective import Preview, SampleFigures
+from imagen_jax.training.refinement import LowResVAE, RefinementNetworks, RefinementObjective, open_low_res_vae
 from imagen_jax.training.run_files import EVALUATIONS
 from imagen_jax.training.textual_inversion import InversionObjective, first_rows
 from imagen_jax.training.vae import VAEObjective
 
 
-def make_objective(stage: Stage, encoder: TextEncoder) -> DiffusionObjective | VAEObjective:
-    """Returns the objective of a stage, whose captions an encoder encodes: to denoise, or to be a VAE."""
+def make_objective(
+    stage: Stage, encoder: TextEncoder, vae: LowResVAE | None = None
+) -> DiffusionObjective | VAEObjective:
+    """Returns the objective of a stage, whose captions an encoder encodes: to denoise, or to be a VAE.
+
+    Args:
+        stage: the stage.
+        encoder: its text encoder.
+        vae: whose images it refines; None for a stage that does not.
+    """
+    if vae is not None:
+        return RefinementObjective(stage, encoder, vae.stage)
     return VAEObjective(stage, encoder) if stage.is_vae else DiffusionObjective(stage, encoder)
 
 
@@ -44,7 +57,7 @@ class DiffusionTask:
         mesh: the devices.
 
     Raises:
-        ConfigError: the text encoder or the embedding cache cannot be opened.
+        ConfigError: the text encoder, the embedding cache or the VAE of `diffusion.low_res_vae` cannot be opened.
     """
 
     def __init__(self, config: StageConfig, mesh: Mesh) -> None:
@@ -53,7 +66,9 @@ class DiffusionTask:
         if config.diffusion.null_text == "stored":
             encoder.null_text()  # an error before anything is built
         stage = build(config, encoder.width)
-        self.objective = make_objective(stage, encoder)
+        self._vae = open_low_res_vae(config, encoder)
+        self._trained_vae: TrainedStage | None = None
+        self.objective = make_objective(stage, encoder, self._vae)
         if config.adapter.token:
             rows = first_rows(encoder, config.adapter)
             encoder = encoder.with_learned({config.adapter.token: rows})
@@ -91,13 +106,28 @@ class DiffusionTask:
             return self._encoder
         return self._encoder.with_learned({adapter.token: learned_rows(params)})
 
-    def load_networks(self) -> Any:
-        """Returns the text encoder's parameters."""
-        return self._encoder.params
+    def load_networks(self, workdir: Path) -> Any:
+        """Returns the text encoder's parameters, and those of the VAE whose images are refined if there is one."""
+        if self._vae is None:
+            return self._encoder.params
+        self._trained_vae = self._vae.load(self._encoder.mesh, workdir)
+        return RefinementNetworks(self._encoder.params, self._trained_vae.params)
+
+    def record_networks(self, workdir: Path) -> None:
+        """Names the weights of the VAE, if there is one."""
+        if self._vae is not None and self._trained_vae is not None:
+            self._vae.record(workdir, self._trained_vae)
+
+    def _reconstruct(self) -> Reconstruct | None:
+        """Returns what reconstructs real images; None for a stage that does not refine."""
+        if self._vae is None:
+            return None
+        assert self._trained_vae is not None  # the networks are loaded first
+        return Reconstruct(self._trained_vae, self._encoder.mesh)
 
     def make_preview(self) -> Callable[[Any], Preview]:
         """Returns a function that samples with parameters, see `evaluation.previews`, scored by `validation_score`."""
-        preview = make_preview(self.objective.stage, self._encoder.mesh)
+        preview = make_preview(self.objective.stage, self._encoder.mesh, self._reconstruct())
 
         def scored(params: Any) -> Preview:
             image, metrics = preview(params, self._encoder_of(params))
@@ -111,7 +141,8 @@ class DiffusionTask:
         if not settings.every:
             return None
         check_best(settings.best, settings.metrics.names)
-        measure = make_training_metrics(self.objective.stage, self._encoder.mesh, workdir / EVALUATIONS)
+        folder = workdir / EVALUATIONS
+        measure = make_training_metrics(self.objective.stage, self._encoder.mesh, folder, self._reconstruct())
 
         def scored(params: Any) -> SampleFigures:
             rows = measure(params, self._encoder_of(params))

@@ -209,6 +209,8 @@ def finetune(
     for index in only:
         copies = varied if configs[index].is_super_resolution else None
         config = stage_config(configs[index], found[index], folder, len(subject), settings, prior, copies)
+        if config.refines:  # the VAE that the stage was trained with may be elsewhere, and is the one before it
+            config = config.with_changes({"diffusion.low_res_vae": str(found[index - 1])})
         if _learns(settings):
             config = _with_word(config, folder, settings, first=index == only[0])
         tuned[index] = folder / f"stage_{index}"
@@ -351,7 +353,9 @@ def _reading(config: StageConfig, folder: Path) -> StageConfig:
     """Returns the config of a stage whose data are the images of a folder."""
     data = default_config(source="folder").data
     data.update(path=str(folder), validation_fraction=0.0, max_corrupt=1.0, allow_no_captions=True)
-    return config.with_changes({"data": data.to_dict(), "low_res_size": 0, "text.cache": ""})
+    return config.with_changes(
+        {"data": data.to_dict(), "low_res_size": 0, "diffusion.low_res_vae": "", "text.cache": ""}
+    )
 
 
 def _prepare_varied(folder: Path, config: StageConfig, settings: FinetuneSettings) -> Path | None:

@@ -134,7 +134,7 @@ def _run(config: StageConfig, workdir: Path, task_of: TaskFn, stop: StopRequest,
     everything = merge(abstract.params, abstract_frozen)
     start = None if has_checkpoint(workdir) else StartingPoint(config, everything)
     codec = None if start is None else open_codec(config, start, everything)
-    networks = task.load_networks()
+    networks = task.load_networks(workdir)
     train_step = make_train_step(objective, config, optimizer, abstract, mesh)
     preview, evaluation = task.make_preview(), task.make_evaluation(workdir)
 
@@ -170,6 +170,7 @@ def _run(config: StageConfig, workdir: Path, task_of: TaskFn, stop: StopRequest,
                 save_base(workdir, start.base)
             else:
                 save_frozen(workdir, frozen_params)
+            task.record_networks(workdir)
         else:
             state, saved = checkpoints.restore(abstract)
             if config.adapter.enabled:

@@ -95,8 +95,14 @@ class Task(Protocol):
     def check_sources(self, sources: Sequence[Source]) -> None:
         """Checks that the task can be trained on the data. Raises ConfigError otherwise."""
 
-    def load_networks(self) -> Any:
-        """Returns the parameters of the objective's other networks on the mesh. Raises ConfigError."""
+    def load_networks(self, workdir: Path) -> Any:
+        """Returns the parameters of the objective's other networks on the mesh, as the run in a folder began with them.
+
+        Raises ConfigError.
+        """
+
+    def record_networks(self, workdir: Path) -> None:
+        """Names those networks in the folder of a run that starts, before its first checkpoint, if they may change."""
 
     def make_preview(self) -> Callable[[Any], Preview] | None:
         """Returns a function of the EMA parameters; None for no previews."""

@@ -17,6 +17,7 @@ from imagen_jax.training.state import TrainState
 # What a change of a key, or of a group of keys, means for a run that resumes; the first that fits counts.
 _MEANINGS = {
     "data.path": "the images there are trained on from now on",
+    "diffusion.low_res_vae": "the VAE there has the same weights",
     "text.cache": "embeddings are read there; they have to be of the same encoder",
     "optimizer.ema_decay": "the EMA so far is kept",
     "optimizer.": "it takes effect from this step; the running means of gradients are kept",

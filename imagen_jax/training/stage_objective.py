@@ -53,9 +53,14 @@ class StageObjective:
 
 def draw_text(stage: Stage, encoder: TextEncoder, encoder_params: Any, batch: Batch, key: jax.Array) -> TextCondition:
     """Returns the text of a batch, see `diffusion.make_diffusion_batch`, with random captions dropped."""
-    text = TextCondition(encoder.encode(encoder_params, batch["tokens"], batch["mask"]), batch["mask"])
+    text = encode_text(encoder, encoder_params, batch)
     dropped = null_text(stage.config.diffusion.null_text, encoder, encoder_params)
     return replace_text(text, dropped, dropped_captions(key, batch, stage.config.diffusion.cond_drop_prob))
+
+
+def encode_text(encoder: TextEncoder, encoder_params: Any, batch: Batch) -> TextCondition:
+    """Returns the text of a batch, see `diffusion.make_diffusion_batch`, with all captions."""
+    return TextCondition(encoder.encode(encoder_params, batch["tokens"], batch["mask"]), batch["mask"])
 
 
 def dropped_captions(key: jax.Array, batch: Batch, rate: float) -> jax.Array:
@@ -87,12 +92,17 @@ def replace_text(text: TextCondition, dropped: TextCondition, drop: jax.Array) -
     return TextCondition(embeddings, jnp.where(drop[:, None], null_mask, mask))
 
 
-def draw_low_res(stage: Stage, key: jax.Array, x: jax.Array) -> dict[str, jax.Array]:
-    """Returns the low-resolution condition of targets x [B, H, W, C], at random augmentation levels.
+def draw_low_res(stage: Stage, key: jax.Array, x: jax.Array, low_res: jax.Array | None = None) -> dict[str, jax.Array]:
+    """Returns the low-resolution condition of targets, at random augmentation levels.
 
-    If x is a crop, the condition is the same crop, downsampled by the factor of full images.
+    Args:
+        stage: the stage to train.
+        key: decides the levels and the noise.
+        x: the targets [B, H, W, C]; of a crop the condition is the same crop.
+        low_res: the images [B, h, w, C]; None for the targets, downsampled by the factor of full images.
     """
     level_key, noise_key = jax.random.split(key)
-    low_res = resize(x, *scale_size(x.shape[1:3], stage.image_shape[:2], stage.low_res_shape[:2]))
+    if low_res is None:
+        low_res = resize(x, *scale_size(x.shape[1:3], stage.image_shape[:2], stage.low_res_shape[:2]))
     level = stage.aug_schedule.round_up(stage.aug_levels.sample(level_key, x.shape[0], stage.aug_schedule))
     return stage.augment_low_res(low_res, level, jax.random.normal(noise_key, stage.aug_noise_shape(low_res)))

@@ -147,6 +147,12 @@ def vae_sr_config(**changes):
     return vae_config(**{"image_size": 16, "low_res_size": 8, **changes})
 
 
+def refine_config(vae, **changes):
+    """A stage that refines the images of `vae_config`, of the VAE in a folder."""
+    small = {"image_size": 8, "low_res_size": 8, "model.patch_size": 2, "model.positions": 4, **MIDDLE}
+    return config_of("shapes_refine.py", **{**small, "diffusion.low_res_vae": str(vae), **changes})
+
+
 def one_device():
     return make_mesh({"data": 1, "fsdp": 1}, jax.devices()[:1])
 

@@ -75,8 +75,11 @@ class DenoisingTask:
     def check_sources(self, sources):
         assert all(len(source) for source in sources)
 
-    def load_networks(self):
+    def load_networks(self, workdir):
         return {"scale": jnp.float32(0.1)}
+
+    def record_networks(self, workdir):
+        pass
 
     def make_preview(self):
         network, shape = self.objective.network, (3, *self.objective.config.image_hw, self.objective.config.channels)

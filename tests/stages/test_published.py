@@ -227,3 +227,5 @@ def test_keys_that_are_younger_leave_the_digest_of_a_config(stage, digest):
     assert config_digest(to_json(config)).startswith(digest)
     for key, value in [("diffusion.never_dropped", "star"), ("optimizer.skip_norm", 1.0), ("codec.scale_images", 2)]:
         assert not config_digest(to_json(config.with_changes({key: value}))).startswith(digest)
+    refines = {"diffusion.low_res_vae": "vae", "low_res_size": config.image_size}
+    assert not config_digest(to_json(config.with_changes(refines))).startswith(digest)

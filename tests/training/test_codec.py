@@ -76,7 +76,7 @@ def test_stage_keeps_the_codec_with_the_moments_of_its_latents(codec_folder, lat
 
 
 @pytest.mark.parametrize("kind", ["codec", pytest.param("latents", marks=pytest.mark.slow)])
-def test_step_does_not_depend_on_devices_and_micro_batches(kind, codec_folder):
+def test_step_does_not_depend_on_devices_and_micro_batches(kind, codec_folder, tmp_path):
     config = codec_config() if kind == "codec" else latent_config(codec_folder, **{"inpainting.enabled": True})
     config = config.with_changes({"training.batch_size": 16, "reconstruction.disc_start": 0, "optimizer.eps": 1e-3})
     images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
@@ -87,7 +87,7 @@ def test_step_does_not_depend_on_devices_and_micro_batches(kind, codec_folder):
         objective, optimizer = task.objective, make_optimizer(config.optimizer, STEPS)
         abstract, frozen = abstract_parts(objective.init, optimizer, mesh, (), trained_patterns(config))
         state = first_state(optimizer, abstract, init_params(objective.init, 0, abstract.params))
-        networks = Frozen(task.load_networks(), init_params(objective.init, 0, frozen))
+        networks = Frozen(task.load_networks(tmp_path), init_params(objective.init, 0, frozen))
         captions = {name: np.stack([value] * 16) for name, value in task.text_features("a ring").items()}
         batch = batching.shard_local_batch({"image": images, **captions}, objective.batch_axes, mesh)
         states.append(

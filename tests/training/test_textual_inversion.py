@@ -189,10 +189,10 @@ def test_word_that_is_known_already(base_folder, learned, tmp_path):
         train(inversion_config(base_folder, **{"text.learned": (str(tmp_path / "word"),)}), tmp_path / "run")
 
 
-def test_gradient_reaches_the_rows_alone(base_stage, base_folder):
+def test_gradient_reaches_the_rows_alone(base_stage, base_folder, tmp_path):
     """Through encoder and network: a word that no caption has gets none."""
     task = DiffusionTask(inversion_config(base_folder), one_device())
-    objective, networks = task.objective, task.load_networks()
+    objective, networks = task.objective, task.load_networks(tmp_path)
     params = jax.jit(objective.init)(jax.random.key(0)) | perturbed_params(base_stage)
     gradients = {}
     for caption in ("a red circle", "a red ring"):

@@ -209,7 +209,8 @@ def diagnostic_tables(runs: Sequence[Run]) -> list[Table]:
         columns = [_diagnostic_cells(run.diagnostics, is_loss) for run in found]
         if any(columns):
             steps = [
-                f"{run.name}: " + ", ".join(f"{_size(stage)} at step {stage.step:,}" for stage in run.diagnostics)
+                f"{run.name}: "
+                + ", ".join(f"{name} at step {stage.step:,}" for name, stage in _by_size(run.diagnostics).items())
                 for run in found
             ]
             tables.append(side_by_side(title, found, columns, *steps))
@@ -218,13 +219,18 @@ def diagnostic_tables(runs: Sequence[Run]) -> list[Table]:
 
 def _diagnostic_cells(stages: Sequence[Stage], is_loss: bool) -> dict[str, tuple[Cell, int]]:
     return {
-        f"{_size(stage)}: {name.removeprefix(_LOSS).replace('_', ' ')}": (Cell(value, f"{value:.4g}"), NEITHER)
-        for stage in stages
+        f"{size}: {name.removeprefix(_LOSS).replace('_', ' ')}": (Cell(value, f"{value:.4g}"), NEITHER)
+        for size, stage in _by_size(stages).items()
         for name, value in stage.metrics.items()
         if name.startswith(_LOSS) == is_loss
     }
 
 
-def _size(stage: Stage) -> str:
-    size: Any = stage.image_size
-    return format_height_width((size, size) if isinstance(size, int) else tuple(size))
+def _by_size(stages: Sequence[Stage]) -> dict[str, Stage]:
+    """Returns stages by the size of their images; one that refines images has the size of the stage before it."""
+    named: dict[str, Stage] = {}
+    for stage in stages:
+        size: Any = stage.image_size
+        name = format_height_width((size, size) if isinstance(size, int) else tuple(size))
+        named[f"{name} refined" if name in named else name] = stage
+    return named
