@@ -94,12 +94,13 @@ def evaluate(
     if judge:
         check_captions(config.judge, captions)
     devices.log_devices("evaluating")
+    _ = pipeline.draft  # loaded by all processes, before the main one describes it
     out = None if out is None else as_path(out)
     metrics = SampleMetrics(config, pipeline.image_size, pipeline.stages[-1].stage.config.channels, origin, out)
     folder, state = None, EvaluationState(len(pipeline.stages), judge)
     if out is not None and multihost.is_main_process():
         more = metrics.manifest() | ({"save_images": True} if save_images else {})
-        folder = EvaluationFolder(out, evaluation_manifest(pipeline.stages, config, captions, more), overwrite)
+        folder = EvaluationFolder(out, evaluation_manifest(pipeline, config, captions, more), overwrite)
         metrics.load()
         state = folder.load(judge, metrics.images) or state
         if metrics.images != state.images:

@@ -32,7 +32,7 @@ from imagen_jax.io.atomic import read_json, write_json
 from imagen_jax.io.changes import changes, flatten
 from imagen_jax.io.json_lines import append_json_line, replace_lines, scan_json_lines, write_json_lines
 from imagen_jax.io.paths import remove_tree
-from imagen_jax.pipelines.loading import TrainedStage
+from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.pipelines.output_dir import MAX_DIFFERENCES, stages_manifest
 
 MANIFEST = "evaluation.json"
@@ -55,19 +55,19 @@ def captions_digest(captions: Iterable[str]) -> str:
 
 
 def evaluation_manifest(
-    stages: Sequence[TrainedStage], config: EvaluationConfig, captions: Iterable[str], more: Mapping[str, Any]
+    pipeline: ImagenPipeline, config: EvaluationConfig, captions: Iterable[str], more: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     """Returns all that decides the results, as JSON; None for stages that were not loaded from a folder.
 
     Args:
-        stages: of the cascade.
+        pipeline: the cascade; its draft, if it has one, is loaded.
         config: what is evaluated.
         captions: of the samples.
         more: of metrics, and whether images are kept; only where there are any, so that folders of versions without
             them are continued.
     """
     try:
-        by_index = stages_manifest(stages)
+        by_index = stages_manifest(pipeline.stages, pipeline.draft)
     except FileNotFoundError:
         return None
     # the captions are in the digest, and metrics are in `more`, by their weights in place of the files' names

@@ -64,6 +64,7 @@ class SweepRun:
         if self._judge is not None:
             check_captions(config.judge, self._captions)
         self._metrics = MetricSet.load(config.metrics)
+        _ = pipeline.draft  # loaded by all processes, before the main one describes it
         self._folder = SweepFolder(out, self._inputs(), overwrite) if multihost.is_main_process() else None
         self._reference = self._open_reference()
         self._low_res = self._open_low_res()
@@ -91,7 +92,7 @@ class SweepRun:
     def _inputs(self) -> dict[str, Any]:
         """Returns all that decides the results of a point, besides its settings, as JSON."""
         try:
-            stages = stages_manifest(self._pipeline.stages[: self._last + 1])
+            stages = stages_manifest(self._pipeline.stages[: self._last + 1], self._pipeline.draft)
         except FileNotFoundError as error:
             raise ConfigError(
                 "a sweep continues with stages of the same checkpoints, and these were not loaded from folders: save "

@@ -35,8 +35,9 @@ def prepare(out: Path, pipeline: ImagenPipeline, edit: Mapping[str, Any], overwr
     Raises:
         ConfigError: it has images of another edit, or of samples, and `overwrite` is False.
     """
+    draft = pipeline.draft
     if multihost.is_main_process():
-        manifest = {"edit": dict(edit), "stages": output_dir.stages_manifest(pipeline.stages)}
+        manifest = {"edit": dict(edit), "stages": output_dir.stages_manifest(pipeline.stages, draft)}
         manifest |= output_dir.checker_manifest(pipeline.safety_checker)
         output_dir.prepare(out, json.loads(json.dumps(manifest)), overwrite)
 

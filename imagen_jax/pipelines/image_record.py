@@ -354,7 +354,7 @@ def check_same_model(record: ImageRecord, stages: Sequence[TrainedStage], name: 
 
 
 def _model(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    return {"weights": "ema"} | {key: value for key, value in manifest.items() if key != "sampling"}
+    return {"weights": "ema"} | {key: value for key, value in manifest.items() if key not in ("sampling", "draft")}
 
 
 def like_request(record: ImageRecord, alone: int | None = None) -> SampleRequest:

@@ -291,6 +291,15 @@ class ImagenPipeline:
         self.stages, self._samplers, self._by_mesh = other.stages, other._samplers, {}
         return self
 
+    @property
+    def draft(self) -> TrainedStage | None:
+        """The VAE whose images the base stage starts from, loaded at first use by all processes; None for none.
+
+        Raises ConfigError as `load_draft`.
+        """
+        draft = self._draft()
+        return None if draft is None else draft.trained
+
     def _draft(self) -> Draft | None:
         """Returns what drafts the images of the base stage; None for nothing. Raises ConfigError, see `load_draft`."""
         stage = self.stages[0].stage

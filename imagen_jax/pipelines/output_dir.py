@@ -98,6 +98,7 @@ def run_manifest(
     request: SampleRequest,
     safety_checker: SafetyChecker | None = None,
     layout: Layout = FLAT,
+    draft: TrainedStage | None = None,
 ) -> dict[str, Any]:
     """Returns all that decides the images, as JSON: not how they are batched nor on which devices.
 
@@ -108,11 +109,12 @@ def run_manifest(
         request: what to sample.
         safety_checker: makes images black that it flags; None for none.
         layout: where the images are.
+        draft: see `stages_manifest`.
     """
     scales, texts, positions = request.guidance_scale, request.texts, request.positions
     manifest: dict[str, Any] = {
         "seed": [int(seed) for seed in request.seed] if isinstance(request.seed, Sequence) else int(request.seed),
-        "stages": stages_manifest(stages),
+        "stages": stages_manifest(stages, draft),
         "guidance": None if scales is None else scales[:, positions].tolist(),
         "prompts": {layout.name(request.number(i)).removeprefix(f"{IMAGES}/"): texts.prompts[i] for i in positions},
     }
@@ -130,14 +132,22 @@ def checker_manifest(safety_checker: SafetyChecker | None) -> dict[str, Any]:
     return {} if safety_checker is None else {"safety_checker": safety_checker.checksum}
 
 
-def stages_manifest(stages: Sequence[TrainedStage]) -> dict[str, Any]:
+def stages_manifest(stages: Sequence[TrainedStage], draft: TrainedStage | None = None) -> dict[str, Any]:
     """Returns which stages they are and how they are sampled, as JSON, by their index.
 
-    Raises FileNotFoundError if one was not loaded from a folder.
+    Args:
+        stages: base first.
+        draft: the VAE whose images the base starts from, which is described with it; None for none.
+
+    Raises:
+        FileNotFoundError: one was not loaded from a folder.
     """
-    if not all(trained.checksum for trained in stages):
+    if not all(trained.checksum for trained in [*stages, *([] if draft is None else [draft])]):
         raise FileNotFoundError("a stage has no checkpoint")
-    return {str(index): _stage_manifest(trained) for index, trained in enumerate(stages)}
+    manifests = {str(index): _stage_manifest(trained) for index, trained in enumerate(stages)}
+    if draft is not None:
+        manifests["0"]["draft"] = _stage_manifest(draft)
+    return manifests
 
 
 def _stage_manifest(trained: TrainedStage) -> dict[str, Any]:

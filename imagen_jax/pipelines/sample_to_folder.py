@@ -72,8 +72,9 @@ def sample_to_folder(
     devices.log_devices("sampling")
     positions = np.array(request.positions)
     pending = np.zeros(len(request.texts.prompts), bool)
+    draft = pipeline.draft
     if multihost.is_main_process():
-        manifest = output_dir.run_manifest(pipeline.stages, request, pipeline.safety_checker, layout)
+        manifest = output_dir.run_manifest(pipeline.stages, request, pipeline.safety_checker, layout, draft)
         output_dir.prepare(out, manifest, overwrite, layout)
         numbers = [request.number(i) for i in request.positions]
         pending[positions] = output_dir.missing_images(out, numbers, layout)

@@ -223,7 +223,7 @@ class BatchSampler:
         if key not in self._manifests:
             if len(self._manifests) >= _MAX_MANIFESTS:
                 self._manifests.clear()
-            self._manifests[key] = stages_manifest(pipeline.stages)
+            self._manifests[key] = stages_manifest(pipeline.stages, pipeline.draft)
         return self._manifests[key]
 
     def _measure(self, seconds: float, size: int, cost: float) -> None:

@@ -1,15 +1,19 @@
 """Drafts: a diffusion stage starts from a VAE's images with noise, as from images that it is given."""
 
 import dataclasses
+import json
+import shutil
 
 import numpy as np
 import pytest
 
 from imagen_jax.errors import ConfigError
 from imagen_jax.pipelines.draft import DRAFT_STAGE
+from imagen_jax.pipelines.image_record import read_record
 from imagen_jax.pipelines.imagen import ImagenPipeline
 from imagen_jax.pipelines.loading import TrainedStage
 from imagen_jax.pipelines.request import StageStart
+from imagen_jax.pipelines.sample_to_folder import sample_to_folder
 from imagen_jax.stages import stage as stages
 from imagen_jax.stages.stage_sampler import stage_keys
 from tests.helpers.configs import base_config, one_device, perturbed_params, vae_config
@@ -18,9 +22,9 @@ PROMPTS = ["a red circle", "a blue square", "a ring"]
 STEPS = 4
 
 
-def pipeline(config):
+def pipeline(config, scale=0.1):
     stage = stages.build(config)
-    return ImagenPipeline([TrainedStage(stage, perturbed_params(stage), 1)], one_device())
+    return ImagenPipeline([TrainedStage(stage, perturbed_params(stage, scale), 1)], one_device())
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +93,25 @@ def test_bad_drafts_are_refused(plain, folders, name, strength, message):
 def test_a_vae_has_no_draft(folders):
     with pytest.raises(ConfigError, match=r"sampling\.draft"):
         pipeline(vae_config())(PROMPTS, draft=str(folders / "vae"))
+
+
+def test_another_draft_is_another_run(folders, tmp_path):
+    """The draft's weights are in the manifest, not its folder's name alone."""
+    draft, out = tmp_path / "draft", tmp_path / "out"
+
+    def sample(vae):
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.copytree(vae, draft)
+        pipe = ImagenPipeline.from_pretrained(folders / "diffusion", one_device()).load_draft(draft)
+        pipe, request = pipe.make_request(PROMPTS[:1], seed=1, num_inference_steps=STEPS)
+        return sample_to_folder(pipe, request, out)
+
+    assert sample(folders / "vae").existing == 0
+    described = json.loads((out / "samples.json").read_text())["stages"]["0"]["draft"]
+    assert described["checkpoint"] == ImagenPipeline.from_pretrained(folders / "vae", one_device()).stages[0].checksum
+    assert sample(folders / "vae").existing == 1
+    pipeline(vae_config(), 0.2).save_pretrained(tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"stages\.0\.draft\.checkpoint"):
+        sample(tmp_path / "other")
+    with pytest.raises(ConfigError, match="draft"):
+        read_record(out / "images" / "0000.png").sampling()
