@@ -2,13 +2,12 @@
 
     imagen train --config=configs/shapes_vae.py --workdir=runs/shapes_vae
     imagen train --config=configs/shapes_refine.py --workdir=runs/shapes_refine
-    imagen sample --stages=runs/shapes_vae,runs/shapes_refine --prompts='a red circle' --out=runs/refined
 
 The VAE of `diffusion.low_res_vae`, runs/shapes_vae, reconstructs each training image, and the network, which is that of
 configs/shapes_base.py, sees the reconstruction with noise. `:tiny` refines configs/shapes_vae.py:tiny, for tests.
 
-Reconstructions are closer to images than samples of the VAE are. Noise hides some of the difference: in training of any
-level, in sampling of `sampling.aug_level`.
+It samples behind that VAE, --stages=runs/shapes_vae,runs/shapes_refine. Reconstructions are closer to images than the
+VAE's samples are; noise hides some of the difference: in training of any level, in sampling of `sampling.aug_level`.
 """
 
 import ml_collections
