@@ -1,6 +1,8 @@
 """A server of `imagen serve` in a process of its own, on a port of its own."""
 
+import base64
 import contextlib
+import json
 import os
 import re
 import signal
@@ -81,3 +83,17 @@ def read_events(response):
             name = value
         elif field == "data":
             yield name, value
+
+
+def finish(client, body):
+    """Adds a job and returns it when it is done."""
+    job = client.post("/v1/jobs", json=body)
+    assert job.status_code == 202, job.text
+    with client.stream("GET", job.json()["events"]) as stream:
+        name, data = list(read_events(stream))[-1]
+    assert name == "done"
+    return json.loads(data)
+
+
+def base64_of(data):
+    return base64.b64encode(data).decode()

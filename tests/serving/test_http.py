@@ -32,7 +32,7 @@ from imagen_jax.serving.serve import ServeSettings, check_access
 from tests.helpers.configs import ROOT
 from tests.helpers.reader.blocks import read_blocks
 from tests.helpers.reader.shell import split_commands
-from tests.helpers.servers import read_events, serve
+from tests.helpers.servers import base64_of, finish, read_events, serve
 
 TOKEN, OTHER_TOKEN = "first-token-of-the-tests", "second-token-of-the-tests"
 FRIEND = "https://friend.example"
@@ -106,16 +106,6 @@ def check_documented(document, response):
         pattern = re.sub(r"\\\{model(:path)?\\\}", ".*", re.escape(template))
         if re.fullmatch(re.sub(r"\\\{\w+\\\}", "[^/]*", pattern), path) and method in methods:
             assert str(response.status_code) in methods[method]["responses"], (method, path, response.status_code)
-
-
-def finish(client, body):
-    """Adds a job and returns it when it is done."""
-    job = client.post("/v1/jobs", json=body)
-    assert job.status_code == 202, job.text
-    with client.stream("GET", job.json()["events"]) as stream:
-        name, data = list(read_events(stream))[-1]
-    assert name == "done"
-    return json.loads(data)
 
 
 def refusal(response, status, param=None, code=None):
@@ -336,10 +326,6 @@ def mask_file(transparent=False):
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "PNG")
     return data.getvalue()
-
-
-def base64_of(data):
-    return base64.b64encode(data).decode()
 
 
 def check_kept(made, original):
