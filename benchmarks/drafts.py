@@ -213,8 +213,8 @@ def make_distance(args: CommandFlags, size: tuple[int, int]) -> DistanceFn:
 
 
 def reduced_statistics(batches: Sequence[np.ndarray]) -> Gaussian:
-    """Returns the statistics of images uint8 [B, H, W, C] whose pixels are averaged to 8×8, in [0, 255]."""
-    images = np.concatenate(batches).astype(np.float64)
+    """Returns the statistics of images uint8 [B, H, W, C] whose pixels are averaged to 8×8, in [0, 1]."""
+    images = np.concatenate(batches).astype(np.float64) / 255
     count, height, width, channels = images.shape
     if height % REDUCED or width % REDUCED:
         raise ConfigError(f"images of {height}×{width} cannot be reduced to 8×8: give --distance={METRIC}")
@@ -226,7 +226,7 @@ def reduced_statistics(batches: Sequence[np.ndarray]) -> Gaussian:
 def format_row(result: Result) -> str:
     """Returns a row of the table."""
     rates = f"{result.correct:.1%} ({result.low:.1%}–{result.high:.1%})"
-    return f"| {result.method} | {result.calls} | {rates} | {result.distance:.1f} | {result.seconds:.4f} |"
+    return f"| {result.method} | {result.calls} | {rates} | {result.distance:.4g} | {result.seconds:.4f} |"
 
 
 def plot(results: Sequence[Result], distance: str, samples: int, path: Path) -> None:

@@ -31,4 +31,4 @@ def test_distance_of_reduced_images():
 
 def test_row():
     row = drafts.format_row(drafts.Result("base alone", 4, None, 0.5, 0.4, 0.6, 12.34, 0.01))
-    assert row == "| base alone | 4 | 50.0% (40.0%–60.0%) | 12.3 | 0.0100 |"
+    assert row == "| base alone | 4 | 50.0% (40.0%–60.0%) | 12.34 | 0.0100 |"
