@@ -64,6 +64,7 @@ _RADIUS, _MOVED = 0.36, 0.03  # of objects, and how far they are from the middle
 _TIMES, _SEED = 10, 3  # noise levels at which errors are measured
 _WINDOW = 25  # steps that curves are averaged over
 _SAMPLING = {"num_inference_steps": 25, "guidance_scale": 2.0}
+_AT_ONCE = 16  # images that are sampled; previews have as many, so that one program is compiled
 _EXAMPLES = 8  # samples of each row in the picture
 
 
@@ -81,7 +82,7 @@ class Tuned:
     Attributes:
         adapter: its file or folder.
         losses: mean squared error of the noise at each step [N].
-        seconds: of the whole program.
+        seconds: of the whole program; 0 if it ran before.
     """
 
     adapter: Path
@@ -94,10 +95,10 @@ def define_flags(values: flags.FlagValues) -> None:
     define_path(values, "out", "runs/diffusers_dreambooth", "A folder for the runs and pictures.")
     define_path(values, "script", None, "train_dreambooth_lora.py of diffusers' repository.")
     define_path(values, "python", sys.executable, "The Python that runs it, and makes the pipeline.")
-    flags.DEFINE_integer("pretrain_steps", 2000, "Steps before either program.", lower_bound=1, flag_values=values)
-    flags.DEFINE_integer("steps", 500, "Steps of either program.", lower_bound=_WINDOW, flag_values=values)
+    flags.DEFINE_integer("pretrain_steps", 800, "Steps before either program.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("steps", 300, "Steps of either program.", lower_bound=_WINDOW, flag_values=values)
     flags.DEFINE_float("learning_rate", 1e-3, "Of either program.", flag_values=values)
-    flags.DEFINE_integer("num_samples", 64, "Samples of each kind of prompt.", lower_bound=_EXAMPLES, flag_values=values)
+    flags.DEFINE_integer("num_samples", 64, "Samples of each kind.", lower_bound=_EXAMPLES, flag_values=values)
 
 
 def run(args: CommandFlags) -> None:
@@ -108,17 +109,20 @@ def run(args: CommandFlags) -> None:
     pretrained = _pretrain(out, args.python, args.pretrain_steps)
     images = _write_subject(out)
     tuned = {
-        "diffusers' script": _tune_theirs(out, images, script, args),
+        "diffusers": _tune_theirs(out, script, args),
         "imagen_jax": _tune_ours(out, images, pretrained, args),
     }
     plot(out / "losses.png", {name: one.losses for name, one in tuned.items()})
     pipeline = ImagenPipeline.from_pretrained(str(pretrained), sampling=[_SAMPLING])
     pipeline.set_progress_bar_config(disable=True)
-    print("| adapter | error, 5 images | error, new stars | bound, bits | error, other shapes | a star | a star of a color")
+    print(f"error of the noise, and bound in bits, of 5 images and of {len(COLORS)} new stars; samples that are right")
+    print("| adapter | 5 images | new stars | bound | other shapes | a star | in a color | other shapes | s |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name, one in {"none": None, **tuned}.items():
         if one is not None:
             pipeline.load_lora(one.adapter, name=name)
-        print(f"| {name} | {' | '.join(measure(pipeline, args.num_samples, out / name.replace(' ', '_')))} |")
+        cells = measure(pipeline, args.num_samples, out / f"{name}.png")
+        print(f"| {name} | {' | '.join(cells)} | {f'{one.seconds:.0f}' if one and one.seconds else '–'} |", flush=True)
         if one is not None:
             pipeline.unload_lora(name)
 
@@ -183,9 +187,9 @@ def _of_folder(config: StageConfig, folder: Path, changes: Mapping[str, Any]) ->
             "data": data.to_dict(),
             "optimizer.name": "adam",
             "optimizer.end_learning_rate": rate,
-            "training.save_every": changes["training.steps"],
+            "training.save_every": max(1, changes["training.steps"] // 10),
             "training.preview_every": changes["training.steps"],
-            "training.preview_count": 4,
+            "training.preview_count": _AT_ONCE,
             **changes,
         }
     )
@@ -194,6 +198,8 @@ def _of_folder(config: StageConfig, folder: Path, changes: Mapping[str, Any]) ->
 def _pretrain(out: Path, python: str, steps: int) -> Path:
     """Returns the run of a network that draws single objects; its pipeline is out/pretrained/stage_0."""
     official, converted, workdir = out / "random", out / "converted", out / "pretraining"
+    if (out / "pretrained").exists():
+        return workdir
     if not official.exists():
         _run([python, "-W", "ignore", "-m", "benchmarks.peers.tiny_if", str(official)], out / "random.log")
     if not converted.exists():
@@ -212,8 +218,7 @@ def _pretrain(out: Path, python: str, steps: int) -> Path:
     if not images.exists():
         _write(known_examples(_COPIES, seed=0), images)
     train(_of_folder(read_config(converted / "stage_0"), images, changes), workdir)
-    if not (out / "pretrained").exists():
-        to_diffusers(str(workdir), out / "pretrained")
+    to_diffusers(str(workdir), out / "pretrained")
     return workdir
 
 
@@ -238,12 +243,12 @@ def _tune_ours(out: Path, images: Path, pretrained: Path, args: CommandFlags) ->
         "adapter.rank": RANK,
         "adapter.targets": TARGETS,
     }
-    start = time.perf_counter()
-    config = _of_folder(read_config(pretrained), images, changes)
-    train(config, workdir)
-    seconds = time.perf_counter() - start
+    config, seconds = _of_folder(read_config(pretrained), images, changes), 0.0
     if not adapter.exists():
+        start = time.perf_counter()
+        train(config, workdir)
         to_lora(workdir, adapter)
+        seconds = time.perf_counter() - start
     lines = [json.loads(line) for line in (workdir / METRICS_FILE).read_text().splitlines()]
     # the bound is trained beside the error, which alone is what the script trains
     weight = config.diffusion.vlb_weight
@@ -251,7 +256,7 @@ def _tune_ours(out: Path, images: Path, pretrained: Path, args: CommandFlags) ->
     return Tuned(adapter, np.array(losses), seconds)
 
 
-def _tune_theirs(out: Path, images: Path, script: Path, args: CommandFlags) -> Tuned:
+def _tune_theirs(out: Path, script: Path, args: CommandFlags) -> Tuned:
     """Trains an adapter by the script of diffusers."""
     folder, seconds = out / "theirs", 0.0
     adapter = folder / "pytorch_lora_weights.safetensors"
@@ -279,7 +284,7 @@ def _tune_theirs(out: Path, images: Path, script: Path, args: CommandFlags) -> T
         start = time.perf_counter()
         _run(command, out / "theirs.log")
         seconds = time.perf_counter() - start
-    return Tuned(adapter, np.array(list(_logged_losses(folder))), seconds)
+    return Tuned(adapter, np.array(list(logged_losses(folder))), seconds)
 
 
 def _run(command: Sequence[str], log: Path) -> None:
@@ -292,16 +297,18 @@ def _run(command: Sequence[str], log: Path) -> None:
         raise TrainingError(f"{' '.join(command[:4])} … ended with {code}: {last}; {log} has what it printed")
 
 
-def _logged_losses(folder: Path) -> Iterator[float]:
+def logged_losses(folder: Path) -> Iterator[float]:
     """Yields the losses in the event files of TensorBoard below a folder, in the order of their steps."""
-    losses = {}
+    losses: dict[int, float] = {}
     for path in folder.rglob("events.out.tfevents.*"):
-        for event in read_events(path.read_bytes()):
-            losses |= {event.step: value.simple_value for value in event.summary.value if value.tag == "loss"}
+        for event in _read_events(path.read_bytes()):
+            for value in event.summary.value:
+                if value.tag == "loss":
+                    losses[event.step] = value.simple_value
     yield from (losses[step] for step in sorted(losses))
 
 
-def read_events(data: bytes) -> Iterator[Any]:
+def _read_events(data: bytes) -> Iterator[Any]:
     """Yields the events of a file: length (8 bytes), its check (4), the event, its check (4), and again."""
     start = 0
     while start < len(data):
@@ -322,13 +329,13 @@ def measure(pipeline: ImagenPipeline, num_samples: int, picture: Path) -> list[s
     rates, shown = [], []
     for kind in kinds.values():
         prompts = [kind[index % len(kind)] for index in range(num_samples)]
-        images = pipeline(prompts, seed=0, batch_size=num_samples).images
+        images = pipeline(prompts, seed=0, batch_size=_AT_ONCE).images
         claims = [parse_caption(prompt.replace("sks ", "")) for prompt in prompts]
         rates.append(np.mean([judge(image, claim).all for image, claim in zip(images, claims, strict=True)]))
         shown += list(zip(images[:_EXAMPLES], prompts, strict=False))
     save_png(
         image_grid(np.stack([image for image, _ in shown]), [prompt for _, prompt in shown], columns=_EXAMPLES),
-        picture.with_suffix(".png"),
+        picture,
     )
     return [
         *(f"{subject[0]:.4f}", f"{new[0]:.4f}", f"{new[1]:.3f}", f"{other[0]:.4f}"),
