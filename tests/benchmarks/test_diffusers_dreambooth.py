@@ -19,6 +19,13 @@ def test_judge_reads_the_images():
         assert judge(example.image, parse_caption(other)).all == caption.endswith(other[2:])
 
 
+def test_claims():
+    (alone,), (full,) = dreambooth.claims_of(["a red sks star"])
+    assert (alone, full) == (parse_caption("a star"), parse_caption("a red star"))
+    image = dreambooth.stars(["blue"], seed=0)[0].image
+    assert judge(image, alone).all and not judge(image, full).all
+
+
 def test_losses_are_read_in_order(tmp_path):
     losses = np.float32([0.5, 0.25, 0.125])
     with SummaryWriter(str(tmp_path / "logs/run")) as writer:
