@@ -117,9 +117,7 @@ def run(args: CommandFlags) -> None:
     pipeline = ImagenPipeline.from_pretrained(str(pretrained), sampling=[_SAMPLING])
     pipeline.set_progress_bar_config(disable=True)
     print(f"error of the noise, and bound in bits, of 5 images and of {len(COLORS)} new stars; samples that are right")
-    print(
-        "| adapter | 5 images | new stars | bound | others | star | with a color: shape, all | others: shape, all | s |"
-    )
+    print("| adapter | 5 images | new stars | bound | others | star | color: shape, all | others: shape, all | s |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name, one in {"none": None, **tuned}.items():
         if one is not None:
