@@ -27,8 +27,14 @@ def main(out: str) -> None:
     tokenizer = transformers.T5Tokenizer(vocab=vocab, extra_ids=0)
     text_encoder = transformers.T5EncoderModel(
         transformers.T5Config(
-            **{"vocab_size": len(vocab), "d_model": _TEXT_WIDTH, "d_kv": 16, "d_ff": 128, "num_layers": 2},
-            **{"num_heads": 4, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+            vocab_size=len(vocab),
+            d_model=_TEXT_WIDTH,
+            d_kv=16,
+            d_ff=128,
+            num_layers=2,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+            tie_word_embeddings=False,
         )
     )
     unet = UNet2DConditionModel(
