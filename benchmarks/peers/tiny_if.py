@@ -6,6 +6,7 @@ It is so small that it learns on a CPU to draw single objects of `shapes` at 16Ã
 from __future__ import annotations
 
 import sys
+from typing import Any, cast
 
 import torch
 import transformers
@@ -34,7 +35,7 @@ def main(out: str) -> None:
             num_layers=2,
             num_heads=4,
             feed_forward_proj="gated-gelu",
-            tie_word_embeddings=False,
+            **cast("Any", {"tie_word_embeddings": False}),
         )
     )
     unet = UNet2DConditionModel(
