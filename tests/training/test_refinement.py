@@ -120,6 +120,7 @@ def test_vae_is_frozen_and_not_saved(vae, refiner):
     assert (refiner / "previews" / f"{STEPS:08d}.png").exists()
 
 
+@pytest.mark.slow
 def test_resume_is_bit_exact_with_a_vae_that_was_moved_and_trained_on(vae, refiner, tmp_path):
     run, moved = tmp_path / "run", tmp_path / "moved"
     train(refine_config(vae, **{"training.steps": 3}), run)
@@ -142,6 +143,7 @@ def test_another_vae_is_refused_on_resuming(vae, refiner, tmp_path):
         train(refine_config(vae, **{"training.steps": STEPS + 1}), run)
 
 
+@pytest.mark.slow
 def test_cascade_samples_without_the_folder_of_the_key(vae, refiner, tmp_path):
     pipe = ImagenPipeline.from_pretrained([vae, refiner], one_device())
     output = pipe(PROMPTS, seed=1)
@@ -155,6 +157,7 @@ def test_cascade_samples_without_the_folder_of_the_key(vae, refiner, tmp_path):
     assert read_config(refiner).refines
 
 
+@pytest.mark.slow
 def test_diagnostics_are_of_reconstructions(vae, refiner, monkeypatch):
     seen = []
 
