@@ -81,10 +81,10 @@ class Cloud:
         return self.world / f"worker{worker}"
 
     def python_calls(self, worker):
-        """Returns the arguments of each call of a worker's python."""
+        """Returns the arguments of each call of a worker's python; one that is still being recorded is left out."""
         file = self.home(worker) / "python_calls"
-        lines = file.read_bytes().split(b"\0\n") if file.exists() else []
-        return [line.decode().split("\0") for line in lines if line]
+        *lines, _ = file.read_bytes().split(b"\0\n") if file.exists() else [b""]
+        return [line.decode().split("\0") for line in lines]
 
     @property
     def state(self):
