@@ -25,14 +25,14 @@ def make_validation(stage: Stage, mesh: Mesh, batch_size: int) -> Callable[..., 
         mesh: batches are split over all its devices.
         batch_size: images at once.
     """
-    vae = make_vae_validation(stage, mesh, batch_size) if stage.is_vae else None
+    if stage.is_vae:
+        vae = make_vae_validation(stage, mesh, batch_size)
+        return lambda params, images, text, low_res=None: vae(params, images, text)
     validation_loss = make_validation_loss(stage, mesh, batch_size)
 
     def validate(
         params: Any, images: np.ndarray, text: TextCondition, low_res: np.ndarray | None = None
     ) -> dict[str, float]:
-        if vae is not None:
-            return vae(params, images, text)
         return validation_metrics(validation_loss(params, images, text, low_res))
 
     return validate
