@@ -12,7 +12,6 @@ tensorboardX and a torchvision of torch's build. Called again with the same `--o
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -33,7 +32,7 @@ from imagen_jax.config.load import default_config
 from imagen_jax.config.schema import StageConfig
 from imagen_jax.conversion.from_diffusers import ConvertSettings, convert
 from imagen_jax.conversion.to_diffusers import to_diffusers
-from imagen_jax.datasets.shapes.captions import parse_caption
+from imagen_jax.datasets.shapes.captions import article, parse_caption
 from imagen_jax.datasets.shapes.descriptions import Description
 from imagen_jax.datasets.shapes.judge import judge
 from imagen_jax.datasets.shapes.render import render
@@ -49,7 +48,7 @@ from imagen_jax.stages.stage_folder import read_config
 from imagen_jax.stages.text import make_encoder
 from imagen_jax.text.encoder import TextCondition
 from imagen_jax.training.loop import train
-from imagen_jax.training.metric_writer import METRICS_FILE
+from imagen_jax.training.metric_writer import read_metrics
 from imagen_jax.training.to_lora import to_lora
 
 SIZE = 16  # the judge reads objects as large as these at it, too
@@ -141,7 +140,7 @@ def known_examples(copies: int, seed: int) -> list[Example]:
     """Returns images of every shape of the data set in every color, some of each."""
     rng = np.random.default_rng(seed)
     return [
-        Example(draw(shape, color, rng), f"{_article(color)} {color} {shape}")
+        Example(draw(shape, color, rng), f"{article(color)} {color} {shape}")
         for _ in range(copies)
         for color in COLORS
         for shape in SHAPES
@@ -152,10 +151,6 @@ def stars(colors: Sequence[str], seed: int) -> list[Example]:
     """Returns images of stars, all with the prompt of the subject."""
     rng = np.random.default_rng(seed)
     return [Example(draw(NEW, color, rng), PROMPT) for color in colors]
-
-
-def _article(word: str) -> str:
-    return "an" if word[0] in "aeiou" else "a"
 
 
 def _write(examples: Sequence[Example], folder: Path, captions: bool = True) -> Path:
@@ -250,10 +245,9 @@ def _tune_ours(out: Path, images: Path, pretrained: Path, args: CommandFlags) ->
         train(config, workdir)
         to_lora(workdir, adapter)
         seconds = time.perf_counter() - start
-    lines = [json.loads(line) for line in (workdir / METRICS_FILE).read_text().splitlines()]
     # the bound is trained beside the error, which alone is what the script trains
     weight = config.diffusion.vlb_weight
-    losses = [line["loss"] - weight * line["bound_bits"] for line in lines if "loss" in line]
+    losses = [line["loss"] - weight * line["bound_bits"] for line in read_metrics(workdir) if "loss" in line]
     return Tuned(adapter, np.array(losses), seconds)
 
 
@@ -325,7 +319,7 @@ def measure(pipeline: ImagenPipeline, num_samples: int, picture: Path) -> list[s
     """Returns the cells of a row, and writes some samples."""
     subject, new = (errors(pipeline, stars(colors, seed)) for colors, seed in ((SHOWN_COLORS, 1), (tuple(COLORS), 2)))
     other = errors(pipeline, known_examples(1, seed=4))
-    colored = [PROMPT.replace("a ", f"{_article(color)} {color} ") for color in COLORS]
+    colored = [PROMPT.replace("a ", f"{article(color)} {color} ") for color in COLORS]
     kinds = {"star": [PROMPT], "colors": colored, "others": [example.caption for example in known_examples(1, 0)]}
     rates, shown = [], []
     for kind in kinds.values():

@@ -24,6 +24,7 @@ from imagen_jax.cli.flags import (
     define_pipeline,
     load_pipeline,
 )
+from imagen_jax.datasets.shapes.captions import article
 from imagen_jax.datasets.shapes.detect import Detection, detect
 from imagen_jax.datasets.shapes.render import render
 from imagen_jax.datasets.shapes.scene_sampling import sample_scene
@@ -120,12 +121,8 @@ def prompt_of(scene: Scene, sizes: bool) -> str:
     first, second = scene.objects
     relation = spatial_relation((first.x, first.y), (second.x, second.y))
     words = [f"{item.size} {item.color}" if sizes else item.color for item in scene.objects]
-    objects = [f"{_article(word)} {word} {item.shape}" for word, item in zip(words, scene.objects, strict=True)]
-    return f"{objects[0]} {relation} {objects[1]} on {_article(scene.background)} {scene.background} background"
-
-
-def _article(word: str) -> str:
-    return "an" if word[0] in "aeiou" else "a"
+    objects = [f"{article(word)} {word} {item.shape}" for word, item in zip(words, scene.objects, strict=True)]
+    return f"{objects[0]} {relation} {objects[1]} on {article(scene.background)} {scene.background} background"
 
 
 def judge(image: np.ndarray, task: Task) -> tuple[bool, bool]:

@@ -79,8 +79,13 @@ def _sample_objects(claim: Claim, rng: np.random.Generator) -> str:
     elif rng.random() < 0.1:
         number = "one"
     else:
-        number = "an" if words[0][0] in "aeiou" else "a"
+        number = article(words[0])
     return " ".join((number, *words))
+
+
+def article(word: str) -> str:
+    """Returns the indefinite article before a word: 'a' or 'an'."""
+    return "an" if word[0] in "aeiou" else "a"
 
 
 _PLACE_FIRST = re.compile(rf"(?:(?:in|on|at) the )?({alternatives(POSITIONS)})[:,] (.+)")
