@@ -6,7 +6,6 @@ It is so small that it learns on a CPU to draw single objects of `shapes` at 16�
 from __future__ import annotations
 
 import sys
-from typing import Any, cast
 
 import torch
 import transformers
@@ -26,18 +25,16 @@ def main(out: str) -> None:
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -100.0)]
     vocab = special + [(f"▁{word}", -float(rank)) for rank, word in enumerate(words, 1)]
     tokenizer = transformers.T5Tokenizer(vocab=vocab, extra_ids=0)
-    text_encoder = transformers.T5EncoderModel(
-        transformers.T5Config(
-            vocab_size=len(vocab),
-            d_model=_TEXT_WIDTH,
-            d_kv=16,
-            d_ff=128,
-            num_layers=2,
-            num_heads=4,
-            feed_forward_proj="gated-gelu",
-            **cast("Any", {"tie_word_embeddings": False}),
-        )
+    text_config = transformers.T5Config(
+        vocab_size=len(vocab),
+        d_model=_TEXT_WIDTH,
+        d_kv=16,
+        d_ff=128,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
     )
+    text_encoder = transformers.T5EncoderModel(text_config)
     unet = UNet2DConditionModel(
         sample_size=SIZE,
         in_channels=3,
